@@ -1,0 +1,55 @@
+# testcni: `make demo` shows it, `make test` proves it; both set up what they need on Debian 12 or 13.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+NODES ?= 3
+MODE ?= host-gw
+KEEP ?=
+export PYTHONPATH := $(CURDIR)
+export PYTHONDONTWRITEBYTECODE := 1
+
+# Builds that depend only on a lock live outside the clone, named for its content: a fresh clone finds them again.
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/testcni
+VENV := $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha256sum | cut -c1-16)
+BIN := $(VENV)/bin
+DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux
+
+.PHONY: help
+help: ## this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: deps
+deps: build/.debs $(BIN)/.done
+
+build/.debs: Makefile
+	@mkdir -p build
+	@missing=$$(for p in $(DEBS); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing" $$missing; \
+	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@touch $@
+
+$(BIN)/.done: requirements-dev.lock | build/.debs
+	@echo "installing the Python packages of requirements-dev.lock"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.PHONY: plugin
+plugin: build/testcni ## the static CNI plugin, build/testcni
+
+build/testcni: cni-bin/testcni.c cni-bin/Makefile | build/.debs
+	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build
+
+.PHONY: check
+check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
+	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache | tail -3
+	@$(BIN)/pytest -q tests/unit
+
+.PHONY: clean
+clean: ## what was built in this clone
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
