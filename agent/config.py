@@ -1,0 +1,143 @@
+"""The agent's options: each one by flag, by environment and by config file, in this order of precedence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DATASTORES = "dir:PATH or kubernetes"
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class ConfigError(ValueError):
+    """An option that is wrong: says which, where it came from and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What the agent was told to do."""
+
+    node: str
+    datastore: str
+    conf_dir: Path
+    run_dir: Path
+    state_dir: Path
+    cool_down: float
+    resync: float
+    log_level: str
+
+    @property
+    def socket(self) -> Path:
+        """Where the plugin finds the agent."""
+        return self.run_dir / "agent.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: `--name`, TESTCNI_NAME and `name` in the config file."""
+
+    name: str
+    default: str | None
+    help: str
+
+    @property
+    def field(self) -> str:
+        """Its name in AgentConfig."""
+        return self.name.replace("-", "_")
+
+    @property
+    def env(self) -> str:
+        """Its environment variable."""
+        return f"TESTCNI_{self.field.upper()}"
+
+
+OPTIONS = (
+    Option("node", None, "name of this node's Node object (default: the host name)"),
+    Option("datastore", None, f"where Node, IPPool and IPBlock objects are: {DATASTORES}"),
+    Option(
+        "conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"
+    ),
+    Option("run-dir", "/run/testcni", "socket and attachments: a tmpfs, so that a reboot forgets them"),
+    Option("state-dir", "/var/lib/testcni", "the journal of deletes: a disk, so that a reboot keeps it"),
+    Option("cool-down", "10", "seconds before a freed address is given again"),
+    Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
+    Option("log-level", "info", f"one of {', '.join(LEVELS)}"),
+)
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
+    """The options in force; raises ConfigError, or SystemExit for --help and unknown flags."""
+    parser = argparse.ArgumentParser(
+        prog="testcni-agent",
+        description="The node agent of testcni: serves the CNI plugin and programs the routes to peers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options [TESTCNI_CONFIG]")
+    for option in OPTIONS:
+        default = f" (default: {option.default})" if option.default else ""
+        parser.add_argument(
+            f"--{option.name}", dest=option.field, metavar="X", help=f"{option.help}{default} [{option.env}]"
+        )
+    flags = vars(parser.parse_args(argv))
+    path = flags.pop("config") or environ.get("TESTCNI_CONFIG")
+    from_file = _read_file(Path(path)) if path else {}
+    chosen: dict[str, tuple[str, str]] = {}
+    for option in OPTIONS:
+        candidates = (
+            (flags[option.field], f"--{option.name}"),
+            (environ.get(option.env), option.env),
+            (from_file.get(option.name), f"{path}: {option.name}"),
+            (option.default, "default"),
+        )
+        chosen[option.field] = next(((v, w) for v, w in candidates if v), ("", f"--{option.name}"))
+    return _build(chosen)
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    try:
+        doc = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is no YAML: {error}") from error
+    if not isinstance(doc or {}, dict):
+        raise ConfigError(f"config file {path}: a mapping of options is wanted, not a {type(doc).__name__}")
+    known = {option.name for option in OPTIONS}
+    for name in doc or {}:
+        if name not in known:
+            raise ConfigError(
+                f"config file {path}: unknown option {name!r}; known: {', '.join(sorted(known))}"
+            )
+    return {name: str(value) for name, value in (doc or {}).items()}
+
+
+def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
+    values: dict[str, Any] = {name: value for name, (value, _where) in chosen.items()}
+    values["node"] = values["node"] or os.uname().nodename.lower()
+    if not values["datastore"].startswith("dir:") and values["datastore"] != "kubernetes":
+        raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
+    for name in ("conf_dir", "run_dir", "state_dir"):
+        values[name] = Path(values[name])
+        if not values[name].is_absolute():
+            raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
+    for name, low, high in (("cool_down", 0, 3600), ("resync", 1, 3600)):
+        values[name] = _seconds(*chosen[name], low, high)
+    if values["log_level"] not in LEVELS:
+        raise ConfigError(f"{chosen['log_level'][1]}: {values['log_level']!r} is none of {', '.join(LEVELS)}")
+    return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig)})
+
+
+def _seconds(text: str, where: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not low <= value <= high:
+        raise ConfigError(f"{where}: {text!r} must be a number of seconds from {low} to {high}")
+    return value

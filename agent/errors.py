@@ -1,0 +1,42 @@
+"""Errors that reach a runtime: CNI error codes with a message and what to do about it.
+
+Codes are those of the CNI specification 1.1, section "Error"; 100 and above are the plugin's own.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """Error codes of the CNI specification 1.1, and testcni's own from 100 on."""
+
+    INCOMPATIBLE_VERSION = 1
+    UNSUPPORTED_FIELD = 2
+    UNKNOWN_CONTAINER = 3
+    INVALID_ENVIRONMENT = 4
+    IO_FAILURE = 5
+    DECODING_FAILURE = 6
+    INVALID_CONFIG = 7
+    TRY_AGAIN = 11
+    NOT_AVAILABLE = 50
+    LIMITED_CONNECTIVITY = 51
+    KERNEL = 100
+    CHECK_FAILED = 101
+    ADDRESSES = 102
+    INTERNAL = 999
+
+
+class CniError(Exception):
+    """A failure that the runtime is told of: `msg` says what and where, `details` how to mend it."""
+
+    def __init__(self, code: Code, msg: str, details: str = "") -> None:
+        super().__init__(f"{msg} ({details})" if details else msg)
+        self.code = code
+        self.msg = msg
+        self.details = details
+
+
+def invalid_config(field: str, value: object, allowed: str) -> CniError:
+    """The error for a netconf field that is wrong: it names field, value and what is allowed."""
+    return CniError(Code.INVALID_CONFIG, f"{field}: {value!r} is not allowed", f"allowed: {allowed}")

@@ -1,0 +1,99 @@
+"""Frozen values that the pod path and the node path share: nothing here does anything."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+API_VERSION = "testcni.io/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What we need of a v1 Node: its InternalIPs in their order and its podCIDRs."""
+
+    name: str
+    addresses: tuple[Address, ...] = ()
+    blocks: tuple[Subnet, ...] = ()
+    resource_version: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IPPool:
+    """A range of pod addresses, cut into blocks of prefix length `block_size` that nodes claim."""
+
+    name: str
+    cidr: Subnet
+    block_size: int
+    resource_version: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IPBlock:
+    """A part of a pool that one node owns; named for its CIDR, so creating it is the claim."""
+
+    cidr: Subnet
+    node: str
+    pool: str
+    resource_version: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The object's name: the CIDR with every `.`, `:` and `/` as `-` (a DNS-1123 name)."""
+        return block_name(self.cidr)
+
+
+def block_name(cidr: Subnet) -> str:
+    """`10.244.3.0/24` as `10-244-3-0-24`; IPv6 is written out in full, as a name must not end in `-`."""
+    text = cidr.network_address.exploded if cidr.version == 6 else str(cidr.network_address)
+    return f"{text.replace('.', '-').replace(':', '-')}-{cidr.prefixlen}"
+
+
+Resource = Node | IPPool | IPBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The cluster as last seen; `synced` once each kind has been listed completely."""
+
+    synced: bool = False
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    pools: Mapping[str, IPPool] = field(default_factory=dict)
+    blocks: Mapping[str, IPBlock] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something a person must mend: where it is, what is wrong and how to mend it."""
+
+    where: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.remedy}"
+
+
+HOST_GW = "host-gw"
+MODES = (HOST_GW, "vxlan", "ipip", "ipvlan", "macvlan")
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a netconf says of the whole network, and so of node state: equal confs are one network."""
+
+    name: str
+    mode: str = HOST_GW
+    subnet: Subnet | None = None
+    """Where pods' addresses lie; None: wherever the node's blocks are."""
+    bridge: str = "testcni0"
+    mtu: int | None = None
+    """Bytes of a pod's interface; None: that of the interface that holds the node's address."""
+    masquerade: bool = True
+    hairpin: bool = True
+    range_start: Address | None = None
+    range_end: Address | None = None

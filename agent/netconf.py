@@ -1,0 +1,344 @@
+"""The netconf of a runtime as frozen values; whatever is wrong in it is error 7 with field, value and remedy.
+
+Forms: CNI specification 1.1, section 1; fields as users know them from the bridge and host-local plugins.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from agent.errors import CniError, Code, invalid_config
+from agent.model import HOST_GW, MODES, Address, Network, Subnet
+
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
+LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+NAME_LIMIT = 63
+MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
+T = TypeVar("T")
+
+# Keys that others read: the runtime, the plugin binary, and the specification's own.
+FOREIGN = frozenset({"cniVersions", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins"})
+PLUGIN_KEYS = frozenset({"socket", "agentWait", "stateDir"})
+CAPABILITIES = ("ips", "mac")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraRoute:
+    """A route of `ipam.routes` for the pod; `gateway` None: by the pod's default gateway."""
+
+    dst: Subnet
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetConf:
+    """A netconf as the pod path uses it."""
+
+    cni_version: str
+    network: Network
+    routes: tuple[ExtraRoute, ...] = ()
+    dns: Mapping[str, Any] = field(default_factory=dict)
+    ips: tuple[Address, ...] = ()
+    mac: str | None = None
+    prev_result: Mapping[str, Any] | None = None
+    valid_attachments: frozenset[tuple[str, str]] = frozenset()
+
+
+class Fields:
+    """A JSON object whose fields are taken one by one; what nobody took is an error."""
+
+    def __init__(self, doc: object, where: str, allowed: str = "a JSON object") -> None:
+        if not isinstance(doc, dict):
+            raise invalid_config(where or "netconf", doc, allowed)
+        self._doc: dict[str, Any] = doc
+        self._where = f"{where}." if where else ""
+        self._taken: list[str] = []
+
+    def take(self, name: str, parse: Callable[[str, Any], T], default: T) -> T:
+        """The parsed field, or the default where it is absent or null."""
+        self._taken.append(name)
+        value = self._doc.get(name)
+        return default if value is None else parse(self._where + name, value)
+
+    def finish(self, ignored: frozenset[str] = frozenset()) -> None:
+        """Raise for the first unknown field; keys with a `/` belong to whoever owns that prefix."""
+        for name, value in self._doc.items():
+            if name not in self._taken and name not in ignored and "/" not in name:
+                raise CniError(
+                    Code.INVALID_CONFIG,
+                    f"unknown field {self._where + name} (value {value!r})",
+                    f"allowed: {', '.join(sorted({*self._taken, *ignored}))}",
+                )
+
+
+def parse_json(data: bytes | str) -> dict[str, Any]:
+    """The netconf's JSON object; raises CniError 6 with line and column where it is none."""
+    try:
+        doc = json.loads(data)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise CniError(Code.DECODING_FAILURE, f"netconf is no JSON: {error.msg} at {where}") from error
+    except (UnicodeError, RecursionError) as error:
+        raise CniError(Code.DECODING_FAILURE, f"netconf is no JSON: {error}") from error
+    if not isinstance(doc, dict):
+        raise CniError(Code.DECODING_FAILURE, f"netconf is a JSON {type(doc).__name__}, not an object")
+    return doc
+
+
+def parse(doc: Mapping[str, Any], args: str = "") -> NetConf:
+    """A decoded netconf and CNI_ARGS as values; raises CniError 1, 4 or 7."""
+    fields = Fields(doc, "")
+    version = fields.take("cniVersion", _version, VERSIONS[0])
+    name = fields.take("name", _name, "")
+    if not name:
+        raise invalid_config("name", doc.get("name"), "a network name, as the specification demands")
+    ipam = Fields(doc.get("ipam") or {}, "ipam")
+    network = Network(
+        name=name,
+        mode=fields.take("mode", _mode, HOST_GW),
+        subnet=fields.take("subnet", _subnet, None),
+        bridge=fields.take("bridge", _link_name, "testcni0"),
+        mtu=fields.take("mtu", _mtu, None),
+        masquerade=fields.take("ipMasq", _boolean, True),
+        hairpin=fields.take("hairpinMode", _boolean, True),
+        range_start=ipam.take("rangeStart", address, None),
+        range_end=ipam.take("rangeEnd", address, None),
+    )
+    _check_range(network)
+    routes = ipam.take("routes", _routes, ())
+    ipam.finish()
+    runtime = Fields(doc.get("runtimeConfig") or {}, "runtimeConfig")
+    arguments = _cni_args(args)
+    asked = _asked_ips(fields.take("args", _args, ()), runtime.take("ips", _ips, ()), arguments.get("IP"))
+    conf = NetConf(
+        cni_version=version,
+        network=network,
+        routes=routes,
+        dns=fields.take("dns", _dns, {}),
+        ips=asked,
+        mac=runtime.take("mac", _mac, None)
+        or (_mac("CNI_ARGS MAC", arguments["MAC"]) if "MAC" in arguments else None),
+        prev_result=fields.take("prevResult", _object, None),
+        valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, frozenset()),
+    )
+    fields.take("capabilities", _capabilities, None)
+    fields.finish(FOREIGN | PLUGIN_KEYS | {"ipam", "runtimeConfig"})
+    return conf
+
+
+def address(where: str, value: object) -> Address:
+    """An IP address without a mask."""
+    try:
+        if isinstance(value, str):
+            return ipaddress.ip_address(value)
+    except ValueError:
+        pass
+    raise invalid_config(where, value, "an IP address such as 10.244.1.5")
+
+
+def pod_of(args: str) -> str:
+    """`namespace/name` of the pod as kubelet gives it in CNI_ARGS, else nothing."""
+    pairs = dict(pair.partition("=")[::2] for pair in args.split(";") if pair)
+    if "K8S_POD_NAME" not in pairs:
+        return ""
+    return f"{pairs.get('K8S_POD_NAMESPACE', '')}/{pairs['K8S_POD_NAME']}"
+
+
+def _version(where: str, value: object) -> str:
+    if value not in VERSIONS:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"{where}: {value!r} is not supported",
+            f"supported: {', '.join(VERSIONS)}",
+        )
+    return str(value)
+
+
+def _name(where: str, value: object) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value) or len(value) > NAME_LIMIT:
+        allowed = f"letters, digits, _ . and -, beginning with a letter or digit, at most {NAME_LIMIT} in all"
+        raise invalid_config(where, value, allowed)
+    return value
+
+
+def _mode(where: str, value: object) -> str:
+    if value not in MODES:
+        raise invalid_config(where, value, ", ".join(MODES))
+    return str(value)
+
+
+def _link_name(where: str, value: object) -> str:
+    if not isinstance(value, str) or not LINK_NAME.fullmatch(value) or value in (".", ".."):
+        raise invalid_config(where, value, "an interface name: 1 to 15 characters, no blank, / : or %")
+    return value
+
+
+def _boolean(where: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise invalid_config(where, value, "true, false")
+    return value
+
+
+def _mtu(where: str, value: object) -> int | None:
+    low, high = MTU_LIMITS
+    if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or low <= value <= high):
+        raise invalid_config(where, value, f"{low} to {high} bytes, or 0 for that of the node's interface")
+    return value or None
+
+
+def _subnet(where: str, value: object) -> Subnet:
+    """A CIDR; an IPv4 network without a mask gets that of its trailing zero bytes (10.244.0.0 is a /16)."""
+    if isinstance(value, str):
+        text = value
+        if re.fullmatch(r"\d+(\.\d+){3}", value) and value.endswith(".0"):
+            octets = value.split(".")
+            while octets and octets[-1] == "0":
+                octets.pop()
+            text = f"{value}/{8 * len(octets)}"
+        try:
+            if "/" in text:
+                network = ipaddress.ip_network(text)
+                if network.prefixlen:
+                    return network
+        except ValueError:
+            pass
+    raise invalid_config(where, value, "a network with no host bits set, such as 10.244.0.0/16")
+
+
+def _check_range(network: Network) -> None:
+    start, end = network.range_start, network.range_end
+    for where, bound in (("ipam.rangeStart", start), ("ipam.rangeEnd", end)):
+        if bound and network.subnet and bound not in network.subnet:
+            raise invalid_config(where, str(bound), f"an address of subnet {network.subnet}")
+    if start and end and (start.version != end.version or int(start) > int(end)):
+        raise invalid_config("ipam.rangeEnd", str(end), f"an address not below ipam.rangeStart {start}")
+
+
+def _list(where: str, value: object, of: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise invalid_config(where, value, f"a list of {of}")
+    return value
+
+
+def _routes(where: str, value: object) -> tuple[ExtraRoute, ...]:
+    routes = []
+    for number, item in enumerate(_list(where, value, '{"dst": CIDR, "gw": address}')):
+        fields = Fields(item, f"{where}[{number}]")
+        dst = fields.take("dst", _destination, None)
+        if dst is None:
+            raise invalid_config(f"{where}[{number}]", item, "an object with dst")
+        gateway = fields.take("gw", address, None)
+        if gateway and gateway.version != dst.version:
+            raise invalid_config(
+                f"{where}[{number}].gw", str(gateway), f"an IPv{dst.version} address, as dst is"
+            )
+        fields.finish()
+        routes.append(ExtraRoute(dst, gateway))
+    return tuple(routes)
+
+
+def _destination(where: str, value: object) -> Subnet | None:
+    try:
+        if isinstance(value, str):
+            return ipaddress.ip_network(value)
+    except ValueError:
+        pass
+    raise invalid_config(where, value, "a CIDR with no host bits set, such as 10.0.0.0/8 or 0.0.0.0/0")
+
+
+def _dns(where: str, value: object) -> dict[str, Any]:
+    fields = Fields(value, where)
+    dns = {name: fields.take(name, _strings, []) for name in ("nameservers", "search", "options")}
+    domain = fields.take("domain", _string, "")
+    fields.finish()
+    return {name: entry for name, entry in {**dns, "domain": domain}.items() if entry}
+
+
+def _string(where: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise invalid_config(where, value, "a string")
+    return value
+
+
+def _strings(where: str, value: object) -> list[str]:
+    return [_string(f"{where}[{number}]", item) for number, item in enumerate(_list(where, value, "strings"))]
+
+
+def _ips(where: str, value: object) -> tuple[Address, ...]:
+    items = _list(where, value, "IP addresses, each with or without a mask")
+    return tuple(_masked(f"{where}[{number}]", item) for number, item in enumerate(items))
+
+
+def _masked(where: str, value: object) -> Address:
+    return address(where, value.partition("/")[0] if isinstance(value, str) else value)
+
+
+def _args(where: str, value: object) -> tuple[Address, ...]:
+    """The addresses of `args.cni.ips` (CNI conventions); other args are for others."""
+    cni = _object(where, value).get("cni") or {}
+    ips = _object(f"{where}.cni", cni).get("ips")
+    return () if ips is None else _ips(f"{where}.cni.ips", ips)
+
+
+def _asked_ips(*wishes: tuple[Address, ...] | str | None) -> tuple[Address, ...]:
+    """The first wish that names any address: args, then capability, then CNI_ARGS."""
+    for wish in wishes:
+        if isinstance(wish, str):
+            return tuple(_masked("CNI_ARGS IP", part.strip()) for part in wish.split(","))
+        if wish:
+            return wish
+    return ()
+
+
+def _mac(where: str, value: object) -> str | None:
+    text = value.lower().replace("-", ":") if isinstance(value, str) else ""
+    if not MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
+        raise invalid_config(where, value, "a unicast MAC address such as 0a:58:0a:f4:01:05")
+    return text
+
+
+def _object(where: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise invalid_config(where, value, "a JSON object")
+    return value
+
+
+def _attachments(where: str, value: object) -> frozenset[tuple[str, str]]:
+    found = set()
+    for number, item in enumerate(_list(where, value, '{"containerID": ..., "ifname": ...}')):
+        fields = Fields(item, f"{where}[{number}]")
+        found.add((fields.take("containerID", _string, ""), fields.take("ifname", _string, "")))
+        fields.finish()
+    return frozenset(found)
+
+
+def _capabilities(where: str, value: object) -> None:
+    for name in _object(where, value):
+        if name not in CAPABILITIES:
+            raise invalid_config(where, name, ", ".join(CAPABILITIES))
+
+
+def _cni_args(args: str) -> dict[str, str]:
+    """CNI_ARGS as pairs; an unknown key is an error unless IgnoreUnknown is true (CNI conventions)."""
+    pairs: dict[str, str] = {}
+    for pair in filter(None, args.split(";")):
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_ARGS: {pair!r} has no =", "KEY=VALUE;KEY=VALUE")
+        pairs[key] = value
+    tolerant = pairs.pop("IgnoreUnknown", "false").lower() in ("1", "t", "true")
+    unknown = [key for key in pairs if key not in ("IP", "MAC") and not key.startswith("K8S_POD_")]
+    if unknown and not tolerant:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_ARGS: unknown key {unknown[0]!r}",
+            "known: IP, MAC, K8S_POD_*; IgnoreUnknown=1 lets others pass",
+        )
+    return pairs
