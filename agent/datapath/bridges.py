@@ -1,0 +1,98 @@
+"""Bridges with our alias: set up by pyroute2 (rare), read by raw netlink (often)."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.datapath.rtnl import Link, LinkAddress
+from agent.datapath.state import BRIDGE_ALIAS, Bridge
+from agent.model import Problem
+
+
+def is_ours(link: Link) -> bool:
+    """Whether testcni made this bridge."""
+    return link.kind == "bridge" and link.alias == BRIDGE_ALIAS
+
+
+def read(links: Sequence[Link], addresses: Iterable[LinkAddress]) -> frozenset[Bridge]:
+    """Our bridges that are up, as they are; IPv6 link-local addresses are the kernel's own."""
+    held = list(addresses)
+    return frozenset(
+        Bridge(
+            link.name,
+            link.mac,
+            link.mtu,
+            frozenset(
+                ipaddress.ip_interface((a.address, a.prefix))
+                for a in held
+                if a.index == link.index and not a.address.is_link_local
+            ),
+        )
+        for link in links
+        if is_ours(link) and link.up
+    )
+
+
+def sync(
+    desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]
+) -> list[Problem]:
+    """Make our bridges those desired; one that is no longer wanted goes when its last port is gone."""
+    actual = read(links, addresses)
+    wanted = {bridge.name for bridge in desired}
+    stale = [link for link in links if is_ours(link) and link.name not in wanted and not _ports(link, links)]
+    todo = desired - actual
+    if not todo and not stale:
+        return []
+    by_name = {link.name: link for link in links}
+    problems = []
+    with IPRoute() as ipr:
+        for link in stale:
+            ipr.link("del", index=link.index)
+        for bridge in todo:
+            link = by_name.get(bridge.name)
+            if link and not is_ours(link):
+                problems.append(_foreign(link))
+                continue
+            try:
+                _ensure(ipr, bridge, link, addresses)
+            except NetlinkError as error:
+                problems.append(Problem(f"bridge {bridge.name}", str(error), "see `ip -d link` on this node"))
+    return problems
+
+
+def _ports(bridge: Link, links: Iterable[Link]) -> bool:
+    return any(link.master == bridge.index for link in links)
+
+
+def _foreign(link: Link) -> Problem:
+    kind = link.kind or "interface"
+    return Problem(
+        f"bridge {link.name}",
+        f"a {kind} of that name exists and is not testcni's",
+        f"choose another name by `bridge` in the netconf, or delete it: ip link del {link.name}",
+    )
+
+
+def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable[LinkAddress]) -> None:
+    if link is None:
+        # no spanning tree: a port forwards at once; the MAC is given, else it changes with the ports
+        ipr.link("add", ifname=bridge.name, kind="bridge", address=bridge.mac, mtu=bridge.mtu, br_stp_state=0)
+        index = ipr.link_lookup(ifname=bridge.name)[0]
+        ipr.link("set", index=index, ifalias=BRIDGE_ALIAS)
+    else:
+        index = link.index
+    if link is None or not link.up or link.mac != bridge.mac or link.mtu != bridge.mtu:
+        ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")
+    held = {
+        ipaddress.ip_interface((a.address, a.prefix))
+        for a in addresses
+        if a.index == index and not a.address.is_link_local
+    }
+    for interface in bridge.addresses - held:
+        ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+    for interface in held - bridge.addresses:
+        ipr.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)

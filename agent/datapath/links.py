@@ -1,0 +1,58 @@
+"""Deleting links without waiting for what nobody needs to wait for."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from agent.datapath import rtnl
+from agent.datapath.netlink import Netlink, NetlinkError
+
+REAPERS = 16
+GONE_WITHIN = 30.0  # seconds; it takes 1 ms, unless something else holds the kernel's rtnl lock
+POLL = 0.0002
+
+_reapers = ThreadPoolExecutor(REAPERS, thread_name_prefix="reaper")
+_own = threading.local()
+
+
+def host() -> Netlink:
+    """This thread's socket in the node's namespace."""
+    nl: Netlink | None = getattr(_own, "netlink", None)
+    if nl is None:
+        nl = _own.netlink = Netlink()
+    return nl
+
+
+def delete(nl: Netlink, name: str) -> bool:
+    """Delete a link and return as soon as it is gone for everybody; False when there was none.
+
+    The kernel unlists a device within 1 ms but keeps the caller for an RCU barrier of about 20 ms more
+    (netdev_run_todo), so another thread sends the request while this one watches. Raises OSError.
+    """
+    link = rtnl.link(nl, name)
+    if link is None:
+        return False
+    request = _reapers.submit(_delete, link.index)
+    end = time.monotonic() + GONE_WITHIN
+    while (now := rtnl.link(nl, name)) is not None and now.index == link.index:
+        if request.done():
+            _raise(request)
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, f"link {name} is still there after {GONE_WITHIN:.0f} s")
+        time.sleep(POLL)
+    return True
+
+
+def _delete(index: int) -> None:
+    host().request(rtnl.delete_link(index))
+
+
+def _raise(request: Future[None]) -> None:
+    error = request.exception()
+    if isinstance(error, NetlinkError) and error.errno == errno.ENODEV:
+        return
+    if error:
+        raise error

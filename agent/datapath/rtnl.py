@@ -1,0 +1,258 @@
+"""Links, addresses and routes as rtnetlink(7) messages, and what the kernel answers as frozen values."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+
+from agent.datapath import netlink
+from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, NetlinkError, Request
+from agent.model import Address, Subnet
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 20, 26, 28
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+IFLA_BRPORT_MODE = 4
+VETH_INFO_PEER = 1
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NODAD = 0x02
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RT_TABLE_MAIN, RTN_UNICAST = 254, 1
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTPROT_BOOT = 3
+IFF_UP = 1
+
+IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
+
+
+def family(address: Address | Subnet) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface as RTM_NEWLINK tells it."""
+
+    index: int
+    name: str
+    up: bool
+    mtu: int
+    mac: str
+    master: int
+    """Index of the bridge that it is a port of; 0: none."""
+    peer: int
+    """Index of the other end (IFLA_LINK), in the other end's namespace for a veth; 0: none."""
+    kind: str
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address on the interface of index `index`, with its prefix length."""
+
+    index: int
+    address: Address
+    prefix: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRoute:
+    """A unicast route of the main table: `dst` via `gateway` (or on-link) out of the interface `index`."""
+
+    dst: Subnet
+    gateway: Address | None
+    index: int
+
+
+def mac_bytes(mac: str) -> bytes:
+    """`0a:58:0a:f4:01:05` as six bytes."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def create_veth(
+    name: str, mac: str, peer: str, peer_mac: str, *, peer_netns: int, master: int, mtu: int
+) -> Request:
+    """A veth pair: `name` here as port of the bridge `master`, `peer` at once in the namespace of an fd.
+
+    Made there, not moved there: moving a link waits for an RCU grace period.
+    """
+    other = (
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + netlink.text(IFLA_IFNAME, peer)
+        + netlink.attribute(IFLA_ADDRESS, mac_bytes(peer_mac))
+        + netlink.u32(IFLA_MTU, mtu)
+        + netlink.u32(IFLA_NET_NS_FD, peer_netns)
+    )
+    info = netlink.text(IFLA_INFO_KIND, "veth") + netlink.attribute(
+        IFLA_INFO_DATA, netlink.attribute(VETH_INFO_PEER, other)
+    )
+    payload = (
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + netlink.text(IFLA_IFNAME, name)
+        + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
+        + netlink.u32(IFLA_MTU, mtu)
+        + netlink.u32(IFLA_MASTER, master)
+        + netlink.attribute(IFLA_LINKINFO, info)
+    )
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create veth pair {name} - {peer}")
+
+
+def bridge_port(name: str, alias: str, *, hairpin: bool) -> Request:
+    """Bring a bridge port up: marked by its alias, without IPv6 address of its own, hairpin as wanted."""
+    port = netlink.text(IFLA_INFO_SLAVE_KIND, "bridge") + netlink.attribute(
+        IFLA_INFO_SLAVE_DATA, netlink.u8(IFLA_BRPORT_MODE, int(hairpin))
+    )
+    inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
+    payload = (
+        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        + netlink.text(IFLA_IFNAME, name)
+        + netlink.text(IFLA_IFALIAS, alias)
+        + netlink.attribute(IFLA_AF_SPEC, inet6)
+        + netlink.attribute(IFLA_LINKINFO, port)
+    )
+    return Request(RTM_NEWLINK, 0, payload, f"set up bridge port {name}")
+
+
+def link_up(index: int) -> Request:
+    """Set an interface up."""
+    return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"set link {index} up")
+
+
+def delete_link(index: int) -> Request:
+    """Delete an interface; a veth's other end goes with it."""
+    return Request(RTM_DELLINK, 0, IFINFO.pack(0, 0, index, 0, 0), f"delete link {index}")
+
+
+def add_address(index: int, address: Address, prefix: int) -> Request:
+    """Give an interface an address; an IPv6 one is usable at once (no duplicate address detection)."""
+    payload = (
+        IFADDR.pack(family(address), prefix, 0, RT_SCOPE_UNIVERSE, index)
+        + netlink.attribute(IFA_LOCAL, address.packed)
+        + netlink.attribute(IFA_ADDRESS, address.packed)
+        + netlink.u32(IFA_FLAGS, IFA_F_NODAD)
+    )
+    return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, payload, f"add address {address}/{prefix}")
+
+
+def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
+    scope = RT_SCOPE_UNIVERSE if route.gateway or route.dst.version == 6 else RT_SCOPE_LINK
+    payload = RTMSG.pack(
+        family(route.dst), route.dst.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0
+    ) + netlink.u32(RTA_OIF, route.index)
+    if route.dst.prefixlen:
+        payload += netlink.attribute(RTA_DST, route.dst.network_address.packed)
+    if route.gateway:
+        payload += netlink.attribute(RTA_GATEWAY, route.gateway.packed)
+    verb = "delete" if kind == RTM_DELROUTE else "add"
+    return Request(kind, flags, payload, f"{verb} route {route.dst} via {route.gateway}")
+
+
+def add_route(route: KernelRoute, protocol: int = RTPROT_BOOT) -> Request:
+    """Add a route; EEXIST when the main table has one for the same destination."""
+    return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, protocol)
+
+
+def replace_route(route: KernelRoute, protocol: int) -> Request:
+    """Change the route for a destination in one step, so that no packet finds none."""
+    return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route, protocol)
+
+
+def delete_route(route: KernelRoute, protocol: int) -> Request:
+    """Delete exactly this route of this protocol; ESRCH when it is gone."""
+    return _route(RTM_DELROUTE, 0, route, protocol)
+
+
+def link(nl: Netlink, name: str) -> Link | None:
+    """The interface of that name, or None."""
+    request = Request(
+        RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + netlink.text(IFLA_IFNAME, name), f"get link {name}"
+    )
+    try:
+        return _link(nl.get(request))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def links(nl: Netlink) -> list[Link]:
+    """All interfaces."""
+    return [
+        _link(payload)
+        for payload in nl.dump(Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0), "list links"))
+    ]
+
+
+def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
+    """The addresses of both families on one interface, or on all (0)."""
+    request = Request(RTM_GETADDR, 0, IFADDR.pack(0, 0, 0, 0, index), "list addresses")
+    return [_address(payload) for payload in nl.dump(request)]
+
+
+def routes(nl: Netlink, version: int, protocol: int = 0) -> list[KernelRoute]:
+    """The unicast routes of the main table for IP `version`, of one protocol or of all (0)."""
+    af = socket.AF_INET if version == 4 else socket.AF_INET6
+    header = RTMSG.pack(af, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
+    try:
+        payloads = nl.dump(
+            Request(RTM_GETROUTE, 0, header + netlink.u32(RTA_TABLE, RT_TABLE_MAIN), "list routes")
+        )
+    except NetlinkError as error:
+        if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # no such table, or no IPv6
+            return []
+        raise
+    return [_kernel_route(payload) for payload in payloads]
+
+
+def _link(payload: bytes) -> Link:
+    _family, _type, index, flags, _change = IFINFO.unpack_from(payload)
+    found = netlink.attributes(payload, IFINFO.size, len(payload))
+    info = found.get(IFLA_LINKINFO, b"")
+    return Link(
+        index=index,
+        name=_text(found.get(IFLA_IFNAME)),
+        up=bool(flags & IFF_UP),
+        mtu=_number(found.get(IFLA_MTU)),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        master=_number(found.get(IFLA_MASTER)),
+        peer=_number(found.get(IFLA_LINK)),
+        kind=_text(netlink.attributes(info, 0, len(info)).get(IFLA_INFO_KIND)),
+        alias=_text(found.get(IFLA_IFALIAS)),
+    )
+
+
+def _address(payload: bytes) -> LinkAddress:
+    _family, prefix, _flags, _scope, index = IFADDR.unpack_from(payload)
+    found = netlink.attributes(payload, IFADDR.size, len(payload))
+    return LinkAddress(index, ipaddress.ip_address(found.get(IFA_LOCAL) or found[IFA_ADDRESS]), prefix)
+
+
+def _kernel_route(payload: bytes) -> KernelRoute:
+    af, prefix = RTMSG.unpack_from(payload)[:2]
+    found = netlink.attributes(payload, RTMSG.size, len(payload))
+    zero = b"\0" * (4 if af == socket.AF_INET else 16)
+    gateway = found.get(RTA_GATEWAY)
+    return KernelRoute(
+        dst=ipaddress.ip_network((found.get(RTA_DST, zero), prefix)),
+        gateway=ipaddress.ip_address(gateway) if gateway else None,
+        index=_number(found.get(RTA_OIF)),
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _number(value: bytes | None) -> int:
+    return int(struct.unpack_from("=I", value)[0]) if value else 0
