@@ -1,0 +1,139 @@
+"""The choice of addresses: no clock, no disk, no kernel. The address least recently used comes first."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from agent.model import Address, Subnet
+
+
+class ExhaustedError(Exception):
+    """No address is free now; `wait` is the seconds until one has cooled, None when none is cooling."""
+
+    def __init__(self, wait: float | None) -> None:
+        super().__init__("no free address")
+        self.wait = wait
+
+
+class UnavailableError(Exception):
+    """The very address that was asked for is in use, reserved or not in the range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The addresses of `block` from `first` to `last`, its network, gateway and broadcast left out."""
+
+    block: Subnet
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        """How many addresses pods can have."""
+        return max(0, self.last - self.first + 1)
+
+    def __contains__(self, address: Address) -> bool:
+        return address.version == self.block.version and self.first <= int(address) <= self.last
+
+    def at(self, number: int) -> Address:
+        """The address whose value is `number`."""
+        return ipaddress.IPv4Address(number) if self.block.version == 4 else ipaddress.IPv6Address(number)
+
+
+def gateway(block: Subnet) -> Address:
+    """The bridge's own address in a block: the first after the network's."""
+    return block.network_address + 1
+
+
+def usable(block: Subnet, start: Address | None = None, end: Address | None = None) -> Range:
+    """What pods may have of a block, narrowed to [start, end] where the netconf says so."""
+    first, last = int(block.network_address) + 2, int(block.broadcast_address)
+    if block.version == 4:  # the last address of an IPv6 block is an ordinary one (RFC 4291, 2.6.1)
+        last -= 1
+    if start and start.version == block.version:
+        first = max(first, int(start))
+    if end and end.version == block.version:
+        last = min(last, int(end))
+    return Range(block, first, last)
+
+
+class Allocator:
+    """Which addresses are in use and when the others were last: the same calls give the same answers."""
+
+    def __init__(self, cool_down: float) -> None:
+        self._cool_down = cool_down
+        self._used: set[Address] = set()
+        self._released: dict[Address, float] = {}  # oldest first
+        self._fresh: dict[tuple[Subnet, int], int] = {}  # below it, none was never used
+
+    @property
+    def used(self) -> frozenset[Address]:
+        """All addresses in use."""
+        return frozenset(self._used)
+
+    @property
+    def released(self) -> Mapping[Address, float]:
+        """When each free address that was ever used was released, the oldest first."""
+        return self._released
+
+    def restore(self, used: Iterable[Address], released: Sequence[tuple[Address, float]]) -> None:
+        """Begin with what an earlier run knew: addresses in use, and (address, time of release)."""
+        self._used = set(used)
+        for address, when in sorted(released, key=lambda entry: entry[1]):
+            if address not in self._used:
+                self._released.pop(address, None)
+                self._released[address] = when
+
+    def take(self, ranges: Sequence[Range], now: float) -> Address:
+        """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
+        for candidates in ranges:
+            number = self._next_fresh(candidates)
+            if number is not None:
+                return self._mark(candidates.at(number))
+        for address, when in self._released.items():
+            if any(address in candidates for candidates in ranges):
+                left = self._cool_down - (now - when)
+                if left > 0 and now >= when:  # a clock set back must not lock addresses up
+                    raise ExhaustedError(left)
+                return self._mark(address)
+        raise ExhaustedError(None)
+
+    def take_this(self, address: Address, ranges: Sequence[Range]) -> Address:
+        """This very address, even one that is cooling (who asks for it knows); raises UnavailableError."""
+        if not any(address in candidates for candidates in ranges):
+            allowed = ", ".join(f"{r.at(r.first)}-{r.at(r.last)}" for r in ranges if r.size) or "none"
+            raise UnavailableError(f"{address} is not an address for pods of this node; those are {allowed}")
+        if address in self._used:
+            raise UnavailableError(f"{address} is in use")
+        return self._mark(address)
+
+    def release(self, address: Address, now: float) -> None:
+        """Give an address back; it cools from `now` on."""
+        if address in self._used:
+            self._used.remove(address)
+            self._released.pop(address, None)
+            self._released[address] = now
+
+    def counts(self, candidates: Range, now: float) -> tuple[int, int, int]:
+        """How many addresses of a range are in use, cooling and free."""
+        used = sum(address in candidates for address in self._used)
+        cooling = sum(a in candidates and now - t < self._cool_down for a, t in self._released.items())
+        return used, cooling, candidates.size - used - cooling
+
+    def _next_fresh(self, candidates: Range) -> int | None:
+        key = (candidates.block, candidates.first)
+        number = self._fresh.get(key, candidates.first)
+        while number <= candidates.last:
+            address = candidates.at(number)
+            if address not in self._used and address not in self._released:
+                break
+            number += 1
+        self._fresh[key] = number
+        return number if number <= candidates.last else None
+
+    def _mark(self, address: Address) -> Address:
+        self._released.pop(address, None)
+        self._used.add(address)
+        return address

@@ -1,0 +1,249 @@
+"""One small file per attachment: what exists for whom, and which addresses are therefore in use.
+
+The file is written before the kernel is touched and removed after, so whatever a crash leaves has a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from agent.datapath.state import LINK_PREFIX
+from agent.ipam.allocator import Allocator, ExhaustedError, Range
+from agent.model import Address, Network, Subnet
+
+FORMAT = 1
+LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
+
+log = logging.getLogger(__name__)
+
+
+def link_name(container_id: str, ifname: str) -> str:
+    """The host's end of an attachment: always the same for the same one, so a crash can't lose it."""
+    return (
+        LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An address of a pod and the block that it is from."""
+
+    address: Address
+    block: Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """An interface of a container on a network."""
+
+    container_id: str
+    ifname: str
+    network: Network
+    netns: str
+    pod: str
+    leases: tuple[Lease, ...]
+    mac: str
+    wired: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Interfaces, ips and routes of ADD's answer; None while ADD is at work."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Container and interface name: the identity of an attachment."""
+        return (self.container_id, self.ifname)
+
+    @property
+    def link(self) -> str:
+        """Name of its host end, and of its file."""
+        return link_name(self.container_id, self.ifname)
+
+
+class Attachments:
+    """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
+
+    def __init__(self, run_dir: Path, cool_down: float) -> None:
+        self._dir = run_dir / "attachments"
+        self._released = run_dir / "released"
+        self._lock = threading.Lock()
+        self._cooled = threading.Condition(self._lock)
+        self._all: dict[tuple[str, str], Attachment] = {}
+        self._allocator = Allocator(cool_down)
+        self._lines = 0
+
+    def load(self) -> None:
+        """Read what an earlier run left; a file that can't be read is set aside and said. Raises OSError."""
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._released.touch(mode=0o600)
+        for path in sorted(self._dir.iterdir()):
+            if path.suffix == ".new":
+                path.unlink()
+                continue
+            if path.suffix != ".json":
+                continue
+            try:
+                attachment = decode(path.read_bytes())
+            except ValueError as error:
+                log.error("%s can't be used and is set aside as .bad: %s", path, error)
+                path.rename(path.with_suffix(".bad"))
+                continue
+            self._all[attachment.key] = attachment
+        used = [lease.address for a in self._all.values() for lease in a.leases]
+        self._allocator.restore(used, self._read_released())
+
+    def all(self) -> tuple[Attachment, ...]:
+        """Every attachment now."""
+        with self._lock:
+            return tuple(self._all.values())
+
+    def get(self, container_id: str, ifname: str) -> Attachment | None:
+        """One attachment, or None."""
+        with self._lock:
+            return self._all.get((container_id, ifname))
+
+    def networks(self) -> frozenset[Network]:
+        """The networks that any attachment is on."""
+        return frozenset(attachment.network for attachment in self.all())
+
+    def counts(self, candidates: Range) -> tuple[int, int, int]:
+        """How many addresses of a range are in use, cooling and free."""
+        with self._lock:
+            return self._allocator.counts(candidates, time.time())
+
+    def reserve(
+        self, wanted: Attachment, ranges: Sequence[Range], asked: Sequence[Address], deadline: float
+    ) -> Attachment:
+        """`wanted` with an address for each IP version of `ranges`, on file before this returns.
+
+        Waits until `deadline` (time.monotonic) for an address to cool.
+        Raises ExhaustedError, UnavailableError, OSError.
+        """
+        with self._lock:
+            leases = self._take(ranges, asked, deadline)
+            attachment = replace(wanted, leases=leases)
+            try:
+                self._write(attachment)
+            except OSError:
+                for lease in leases:
+                    self._allocator.release(lease.address, 0)
+                raise
+            self._all[attachment.key] = attachment
+            return attachment
+
+    def finish(self, attachment: Attachment, wired: Mapping[str, Any]) -> None:
+        """Note that the attachment is wired, and how. Raises OSError."""
+        done = replace(attachment, wired=wired)
+        with self._lock:
+            self._write(done)
+            self._all[done.key] = done
+
+    def remove(self, attachment: Attachment) -> None:
+        """Forget an attachment whose interface is gone; its addresses cool. Raises OSError."""
+        now = time.time()
+        with self._lock:
+            if attachment.key not in self._all:
+                return
+            (self._dir / f"{attachment.link}.json").unlink(missing_ok=True)
+            del self._all[attachment.key]
+            for lease in attachment.leases:
+                self._allocator.release(lease.address, now)
+            self._note_released(attachment.leases, now)
+            self._cooled.notify_all()
+
+    def _take(self, ranges: Sequence[Range], asked: Sequence[Address], deadline: float) -> tuple[Lease, ...]:
+        """One address for each IP version; all or none."""
+        taken: list[Address] = []
+        try:
+            for address in asked:
+                taken.append(self._allocator.take_this(address, ranges))
+            for version in sorted({r.block.version for r in ranges} - {a.version for a in asked}):
+                taken.append(self._take_any([r for r in ranges if r.block.version == version], deadline))
+        except Exception:
+            for address in taken:
+                self._allocator.release(address, 0)
+            raise
+        return tuple(Lease(a, next(r.block for r in ranges if a in r)) for a in taken)
+
+    def _take_any(self, ranges: Sequence[Range], deadline: float) -> Address:
+        while True:
+            try:
+                return self._allocator.take(ranges, time.time())
+            except ExhaustedError as error:
+                left = deadline - time.monotonic()
+                if error.wait is None or left <= 0:
+                    raise
+                self._cooled.wait(min(error.wait, left))
+
+    def _write(self, attachment: Attachment) -> None:
+        path = self._dir / f"{attachment.link}.json"
+        temporary = path.with_suffix(".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(encode(attachment))
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _note_released(self, leases: Sequence[Lease], now: float) -> None:
+        """Remember over a restart when addresses were freed; without it they are only reused sooner."""
+        entries = [(lease.address, now) for lease in leases]
+        self._lines += len(entries)
+        mode = "a"
+        if self._lines > LINES_KEPT and self._lines > 2 * len(self._allocator.released):
+            mode, entries = "w", list(self._allocator.released.items())
+            self._lines = len(entries)
+        try:
+            with self._released.open(mode) as file:
+                file.write("".join(f"{address} {when:.3f}\n" for address, when in entries))
+        except OSError as error:
+            log.warning("%s can't be written, cool-downs are lost at a restart: %s", self._released, error)
+
+    def _read_released(self) -> list[tuple[Address, float]]:
+        lines = self._released.read_text(errors="replace").splitlines()
+        entries: dict[Address, float] = {}
+        for line in lines:
+            address, _, when = line.partition(" ")
+            try:
+                entries[ipaddress.ip_address(address)] = float(when)
+            except ValueError:
+                log.warning("%s: line %r is no address and time, and is dropped", self._released, line)
+        self._lines = len(lines)
+        return list(entries.items())
+
+
+def encode(attachment: Attachment) -> bytes:
+    """An attachment as the bytes of its file: JSON, addresses as text."""
+    return json.dumps({"format": FORMAT, **asdict(attachment)}, default=str).encode()
+
+
+def decode(data: bytes) -> Attachment:
+    """The attachment of a file's bytes; raises ValueError that says what is wrong."""
+    try:
+        doc = json.loads(data)
+        if doc.pop("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        network = doc["network"]
+        for name, parse in (
+            ("subnet", ipaddress.ip_network),
+            ("range_start", ipaddress.ip_address),
+            ("range_end", ipaddress.ip_address),
+        ):
+            network[name] = parse(network[name]) if network[name] is not None else None
+        doc["network"] = Network(**{f.name: network[f.name] for f in fields(Network)})
+        doc["leases"] = tuple(
+            Lease(ipaddress.ip_address(item["address"]), ipaddress.ip_network(item["block"]))
+            for item in doc["leases"]
+        )
+        return Attachment(**doc)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an attachment: {error!r}") from error

@@ -1,0 +1,71 @@
+"""Which blocks a node has for a network, and which it might claim: pure functions of the snapshot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from agent.model import IPBlock, IPPool, Network, Snapshot, Subnet
+
+DEFAULT_BLOCK = {4: 24, 6: 122}
+IMPLICIT_POOL = "netconf"
+
+
+def within(block: Subnet, subnet: Subnet | None) -> bool:
+    """Whether a block lies in a network's subnet; without one, every block does."""
+    if subnet is None:
+        return True
+    return block.version == subnet.version and bool(block.subnet_of(subnet))  # type: ignore[arg-type]
+
+
+def overlaps(one: Subnet, other: Subnet) -> bool:
+    """Whether two networks share an address."""
+    return one.version == other.version and one.overlaps(other)
+
+
+def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
+    """The node's blocks for a network: those of its Node object, else the IPBlocks that it has claimed."""
+    me = snapshot.nodes.get(node)
+    assigned = tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
+    if assigned:
+        return assigned
+    mine = (b.cidr for b in snapshot.blocks.values() if b.node == node and within(b.cidr, network.subnet))
+    return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
+
+
+def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
+    """The pools that a network may claim from; a netconf's subnet is a pool where no IPPool covers it."""
+    fitting = tuple(
+        pool
+        for pool in sorted(snapshot.pools.values(), key=lambda p: p.name)
+        if network.subnet is None or overlaps(pool.cidr, network.subnet)
+    )
+    if fitting or network.subnet is None:
+        return fitting
+    size = max(DEFAULT_BLOCK[network.subnet.version], network.subnet.prefixlen)
+    return (IPPool(IMPLICIT_POOL, network.subnet, size),)
+
+
+def candidates(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPBlock]:
+    """Blocks that nobody has as far as we know, in an order of the node's own, so that claims seldom meet."""
+    taken = [block.cidr for block in snapshot.blocks.values()]
+    taken += [cidr for other in snapshot.nodes.values() for cidr in other.blocks]
+    exact = set(taken)
+    odd = [cidr for cidr in taken if not _is_regular(cidr, snapshot, network)]
+    for pool in pools(snapshot, network):
+        step = 1 << (pool.cidr.max_prefixlen - pool.block_size)
+        count = 1 << (pool.block_size - pool.cidr.prefixlen)
+        start = int.from_bytes(hashlib.sha256(f"{pool.name}/{node}".encode()).digest()[:8]) % count
+        base = int(pool.cidr.network_address)
+        for number in range(count):
+            cidr = type(pool.cidr)((base + (start + number) % count * step, pool.block_size))
+            if cidr in exact or not within(cidr, network.subnet) or any(overlaps(cidr, o) for o in odd):
+                continue
+            yield IPBlock(cidr, node, pool.name)
+
+
+def _is_regular(cidr: Subnet, snapshot: Snapshot, network: Network) -> bool:
+    """Whether it is of its pool's block size: then it overlaps a candidate only by being the same."""
+    return any(
+        cidr.prefixlen == pool.block_size and within(cidr, pool.cidr) for pool in pools(snapshot, network)
+    )
