@@ -1,0 +1,97 @@
+"""The one interface behind which the cluster's objects live: a folder of manifests or Kubernetes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from agent.model import IPBlock, IPPool, Node, Problem, Resource
+
+Kind = Literal["Node", "IPPool", "IPBlock"]
+KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock")
+
+
+def kind_of(obj: Resource) -> Kind:
+    """The Kubernetes kind of a frozen object."""
+    match obj:
+        case Node():
+            return "Node"
+        case IPPool():
+            return "IPPool"
+        case IPBlock():
+            return "IPBlock"
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A complete list of one kind: whatever is not in it is gone."""
+
+    kind: Kind
+    objects: tuple[Resource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One object is new or has changed."""
+
+    obj: Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """One object was deleted."""
+
+    kind: Kind
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A source (a file, a watch) that can't be used just now; its last good state stays in force."""
+
+    source: str
+    problem: Problem | None
+    """None: the source is well again."""
+
+
+Change = Replaced | Put | Gone | Trouble
+Deliver = Callable[[Sequence[Change]], None]
+
+
+class StoreError(Exception):
+    """The datastore could not do what was asked (full disk, API away, refused)."""
+
+
+class ConflictError(StoreError):
+    """An object of that name exists already (create), or it changed since it was read (update)."""
+
+
+class NotFoundError(StoreError):
+    """There is no object of that kind and name."""
+
+
+class Datastore(Protocol):
+    """List, watch, create, update, delete of Node, IPPool and IPBlock objects.
+
+    Every method may raise StoreError and none retries by itself, but for `watch`, which never gives up.
+    """
+
+    def list(self, kind: Kind) -> tuple[Resource, ...]:
+        """All objects of a kind now."""
+
+    def watch(self, deliver: Deliver, stop: threading.Event) -> None:
+        """Deliver a Replaced for each kind, then every change, in batches, until `stop` is set.
+
+        Runs in the caller's thread and calls `deliver` from that one or others, never two at once.
+        """
+
+    def create(self, obj: Resource) -> Resource:
+        """Create `obj` if and only if none of its kind and name exists, else ConflictError."""
+
+    def update(self, obj: Resource) -> Resource:
+        """Replace the object if its resource_version is still `obj.resource_version`, else ConflictError."""
+
+    def delete(self, kind: Kind, name: str) -> None:
+        """Delete the object; NotFoundError when there is none."""

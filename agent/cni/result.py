@@ -1,0 +1,58 @@
+"""ADD's answer in the form of each CNI version (specification 1.1, section 5, and its forerunners)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.errors import CniError, invalid_config
+from agent.modes.base import CheckError, Wired
+from agent.netconf import NetConf
+
+
+def render(conf: NetConf, wired: Wired) -> dict[str, Any]:
+    """The result of ADD: what earlier plugins of the chain made, then ours."""
+    before = conf.prev_result or {}
+    interfaces, ips, routes = (_list(before, key) for key in ("interfaces", "ips", "routes"))
+    shift = len(interfaces)
+    result: dict[str, Any] = {
+        "cniVersion": conf.cni_version,
+        "interfaces": interfaces + [_interface(i, conf.cni_version) for i in wired["interfaces"]],
+        "ips": ips + [_ip(ip, shift, conf.cni_version) for ip in wired["ips"]],
+        "routes": routes + wired["routes"],
+        "dns": {**before.get("dns", {}), **conf.dns},
+    }
+    return result
+
+
+def check_previous(conf: NetConf, wired: Wired) -> None:
+    """CHECK: the final result of the chain must still hold our interface and addresses; raises CniError."""
+    if conf.prev_result is None:
+        raise invalid_config("prevResult", None, "the result of ADD, which CHECK compares with")
+    pod = wired["interfaces"][-1]
+    known = [(i.get("name"), i.get("sandbox")) for i in _list(conf.prev_result, "interfaces")]
+    if (pod["name"], pod["sandbox"]) not in known:
+        raise CheckError(f"prevResult has no interface {pod['name']} in {pod['sandbox']}")
+    addresses = {ip.get("address") for ip in _list(conf.prev_result, "ips")}
+    for ip in wired["ips"]:
+        if ip["address"] not in addresses:
+            raise CheckError(f"prevResult lacks address {ip['address']}, which the pod has")
+
+
+def _list(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = result.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        error: CniError = invalid_config(f"prevResult.{key}", found, "a list of objects, as ADD gave it")
+        raise error
+    return found
+
+
+def _interface(interface: dict[str, Any], version: str) -> dict[str, Any]:
+    """`mtu` came with 1.1.0."""
+    return interface if version == "1.1.0" else {k: v for k, v in interface.items() if k != "mtu"}
+
+
+def _ip(ip: dict[str, Any], shift: int, version: str) -> dict[str, Any]:
+    """`version` went with 1.0.0."""
+    shifted = {**ip, "interface": ip["interface"] + shift}
+    return {"version": "6" if ":" in ip["address"] else "4", **shifted} if version < "1" else shifted

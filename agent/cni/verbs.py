@@ -1,0 +1,348 @@
+"""ADD, DEL, CHECK, GC and STATUS as the CNI specification 1.1 says, each a list of steps."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, cast
+
+from agent import netconf
+from agent.cni import result
+from agent.cni.protocol import Call
+from agent.datapath import links, netns, rtnl
+from agent.datapath.state import ALIAS, LINK_PREFIX
+from agent.errors import CniError, Code
+from agent.ipam import allocator
+from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
+from agent.ipam.attachments import Attachment, Attachments, link_name
+from agent.model import Network, Subnet
+from agent.modes import mode
+from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
+from agent.modes.hostgw import mac_for
+from agent.netconf import LINK_NAME, NAME, NetConf, invalid_config
+from agent.shared import Demand, Latest, NodeStatus
+
+PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
+COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
+STATUS_WITHIN = 1.0
+SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+
+log = logging.getLogger(__name__)
+
+
+class KeyedLocks:
+    """A lock for each attachment, there as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, key: tuple[str, str]) -> Iterator[None]:
+        """Hold the lock of `key`."""
+        with self._guard:
+            lock, holders = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = (lock, holders + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, holders = self._locks.pop(key)
+                if holders > 1:
+                    self._locks[key] = (lock, holders - 1)
+
+
+class Verbs:
+    """The pod path: from a call of the plugin to the kernel and back."""
+
+    def __init__(self, attachments: Attachments, status: Latest[NodeStatus], demand: Latest[Demand]) -> None:
+        self._attachments = attachments
+        self._status = status
+        self._demand = demand
+        self._locks = KeyedLocks()
+
+    def answer(self, call: Call) -> dict[str, Any]:
+        """The result of a call, `{}` where there is none; raises CniError."""
+        doc = netconf.parse_json(call.config)
+        if call.command == "DEL":  # a netconf that has become invalid must not keep a pod from going
+            return self.delete(call, doc.get("name"))
+        verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
+            "ADD": self.add,
+            "CHECK": self.check,
+            "GC": self.collect,
+            "STATUS": self.status,
+        }
+        if call.command not in verbs:
+            raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND: {call.command!r} is no verb of CNI")
+        conf = netconf.parse(doc, call.args)
+        since = SINCE.get(call.command, "0")
+        if conf.cni_version < since:
+            raise CniError(
+                Code.INCOMPATIBLE_VERSION,
+                f"{call.command} does not exist in CNI {conf.cni_version}",
+                f"cniVersion {since} or later has it",
+            )
+        return verbs[call.command](call, conf)
+
+    def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
+        """Connect a pod, or find it connected already; a failure leaves nothing."""
+        way, fd = mode(conf.network.mode), _netns(call)
+        container_id, ifname = _identity(call)
+        blocks = self._prepared(conf.network, PREPARED_WITHIN)
+        with self._locks.hold((container_id, ifname)):
+            known = self._attachments.get(container_id, ifname)
+            if known and (wired := self._still_wired(known, call, conf)):
+                return result.render(conf, wired)
+            attachment = Attachment(
+                container_id, ifname, conf.network, call.netns, netconf.pod_of(call.args), (), conf.mac or ""
+            )
+            attachment = self._reserve(attachment, conf, blocks)
+            try:
+                wired = self._wire(way, attachment, fd, conf)
+                self._attachments.finish(attachment, wired)
+            except BaseException as error:
+                self._undo(attachment)
+                if isinstance(error, OSError):
+                    _raise_os(error, f"connecting {ifname} of container {container_id}")
+                raise
+            addresses = " ".join(str(lease.address) for lease in attachment.leases)
+            log.info(
+                "added %s %s %s to %s: %s", attachment.pod, container_id, ifname, conf.network.name, addresses
+            )
+            return result.render(conf, wired)
+
+    def delete(self, call: Call, network: object) -> dict[str, Any]:
+        """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""
+        container_id, ifname = _identity(call)
+        with self._locks.hold((container_id, ifname)):
+            attachment = self._attachments.get(container_id, ifname)
+            if attachment and network and attachment.network.name != network:
+                return {}
+            try:
+                if attachment:
+                    self._remove(attachment)
+                    log.info("deleted %s %s %s", attachment.pod, container_id, ifname)
+                else:
+                    links.delete(links.host(), link_name(container_id, ifname))
+            except OSError as error:
+                _raise_os(error, f"disconnecting {ifname} of container {container_id}")
+        return {}
+
+    def check(self, call: Call, conf: NetConf) -> dict[str, Any]:
+        """Compare kernel and prevResult with what ADD made."""
+        fd = _netns(call)
+        container_id, ifname = _identity(call)
+        with self._locks.hold((container_id, ifname)):
+            attachment = self._attachments.get(container_id, ifname)
+            if attachment is None or attachment.wired is None:
+                raise CheckError(f"no {ifname} of container {container_id} is known here")
+            result.check_previous(conf, cast("Wired", attachment.wired))
+            try:
+                mode(attachment.network.mode).check(attachment, fd, conf.routes)
+            except OSError as error:
+                _raise_os(error, f"checking {ifname} of container {container_id}")
+        return {}
+
+    def collect(self, _call: Call, conf: NetConf) -> dict[str, Any]:
+        """Remove every attachment of this network that the runtime does not list as valid."""
+        failures = []
+        for attachment in self._attachments.all():
+            if attachment.network.name != conf.network.name or attachment.key in conf.valid_attachments:
+                continue
+            with self._locks.hold(attachment.key):
+                try:
+                    self._remove(attachment)
+                    log.info("collected %s %s %s", attachment.pod, *attachment.key)
+                except OSError as error:
+                    failures.append(f"{attachment.container_id} {attachment.ifname}: {error}")
+        failures += self._collect_orphans(conf)
+        if failures:
+            raise CniError(
+                Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated"
+            )
+        return {}
+
+    def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:
+        """Success if and only if an ADD would succeed now."""
+        mode(conf.network.mode)
+        blocks = self._prepared(conf.network, STATUS_WITHIN, Code.NOT_AVAILABLE)
+        ranges = _ranges(conf.network, blocks)
+        if not any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)]):
+            self._ask(conf.network, len(blocks) + 1)
+            raise CniError(
+                Code.NOT_AVAILABLE, _exhausted(ranges), "delete pods, or give the node a larger block"
+            )
+        return {}
+
+    def heal(self) -> None:
+        """At start: undo what a crash left half done, and free what lost its interface while nobody watched."""
+        present = {link.name for link in rtnl.links(links.host())}
+        for attachment in self._attachments.all():
+            if attachment.wired is None or attachment.link not in present:
+                log.warning("healing: %s %s is half done or gone, removing it", *attachment.key)
+                self._remove(attachment)
+
+    def _prepared(self, network: Network, within: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
+        """The node's blocks for a network, once the node path has them in the kernel."""
+        self._ask(network, 1)
+        if not self._status.wait(lambda s: bool(s.blocks.get(network)), time.monotonic() + within):
+            status = self._status.get()
+            why = "; ".join(str(problem) for problem in status.problems[:3])
+            if not status.synced:
+                why = why or "the datastore has not been read completely yet"
+            raise CniError(
+                code,
+                f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}",
+                "see `testcnictl status` on the node",
+            )
+        return self._status.get().blocks[network]
+
+    def _ask(self, network: Network, blocks: int) -> None:
+        self._demand.update(
+            lambda demand: demand if demand.get(network, 0) >= blocks else {**demand, network: blocks}
+        )
+
+    def _still_wired(self, known: Attachment, call: Call, conf: NetConf) -> Wired | None:
+        """What an earlier ADD made if it still stands in this namespace; else it is removed."""
+        try:
+            if known.wired is not None and known.network.name == conf.network.name:
+                mode(known.network.mode).check(known, _netns(call), conf.routes)
+                return cast("Wired", known.wired)
+        except (CheckError, OSError) as error:
+            log.warning("%s %s is added anew: %s", *known.key, error)
+        if known.network.name != conf.network.name and known.wired is not None:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"container {known.container_id} has {known.ifname} on network {known.network.name!r} already",
+                "give each network of a container an interface name of its own",
+            )
+        self._remove(known)
+        return None
+
+    def _reserve(self, wanted: Attachment, conf: NetConf, blocks: tuple[Subnet, ...]) -> Attachment:
+        ranges = _ranges(conf.network, blocks)
+        deadline = time.monotonic() + COOLED_WITHIN
+        while True:
+            try:
+                return self._attachments.reserve(wanted, ranges, conf.ips, mac_for, deadline)
+            except UnavailableError as error:
+                raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
+            except OSError as error:
+                raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
+            except ExhaustedError as error:
+                more = self._more_blocks(conf.network, blocks)
+                if more is None:
+                    code = Code.ADDRESSES if error.wait is None else Code.TRY_AGAIN
+                    raise CniError(
+                        code, _exhausted(ranges), "delete pods, or give the node more blocks"
+                    ) from error
+                blocks, ranges = more, _ranges(conf.network, more)
+
+    def _more_blocks(self, network: Network, blocks: tuple[Subnet, ...]) -> tuple[Subnet, ...] | None:
+        """The node's blocks once it has claimed one more, None if it does not get one in time."""
+        self._ask(network, len(blocks) + 1)
+        grown = self._status.wait(
+            lambda s: len(s.blocks.get(network, ())) > len(blocks), time.monotonic() + STATUS_WITHIN
+        )
+        return self._status.get().blocks[network] if grown else None
+
+    def _wire(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf) -> Wired:
+        deadline = time.monotonic() + PREPARED_WITHIN
+        while True:
+            try:
+                return way.wire(attachment, fd, conf.routes)
+            except NodeNotReadyError as error:
+                if time.monotonic() > deadline:
+                    raise CniError(
+                        Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node"
+                    ) from error
+                way.unwire(attachment)
+                time.sleep(0.05)  # the node path hears of it from the kernel and repairs it
+
+    def _undo(self, attachment: Attachment) -> None:
+        """Take a failed ADD back; what can't be taken back now keeps its file, and goes at DEL, GC or start."""
+        try:
+            self._remove(attachment)
+        except OSError:
+            log.exception("undo of %s %s failed; DEL, GC or the next start repeats it", *attachment.key)
+
+    def _remove(self, attachment: Attachment) -> None:
+        mode(attachment.network.mode).unwire(attachment)
+        self._attachments.remove(attachment)
+
+    def _collect_orphans(self, conf: NetConf) -> list[str]:
+        """Links with our mark for this network of which neither we nor the runtime know."""
+        known = {attachment.link for attachment in self._attachments.all()}
+        known |= {link_name(*key) for key in conf.valid_attachments}
+        failures = []
+        for link in rtnl.links(links.host()):
+            marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(
+                f"{ALIAS} {conf.network.name} "
+            )
+            if marked and link.name not in known:
+                try:
+                    links.delete(links.host(), link.name)
+                    log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
+                except OSError as error:
+                    failures.append(f"{link.name}: {error}")
+        return failures
+
+
+def _identity(call: Call) -> tuple[str, str]:
+    if not NAME.fullmatch(call.container_id):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_CONTAINERID: {call.container_id!r} is not allowed",
+            "letters, digits, _ . and -, beginning with a letter or digit",
+        )
+    if not LINK_NAME.fullmatch(call.ifname) or call.ifname in (".", ".."):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME: {call.ifname!r} is not allowed",
+            "1 to 15 characters, no blank, / : or %",
+        )
+    return call.container_id, call.ifname
+
+
+def _netns(call: Call) -> int:
+    """The descriptor of the pod's namespace, which is neither missing nor the node's own."""
+    if call.netns_fd is None:
+        raise CniError(
+            Code.UNKNOWN_CONTAINER,
+            f"CNI_NETNS: {call.netns!r} can't be opened: {call.netns_error or 'it is not set'}",
+            "the container is gone, or the runtime gave a wrong path",
+        )
+    if netns.same_netns(call.netns_fd):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_NETNS: {call.netns!r} is the node's own namespace",
+            "give the pod's",
+        )
+    return call.netns_fd
+
+
+def _ranges(network: Network, blocks: tuple[Subnet, ...]) -> list[Range]:
+    """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
+    ranges = [allocator.usable(block, network.range_start, network.range_end) for block in blocks]
+    if not any(r.size for r in ranges):
+        bounds = f"{network.range_start or ''}-{network.range_end or ''}"
+        raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, blocks))}")
+    return [r for r in ranges if r.size]
+
+
+def _exhausted(ranges: list[Range]) -> str:
+    return f"no address is free in {', '.join(str(r.block) for r in ranges)} ({sum(r.size for r in ranges)} in all)"
+
+
+def _raise_os(error: OSError, doing: str) -> NoReturn:
+    code = (
+        Code.IO_FAILURE
+        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT)
+        else Code.KERNEL
+    )
+    raise CniError(code, f"{doing}: {error}") from error

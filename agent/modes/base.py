@@ -1,0 +1,61 @@
+"""What a mode is: how to wire, check and unwire a pod, and what node state it wants. A mode is one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+from agent.datapath.state import LocalAddress, NodeState
+from agent.errors import CniError, Code
+from agent.ipam.attachments import Attachment
+from agent.model import Network, Snapshot, Subnet
+from agent.netconf import ExtraRoute
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a mode's desired state may depend on: the cluster, this node, one network."""
+
+    snapshot: Snapshot
+    node: str
+    local: tuple[LocalAddress, ...]
+    network: Network
+    blocks: tuple[Subnet, ...]
+
+
+class Wired(TypedDict):
+    """What ADD answers of a pod's wiring, in the form of CNI 1.1: interfaces (the pod's last), ips, routes."""
+
+    interfaces: list[dict[str, Any]]
+    ips: list[dict[str, Any]]
+    routes: list[dict[str, Any]]
+
+
+class NodeNotReadyError(Exception):
+    """What a pod's wiring hangs on isn't there (any more): the node path will make it."""
+
+
+class CheckError(CniError):
+    """CHECK found the kernel other than ADD left it."""
+
+    def __init__(self, msg: str) -> None:
+        super().__init__(Code.CHECK_FAILED, msg, "delete the pod, so that it is made anew")
+
+
+class Mode(Protocol):
+    """A way of connecting pods. The pod path calls wire, check and unwire; the node path calls desired."""
+
+    def desired(self, view: View) -> NodeState:
+        """The node state for one network: a pure function."""
+
+    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """Connect the pod whose namespace is behind the fd `netns`.
+
+        Raises OSError or NodeNotReadyError, and may leave anything half done: `unwire` follows.
+        """
+
+    def check(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> None:
+        """Raises CheckError when the kernel is not as `wire` left it."""
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Take away all that `wire` made, or as much of it as is there. Raises OSError."""
