@@ -60,9 +60,7 @@ class Option:
 OPTIONS = (
     Option("node", None, "name of this node's Node object (default: the host name)"),
     Option("datastore", None, f"where Node, IPPool and IPBlock objects are: {DATASTORES}"),
-    Option(
-        "conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"
-    ),
+    Option("conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"),
     Option("run-dir", "/run/testcni", "socket and attachments: a tmpfs, so that a reboot forgets them"),
     Option("state-dir", "/var/lib/testcni", "the journal of deletes: a disk, so that a reboot keeps it"),
     Option("cool-down", "10", "seconds before a freed address is given again"),
@@ -111,9 +109,7 @@ def _read_file(path: Path) -> dict[str, str]:
     known = {option.name for option in OPTIONS}
     for name in doc or {}:
         if name not in known:
-            raise ConfigError(
-                f"config file {path}: unknown option {name!r}; known: {', '.join(sorted(known))}"
-            )
+            raise ConfigError(f"config file {path}: unknown option {name!r}; known: {', '.join(sorted(known))}")
     return {name: str(value) for name, value in (doc or {}).items()}
 
 

@@ -22,6 +22,7 @@ MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 NAME_LIMIT = 63
 MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
 T = TypeVar("T")
+D = TypeVar("D")
 
 # Keys that others read: the runtime, the plugin binary, and the specification's own.
 FOREIGN = frozenset({"cniVersions", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins"})
@@ -61,7 +62,7 @@ class Fields:
         self._where = f"{where}." if where else ""
         self._taken: list[str] = []
 
-    def take(self, name: str, parse: Callable[[str, Any], T], default: T) -> T:
+    def take(self, name: str, parse: Callable[[str, Any], T], default: D) -> T | D:
         """The parsed field, or the default where it is absent or null."""
         self._taken.append(name)
         value = self._doc.get(name)
@@ -236,9 +237,7 @@ def _routes(where: str, value: object) -> tuple[ExtraRoute, ...]:
             raise invalid_config(f"{where}[{number}]", item, "an object with dst")
         gateway = fields.take("gw", address, None)
         if gateway and gateway.version != dst.version:
-            raise invalid_config(
-                f"{where}[{number}].gw", str(gateway), f"an IPv{dst.version} address, as dst is"
-            )
+            raise invalid_config(f"{where}[{number}].gw", str(gateway), f"an IPv{dst.version} address, as dst is")
         fields.finish()
         routes.append(ExtraRoute(dst, gateway))
     return tuple(routes)
@@ -255,7 +254,7 @@ def _destination(where: str, value: object) -> Subnet | None:
 
 def _dns(where: str, value: object) -> dict[str, Any]:
     fields = Fields(value, where)
-    dns = {name: fields.take(name, _strings, []) for name in ("nameservers", "search", "options")}
+    dns: dict[str, Any] = {name: fields.take(name, _strings, []) for name in ("nameservers", "search", "options")}
     domain = fields.take("domain", _string, "")
     fields.finish()
     return {name: entry for name, entry in {**dns, "domain": domain}.items() if entry}

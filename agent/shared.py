@@ -59,8 +59,18 @@ class NodeStatus:
     synced: bool = False
     blocks: Mapping[Network, tuple[Subnet, ...]] = field(default_factory=dict)
     """The blocks of each network whose node state is in the kernel."""
+    routes: int = 0
+    """How many routes to peers' blocks are wanted."""
     problems: tuple[Problem, ...] = ()
 
 
-Demand = Mapping[Network, int]
-"""From the pod path to the node path: networks that pods asked for, and how many blocks they need."""
+@dataclass(frozen=True, slots=True)
+class Want:
+    """How many blocks a network's pods need, and until when (time.monotonic) it counts as asked for."""
+
+    blocks: int
+    until: float
+
+
+Demand = Mapping[Network, Want]
+"""From the pod path to the node path: networks that pods asked for lately."""

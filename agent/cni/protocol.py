@@ -14,6 +14,15 @@ from typing import Any
 from agent.errors import CniError, Code
 
 PROTOCOL = 1
+FIELDS = {
+    "command": "command",
+    "container_id": "containerID",
+    "ifname": "ifname",
+    "netns": "netns",
+    "netns_error": "netnsError",
+    "args": "args",
+    "config": "config",
+}
 REQUEST_LIMIT = 8 << 20  # bytes: a netconf of 1 MiB, each byte of it escaped
 
 
@@ -44,13 +53,16 @@ def decode(data: bytes, netns_fd: int | None) -> Call:
             f"the plugin speaks protocol {found!r}, this agent speaks {PROTOCOL}",
             "install the plugin and the agent of one version",
         )
-    keys = ("command", "containerID", "ifname", "netns", "netnsError", "args", "config")
-    values = [doc.get(key, "") for key in keys]
-    for key, value in zip(keys, values, strict=True):
-        if not isinstance(value, str):
-            raise CniError(Code.DECODING_FAILURE, f"the plugin's {key} is {value!r}, not a string")
-        _check_text(key, value)
-    return Call(*values, netns_fd=netns_fd)
+    texts = {field: _text(doc, key) for field, key in FIELDS.items()}
+    return Call(**texts, netns_fd=netns_fd)
+
+
+def _text(doc: dict[str, Any], key: str) -> str:
+    value = doc.get(key, "")
+    if not isinstance(value, str):
+        raise CniError(Code.DECODING_FAILURE, f"the plugin's {key} is {value!r}, not a string")
+    _check_text(key, value)
+    return value
 
 
 def _check_text(key: str, value: str) -> None:

@@ -15,20 +15,20 @@ from agent.cni import result
 from agent.cni.protocol import Call
 from agent.datapath import links, netns, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
-from agent.errors import CniError, Code
+from agent.errors import CniError, Code, invalid_config
 from agent.ipam import allocator
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachments import Attachment, Attachments, link_name
 from agent.model import Network, Subnet
 from agent.modes import mode
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
-from agent.modes.hostgw import mac_for
-from agent.netconf import LINK_NAME, NAME, NetConf, invalid_config
-from agent.shared import Demand, Latest, NodeStatus
+from agent.netconf import LINK_NAME, NAME, NetConf
+from agent.shared import Demand, Latest, NodeStatus, Want
 
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
+DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 log = logging.getLogger(__name__)
@@ -162,9 +162,7 @@ class Verbs:
                     failures.append(f"{attachment.container_id} {attachment.ifname}: {error}")
         failures += self._collect_orphans(conf)
         if failures:
-            raise CniError(
-                Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated"
-            )
+            raise CniError(Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated")
         return {}
 
     def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:
@@ -174,9 +172,7 @@ class Verbs:
         ranges = _ranges(conf.network, blocks)
         if not any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)]):
             self._ask(conf.network, len(blocks) + 1)
-            raise CniError(
-                Code.NOT_AVAILABLE, _exhausted(ranges), "delete pods, or give the node a larger block"
-            )
+            raise CniError(Code.NOT_AVAILABLE, _exhausted(ranges), "delete pods, or give the node a larger block")
         return {}
 
     def heal(self) -> None:
@@ -203,9 +199,12 @@ class Verbs:
         return self._status.get().blocks[network]
 
     def _ask(self, network: Network, blocks: int) -> None:
-        self._demand.update(
-            lambda demand: demand if demand.get(network, 0) >= blocks else {**demand, network: blocks}
-        )
+        """Tell the node path that a network is in use, at most once in half the time that it remembers."""
+        now = time.monotonic()
+        known = self._demand.get().get(network)
+        if known is None or known.blocks < blocks or known.until < now + DEMANDED_FOR / 2:
+            want = Want(max(blocks, known.blocks if known else 0), now + DEMANDED_FOR)
+            self._demand.update(lambda demand: {**demand, network: want})
 
     def _still_wired(self, known: Attachment, call: Call, conf: NetConf) -> Wired | None:
         """What an earlier ADD made if it still stands in this namespace; else it is removed."""
@@ -229,7 +228,7 @@ class Verbs:
         deadline = time.monotonic() + COOLED_WITHIN
         while True:
             try:
-                return self._attachments.reserve(wanted, ranges, conf.ips, mac_for, deadline)
+                return self._attachments.reserve(wanted, ranges, conf.ips, deadline)
             except UnavailableError as error:
                 raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
             except OSError as error:
@@ -258,9 +257,7 @@ class Verbs:
                 return way.wire(attachment, fd, conf.routes)
             except NodeNotReadyError as error:
                 if time.monotonic() > deadline:
-                    raise CniError(
-                        Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node"
-                    ) from error
+                    raise CniError(Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node") from error
                 way.unwire(attachment)
                 time.sleep(0.05)  # the node path hears of it from the kernel and repairs it
 
@@ -281,9 +278,7 @@ class Verbs:
         known |= {link_name(*key) for key in conf.valid_attachments}
         failures = []
         for link in rtnl.links(links.host()):
-            marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(
-                f"{ALIAS} {conf.network.name} "
-            )
+            marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(f"{ALIAS} {conf.network.name} ")
             if marked and link.name not in known:
                 try:
                     links.delete(links.host(), link.name)
@@ -336,13 +331,11 @@ def _ranges(network: Network, blocks: tuple[Subnet, ...]) -> list[Range]:
 
 
 def _exhausted(ranges: list[Range]) -> str:
-    return f"no address is free in {', '.join(str(r.block) for r in ranges)} ({sum(r.size for r in ranges)} in all)"
+    return (
+        f"no address is free in {', '.join(str(r.block) for r in ranges)} ({sum(r.size for r in ranges)} in all)"
+    )
 
 
 def _raise_os(error: OSError, doing: str) -> NoReturn:
-    code = (
-        Code.IO_FAILURE
-        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT)
-        else Code.KERNEL
-    )
+    code = Code.IO_FAILURE if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT) else Code.KERNEL
     raise CniError(code, f"{doing}: {error}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.datapath.rtnl import Link, LinkAddress
-from agent.datapath.state import BRIDGE_ALIAS, Bridge
+from agent.datapath.state import BRIDGE_ALIAS, Bridge, Interface
 from agent.model import Problem
 
 
@@ -26,20 +25,14 @@ def read(links: Sequence[Link], addresses: Iterable[LinkAddress]) -> frozenset[B
             link.name,
             link.mac,
             link.mtu,
-            frozenset(
-                ipaddress.ip_interface((a.address, a.prefix))
-                for a in held
-                if a.index == link.index and not a.address.is_link_local
-            ),
+            _interfaces(link.index, held),
         )
         for link in links
         if is_ours(link) and link.up
     )
 
 
-def sync(
-    desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]
-) -> list[Problem]:
+def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]) -> list[Problem]:
     """Make our bridges those desired; one that is no longer wanted goes when its last port is gone."""
     actual = read(links, addresses)
     wanted = {bridge.name for bridge in desired}
@@ -51,21 +44,32 @@ def sync(
     problems = []
     with IPRoute() as ipr:
         for link in stale:
-            ipr.link("del", index=link.index)
+            try:
+                ipr.link("del", index=link.index)
+            except NetlinkError as error:
+                problems.append(_refused(link.name, error))
         for bridge in todo:
-            link = by_name.get(bridge.name)
-            if link and not is_ours(link):
-                problems.append(_foreign(link))
+            known = by_name.get(bridge.name)
+            if known and not is_ours(known):
+                problems.append(_foreign(known))
                 continue
             try:
-                _ensure(ipr, bridge, link, addresses)
+                _ensure(ipr, bridge, known, addresses)
             except NetlinkError as error:
-                problems.append(Problem(f"bridge {bridge.name}", str(error), "see `ip -d link` on this node"))
+                problems.append(_refused(bridge.name, error))
     return problems
+
+
+def _interfaces(index: int, addresses: Iterable[LinkAddress]) -> frozenset[Interface]:
+    return frozenset(a.interface for a in addresses if a.index == index and not a.address.is_link_local)
 
 
 def _ports(bridge: Link, links: Iterable[Link]) -> bool:
     return any(link.master == bridge.index for link in links)
+
+
+def _refused(name: str, error: NetlinkError) -> Problem:
+    return Problem(f"bridge {name}", str(error), "see `ip -d link` on this node")
 
 
 def _foreign(link: Link) -> Problem:
@@ -87,11 +91,7 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
         index = link.index
     if link is None or not link.up or link.mac != bridge.mac or link.mtu != bridge.mtu:
         ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")
-    held = {
-        ipaddress.ip_interface((a.address, a.prefix))
-        for a in addresses
-        if a.index == index and not a.address.is_link_local
-    }
+    held = _interfaces(index, addresses)
     for interface in bridge.addresses - held:
         ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
     for interface in held - bridge.addresses:

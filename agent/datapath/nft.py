@@ -52,10 +52,13 @@ class Table:
         self._wanted = ""
         self._listed: list[dict[str, Any]] | None = None
 
-    def sync(self, masquerade: Masquerade) -> bool:
-        """Make the table what it should be; whether it had to be written. Raises NftError."""
+    def sync(self, masquerade: Masquerade, *, verify: bool) -> bool:
+        """Make the table what it should be; whether it had to be written. Raises NftError.
+
+        Whether somebody else has changed it is looked up only with `verify`, as that costs a process.
+        """
         wanted = render(masquerade)
-        if wanted == self._wanted and self._listed == _list():
+        if wanted == self._wanted and (not verify or self._listed == _list()):
             return False
         _nft(["-f", "-"], wanted)
         self._wanted, self._listed = wanted, _list()

@@ -65,6 +65,11 @@ class LinkAddress:
     address: Address
     prefix: int
 
+    @property
+    def interface(self) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
+        """The address with its network."""
+        return ipaddress.ip_interface((self.address, self.prefix))
+
 
 @dataclass(frozen=True, slots=True)
 class KernelRoute:
@@ -80,7 +85,7 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def create_veth(
+def create_veth(  # noqa: PLR0913 - both ends have a name and a MAC
     name: str, mac: str, peer: str, peer_mac: str, *, peer_netns: int, master: int, mtu: int
 ) -> Request:
     """A veth pair: `name` here as port of the bridge `master`, `peer` at once in the namespace of an fd.
@@ -189,8 +194,7 @@ def link(nl: Netlink, name: str) -> Link | None:
 def links(nl: Netlink) -> list[Link]:
     """All interfaces."""
     return [
-        _link(payload)
-        for payload in nl.dump(Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0), "list links"))
+        _link(payload) for payload in nl.dump(Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0), "list links"))
     ]
 
 
@@ -205,9 +209,7 @@ def routes(nl: Netlink, version: int, protocol: int = 0) -> list[KernelRoute]:
     af = socket.AF_INET if version == 4 else socket.AF_INET6
     header = RTMSG.pack(af, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
     try:
-        payloads = nl.dump(
-            Request(RTM_GETROUTE, 0, header + netlink.u32(RTA_TABLE, RT_TABLE_MAIN), "list routes")
-        )
+        payloads = nl.dump(Request(RTM_GETROUTE, 0, header + netlink.u32(RTA_TABLE, RT_TABLE_MAIN), "list routes"))
     except NetlinkError as error:
         if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # no such table, or no IPv6
             return []

@@ -22,6 +22,7 @@ from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.model import Address, Network, Subnet
 
 FORMAT = 1
+MAC_PREFIX = "0a:58"  # locally administered
 LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,12 @@ log = logging.getLogger(__name__)
 
 def link_name(container_id: str, ifname: str) -> str:
     """The host's end of an attachment: always the same for the same one, so a crash can't lose it."""
-    return (
-        LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
-    )
+    return LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
+
+
+def mac_for(address: Address) -> str:
+    """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
+    return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +127,14 @@ class Attachments:
     ) -> Attachment:
         """`wanted` with an address for each IP version of `ranges`, on file before this returns.
 
+        Where it asks for no MAC, it gets that of its first address.
+
         Waits until `deadline` (time.monotonic) for an address to cool.
         Raises ExhaustedError, UnavailableError, OSError.
         """
         with self._lock:
             leases = self._take(ranges, asked, deadline)
-            attachment = replace(wanted, leases=leases)
+            attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
             try:
                 self._write(attachment)
             except OSError:

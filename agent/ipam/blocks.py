@@ -66,6 +66,4 @@ def candidates(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPBl
 
 def _is_regular(cidr: Subnet, snapshot: Snapshot, network: Network) -> bool:
     """Whether it is of its pool's block size: then it overlaps a candidate only by being the same."""
-    return any(
-        cidr.prefixlen == pool.block_size and within(cidr, pool.cidr) for pool in pools(snapshot, network)
-    )
+    return any(cidr.prefixlen == pool.block_size and within(cidr, pool.cidr) for pool in pools(snapshot, network))

@@ -11,19 +11,13 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import KernelRoute
 from agent.datapath.state import ALIAS, Bridge, Masquerade, NodeState, Route
 from agent.ipam import allocator, blocks
-from agent.ipam.attachments import Attachment
-from agent.model import Address, Node, Problem, Subnet
+from agent.ipam.attachments import Attachment, mac_for
+from agent.model import Node, Problem, Subnet
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
-MAC_PREFIX = "0a:58"  # locally administered; the address follows, so a reused address has its old MAC
 ALIAS_LIMIT = 255  # IFALIASZ - 1
 DEFAULT = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
-
-
-def mac_for(address: Address) -> str:
-    """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
-    return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
 
 
 class HostGw:

@@ -1,0 +1,59 @@
+"""The networks that the runtime's conf folder names, so that a node is ready before its first pod."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent import netconf
+from agent.errors import CniError, invalid_config
+from agent.model import Network, Problem
+
+PLUGIN = "testcni"
+SUFFIXES = (".conf", ".conflist", ".json")  # those that libcni loads
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Confs:
+    """The networks of type testcni in the conf folder, and which files are wrong."""
+
+    networks: frozenset[Network] = frozenset()
+    problems: tuple[Problem, ...] = ()
+
+
+def read(folder: Path) -> Confs:
+    """What is in the folder now; a folder that isn't there has nothing."""
+    networks: set[Network] = set()
+    problems: list[Problem] = []
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    except FileNotFoundError:
+        return Confs()
+    except OSError as error:
+        return Confs(problems=(Problem(str(folder), str(error), "give the agent leave to read it"),))
+    for path in paths:
+        try:
+            data = path.read_bytes()
+            if PLUGIN.encode() in data:  # other plugins' files are not ours to judge
+                networks.update(netconf.parse(doc).network for doc in plugins(netconf.parse_json(data)))
+        except FileNotFoundError:
+            continue  # it went while we looked
+        except (CniError, OSError) as error:
+            problems.append(Problem(str(path), str(error), "mend or remove the file"))
+    return Confs(frozenset(networks), tuple(problems))
+
+
+def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The netconfs of type testcni of a .conf or a .conflist; raises CniError 7."""
+    entries = doc.get("plugins", [doc])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise invalid_config("plugins", entries, "a list of JSON objects")
+    inherited: dict[str, Any] = {key: doc[key] for key in ("name", "cniVersion") if key in doc}
+    for entry in entries:
+        if entry.get("type") == PLUGIN:
+            yield {**entry, **inherited}

@@ -1,0 +1,74 @@
+"""From the datastore's changes to the cluster snapshot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from agent.cluster.store import KINDS, Change, Datastore, Gone, Kind, Put, Replaced, Trouble, kind_of
+from agent.model import Problem, Resource, Snapshot
+from agent.shared import Latest
+
+FIELDS: dict[Kind, str] = {"Node": "nodes", "IPPool": "pools", "IPBlock": "blocks"}
+
+log = logging.getLogger(__name__)
+
+
+def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]) -> Snapshot:
+    """The snapshot after these changes; it is `synced` when every kind is in `listed`."""
+    maps: dict[Kind, dict[str, Resource]] = {}
+
+    def of(kind: Kind) -> dict[str, Resource]:
+        if kind not in maps:  # copied once for all changes of a batch
+            maps[kind] = dict(getattr(snapshot, FIELDS[kind]))
+        return maps[kind]
+
+    for change in changes:
+        match change:
+            case Replaced(kind, objects):
+                maps[kind] = {obj.name: obj for obj in objects}
+            case Put(obj):
+                of(kind_of(obj))[obj.name] = obj
+            case Gone(kind, name):
+                of(kind).pop(name, None)
+            case Trouble():
+                continue
+    changed: dict[str, Any] = {FIELDS[kind]: objects for kind, objects in maps.items()}
+    return replace(snapshot, synced=listed >= set(KINDS), **changed)
+
+
+class Follower:
+    """Keeps the newest snapshot, and what hinders the datastore, for the node path."""
+
+    def __init__(self, store: Datastore) -> None:
+        self.snapshot: Latest[Snapshot] = Latest(Snapshot())
+        self.troubles: Latest[Mapping[str, Problem]] = Latest({})
+        self._store = store
+        self._listed: frozenset[Kind] = frozenset()
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the datastore until `stop` is set."""
+        self._store.watch(self.deliver, stop)
+
+    def deliver(self, changes: Sequence[Change]) -> None:
+        """Take a batch of changes."""
+        self._listed |= {change.kind for change in changes if isinstance(change, Replaced)}
+        self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
+        troubles = [change for change in changes if isinstance(change, Trouble)]
+        if troubles:
+            self.troubles.update(lambda known: _with(known, troubles))
+
+
+def _with(known: Mapping[str, Problem], troubles: Sequence[Trouble]) -> Mapping[str, Problem]:
+    now = dict(known)
+    for trouble in troubles:
+        if trouble.problem is None:
+            if now.pop(trouble.source, None):
+                log.info("%s is well again", trouble.source)
+        else:
+            log.warning("%s", trouble.problem)
+            now[trouble.source] = trouble.problem
+    return now

@@ -1,0 +1,93 @@
+"""Node state into the kernel, kind by kind: one that fails does not hold up the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent.datapath import bridges, forwarding, routes, rtnl
+from agent.datapath.netlink import Netlink
+from agent.datapath.nft import Table
+from agent.datapath.rtnl import Link, LinkAddress
+from agent.datapath.state import LINK_PREFIX, LocalAddress, NodeState
+from agent.model import Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Links and addresses as they are, and which of the addresses are the node's own."""
+
+    links: list[Link]
+    addresses: list[LinkAddress]
+    local: tuple[LocalAddress, ...]
+
+
+@dataclass
+class Programmed:
+    """What came of it: problems for people, and the bridges that can't take pods."""
+
+    problems: list[Problem] = field(default_factory=list)
+    unready: set[str] = field(default_factory=set)
+    failed: bool = False
+    """Something failed that may succeed when it is tried again."""
+
+
+def read(nl: Netlink) -> Kernel:
+    """What is there now. Raises OSError."""
+    links, addresses = rtnl.links(nl), rtnl.addresses(nl)
+    usable = {
+        link.index: link
+        for link in links
+        if link.up and link.name != "lo" and not bridges.is_ours(link) and not link.name.startswith(LINK_PREFIX)
+    }
+    local = (
+        LocalAddress(usable[a.index].name, usable[a.index].mtu, a.interface)
+        for a in addresses
+        if a.index in usable
+    )
+    return Kernel(links, addresses, tuple(local))
+
+
+def program(nl: Netlink, desired: NodeState, kernel: Kernel, table: Table, *, verify: bool) -> Programmed:
+    """Make the kernel's state the desired one; `verify` looks for changes that the kernel does not tell of."""
+    done = Programmed()
+
+    def connect() -> None:
+        for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
+            done.problems.append(problem)
+            done.unready.add(problem.where.removeprefix("bridge "))
+
+    def forward() -> None:
+        for version in forwarding.sync(desired.forwarding):
+            log.info("forwarding of IPv%d turned on", version)
+
+    def masquerade() -> None:
+        if table.sync(desired.masquerade, verify=verify):
+            log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
+
+    for what, step in (("bridges", connect), ("forwarding", forward), ("nft", masquerade)):
+        if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
+            done.unready.update(bridge.name for bridge in desired.bridges)
+    _attempt(done, "routes", lambda: _routes(nl, desired, done))
+    return done
+
+
+def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:
+    devices = {link.index: link.name for link in rtnl.links(nl)}
+    synced = routes.sync(nl, desired.routes, devices)
+    done.problems.extend(sorted(synced.problems, key=str))
+    if synced.added or synced.removed:
+        log.info("routes: %d added, %d removed", synced.added, synced.removed)
+
+
+def _attempt(done: Programmed, what: str, step: Callable[[], None]) -> bool:
+    try:
+        step()
+    except OSError as error:
+        done.problems.append(Problem(what, str(error), "it is tried again"))
+        done.failed = True
+        return False
+    return True

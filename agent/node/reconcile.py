@@ -1,0 +1,182 @@
+"""Makes the node's state in the kernel what the modes desire, whenever either of the two may have changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from agent.datapath import links
+from agent.datapath.nft import Table
+from agent.datapath.state import LocalAddress, NodeState, union
+from agent.errors import CniError
+from agent.ipam import blocks
+from agent.ipam.attachments import Attachments
+from agent.model import Network, Problem, Snapshot, Subnet
+from agent.modes import mode
+from agent.modes.base import View
+from agent.node import program
+from agent.node.claims import Claimer
+from agent.node.confs import Confs
+from agent.shared import Demand, Latest, NodeStatus
+
+DEBOUNCE = 0.02  # seconds: what happens together is done together
+BACKOFF = (0.5, 10.0)  # seconds after a failure, first and longest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the node path is told, and by whom."""
+
+    snapshot: Latest[Snapshot]
+    confs: Latest[Confs]
+    demand: Latest[Demand]
+    attachments: Attachments
+    troubles: tuple[Latest[Mapping[str, Problem]], ...]
+
+
+class Reconciler:
+    """The node path's loop: desired minus actual, per kind."""
+
+    def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float) -> None:
+        self.status: Latest[NodeStatus] = Latest(NodeStatus())
+        self._node = node
+        self._inputs = inputs
+        self._claimer = claimer
+        self._resync = resync
+        self._wake = threading.Event()
+        self._verify = True
+        self._table = Table()
+        self._memory: dict[Network, tuple[View, NodeState]] = {}
+        self._told: frozenset[Problem] = frozenset()
+        listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
+        for listen in (*listens, *(source.listen for source in inputs.troubles)):
+            listen(self._wake.set)
+
+    def drifted(self) -> None:
+        """Somebody else changed something: look at everything."""
+        self._verify = True
+        self._wake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Reconcile on every change and every `resync` seconds until `stop` is set."""
+        failures = 0
+        while not stop.is_set():
+            pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures - 1)) if failures else self._until_next()
+            if not self._wake.wait(pause):
+                self._verify = True
+            stop.wait(DEBOUNCE)
+            self._wake.clear()
+            failures = 0 if self.once() else failures + 1
+
+    def stop(self) -> None:
+        """Wake the loop, so that it sees that it should end."""
+        self._wake.set()
+
+    def once(self) -> bool:
+        """One round; False when something failed that may succeed when it is tried again."""
+        snapshot = self._claimer.complete(self._inputs.snapshot.get())
+        if not snapshot.synced:  # nothing is made or removed on half a picture
+            self._publish(NodeStatus(problems=self._with_reported([])))
+            return True
+        verify, self._verify = self._verify, False
+        networks = self._networks()
+        self._claimer.want({network: self._blocks_wanted(network) for network in networks})
+        try:
+            kernel = program.read(links.host())
+        except OSError as error:
+            problem = Problem("netlink", str(error), "it is tried again")
+            self._publish(NodeStatus(synced=True, problems=self._with_reported([problem])))
+            return False
+        problems = list(_identity(snapshot, self._node, kernel.local))
+        views = [self._view(snapshot, kernel.local, network) for network in networks]
+        desired = union(self._desired(view, problems) for view in views)
+        done = program.program(links.host(), desired, kernel, self._table, verify=verify)
+        ready = {
+            network: own
+            for network in networks
+            if network in self._memory
+            and network.bridge not in done.unready
+            and (own := blocks.node_blocks(snapshot, network, self._node))
+        }
+        problems += [*sorted(desired.problems, key=str), *done.problems]
+        self._publish(
+            NodeStatus(
+                synced=True, blocks=ready, routes=len(desired.routes), problems=self._with_reported(problems)
+            )
+        )
+        return not done.failed
+
+    def _networks(self) -> list[Network]:
+        """The networks in force: named by confs, used by pods, or asked for just now."""
+        now = time.monotonic()
+        demand = self._inputs.demand.get()
+        if any(want.until <= now for want in demand.values()):
+            self._inputs.demand.update(lambda d: {n: want for n, want in d.items() if want.until > now})
+        asked = {network for network, want in demand.items() if want.until > now}
+        known = self._inputs.confs.get().networks | self._inputs.attachments.networks() | asked
+        self._memory = {network: entry for network, entry in self._memory.items() if network in known}
+        return sorted(known, key=str)
+
+    def _blocks_wanted(self, network: Network) -> int:
+        want = self._inputs.demand.get().get(network)
+        return max(1, want.blocks if want else 0, len(self._used(network)))
+
+    def _used(self, network: Network) -> frozenset[Subnet]:
+        """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
+        return frozenset(
+            lease.block for a in self._inputs.attachments.all() if a.network == network for lease in a.leases
+        )
+
+    def _view(self, snapshot: Snapshot, local: tuple[LocalAddress, ...], network: Network) -> View:
+        own = blocks.node_blocks(snapshot, network, self._node)
+        kept = sorted(self._used(network) - set(own), key=str)
+        return View(snapshot, self._node, local, network, (*own, *kept))
+
+    def _desired(self, view: View, problems: list[Problem]) -> NodeState:
+        known = self._memory.get(view.network)
+        if known and known[0] == view:
+            return known[1]
+        try:
+            state = mode(view.network.mode).desired(view)
+        except CniError as error:
+            problems.append(Problem(f"network {view.network.name}", error.msg, error.details))
+            return NodeState()
+        self._memory[view.network] = (view, state)
+        return state
+
+    def _with_reported(self, problems: list[Problem]) -> tuple[Problem, ...]:
+        sources = [problem for source in self._inputs.troubles for problem in source.get().values()]
+        return (*problems, *self._inputs.confs.get().problems, *sources)
+
+    def _publish(self, status: NodeStatus) -> None:
+        """Hand the status to the pod path, and tell each problem once when it comes and when it goes."""
+        now = frozenset(status.problems)
+        for problem in status.problems:
+            if problem not in self._told:
+                log.warning("%s", problem)
+        for problem in self._told - now:
+            log.info("solved: %s: %s", problem.where, problem.what)
+        self._told = now
+        self.status.publish(status)
+
+    def _until_next(self) -> float:
+        """Seconds to the next round: the resync, or the end of a demand if that is sooner."""
+        ends = [want.until for want in self._inputs.demand.get().values()]
+        return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
+
+
+def _identity(snapshot: Snapshot, node: str, local: tuple[LocalAddress, ...]) -> Iterator[Problem]:
+    """Whether this node is who it believes to be."""
+    me = snapshot.nodes.get(node)
+    if me is None:
+        yield Problem(
+            f"node {node}", "has no Node object", "create it, or give the agent the right name by --node"
+        )
+    elif me.addresses and not {entry.interface.ip for entry in local}.intersection(me.addresses):
+        what = f"its InternalIP {', '.join(map(str, me.addresses))} is on no interface here"
+        yield Problem(f"node {node}", what, "mend the Node, or --node of the agent")
