@@ -141,9 +141,10 @@ class Verbs:
             attachment = self._attachments.get(container_id, ifname)
             if attachment is None or attachment.wired is None:
                 raise CheckError(f"no {ifname} of container {container_id} is known here")
-            result.check_previous(conf, cast("Wired", attachment.wired))
+            wired = cast("Wired", attachment.wired)
+            result.check_previous(conf, wired)
             try:
-                mode(attachment.network.mode).check(attachment, fd, conf.routes)
+                mode(attachment.network.mode).check(attachment, wired, fd)
             except OSError as error:
                 _raise_os(error, f"checking {ifname} of container {container_id}")
         return {}
@@ -210,8 +211,9 @@ class Verbs:
         """What an earlier ADD made if it still stands in this namespace; else it is removed."""
         try:
             if known.wired is not None and known.network.name == conf.network.name:
-                mode(known.network.mode).check(known, _netns(call), conf.routes)
-                return cast("Wired", known.wired)
+                wired = cast("Wired", known.wired)
+                mode(known.network.mode).check(known, wired, _netns(call))
+                return wired
         except (CheckError, OSError) as error:
             log.warning("%s %s is added anew: %s", *known.key, error)
         if known.network.name != conf.network.name and known.wired is not None:

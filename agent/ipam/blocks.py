@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from agent.cluster.objects import DEFAULT_BLOCK_SIZE
 from agent.model import IPBlock, IPPool, Network, Snapshot, Subnet
 
-DEFAULT_BLOCK = {4: 24, 6: 122}
 IMPLICIT_POOL = "netconf"
 
 
@@ -42,7 +42,7 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
     )
     if fitting or network.subnet is None:
         return fitting
-    size = max(DEFAULT_BLOCK[network.subnet.version], network.subnet.prefixlen)
+    size = max(DEFAULT_BLOCK_SIZE[network.subnet.version], network.subnet.prefixlen)
     return (IPPool(IMPLICIT_POOL, network.subnet, size),)
 
 

@@ -54,8 +54,8 @@ class Mode(Protocol):
         Raises OSError or NodeNotReadyError, and may leave anything half done: `unwire` follows.
         """
 
-    def check(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> None:
-        """Raises CheckError when the kernel is not as `wire` left it."""
+    def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
+        """Raises CheckError when the kernel is not as `wire` left it, OSError when it can't be asked."""
 
     def unwire(self, attachment: Attachment) -> None:
         """Take away all that `wire` made, or as much of it as is there. Raises OSError."""

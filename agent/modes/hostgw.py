@@ -61,7 +61,7 @@ class HostGw:
             rtnl.bridge_port(attachment.link, _alias(attachment), hairpin=network.hairpin),
         )
         with netns.netlink_in(netns_fd) as inside:
-            _configure(inside, attachment, routes)
+            made = _configure(inside, attachment, routes)
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
@@ -76,10 +76,10 @@ class HostGw:
                 }
                 for lease in attachment.leases
             ],
-            routes=[{"dst": str(r.dst), "gw": str(r.gateway)} for r in _pod_routes(attachment, routes)],
+            routes=[{"dst": str(r.dst), "gw": str(r.gateway)} for r in made],
         )
 
-    def check(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> None:
+    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
         nl = links.host()
         bridge, port = rtnl.link(nl, attachment.network.bridge), rtnl.link(nl, attachment.link)
@@ -94,7 +94,7 @@ class HostGw:
             if allocator.gateway(lease.block) not in held:
                 raise CheckError(f"bridge {bridge.name} lacks the gateway {allocator.gateway(lease.block)}")
         with netns.netlink_in(netns_fd) as inside:
-            _check_pod(inside, attachment, port.index, routes)
+            _check_pod(inside, attachment, wired, port.index)
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; the pod's end goes with it."""
@@ -192,31 +192,34 @@ def _alias(attachment: Attachment) -> str:
     return " ".join(parts).strip()[:ALIAS_LIMIT]
 
 
-def _pod_routes(attachment: Attachment, extra: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
-    """The pod's routes: those of the netconf, else a default one for each IP version that it has."""
+def _pod_routes(inside: Netlink, attachment: Attachment, extra: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
+    """The pod's routes: those of the netconf, and a default one unless an earlier interface has it."""
     gateways = {lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases}
     wanted = [
         ExtraRoute(route.dst, route.gateway or gateways[route.dst.version])
         for route in extra
         if route.dst.version in gateways
     ]
-    named = {route.dst for route in wanted}
-    return wanted + [ExtraRoute(DEFAULT[v], g) for v, g in gateways.items() if DEFAULT[v] not in named]
+    taken = {route.dst for route in wanted}
+    taken |= {route.dst for version in gateways for route in rtnl.routes(inside, version)}
+    return wanted + [ExtraRoute(DEFAULT[v], g) for v, g in gateways.items() if DEFAULT[v] not in taken]
 
 
-def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> None:
+def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     end = rtnl.link(inside, attachment.ifname)
     if end is None:
         raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+    wanted = _pod_routes(inside, attachment, routes)
     inside.request(
         rtnl.link_up(1),  # lo: else a pod can't reach its own address
         rtnl.link_up(end.index),
         *(rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases),
-        *(rtnl.add_route(KernelRoute(r.dst, r.gateway, end.index)) for r in _pod_routes(attachment, routes)),
+        *(rtnl.add_route(KernelRoute(r.dst, r.gateway, end.index)) for r in wanted),
     )
+    return wanted
 
 
-def _check_pod(inside: Netlink, attachment: Attachment, peer: int, routes: tuple[ExtraRoute, ...]) -> None:
+def _check_pod(inside: Netlink, attachment: Attachment, wired: Wired, peer: int) -> None:
     name = attachment.ifname
     end = rtnl.link(inside, name)
     if end is None or not end.up:
@@ -230,6 +233,7 @@ def _check_pod(inside: Netlink, attachment: Attachment, peer: int, routes: tuple
         if (lease.address, lease.block.prefixlen) not in held:
             raise CheckError(f"{name} in the pod lacks address {lease.address}/{lease.block.prefixlen}")
     present = {route for version in (4, 6) for route in rtnl.routes(inside, version)}
-    for route in _pod_routes(attachment, routes):
-        if KernelRoute(route.dst, route.gateway, end.index) not in present:
-            raise CheckError(f"the pod lacks route {route.dst} via {route.gateway}")
+    for route in wired["routes"]:
+        wanted = KernelRoute(ipaddress.ip_network(route["dst"]), ipaddress.ip_address(route["gw"]), end.index)
+        if wanted not in present:
+            raise CheckError(f"the pod lacks route {wanted.dst} via {wanted.gateway}")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent import netconf
+from agent.cluster.inotify import FolderWatch
 from agent.errors import CniError, invalid_config
 from agent.model import Network, Problem
+from agent.shared import Latest
 
 PLUGIN = "testcni"
 SUFFIXES = (".conf", ".conflist", ".json")  # those that libcni loads
-
-log = logging.getLogger(__name__)
+LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,19 @@ def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for entry in entries:
         if entry.get("type") == PLUGIN:
             yield {**entry, **inherited}
+
+
+class ConfFolder:
+    """Follows the conf folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.found: Latest[Confs] = Latest(Confs())
+        self._folder = folder
+
+    def run(self, stop: threading.Event) -> None:
+        """Publish what the folder names, after every change, until `stop` is set. Raises OSError."""
+        watch = FolderWatch(self._folder)
+        while not stop.is_set():
+            self.found.publish(read(self._folder))
+            watch.wait(stop, LOOK_AGAIN)
+        watch.close()

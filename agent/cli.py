@@ -1,0 +1,161 @@
+"""testcni-agent: puts the parts together, starts them in order and stops them on SIGTERM."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent import config
+from agent.cluster.folder import Folder
+from agent.cluster.store import Datastore
+from agent.cni.journal import Journal
+from agent.cni.protocol import Call
+from agent.cni.server import Server
+from agent.cni.verbs import Verbs
+from agent.config import AgentConfig, ConfigError
+from agent.datapath.monitor import Monitor
+from agent.ipam.attachments import Attachments
+from agent.node.claims import Claimer
+from agent.node.confs import ConfFolder
+from agent.node.follower import Follower
+from agent.node.reconcile import Inputs, Reconciler
+from agent.observe import log as logs
+from agent.observe.report import report
+from agent.shared import Demand, Latest
+
+EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
+FINISH_WITHIN = 10.0  # seconds for calls at work when the agent is told to stop
+
+log = logging.getLogger("agent")
+
+
+class Agent:
+    """All parts of an agent; nothing runs before `run`."""
+
+    def __init__(self, conf: AgentConfig) -> None:
+        self.conf = conf
+        self.failed = False
+        self._stop = threading.Event()
+        self._began = time.monotonic()
+        store = datastore(conf.datastore)
+        demand: Latest[Demand] = Latest({})
+        self._attachments = Attachments(conf.run_dir, conf.cool_down)
+        self._follower = Follower(store)
+        self._claimer = Claimer(store, conf.node, self._follower.snapshot)
+        self._confs = ConfFolder(conf.conf_dir)
+        inputs = Inputs(
+            self._follower.snapshot,
+            self._confs.found,
+            demand,
+            self._attachments,
+            (self._follower.troubles, self._claimer.problems),
+        )
+        self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync)
+        self._verbs = Verbs(self._attachments, self._reconciler.status, demand)
+        self._journal = Journal(conf.state_dir, self._verbs.answer)
+        self._server = Server(conf.socket, self.answer)
+
+    def run(self) -> None:
+        """Heal, replay, serve; returns when `stop` was called or a part failed. Raises OSError at start."""
+        self._attachments.load()
+        self._verbs.heal()
+        self._journal.prepare()
+        replayed = self._journal.replay()
+        self._server.start()
+        log.info("node %s: serving on %s, %d DELs replayed", self.conf.node, self.conf.socket, replayed)
+        for name, part in (
+            ("follower", self._follower.run),
+            ("confs", self._confs.run),
+            ("claimer", self._claimer.run),
+            ("reconciler", self._reconciler.run),
+            ("journal", self._journal.run),
+            ("monitor", lambda stop: self._watch_kernel(stop, nft=False)),
+            ("nft-monitor", lambda stop: self._watch_kernel(stop, nft=True)),
+        ):
+            threading.Thread(target=self._guard, args=(name, part), name=name, daemon=True).start()
+        self._stop.wait()
+        if not self._server.stop(FINISH_WITHIN):
+            log.warning("calls are still at work after %.0f s; the next start heals them", FINISH_WITHIN)
+        log.info("stopped; pods and routes stay as they are")
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        self._stop.set()
+
+    def answer(self, call: Call) -> dict[str, Any]:
+        """The answer to a call; a DEL that was journaled earlier comes before it."""
+        if call.command == "INFO":
+            return report(
+                self.conf,
+                self._began,
+                self._follower.snapshot.get(),
+                self._reconciler.status.get(),
+                self._attachments,
+            )
+        self._journal.replay()
+        return self._verbs.answer(call)
+
+    def _watch_kernel(self, stop: threading.Event, *, nft: bool) -> None:
+        monitor = Monitor(nft=nft)
+        while not stop.is_set():
+            if monitor.changed():
+                self._reconciler.drifted()
+
+    def _guard(self, name: str, part: Callable[[threading.Event], None]) -> None:
+        """An agent that lost a part must not look alive: it ends, and is started anew."""
+        try:
+            part(self._stop)
+        except Exception:
+            log.exception("%s ended unexpectedly, so the agent ends", name)
+            self.failed = True
+            self._stop.set()
+
+
+def datastore(text: str) -> Datastore:
+    """The datastore of `dir:PATH`; raises ConfigError for what is not built yet."""
+    kind, _, where = text.partition(":")
+    if kind != "dir":
+        raise ConfigError(f"datastore {text!r} is not built yet; built: dir:PATH")
+    return Folder(Path(where))
+
+
+def lock(run_dir: Path) -> int:
+    """The lock that says that one agent serves on this run-dir; raises BlockingIOError when one does, OSError."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir."""
+    try:
+        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        logs.set_up(conf.log_level)
+        lock(conf.run_dir)
+        agent = Agent(conf)
+    except ConfigError as error:
+        print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    except BlockingIOError:
+        print(f"testcni-agent: another agent serves on {conf.run_dir}", file=sys.stderr)  # noqa: T201
+        return EXIT_BUSY
+    except OSError as error:
+        print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: agent.stop())
+    try:
+        agent.run()
+    except OSError:
+        log.exception("the agent can't start")
+        return EXIT_FAILED
+    return EXIT_FAILED if agent.failed else 0

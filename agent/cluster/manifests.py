@@ -1,0 +1,103 @@
+"""One manifest file: its objects, or what is wrong with it and in which line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.cluster import objects
+from agent.cluster.objects import ObjectError
+from agent.model import Problem, Resource
+
+LARGEST = 64 << 20  # bytes
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestError(Exception):
+    """A file that can't be used: the line (0: no certain one), what is wrong, how to mend it."""
+
+    line: int
+    what: str
+    remedy: str
+
+    def problem(self, path: Path) -> Problem:
+        """As people are told it."""
+        return Problem(f"{path}:{self.line}" if self.line else str(path), self.what, self.remedy)
+
+
+def parse(path: Path, data: bytes) -> tuple[Resource, ...]:
+    """The objects in the bytes of a YAML or JSON file; raises ManifestError for the first that is wrong."""
+    if len(data) > LARGEST:
+        raise ManifestError(0, f"is larger than {LARGEST >> 20} MiB", "split it")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ManifestError(line, "is not UTF-8", "save it as UTF-8") from error
+    found: dict[tuple[str, str], Resource] = {}
+    for node, line, doc in _json(text) if path.suffix == ".json" else _yaml(text):
+        if doc is None:  # an empty document
+            continue
+        try:
+            for item in objects.expand(doc):
+                obj = replace(objects.parse(item), resource_version=digest(item))
+                key = (type(obj).__name__, obj.name)
+                if key in found:
+                    raise ObjectError("metadata.name", f"{' '.join(key)} stands here twice", "remove one")
+                found[key] = obj
+        except ObjectError as error:
+            raise ManifestError(
+                _line(node, error.path, line), f"{error.path} {error.what}", error.remedy
+            ) from error
+    return tuple(found.values())
+
+
+def digest(doc: object) -> str:
+    """The resourceVersion of a document in a file: its content."""
+    return hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _json(text: str) -> Iterator[tuple[None, int, object]]:
+    try:
+        yield None, 1, json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(error.lineno, f"is no JSON: {error.msg}", "mend the syntax") from error
+    except RecursionError as error:
+        raise ManifestError(0, "is nested too deeply", "write plain objects") from error
+
+
+def _yaml(text: str) -> Iterator[tuple[yaml.Node, int, object]]:
+    loader = LOADER(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            yield node, node.start_mark.line + 1, loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ManifestError(line, f"is no YAML: {error.problem}", "mend the syntax") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ManifestError(0, f"is no YAML: {error}", "mend the syntax") from error
+    finally:
+        loader.dispose()
+
+
+def _line(node: yaml.Node | None, path: str, otherwise: int) -> int:
+    """The line of a field such as spec.podCIDRs[0], or of the nearest of its parents that is there."""
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        if node is None:
+            break
+        otherwise = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+        else:
+            node = None
+    return node.start_mark.line + 1 if node is not None else otherwise

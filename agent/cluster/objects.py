@@ -1,0 +1,152 @@
+"""Kubernetes documents to frozen values and back: v1 Node, testcni.io/v1 IPPool and IPBlock."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from agent.model import API_VERSION, Address, IPBlock, IPPool, Node, Resource, Subnet, block_name
+
+DEFAULT_BLOCK_SIZE = {4: 24, 6: 122}
+LARGEST_BLOCK_SIZE = {4: 30, 6: 126}  # smaller blocks leave a pod no address
+KINDS_BY_VERSION = {"Node": "v1", "IPPool": API_VERSION, "IPBlock": API_VERSION}
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123 subdomain
+NAME_LIMIT = 253
+
+
+class ObjectError(ValueError):
+    """A document that is no object of ours: the path of the field, what is wrong, how to mend it."""
+
+    def __init__(self, path: str, what: str, remedy: str) -> None:
+        super().__init__(f"{path}: {what}; {remedy}")
+        self.path = path
+        self.what = what
+        self.remedy = remedy
+
+
+def expand(doc: object) -> Iterator[object]:
+    """The items of a List, or the document itself."""
+    if isinstance(doc, dict) and isinstance(doc.get("kind"), str) and doc["kind"].endswith("List"):
+        items = doc.get("items")
+        if not isinstance(items, list):
+            raise ObjectError("items", f"is {items!r}, not a list", f"list the objects of the {doc['kind']}")
+        yield from items
+    else:
+        yield doc
+
+
+def parse(doc: object) -> Resource:
+    """The object in a document; fields that we don't need are nobody's business. Raises ObjectError."""
+    if not isinstance(doc, dict):
+        raise ObjectError("document", f"is {doc!r}, not a mapping", "write a Kubernetes object")
+    kind = doc.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS_BY_VERSION:
+        raise ObjectError("kind", f"{kind!r} is not known here", f"known: {', '.join(KINDS_BY_VERSION)}")
+    if doc.get("apiVersion") != KINDS_BY_VERSION[kind]:
+        raise ObjectError("apiVersion", f"is {doc.get('apiVersion')!r}", f"a {kind} has {KINDS_BY_VERSION[kind]}")
+    metadata = _mapping(doc, "metadata")
+    name = metadata.get("name")
+    if not isinstance(name, str) or len(name) > NAME_LIMIT or not NAME.fullmatch(name):
+        remedy = "small letters, digits, - and . (a DNS-1123 subdomain)"
+        raise ObjectError("metadata.name", f"{name!r} is no name", remedy)
+    version = str(metadata.get("resourceVersion") or "")
+    spec = _mapping(doc, "spec")
+    match kind:
+        case "Node":
+            return Node(name, _internal_ips(_mapping(doc, "status")), _pod_cidrs(spec), version)
+        case "IPPool":
+            return _pool(name, spec, version)
+        case _:
+            return _block(name, spec, version)
+
+
+def to_doc(obj: Resource) -> dict[str, Any]:
+    """An object as Kubernetes has it, with what we know of it."""
+    metadata = {"name": obj.name, **({"resourceVersion": obj.resource_version} if obj.resource_version else {})}
+    match obj:
+        case Node():
+            spec: dict[str, Any] = {"podCIDRs": [str(block) for block in obj.blocks]} if obj.blocks else {}
+            addresses = [{"type": "InternalIP", "address": str(address)} for address in obj.addresses]
+            if obj.blocks:
+                spec = {"podCIDR": str(obj.blocks[0]), **spec}
+            kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}
+        case IPPool():
+            kind, rest = "IPPool", {"spec": {"cidr": str(obj.cidr), "blockSize": obj.block_size}}
+        case IPBlock():
+            kind, rest = "IPBlock", {"spec": {"cidr": str(obj.cidr), "node": obj.node, "pool": obj.pool}}
+    return {"apiVersion": KINDS_BY_VERSION[kind], "kind": kind, "metadata": metadata, **rest}
+
+
+def _mapping(doc: dict[str, Any], key: str) -> dict[str, Any]:
+    value = doc.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ObjectError(key, f"is {value!r}, not a mapping", "write it as Kubernetes has it")
+    return value
+
+
+def _items(mapping: dict[str, Any], path: str) -> list[Any]:
+    value = mapping.get(path.rpartition(".")[2]) or []
+    if not isinstance(value, list):
+        raise ObjectError(path, f"is {value!r}, not a list", "write it as Kubernetes has it")
+    return value
+
+
+def _internal_ips(status: dict[str, Any]) -> tuple[Address, ...]:
+    found: list[Address] = []
+    for number, entry in enumerate(_items(status, "status.addresses")):
+        path = f"status.addresses[{number}]"
+        if not isinstance(entry, dict):
+            raise ObjectError(path, f"is {entry!r}, not a mapping", "type and address are wanted")
+        if entry.get("type") == "InternalIP":
+            found.append(_address(f"{path}.address", entry.get("address")))
+    return tuple(dict.fromkeys(found))
+
+
+def _pod_cidrs(spec: dict[str, Any]) -> tuple[Subnet, ...]:
+    cidrs = _items(spec, "spec.podCIDRs")
+    if cidrs:
+        return tuple(dict.fromkeys(_cidr(f"spec.podCIDRs[{n}]", cidr) for n, cidr in enumerate(cidrs)))
+    return (_cidr("spec.podCIDR", spec["podCIDR"]),) if spec.get("podCIDR") else ()
+
+
+def _pool(name: str, spec: dict[str, Any], version: str) -> IPPool:
+    cidr = _cidr("spec.cidr", spec.get("cidr"))
+    size = spec.get("blockSize")
+    if size is None:
+        size = max(DEFAULT_BLOCK_SIZE[cidr.version], cidr.prefixlen)
+    largest = LARGEST_BLOCK_SIZE[cidr.version]
+    if isinstance(size, bool) or not isinstance(size, int) or not cidr.prefixlen <= size <= largest:
+        raise ObjectError("spec.blockSize", f"is {size!r}", f"a prefix length from {cidr.prefixlen} to {largest}")
+    return IPPool(name, cidr, size, version)
+
+
+def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
+    cidr = _cidr("spec.cidr", spec.get("cidr"))
+    if name != block_name(cidr):
+        raise ObjectError("metadata.name", f"is {name}", f"the block {cidr} is named {block_name(cidr)}")
+    for key in ("node", "pool"):
+        if not isinstance(spec.get(key), str) or not spec[key]:
+            raise ObjectError(f"spec.{key}", f"is {spec.get(key)!r}", f"name the {key}")
+    return IPBlock(cidr, spec["node"], spec["pool"], version)
+
+
+def _cidr(path: str, value: object) -> Subnet:
+    try:
+        if isinstance(value, str) and "/" in value:
+            return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ObjectError(path, str(error), "a CIDR with no host bits set, such as 10.244.1.0/24") from error
+    raise ObjectError(path, f"is {value!r}", "a CIDR with no host bits set, such as 10.244.1.0/24")
+
+
+def _address(path: str, value: object) -> Address:
+    try:
+        if isinstance(value, str):
+            return ipaddress.ip_address(value)
+    except ValueError as error:
+        raise ObjectError(path, str(error), "an IP address such as 192.0.2.1") from error
+    raise ObjectError(path, f"is {value!r}", "an IP address such as 192.0.2.1")

@@ -1,0 +1,79 @@
+"""testcnictl: asks the agent of this node and shows what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from agent.cni.protocol import PROTOCOL
+
+EXIT_PROBLEMS, EXIT_NO_AGENT = 1, 4
+WITHIN = 5.0  # seconds
+GREEN, RED, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
+
+
+def ask(path: Path) -> dict[str, Any]:
+    """What the agent behind this socket says of itself. Raises OSError, ValueError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(WITHIN)
+        connection.connect(str(path))
+        connection.sendall(json.dumps({"protocol": PROTOCOL, "command": "INFO"}).encode())
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as answer:
+            doc = json.load(answer)
+    if not isinstance(doc, dict) or "node" not in doc:
+        raise ValueError(f"the agent's answer makes no sense: {doc}")
+    return doc
+
+
+def render(doc: dict[str, Any], *, colour: bool) -> str:
+    """The answer for a person."""
+
+    def paint(text: str, code: str) -> str:
+        return f"{code}{text}{PLAIN}" if colour else text
+
+    healthy = doc["synced"] and not doc["problems"]
+    state = paint("healthy", GREEN) if healthy else paint("not as it should be", RED)
+    lines = [f"{paint('node ' + doc['node'], BOLD)}: {state}"]
+    lines.append(
+        f"  {doc['nodes']} nodes, {doc['routes']} routes to peers, {doc['attachments']} pod interfaces, "
+        f"up {doc['uptimeSeconds']:.0f} s, datastore {doc['datastore']}"
+    )
+    rows = [("NETWORK", "MODE", "BRIDGE", "USED", "COOLING", "FREE", "BLOCKS")]
+    for network in doc["networks"]:
+        addresses = network["addresses"]
+        counts = (str(addresses[key]) for key in ("used", "cooling", "free"))
+        rows.append((network["name"], network["mode"], network["bridge"], *counts, " ".join(network["blocks"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += [f"  {paint('problem', RED)} {p['where']}: {p['what']}; {p['remedy']}" for p in doc["problems"]]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 healthy, 1 problems, 2 wrong options, 4 no agent answers."""
+    parser = argparse.ArgumentParser(prog="testcnictl", description="Asks the agent of this node.")
+    parser.add_argument("--socket", type=Path, default=Path("/run/testcni/agent.sock"), help="the agent's socket")
+    commands = parser.add_subparsers(dest="command", required=True)
+    status = commands.add_parser("status", help="networks, addresses, routes and problems of this node")
+    status.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    options = parser.parse_args(argv)
+    try:
+        doc = ask(options.socket)
+    except (OSError, ValueError) as error:
+        print(f"testcnictl: no agent answers on {options.socket}: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_NO_AGENT
+    if options.output == "json":
+        print(json.dumps(doc, indent=2))  # noqa: T201
+    else:
+        print(render(doc, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))  # noqa: T201
+    return 0 if doc["synced"] and not doc["problems"] else EXIT_PROBLEMS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What an agent says of itself, for `testcnictl status`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from agent.config import AgentConfig
+from agent.ipam import allocator
+from agent.ipam.attachments import Attachments
+from agent.model import Network, Snapshot, Subnet
+from agent.shared import NodeStatus
+
+
+def report(
+    conf: AgentConfig, began: float, snapshot: Snapshot, status: NodeStatus, attachments: Attachments
+) -> dict[str, Any]:
+    """Node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
+    return {
+        "node": conf.node,
+        "datastore": conf.datastore,
+        "pid": os.getpid(),
+        "uptimeSeconds": round(time.monotonic() - began, 1),
+        "synced": status.synced,
+        "nodes": len(snapshot.nodes),
+        "routes": status.routes,
+        "attachments": len(attachments.all()),
+        "networks": [_network(network, own, attachments) for network, own in status.blocks.items()],
+        "problems": [
+            {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
+        ],
+    }
+
+
+def _network(network: Network, own: tuple[Subnet, ...], attachments: Attachments) -> dict[str, Any]:
+    ranges = [allocator.usable(block, network.range_start, network.range_end) for block in own]
+    used, cooling, free = (sum(counts) for counts in zip(*map(attachments.counts, ranges), strict=True))
+    return {
+        "name": network.name,
+        "mode": network.mode,
+        "bridge": network.bridge,
+        "blocks": [str(block) for block in own],
+        "addresses": {"used": used, "cooling": cooling, "free": free},
+    }

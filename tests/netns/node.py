@@ -1,0 +1,194 @@
+"""A node for tests: the real parts of the agent in this process, on the real kernel, without a datastore."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent.cluster.store import Kind
+from agent.cni.protocol import Call
+from agent.cni.verbs import Verbs
+from agent.datapath import links, netns, rtnl
+from agent.datapath.netlink import Netlink
+from agent.ipam.attachments import Attachments
+from agent.model import Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
+from agent.node.claims import Claimer
+from agent.node.confs import Confs
+from agent.node.reconcile import Inputs, Reconciler
+from agent.shared import Latest
+
+T = TypeVar("T")
+CLONE_NEWNET = 0x40000000
+SEED: dict[str, Any] = {  # the seed's host-gw conf
+    "cniVersion": "0.3.0",
+    "name": "testcni",
+    "type": "testcni",
+    "bridge": "testcni0",
+    "subnet": "10.244.0.0/16",
+}
+CONF = {**SEED, "cniVersion": "1.1.0"}
+
+
+def net(text: str) -> Subnet:
+    return ipaddress.ip_network(text)
+
+
+def ip(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+def command(*args: str) -> str:
+    return subprocess.run(args, check=True, capture_output=True, text=True).stdout
+
+
+class Pod:
+    """A network namespace, held by a descriptor."""
+
+    def __init__(self, container_id: str, ifname: str = "eth0") -> None:
+        self.container_id = container_id
+        self.ifname = ifname
+        self.fd = -1
+        maker = threading.Thread(target=self._make)
+        maker.start()
+        maker.join()
+
+    def _make(self) -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def run(self, *args: str) -> str:
+        return command("nsenter", f"--net={self.path}", *args)
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self.run("ip", "-j", *args))
+
+    def reaches(self, address: str) -> bool:
+        args = ("nsenter", f"--net={self.path}", "ping", "-c1", "-W1", "-q", address)
+        return subprocess.run(args, capture_output=True, check=False).returncode == 0
+
+    @contextmanager
+    def netlink(self) -> Iterator[Netlink]:
+        with netns.netlink_in(self.fd) as nl:
+            yield nl
+
+
+class NoStore:
+    """A datastore where a test does not want one: whoever uses it hears so."""
+
+    def list(self, kind: Kind) -> tuple[Resource, ...]:
+        raise NotImplementedError(kind)
+
+    def watch(self, deliver: object, stop: threading.Event) -> None:
+        raise NotImplementedError
+
+    def create(self, obj: Resource) -> Resource:
+        raise NotImplementedError(obj)
+
+    def update(self, obj: Resource) -> Resource:
+        raise NotImplementedError(obj)
+
+    def delete(self, kind: Kind, name: str) -> None:
+        raise NotImplementedError(kind)
+
+
+class Host:
+    """The node `one` at 192.0.2.1 on a link eth0, with its loops run by hand or in threads."""
+
+    def __init__(self, run_dir: Path, blocks: Sequence[str] = ("10.244.1.0/24",), cool_down: float = 0) -> None:
+        command("ip", "link", "set", "lo", "up")
+        if "eth0" not in command("ip", "link"):
+            command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
+            for link in ("eth0", "wire"):
+                command("ip", "link", "set", link, "up")
+            command("ip", "address", "add", "192.0.2.1/24", "dev", "eth0")
+        self.run_dir = run_dir
+        self.me = Node("one", (ip("192.0.2.1"),), tuple(map(net, blocks)))
+        self.snapshot = Latest(Snapshot(synced=True, nodes={"one": self.me}))
+        self.confs: Latest[Confs] = Latest(Confs())
+        self.demand: Latest[Any] = Latest({})
+        self.attachments = Attachments(run_dir, cool_down)
+        self.attachments.load()
+        self.claimer = Claimer(NoStore(), "one", self.snapshot)
+        inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, ())
+        self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
+        self.verbs = Verbs(self.attachments, self.reconciler.status, self.demand)
+        self._stop = threading.Event()
+        threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self.reconciler.stop()
+
+    def put(self, *objects: Node | IPPool | IPBlock) -> None:
+        """Add objects to the snapshot."""
+        for obj in objects:
+            field = {Node: "nodes", IPPool: "pools", IPBlock: "blocks"}[type(obj)]
+
+            def change(s: Snapshot, field: str = field, obj: Any = obj) -> Snapshot:
+                return replace(s, **{field: {**getattr(s, field), obj.name: obj}})
+
+            self.snapshot.update(change)
+
+    def drop(self, name: str) -> None:
+        """Remove a Node from the snapshot."""
+        self.snapshot.update(lambda s: replace(s, nodes={n: o for n, o in s.nodes.items() if n != name}))
+
+    def call(self, verb: str, pod: Pod | None = None, conf: object = None, **more: Any) -> dict[str, Any]:
+        """Call a verb as the plugin does."""
+        doc = conf if isinstance(conf, str) else json.dumps(CONF if conf is None else conf)
+        call = Call(verb, config=doc, **more)
+        if pod:
+            call = replace(
+                call,
+                container_id=more.get("container_id", pod.container_id),
+                ifname=more.get("ifname", pod.ifname),
+                netns=more.get("netns", pod.path),
+                netns_fd=more.get("netns_fd", pod.fd),
+            )
+        return self.verbs.answer(call)
+
+    def add(self, pod: Pod, conf: object = None, **more: Any) -> dict[str, Any]:
+        return self.call("ADD", pod, conf, **more)
+
+    def delete(self, pod: Pod, conf: object = None, **more: Any) -> dict[str, Any]:
+        return self.call("DEL", pod, conf, **more)
+
+    def state(self) -> dict[str, Any]:
+        """All that an attachment could leave behind."""
+        nl = links.host()
+        return {
+            "links": sorted((link.name, link.kind, link.master) for link in rtnl.links(nl)),
+            # the kernel gives links their link-local IPv6 addresses when it pleases
+            "addresses": sorted(str(a.interface) for a in rtnl.addresses(nl) if not a.address.is_link_local),
+            "routes": sorted(str(r) for v in (4, 6) for r in rtnl.routes(nl, v) if not r.dst.is_link_local),
+            "nft": command("nft", "list", "ruleset"),
+            "files": sorted(str(path) for path in self.run_dir.rglob("*")),
+            "used": self.attachments.all(),
+        }
+
+
+def eventually(what: Callable[[], T], within: float = 2.0) -> T:
+    """What `what` returns once that is true; fails with its last value after `within` seconds."""
+    end = time.monotonic() + within
+    while not (value := what()):
+        assert time.monotonic() < end, f"still {value!r} after {within} s"
+        time.sleep(0.005)
+    return value

@@ -1,0 +1,290 @@
+"""ADD and DEL on a real kernel: what a pod gets, what comes back, and that nothing stays."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import CONF, SEED, Host, Pod, command, ip, net
+
+from agent.errors import CniError, Code
+from agent.model import Node
+
+
+def test_a_pod_gets_address_routes_and_reaches_its_node(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    result = host.add(pod)
+    assert result["cniVersion"] == "1.1.0"
+    assert result["ips"] == [{"address": "10.244.1.2/24", "gateway": "10.244.1.1", "interface": 2}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}]
+    assert [i["name"] for i in result["interfaces"]][0] == "testcni0"
+    assert result["interfaces"][2]["sandbox"] == pod.path
+    assert pod.reaches("10.244.1.1")
+    assert pod.reaches("192.0.2.1")
+    assert pod.reaches("10.244.1.2"), "its own address, by lo"
+    routes = pod.json("route")
+    assert [(r["dst"], r.get("gateway"), r["dev"]) for r in routes] == [
+        ("default", "10.244.1.1", "eth0"),
+        ("10.244.1.0/24", None, "eth0"),
+    ]
+
+
+def test_the_seeds_conf_answers_in_its_own_version(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    result = host.add(pod, SEED)
+    assert result["cniVersion"] == "0.3.0"
+    assert result["ips"][0] == {
+        "version": "4",
+        "address": "10.244.1.2/24",
+        "gateway": "10.244.1.1",
+        "interface": 2,
+    }
+    assert "mtu" not in result["interfaces"][0]
+
+
+def test_two_pods_of_a_node_reach_each_other(tmp_path: Path) -> None:
+    host, one, two = Host(tmp_path), Pod("c1"), Pod("c2")
+    host.add(one)
+    host.add(two)
+    assert one.reaches("10.244.1.3")
+    assert two.reaches("10.244.1.2")
+
+
+def test_del_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.delete(pod)  # makes the bridge known as well: no, a DEL asks for nothing
+    host.add(Pod("other"))
+    before = host.state()
+    host.add(pod)
+    host.delete(pod)
+    assert host.state() == before
+    host.delete(pod)
+    assert host.state() == before
+    assert pod.json("link")[-1]["ifname"] == "lo"
+
+
+def test_del_without_netns(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("other"))
+    before = host.state()
+    host.add(pod)
+    host.call("DEL", container_id="c1", ifname="eth0", netns="", netns_fd=None)
+    assert host.state() == before
+
+
+def test_del_after_the_netns_is_gone(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("other"))
+    before = host.state()
+    host.add(pod)
+    pod.close()
+    host.call("DEL", container_id="c1", ifname="eth0", netns="/run/netns/gone", netns_error="No such file")
+    after = host.state()
+    assert after == before
+
+
+def test_del_with_a_netconf_that_is_wrong_by_now(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(pod)
+    host.delete(pod, {**CONF, "mtu": "junk", "new": 1})
+    assert host.attachments.all() == ()
+
+
+def test_add_is_idempotent(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    first = host.add(pod)
+    before = host.state()
+    assert host.add(pod) == first
+    assert host.state() == before
+
+
+def test_add_again_in_a_new_netns_is_made_anew(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(pod)
+    again = Pod("c1")
+    host.add(again)
+    assert again.reaches("10.244.1.1")
+    assert len(host.attachments.all()) == 1
+    assert not [link for link in pod.json("link") if link["ifname"] == "eth0"]
+
+
+def test_add_mends_a_pod_that_lost_its_address(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(pod)
+    pod.run("ip", "address", "flush", "dev", "eth0")
+    host.add(pod)
+    assert pod.reaches("10.244.1.1")
+
+
+def test_a_container_with_two_interfaces(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(pod)
+    result = host.add(
+        pod, {**CONF, "name": "second", "ipam": {"routes": [{"dst": "198.51.100.0/24"}]}}, ifname="net1"
+    )
+    assert result["interfaces"][-1]["name"] == "net1"
+
+
+def test_one_interface_name_is_of_one_network(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(pod)
+    with pytest.raises(CniError, match="has eth0 on network 'testcni' already"):
+        host.add(pod, {**CONF, "name": "second"})
+    assert pod.reaches("10.244.1.1")
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        ({"container_id": ""}, Code.INVALID_ENVIRONMENT, "CNI_CONTAINERID: ''"),
+        ({"container_id": "../x"}, Code.INVALID_ENVIRONMENT, "CNI_CONTAINERID"),
+        ({"ifname": ""}, Code.INVALID_ENVIRONMENT, "CNI_IFNAME"),
+        ({"ifname": "a/b"}, Code.INVALID_ENVIRONMENT, "CNI_IFNAME"),
+        ({"ifname": ".."}, Code.INVALID_ENVIRONMENT, "CNI_IFNAME"),
+        ({"ifname": "sixteen-letters-"}, Code.INVALID_ENVIRONMENT, "CNI_IFNAME"),
+        ({"ifname": "lo"}, Code.KERNEL, "create veth pair"),
+        ({"netns_fd": None, "netns_error": "No such file"}, Code.UNKNOWN_CONTAINER, "No such file"),
+        ({"args": "IP=10.244.1.1"}, Code.ADDRESSES, "10.244.1.1 is not an address for pods"),
+        ({"args": "IP=10.244.1.255"}, Code.ADDRESSES, "not an address for pods"),
+        ({"args": "IP=junk"}, Code.INVALID_CONFIG, "CNI_ARGS IP"),
+        ({"args": "WHO=me"}, Code.INVALID_ENVIRONMENT, "unknown key 'WHO'"),
+    ],
+)
+def test_a_wrong_call_is_told_and_leaves_nothing(
+    tmp_path: Path, more: dict[str, Any], code: Code, message: str
+) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("other"))
+    before = host.state()
+    with pytest.raises(CniError, match=message) as caught:
+        host.add(pod, **more)
+    assert caught.value.code == code
+    assert host.state() == before
+
+
+def test_the_nodes_own_namespace_is_refused(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    with (
+        pytest.raises(CniError, match="the node's own namespace"),
+        Path("/proc/thread-self/ns/net").open() as home,
+    ):
+        host.add(pod, netns_fd=home.fileno())
+
+
+def test_a_file_that_is_no_namespace_is_refused(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("other"))
+    before = host.state()
+    (tmp_path.parent / "file").touch()
+    with (tmp_path.parent / "file").open() as file, pytest.raises(CniError) as caught:
+        host.add(pod, netns_fd=file.fileno())
+    assert caught.value.code in (Code.KERNEL, Code.UNKNOWN_CONTAINER)
+    assert host.state() == before
+
+
+def test_what_the_netconf_asks_for_is_in_the_kernel(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    conf = {
+        **CONF,
+        "bridge": "br-pods",
+        "mtu": 1400,
+        "dns": {"nameservers": ["192.0.2.53"]},
+        "ipam": {
+            "rangeStart": "10.244.1.100",
+            "rangeEnd": "10.244.1.101",
+            "routes": [{"dst": "198.51.100.0/24", "gw": "10.244.1.7"}],
+        },
+        "runtimeConfig": {"mac": "02:00:00:00:00:05"},
+    }
+    result = host.add(pod, conf)
+    assert result["ips"][0]["address"] == "10.244.1.100/24"
+    assert result["dns"] == {"nameservers": ["192.0.2.53"]}
+    eth0 = pod.json("link", "show", "eth0")[0]
+    assert (eth0["address"], eth0["mtu"]) == ("02:00:00:00:00:05", 1400)
+    assert {(r["dst"], r.get("gateway")) for r in pod.json("route")} == {
+        ("default", "10.244.1.1"),
+        ("198.51.100.0/24", "10.244.1.7"),
+        ("10.244.1.0/24", None),
+    }
+    assert "br-pods" in command("ip", "link")
+
+
+def test_addresses_asked_for_by_args_and_capability(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    assert host.add(Pod("c1"), args="IP=10.244.1.77")["ips"][0]["address"] == "10.244.1.77/24"
+    wish = {**CONF, "runtimeConfig": {"ips": ["10.244.1.78/24"]}}
+    assert host.add(Pod("c2"), wish)["ips"][0]["address"] == "10.244.1.78/24"
+    with pytest.raises(CniError, match="is in use"):
+        host.add(Pod("c3"), wish)
+
+
+def test_a_full_block_says_so_and_frees_on_del(tmp_path: Path) -> None:
+    host = Host(tmp_path, ["10.244.1.0/29"])
+    pods = [Pod(f"c{number}") for number in range(5)]
+    for pod in pods:
+        host.add(pod)
+    with pytest.raises(CniError, match=r"no address is free in 10\.244\.1\.0/29 \(5 in all\)") as caught:
+        host.add(Pod("late"))
+    assert caught.value.code == Code.ADDRESSES
+    with pytest.raises(CniError) as caught:
+        host.call("STATUS")
+    assert caught.value.code == Code.NOT_AVAILABLE
+    host.delete(pods[2])
+    assert host.call("STATUS") == {}
+    assert host.add(Pod("late"))["ips"][0]["address"] == "10.244.1.4/29"
+
+
+def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
+    host, pods = Host(tmp_path, ["10.244.1.0/30"], cool_down=0.3), [Pod("c1"), Pod("c2")]
+    host.add(pods[0])
+    host.delete(pods[0])
+    waited = threading.Timer(0, lambda: None)
+    waited.start()
+    assert host.add(pods[1])["ips"][0]["address"] == "10.244.1.2/30"
+
+
+def test_no_mode_but_those_built(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    with pytest.raises(CniError, match="'vxlan' is not built yet") as caught:
+        host.add(pod, {**CONF, "mode": "vxlan"})
+    assert caught.value.code == Code.INVALID_CONFIG
+
+
+def test_a_node_without_addresses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.3)
+    host, pod = Host(tmp_path, []), Pod("c1")
+    host.me = Node("one", (ip("192.0.2.1"),))
+    conf = {key: value for key, value in CONF.items() if key != "subnet"}
+    with pytest.raises(CniError, match="not ready for network") as caught:
+        host.add(pod, conf)
+    assert caught.value.code == Code.TRY_AGAIN
+
+
+def test_a_thousand_pairs_leave_what_was_there(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("other"))
+    host.add(pod)
+    host.delete(pod)
+    before, fds = host.state(), len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(1000):
+        host.add(pod, container_id=f"c{number}")
+        host.delete(pod, container_id=f"c{number}")
+    assert host.state() == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= fds + 16, "no more than the reapers' own sockets"
+
+
+def test_parallel_adds_give_each_pod_an_address_of_its_own(tmp_path: Path) -> None:
+    host, pods = Host(tmp_path), [Pod(f"c{number}") for number in range(60)]
+    results: list[str] = []
+    threads = [
+        threading.Thread(target=lambda pod=pod: results.append(host.add(pod)["ips"][0]["address"])) for pod in pods
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(results)) == len(pods)
+    assert all(ipaddress.ip_interface(address).network == net("10.244.1.0/24") for address in results)
