@@ -32,7 +32,8 @@ def _quoted(value: str) -> str:
 
 
 def set_up(level: str) -> None:
-    """Send all logs from `level` on to stderr."""
+    """Send our logs from `level` on to stderr, and those of libraries from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Logfmt())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
+    logging.getLogger("agent").setLevel(level.upper())

@@ -1,0 +1,319 @@
+"""The lab: nodes as namespaces on a switch, an agent in each, and pods by the real plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from tests.lab import space
+from tests.lab.runner import Conf, Runner, RunnerError, load
+from tests.lab.space import REPO, Space
+
+LABS = Path("/run/testcni-lab")
+OUTSIDE = "203.0.113.1"  # RFC 5737: stands for the internet, which has no route to pods
+UNDERLAY = "172.18"
+PLUGIN = REPO / "build/testcni"
+READY_WITHIN = 30.0  # seconds
+SEED_CONF = """{
+  "cniVersion": "0.3.0",
+  "name": "testcni",
+  "type": "testcni",
+  "bridge": "testcni0",
+  "subnet": "10.244.0.0/16"
+}
+"""
+Say = Callable[[str], None]
+
+
+class LabError(RuntimeError):
+    """The lab could not be brought up; says what and shows the agent's last words."""
+
+
+class Pod:
+    """A network namespace of a node that the plugin has connected."""
+
+    def __init__(self, node: LabNode, name: str, result: Mapping[str, Any]) -> None:
+        self.node = node
+        self.name = name
+        self.result = result
+
+    @property
+    def address(self) -> str:
+        """Its first address."""
+        return str(self.result["ips"][0]["address"]).partition("/")[0]
+
+    @property
+    def netns(self) -> str:
+        """The path of its namespace, inside the node."""
+        return f"/run/netns/{self.name}"
+
+    def argv(self, *command: str) -> list[str]:
+        """The command line that runs `command` in the pod."""
+        return self.node.space.argv("nsenter", f"--net={self.netns}", *command)
+
+    def exec(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the pod."""
+        return self.node.space.exec("nsenter", f"--net={self.netns}", *command, check=check)
+
+
+class LabNode:
+    """A node: its namespaces, its agent, its pods."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        self.lab = lab
+        self.number = number
+        self.name = f"node{number}"
+        self.address = f"{UNDERLAY}.{number // 250}.{number % 250 + 1}"
+        self.block = f"10.244.{number}.0/24"
+        self.log = lab.folder / f"{self.name}.log"
+        self.space = Space(self.name, lab.folder / self.name, [lab.datastore])
+        self.runner = Runner(self._execute)
+        self.pods: dict[str, Pod] = {}
+        self._agent: subprocess.Popen[bytes] | None = None
+
+    @property
+    def agent_pid(self) -> int:
+        """The agent's process."""
+        assert self._agent
+        return self._agent.pid
+
+    def path(self, inside: str) -> Path:
+        """A path of the node, seen from outside."""
+        return self.space.root / inside.lstrip("/")
+
+    def conf(self) -> Conf:
+        """The conf that the runtime of this node would use."""
+        return load(self.path("/etc/cni/net.d"))
+
+    def start_agent(self, *options: str) -> None:
+        """Start the agent; it is not waited for."""
+        argv = [sys.executable, "-m", "agent", "--node", self.name, "--datastore", f"dir:{self.lab.datastore}", *options]
+        with self.log.open("ab") as log:
+            self._agent = subprocess.Popen(
+                self.space.argv(*argv),
+                env={**os.environ, "PYTHONPATH": str(REPO)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def stop_agent(self, number: int = signal.SIGTERM) -> int:
+        """End the agent by a signal; its exit code."""
+        assert self._agent
+        self._agent.send_signal(number)
+        code = self._agent.wait(20)
+        self._agent = None
+        return code
+
+    def wait_ready(self, within: float = READY_WITHIN) -> None:
+        """Wait until the plugin's STATUS is true; raises LabError with the agent's last words."""
+        conf = self.conf()
+        conf = Conf(conf.name, "1.1.0", conf.plugins, conf.path)
+        end = time.monotonic() + within
+        while True:
+            try:
+                self.runner.status(conf)
+            except RunnerError as error:
+                if time.monotonic() > end or (self._agent and self._agent.poll() is not None):
+                    words = "\n".join(self.log.read_text().splitlines()[-8:])
+                    raise LabError(f"{self.name} is not ready: {error}\nits agent's last words:\n{words}") from error
+                time.sleep(0.05)
+            else:
+                return
+
+    def add_netns(self, name: str) -> str:
+        """Create a network namespace as `ip netns add` does; its path inside the node."""
+        self.space.exec("ip", "netns", "add", name)
+        return f"/run/netns/{name}"
+
+    def add_pod(self, name: str, *, args: str = "", capabilities: Mapping[str, Any] | None = None) -> Pod:
+        """A pod, connected by the conf of the node. Raises RunnerError, and then leaves nothing."""
+        netns = self.add_netns(name)
+        try:
+            result = self.runner.add(self.conf(), name, netns, args=args, capabilities=capabilities)
+        except RunnerError:
+            self.space.exec("ip", "netns", "delete", name)
+            raise
+        self.pods[name] = Pod(self, name, result)
+        return self.pods[name]
+
+    def delete_pod(self, pod: Pod) -> None:
+        """Disconnect and remove a pod."""
+        self.runner.delete(self.conf(), pod.name, pod.netns)
+        self.space.exec("ip", "netns", "delete", pod.name)
+        del self.pods[pod.name]
+
+    def _execute(self, path: str, environment: Mapping[str, str], stdin: str) -> tuple[int, str, str]:
+        done = self.space.exec(path, check=False, stdin=stdin, env={"PATH": os.environ["PATH"], **environment})
+        return done.returncode, done.stdout, done.stderr
+
+
+class Lab:
+    """Nodes, a switch, and the namespace that stands for the internet."""
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.id = secrets.token_hex(3)
+        self.folder = LABS / self.id
+        self.datastore = self.folder / "cluster"
+        self.nodes: list[LabNode] = []
+        self.keep = keep
+        purge()
+        self.datastore.mkdir(parents=True, mode=0o700)
+        self.switch = Space("switch", self.folder / "switch")
+        self.outside = Space("outside", self.folder / "outside")
+        self._note()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.keep:
+            self.down()
+
+    def up(
+        self,
+        nodes: int,
+        *,
+        conf: str | None = SEED_CONF,
+        pod_cidrs: bool = True,
+        agents: bool = True,
+        say: Say = lambda _text: None,
+    ) -> Self:
+        """Bring it up: namespaces, Node objects, confs, and agents that are ready. Raises LabError."""
+        if not 1 <= nodes <= 250:
+            raise LabError(f"{nodes} nodes: 1 to 250 have a block of 10.244.0.0/16 each")
+        say(f"{nodes} nodes, a switch and an outside, each a namespace")
+        self.nodes = [LabNode(self, number) for number in range(1, nodes + 1)]
+        self._note()
+        self._wire()
+        for node in self.nodes:
+            self.put_node(node, pod_cidrs=pod_cidrs)
+            node.path("/opt/cni/bin/testcni").write_bytes(PLUGIN.read_bytes())
+            node.path("/opt/cni/bin/testcni").chmod(0o755)
+            if conf:
+                node.path("/etc/cni/net.d/10-testcni.conf").write_text(conf)
+        if not pod_cidrs:
+            self.put("pool", {
+                "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": "pods"},
+                "spec": {"cidr": "10.244.0.0/16", "blockSize": 24},
+            })  # fmt: skip
+        if agents:
+            say("an agent on each node")
+            self.each(lambda node: node.start_agent())
+            if conf:
+                self.each(LabNode.wait_ready)
+        return self
+
+    def each(self, do: Callable[[LabNode], Any], nodes: Sequence[LabNode] | None = None) -> list[Any]:
+        """Do something on all nodes at once; the results in their order."""
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(do, self.nodes if nodes is None else nodes))
+
+    def put(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Write a manifest into the datastore, whole or not at all."""
+        hidden = self.datastore / f".{name}.new"
+        hidden.write_text(yaml.safe_dump(dict(doc), sort_keys=False))
+        hidden.rename(self.datastore / f"{name}.yaml")
+
+    def put_node(self, node: LabNode, *, pod_cidrs: bool = True) -> None:
+        """Write a node's Node object."""
+        spec = {"podCIDR": node.block, "podCIDRs": [node.block]} if pod_cidrs else {}
+        addresses = [{"type": "InternalIP", "address": node.address}, {"type": "Hostname", "address": node.name}]
+        self.put(
+            f"node-{node.name}",
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": node.name},
+                "spec": spec,
+                "status": {"addresses": addresses},
+            },
+        )
+
+    def delete_node(self, node: LabNode) -> None:
+        """Remove a node's Node object."""
+        (self.datastore / f"node-{node.name}.yaml").unlink()
+
+    def down(self) -> None:
+        """End every process of the lab, and so its namespaces, and remove its folder."""
+        _end(json.loads((LABS / f"{self.id}.json").read_text()))
+
+    def _wire(self) -> None:
+        """Put every node and the outside on the switch."""
+        for one in (self.switch, self.outside, *(node.space for node in self.nodes)):
+            one.wait_ready()
+        self.switch.batch(["link add br0 type bridge stp_state 0", "link set br0 up"])
+
+        def wire(one: Space, address: str, *more: str) -> None:
+            one.batch([
+                f"link add eth0 type veth peer name {one.name} netns {self.switch.pid}",
+                "link set eth0 up",
+                f"address add {address}/16 dev eth0",
+                *more,
+            ])  # fmt: skip
+
+        gateway = f"{UNDERLAY}.255.254"
+        wire(self.outside, gateway, f"address add {OUTSIDE}/32 dev lo")
+        self.each(lambda node: wire(node.space, node.address, f"route add default via {gateway}"))
+        names = ["outside", *(node.name for node in self.nodes)]
+        self.switch.batch([f"link set {name} master br0 up" for name in names])
+
+    def _note(self) -> None:
+        """Remember on disk what must be ended, should this process not live to do it."""
+        holders = [self.switch.pid, self.outside.pid, *(node.space.pid for node in self.nodes)]
+        doc = {
+            "id": self.id,
+            "keep": self.keep,
+            "creator": [os.getpid(), space.start_time(os.getpid())],
+            "holders": [[pid, space.start_time(pid)] for pid in holders],
+        }
+        path = LABS / f"{self.id}.json"
+        path.with_suffix(".new").write_text(json.dumps(doc))
+        path.with_suffix(".new").rename(path)
+
+
+def labs() -> Iterator[dict[str, Any]]:
+    """All labs of this machine, as noted on disk."""
+    for path in sorted(LABS.glob("*.json")):
+        yield json.loads(path.read_text())
+
+
+def down(lab_id: str | None = None) -> list[str]:
+    """End one lab, or all; their ids."""
+    ended = [lab for lab in labs() if lab_id in (None, lab["id"])]
+    for lab in ended:
+        _end(lab)
+    return [lab["id"] for lab in ended]
+
+
+def purge() -> None:
+    """End the labs whose creator died and that nobody wanted to keep."""
+    for lab in labs():
+        pid, began = lab["creator"]
+        if not lab["keep"] and space.start_time(pid) != began:
+            _end(lab)
+
+
+def _end(lab: Mapping[str, Any]) -> None:
+    alive = [pid for pid, began in lab["holders"] if space.start_time(pid) == began]
+    space.kill_all([pid for holder in alive for pid in space.processes_in(holder)])
+    if (LABS / lab["id"]).exists():
+        space.remove_tree(LABS / lab["id"])
+    (LABS / f"{lab['id']}.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def lab(nodes: int, **options: Any) -> Iterator[Lab]:
+    """A lab that is up for the length of a block."""
+    with Lab() as it:
+        yield it.up(nodes, **options)

@@ -1,0 +1,170 @@
+"""A machine in miniature: network, mount and UTS namespaces held by one process, on a root of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+READY_WITHIN = 30.0  # seconds
+
+# Runs inside the new namespaces: an overlay of the machine's own root, so that nothing is written to it.
+SETUP = r"""
+set -e
+mount -t tmpfs -o mode=0755 lab "$DIR"
+mkdir "$DIR/upper" "$DIR/work" "$DIR/root"
+mount -t overlay -o "lowerdir=/,upperdir=$DIR/upper,workdir=$DIR/work" lab "$DIR/root"
+cd "$DIR/root"
+mount --rbind /proc proc
+mount --rbind /dev dev
+mount -t sysfs lab sys
+mount -t bpf lab sys/fs/bpf || true  # a kernel without bpf has no such folder; the lab does not need it
+mount -t tmpfs -o mode=0755 lab run
+mount -t tmpfs -o mode=1777 lab tmp
+mkdir -p run/netns etc/cni/net.d opt/cni/bin var/lib/testcni
+for shared in $SHARED; do mkdir -p ".$shared"; mount --bind "$shared" ".$shared"; done
+mkdir run/old
+pivot_root . run/old
+cd /
+umount -l /run/old
+rmdir /run/old
+rm -f /etc/cni/net.d/*
+hostname "$NAME"
+ip link set lo up
+echo ready
+exec sleep infinity
+"""
+
+
+class SpaceError(RuntimeError):
+    """A namespace could not be set up; says what failed."""
+
+
+def start_time(pid: int) -> str:
+    """When a process began, in ticks since boot: with the pid, its identity (proc(5), stat, field 22)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def shared_paths(*more: Path) -> list[str]:
+    """What must look the same inside: `more`, and the project and Python where they are mounts of their own."""
+    root = Path("/").stat().st_dev
+    own = [REPO, Path(sys.prefix), Path(sys.base_prefix)]
+    return [str(path) for path in (*more, *own) if path in more or path.stat().st_dev != root]
+
+
+class Space:
+    """The namespaces of one miniature machine."""
+
+    def __init__(self, name: str, folder: Path, shared: Sequence[Path] = ()) -> None:
+        self.name = name
+        folder.mkdir(parents=True)
+        environment = {
+            **os.environ,
+            "DIR": str(folder),
+            "NAME": name,
+            "SHARED": " ".join(shared_paths(*shared)),
+        }
+        argv = ("unshare", "--net", "--mount", "--uts", "--propagation", "private", "sh", "-c", SETUP)
+        self._holder = subprocess.Popen(
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        self.pid = self._holder.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it is set up; raises SpaceError."""
+        assert self._holder.stdout
+        assert self._holder.stderr
+        if self._holder.stdout.readline() != "ready\n":
+            raise SpaceError(f"{self.name}: {self._holder.stderr.read().strip()}")
+        self._holder.stdout.close()
+        self._holder.stderr.close()
+
+    @property
+    def root(self) -> Path:
+        """Its root folder, seen from outside."""
+        return Path(f"/proc/{self.pid}/root")
+
+    def argv(self, *command: str) -> list[str]:
+        """The command line that runs `command` inside."""
+        return ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", *command]
+
+    def exec(
+        self,
+        *command: str,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside and wait for it; raises SpaceError with its words when it fails and `check`."""
+        done = subprocess.run(
+            self.argv(*command), check=False, capture_output=True, text=True, input=stdin, env=env, timeout=timeout
+        )
+        if check and done.returncode:
+            words = (done.stderr or done.stdout).strip()
+            raise SpaceError(f"{self.name}: {' '.join(command)}: exit code {done.returncode}: {words}")
+        return done
+
+    def batch(self, lines: Sequence[str]) -> None:
+        """Run many `ip` commands inside at once."""
+        self.exec("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
+
+    def processes(self) -> list[int]:
+        """All processes inside, the holder last."""
+        return processes_in(self.pid)
+
+    def kill(self) -> None:
+        """End everything inside, and with it the namespaces."""
+        kill_all(self.processes())
+        self._holder.wait()
+
+
+def processes_in(holder: int) -> list[int]:
+    """All processes in the mount namespace of a holder, the holder last."""
+    try:
+        namespace = Path(f"/proc/{holder}/ns/mnt").readlink()
+    except OSError:
+        return []
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != holder:
+            try:
+                if (entry / "ns/mnt").readlink() == namespace:
+                    found.append(int(entry.name))
+            except OSError:  # it ended while we looked
+                continue
+    return [*found, holder]
+
+
+def kill_all(pids: Sequence[int], within: float = 5.0) -> None:
+    """Kill these processes and wait until they are gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    end = time.monotonic() + within
+    while any(_alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a lab's folder; its mounts were only in the namespaces that are gone."""
+    shutil.rmtree(folder, ignore_errors=False)
