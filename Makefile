@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 NODES ?= 3
 MODE ?= host-gw
+PODS ?= 1
 KEEP ?=
 export PYTHONPATH := $(CURDIR)
 export PYTHONDONTWRITEBYTECODE := 1
@@ -49,6 +50,22 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache | tail -3
 	@$(BIN)/pytest -q tests/unit
+
+.PHONY: test
+test: check plugin ## everything: the quick checks, then plugin, kernel, lab and conformance tests
+	@$(BIN)/pytest tests --ignore=tests/unit
+
+.PHONY: demo
+demo: deps plugin ## nodes, pods and who reaches whom (NODES=3 MODE=host-gw PODS=1 KEEP=)
+	@$(BIN)/python -m tests.lab demo --nodes $(NODES) --mode $(MODE) --pods $(PODS) $(if $(KEEP),--keep)
+
+.PHONY: demo-down
+demo-down: ## end what KEEP=1 kept
+	@$(BIN)/python -m tests.lab down
+
+.PHONY: bench
+bench: deps plugin ## side by side with the reference plugins bridge and host-local (needs Go)
+	@$(BIN)/python -m tests.bench
 
 .PHONY: clean
 clean: ## what was built in this clone

@@ -4,18 +4,14 @@
  * An ADD waits for an agent that is being restarted; a DEL that finds no agent is journaled and succeeds.
  */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
+#include <math.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "io.h"
 #include "json.h"
 
 #ifndef VERSION
@@ -25,20 +21,30 @@
 #define STDIN_LIMIT (1 << 20)
 #define ANSWER_LIMIT (16 << 20)
 #define RETRY_MS 25
-#define ANSWER_S 60 /* the agent lets an ADD wait for its node and for an address to cool */
-#define DEL_ANSWER_S 30
+#define CONNECT_MS 1000 /* for a full backlog; an ADD gives it all of agentWait */
 #define LONGEST_WAIT 300
+#ifndef PATIENCE_MS
+#define PATIENCE_MS 60000 /* for an answer; the agent lets an ADD wait for its node and for an address to cool */
+#endif
 
 enum code { ENVIRONMENT = 4, IO_FAILURE = 5, DECODING = 6, CONFIG = 7, TRY_AGAIN = 11, NOT_AVAILABLE = 50 };
 
 static const char *const versions[] = {"0.3.0", "0.3.1", "0.4.0", "1.0.0", NEWEST, NULL};
-static const char *const commands[] = {"ADD", "DEL", "CHECK", "GC", "STATUS", NULL};
+static const struct verb {
+	const char *name;
+	int answer_ms;
+	enum code failure; /* when no agent answers */
+} verbs[] = {
+    {"ADD", 2 * PATIENCE_MS, TRY_AGAIN}, {"DEL", PATIENCE_MS, TRY_AGAIN},
+    {"CHECK", PATIENCE_MS, NOT_AVAILABLE}, {"GC", 2 * PATIENCE_MS, NOT_AVAILABLE},
+    {"STATUS", PATIENCE_MS, NOT_AVAILABLE},
+};
 
 struct call {
-	const char *command;
+	const struct verb *verb;
 	char version[16]; /* in which errors are told */
 	char socket[sizeof((struct sockaddr_un *)0)->sun_path];
-	char state[PATH_MAX / 2];
+	char state[1024];
 	double wait;	      /* seconds that an ADD waits for an agent */
 	const char *wrong;    /* the name of a member with a wrong value ... */
 	struct slice value;   /* ... that value ... */
@@ -47,7 +53,25 @@ struct call {
 	const char *no_netns; /* why it is -1 */
 };
 
+static const struct call defaults = {
+    .version = NEWEST, .socket = "/run/testcni/agent.sock", .state = "/var/lib/testcni", .wait = 20, .netns = -1,
+};
+
 enum outcome { ANSWERED, ABSENT, CUT_OFF, LATE, REFUSED };
+
+/* What became of one attempt: the answer's bytes, or the errno of what went wrong. */
+struct reply {
+	enum outcome outcome;
+	int error;
+	struct buffer answer;
+};
+
+/* What an answer says: `{}` is success without a result, a number `code` makes it an error. */
+struct verdict {
+	size_t members;
+	bool failed;
+	double code;
+};
 
 static int64_t now_ms(void)
 {
@@ -56,52 +80,26 @@ static int64_t now_ms(void)
 	return t.tv_sec * INT64_C(1000) + t.tv_nsec / 1000000;
 }
 
-static const char *const *find(const char *const *list, const char *text)
+static bool known_version(const char *text)
 {
-	while (*list && strcmp(*list, text))
-		list++;
-	return *list ? list : NULL;
+	for (const char *const *version = versions; *version; version++)
+		if (!strcmp(*version, text))
+			return true;
+	return false;
+}
+
+static const struct verb *find_verb(const char *name)
+{
+	for (size_t i = 0; i < sizeof verbs / sizeof *verbs; i++)
+		if (!strcmp(verbs[i].name, name))
+			return verbs + i;
+	return NULL;
 }
 
 static const char *environment(const char *name)
 {
 	const char *value = getenv(name);
 	return value ? value : "";
-}
-
-static bool write_all(int fd, const char *data, size_t size)
-{
-	while (size) {
-		ssize_t n = write(fd, data, size);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return false;
-		data += n;
-		size -= (size_t)n;
-	}
-	return true;
-}
-
-/* Read until the end; false with errno, EFBIG when there is more than `limit`. */
-static bool read_all(int fd, struct buffer *b, size_t limit)
-{
-	char chunk[1 << 14];
-	for (;;) {
-		ssize_t n = read(fd, chunk, sizeof chunk);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n == 0;
-		if (b->size + (size_t)n > limit) {
-			errno = EFBIG;
-			return false;
-		}
-		if (!put_bytes(b, chunk, (size_t)n)) {
-			errno = ENOMEM;
-			return false;
-		}
-	}
 }
 
 static void put_member(struct buffer *b, const char *key, const char *value)
@@ -113,7 +111,7 @@ static void put_member(struct buffer *b, const char *key, const char *value)
 }
 
 /* Print an error as the specification has it; returns the exit code. */
-static int fail(const char *version, enum code code, const char *details, const char *format, ...)
+__attribute__((format(printf, 4, 5))) static int fail(const char *version, enum code code, const char *details, const char *format, ...)
 {
 	char msg[2048], number[24];
 	struct buffer out = {0};
@@ -151,30 +149,48 @@ static int print_versions(const char *asked)
 	return written ? 0 : IO_FAILURE;
 }
 
-static void reject(struct call *call, const char *name, struct slice value, const char *allowed)
+/* At most 200 bytes of a value, and no half of a character. */
+static struct slice excerpt(struct slice value)
 {
-	call->wrong = name;
-	call->value = value;
-	call->allowed = allowed;
+	if (value.size > 200)
+		for (value.size = 200; value.size && ((unsigned char)value.data[value.size] & 0xc0) == 0x80;)
+			value.size--;
+	return value;
 }
 
-/* Take what the plugin itself needs of the netconf; the rest is the agent's. */
+static bool path(struct slice value, char *out, size_t room)
+{
+	return plain_string(value, out, room) && *out == '/';
+}
+
+/* Take what the plugin itself needs of the netconf; the rest is the agent's, who also judges the version. */
 static void take_member(void *context, struct slice key, struct slice value)
 {
 	struct call *call = context;
+	char version[sizeof call->version];
+	const char *name = NULL, *allowed = NULL;
+	if (*value.data == 'n') /* null stands for the default */
+		return;
 	if (is(key, "cniVersion")) {
-		char version[sizeof call->version];
-		if (plain_string(value, version, sizeof version) && find(versions, version))
+		name = *value.data == '"' ? NULL : "cniVersion";
+		allowed = "a string, one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0";
+		if (plain_string(value, version, sizeof version) && known_version(version))
 			memcpy(call->version, version, sizeof version);
 	} else if (is(key, "socket")) {
-		if (!plain_string(value, call->socket, sizeof call->socket) || *call->socket != '/')
-			reject(call, "socket", value, "an absolute path of at most 107 bytes");
+		name = path(value, call->socket, sizeof call->socket) ? NULL : "socket";
+		allowed = "an absolute path of at most 107 bytes";
 	} else if (is(key, "stateDir")) {
-		if (!plain_string(value, call->state, sizeof call->state) || *call->state != '/')
-			reject(call, "stateDir", value, "an absolute path");
+		name = path(value, call->state, sizeof call->state) ? NULL : "stateDir";
+		allowed = "an absolute path of at most 1023 bytes";
 	} else if (is(key, "agentWait")) {
-		if (!number(value, &call->wait) || !(call->wait >= 0 && call->wait <= LONGEST_WAIT))
-			reject(call, "agentWait", value, "a number of seconds from 0 to 300");
+		bool good = number(value, &call->wait) && call->wait >= 0 && call->wait <= LONGEST_WAIT;
+		name = good ? NULL : "agentWait";
+		allowed = "a number of seconds from 0 to 300";
+	}
+	if (name) {
+		call->wrong = name;
+		call->value = excerpt(value);
+		call->allowed = allowed;
 	}
 }
 
@@ -197,7 +213,7 @@ static void put_request(struct buffer *b, const struct call *call, const struct 
 	    {"args", "CNI_ARGS"},		{"path", "CNI_PATH"},
 	};
 	put(b, "{\"protocol\":1,");
-	put_member(b, "command", call->command);
+	put_member(b, "command", call->verb->name);
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
 		put(b, ",");
 		put_member(b, names[i][0], environment(names[i][1]));
@@ -230,192 +246,194 @@ static ssize_t send_first(int fd, const struct buffer *request, int netns)
 	return sendmsg(fd, &message, 0);
 }
 
-/* One attempt: the agent's answer, or why there is none (with errno). */
-static enum outcome ask(const struct call *call, const struct buffer *request, int answer_s, struct buffer *answer)
+static void limit(int fd, int64_t ms)
+{
+	int64_t some = ms > 0 ? ms : 1; /* 0 would be for ever */
+	struct timeval time = {.tv_sec = some / 1000, .tv_usec = some % 1000 * 1000};
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
+}
+
+/* Connect, waiting while the agent's backlog is full. */
+static enum outcome reach(int fd, const char *path, int64_t ms)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct timeval patience = {.tv_sec = answer_s};
-	enum outcome outcome = CUT_OFF;
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return REFUSED;
-	memcpy(address.sun_path, call->socket, sizeof address.sun_path);
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-	answer->size = 0;
-	if (connect(fd, (struct sockaddr *)&address, sizeof address)) {
-		bool away = errno == ENOENT || errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR;
-		outcome = away ? ABSENT : REFUSED;
-		goto done;
-	}
-	ssize_t sent = send_first(fd, request, call->netns);
-	bool whole = sent > 0 && write_all(fd, request->data + sent, request->size - (size_t)sent);
-	if (whole && shutdown(fd, SHUT_WR))
-		goto done;
-	struct scan scan;
-	/* an agent that refuses a request may answer before it has read it all */
-	if (!read_all(fd, answer, ANSWER_LIMIT))
-		outcome = errno == EAGAIN ? LATE : CUT_OFF;
-	else if (answer->size && scan_document(&scan, answer->data, answer->size, NULL, NULL))
-		outcome = ANSWERED;
-	else
-		errno = ECONNRESET;
-done:;
-	int saved = errno;
-	close(fd);
-	errno = saved;
-	return outcome;
+	memcpy(address.sun_path, path, sizeof address.sun_path);
+	limit(fd, ms);
+	if (!connect(fd, (struct sockaddr *)&address, sizeof address))
+		return ANSWERED;
+	bool away = errno == ENOENT || errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR;
+	return away ? ABSENT : REFUSED;
 }
 
-static void take_code(void *context, struct slice key, struct slice value)
+static void take_verdict(void *context, struct slice key, struct slice value)
 {
+	struct verdict *verdict = context;
+	verdict->members++;
 	if (is(key, "code"))
-		number(value, context);
+		verdict->failed = number(value, &verdict->code);
 }
 
-/* Print the agent's answer: `{}` is success without a result, a `code` is an error. */
-static int print_answer(const struct buffer *answer)
+static bool judge(const struct buffer *answer, struct verdict *verdict)
 {
 	struct scan scan;
-	double code = 0;
-	bool any = false;
-	scan_document(&scan, answer->data, answer->size, take_code, &code);
-	for (size_t i = 0; i < answer->size; i++)
-		any |= answer->data[i] == '"';
-	if (any && (!write_all(STDOUT_FILENO, answer->data, answer->size) || !write_all(STDOUT_FILENO, "\n", 1)))
-		return IO_FAILURE;
-	if (code == 0)
-		return 0;
-	return code >= 1 && code <= 255 ? (int)code : 1;
+	*verdict = (struct verdict){0};
+	return answer->size && scan_document(&scan, answer->data, answer->size, take_verdict, verdict);
 }
 
-static bool make_folder(char *path)
+/* Send the request and take the answer. An agent that refuses may answer before it has read all. */
+static enum outcome converse(int fd, const struct buffer *request, int netns, struct buffer *answer)
 {
-	for (char *slash = path + 1; (slash = strchr(slash, '/')); slash++) {
-		*slash = 0;
-		int failed = mkdir(path, 0700) && errno != EEXIST;
-		*slash = '/';
-		if (failed)
-			return false;
+	struct verdict verdict;
+	ssize_t sent = send_first(fd, request, netns);
+	if (sent < 0 || !write_all(fd, request->data + sent, request->size - (size_t)sent)) {
+		if (errno == EAGAIN)
+			return LATE;
+	} else {
+		shutdown(fd, SHUT_WR);
 	}
-	return !mkdir(path, 0700) || errno == EEXIST;
+	if (!read_all(fd, answer, ANSWER_LIMIT)) {
+		if (errno == EAGAIN)
+			return LATE;
+		if (errno == EFBIG || errno == ENOMEM)
+			return REFUSED;
+	}
+	return judge(answer, &verdict) ? ANSWERED : CUT_OFF;
 }
 
-/* Keep a DEL for the agent, safe against a crash at any point: whole in the folder, or not there at all. */
-static bool journal(const struct call *call, const struct buffer *request)
+/* One attempt, which waits at most `ms` to be let in. */
+static void ask(const struct call *call, const struct buffer *request, int64_t ms, struct reply *reply)
 {
-	char folder[PATH_MAX / 2 + 16], hidden[80], name[64];
-	struct timespec t;
-	snprintf(folder, sizeof folder, "%s/deletes", call->state);
-	if (!make_folder(folder))
-		return false;
-	int dir = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir < 0)
-		return false;
-	clock_gettime(CLOCK_REALTIME, &t);
-	unsigned long long ns = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
-	snprintf(name, sizeof name, "%020llu-%ld.json", ns, (long)getpid());
-	snprintf(hidden, sizeof hidden, ".%s", name);
-	int fd = openat(dir, hidden, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	bool kept = fd >= 0 && write_all(fd, request->data, request->size) && !fsync(fd);
-	int saved = errno;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	reply->outcome = fd < 0 ? REFUSED : reach(fd, call->socket, ms);
+	reply->answer.size = 0;
+	if (reply->outcome == ANSWERED) {
+		limit(fd, call->verb->answer_ms);
+		reply->outcome = converse(fd, request, call->netns, &reply->answer);
+	}
+	reply->error = errno;
 	if (fd >= 0)
 		close(fd);
-	if (kept && (renameat(dir, hidden, dir, name) || fsync(dir))) {
-		kept = false;
-		saved = errno;
+}
+
+/* An ADD is tried until an agent answers or the wait is over, for it may be repeated; other verbs ask once. */
+static void ask_until(const struct call *call, const struct buffer *request, struct reply *reply)
+{
+	const struct timespec pause = {.tv_nsec = RETRY_MS * 1000000L};
+	bool patient = !strcmp(call->verb->name, "ADD");
+	int64_t end = now_ms() + (patient ? (int64_t)(call->wait * 1000) : CONNECT_MS);
+	for (;;) {
+		ask(call, request, end - now_ms(), reply);
+		if (!patient || (reply->outcome != ABSENT && reply->outcome != CUT_OFF) || now_ms() >= end)
+			return;
+		nanosleep(&pause, NULL);
 	}
-	if (!kept && fd >= 0)
-		unlinkat(dir, hidden, 0);
-	close(dir);
-	errno = saved;
-	return kept;
 }
 
-/* DEL: by the agent, else by the journal; a pod's end must not wait for ours. */
-static int delete(const struct call *call, const struct buffer *request)
+static int print_answer(const struct buffer *answer)
 {
-	struct buffer answer = {0};
-	enum outcome outcome = ask(call, request, DEL_ANSWER_S, &answer);
-	int code = 0;
-	if (outcome == ANSWERED)
-		code = print_answer(&answer);
-	else if (!journal(call, request))
-		code = fail(call->version, TRY_AGAIN, "the runtime tries again; see that the disk can be written",
-			    "no agent answers on %s, and the DEL can't be journaled in %s/deletes: %s", call->socket,
-			    call->state, strerror(errno));
-	free(answer.data);
-	return code;
-}
-
-static int unanswered(const struct call *call, enum outcome outcome, enum code code)
-{
-	const char *why = outcome == LATE ? "it takes too long" : strerror(errno);
-	if (outcome == REFUSED)
-		code = IO_FAILURE;
-	return fail(call->version, code, "see that testcni's agent runs on this node, and its log",
-		    "no agent answers on %s: %s", call->socket, why);
-}
-
-/* ADD is tried until an agent answers or the wait is over; the other verbs ask once. */
-static int ask_until(const struct call *call, const struct buffer *request, double wait, enum code code)
-{
-	struct buffer answer = {0};
-	int64_t end = now_ms() + (int64_t)(wait * 1000);
-	enum outcome outcome;
-	int status;
-	while ((outcome = ask(call, request, ANSWER_S, &answer)) == ABSENT || outcome == CUT_OFF) {
-		int saved = errno;
-		if (now_ms() >= end) {
-			errno = saved;
-			break;
-		}
-		usleep(RETRY_MS * 1000);
+	struct verdict verdict;
+	judge(answer, &verdict);
+	if (verdict.members && !write_all(STDOUT_FILENO, answer->data, answer->size)) {
+		dprintf(STDERR_FILENO, "testcni: the result can't be printed: %s\n", strerror(errno));
+		return IO_FAILURE;
 	}
-	status = outcome == ANSWERED ? print_answer(&answer) : unanswered(call, outcome, code);
-	free(answer.data);
-	return status;
+	if (!verdict.failed)
+		return 0;
+	bool exit_code = verdict.code >= 1 && verdict.code <= 255 && verdict.code == floor(verdict.code);
+	return exit_code ? (int)verdict.code : 1;
 }
 
+static int unanswered(const struct call *call, const struct reply *reply)
+{
+	const char *details = "is testcni's agent (its DaemonSet) running on this node? See its log";
+	enum code code = call->verb->failure;
+	switch (reply->outcome) {
+	case LATE:
+		return fail(call->version, code, details, "the agent on %s gave no answer to %s within %g s",
+			    call->socket, call->verb->name, call->verb->answer_ms / 1e3);
+	case CUT_OFF:
+		return fail(call->version, code, details, "the agent on %s went away before its answer to %s was whole",
+			    call->socket, call->verb->name);
+	case ABSENT:
+		return fail(call->version, code, details, "no agent answers on %s: %s", call->socket,
+			    strerror(reply->error));
+	default:
+		return fail(call->version, IO_FAILURE, "see that this is the agent's socket and that root calls it",
+			    "the agent on %s can't be asked: %s", call->socket, strerror(reply->error));
+	}
+}
+
+/* Hand the call on; a DEL that no agent takes is journaled, for a pod's end must not wait for ours. */
 static int forward(struct call *call, const struct buffer *conf)
 {
 	struct buffer request = {0};
-	int status;
+	struct reply reply = {0};
+	int status = 0;
 	open_netns(call);
 	put_request(&request, call, conf);
 	if (request.failed)
-		status = fail(call->version, IO_FAILURE, "free some memory", "no memory for the request");
-	else if (!strcmp(call->command, "DEL"))
-		status = delete(call, &request);
-	else if (!strcmp(call->command, "ADD"))
-		status = ask_until(call, &request, call->wait, TRY_AGAIN);
-	else
-		status = ask_until(call, &request, 0, NOT_AVAILABLE);
+		return fail(call->version, TRY_AGAIN, "free some memory", "no memory for the request");
+	ask_until(call, &request, &reply);
+	if (reply.outcome == ANSWERED)
+		status = print_answer(&reply.answer);
+	else if (reply.outcome == REFUSED || strcmp(call->verb->name, "DEL"))
+		status = unanswered(call, &reply);
+	else if (!journal(call->state, &request))
+		status = fail(call->version, TRY_AGAIN, "see that this folder can be written, or start the agent",
+			      "no agent answers on %s, and the DEL can't be journaled in %s/deletes: %s",
+			      call->socket, call->state, strerror(errno));
+	free(reply.answer.data);
 	free(request.data);
-	if (call->netns >= 0)
-		close(call->netns);
 	return status;
 }
 
-static int run(const struct buffer *conf)
+static int not_json(const struct call *call, const struct scan *scan)
 {
-	struct call call = {.command = environment("CNI_COMMAND"), .version = NEWEST, .wait = 20, .netns = -1};
+	size_t line = 1, column = 1;
+	for (const char *c = scan->start; c < scan->at; c++) {
+		column = *c == '\n' ? 1 : column + 1;
+		line += *c == '\n';
+	}
+	return fail(call->version, DECODING, "give a netconf on stdin, as the CNI specification says",
+		    "netconf is no JSON object: %s at line %zu, column %zu", scan->wrong, line, column);
+}
+
+/* `unread` is the errno of reading the netconf, which only VERSION can do without. */
+static int run(const struct buffer *conf, int unread)
+{
+	const char *command = environment("CNI_COMMAND");
+	struct call call = defaults;
 	struct scan scan;
-	strcpy(call.socket, "/run/testcni/agent.sock");
-	strcpy(call.state, "/var/lib/testcni");
 	bool json = scan_document(&scan, conf->size ? conf->data : "", conf->size, take_member, &call);
-	if (!strcmp(call.command, "VERSION"))
+	call.verb = find_verb(command);
+	if (!strcmp(command, "VERSION"))
 		return print_versions(call.version);
-	if (!find(commands, call.command))
+	if (!call.verb)
 		return fail(call.version, ENVIRONMENT, "allowed: ADD, DEL, CHECK, GC, STATUS, VERSION",
-			    "CNI_COMMAND: '%s' is no command of CNI", call.command);
+			    "CNI_COMMAND: '%.200s' is no command of CNI", command);
+	if (unread == EFBIG)
+		return fail(NEWEST, DECODING, "at most 1 MiB", "the netconf on stdin is too long");
+	if (unread)
+		return fail(NEWEST, IO_FAILURE, "give a netconf on stdin, as the CNI specification says",
+			    "stdin can't be read: %s", strerror(unread));
 	if (!json)
-		return fail(call.version, DECODING, "give the netconf on stdin", "netconf is no JSON: %s at byte %zu",
-			    scan.wrong, (size_t)(scan.at - scan.start));
+		return not_json(&call, &scan);
 	if (call.wrong)
 		return fail(call.version, CONFIG, call.allowed, "%s: %.*s is not allowed", call.wrong,
-			    (int)(call.value.size < 200 ? call.value.size : 200), call.value.data);
+			    (int)call.value.size, call.value.data);
 	return forward(&call, conf);
+}
+
+/* Fill closed standard descriptors with what neither reads nor writes: no socket must become stdout. */
+static void hold_standard_descriptors(void)
+{
+	int fd;
+	do
+		fd = open("/", O_PATH | O_CLOEXEC);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
 }
 
 int main(int argc, char **argv)
@@ -423,14 +441,14 @@ int main(int argc, char **argv)
 	struct buffer conf = {0};
 	(void)argv;
 	signal(SIGPIPE, SIG_IGN);
-	if (argc > 1 || (!getenv("CNI_COMMAND") && isatty(STDIN_FILENO))) {
-		dprintf(STDERR_FILENO, "testcni %s, a CNI plugin for CNI 0.3.0 to " NEWEST
-				       "; a container runtime calls it\n", VERSION);
+	hold_standard_descriptors();
+	if (!getenv("CNI_COMMAND") && (argc > 1 || isatty(STDIN_FILENO))) {
+		dprintf(STDERR_FILENO, "testcni %s, a CNI plugin for CNI 0.3.0 to %s; a container runtime calls it\n",
+			VERSION, NEWEST);
 		return 0;
 	}
-	if (!read_all(STDIN_FILENO, &conf, STDIN_LIMIT))
-		return fail(NEWEST, DECODING, "at most 1 MiB", "netconf can't be read from stdin: %s", strerror(errno));
-	int status = run(&conf);
+	int unread = read_all(STDIN_FILENO, &conf, STDIN_LIMIT) ? 0 : errno;
+	int status = run(&conf, unread);
 	free(conf.data);
 	return status;
 }

@@ -99,7 +99,16 @@ class LabNode:
 
     def start_agent(self, *options: str) -> None:
         """Start the agent; it is not waited for."""
-        argv = [sys.executable, "-m", "agent", "--node", self.name, "--datastore", f"dir:{self.lab.datastore}", *options]
+        argv = [
+            sys.executable,
+            "-m",
+            "agent",
+            "--node",
+            self.name,
+            "--datastore",
+            f"dir:{self.lab.datastore}",
+            *options,
+        ]
         with self.log.open("ab") as log:
             self._agent = subprocess.Popen(
                 self.space.argv(*argv),
@@ -126,7 +135,9 @@ class LabNode:
             except RunnerError as error:
                 if time.monotonic() > end or (self._agent and self._agent.poll() is not None):
                     words = "\n".join(self.log.read_text().splitlines()[-8:])
-                    raise LabError(f"{self.name} is not ready: {error}\nits agent's last words:\n{words}") from error
+                    raise LabError(
+                        f"{self.name} is not ready: {error}\nits agent's last words:\n{words}"
+                    ) from error
                 time.sleep(0.05)
             else:
                 return

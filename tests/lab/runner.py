@@ -78,7 +78,12 @@ class Runner:
         """CHECK every plugin against the remembered result. Raises RunnerError."""
         result = self.cache.get((conf.name, container, ifname))
         for plugin in conf.plugins:
-            self._run(plugin["type"], "CHECK", _environment(container, netns, ifname, ""), _netconf(conf, plugin, {}, result))
+            self._run(
+                plugin["type"],
+                "CHECK",
+                _environment(container, netns, ifname, ""),
+                _netconf(conf, plugin, {}, result),
+            )
 
     def delete(self, conf: Conf, container: str, netns: str, ifname: str = "eth0", *, args: str = "") -> None:
         """Disconnect a container, the last plugin first. Raises RunnerError."""
@@ -139,7 +144,11 @@ def _netconf(
 ) -> dict[str, Any]:
     """The netconf of one plugin as it gets it on stdin."""
     doc = {**plugin, "name": conf.name, "cniVersion": conf.version}
-    asked = {name: capabilities[name] for name, on in plugin.get("capabilities", {}).items() if on and name in capabilities}
+    asked = {
+        name: capabilities[name]
+        for name, on in plugin.get("capabilities", {}).items()
+        if on and name in capabilities
+    }
     doc.pop("capabilities", None)
     if asked:
         doc["runtimeConfig"] = asked

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.cluster.store import Kind
+from agent.cluster.store import KINDS, Gone, Kind, Put
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
 from agent.datapath import links, netns, rtnl
@@ -24,6 +24,7 @@ from agent.ipam.attachments import Attachments
 from agent.model import Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
+from agent.node.follower import apply
 from agent.node.reconcile import Inputs, Reconciler
 from agent.shared import Latest
 
@@ -140,16 +141,12 @@ class Host:
     def put(self, *objects: Node | IPPool | IPBlock) -> None:
         """Add objects to the snapshot."""
         for obj in objects:
-            field = {Node: "nodes", IPPool: "pools", IPBlock: "blocks"}[type(obj)]
-
-            def change(s: Snapshot, field: str = field, obj: Any = obj) -> Snapshot:
-                return replace(s, **{field: {**getattr(s, field), obj.name: obj}})
-
-            self.snapshot.update(change)
+            put = [Put(obj)]
+            self.snapshot.update(lambda s, put=put: apply(s, put, frozenset(KINDS)))  # type: ignore[misc]
 
     def drop(self, name: str) -> None:
         """Remove a Node from the snapshot."""
-        self.snapshot.update(lambda s: replace(s, nodes={n: o for n, o in s.nodes.items() if n != name}))
+        self.snapshot.update(lambda s: apply(s, [Gone("Node", name)], frozenset(KINDS)))
 
     def call(self, verb: str, pod: Pod | None = None, conf: object = None, **more: Any) -> dict[str, Any]:
         """Call a verb as the plugin does."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import CONF, SEED, Host, Pod, command, ip, net
+from tests.netns.node import CONF, SEED, Host, Pod, command, ip, net
 
 from agent.errors import CniError, Code
 from agent.model import Node
@@ -20,7 +20,7 @@ def test_a_pod_gets_address_routes_and_reaches_its_node(tmp_path: Path) -> None:
     assert result["cniVersion"] == "1.1.0"
     assert result["ips"] == [{"address": "10.244.1.2/24", "gateway": "10.244.1.1", "interface": 2}]
     assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}]
-    assert [i["name"] for i in result["interfaces"]][0] == "testcni0"
+    assert result["interfaces"][0]["name"] == "testcni0"
     assert result["interfaces"][2]["sandbox"] == pod.path
     assert pod.reaches("10.244.1.1")
     assert pod.reaches("192.0.2.1")

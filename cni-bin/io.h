@@ -1,0 +1,115 @@
+/* Whole reads and writes, and the journal of DELs that came while no agent was there. */
+#ifndef TESTCNI_IO_H
+#define TESTCNI_IO_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "json.h"
+
+static inline bool write_all(int fd, const char *data, size_t size)
+{
+	while (size) {
+		ssize_t n = write(fd, data, size);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return false;
+		data += n;
+		size -= (size_t)n;
+	}
+	return true;
+}
+
+/* Read until the end; false with errno, EFBIG when there is more than `limit`. */
+static inline bool read_all(int fd, struct buffer *b, size_t limit)
+{
+	char chunk[1 << 14];
+	for (;;) {
+		ssize_t n = read(fd, chunk, sizeof chunk);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n == 0;
+		if (b->size + (size_t)n > limit) {
+			errno = EFBIG;
+			return false;
+		}
+		if (!put_bytes(b, chunk, (size_t)n)) {
+			errno = ENOMEM;
+			return false;
+		}
+	}
+}
+
+/* Open a folder below `at`, making it where it is missing, durably: its parent is synced too. */
+static inline int open_folder(int at, const char *name)
+{
+	bool made = !mkdirat(at, name, 0700);
+	if (!made && errno != EEXIST)
+		return -1;
+	int folder = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (folder >= 0 && made && fsync(at)) {
+		close(folder);
+		return -1;
+	}
+	return folder;
+}
+
+/* The folder <state>/deletes, made with all above it where missing; -1 with errno. */
+static inline int open_journal(const char *state)
+{
+	char path[PATH_MAX];
+	char *rest = path, *name;
+	int folder = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	snprintf(path, sizeof path, "%s/deletes", state);
+	while (folder >= 0 && (name = strtok_r(NULL, "/", &rest))) {
+		int next = open_folder(folder, name), error = errno;
+		close(folder);
+		errno = error;
+		folder = next;
+	}
+	return folder;
+}
+
+/* Write a file that is whole under its name or not there at all, whatever crashes when. */
+static inline bool write_file(int folder, const char *name, const struct buffer *bytes)
+{
+	char hidden[80];
+	snprintf(hidden, sizeof hidden, ".%s.tmp", name);
+	int fd = openat(folder, hidden, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return false;
+	bool kept = write_all(fd, bytes->data, bytes->size) && !fsync(fd);
+	kept = kept && !renameat(folder, hidden, folder, name) && !fsync(folder);
+	int error = errno;
+	close(fd);
+	if (!kept)
+		unlinkat(folder, hidden, 0);
+	errno = error;
+	return kept;
+}
+
+/* Journal a request under a name that sorts by time; false with errno. */
+static inline bool journal(const char *state, const struct buffer *request)
+{
+	char name[64];
+	struct timespec t;
+	int folder = open_journal(state);
+	if (folder < 0)
+		return false;
+	clock_gettime(CLOCK_REALTIME, &t);
+	unsigned long long ns = (unsigned long long)t.tv_sec * 1000000000ULL + (unsigned long long)t.tv_nsec;
+	snprintf(name, sizeof name, "%020llu-%ld.json", ns, (long)getpid());
+	bool kept = write_file(folder, name, request);
+	int error = errno;
+	close(folder);
+	errno = error;
+	return kept;
+}
+
+#endif

@@ -1,0 +1,56 @@
+"""CNI's own tools, built from their Go modules once a machine: cnitool and the reference plugins."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+CNITOOL = "github.com/containernetworking/cni/cnitool@v1.3.1"
+PLUGINS = "github.com/containernetworking/plugins"
+PLUGINS_VERSION = "v1.9.1"
+REFERENCE = ("main/bridge", "ipam/host-local", "main/loopback", "meta/portmap", "meta/bandwidth", "meta/tuning")
+BUILD_WITHIN = 600.0  # seconds; a cold module cache is downloaded first
+
+
+class NoGoError(RuntimeError):
+    """There is no Go, or it can't build; says which."""
+
+
+def cnitool() -> Path:
+    """The path of libcni's cnitool. Raises NoGoError."""
+    return _build([CNITOOL]) / "cnitool"
+
+
+def reference_plugins() -> Path:
+    """The folder of the reference plugins. Raises NoGoError."""
+    return _build([f"{PLUGINS}/plugins/{name}@{PLUGINS_VERSION}" for name in REFERENCE])
+
+
+def _build(packages: list[str]) -> Path:
+    """A folder with the programs of these packages, named for their versions."""
+    go = shutil.which("go")
+    if go is None:
+        raise NoGoError("there is no go on the PATH")
+    version = subprocess.run([go, "version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256("\n".join([version, *packages]).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
+    folder = cache / f"go-{digest}"
+    if folder.exists():
+        return folder
+    unfinished = folder.with_suffix(f".{os.getpid()}")
+    environment = {**os.environ, "GOBIN": str(unfinished), "CGO_ENABLED": "0", "GOFLAGS": "-trimpath"}
+    done = subprocess.run(
+        [go, "install", "-ldflags=-s -w", *packages],
+        env=environment, capture_output=True, text=True, check=False, timeout=BUILD_WITHIN, cwd="/",
+    )  # fmt: skip
+    if done.returncode:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise NoGoError(f"go install failed: {done.stderr.strip()}")
+    if folder.exists():  # somebody else was first
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.rename(folder)
+    return folder
