@@ -44,7 +44,7 @@ def decode(data: bytes, netns_fd: int | None) -> Call:
     """The call in a request; raises CniError 4 or 6."""
     try:
         doc = json.loads(data.decode("utf-8", "surrogateescape"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CniError(Code.DECODING_FAILURE, f"the plugin's request is no JSON: {error}") from error
     if not isinstance(doc, dict) or doc.get("protocol") != PROTOCOL:
         found = doc.get("protocol") if isinstance(doc, dict) else type(doc).__name__

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.netns.node import CONF, SEED, Host, Pod, command, ip, net
 
 from agent.errors import CniError, Code
 from agent.model import Node
+from tests.netns.node import CONF, SEED, Host, Pod, command, ip, net
 
 
 def test_a_pod_gets_address_routes_and_reaches_its_node(tmp_path: Path) -> None:

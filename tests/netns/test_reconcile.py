@@ -1,0 +1,156 @@
+"""The node path on a real kernel: routes follow, drift is repaired, what is foreign stays."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import netconf
+from agent.datapath.monitor import Monitor
+from agent.model import Node
+from agent.node.confs import Confs
+from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
+
+NETWORK = netconf.parse(CONF).network
+
+
+def ready(tmp_path: Path) -> Host:
+    host = Host(tmp_path)
+    host.confs.publish(Confs(frozenset({NETWORK})))
+    host.call("STATUS")
+    return host
+
+
+def ours() -> list[str]:
+    return sorted(line.strip() for line in command("ip", "route", "show", "proto", "84").splitlines())
+
+
+def peer(name: str, address: str, block: str) -> Node:
+    return Node(name, (ip(address),), (net(block),))
+
+
+def test_routes_follow_nodes(tmp_path: Path) -> None:
+    host = ready(tmp_path)
+    assert ours() == []
+    host.put(peer("two", "192.0.2.2", "10.244.2.0/24"), peer("three", "192.0.2.3", "10.244.3.0/24"))
+    eventually(
+        lambda: ours() == ["10.244.2.0/24 via 192.0.2.2 dev eth0", "10.244.3.0/24 via 192.0.2.3 dev eth0"], 1
+    )
+    host.put(peer("two", "192.0.2.22", "10.244.2.0/24"))
+    eventually(lambda: "10.244.2.0/24 via 192.0.2.22 dev eth0" in ours(), 1)
+    host.put(peer("two", "192.0.2.22", "10.244.9.0/24"))
+    eventually(lambda: ours()[-1] == "10.244.9.0/24 via 192.0.2.22 dev eth0" and len(ours()) == 2, 1)
+    host.drop("two")
+    eventually(lambda: ours() == ["10.244.3.0/24 via 192.0.2.3 dev eth0"], 1)
+
+
+def test_a_route_changes_without_a_moment_without_it(tmp_path: Path) -> None:
+    host = ready(tmp_path)
+    host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
+    eventually(ours, 1)
+    monitor = os.popen("timeout 1 ip monitor route")  # noqa: S605
+    time.sleep(0.3)
+    host.put(peer("two", "192.0.2.22", "10.244.2.0/24"))
+    heard = monitor.read()
+    monitor.close()
+    assert "10.244.2.0/24 via 192.0.2.22" in heard
+    assert "Deleted" not in heard
+
+
+def test_foreign_routes_stay(tmp_path: Path) -> None:
+    command("ip", "link", "set", "lo", "up")
+    host = ready(tmp_path)
+    command("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.9")
+    command("ip", "route", "add", "10.244.2.0/24", "via", "192.0.2.9")
+    host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
+    where = eventually(
+        lambda: [p for p in host.reconciler.status.get().problems if "somebody else's" in p.what], 1
+    )
+    assert "10.244.2.0/24" in where[0].where
+    host.drop("two")
+    eventually(lambda: not host.reconciler.status.get().problems, 1)
+    routes = command("ip", "route")
+    assert "198.51.100.0/24 via 192.0.2.9" in routes
+    assert "10.244.2.0/24 via 192.0.2.9" in routes
+
+
+def test_what_is_deleted_by_hand_is_back_within_two_seconds(tmp_path: Path) -> None:
+    host = ready(tmp_path)
+    host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
+    eventually(ours, 1)
+
+    def watch(nft: bool) -> None:
+        monitor = Monitor(nft=nft)
+        while True:
+            if monitor.changed():
+                host.reconciler.drifted()
+
+    for nft in (False, True):
+        threading.Thread(target=watch, args=(nft,), daemon=True).start()
+    time.sleep(0.2)
+    command("ip", "route", "del", "10.244.2.0/24")
+    eventually(lambda: ours() == ["10.244.2.0/24 via 192.0.2.2 dev eth0"], 2)
+    command("ip", "link", "set", "eth0", "down")  # takes its routes away without a word about them
+    command("ip", "link", "set", "eth0", "up")
+    eventually(lambda: ours() == ["10.244.2.0/24 via 192.0.2.2 dev eth0"], 2)
+    command("nft", "flush", "ruleset")
+    eventually(lambda: "masquerade" in command("nft", "list", "ruleset"), 2)
+    command("nft", "add", "element", "inet", "testcni", "cluster4", "{ 203.0.113.0/24 }")
+    eventually(lambda: "203.0.113.0" not in command("nft", "list", "ruleset"), 2)
+    command("ip", "address", "flush", "dev", "testcni0")
+    eventually(lambda: "10.244.1.1/24" in command("ip", "address", "show", "dev", "testcni0"), 2)
+    command("ip", "link", "del", "testcni0")
+    eventually(lambda: "testcni0" in command("ip", "link"), 2)
+
+
+def test_a_peer_that_is_not_on_link_is_reported_not_guessed(tmp_path: Path) -> None:
+    host = ready(tmp_path)
+    host.put(peer("far", "198.51.100.7", "10.244.7.0/24"))
+    told = eventually(lambda: [str(p) for p in host.reconciler.status.get().problems], 1)
+    assert "198.51.100.7 is not on-link" in told[0]
+    assert ours() == []
+
+
+def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cni.verbs.DEMANDED_FOR", 0.2)
+    host, pod = Host(tmp_path), Pod("c1")
+    before = {k: v for k, v in host.state().items() if k in ("links", "addresses", "routes", "nft")}
+    host.confs.publish(Confs(frozenset({NETWORK})))
+    host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
+    host.add(pod)
+    host.confs.publish(Confs())
+    time.sleep(0.5)
+    assert pod.reaches("10.244.1.1"), "a network with pods stays"
+    host.delete(pod)
+    host.reconciler.drifted()
+    eventually(lambda: {k: v for k, v in host.state().items() if k in before} == before, 2)
+
+
+def test_three_thousand_peers_within_two_seconds(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    command("ip", "address", "add", "172.16.0.1/12", "dev", "eth0")
+    host.confs.publish(Confs(frozenset({NETWORK})))
+    host.call("STATUS")
+    peers = [
+        peer(f"n{n}", f"172.17.{n // 250}.{n % 250 + 1}", f"10.{100 + n // 250}.{n % 250}.0/24")
+        for n in range(3000)
+    ]
+    wide = netconf.parse({**CONF, "subnet": "10.0.0.0/8"}).network
+    host.confs.publish(Confs(frozenset({wide})))
+    host.put(*peers)
+    eventually(lambda: len(ours()) == 3000, 3)
+
+
+def test_an_old_block_with_pods_keeps_its_gateway(tmp_path: Path) -> None:
+    host, pod = ready(tmp_path), Pod("c1")
+    host.add(pod)
+    host.put(Node("one", host.me.addresses, (net("10.244.8.0/24"),)))
+    eventually(lambda: host.reconciler.status.get().blocks.get(NETWORK) == (net("10.244.8.0/24"),), 1)
+    assert pod.reaches("10.244.1.1")
+    later = Pod("c2")
+    assert host.add(later)["ips"][0]["address"] == "10.244.8.2/24"
+    assert later.reaches("10.244.1.2")
