@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
+import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +42,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 DEBOUNCE = 0.02  # seconds: files that come together are read together
 LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
 YOUNG = 50_000_000  # ns: a file this fresh may change again without its time showing it
+STALLED = 10_000_000_000  # ns: who hasn't written for so long isn't in the middle of it
 
 log = logging.getLogger(__name__)
 Key = tuple[Kind, str]
@@ -58,7 +62,8 @@ class _Seen:
     """What all files hold together."""
 
     objects: Mapping[Key, Resource] = field(default_factory=dict)
-    files: Mapping[Key, Path] = field(default_factory=dict)
+    paths: Mapping[Key, Path] = field(default_factory=dict)
+    files: Mapping[Path, _File] = field(default_factory=dict)
     problems: Mapping[str, Problem] = field(default_factory=dict)
     complete: bool = False
     """The folder has been read at least once."""
@@ -71,7 +76,7 @@ class Folder:
         self._path = path
         self._lock = threading.Lock()
         self._files: dict[Path, _File] = {}
-        self._read_once = False
+        self._identity: tuple[int, int] | None = None
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind now. Raises StoreError when the folder can't be read."""
@@ -82,40 +87,39 @@ class Folder:
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
-        watch = FolderWatch(self._path)
         before = _Seen()
-        while not stop.is_set():
-            seen = self._scan()
-            if changes := list(_changes(before, seen)):
-                deliver(changes)
-            before = seen
-            young = any(file.stamp is None and file.digest for file in self._files.values())
-            watch.wait(stop, YOUNG / 1e9 if young else LOOK_AGAIN)
-            stop.wait(DEBOUNCE)
-        watch.close()
+        with closing(FolderWatch(self._path)) as watch:
+            while not stop.is_set():
+                seen = self._scan(watch.busy)
+                if changes := [*_changes(before, seen)]:
+                    deliver(changes)
+                before = seen
+                young = any(file.stamp is None and file.digest for file in seen.files.values())
+                watch.wait(stop, YOUNG / 1e9 if young else LOOK_AGAIN, settle=DEBOUNCE)
 
     def create(self, obj: Resource) -> Resource:
         """Create the object in a file of its own, which exists at once and whole, or not at all."""
         kind = kind_of(obj)
         if (kind, obj.name) in self._scan().objects:
             raise ConflictError(f"{kind} {obj.name} exists")
-        with self._written(obj) as temporary:
+        path = self._path / f"{kind.lower()}-{obj.name}.yaml"
+        with self._written(obj, path) as temporary:
             try:
-                os.link(temporary, self._file(kind, obj.name))
+                os.link(temporary, path)  # unlike a rename, it fails where another agent was first
             except FileExistsError as error:
-                raise ConflictError(f"{kind} {obj.name} exists") from error
-        return self._get(kind, obj.name)
+                raise ConflictError(f"{kind} {obj.name}: {path} exists") from error
+        return self._alone(kind, obj.name)[1]
 
     def update(self, obj: Resource) -> Resource:
-        """Replace the object, if nobody else did since it was read."""
+        """Replace the object, if nobody else did since it was read; fields that we don't know are not kept."""
         kind = kind_of(obj)
         with self._exclusive():
             path, found = self._alone(kind, obj.name)
             if found.resource_version != obj.resource_version:
                 raise ConflictError(f"{kind} {obj.name} has changed since it was read")
-            with self._written(obj) as temporary:
+            with self._written(obj, path) as temporary:
                 temporary.rename(path)
-            return self._get(kind, obj.name)
+            return self._alone(kind, obj.name)[1]
 
     def delete(self, kind: Kind, name: str) -> None:
         """Delete the object with its file."""
@@ -123,25 +127,23 @@ class Folder:
             path, _found = self._alone(kind, name)
             try:
                 path.unlink()
+            except FileNotFoundError as error:
+                raise NotFoundError(f"there is no {kind} {name} in {self._path} any more") from error
             except OSError as error:
                 raise StoreError(f"{kind} {name} can't be deleted: {error}") from error
 
-    def _file(self, kind: Kind, name: str) -> Path:
-        return self._path / f"{kind.lower()}-{name}.yaml"
-
-    def _get(self, kind: Kind, name: str) -> Resource:
-        try:
-            return self._scan().objects[(kind, name)]
-        except KeyError:
-            raise NotFoundError(f"there is no {kind} {name} in {self._path}") from None
-
     def _alone(self, kind: Kind, name: str) -> tuple[Path, Resource]:
-        """The object and its file, which must hold no other."""
-        found = self._get(kind, name)
-        path = self._scan().files[(kind, name)]
-        if len(self._files[path].objects) > 1:
+        """The object and its file, which must be well and hold no other."""
+        seen = self._scan()
+        key = (kind, name)
+        if key not in seen.objects:
+            raise NotFoundError(f"there is no {kind} {name} in {self._path}")
+        path = seen.paths[key]
+        if problem := seen.problems.get(str(path)):
+            raise StoreError(str(problem))
+        if len(seen.files[path].objects) > 1:
             raise StoreError(f"{path} holds other objects than {kind} {name}; give it a file of its own")
-        return path, found
+        return path, seen.objects[key]
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -157,8 +159,8 @@ class Folder:
             os.close(fd)
 
     @contextmanager
-    def _written(self, obj: Resource) -> Iterator[Path]:
-        """A hidden file with the object, safely on disk; it is gone afterwards."""
+    def _written(self, obj: Resource, target: Path) -> Iterator[Path]:
+        """A hidden file with the object as `target` will have it, safely on disk; it is gone afterwards."""
         doc = objects.to_doc(obj)
         doc["metadata"].pop("resourceVersion", None)  # here it is the content itself
         path: Path | None = None
@@ -166,7 +168,10 @@ class Folder:
             fd, name = tempfile.mkstemp(prefix=".new-", dir=self._path)
             path = Path(name)
             with os.fdopen(fd, "w") as file:
-                yaml.safe_dump(doc, file, sort_keys=False)
+                if target.suffix == ".json":
+                    json.dump(doc, file, indent=2)
+                else:
+                    yaml.safe_dump(doc, file, sort_keys=False)
                 file.flush()
                 os.fsync(file.fileno())
             yield path
@@ -176,55 +181,85 @@ class Folder:
             if path:
                 path.unlink(missing_ok=True)
 
-    def _scan(self) -> _Seen:
-        """Read what changed since the last time, and put all files together."""
+    def _scan(self, busy: Collection[str] = ()) -> _Seen:
+        """Read what changed since the last time, but for files being written, and put all together."""
         with self._lock:
             problems: dict[str, Problem] = {}
             try:
-                paths = sorted(p for p in self._path.iterdir() if p.suffix in SUFFIXES and p.name[0] != ".")
-                self._files = {path: file for path in paths if (file := self._load(path))}
-                self._read_once = True
+                self._files, self._identity = self._read(busy)
             except OSError as error:  # a folder that went away takes nothing with it
                 remedy = "make it readable; until then its last state stays in force"
                 problems[str(self._path)] = Problem(str(self._path), str(error), remedy)
             return self._together(problems)
 
-    def _load(self, path: Path) -> _File | None:
+    def _read(self, busy: Collection[str]) -> tuple[dict[Path, _File], tuple[int, int]]:
+        """All files, and which folder they are in. Raises OSError when that went away or lost everything."""
+        identity = _identity(self._path)
+        paths = sorted(p for p in self._path.iterdir() if p.suffix in SUFFIXES and p.name[0] != ".")
+        files = {path: file for path in paths if (file := self._load(path, path.name in busy))}
+        if _identity(self._path) != identity:
+            raise OSError(errno.ESTALE, "it was replaced while it was read")
+        if self._files and not files and identity != self._identity:
+            raise OSError(errno.ESTALE, "another folder is here now, and it has no manifests")  # unmounted?
+        return files, identity
+
+    def _load(self, path: Path, busy: bool) -> _File | None:
         known = self._files.get(path)
+        kept = known.objects if known else ()
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if known and known.stamp == stamp:
+            age = abs(time.time_ns() - status.st_mtime_ns)
+            if (known and known.stamp == stamp) or (busy and age < STALLED):
                 return known
-            data = path.read_bytes() if status.st_size <= manifests.LARGEST else b" " * (manifests.LARGEST + 1)
-        except FileNotFoundError:
-            return None
+            data = _contents(path, status.st_mode)
+        except ManifestError as error:
+            return _File(None, b"", kept, error)
         except OSError as error:
-            problem = ManifestError(0, str(error), "make it readable")
-            return _File(None, b"", known.objects if known else (), problem)
+            if isinstance(error, FileNotFoundError) and not path.is_symlink():
+                return None  # it went while we looked
+            return _File(None, b"", kept, ManifestError(0, str(error), "make it readable"))
         digest = hashlib.sha256(data).digest()
-        trusted = stamp if abs(time.time_ns() - status.st_mtime_ns) > YOUNG else None
+        trusted = stamp if age > YOUNG else None
         if known and known.digest == digest:
             return _File(trusted, digest, known.objects, known.error)
         try:
             return _File(trusted, digest, manifests.parse(path, data))
         except ManifestError as error:
-            return _File(trusted, digest, known.objects if known else (), error)
+            return _File(trusted, digest, kept, error)
+        except (ValueError, TypeError, RecursionError) as error:  # YAML can say what no manifest does
+            return _File(trusted, digest, kept, ManifestError(0, str(error), "write plain objects"))
 
     def _together(self, problems: dict[str, Problem]) -> _Seen:
         found: dict[Key, Resource] = {}
-        files: dict[Key, Path] = {}
+        paths: dict[Key, Path] = {}
         for path, file in self._files.items():
             if file.error:
                 problems[str(path)] = file.error.problem(path)
             for obj in file.objects:
                 key = (kind_of(obj), obj.name)
                 if key in found:
-                    what = f"{' '.join(key)} stands in {files[key]} already"
+                    what = f"{' '.join(key)} stands in {paths[key]} already"
                     problems[str(path)] = Problem(str(path), what, "remove one; the first file's is in force")
                     continue
-                found[key], files[key] = obj, path
-        return _Seen(found, files, problems, self._read_once)
+                found[key], paths[key] = obj, path
+        return _Seen(found, paths, self._files, problems, self._identity is not None)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _contents(path: Path, mode: int) -> bytes:
+    """The bytes of a file; raises OSError, or ManifestError for what can't be a manifest."""
+    if not stat.S_ISREG(mode):  # reading a FIFO would wait for ever
+        raise ManifestError(0, "is no regular file", "move it elsewhere")
+    with path.open("rb") as file:
+        data = file.read(manifests.LARGEST + 1)
+    if not data:  # what an editor leaves for a moment, and a full disk for good
+        raise ManifestError(0, "is empty", "write an object or delete the file")
+    return data
 
 
 def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
@@ -233,10 +268,12 @@ def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
         for kind in KINDS:
             yield Replaced(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
     elif seen.complete:
-        for kind, name in before.objects.keys() - seen.objects.keys():
-            yield Gone(kind, name)
+        for kind, name in before.objects:
+            if (kind, name) not in seen.objects:
+                yield Gone(kind, name)
         for key, obj in seen.objects.items():
-            if before.objects.get(key) != obj:
+            old = before.objects.get(key)
+            if old != obj or old.resource_version != obj.resource_version:
                 yield Put(obj)
     for source in before.problems.keys() - seen.problems.keys():
         yield Trouble(source, None)

@@ -1,4 +1,4 @@
-"""A folder's changes by inotify(7): which names changed, and when to look at everything again."""
+"""A folder's changes by inotify(7): when to look at it again, and which files are half-written just now."""
 
 from __future__ import annotations
 
@@ -7,44 +7,75 @@ import os
 import select
 import struct
 import threading
+import time
 from pathlib import Path
 
-IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE = 0x8, 0x40, 0x80, 0x200
+IN_MODIFY, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x100, 0x200
+IN_MOVED_FROM, IN_MOVED_TO = 0x40, 0x80
 IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF = 0x4, 0x400, 0x800
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 IN_ONLYDIR = 0x1000000
-EVENTS = IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF
+WHOLE = IN_CLOSE_WRITE | IN_MOVED_FROM | IN_DELETE  # nobody is in the middle of writing this name any more
+# IN_CREATE is all that link(2) and symlink(2) raise
+EVENTS = WHOLE | IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF
 EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name
 POLL = 0.2  # seconds between looks at `stop`, and at a folder that isn't there
+BLIND = 1.0  # seconds between looks at a folder that can't be watched
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class FolderWatch:
-    """Changes of the files of one folder, which may come and go; for one thread."""
+    """Changes of the files of one folder, which may come and go; for one thread.
+
+    Where the kernel grants no watch (its limits are per user), every second counts as a change.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), f"inotify: {os.strerror(ctypes.get_errno())}")
+        self._fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch = -1
         self._identity: tuple[int, int] | None = None
+        self._busy: set[str] = set()
+        self._reattached()
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Names of files written to and not closed since, as of the last `wait`."""
+        return frozenset(self._busy)
 
     def close(self) -> None:
         """Stop watching."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = self._watch = -1
 
-    def wait(self, stop: threading.Event, timeout: float) -> bool:
-        """Wait for any change, or for `timeout` seconds, or for `stop`; whether something changed."""
-        left = timeout
-        while not stop.is_set() and left > 0:
-            if self._reattached():
+    def wait(self, stop: threading.Event, timeout: float, settle: float = 0.0) -> bool:
+        """Wait for a change, `timeout` seconds or `stop`; whether there was a change.
+
+        After a change `settle` more seconds pass, so that those that come together are seen together.
+        """
+        deadline = time.monotonic() + timeout
+        while not stop.is_set():
+            if self._changed(stop, max(0.0, deadline - time.monotonic())):
+                stop.wait(settle)
+                self._drain()
                 return True
-            if select.select([self._fd], [], [], min(POLL, left))[0] and self._drain():
-                return True
-            left -= POLL
+            if time.monotonic() >= deadline:
+                break
         return False
+
+    def _changed(self, stop: threading.Event, left: float) -> bool:
+        """One look, of at most POLL or BLIND seconds."""
+        if self._reattached():
+            return True
+        if self._watch < 0:
+            pause = POLL if self._identity is None else BLIND
+            stop.wait(min(pause, left))
+            return self._identity is not None and left >= pause
+        poller = select.poll()  # select(2) can't take descriptors above 1023
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(min(POLL, left) * 1000)) and self._drain()
 
     def _reattached(self) -> bool:
         """Whether the folder came, went or became another one since the last look."""
@@ -53,27 +84,47 @@ class FolderWatch:
             identity = (status.st_dev, status.st_ino)
         except OSError:
             identity = None
-        if identity == self._identity and (identity is None or self._watch >= 0):
+        same = identity == self._identity
+        if same and (identity is None or self._watch >= 0):
             return False
         if self._watch >= 0:
             _libc.inotify_rm_watch(self._fd, self._watch)
-        self._watch = _libc.inotify_add_watch(self._fd, os.fsencode(self._path), EVENTS | IN_ONLYDIR)
-        self._identity = identity if self._watch >= 0 else None
-        return True
+        self._watch = -1
+        if identity is not None and self._fd >= 0:
+            self._watch = _libc.inotify_add_watch(self._fd, os.fsencode(self._path), EVENTS | IN_ONLYDIR)
+        self._identity = identity
+        self._busy.clear()
+        return not same or self._watch >= 0
 
     def _drain(self) -> bool:
-        """Read all events; whether one of them matters: hidden files are other people's half-written ones."""
+        """Read all events there are; whether one of them matters."""
         matters = False
-        while True:
+        while self._fd >= 0:
             try:
                 data = os.read(self._fd, 1 << 16)
             except BlockingIOError:
-                return matters
+                break
             offset = 0
             while offset < len(data):
                 watch, mask, _cookie, length = EVENT.unpack_from(data, offset)
                 name = data[offset + EVENT.size : offset + EVENT.size + length].rstrip(b"\0")
                 offset += EVENT.size + length
-                if mask & IN_IGNORED and watch == self._watch:
-                    self._watch = -1
-                matters |= not name.startswith(b".")
+                matters |= self._note(watch, mask, os.fsdecode(name))
+        return matters
+
+    def _note(self, watch: int, mask: int, name: str) -> bool:
+        """Take note of one event; whether it matters."""
+        if mask & IN_Q_OVERFLOW:
+            self._busy.clear()  # their ends may be among what was lost
+            return True
+        if watch != self._watch:  # of a folder that was here before
+            return False
+        if mask & IN_IGNORED:
+            self._watch = -1
+        if mask & IN_MODIFY:
+            self._busy.add(name)
+            return False
+        if mask & WHOLE:
+            self._busy.discard(name)
+        # hidden files are other people's half-written ones, but a ConfigMap changes by its link `..data`
+        return not name.startswith(".") or name.startswith("..")

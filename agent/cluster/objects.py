@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,10 @@ LARGEST_BLOCK_SIZE = {4: 30, 6: 126}  # smaller blocks leave a pod no address
 KINDS_BY_VERSION = {"Node": "v1", "IPPool": API_VERSION, "IPBlock": API_VERSION}
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123 subdomain
 NAME_LIMIT = 253
+
+_repr = reprlib.Repr()  # a wrong value may be megabytes
+_repr.maxstring = _repr.maxother = 80
+short = _repr.repr
 
 
 class ObjectError(ValueError):
@@ -27,12 +32,15 @@ class ObjectError(ValueError):
 
 
 def expand(doc: object) -> Iterator[object]:
-    """The items of a List, or the document itself."""
+    """The items of a List, or the document itself. Raises ObjectError."""
     if isinstance(doc, dict) and isinstance(doc.get("kind"), str) and doc["kind"].endswith("List"):
         items = doc.get("items")
         if not isinstance(items, list):
-            raise ObjectError("items", f"is {items!r}, not a list", f"list the objects of the {doc['kind']}")
-        yield from items
+            raise ObjectError("items", f"is {short(items)}, not a list", f"list the objects of the {doc['kind']}")
+        # the API server leaves out what the kind of a NodeList says already
+        given = {"apiVersion": doc.get("apiVersion"), "kind": kind} if (kind := doc["kind"][:-4]) else {}
+        for item in items:
+            yield {**given, **item} if isinstance(item, dict) else item
     else:
         yield doc
 
@@ -40,17 +48,19 @@ def expand(doc: object) -> Iterator[object]:
 def parse(doc: object) -> Resource:
     """The object in a document; fields that we don't need are nobody's business. Raises ObjectError."""
     if not isinstance(doc, dict):
-        raise ObjectError("document", f"is {doc!r}, not a mapping", "write a Kubernetes object")
+        raise ObjectError("document", f"is {short(doc)}, not a mapping", "write a Kubernetes object")
     kind = doc.get("kind")
     if not isinstance(kind, str) or kind not in KINDS_BY_VERSION:
-        raise ObjectError("kind", f"{kind!r} is not known here", f"known: {', '.join(KINDS_BY_VERSION)}")
+        raise ObjectError("kind", f"{short(kind)} is not known here", f"known: {', '.join(KINDS_BY_VERSION)}")
     if doc.get("apiVersion") != KINDS_BY_VERSION[kind]:
-        raise ObjectError("apiVersion", f"is {doc.get('apiVersion')!r}", f"a {kind} has {KINDS_BY_VERSION[kind]}")
+        raise ObjectError(
+            "apiVersion", f"is {short(doc.get('apiVersion'))}", f"a {kind} has {KINDS_BY_VERSION[kind]}"
+        )
     metadata = _mapping(doc, "metadata")
     name = metadata.get("name")
     if not isinstance(name, str) or len(name) > NAME_LIMIT or not NAME.fullmatch(name):
         remedy = "small letters, digits, - and . (a DNS-1123 subdomain)"
-        raise ObjectError("metadata.name", f"{name!r} is no name", remedy)
+        raise ObjectError("metadata.name", f"{short(name)} is no name", remedy)
     version = str(metadata.get("resourceVersion") or "")
     spec = _mapping(doc, "spec")
     match kind:
@@ -84,14 +94,14 @@ def _mapping(doc: dict[str, Any], key: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ObjectError(key, f"is {value!r}, not a mapping", "write it as Kubernetes has it")
+        raise ObjectError(key, f"is {short(value)}, not a mapping", "write it as Kubernetes has it")
     return value
 
 
 def _items(mapping: dict[str, Any], path: str) -> list[Any]:
     value = mapping.get(path.rpartition(".")[2]) or []
     if not isinstance(value, list):
-        raise ObjectError(path, f"is {value!r}, not a list", "write it as Kubernetes has it")
+        raise ObjectError(path, f"is {short(value)}, not a list", "write it as Kubernetes has it")
     return value
 
 
@@ -100,7 +110,7 @@ def _internal_ips(status: dict[str, Any]) -> tuple[Address, ...]:
     for number, entry in enumerate(_items(status, "status.addresses")):
         path = f"status.addresses[{number}]"
         if not isinstance(entry, dict):
-            raise ObjectError(path, f"is {entry!r}, not a mapping", "type and address are wanted")
+            raise ObjectError(path, f"is {short(entry)}, not a mapping", "type and address are wanted")
         if entry.get("type") == "InternalIP":
             found.append(_address(f"{path}.address", entry.get("address")))
     return tuple(dict.fromkeys(found))
@@ -115,12 +125,16 @@ def _pod_cidrs(spec: dict[str, Any]) -> tuple[Subnet, ...]:
 
 def _pool(name: str, spec: dict[str, Any], version: str) -> IPPool:
     cidr = _cidr("spec.cidr", spec.get("cidr"))
+    largest = LARGEST_BLOCK_SIZE[cidr.version]
+    if cidr.prefixlen > largest:
+        raise ObjectError("spec.cidr", f"{cidr} is too small for a block", f"a CIDR of /{largest} or larger")
     size = spec.get("blockSize")
     if size is None:
         size = max(DEFAULT_BLOCK_SIZE[cidr.version], cidr.prefixlen)
-    largest = LARGEST_BLOCK_SIZE[cidr.version]
     if isinstance(size, bool) or not isinstance(size, int) or not cidr.prefixlen <= size <= largest:
-        raise ObjectError("spec.blockSize", f"is {size!r}", f"a prefix length from {cidr.prefixlen} to {largest}")
+        raise ObjectError(
+            "spec.blockSize", f"is {short(size)}", f"a prefix length from {cidr.prefixlen} to {largest}"
+        )
     return IPPool(name, cidr, size, version)
 
 
@@ -130,23 +144,26 @@ def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
         raise ObjectError("metadata.name", f"is {name}", f"the block {cidr} is named {block_name(cidr)}")
     for key in ("node", "pool"):
         if not isinstance(spec.get(key), str) or not spec[key]:
-            raise ObjectError(f"spec.{key}", f"is {spec.get(key)!r}", f"name the {key}")
+            raise ObjectError(f"spec.{key}", f"is {short(spec.get(key))}", f"name the {key}")
     return IPBlock(cidr, spec["node"], spec["pool"], version)
 
 
 def _cidr(path: str, value: object) -> Subnet:
+    remedy = "a CIDR with no host bits set, such as 10.244.1.0/24"
+    # ipaddress would take a netmask, a zone or a bare address as well; Kubernetes doesn't
+    if not isinstance(value, str) or "%" in value or not value.partition("/")[2].isdecimal():
+        raise ObjectError(path, f"is {short(value)}", remedy)
     try:
-        if isinstance(value, str) and "/" in value:
-            return ipaddress.ip_network(value)
+        return ipaddress.ip_network(value)
     except ValueError as error:
-        raise ObjectError(path, str(error), "a CIDR with no host bits set, such as 10.244.1.0/24") from error
-    raise ObjectError(path, f"is {value!r}", "a CIDR with no host bits set, such as 10.244.1.0/24")
+        raise ObjectError(path, str(error)[:120], remedy) from error
 
 
 def _address(path: str, value: object) -> Address:
+    remedy = "an IP address such as 192.0.2.1"
+    if not isinstance(value, str) or "%" in value:
+        raise ObjectError(path, f"is {short(value)}", remedy)
     try:
-        if isinstance(value, str):
-            return ipaddress.ip_address(value)
+        return ipaddress.ip_address(value)
     except ValueError as error:
-        raise ObjectError(path, str(error), "an IP address such as 192.0.2.1") from error
-    raise ObjectError(path, f"is {value!r}", "an IP address such as 192.0.2.1")
+        raise ObjectError(path, f"is {short(value)}", remedy) from error

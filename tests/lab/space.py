@@ -47,11 +47,12 @@ class SpaceError(RuntimeError):
 
 
 def start_time(pid: int) -> str:
-    """When a process began, in ticks since boot: with the pid, its identity (proc(5), stat, field 22)."""
+    """When a process began, in ticks since boot: with the pid, its identity (proc(5)). Empty: it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def shared_paths(*more: Path) -> list[str]:
@@ -154,15 +155,8 @@ def kill_all(pids: Sequence[int], within: float = 5.0) -> None:
         except ProcessLookupError:
             continue
     end = time.monotonic() + within
-    while any(_alive(pid) for pid in pids) and time.monotonic() < end:
+    while any(map(start_time, pids)) and time.monotonic() < end:
         time.sleep(0.005)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def remove_tree(folder: Path) -> None:

@@ -1,0 +1,383 @@
+"""Whole agents on nodes of the lab: from a manifest to a ping, and through every kind of trouble."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import gotools, matrix, space
+from tests.lab.lab import LABS, OUTSIDE, SEED_CONF, Lab, LabNode, lab
+from tests.lab.runner import Conf, RunnerError
+from tests.lab.space import REPO
+from tests.lab.state import difference, fds, net_state
+
+
+def eventually(what: Callable[[], object], within: float) -> float:
+    """Seconds until `what` is true; fails after `within`."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < within, f"not within {within} s"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def three() -> Iterator[Lab]:
+    with lab(3) as it:
+        yield it
+
+
+def routes(node: LabNode) -> list[str]:
+    return sorted(
+        line.strip() for line in node.space.exec("ip", "route", "show", "proto", "84").stdout.splitlines()
+    )
+
+
+def ask(node: LabNode) -> dict[str, object]:
+    done = node.space.exec(sys.executable, "-m", "agent.ctl", "status", "-o", "json", check=False)
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+def test_every_pair_reaches_every_other(three: Lab) -> None:
+    three.each(lambda node: [node.add_pod(f"{node.name}-{n}") for n in range(2)])
+    reaches = matrix.measure(*matrix.ends(three))
+    assert len(reaches) == 9 * 10
+    assert [reach for reach in reaches if reach.ms is None] == []
+
+
+def test_pods_keep_their_address_among_themselves_and_lose_it_outside(three: Lab) -> None:
+    one, two, _ = three.nodes
+    a, b = one.add_pod("a"), two.add_pod("b")
+    script = "import socket; s=socket.socket(2,2); s.bind(('',9)); print(flush=True); print(s.recvfrom(9)[1][0])"
+
+    def sender_of(listener: list[str], target: str) -> str:
+        server = subprocess.Popen([*listener, "python3", "-c", script], stdout=subprocess.PIPE, text=True)
+        assert server.stdout
+        server.stdout.readline()
+        a.exec("python3", "-c", f"import socket; socket.socket(2,2).sendto(b'x',('{target}',9))")
+        out, _ = server.communicate(timeout=5)
+        return out.strip()
+
+    assert sender_of(b.argv(), b.address) == a.address
+    assert sender_of(two.space.argv(), two.address) == a.address
+    assert sender_of(three.outside.argv(), OUTSIDE) == one.address
+
+
+Walk = tuple[Callable[[LabNode], str], Callable[[LabNode], object]]
+TEST_NETNS = "/run/netns/test.net.1"
+TOOL_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_PATH": "/opt/cni/bin"}
+
+
+@pytest.fixture
+def cnitool() -> str:
+    try:
+        return str(gotools.cnitool())
+    except gotools.NoGoError as error:
+        pytest.skip(f"cnitool can't be built: {error}")
+
+
+@pytest.fixture(params=["cnitool", "own runner"])
+def walk(request: pytest.FixtureRequest) -> Walk:
+    """How the walk adds and deletes: an address for a node, and away with it."""
+    if request.param == "own runner":
+        return (
+            lambda node: str(node.runner.add(node.conf(), "walk", TEST_NETNS)["ips"][0]["address"]),
+            lambda node: node.runner.delete(node.conf(), "walk", TEST_NETNS),
+        )
+    tool = request.getfixturevalue("cnitool")
+
+    def run(node: LabNode, verb: str) -> str:
+        return node.space.exec(tool, verb, "testcni", TEST_NETNS, env=TOOL_ENV).stdout
+
+    return (lambda node: str(json.loads(run(node, "add"))["ips"][0]["address"]), lambda node: run(node, "del"))
+
+
+def test_the_seeds_walk_without_kubernetes(walk: Walk) -> None:
+    add, delete = walk
+    with lab(2, conf=None) as it:
+        it.each(lambda node: eventually(node.path("/run/testcni/agent.sock").exists, 10))
+        before = it.each(net_state)
+        for node in it.nodes:
+            node.path("/etc/cni/net.d/10-testcni.conf").write_text(SEED_CONF)
+            node.space.exec("ip", "netns", "add", "test.net.1")
+        addresses = [add(node) for node in it.nodes]
+        assert addresses == ["10.244.1.2/24", "10.244.2.2/24"]
+        for node, target in zip(it.nodes, reversed(addresses), strict=True):
+            for address in (target.removesuffix("/24"), OUTSIDE):
+                node.space.exec("ip", "netns", "exec", "test.net.1", "ping", "-c1", "-W2", address)
+        for node in it.nodes:
+            delete(node)
+            node.space.exec("ip", "netns", "delete", "test.net.1")
+            node.path("/etc/cni/net.d/10-testcni.conf").unlink()
+        for node, state in zip(it.nodes, before, strict=True):
+            eventually(lambda node=node, state=state: _same(state, net_state(node)), 20)  # type: ignore[misc]
+
+
+def _same(before: dict[str, list[str]], after: dict[str, list[str]]) -> bool:
+    return [line for line in difference(before, after) if "/var/lib/cni" not in line] == []
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+def test_conformance_by_libcnis_cnitool(three: Lab, cnitool: str, version: str) -> None:
+    node = three.nodes[0]
+    conf = {"cniVersion": version, "name": "testcni", "plugins": [json.loads(SEED_CONF)]}
+    node.path("/etc/cni/net.d/10-testcni.conf").unlink()
+    node.path("/etc/cni/net.d/10-testcni.conflist").write_text(json.dumps(conf))
+    node.add_netns("c1")
+    before = net_state(node)
+
+    def run(verb: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return node.space.exec(cnitool, verb, "testcni", "/run/netns/c1", env=TOOL_ENV, check=check)
+
+    assert json.loads(run("add").stdout)["cniVersion"] == version
+    run("check")
+    node.space.exec("ip", "netns", "exec", "c1", "ip", "address", "flush", "dev", "eth0")
+    assert "lacks address" in (broken := run("check", check=False)).stderr + broken.stdout
+    run("del")
+    run("del")
+    if version == "1.1.0":
+        run("status")
+        run("add")
+        run("gc")
+    else:
+        run("add")
+        run("del")
+    after = [line for line in difference(before, net_state(node)) if "/var/lib/cni" not in line]
+    assert after == []
+
+
+def test_nodes_come_change_and_go_within_a_second(three: Lab) -> None:
+    one, two, three_ = three.nodes
+    assert routes(one) == [
+        f"{two.block} via {two.address} dev eth0",
+        f"{three_.block} via {three_.address} dev eth0",
+    ]
+    three.delete_node(two)
+    took = [eventually(lambda: len(routes(one)) == 1, 1)]
+    three.put_node(two)
+    took.append(eventually(lambda: len(routes(one)) == 2, 1))
+    two.block, old = "10.244.77.0/24", two.block
+    three.put_node(two)  # replaced under the same name
+    took.append(eventually(lambda: any(line.startswith("10.244.77.0/24") for line in routes(one)), 1))
+    eventually(lambda: not any(line.startswith(old) for line in routes(one)), 1)
+    one.space.exec("ip", "route", "del", three_.block)
+    took.append(eventually(lambda: len(routes(one)) == 2, 2))
+    print("seconds to leave, join, change, repair:", *(f"{t:.3f}" for t in took))
+
+
+def test_a_bad_manifest_is_told_with_its_line_and_takes_nothing_away(three: Lab) -> None:
+    one, two, _ = three.nodes
+    path = three.datastore / f"node-{two.name}.yaml"
+    path.write_text(path.read_text().replace(two.block, "10.244.2.7/24"))
+    eventually(lambda: "has host bits set" in str(ask(one)["problems"]), 2)
+    where = [p["where"] for p in ask(one)["problems"]]  # type: ignore[attr-defined]
+    assert f"{path}:8" in where
+    assert f"{two.block} via {two.address} dev eth0" in routes(one)
+    three.put_node(two)
+    eventually(lambda: ask(one)["problems"] == [], 2)
+
+
+def test_an_agent_that_is_restarted_changes_nothing(three: Lab) -> None:
+    one, two, _ = three.nodes
+    a, b = one.add_pod("a"), two.add_pod("b")
+    before = net_state(one)
+    ping = subprocess.Popen(
+        a.argv("ping", "-q", "-i", "0.002", "-c", "1000", b.address), stdout=subprocess.PIPE, text=True
+    )
+    assert one.stop_agent() == 0
+    after_stop = [line for line in difference(before, net_state(one)) if "agent.sock" not in line]
+    assert after_stop == []
+    one.start_agent()
+    one.wait_ready()
+    out, _ = ping.communicate(timeout=30)
+    assert " 0% packet loss" in out
+    assert difference(before, net_state(one)) == []
+
+
+def test_an_add_waits_for_the_agent_and_a_del_does_not(three: Lab) -> None:
+    node = three.nodes[0]
+    gone = node.add_pod("gone")
+    node.stop_agent(signal.SIGKILL)
+    began = time.monotonic()
+    node.delete_pod(gone)
+    assert time.monotonic() - began < 2
+    journal = list(node.path("/var/lib/testcni/deletes").iterdir())
+    assert len(journal) == 1
+    assert journal[0].stat().st_mode & 0o777 == 0o600
+    threading.Timer(0.7, node.start_agent).start()
+    pod = node.add_pod("waits")
+    assert pod.address == "10.244.1.3", "the journaled DEL came first, and its address cools"
+    assert list(node.path("/var/lib/testcni/deletes").iterdir()) == []
+    assert [path.name for path in node.path("/run/testcni/attachments").iterdir()] == [
+        f"{pod.result['interfaces'][1]['name']}.json"
+    ]
+
+
+def test_kill_9_amid_200_adds_then_gc_leaves_nothing(three: Lab) -> None:
+    node = three.nodes[0]
+    conf = node.conf()
+    conf = Conf(conf.name, "1.1.0", conf.plugins, conf.path)
+    names = [f"p{number}" for number in range(200)]
+    node.space.batch([f"netns add {name}" for name in names])
+    before, before_fds = net_state(node), fds(agent_of(node))
+    done: list[str] = []
+    failed: list[str] = []
+    work = iter(names)
+    lock = threading.Lock()
+
+    def adds() -> None:
+        while True:
+            with lock:
+                name = next(work, None)
+            if name is None:
+                return
+            try:
+                node.runner.add(conf, name, f"/run/netns/{name}")
+                done.append(name)
+            except RunnerError as error:
+                failed.append(str(error))
+
+    threads = [threading.Thread(target=adds) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(done) > 60, 30)
+    node.stop_agent(signal.SIGKILL)
+    node.start_agent()
+    for thread in threads:
+        thread.join()
+    assert failed == [], "an ADD outlives the agent"
+    assert len(done) == 200
+    assert len({r["ips"][0]["address"] for r in node.runner.cache.values()}) == 200, "no address twice"
+    node.runner.collect(conf, [])
+    assert difference(before, net_state(node)) == []
+    assert fds(agent_of(node)) <= before_fds + 40, "reapers and callers keep a socket each, 16 of either at most"
+
+
+def agent_of(node: LabNode) -> int:
+    """The pid of the agent itself: nsenter executes it in place."""
+    return node.agent_pid
+
+
+def test_fifty_agents_claim_fifty_blocks() -> None:
+    with lab(50, pod_cidrs=False, conf=None) as it:
+        for node in it.nodes:
+            node.path("/etc/cni/net.d/10-testcni.conf").write_text(SEED_CONF)
+        it.each(LabNode.wait_ready)
+        claimed = list(it.datastore.glob("ipblock-*.yaml"))
+        owners = [line for path in claimed for line in path.read_text().splitlines() if "node:" in line]
+        assert len(claimed) == len(set(owners)) == 50
+        bridges = {
+            node.space.exec("ip", "-br", "-4", "address", "show", "testcni0").stdout.split()[2]
+            for node in it.nodes
+        }
+        assert len(bridges) == 50
+        eventually(lambda: all(len(routes(node)) == 49 for node in it.nodes), 10)
+        assert not list(it.datastore.glob(".new-*")), "nothing half-written stays"
+
+
+def test_a_claim_survives_the_agent_and_a_full_pool_is_told() -> None:
+    with lab(2, pod_cidrs=False, agents=False) as it:
+        it.put("pool", {
+            "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": "pods"},
+            "spec": {"cidr": "10.244.0.0/24", "blockSize": 24},
+        })  # fmt: skip
+        one, two = it.nodes
+        one.start_agent()
+        one.wait_ready()
+        two.start_agent()
+        eventually(two.path("/run/testcni/agent.sock").exists, 10)
+        eventually(lambda: "no block is left in pods (10.244.0.0/24)" in str(ask(two)["problems"]), 5)
+        one.stop_agent()
+        one.start_agent()
+        one.wait_ready()
+        assert len(list(it.datastore.glob("ipblock-*.yaml"))) == 1
+
+
+def test_three_thousand_peers_from_file_to_routes_within_two_seconds() -> None:
+    with lab(1) as it:
+        node = it.nodes[0]
+        node.path("/etc/cni/net.d/10-testcni.conf").write_text(SEED_CONF.replace("10.244.0.0/16", "10.0.0.0/8"))
+        docs = [_peer(number) for number in range(3000)]
+        (it.datastore / ".peers").write_text("\n---\n".join(docs))
+        (it.datastore / ".peers").rename(it.datastore / "peers.yaml")
+        took = eventually(lambda: len(routes(node)) == 3000, 6)
+        print(f"3,000 peers in {took:.2f} s")
+        (it.datastore / "peers.yaml").unlink()
+        eventually(lambda: routes(node) == [], 6)
+
+
+def _peer(number: int) -> str:
+    a, b = divmod(number, 250)
+    doc = {
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": f"peer{number}"},
+        "spec": {"podCIDR": f"10.{a}.{b}.0/24"},
+        "status": {"addresses": [{"type": "InternalIP", "address": f"172.18.{100 + a}.{b + 1}"}]},
+    }  # fmt: skip
+    return json.dumps(doc)
+
+
+def test_only_one_agent_serves_on_a_run_dir(three: Lab) -> None:
+    node = three.nodes[0]
+    argv = (sys.executable, "-m", "agent", "--node", "x", "--datastore", f"dir:{three.datastore}")
+    done = node.space.exec(*argv, check=False)
+    assert (done.returncode, "another agent serves" in done.stderr) == (3, True)
+
+
+def test_wrong_options_are_told() -> None:
+    for argv, words in (
+        (["--datastore", "etcd:x"], "'etcd:x' is none"),
+        (["--datastore", "kubernetes"], "not built yet"),
+        (["--datastore", "dir:/x", "--resync", "soon"], "'soon' must be a number of seconds"),
+        (["--datastore", "dir:/x", "--run-dir", "relative"], "must be an absolute path"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", *argv], capture_output=True, text=True, check=False, cwd=REPO
+        )
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_the_lab_leaves_nothing_even_when_its_creator_is_killed(tmp_path: Path) -> None:
+    before = set(_ours())
+    creator = subprocess.Popen(
+        [sys.executable, "-m", "tests.lab", "demo", "--nodes", "2", "--pods", "26"],
+        cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    eventually(lambda: set(_ours()) - before, 10)
+    mine = next(iter(set(_ours()) - before))
+    eventually(lambda: len(json.loads((LABS / f"{mine}.json").read_text())["holders"]) == 4, 10)
+    holders = [pid for pid, _began in json.loads((LABS / f"{mine}.json").read_text())["holders"]]
+    creator.kill()
+    creator.wait()
+    with Lab():  # whoever comes next clears up
+        assert mine not in _ours()
+    assert not (LABS / mine).exists()
+    assert not any(space.start_time(pid) for pid in holders)
+
+
+def test_the_demo_ends_well_and_cleans_up_after_ctrl_c() -> None:
+    demo = [sys.executable, "-m", "tests.lab", "demo", "--nodes", "2"]
+    done = subprocess.run([*demo, "-o", "json"], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 4 * 5
+    before = set(_ours())
+    process = subprocess.Popen(
+        [*demo, "--pods", "20"], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    eventually(lambda: set(_ours()) - before, 10)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert set(_ours()) == before
+
+
+def _ours() -> list[str]:
+    return [path.stem for path in LABS.glob("*.json")]
