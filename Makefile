@@ -41,7 +41,7 @@ $(BIN)/.done: requirements-dev.lock | build/.debs
 .PHONY: plugin
 plugin: build/testcni ## the static CNI plugin, build/testcni
 
-build/testcni: cni-bin/testcni.c cni-bin/Makefile | build/.debs
+build/testcni: $(wildcard cni-bin/*) | build/.debs
 	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build
 
 .PHONY: check

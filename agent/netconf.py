@@ -5,11 +5,12 @@ Forms: CNI specification 1.1, section 1; fields as users know them from the brid
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from agent.errors import CniError, Code, invalid_config
@@ -20,6 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: netw
 LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 NAME_LIMIT = 63
+CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
 MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
 T = TypeVar("T")
 D = TypeVar("D")
@@ -93,8 +95,23 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
     return doc
 
 
+def read(config: str, args: str = "") -> NetConf:
+    """A netconf's text and CNI_ARGS as values; raises CniError 1, 4, 6 or 7."""
+    known = _read if len(config) <= CACHED else _read.__wrapped__
+    return _with_args(known(config), args)
+
+
 def parse(doc: Mapping[str, Any], args: str = "") -> NetConf:
     """A decoded netconf and CNI_ARGS as values; raises CniError 1, 4 or 7."""
+    return _with_args(_parse(doc), args)
+
+
+@functools.lru_cache(64)
+def _read(config: str) -> NetConf:
+    return _parse(parse_json(config))
+
+
+def _parse(doc: Mapping[str, Any]) -> NetConf:
     fields = Fields(doc, "")
     version = fields.take("cniVersion", _version, VERSIONS[0])
     name = fields.take("name", _name, "")
@@ -116,16 +133,15 @@ def parse(doc: Mapping[str, Any], args: str = "") -> NetConf:
     routes = ipam.take("routes", _routes, ())
     ipam.finish()
     runtime = Fields(doc.get("runtimeConfig") or {}, "runtimeConfig")
-    arguments = _cni_args(args)
-    asked = _asked_ips(fields.take("args", _args, ()), runtime.take("ips", _ips, ()), arguments.get("IP"))
+    asked = fields.take("args", _args, ())
+    capability = runtime.take("ips", _ips, ())
     conf = NetConf(
         cni_version=version,
         network=network,
         routes=routes,
         dns=fields.take("dns", _dns, {}),
-        ips=asked,
-        mac=runtime.take("mac", _mac, None)
-        or (_mac("CNI_ARGS MAC", arguments["MAC"]) if "MAC" in arguments else None),
+        ips=asked or capability,
+        mac=runtime.take("mac", _mac, None),
         prev_result=fields.take("prevResult", _object, None),
         valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, frozenset()),
     )
@@ -286,14 +302,17 @@ def _args(where: str, value: object) -> tuple[Address, ...]:
     return () if ips is None else _ips(f"{where}.cni.ips", ips)
 
 
-def _asked_ips(*wishes: tuple[Address, ...] | str | None) -> tuple[Address, ...]:
-    """The first wish that names any address: args, then capability, then CNI_ARGS."""
-    for wish in wishes:
-        if isinstance(wish, str):
-            return tuple(_masked("CNI_ARGS IP", part.strip()) for part in wish.split(","))
-        if wish:
-            return wish
-    return ()
+def _with_args(conf: NetConf, args: str) -> NetConf:
+    """What CNI_ARGS ask for, where the netconf does not."""
+    if not args:
+        return conf
+    pairs = _cni_args(args)
+    ips, mac = conf.ips, conf.mac
+    if "IP" in pairs and not ips:
+        ips = tuple(_masked("CNI_ARGS IP", part.strip()) for part in pairs["IP"].split(","))
+    if "MAC" in pairs and not mac:
+        mac = _mac("CNI_ARGS MAC", pairs["MAC"])
+    return replace(conf, ips=ips, mac=mac)
 
 
 def _mac(where: str, value: object) -> str | None:

@@ -1,4 +1,6 @@
-/* Fuzzes all of the plugin that reads foreign bytes, under the sanitizers: fuzz-testcni SECONDS [SEED]. */
+/* Fuzzes all of the plugin that reads foreign bytes, under the sanitizers: fuzz_testcni SECONDS [SEED].
+ * libFuzzer may drive it as well: clang -DLIBFUZZER -fsanitize=fuzzer,address fuzz.c
+ */
 #define main plugin_main
 #include "testcni.c"
 #undef main
@@ -17,10 +19,11 @@ static const char *const corpus[] = {
     "{\"cniVersion\":\"0.3.0\",\"name\":\"testcni\",\"type\":\"testcni\",\"subnet\":\"10.244.0.0/16\"}",
     "{\"socket\":\"/run/testcni/agent.sock\",\"agentWait\":20,\"stateDir\":\"/var/lib/testcni\"}",
     "{\"socket\":\"\\/a\\\\b\\\"c\",\"agentWait\":-1e999,\"stateDir\":null,\"x\":[[[{\"y\":[1,2.5e3]}]],true,false]}",
+    "{\"s\\u006fcket\":\"/\\ud83d\\ude00\\ud83d\\u00e9\\b\\f\\n\\r\\t\",\"stateDir\":\"/\\u0000\"}",
     "{\"cniVersion\":\"1.1.0\",\"code\":11,\"msg\":\"\\u00e9 \\n\",\"details\":\"\"}",
+    "{ \"ips\" : [ { \"address\" : \"10.244.1.2/24\" , \"interface\" : 2 } ] , \"code\" : -0.5E+2 }",
     "{}",
     "[]",
-    "{\"cniVersion\":\"1.1.0\",\"ips\":[{\"address\":\"10.244.1.2/24\",\"interface\":2}],\"dns\":{}}",
 };
 
 static size_t mutate(char *out, size_t room)
@@ -30,7 +33,7 @@ static size_t mutate(char *out, size_t room)
 	size_t size = strlen(seed);
 	memcpy(out, seed, size);
 	for (uint32_t n = dice(6); n; n--) {
-		size_t at = dice((uint32_t)size + 1), length = dice(40);
+		size_t at = dice((uint32_t)size + 1), length = dice(8) ? dice(40) : dice(700);
 		switch (dice(4)) {
 		case 0: /* change a byte, or make it NUL */
 			if (at < size)
@@ -56,29 +59,69 @@ static size_t mutate(char *out, size_t room)
 	return size;
 }
 
+static void expect(bool good, const char *what, const struct buffer *text)
+{
+	if (good)
+		return;
+	dprintf(STDERR_FILENO, "%s: %.*s\n", what, (int)text->size, text->data);
+	abort();
+}
+
+/* What was quoted must be read back as it was. */
+static void check_quoting(const char *text)
+{
+	char back[1 << 13];
+	struct buffer quoted = {0};
+	put_string(&quoted, text, strlen(text));
+	expect(plain_string((struct slice){quoted.data, quoted.size}, back, sizeof back) && !strcmp(text, back),
+	       "quoting has changed", &quoted);
+	free(quoted.data);
+}
+
+static void take_config(void *context, struct slice key, struct slice value)
+{
+	if (is(key, "config"))
+		*(struct slice *)context = value;
+}
+
 static void try_one(const char *text, size_t size)
 {
 	char *exact = malloc(size + !size); /* no byte beyond the text, so that the sanitizer sees one too far */
-	struct buffer conf = {exact, size, size, false}, quoted = {0};
-	struct call call = {.command = "ADD", .no_netns = ""};
-	struct scan scan, again;
-	double code = 0;
+	struct buffer given = {exact, size, size, false}, request = {0};
+	struct call call = defaults;
+	struct verdict verdict;
+	struct slice config = {0};
+	struct scan scan;
+	char name[128];
 	memcpy(exact, text, size);
 	scan_document(&scan, exact, size, take_member, &call);
-	scan_document(&again, exact, size, take_code, &code);
-	put_request(&quoted, &call, &conf);
-	if (!scan_document(&again, quoted.data, quoted.size, NULL, NULL)) {
-		dprintf(STDERR_FILENO, "the request is no JSON: %s\n", quoted.data);
-		abort();
-	}
-	free(quoted.data);
+	expect(scan.at >= scan.start && scan.at <= scan.end, "the scanner left its text", &given);
+	judge(&given, &verdict);
+
+	snprintf(name, sizeof name, "%.*s", (int)size, text);
+	setenv("CNI_ARGS", name, 1);
+	check_quoting(name);
+	call.verb = verbs;
+	call.no_netns = "";
+	put_request(&request, &call, &given);
+	expect(scan_document(&scan, request.data, request.size, take_config, &config) && config.size >= size + 2,
+	       "the request is no JSON", &request);
+	free(request.data);
 	free(exact);
 }
 
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	try_one((const char *)data, size);
+	return 0;
+}
+
+#ifndef LIBFUZZER
 int main(int argc, char **argv)
 {
-	static char text[1 << 12];
-	int64_t end = now_ms() + (argc > 1 ? atoi(argv[1]) : 5) * 1000;
+	static char text[1 << 13];
+	int64_t end = now_ms() + (int64_t)(1000 * (argc > 1 ? atof(argv[1]) : 5));
 	unsigned long tries = 0;
 	state = argc > 2 ? strtoull(argv[2], NULL, 10) | 1 : (uint64_t)time(NULL) | 1;
 	dprintf(STDOUT_FILENO, "seed %llu\n", (unsigned long long)state);
@@ -87,3 +130,4 @@ int main(int argc, char **argv)
 	dprintf(STDOUT_FILENO, "%lu inputs, no fault\n", tries);
 	return 0;
 }
+#endif

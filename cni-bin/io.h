@@ -1,11 +1,15 @@
-/* Whole reads and writes, and the journal of DELs that came while no agent was there. */
+/* Whole reads and writes, the agent's socket, and the journal of DELs that came while no agent was there. */
 #ifndef TESTCNI_IO_H
 #define TESTCNI_IO_H
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdint.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,6 +48,49 @@ static inline bool read_all(int fd, struct buffer *b, size_t limit)
 			return false;
 		}
 	}
+}
+
+/* Send the first bytes together with the descriptor of the pod's namespace. */
+static inline ssize_t send_first(int fd, const struct buffer *request, int netns)
+{
+	union {
+		char room[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = {{0}};
+	struct iovec bytes = {request->data, request->size};
+	struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1};
+	if (netns >= 0) {
+		message.msg_control = control.room;
+		message.msg_controllen = sizeof control.room;
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &netns, sizeof netns);
+	}
+	ssize_t sent;
+	do
+		sent = sendmsg(fd, &message, 0);
+	while (sent < 0 && errno == EINTR);
+	return sent;
+}
+
+/* Bound each connect, write and read. */
+static inline void limit(int fd, int64_t ms)
+{
+	int64_t some = ms > 0 ? ms : 1; /* 0 would be for ever */
+	struct timeval time = {.tv_sec = some / 1000, .tv_usec = some % 1000 * 1000};
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
+}
+
+/* Connect, waiting while the agent's backlog is full; false with errno. */
+static inline bool reach(int fd, const char *path, int64_t ms)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	memcpy(address.sun_path, path, sizeof address.sun_path);
+	limit(fd, ms);
+	return !connect(fd, (struct sockaddr *)&address, sizeof address);
 }
 
 /* Open a folder below `at`, making it where it is missing, durably: its parent is synced too. */

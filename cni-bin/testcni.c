@@ -4,12 +4,7 @@
  * An ADD waits for an agent that is being restarted; a DEL that finds no agent is journaled and succeeds.
  */
 #define _GNU_SOURCE
-#include <math.h>
 #include <signal.h>
-#include <stdint.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/un.h>
 
 #include "io.h"
 #include "json.h"
@@ -225,47 +220,6 @@ static void put_request(struct buffer *b, const struct call *call, const struct 
 	put(b, "}");
 }
 
-/* Send the first bytes together with the descriptor of the pod's namespace. */
-static ssize_t send_first(int fd, const struct buffer *request, int netns)
-{
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = {{0}};
-	struct iovec bytes = {request->data, request->size};
-	struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1};
-	if (netns >= 0) {
-		message.msg_control = control.room;
-		message.msg_controllen = sizeof control.room;
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(header), &netns, sizeof netns);
-	}
-	return sendmsg(fd, &message, 0);
-}
-
-static void limit(int fd, int64_t ms)
-{
-	int64_t some = ms > 0 ? ms : 1; /* 0 would be for ever */
-	struct timeval time = {.tv_sec = some / 1000, .tv_usec = some % 1000 * 1000};
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
-}
-
-/* Connect, waiting while the agent's backlog is full. */
-static enum outcome reach(int fd, const char *path, int64_t ms)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	memcpy(address.sun_path, path, sizeof address.sun_path);
-	limit(fd, ms);
-	if (!connect(fd, (struct sockaddr *)&address, sizeof address))
-		return ANSWERED;
-	bool away = errno == ENOENT || errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR;
-	return away ? ABSENT : REFUSED;
-}
-
 static void take_verdict(void *context, struct slice key, struct slice value)
 {
 	struct verdict *verdict = context;
@@ -305,11 +259,13 @@ static enum outcome converse(int fd, const struct buffer *request, int netns, st
 static void ask(const struct call *call, const struct buffer *request, int64_t ms, struct reply *reply)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	reply->outcome = fd < 0 ? REFUSED : reach(fd, call->socket, ms);
 	reply->answer.size = 0;
-	if (reply->outcome == ANSWERED) {
+	if (fd >= 0 && reach(fd, call->socket, ms)) {
 		limit(fd, call->verb->answer_ms);
 		reply->outcome = converse(fd, request, call->netns, &reply->answer);
+	} else {
+		bool away = errno == ENOENT || errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR;
+		reply->outcome = away ? ABSENT : REFUSED;
 	}
 	reply->error = errno;
 	if (fd >= 0)
@@ -340,7 +296,7 @@ static int print_answer(const struct buffer *answer)
 	}
 	if (!verdict.failed)
 		return 0;
-	bool exit_code = verdict.code >= 1 && verdict.code <= 255 && verdict.code == floor(verdict.code);
+	bool exit_code = verdict.code >= 1 && verdict.code <= 255 && verdict.code == (int)verdict.code;
 	return exit_code ? (int)verdict.code : 1;
 }
 
@@ -425,23 +381,11 @@ static int run(const struct buffer *conf, int unread)
 	return forward(&call, conf);
 }
 
-/* Fill closed standard descriptors with what neither reads nor writes: no socket must become stdout. */
-static void hold_standard_descriptors(void)
-{
-	int fd;
-	do
-		fd = open("/", O_PATH | O_CLOEXEC);
-	while (fd >= 0 && fd <= STDERR_FILENO);
-	if (fd >= 0)
-		close(fd);
-}
-
 int main(int argc, char **argv)
 {
 	struct buffer conf = {0};
 	(void)argv;
 	signal(SIGPIPE, SIG_IGN);
-	hold_standard_descriptors();
 	if (!getenv("CNI_COMMAND") && (argc > 1 || isatty(STDIN_FILENO))) {
 		dprintf(STDERR_FILENO, "testcni %s, a CNI plugin for CNI 0.3.0 to %s; a container runtime calls it\n",
 			VERSION, NEWEST);

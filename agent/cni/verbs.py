@@ -68,9 +68,8 @@ class Verbs:
 
     def answer(self, call: Call) -> dict[str, Any]:
         """The result of a call, `{}` where there is none; raises CniError."""
-        doc = netconf.parse_json(call.config)
         if call.command == "DEL":  # a netconf that has become invalid must not keep a pod from going
-            return self.delete(call, doc.get("name"))
+            return self.delete(call, netconf.parse_json(call.config).get("name"))
         verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,
@@ -79,7 +78,7 @@ class Verbs:
         }
         if call.command not in verbs:
             raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND: {call.command!r} is no verb of CNI")
-        conf = netconf.parse(doc, call.args)
+        conf = netconf.read(call.config, call.args)
         since = SINCE.get(call.command, "0")
         if conf.cni_version < since:
             raise CniError(

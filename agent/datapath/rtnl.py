@@ -17,6 +17,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 20, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
@@ -92,8 +93,11 @@ def create_veth(  # noqa: PLR0913 - both ends have a name and a MAC
 
     Made there, not moved there: moving a link waits for an RCU grace period.
     """
+    # one queue, not one for each possible CPU: each queue costs two kobjects and their uevents
+    queues = netlink.u32(IFLA_NUM_TX_QUEUES, 1) + netlink.u32(IFLA_NUM_RX_QUEUES, 1)
     other = (
         IFINFO.pack(0, 0, 0, 0, 0)
+        + queues
         + netlink.text(IFLA_IFNAME, peer)
         + netlink.attribute(IFLA_ADDRESS, mac_bytes(peer_mac))
         + netlink.u32(IFLA_MTU, mtu)
@@ -104,6 +108,7 @@ def create_veth(  # noqa: PLR0913 - both ends have a name and a MAC
     )
     payload = (
         IFINFO.pack(0, 0, 0, 0, 0)
+        + queues
         + netlink.text(IFLA_IFNAME, name)
         + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
         + netlink.u32(IFLA_MTU, mtu)

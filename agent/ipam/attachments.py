@@ -1,10 +1,14 @@
 """One small file per attachment: what exists for whom, and which addresses are therefore in use.
 
-The file is written before the kernel is touched and removed after, so whatever a crash leaves has a file.
+The file is written before the kernel is touched and removed after, so whatever a crash leaves has a file: its
+first line is the attachment, under the suffix .new; with a second line, of what was wired, it becomes .json.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import hashlib
 import ipaddress
 import json
@@ -12,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +25,16 @@ from agent.datapath.state import LINK_PREFIX
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.model import Address, Network, Subnet
 
-FORMAT = 1
+FORMAT = 2
+AT_WORK, WHOLE = ".new", ".json"  # suffixes
 MAC_PREFIX = "0a:58"  # locally administered
 LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
+
+PARSED: Mapping[str, Callable[[str], Any]] = {
+    "subnet": ipaddress.ip_network,
+    "range_start": ipaddress.ip_address,
+    "range_end": ipaddress.ip_address,
+}
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +99,14 @@ class Attachments:
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._released.touch(mode=0o600)
         for path in sorted(self._dir.iterdir()):
-            if path.suffix == ".new":
-                path.unlink()
-                continue
-            if path.suffix != ".json":
+            if path.suffix not in (WHOLE, AT_WORK):
                 continue
             try:
-                attachment = decode(path.read_bytes())
+                attachment = decode(path.read_bytes(), whole=path.suffix == WHOLE)
             except ValueError as error:
+                if path.suffix == AT_WORK:  # the crash was before the kernel was touched
+                    path.unlink()
+                    continue
                 log.error("%s can't be used and is set aside as .bad: %s", path, error)
                 path.rename(path.with_suffix(".bad"))
                 continue
@@ -136,7 +147,7 @@ class Attachments:
             leases = self._take(ranges, asked, deadline)
             attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
             try:
-                self._write(attachment)
+                _write(self._path(attachment, AT_WORK), encode(attachment), os.O_CREAT | os.O_EXCL)
             except OSError:
                 for lease in leases:
                     self._allocator.release(lease.address, 0)
@@ -147,17 +158,21 @@ class Attachments:
     def finish(self, attachment: Attachment, wired: Mapping[str, Any]) -> None:
         """Note that the attachment is wired, and how. Raises OSError."""
         done = replace(attachment, wired=wired)
+        path = self._path(done, AT_WORK)
         with self._lock:
-            self._write(done)
+            _write(path, json.dumps(wired).encode(), os.O_APPEND)
+            os.rename(path, self._path(done, WHOLE))
             self._all[done.key] = done
 
     def remove(self, attachment: Attachment) -> None:
         """Forget an attachment whose interface is gone; its addresses cool. Raises OSError."""
         now = time.time()
         with self._lock:
-            if attachment.key not in self._all:
+            known = self._all.get(attachment.key)
+            if known is None:
                 return
-            (self._dir / f"{attachment.link}.json").unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(known, AT_WORK if known.wired is None else WHOLE))
             del self._all[attachment.key]
             for lease in attachment.leases:
                 self._allocator.release(lease.address, now)
@@ -188,17 +203,8 @@ class Attachments:
                     raise
                 self._cooled.wait(min(error.wait, left))
 
-    def _write(self, attachment: Attachment) -> None:
-        path = self._dir / f"{attachment.link}.json"
-        temporary = path.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(encode(attachment))
-            temporary.rename(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    def _path(self, attachment: Attachment, suffix: str) -> str:
+        return f"{self._dir}/{attachment.link}{suffix}"
 
     def _note_released(self, leases: Sequence[Lease], now: float) -> None:
         """Remember over a restart when addresses were freed; without it they are only reused sooner."""
@@ -227,29 +233,56 @@ class Attachments:
         return list(entries.items())
 
 
-def encode(attachment: Attachment) -> bytes:
-    """An attachment as the bytes of its file: JSON, addresses as text."""
-    return json.dumps({"format": FORMAT, **asdict(attachment)}, default=str).encode()
-
-
-def decode(data: bytes) -> Attachment:
-    """The attachment of a file's bytes; raises ValueError that says what is wrong."""
+def _write(path: str, line: bytes, flags: int) -> None:
+    """Write a line; on failure nothing of a new file stays."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
     try:
-        doc = json.loads(data)
+        if os.write(fd, line + b"\n") <= len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    except OSError:
+        if flags & os.O_EXCL:
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def encode(attachment: Attachment) -> bytes:
+    """An attachment as the first line of its file: JSON, addresses as text."""
+    doc = {
+        "format": FORMAT,
+        "container_id": attachment.container_id,
+        "ifname": attachment.ifname,
+        "network": _network(attachment.network),
+        "netns": attachment.netns,
+        "pod": attachment.pod,
+        "leases": [{"address": str(lease.address), "block": str(lease.block)} for lease in attachment.leases],
+        "mac": attachment.mac,
+    }
+    return json.dumps(doc).encode()
+
+
+@functools.lru_cache(64)
+def _network(network: Network) -> dict[str, Any]:
+    """A network as JSON; made once, as every pod of a node is on the same one."""
+    return {name: str(value) if name in PARSED and value else value for name, value in asdict(network).items()}
+
+
+def decode(data: bytes, *, whole: bool) -> Attachment:
+    """The attachment of a file's bytes, wired if it is `whole`; raises ValueError that says what is wrong."""
+    try:
+        first, _, second = data.partition(b"\n")
+        doc = json.loads(first)
         if doc.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         network = doc["network"]
-        for name, parse in (
-            ("subnet", ipaddress.ip_network),
-            ("range_start", ipaddress.ip_address),
-            ("range_end", ipaddress.ip_address),
-        ):
+        for name, parse in PARSED.items():
             network[name] = parse(network[name]) if network[name] is not None else None
         doc["network"] = Network(**{f.name: network[f.name] for f in fields(Network)})
         doc["leases"] = tuple(
             Lease(ipaddress.ip_address(item["address"]), ipaddress.ip_network(item["block"]))
             for item in doc["leases"]
         )
-        return Attachment(**doc)
+        return Attachment(**doc, wired=json.loads(second) if whole else None)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an attachment: {error!r}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 from collections.abc import Iterator
@@ -192,31 +193,38 @@ def _alias(attachment: Attachment) -> str:
     return " ".join(parts).strip()[:ALIAS_LIMIT]
 
 
-def _pod_routes(inside: Netlink, attachment: Attachment, extra: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
-    """The pod's routes: those of the netconf, and a default one unless an earlier interface has it."""
+def _pod_routes(
+    attachment: Attachment, extra: tuple[ExtraRoute, ...]
+) -> tuple[list[ExtraRoute], list[ExtraRoute]]:
+    """The pod's routes: those of the netconf, and the default ones that go without saying."""
     gateways = {lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases}
     wanted = [
         ExtraRoute(route.dst, route.gateway or gateways[route.dst.version])
         for route in extra
         if route.dst.version in gateways
     ]
-    taken = {route.dst for route in wanted}
-    taken |= {route.dst for version in gateways for route in rtnl.routes(inside, version)}
-    return wanted + [ExtraRoute(DEFAULT[v], g) for v, g in gateways.items() if DEFAULT[v] not in taken]
+    named = {route.dst for route in wanted}
+    return wanted, [ExtraRoute(DEFAULT[v], g) for v, g in gateways.items() if DEFAULT[v] not in named]
 
 
 def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     end = rtnl.link(inside, attachment.ifname)
     if end is None:
         raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
-    wanted = _pod_routes(inside, attachment, routes)
-    inside.request(
+    wanted, default = _pod_routes(attachment, routes)
+    steps = [
         rtnl.link_up(1),  # lo: else a pod can't reach its own address
         rtnl.link_up(end.index),
         *(rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases),
-        *(rtnl.add_route(KernelRoute(r.dst, r.gateway, end.index)) for r in wanted),
-    )
-    return wanted
+        *(rtnl.add_route(KernelRoute(r.dst, r.gateway, end.index)) for r in wanted + default),
+    ]
+    errors = inside.batch(steps)
+    must, may = errors[: len(steps) - len(default)], errors[len(steps) - len(default) :]
+    for error in must + [e for e in may if e and e.errno != errno.EEXIST]:
+        if error:
+            raise error
+    # the default route of an earlier interface of the pod stays in force
+    return wanted + [route for route, error in zip(default, may, strict=True) if error is None]
 
 
 def _check_pod(inside: Netlink, attachment: Attachment, wired: Wired, peer: int) -> None:

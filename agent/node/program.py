@@ -59,6 +59,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, table: Table, *, ve
         for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
             done.problems.append(problem)
             done.unready.add(problem.where.removeprefix("bridge "))
+            done.failed = True
 
     def forward() -> None:
         for version in forwarding.sync(desired.forwarding):
@@ -79,6 +80,7 @@ def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:
     devices = {link.index: link.name for link in rtnl.links(nl)}
     synced = routes.sync(nl, desired.routes, devices)
     done.problems.extend(sorted(synced.problems, key=str))
+    done.failed |= bool(synced.problems)
     if synced.added or synced.removed:
         log.info("routes: %d added, %d removed", synced.added, synced.removed)
 
