@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import stat
 import tempfile
@@ -44,7 +43,6 @@ LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
 YOUNG = 50_000_000  # ns: a file this fresh may change again without its time showing it
 STALLED = 10_000_000_000  # ns: who hasn't written for so long isn't in the middle of it
 
-log = logging.getLogger(__name__)
 Key = tuple[Kind, str]
 
 
@@ -204,31 +202,22 @@ class Folder:
         return files, identity
 
     def _load(self, path: Path, busy: bool) -> _File | None:
+        """What a file holds; its last good objects and an error where it can't be used."""
         known = self._files.get(path)
-        kept = known.objects if known else ()
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             age = abs(time.time_ns() - status.st_mtime_ns)
             if (known and known.stamp == stamp) or (busy and age < STALLED):
                 return known
-            data = _contents(path, status.st_mode)
+            return _parsed(path, _contents(path, status.st_mode), known, stamp if age > YOUNG else None)
         except ManifestError as error:
-            return _File(None, b"", kept, error)
+            return _File(None, b"", known.objects if known else (), error)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
                 return None  # it went while we looked
-            return _File(None, b"", kept, ManifestError(0, str(error), "make it readable"))
-        digest = hashlib.sha256(data).digest()
-        trusted = stamp if age > YOUNG else None
-        if known and known.digest == digest:
-            return _File(trusted, digest, known.objects, known.error)
-        try:
-            return _File(trusted, digest, manifests.parse(path, data))
-        except ManifestError as error:
-            return _File(trusted, digest, kept, error)
-        except (ValueError, TypeError, RecursionError) as error:  # YAML can say what no manifest does
-            return _File(trusted, digest, kept, ManifestError(0, str(error), "write plain objects"))
+            problem = ManifestError(0, str(error), "make it readable")
+            return _File(None, b"", known.objects if known else (), problem)
 
     def _together(self, problems: dict[str, Problem]) -> _Seen:
         found: dict[Key, Resource] = {}
@@ -262,21 +251,39 @@ def _contents(path: Path, mode: int) -> bytes:
     return data
 
 
+def _parsed(path: Path, data: bytes, known: _File | None, stamp: tuple[int, int, int] | None) -> _File:
+    """A file by its bytes, which are parsed only if they are other ones than before."""
+    digest = hashlib.sha256(data).digest()
+    if known and known.digest == digest:
+        return _File(stamp, digest, known.objects, known.error)
+    try:
+        return _File(stamp, digest, manifests.parse(path, data))
+    except ManifestError as error:
+        problem = error
+    except (ValueError, TypeError, RecursionError) as error:  # YAML can say what no manifest does
+        problem = ManifestError(0, str(error), "write plain objects")
+    return _File(stamp, digest, known.objects if known else (), problem)
+
+
 def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
     """What happened between two looks."""
     if seen.complete and not before.complete:
         for kind in KINDS:
             yield Replaced(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
-    elif seen.complete:
-        for kind, name in before.objects:
-            if (kind, name) not in seen.objects:
-                yield Gone(kind, name)
-        for key, obj in seen.objects.items():
-            old = before.objects.get(key)
-            if old != obj or old.resource_version != obj.resource_version:
-                yield Put(obj)
+    else:
+        yield from _edits(before.objects, seen.objects)
     for source in before.problems.keys() - seen.problems.keys():
         yield Trouble(source, None)
     for source, problem in seen.problems.items():
         if before.problems.get(source) != problem:
             yield Trouble(source, problem)
+
+
+def _edits(before: Mapping[Key, Resource], now: Mapping[Key, Resource]) -> Iterator[Change]:
+    for kind, name in before:
+        if (kind, name) not in now:
+            yield Gone(kind, name)
+    for key, obj in now.items():
+        old = before.get(key)
+        if old != obj or old.resource_version != obj.resource_version:  # equality leaves the version out
+            yield Put(obj)

@@ -1,0 +1,226 @@
+"""Documents to frozen values and back."""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.cluster.objects import ObjectError, expand, parse, to_doc
+from agent.model import IPBlock, IPPool, Node, Resource, Subnet, block_name
+
+NODE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "worker-1.example", "resourceVersion": "77", "managedFields": [{"manager": "kubelet"}]},
+    "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"], "taints": []},
+    "status": {
+        "addresses": [
+            {"type": "Hostname", "address": "worker-1"},
+            {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "InternalIP", "address": "2001:db8::1"},
+            {"type": "ExternalIP", "address": "203.0.113.9"},
+        ]
+    },
+}
+POOL: dict[str, Any] = {
+    "apiVersion": "testcni.io/v1",
+    "kind": "IPPool",
+    "metadata": {"name": "default"},
+    "spec": {"cidr": "10.244.0.0/16", "blockSize": 26},
+}
+BLOCK: dict[str, Any] = {
+    "apiVersion": "testcni.io/v1",
+    "kind": "IPBlock",
+    "metadata": {"name": "10-244-3-0-24"},
+    "spec": {"cidr": "10.244.3.0/24", "node": "worker-1", "pool": "default"},
+}
+
+
+def changed(doc: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """A copy of `doc` with another value at a dotted path; None takes the field away."""
+    doc = copy.deepcopy(doc)
+    *parents, last = path.split(".")
+    at = doc
+    for part in parents:
+        at = at.setdefault(part, {})
+    at[last] = value
+    if value is None:
+        del at[last]
+    return doc
+
+
+def test_node() -> None:
+    node = parse(NODE)
+    assert node == Node(
+        "worker-1.example",
+        (ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("2001:db8::1")),
+        (ipaddress.ip_network("10.244.1.0/24"), ipaddress.ip_network("fd00:1::/64")),
+    )
+    assert node.resource_version == "77"
+
+
+def test_node_with_only_a_pod_cidr_or_nothing() -> None:
+    old = parse(changed(NODE, "spec.podCIDRs", None))
+    assert isinstance(old, Node)
+    assert [str(block) for block in old.blocks] == ["10.244.1.0/24"]
+    assert parse({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "new"}}) == Node("new")
+
+
+def test_repeated_entries_count_once_and_keep_their_order() -> None:
+    doc = changed(NODE, "spec.podCIDRs", ["10.2.0.0/24", "10.1.0.0/24", "10.2.0.0/24"])
+    doc["status"]["addresses"] *= 2
+    node = parse(doc)
+    assert isinstance(node, Node)
+    assert [str(block) for block in node.blocks] == ["10.2.0.0/24", "10.1.0.0/24"]
+    assert [str(address) for address in node.addresses] == ["192.0.2.1", "2001:db8::1"]
+
+
+@pytest.mark.parametrize(
+    ("cidr", "size"),
+    [("10.244.0.0/16", 24), ("10.244.3.0/26", 26), ("10.0.0.0/30", 30), ("fd00::/64", 122), ("fd00::/124", 124)],
+)
+def test_default_block_size(cidr: str, size: int) -> None:
+    pool = parse(changed(changed(POOL, "spec.blockSize", None), "spec.cidr", cidr))
+    assert isinstance(pool, IPPool)
+    assert pool.block_size == size
+
+
+BAD: list[tuple[object, str]] = [
+    ("text", "document"),
+    (["a"], "document"),
+    (None, "document"),
+    (changed(NODE, "kind", "Pod"), "kind"),
+    (changed(NODE, "kind", ["Node"]), "kind"),
+    (changed(NODE, "kind", None), "kind"),
+    (changed(NODE, "apiVersion", "v2"), "apiVersion"),
+    (changed(POOL, "apiVersion", "v1"), "apiVersion"),
+    (changed(NODE, "metadata", ["name"]), "metadata"),
+    (changed(NODE, "metadata", None), "metadata.name"),
+    *(
+        (changed(NODE, "metadata.name", name), "metadata.name")
+        for name in (None, "", 7, "A", "-a", "a-", "a_b", "a..b", "a.", "a\n", "ü", "a" * 254)
+    ),
+    (changed(NODE, "spec", "none"), "spec"),
+    (changed(NODE, "spec.podCIDRs", "10.0.0.0/24"), "spec.podCIDRs"),
+    (changed(NODE, "spec.podCIDRs", ["10.0.0.0/24", "10.0.1.1/24"]), "spec.podCIDRs[1]"),
+    (changed(changed(NODE, "spec.podCIDRs", None), "spec.podCIDR", "10.0.0.0/33"), "spec.podCIDR"),
+    (changed(NODE, "status.addresses", {"type": "InternalIP"}), "status.addresses"),
+    (changed(NODE, "status.addresses", ["192.0.2.1"]), "status.addresses[0]"),
+    *(
+        (changed(NODE, "status.addresses", [{"type": "InternalIP", "address": a}]), "status.addresses[0].address")
+        for a in (None, "", "192.0.2", "192.0.2.1/24", "fe80::1%eth0", "worker-1", 3221225985)
+    ),
+    *(
+        (changed(POOL, "spec.cidr", cidr), "spec.cidr")
+        for cidr in (None, "", "10.244.0.0", "10.244.0.1/16", "10.0.0.0/255.0.0.0", "10.0.0.0/", 10, "fe80::%e/64")
+    ),
+    (changed(POOL, "spec.cidr", "10.0.0.0/31"), "spec.cidr"),
+    *((changed(POOL, "spec.blockSize", size), "spec.blockSize") for size in (15, 31, "26", True, 26.0, -1)),
+    (changed(changed(POOL, "spec.cidr", "fd00::/64"), "spec.blockSize", 127), "spec.blockSize"),
+    (changed(changed(POOL, "spec.cidr", "0.0.0.0/0"), "spec.blockSize", True), "spec.blockSize"),
+    (changed(BLOCK, "metadata.name", "10-244-4-0-24"), "metadata.name"),
+    (changed(BLOCK, "spec.cidr", "10.244.3.1/24"), "spec.cidr"),
+    *((changed(BLOCK, f"spec.{key}", v), f"spec.{key}") for key in ("node", "pool") for v in (None, "", 1)),
+]
+
+
+@pytest.mark.parametrize(("doc", "path"), BAD, ids=lambda value: value if isinstance(value, str) else "")
+def test_bad_documents_name_the_field_and_a_remedy(doc: object, path: str) -> None:
+    with pytest.raises(ObjectError) as caught:
+        parse(doc)
+    assert caught.value.path == path
+    assert caught.value.what
+    assert caught.value.remedy
+
+
+def test_an_address_of_another_type_is_nobodys_business() -> None:
+    doc = changed(NODE, "status.addresses", [{"type": "Hostname", "address": "no address at all"}])
+    assert isinstance(parse(doc), Node)
+
+
+def test_a_long_wrong_value_makes_a_short_message() -> None:
+    for doc in (
+        "x" * 1_000_000,
+        changed(POOL, "spec.cidr", "1" * 1_000_000),
+        changed(NODE, "kind", "x" * 1_000_000),
+    ):
+        with pytest.raises(ObjectError) as caught:
+            parse(doc)
+        assert len(str(caught.value)) < 400
+
+
+def test_a_wrong_address_is_shown_in_full() -> None:
+    wrong = "fd00:1111:2222:3333:4444:5555:6666:77777"
+    with pytest.raises(ObjectError, match=wrong):
+        parse(changed(NODE, "status.addresses", [{"type": "InternalIP", "address": wrong}]))
+
+
+def test_documents_are_as_kubernetes_has_them() -> None:
+    doc = to_doc(parse(NODE))
+    assert doc == {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "worker-1.example", "resourceVersion": "77"},
+        "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]},
+        "status": {"addresses": NODE["status"]["addresses"][1:3]},
+    }
+    assert to_doc(parse(POOL)) == POOL
+    assert to_doc(parse(BLOCK)) == BLOCK
+
+
+def test_lists() -> None:
+    assert list(expand(NODE)) == [NODE]
+    assert list(expand({"kind": "List", "apiVersion": "v1", "items": [NODE, POOL]})) == [NODE, POOL]
+    bare = {key: value for key, value in POOL.items() if key not in ("kind", "apiVersion")}
+    typed = {"kind": "IPPoolList", "apiVersion": "testcni.io/v1", "items": [bare, POOL]}
+    assert [parse(item) for item in expand(typed)] == [parse(POOL), parse(POOL)]
+    assert list(expand({"kind": "NodeList", "items": []})) == []
+
+
+@pytest.mark.parametrize("items", [None, {}, "a"])
+def test_a_list_without_items(items: object) -> None:
+    with pytest.raises(ObjectError) as caught:
+        list(expand({"kind": "List", "items": items}))
+    assert caught.value.path == "items"
+
+
+names = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True)
+addresses = st.ip_addresses()
+
+
+@st.composite
+def subnets(draw: st.DrawFn) -> Subnet:
+    address = draw(addresses)
+    length = draw(st.integers(0, address.max_prefixlen - 2))
+    return ipaddress.ip_network((int(address), length) if address.version == 6 else f"{address}/{length}", False)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> IPPool:
+    cidr = draw(subnets())
+    return IPPool(draw(names), cidr, draw(st.integers(cidr.prefixlen, cidr.max_prefixlen - 2)))
+
+
+nodes = st.builds(
+    Node,
+    names,
+    st.lists(addresses, unique=True, max_size=3).map(tuple),
+    st.lists(subnets(), unique=True, max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=50)
+@given(nodes | pools() | st.builds(IPBlock, subnets(), names, names))
+def test_what_is_written_is_read_back(obj: Resource) -> None:
+    assert parse(to_doc(obj)) == obj
+
+
+@given(subnets(), subnets())
+def test_block_names_are_good_and_differ(one: Subnet, other: Subnet) -> None:
+    assert (block_name(one) == block_name(other)) == (one == other)
+    assert parse(to_doc(IPBlock(one, "n", "p"))).name == block_name(one)
