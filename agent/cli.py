@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -81,6 +82,7 @@ class Agent:
             ("nft-monitor", lambda stop: self._watch_kernel(stop, nft=True)),
         ):
             threading.Thread(target=self._guard, args=(name, part), name=name, daemon=True).start()
+        gc.freeze()  # what is there now stays: no collection need look at it again
         self._stop.wait()
         if not self._server.stop(FINISH_WITHIN):
             log.warning("calls are still at work after %.0f s; the next start heals them", FINISH_WITHIN)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 from agent.datapath.netlink import Netlink
 
@@ -45,5 +44,5 @@ def netlink_in(fd: int) -> Netlink:
 
 def same_netns(fd: int) -> bool:
     """Whether `fd` is the namespace that this thread is in."""
-    mine, other = Path(HOME).stat(), os.fstat(fd)
+    mine, other = os.stat(HOME), os.fstat(fd)
     return (mine.st_dev, mine.st_ino) == (other.st_dev, other.st_ino)

@@ -17,6 +17,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_EXT_MASK, SKIP_STATS = 29, 8  # RTEXT_FILTER_SKIP_STATS
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 20, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -185,9 +186,8 @@ def delete_route(route: KernelRoute, protocol: int) -> Request:
 
 def link(nl: Netlink, name: str) -> Link | None:
     """The interface of that name, or None."""
-    request = Request(
-        RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + netlink.text(IFLA_IFNAME, name), f"get link {name}"
-    )
+    payload = IFINFO.pack(0, 0, 0, 0, 0) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, SKIP_STATS)
+    request = Request(RTM_GETLINK, 0, payload, f"get link {name}")
     try:
         return _link(nl.get(request))
     except NetlinkError as error:
