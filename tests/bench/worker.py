@@ -12,6 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
+TURN = 20  # rounds
+SETTLE = 0.1  # seconds
+
+
 class Calls:
     """Calls of one plugin with one netconf."""
 
@@ -45,12 +49,14 @@ class Calls:
 
 
 def by_turns(contenders: Mapping[str, Calls], rounds: int, name: str) -> dict[str, dict[str, list[float]]]:
-    """ADD and DEL of one namespace again and again, a round of each contender after the other."""
+    """ADD and DEL of one namespace again and again, some rounds of each contender after the other."""
     times: dict[str, dict[str, list[float]]] = {who: {"ADD": [], "DEL": []} for who in contenders}
-    for _ in range(rounds):
+    for _ in range(rounds // TURN):
         for who, calls in contenders.items():
-            for verb in ("ADD", "DEL"):
-                times[who][verb].append(calls.call(verb, name))
+            time.sleep(SETTLE)  # what one leaves the kernel to do must not fall into the other's time
+            for _ in range(TURN):
+                for verb in ("ADD", "DEL"):
+                    times[who][verb].append(calls.call(verb, name))
     return times
 
 
@@ -69,7 +75,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     contenders = {who: Calls(**one) for who, one in job["contenders"].items()}
     names = job["names"]
-    by_turns(contenders, 5, names[0])  # caches warm up
+    by_turns(contenders, TURN, names[0])  # caches warm up
     pairs = by_turns(contenders, job["rounds"], names[0])
     bursts: dict[str, list[float]] = {who: [] for who in contenders}
     for _ in range(job["bursts"]):
