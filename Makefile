@@ -14,8 +14,9 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 # Builds that depend only on a lock live outside the clone, named for its content: a fresh clone finds them again.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/testcni
-VENV := $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha256sum | cut -c1-16)
-BIN := $(VENV)/bin
+# Expanded when a recipe runs, not when make starts: a fresh machine has no python3 yet.
+VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha256sum | cut -c1-16)
+BIN = $(VENV)/bin
 DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux
 
 .PHONY: help
@@ -23,19 +24,18 @@ help: ## this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: deps
-deps: build/.debs $(BIN)/.done
+deps: build/.debs
+	@test -e $(BIN)/.done || { \
+	  echo "installing the Python packages of requirements-dev.lock"; \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
+	  touch $(BIN)/.done; }
 
 build/.debs: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(DEBS); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
 	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
-	@touch $@
-
-$(BIN)/.done: requirements-dev.lock | build/.debs
-	@echo "installing the Python packages of requirements-dev.lock"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
 .PHONY: plugin
