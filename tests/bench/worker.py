@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-
 TURN = 20  # rounds
 SETTLE = 0.1  # seconds
 
