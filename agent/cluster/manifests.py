@@ -45,17 +45,18 @@ def parse(path: Path, data: bytes) -> tuple[Resource, ...]:
     for node, line, doc in _json(text) if path.suffix == ".json" else _yaml(text):
         if doc is None:  # an empty document
             continue
+        where = ""
         try:
-            for item in objects.expand(doc):
+            for number, item in enumerate(objects.expand(doc)):
+                where = "" if item is doc else f"items[{number}]."
                 obj = replace(objects.parse(item), resource_version=digest(item))
                 key = (type(obj).__name__, obj.name)
                 if key in found:
                     raise ObjectError("metadata.name", f"{' '.join(key)} stands here twice", "remove one")
                 found[key] = obj
         except ObjectError as error:
-            raise ManifestError(
-                _line(node, error.path, line), f"{error.path} {error.what}", error.remedy
-            ) from error
+            field = where + error.path
+            raise ManifestError(_line(node, field, line), f"{field} {error.what}", error.remedy) from error
     return tuple(found.values())
 
 
@@ -74,6 +75,7 @@ def _json(text: str) -> Iterator[tuple[None, int, object]]:
 
 
 def _yaml(text: str) -> Iterator[tuple[yaml.Node, int, object]]:
+    _refuse_aliases(text)
     loader = LOADER(text)
     try:
         while loader.check_node():
@@ -86,6 +88,18 @@ def _yaml(text: str) -> Iterator[tuple[yaml.Node, int, object]]:
         raise ManifestError(0, f"is no YAML: {error}", "mend the syntax") from error
     finally:
         loader.dispose()
+
+
+def _refuse_aliases(text: str) -> None:
+    """No object needs an alias, and a few lines of nested ones are gigabytes when they are written out."""
+    if "*" not in text:
+        return
+    try:
+        for event in yaml.parse(text, LOADER):
+            if isinstance(event, yaml.AliasEvent):
+                raise ManifestError(event.start_mark.line + 1, "uses an alias (*)", "write the value out")
+    except yaml.YAMLError:
+        return  # the loader says what is wrong
 
 
 def _line(node: yaml.Node | None, path: str, otherwise: int) -> int:

@@ -202,7 +202,12 @@ BAD: dict[str, tuple[str, bytes, int]] = {
     "too deep": ("json", b"[" * 100_000, 0),
     "digits": ("json", b"1" * 5000, 0),
     "no text keys": ("yaml", GOOD.encode() + b"1: x\n", 0),
-    "in itself": ("yaml", GOOD.encode() + b"x: &a [*a]\n", 0),
+    "in itself": ("yaml", GOOD.encode() + b"x: &a [*a]\n", GOOD.count("\n") + 1),
+    "in a list": (
+        "yaml",
+        b"kind: List\nitems:\n" + b"- {apiVersion: v1, kind: Node, metadata: {name: a}}\n- {}\n",
+        4,
+    ),
     "no objects": ("yaml", b"hello\n", 1),
 }
 
