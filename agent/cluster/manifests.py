@@ -97,7 +97,8 @@ def _refuse_aliases(text: str) -> None:
     try:
         for event in yaml.parse(text, LOADER):
             if isinstance(event, yaml.AliasEvent):
-                raise ManifestError(event.start_mark.line + 1, "uses an alias (*)", "write the value out")
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                raise ManifestError(line, "uses an alias (*)", "write the value out")
     except yaml.YAMLError:
         return  # the loader says what is wrong
 

@@ -1,9 +1,13 @@
-"""The nft table `testcni`: masquerade of what leaves the cluster. Replaced as a whole, in one transaction."""
+"""The nft table `testcni`: masquerade of what leaves the cluster.
+
+One list of objects in the form of libnftables-json(5) is what is written and what the kernel's is compared with.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import subprocess
 from collections.abc import Iterable
 from typing import Any
@@ -13,60 +17,87 @@ from agent.model import Subnet
 
 TIMEOUT = 20.0  # seconds; nft takes 5 ms
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
+TABLE = {"family": "inet", "name": NFT_TABLE}
+INSIDE = {"family": "inet", "table": NFT_TABLE}
+CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
+
+Object = dict[str, dict[str, Any]]
+"""One object by its kind, such as `{"set": {...}}`."""
 
 
 class NftError(OSError):
     """nft is missing, or refused; its own words are in the message."""
 
 
-def render(masquerade: Masquerade) -> str:
-    """The transaction that makes the table what it should be; multicast is never masqueraded."""
-    lines = [f"add table inet {NFT_TABLE}", f"delete table inet {NFT_TABLE}"]
-    if not masquerade.sources:
-        return "\n".join(lines) + "\n"
-    lines.append(f"table inet {NFT_TABLE} {{")
-    rules = []
+def objects(masquerade: Masquerade) -> list[Object]:
+    """The table that does it, none without sources; multicast is never masqueraded."""
+    sets: list[Object] = []
+    rules: list[Object] = []
     for version, protocol, kind, multicast in FAMILIES:
         sources = _collapsed(masquerade.sources, version)
         if not sources:
             continue
         exempt = _collapsed([*masquerade.exempt, ipaddress.ip_network(multicast)], version)
-        lines += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
-        rules.append(
-            f"    {protocol} saddr @pods{version} {protocol} daddr != @cluster{version} masquerade fully-random"
-        )
-    lines += [
-        "  chain postrouting {",
-        "    type nat hook postrouting priority srcnat; policy accept;",
-        *rules,
-        "  }",
-        "}",
+        sets += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
+        rules.append(_rule(version, protocol))
+    return [{"table": TABLE}, *sets, {"chain": {**INSIDE, **CHAIN}}, *rules] if rules else []
+
+
+def sync(masquerade: Masquerade) -> bool:
+    """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
+    wanted = objects(masquerade)
+    if is_same(wanted, _list()):
+        return False
+    commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": obj} for obj in wanted)]
+    _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
+    return True
+
+
+def is_same(wanted: list[Object], actual: list[Object]) -> bool:
+    """Whether the kernel has these objects and no other; keys that we don't set are nft's own."""
+    return len(wanted) == len(actual) and all(
+        any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted
+    )
+
+
+def _fits(wanted: Object, actual: Object) -> bool:
+    ((kind, mine),), its = wanted.items(), next(iter(actual.values()))
+    return all(_normal(kind, key, mine[key]) == _normal(kind, key, its.get(key)) for key in mine)
+
+
+def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of any shape
+    """Elements come in any order; a single flag stands alone or in a list, depending on nft's version."""
+    if (kind, key) == ("set", "elem"):
+        return frozenset(_network(element) for element in value or ())
+    if key == "flags":
+        return [value] if isinstance(value, str) else value
+    if isinstance(value, dict):
+        return {k: _normal(kind, k, v) for k, v in value.items()}
+    return [_normal(kind, "", item) for item in value] if isinstance(value, list) else value
+
+
+def _network(element: Any) -> Any:  # noqa: ANN401 - what others added may have any shape
+    if isinstance(element, dict) and "prefix" in element:
+        element = f"{element['prefix']['addr']}/{element['prefix']['len']}"
+    return ipaddress.ip_network(element) if isinstance(element, str) else json.dumps(element)
+
+
+def _set(name: str, kind: str, subnets: Iterable[Subnet]) -> Object:
+    elements = [{"prefix": {"addr": str(s.network_address), "len": s.prefixlen}} for s in subnets]
+    return {"set": {**INSIDE, "name": name, "type": kind, "flags": ["interval"], "elem": elements}}
+
+
+def _rule(version: int, protocol: str) -> Object:
+    def match(operator: str, field: str, name: str) -> dict[str, Any]:
+        left = {"payload": {"protocol": protocol, "field": field}}
+        return {"match": {"op": operator, "left": left, "right": f"@{name}{version}"}}
+
+    steps = [
+        match("==", "saddr", "pods"),
+        match("!=", "daddr", "cluster"),
+        {"masquerade": {"flags": ["fully-random"]}},
     ]
-    return "\n".join(lines) + "\n"
-
-
-class Table:
-    """The table in the kernel; it is written when what is wanted changed or somebody else changed it."""
-
-    def __init__(self) -> None:
-        self._wanted = ""
-        self._listed: list[dict[str, Any]] | None = None
-
-    def sync(self, masquerade: Masquerade, *, verify: bool) -> bool:
-        """Make the table what it should be; whether it had to be written. Raises NftError.
-
-        Whether somebody else has changed it is looked up only with `verify`, as that costs a process.
-        """
-        wanted = render(masquerade)
-        if wanted == self._wanted and (not verify or self._listed == _list()):
-            return False
-        _nft(["-f", "-"], wanted)
-        self._wanted, self._listed = wanted, _list()
-        return True
-
-
-def _set(name: str, kind: str, elements: Iterable[Subnet]) -> str:
-    return f"  set {name} {{ type {kind}; flags interval; elements = {{ {', '.join(map(str, elements))} }} }}"
+    return {"rule": {**INSIDE, "chain": CHAIN["name"], "expr": steps}}
 
 
 def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
@@ -75,29 +106,23 @@ def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
     return list(ipaddress.collapse_addresses(s for s in subnets if isinstance(s, ipaddress.IPv6Network)))
 
 
-def _list() -> list[dict[str, Any]]:
-    """The table without its handles and nft's own version, which change by themselves."""
+def _list() -> list[Object]:
+    """The table's objects; none when there is no such table."""
     try:
         out = _nft(["-j", "list", "table", "inet", NFT_TABLE])
-    except NftError:
-        return []  # no such table, which is as good as an empty one
-    entries = json.loads(out)["nftables"]
-    return [_bare(entry) for entry in entries if "metainfo" not in entry]
-
-
-def _bare(value: Any) -> Any:  # noqa: ANN401 - JSON of any shape
-    if isinstance(value, dict):
-        return {key: _bare(item) for key, item in value.items() if key != "handle"}
-    if isinstance(value, list):
-        return [_bare(item) for item in value]
-    return value
+    except NftError as error:
+        if "No such file or directory" in str(error):
+            return []
+        raise
+    return [entry for entry in json.loads(out)["nftables"] if "metainfo" not in entry]
 
 
 def _nft(args: list[str], stdin: str = "") -> str:
     try:
         done = subprocess.run(
-            ["nft", *args], input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False
-        )
+            ["nft", *args], input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            env={**os.environ, "LC_ALL": "C"},  # an error message is understood below
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise NftError("nft is not installed; Debian's package is nftables") from error
     except subprocess.TimeoutExpired as error:

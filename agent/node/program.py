@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.datapath import bridges, forwarding, routes, rtnl
+from agent.datapath import bridges, forwarding, nft, routes, rtnl
 from agent.datapath.netlink import Netlink
-from agent.datapath.nft import Table
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, LocalAddress, NodeState
 from agent.model import Problem
@@ -51,8 +50,8 @@ def read(nl: Netlink) -> Kernel:
     return Kernel(links, addresses, tuple(local))
 
 
-def program(nl: Netlink, desired: NodeState, kernel: Kernel, table: Table, *, verify: bool) -> Programmed:
-    """Make the kernel's state the desired one; `verify` looks for changes that the kernel does not tell of."""
+def program(nl: Netlink, desired: NodeState, kernel: Kernel, *, verify: bool) -> Programmed:
+    """Make the kernel's state the desired one; `verify` looks at the nft table too, which costs a process."""
     done = Programmed()
 
     def connect() -> None:
@@ -66,7 +65,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, table: Table, *, ve
             log.info("forwarding of IPv%d turned on", version)
 
     def masquerade() -> None:
-        if table.sync(desired.masquerade, verify=verify):
+        if verify and nft.sync(desired.masquerade):
             log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
 
     for what, step in (("bridges", connect), ("forwarding", forward), ("nft", masquerade)):

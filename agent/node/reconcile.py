@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.datapath import links
-from agent.datapath.nft import Table
-from agent.datapath.state import LocalAddress, NodeState, union
+from agent.datapath.state import LocalAddress, Masquerade, NodeState, union
 from agent.errors import CniError
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
@@ -50,7 +49,7 @@ class Reconciler:
         self._resync = resync
         self._wake = threading.Event()
         self._verify = True
-        self._table = Table()
+        self._masquerade: Masquerade | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
@@ -95,7 +94,11 @@ class Reconciler:
         problems = list(_identity(snapshot, self._node, kernel.local))
         views = [self._view(snapshot, kernel.local, network) for network in networks]
         desired = union(self._desired(view, problems) for view in views)
-        done = program.program(links.host(), desired, kernel, self._table, verify=verify)
+        done = program.program(
+            links.host(), desired, kernel, verify=verify or desired.masquerade != self._masquerade
+        )
+        self._masquerade = desired.masquerade
+        self._verify |= done.failed
         ready = {
             network: own
             for network in networks

@@ -1,0 +1,55 @@
+"""The nft table in a real kernel: what is written is what is found, and every change by others is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.datapath import nft
+from agent.datapath.state import Masquerade
+from tests.netns.node import command, net
+
+WANTED = Masquerade(
+    frozenset({net("10.244.1.0/24"), net("2001:db8:1::/64")}),
+    frozenset(map(net, ("10.244.0.0/16", "192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32", "2001:db8::/32"))),
+)
+
+
+def test_what_is_written_is_what_is_found() -> None:
+    assert nft.sync(WANTED)
+    assert not nft.sync(WANTED)
+    assert command("nft", "list", "ruleset").count("masquerade") == 2
+
+
+def test_without_sources_there_is_no_table() -> None:
+    assert not nft.sync(Masquerade())
+    nft.sync(WANTED)
+    assert nft.sync(Masquerade())
+    assert command("nft", "list", "ruleset") == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "flush ruleset",
+        "flush table inet testcni",
+        "flush set inet testcni pods4",
+        "add element inet testcni cluster4 { 203.0.113.0/24 }",
+        "delete element inet testcni cluster4 { 192.0.2.2 }",
+        "add rule inet testcni postrouting accept",
+        "add chain inet testcni other",
+        "add chain inet testcni postrouting { policy drop; }",
+    ],
+)
+def test_a_change_by_others_is_undone(change: str) -> None:
+    nft.sync(WANTED)
+    before = command("nft", "list", "ruleset")
+    command("nft", change)
+    assert nft.sync(WANTED)
+    assert command("nft", "list", "ruleset") == before
+
+
+def test_the_tables_of_others_stay() -> None:
+    command("nft", "add table inet other")
+    nft.sync(WANTED)
+    nft.sync(Masquerade())
+    assert "table inet other" in command("nft", "list", "ruleset")
