@@ -117,7 +117,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
     name = fields.take("name", _name, "")
     if not name:
         raise invalid_config("name", doc.get("name"), "a network name, as the specification demands")
-    ipam = Fields(doc.get("ipam") or {}, "ipam")
+    ipam = fields.take("ipam", _fields, Fields({}, "ipam"))
     network = Network(
         name=name,
         mode=fields.take("mode", _mode, HOST_GW),
@@ -132,7 +132,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
     _check_range(network)
     routes = ipam.take("routes", _routes, ())
     ipam.finish()
-    runtime = Fields(doc.get("runtimeConfig") or {}, "runtimeConfig")
+    runtime = fields.take("runtimeConfig", _fields, Fields({}, "runtimeConfig"))
     asked = fields.take("args", _args, ())
     capability = runtime.take("ips", _ips, ())
     conf = NetConf(
@@ -146,7 +146,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, frozenset()),
     )
     fields.take("capabilities", _capabilities, None)
-    fields.finish(FOREIGN | PLUGIN_KEYS | {"ipam", "runtimeConfig"})
+    fields.finish(FOREIGN | PLUGIN_KEYS)
     return conf
 
 
@@ -293,6 +293,10 @@ def _ips(where: str, value: object) -> tuple[Address, ...]:
 
 def _masked(where: str, value: object) -> Address:
     return address(where, value.partition("/")[0] if isinstance(value, str) else value)
+
+
+def _fields(where: str, value: object) -> Fields:
+    return Fields(value, where)
 
 
 def _args(where: str, value: object) -> tuple[Address, ...]:

@@ -34,7 +34,7 @@ def test_without_sources_there_is_no_table() -> None:
         "flush table inet testcni",
         "flush set inet testcni pods4",
         "add element inet testcni cluster4 { 203.0.113.0/24 }",
-        "delete element inet testcni cluster4 { 192.0.2.2 }",
+        "delete element inet testcni cluster4 { 192.0.2.1 }",
         "add rule inet testcni postrouting accept",
         "add chain inet testcni other",
         "add chain inet testcni postrouting { policy drop; }",

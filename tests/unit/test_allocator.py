@@ -1,0 +1,126 @@
+"""The allocator: no address twice, the one unused for longest first, and none before it has cooled."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from agent.ipam.allocator import Allocator, ExhaustedError, UnavailableError, gateway, usable
+from agent.model import Address
+
+BLOCK = ipaddress.ip_network("10.244.1.0/29")
+RANGE = usable(BLOCK)
+COOL = 10.0
+
+
+def ip(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+def test_network_gateway_and_broadcast_are_reserved() -> None:
+    assert gateway(BLOCK) == ip("10.244.1.1")
+    assert [str(RANGE.at(n)) for n in range(RANGE.first, RANGE.last + 1)] == [f"10.244.1.{n}" for n in range(2, 7)]
+    v6 = usable(ipaddress.ip_network("fd00::/125"))
+    assert (str(v6.at(v6.first)), str(v6.at(v6.last)), v6.size) == ("fd00::2", "fd00::7", 6)
+    assert usable(ipaddress.ip_network("10.0.0.0/31")).size == 0
+
+
+def test_a_range_narrows_the_block() -> None:
+    narrow = usable(BLOCK, ip("10.244.1.4"), ip("10.244.1.200"))
+    assert (narrow.first, narrow.last) == (int(ip("10.244.1.4")), int(ip("10.244.1.6")))
+    assert usable(BLOCK, ip("10.244.2.1"), ip("10.244.2.9")).size == 0
+    assert usable(BLOCK, ip("10.244.1.0"), ip("10.244.1.7")) == RANGE
+
+
+def test_an_exhausted_range_says_when_the_next_address_has_cooled() -> None:
+    allocator = Allocator(COOL)
+    taken = [allocator.take([RANGE], 0) for _ in range(RANGE.size)]
+    with pytest.raises(ExhaustedError) as caught:
+        allocator.take([RANGE], 0)
+    assert caught.value.wait is None
+    allocator.release(taken[3], 100)
+    with pytest.raises(ExhaustedError) as caught:
+        allocator.take([RANGE], 104)
+    assert caught.value.wait == 6
+    assert allocator.take([RANGE], 110) == taken[3]
+
+
+def test_a_clock_set_back_locks_nothing_up() -> None:
+    allocator = Allocator(COOL)
+    for _ in range(RANGE.size):
+        allocator.take([RANGE], 1000)
+    allocator.release(ip("10.244.1.2"), 1000)
+    assert allocator.take([RANGE], 5) == ip("10.244.1.2")
+
+
+def test_an_address_asked_for() -> None:
+    allocator = Allocator(COOL)
+    assert allocator.take_this(ip("10.244.1.5"), [RANGE]) == ip("10.244.1.5")
+    for address, why in (
+        ("10.244.1.5", "in use"),
+        ("10.244.1.1", "not an address for pods"),
+        ("10.9.9.9", "not an"),
+    ):
+        with pytest.raises(UnavailableError, match=why):
+            allocator.take_this(ip(address), [RANGE])
+    allocator.release(ip("10.244.1.5"), 0)
+    assert allocator.take_this(ip("10.244.1.5"), [RANGE]), "who asks for it by name need not wait"
+
+
+class Model(RuleBasedStateMachine):
+    """Against the simplest thing that could be right: a list of addresses by the time of their last use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocator = Allocator(COOL)
+        self.now = 1000.0
+        self.used: set[Address] = set()
+        self.idle: list[tuple[float, Address]] = [
+            (float("-inf"), RANGE.at(n)) for n in range(RANGE.first, RANGE.last + 1)
+        ]
+
+    @rule(seconds=st.floats(0, 8))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def take(self) -> None:
+        ready = [(when, a) for when, a in self.idle if self.now - when >= COOL]
+        if not ready:
+            with pytest.raises(ExhaustedError):
+                self.allocator.take([RANGE], self.now)
+            return
+        address = self.allocator.take([RANGE], self.now)
+        oldest = min(when for when, _ in ready)
+        assert (oldest, address) in ready
+        self.idle.remove((oldest, address))
+        self.used.add(address)
+
+    @precondition(lambda self: self.used)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        address = data.draw(st.sampled_from(sorted(self.used)))
+        self.allocator.release(address, self.now)
+        self.used.remove(address)
+        self.idle.append((self.now, address))
+        self.now += 0.001  # no two at one moment, so that the oldest is one
+
+    @rule()
+    def restart(self) -> None:
+        fresh = Allocator(COOL)
+        fresh.restore(self.allocator.used, list(self.allocator.released.items()))
+        self.allocator = fresh
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.allocator.used == self.used
+        used, cooling, free = self.allocator.counts(RANGE, self.now)
+        assert (used, used + cooling + free) == (len(self.used), RANGE.size)
+
+
+Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestModel = Model.TestCase

@@ -1,0 +1,53 @@
+"""Options: flag before environment before file before default, and an error says where the wrong one stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import ConfigError, load
+
+NEEDED = ["--datastore", "dir:/cluster"]
+
+
+def test_precedence(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("resync: 40\ncool-down: 50\nnode: from-file\n")
+    conf = load(
+        [*NEEDED, "--config", str(file), "--node", "flag"], {"TESTCNI_COOL_DOWN": "5", "TESTCNI_NODE": "env"}
+    )
+    assert (conf.node, conf.cool_down, conf.resync, conf.run_dir) == ("flag", 5, 40, Path("/run/testcni"))
+    assert conf.socket == Path("/run/testcni/agent.sock")
+
+
+def test_the_file_may_be_named_by_environment(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("node: x\ndatastore: dir:/y\n")
+    assert load([], {"TESTCNI_CONFIG": str(tmp_path / "c")}).datastore == "dir:/y"
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "message"),
+    [
+        ([], {}, "--datastore: '' is none; give dir:PATH"),
+        (["--datastore", "x"], {}, "--datastore: 'x' is none"),
+        (NEEDED, {"TESTCNI_RESYNC": "soon"}, "TESTCNI_RESYNC: 'soon' must be a number of seconds from 1 to 3600"),
+        (NEEDED, {"TESTCNI_RESYNC": "nan"}, "TESTCNI_RESYNC: 'nan' must be"),
+        ([*NEEDED, "--run-dir", "here"], {}, "--run-dir: here must be an absolute path"),
+        ([*NEEDED, "--log-level", "loud"], {}, "--log-level: 'loud' is none of debug, info"),
+        ([*NEEDED, "--config", "/nowhere"], {}, "config file /nowhere: "),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(argv: list[str], environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(argv, environ)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a", "not a list"), ("nod: x", "unknown option 'nod'"), ("a: [", "is no YAML")]
+)
+def test_a_wrong_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load([*NEEDED, "--config", str(tmp_path / "c")], {})
