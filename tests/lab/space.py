@@ -56,10 +56,11 @@ def start_time(pid: int) -> str:
 
 
 def shared_paths(*more: Path) -> list[str]:
-    """What must look the same inside: `more`, and the project and Python where they are mounts of their own."""
+    """What must look the same inside: `more`, and the project and Python where the overlay would not show them."""
     root = Path("/").stat().st_dev
-    own = [REPO, Path(sys.prefix), Path(sys.base_prefix)]
-    return [str(path) for path in (*more, *own) if path in more or path.stat().st_dev != root]
+    own = [path.resolve() for path in (REPO, Path(sys.prefix), Path(sys.base_prefix))]
+    hidden = [path for path in own if path.stat().st_dev != root or path.parts[1] in ("run", "tmp")]
+    return [str(path) for path in (*more, *hidden)]
 
 
 class Space:
