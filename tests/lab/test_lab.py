@@ -256,7 +256,9 @@ def test_kill_9_amid_200_adds_then_gc_leaves_nothing(three: Lab) -> None:
         thread.join()
     assert failed == [], "an ADD outlives the agent"
     assert len(done) == 200
-    assert len({r["ips"][0]["address"] for r in node.runner.cache.values()}) == 200, "no address twice"
+    assert len({a.result["ips"][0]["address"] for a in node.runner.cache.all(conf.name)}) == 200, (
+        "no address twice"
+    )
     node.runner.collect(conf, [])
     assert difference(before, net_state(node)) == []
     assert fds(agent_of(node)) <= before_fds + 40, "reapers and callers keep a socket each, 16 of either at most"

@@ -186,7 +186,8 @@ def test_no_two_attachments_share_a_file(tmp_path: Path) -> None:
         cache.put(Attachment(network, container, ifname, "", {}, {"of": container}))
     again = Cache(tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 4
-    assert [again.get(*name) == cache.get(*name) != None for name in names] == [True] * 4  # noqa: E711 - chained
+    for name in names:
+        assert again.get(*name) == cache.get(*name) == Attachment(*name, "", {}, {"of": name[1]})
 
 
 def test_a_del_that_fails_is_remembered(calls: Calls, runner: Runner) -> None:
