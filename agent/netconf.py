@@ -51,7 +51,8 @@ class NetConf:
     ips: tuple[Address, ...] = ()
     mac: str | None = None
     prev_result: Mapping[str, Any] | None = None
-    valid_attachments: frozenset[tuple[str, str]] = frozenset()
+    valid_attachments: frozenset[tuple[str, str]] | None = None
+    """What GC must keep; None where the runtime does not say."""
 
 
 class Fields:
@@ -143,7 +144,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         ips=asked or capability,
         mac=runtime.take("mac", _mac, None),
         prev_result=fields.take("prevResult", _object, None),
-        valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, frozenset()),
+        valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, None),
     )
     fields.take("capabilities", _capabilities, None)
     fields.finish(FOREIGN | PLUGIN_KEYS)

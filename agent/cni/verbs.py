@@ -150,9 +150,12 @@ class Verbs:
 
     def collect(self, _call: Call, conf: NetConf) -> dict[str, Any]:
         """Remove every attachment of this network that the runtime does not list as valid."""
+        if (valid := conf.valid_attachments) is None:
+            log.warning("GC of %s without cni.dev/valid-attachments: nothing is removed", conf.network.name)
+            return {}
         failures = []
         for attachment in self._attachments.all():
-            if attachment.network.name != conf.network.name or attachment.key in conf.valid_attachments:
+            if attachment.network.name != conf.network.name or attachment.key in valid:
                 continue
             with self._locks.hold(attachment.key):
                 try:
@@ -160,7 +163,7 @@ class Verbs:
                     log.info("collected %s %s %s", attachment.pod, *attachment.key)
                 except OSError as error:
                     failures.append(f"{attachment.container_id} {attachment.ifname}: {error}")
-        failures += self._collect_orphans(conf)
+        failures += self._collect_orphans(conf.network.name, valid)
         if failures:
             raise CniError(Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated")
         return {}
@@ -273,13 +276,13 @@ class Verbs:
         mode(attachment.network.mode).unwire(attachment)
         self._attachments.remove(attachment)
 
-    def _collect_orphans(self, conf: NetConf) -> list[str]:
+    def _collect_orphans(self, network: str, valid: frozenset[tuple[str, str]]) -> list[str]:
         """Links with our mark for this network of which neither we nor the runtime know."""
         known = {attachment.link for attachment in self._attachments.all()}
-        known |= {link_name(*key) for key in conf.valid_attachments}
+        known |= {link_name(*key) for key in valid}
         failures = []
         for link in rtnl.links(links.host()):
-            marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(f"{ALIAS} {conf.network.name} ")
+            marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:
                     links.delete(links.host(), link.name)

@@ -104,6 +104,13 @@ def test_gc_takes_what_is_not_listed(tmp_path: Path) -> None:
     assert keep.reaches("10.244.1.1")
 
 
+def test_gc_without_a_list_of_what_is_valid_removes_nothing(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(pod)
+    assert host.call("GC") == {}
+    assert pod.reaches("10.244.1.1")
+
+
 def test_gc_leaves_other_networks_alone(tmp_path: Path) -> None:
     host, pod = Host(tmp_path), Pod("c1")
     host.add(pod)
