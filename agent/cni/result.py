@@ -20,7 +20,7 @@ def render(conf: NetConf, wired: Wired) -> dict[str, Any]:
         "interfaces": interfaces + [_interface(i, conf.cni_version) for i in wired["interfaces"]],
         "ips": ips + [_ip(ip, shift, conf.cni_version) for ip in wired["ips"]],
         "routes": routes + wired["routes"],
-        "dns": {**before.get("dns", {}), **conf.dns},
+        "dns": {**_dns(before), **conf.dns},
     }
     return result
 
@@ -37,6 +37,13 @@ def check_previous(conf: NetConf, wired: Wired) -> None:
     for ip in wired["ips"]:
         if ip["address"] not in addresses:
             raise CheckError(f"prevResult lacks address {ip['address']}, which the pod has")
+
+
+def _dns(result: Mapping[str, Any]) -> dict[str, Any]:
+    found = result.get("dns") or {}
+    if not isinstance(found, dict):
+        raise invalid_config("prevResult.dns", found, "an object, as an earlier plugin gave it")
+    return found
 
 
 def _list(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

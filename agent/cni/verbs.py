@@ -103,6 +103,7 @@ class Verbs:
             attachment = self._reserve(attachment, conf, blocks)
             try:
                 wired = self._wire(way, attachment, fd, conf)
+                answer = result.render(conf, wired)
                 self._attachments.finish(attachment, wired)
             except BaseException as error:
                 self._undo(attachment)
@@ -113,7 +114,7 @@ class Verbs:
             log.info(
                 "added %s %s %s to %s: %s", attachment.pod, container_id, ifname, conf.network.name, addresses
             )
-            return result.render(conf, wired)
+            return answer
 
     def delete(self, call: Call, network: object) -> dict[str, Any]:
         """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""

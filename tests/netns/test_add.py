@@ -166,6 +166,16 @@ def test_a_wrong_call_is_told_and_leaves_nothing(
     assert host.state() == before
 
 
+def test_a_spoilt_prev_result_fails_the_add_and_leaves_nothing(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("other"))
+    before = host.state()
+    for spoilt in ({"interfaces": "x"}, {"dns": [1]}):
+        with pytest.raises(CniError, match="prevResult"):
+            host.add(pod, {**CONF, "prevResult": spoilt})
+        assert host.state() == before
+
+
 def test_the_nodes_own_namespace_is_refused(tmp_path: Path) -> None:
     host, pod = Host(tmp_path), Pod("c1")
     with (

@@ -45,7 +45,7 @@ def test_what_earlier_plugins_made_comes_first_and_ours_points_at_ours() -> None
     assert told["dns"] == {"domain": "d", "nameservers": ["10.0.0.10"]}
 
 
-@pytest.mark.parametrize("key", ["interfaces", "ips", "routes"])
+@pytest.mark.parametrize("key", ["interfaces", "ips", "routes", "dns"])
 def test_a_spoilt_prev_result_is_error_7(key: str) -> None:
     with pytest.raises(CniError, match=f"prevResult.{key}") as caught:
         result.render(conf("1.0.0", prevResult={key: ["x"]}), WIRED)
