@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.errors import CniError, invalid_config
+from agent.errors import invalid_config
 from agent.modes.base import CheckError, Wired
 from agent.netconf import NetConf
 
@@ -49,8 +49,7 @@ def _dns(result: Mapping[str, Any]) -> dict[str, Any]:
 def _list(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     found = result.get(key) or []
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        error: CniError = invalid_config(f"prevResult.{key}", found, "a list of objects, as ADD gave it")
-        raise error
+        raise invalid_config(f"prevResult.{key}", found, "a list of objects, as ADD gave it")
     return found
 
 
