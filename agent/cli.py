@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
 from agent.datapath.monitor import Monitor
 from agent.ipam.attachments import Attachments
+from agent.model import Problem
 from agent.node.claims import Claimer
 from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
+from agent.node.install import Installer, Places
 from agent.node.reconcile import Inputs, Reconciler
 from agent.observe import log as logs
 from agent.observe.report import report
@@ -51,15 +53,20 @@ class Agent:
         self._attachments = Attachments(conf.run_dir, conf.cool_down)
         self._follower = Follower(store)
         self._claimer = Claimer(store, conf.node, self._follower.snapshot)
-        self._confs = ConfFolder(conf.conf_dir)
+        self._confs = ConfFolder(conf.conf_dir, conf.conflist)
+        installing: Latest[Mapping[str, Problem]] = Latest({})
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
             demand,
             self._attachments,
-            (self._follower.troubles, self._claimer.problems),
+            (self._follower.troubles, self._claimer.problems, installing),
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync)
+        self._installer: Installer | None = None
+        if conf.conflist:
+            places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
+            self._installer = Installer(places, self._reconciler.status, installing)
         self._verbs = Verbs(self._attachments, self._reconciler.status, demand)
         self._journal = Journal(conf.state_dir, self._verbs.answer)
         self._server = Server(conf.socket, self.answer)
@@ -72,21 +79,28 @@ class Agent:
         replayed = self._journal.replay()
         self._server.start()
         log.info("node %s: serving on %s, %d DELs replayed", self.conf.node, self.conf.socket, replayed)
-        for name, part in (
-            ("follower", self._follower.run),
-            ("confs", self._confs.run),
-            ("claimer", self._claimer.run),
-            ("reconciler", self._reconciler.run),
-            ("journal", self._journal.run),
-            ("monitor", lambda stop: self._watch_kernel(stop, nft=False)),
-            ("nft-monitor", lambda stop: self._watch_kernel(stop, nft=True)),
-        ):
+        for name, part in self._parts().items():
             threading.Thread(target=self._guard, args=(name, part), name=name, daemon=True).start()
         gc.freeze()  # what is there now stays: no collection need look at it again
         self._stop.wait()
         if not self._server.stop(FINISH_WITHIN):
             log.warning("calls are still at work after %.0f s; the next start heals them", FINISH_WITHIN)
         log.info("stopped; pods and routes stay as they are")
+
+    def _parts(self) -> dict[str, Callable[[threading.Event], None]]:
+        """What runs for as long as the agent does, each in a thread of its own."""
+        parts: dict[str, Callable[[threading.Event], None]] = {
+            "follower": self._follower.run,
+            "confs": self._confs.run,
+            "claimer": self._claimer.run,
+            "reconciler": self._reconciler.run,
+            "journal": self._journal.run,
+            "monitor": lambda stop: self._watch_kernel(stop, nft=False),
+            "nft-monitor": lambda stop: self._watch_kernel(stop, nft=True),
+        }
+        if self._installer:
+            parts["installer"] = self._installer.run
+        return parts
 
     def stop(self) -> None:
         """Make `run` return."""

@@ -28,6 +28,10 @@ class AgentConfig:
     conf_dir: Path
     run_dir: Path
     state_dir: Path
+    bundle: Path
+    bin_dir: Path
+    conflist: Path | None
+    """The conflist to install; None: nothing is installed on the host."""
     cool_down: float
     resync: float
     log_level: str
@@ -63,6 +67,11 @@ OPTIONS = (
     Option("conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"),
     Option("run-dir", "/run/testcni", "socket and attachments: a tmpfs, so that a reboot forgets them"),
     Option("state-dir", "/var/lib/testcni", "the journal of deletes: a disk, so that a reboot keeps it"),
+    Option(
+        "conflist", "", "a conflist to install into conf-dir when the node is ready (default: install nothing)"
+    ),
+    Option("bundle", "/opt/testcni/bin", "folder of the plugins to install with it"),
+    Option("bin-dir", "/opt/cni/bin", "the runtime's folder of plugins"),
     Option("cool-down", "10", "seconds before a freed address is given again"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
     Option("log-level", "info", f"one of {', '.join(LEVELS)}"),
@@ -118,9 +127,9 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
     values["node"] = values["node"] or os.uname().nodename.lower()
     if not values["datastore"].startswith("dir:") and values["datastore"] != "kubernetes":
         raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
-    for name in ("conf_dir", "run_dir", "state_dir"):
-        values[name] = Path(values[name])
-        if not values[name].is_absolute():
+    for name in ("conf_dir", "run_dir", "state_dir", "bundle", "bin_dir", "conflist"):
+        values[name] = Path(values[name]) if values[name] else None
+        if values[name] and not values[name].is_absolute():
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
     for name, low, high in (("cool_down", 0, 3600), ("resync", 1, 3600)):
         values[name] = _seconds(*chosen[name], low, high)

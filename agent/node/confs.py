@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,26 +28,32 @@ class Confs:
     problems: tuple[Problem, ...] = ()
 
 
-def read(folder: Path) -> Confs:
-    """What is in the folder now; a folder that isn't there has nothing."""
-    networks: set[Network] = set()
-    problems: list[Problem] = []
+def read(folder: Path, template: Path | None = None) -> Confs:
+    """What is in the folder now, and in the conflist that is to be installed there."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     except FileNotFoundError:
-        return Confs()
+        paths = []
     except OSError as error:
         return Confs(problems=(Problem(str(folder), str(error), "give the agent leave to read it"),))
-    for path in paths:
-        try:
-            data = path.read_bytes()
-            if PLUGIN.encode() in data:  # other plugins' files are not ours to judge
-                networks.update(netconf.parse(doc).network for doc in plugins(netconf.parse_json(data)))
-        except FileNotFoundError:
-            continue  # it went while we looked
-        except (CniError, OSError) as error:
-            problems.append(Problem(str(path), str(error), "mend or remove the file"))
-    return Confs(frozenset(networks), tuple(problems))
+    found = [read_file(path) for path in ([template, *paths] if template else paths)]
+    return Confs(
+        frozenset(network for confs in found for network in confs.networks),
+        tuple(problem for confs in found for problem in confs.problems),
+    )
+
+
+def read_file(path: Path) -> Confs:
+    """The networks of one file; one that does not mention us has none, whatever else it holds."""
+    try:
+        data = path.read_bytes()
+        if PLUGIN.encode() not in data:  # other plugins' files are not ours to judge
+            return Confs()
+        return Confs(frozenset(netconf.parse(doc).network for doc in plugins(netconf.parse_json(data))))
+    except FileNotFoundError:
+        return Confs()  # it went while we looked
+    except (CniError, OSError) as error:
+        return Confs(problems=(Problem(str(path), str(error), "mend or remove the file"),))
 
 
 def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -63,14 +70,14 @@ def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
 class ConfFolder:
     """Follows the conf folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: Path | None = None) -> None:
         self.found: Latest[Confs] = Latest(Confs())
         self._folder = folder
+        self._template = template
 
     def run(self, stop: threading.Event) -> None:
         """Publish what the folder names, after every change, until `stop` is set. Raises OSError."""
-        watch = FolderWatch(self._folder)
-        while not stop.is_set():
-            self.found.publish(read(self._folder))
-            watch.wait(stop, LOOK_AGAIN)
-        watch.close()
+        with closing(FolderWatch(self._folder)) as watch:
+            while not stop.is_set():
+                self.found.publish(read(self._folder, self._template))
+                watch.wait(stop, LOOK_AGAIN)

@@ -1,0 +1,149 @@
+"""Plugin and conflist onto the host: by atomic rename, only when they differ, the conflist last of all.
+
+The runtime takes a node for ready as soon as there is a conflist, so it is written only when a pod could start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.cluster.inotify import FolderWatch
+from agent.model import Problem
+from agent.node import confs
+from agent.shared import Latest, NodeStatus
+
+CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
+LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`bundle` (plugins) and `template` (the conflist) are our image's; the others are the host's."""
+
+    bundle: Path
+    template: Path
+    bin_dir: Path
+    conf_dir: Path
+
+    @property
+    def conflist(self) -> Path:
+        """The installed conflist."""
+        return self.conf_dir / CONFLIST
+
+
+class Installer:
+    """Keeps the host's copies right for as long as the agent runs."""
+
+    def __init__(
+        self, places: Places, status: Latest[NodeStatus], problems: Latest[Mapping[str, Problem]]
+    ) -> None:
+        self._problems = problems
+        self._places = places
+        self._status = status
+        self._wake = threading.Event()
+        status.listen(self._wake.set)
+
+    def run(self, stop: threading.Event) -> None:
+        """Install, and install again whatever drifts, until `stop` is set."""
+        for folder in (self._places.bin_dir, self._places.conf_dir):
+            name = f"watch-{folder.name}"
+            threading.Thread(target=self._watch, args=(folder, stop), name=name, daemon=True).start()
+        while not stop.is_set():
+            self._wake.clear()
+            self.once()
+            self._wake.wait(LOOK_AGAIN)
+
+    def once(self) -> None:
+        """One look at everything; what fails is a problem, and is tried again."""
+        problems: dict[str, Problem] = {}
+        try:
+            for source in sorted(self._places.bundle.iterdir()):
+                _install(source.read_bytes(), self._places.bin_dir / source.name, 0o755)
+            if self._ready():
+                _install(self._places.template.read_bytes(), self._places.conflist, 0o600)
+        except OSError as error:
+            remedy = "see that the host's folders are mounted and can be written"
+            problems["install"] = Problem("install", str(error), remedy)
+        for path in foreign(self._places.conf_dir):
+            what = f"sorts before {CONFLIST}, so the runtime uses it and not testcni"
+            problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
+        self._problems.publish(problems)
+
+    def _ready(self) -> bool:
+        """Whether every network of the conflist takes pods now; once installed, it stays."""
+        if self._places.conflist.exists():
+            return True
+        found = confs.read_file(self._places.template)
+        prepared = self._status.get().blocks
+        return bool(found.networks) and all(prepared.get(network) for network in found.networks)
+
+    def _watch(self, folder: Path, stop: threading.Event) -> None:
+        watch = FolderWatch(folder)
+        try:
+            while not stop.is_set():
+                if watch.wait(stop, LOOK_AGAIN):
+                    self._wake.set()
+        finally:
+            watch.close()
+
+
+def foreign(conf_dir: Path) -> list[Path]:
+    """Confs that the runtime would take instead of ours."""
+    try:
+        names = sorted(path.name for path in conf_dir.iterdir() if path.suffix in confs.SUFFIXES)
+    except OSError:
+        return []  # the runtime's folder isn't there yet
+    return [conf_dir / name for name in names if name < CONFLIST]
+
+
+def uninstall(places: Places) -> list[Path]:
+    """Take away what `Installer` put on the host, the conflist first; what was removed. Raises OSError.
+
+    A file in the plugin folder goes only if it is byte for byte ours: portmap may be the distribution's.
+    """
+    ours = {source.name: source.read_bytes() for source in places.bundle.iterdir()}
+    removed = []
+    if places.conflist.exists():
+        places.conflist.unlink()
+        removed.append(places.conflist)
+    for name, data in ours.items():
+        path = places.bin_dir / name
+        if _same(path, data):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _install(data: bytes, target: Path, mode: int) -> None:
+    """Make `target` hold `data`, whole at every moment, also over a crash. Raises OSError."""
+    if _same(target, data) and target.stat().st_mode & 0o777 == mode:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        Path(name).rename(target)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    log.info("installed %s (sha256 %s)", target, hashlib.sha256(data).hexdigest()[:16])
+
+
+def _same(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,40 @@
+"""The runtime's conf folder: which networks it names, and which files are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from agent.node import confs
+
+OURS = {"name": "net", "type": "testcni", "subnet": "10.244.0.0/16"}
+
+
+def test_confs_and_conflists_of_ours_are_found_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "10-a.conf").write_text(json.dumps({"cniVersion": "0.3.0", **OURS}))
+    plugins = [{"type": "testcni", "bridge": "br1"}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+    (tmp_path / "20-b.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "two", "plugins": plugins}))
+    (tmp_path / "30-c.conf").write_text('{"name": "other", "type": "bridge"')
+    (tmp_path / "README").write_text("testcni {")
+    found = confs.read(tmp_path)
+    assert sorted((n.name, n.bridge) for n in found.networks) == [("net", "testcni0"), ("two", "br1")]
+    assert found.problems == ()
+
+
+def test_a_wrong_file_is_named_and_the_others_count(tmp_path: Path) -> None:
+    (tmp_path / "10.conf").write_text(json.dumps({**OURS, "mtu": 5}))
+    (tmp_path / "20.conf").write_text(json.dumps(OURS))
+    (tmp_path / "30.conflist").write_text('{"name": "x", "plugins": [5], "a": "testcni"}')
+    found = confs.read(tmp_path)
+    assert len(found.networks) == 1
+    assert [(p.where, p.what.split(":")[0]) for p in found.problems] == [
+        (str(tmp_path / "10.conf"), "mtu"),
+        (str(tmp_path / "30.conflist"), "plugins"),
+    ]
+
+
+def test_a_missing_folder_and_a_template(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    template.write_text(json.dumps(OURS))
+    assert confs.read(tmp_path / "none") == confs.Confs()
+    assert len(confs.read(tmp_path / "none", template).networks) == 1

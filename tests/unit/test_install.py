@@ -1,0 +1,123 @@
+"""The installer: whole files only, the conflist last, nothing foreign touched, and nothing left after it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.node import confs, install
+from agent.node.install import Installer, Places
+from agent.shared import Latest, NodeStatus
+
+CONFLIST = {
+    "cniVersion": "1.0.0",
+    "name": "testcni",
+    "plugins": [{"type": "testcni"}, {"type": "portmap", "capabilities": {"portMappings": True}}],
+}
+
+
+def eventually(what: Callable[[], object]) -> None:
+    end = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    made = Places(tmp_path / "bundle", tmp_path / "template", tmp_path / "bin", tmp_path / "net.d")
+    for folder in (made.bundle, made.bin_dir, made.conf_dir):
+        folder.mkdir()
+    (made.bundle / "testcni").write_bytes(b"plugin 1")
+    (made.bundle / "portmap").write_bytes(b"portmap")
+    made.template.write_text(json.dumps(CONFLIST))
+    return made
+
+
+def ready(places: Places) -> NodeStatus:
+    (network,) = confs.read_file(places.template).networks
+    return NodeStatus(synced=True, blocks={network: (ipaddress.ip_network("10.244.1.0/24"),)})
+
+
+def test_the_conflist_comes_last_and_only_when_pods_could_start(places: Places) -> None:
+    status = Latest(NodeStatus())
+    installer = Installer(places, status, Latest({}))
+    installer.once()
+    assert (places.bin_dir / "testcni").read_bytes() == b"plugin 1"
+    assert (places.bin_dir / "testcni").stat().st_mode & 0o777 == 0o755
+    assert not places.conflist.exists()
+    status.publish(ready(places))
+    installer.once()
+    assert json.loads(places.conflist.read_text()) == CONFLIST
+    assert places.conflist.stat().st_mode & 0o777 == 0o600
+    status.publish(replace(ready(places), blocks={}))
+    installer.once()
+    assert places.conflist.exists(), "a node that is busy for a moment must not turn NotReady"
+
+
+def test_what_is_right_is_not_written_again(places: Places) -> None:
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    installer.once()
+    before = [(path, path.stat().st_ino) for path in (places.bin_dir / "testcni", places.conflist)]
+    installer.once()
+    assert [(path, path.stat().st_ino) for path, _ in before] == before
+    (places.bundle / "testcni").write_bytes(b"plugin 2")
+    installer.once()
+    assert (places.bin_dir / "testcni").read_bytes() == b"plugin 2"
+    assert [path.name for path in places.bin_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_drift_is_repaired_at_once(places: Places) -> None:
+    installer, stop = Installer(places, Latest(ready(places)), Latest({})), threading.Event()
+    thread = threading.Thread(target=installer.run, args=(stop,))
+    thread.start()
+    try:
+        eventually(places.conflist.exists)
+        time.sleep(0.3)
+        places.conflist.unlink()
+        eventually(places.conflist.exists)
+        (places.bin_dir / "testcni").write_bytes(b"somebody else's")
+        eventually(lambda: (places.bin_dir / "testcni").read_bytes() == b"plugin 1")
+    finally:
+        stop.set()
+        installer._wake.set()
+        thread.join()
+
+
+def test_a_conf_that_sorts_first_is_told_and_stays(places: Places) -> None:
+    other = places.conf_dir / "00-other.conf"
+    other.write_text("{}")
+    (places.conf_dir / "10-flannel.conflist").write_text("{}")
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    installer.once()
+    assert [p.where for p in installer._problems.get().values()] == [str(other)]
+    assert other.exists()
+    other.unlink()
+    installer.once()
+    assert installer._problems.get() == {}
+
+
+def test_a_host_folder_that_can_not_be_written_is_told(places: Places) -> None:
+    places = replace(places, bin_dir=places.template / "below-a-file")
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    installer.once()
+    assert "Not a directory" in str(installer._problems.get()["install"])
+
+
+def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
+    Installer(places, Latest(ready(places)), Latest({})).once()
+    (places.bin_dir / "portmap").write_bytes(b"the distribution's")
+    (places.bin_dir / "bridge").write_bytes(b"x")
+    os.utime(places.bin_dir / "bridge")
+    removed = install.uninstall(places)
+    assert removed == [places.conflist, places.bin_dir / "testcni"]
+    assert sorted(path.name for path in places.bin_dir.iterdir()) == ["bridge", "portmap"]
+    assert install.uninstall(places) == []
