@@ -37,7 +37,7 @@ class Server:
         self._answer = answer
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._state = threading.Condition()
-        self._workers = self._busy = 0
+        self._workers = self._busy = self._hired = 0
         self._stopping = False
 
     def start(self) -> None:
@@ -64,7 +64,8 @@ class Server:
 
     def _hire(self) -> None:
         self._workers += 1
-        threading.Thread(target=self._work, name=f"call-{self._workers}", daemon=True).start()
+        self._hired += 1
+        threading.Thread(target=self._work, name=f"call-{self._hired}", daemon=True).start()
 
     def _work(self) -> None:
         """Accept and serve; the last idle worker hires another before it begins."""

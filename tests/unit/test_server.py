@@ -1,0 +1,190 @@
+"""The agent's socket: one request, one answer, whatever the client does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cni import protocol
+from agent.cni.protocol import Call
+from agent.cni.server import IDLE_WORKERS, Server
+from agent.datapath.netns import NetnsLostError
+from agent.errors import CniError, Code
+
+Answer = Callable[[Call], dict[str, Any]]
+
+
+def serve(tmp_path: Path, answer: Answer) -> Server:
+    server = Server(tmp_path / "agent.sock", answer)
+    server.start()
+    return server
+
+
+def ask(tmp_path: Path, fds: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]:
+    request = json.dumps({"protocol": 1, "command": "ADD", **fields}).encode()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "agent.sock"))
+        socket.send_fds(client, [request[:1]], list(fds))
+        client.sendall(request[1:])
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answer:
+            doc: dict[str, Any] = json.load(answer)
+    return doc
+
+
+def fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_call_comes_whole_and_its_descriptor_with_it(tmp_path: Path) -> None:
+    seen: list[Call] = []
+
+    def answer(call: Call) -> dict[str, Any]:
+        seen.append(call)
+        return {"same": call.netns_fd is not None and os.path.sameopenfile(call.netns_fd, file.fileno())}
+
+    serve(tmp_path, answer)
+    with (tmp_path / "x").open("w") as file:
+        fields = {"containerID": "c", "ifname": "eth0", "netns": "/n", "args": 'a"\n\x01é', "config": "{}"}
+        assert ask(tmp_path, (file.fileno(),), **fields) == {"same": True}
+    (call,) = seen
+    assert (call.command, call.container_id, call.ifname, call.netns, call.args, call.config) == (
+        "ADD", "c", "eth0", "/n", 'a"\n\x01é', "{}",
+    )  # fmt: skip
+
+
+def test_no_descriptor_stays_open(tmp_path: Path) -> None:
+    serve(tmp_path, lambda _call: {})
+    ask(tmp_path)
+    before = fds()
+    with (tmp_path / "x").open("w") as file:
+        for _ in range(20):
+            ask(tmp_path, (file.fileno(),) * 3)
+    assert fds() <= before + 1
+
+
+@pytest.mark.parametrize(
+    ("config", "version"), [('{"cniVersion": "0.4.0"}', "0.4.0"), ('{"cniVersion": "9"}', "1.1.0"), ("{", "1.1.0")]
+)
+def test_errors_are_told_in_the_netconfs_version(tmp_path: Path, config: str, version: str) -> None:
+    def answer(_call: Call) -> dict[str, Any]:
+        raise CniError(Code.INVALID_CONFIG, "what", "how to mend")
+
+    serve(tmp_path, answer)
+    assert ask(tmp_path, config=config) == {
+        "cniVersion": version, "code": 7, "msg": "what", "details": "how to mend",
+    }  # fmt: skip
+
+
+def test_a_bug_is_an_answer_too(tmp_path: Path) -> None:
+    def answer(call: Call) -> dict[str, Any]:
+        return {"": 1 // len(call.container_id)}
+
+    serve(tmp_path, answer)
+    told = ask(tmp_path)
+    assert (told["code"], "ZeroDivisionError" in told["msg"]) == (999, True)
+    assert ask(tmp_path, containerID="x") == {"": 1}
+
+
+def test_a_thread_that_is_lost_in_a_namespace_answers_and_ends(tmp_path: Path) -> None:
+    lost: list[str] = []
+
+    def answer(call: Call) -> dict[str, Any]:
+        if call.command == "ADD":
+            lost.append(threading.current_thread().name)
+            raise NetnsLostError("no way back")
+        return {}
+
+    serve(tmp_path, answer)
+    for _ in range(3):
+        assert ask(tmp_path)["code"] == Code.TRY_AGAIN
+    assert ask(tmp_path, command="STATUS") == {}
+    end = time.monotonic() + 5
+    while set(lost) & {thread.name for thread in threading.enumerate()}:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_slow_calls_hold_up_nobody_and_threads_go_when_idle(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def answer(call: Call) -> dict[str, Any]:
+        return {"waited": go.wait(10)} if call.command == "ADD" else {}
+
+    serve(tmp_path, answer)
+    waiting = [threading.Thread(target=ask, args=(tmp_path,)) for _ in range(60)]
+    for thread in waiting:
+        thread.start()
+    began = time.monotonic()
+    assert ask(tmp_path, command="STATUS") == {}
+    assert time.monotonic() - began < 2
+    go.set()
+    for thread in waiting:
+        thread.join()
+    for _ in range(3):
+        ask(tmp_path, command="STATUS")
+    workers = [thread for thread in threading.enumerate() if thread.name.startswith("call-")]
+    assert len(workers) <= 60
+    assert IDLE_WORKERS < 60
+
+
+def test_stop_finishes_what_is_at_work_and_takes_no_more(tmp_path: Path) -> None:
+    began, answers = threading.Event(), []
+
+    def answer(_call: Call) -> dict[str, Any]:
+        began.set()
+        time.sleep(0.3)
+        return {"done": True}
+
+    server = serve(tmp_path, answer)
+    client = threading.Thread(target=lambda: answers.append(ask(tmp_path)))
+    client.start()
+    began.wait(5)
+    assert server.stop(5)
+    client.join()
+    assert answers == [{"done": True}]
+    assert not (tmp_path / "agent.sock").exists()
+
+
+def test_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
+    began, end = threading.Event(), threading.Event()
+
+    def answer(_call: Call) -> dict[str, Any]:
+        began.set()
+        end.wait(10)
+        return {}
+
+    server = serve(tmp_path, answer)
+    client = threading.Thread(target=ask, args=(tmp_path,))
+    client.start()
+    began.wait(5)
+    assert not server.stop(0.1)
+    end.set()
+    client.join()
+
+
+def test_what_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_LIMIT", 1000)
+    serve(tmp_path, lambda _call: {})
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "agent.sock"))
+        client.sendall(b"x" * 2000)
+        with client.makefile("rb") as answer:
+            assert json.load(answer)["code"] == Code.DECODING_FAILURE
+
+
+def test_a_stale_socket_is_replaced_and_the_new_one_is_for_root_only(tmp_path: Path) -> None:
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "agent.sock"))
+    stale.close()
+    serve(tmp_path, lambda _call: {})
+    assert ask(tmp_path) == {}
+    assert (tmp_path / "agent.sock").stat().st_mode & 0o777 == 0o600
