@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from agent.cni import protocol
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code
 
+ABANDONED = 60.0  # seconds; a plugin writes for milliseconds
 EVERY = 1.0  # seconds: a DEL may have been journaled just as the agent came up
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,11 @@ class Journal:
         self._failing: set[Path] = set()
 
     def prepare(self) -> None:
-        """Make the folder. Raises OSError."""
+        """Make the folder, and clear away what plugins that were killed left half-written. Raises OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in self._dir.glob(".*"):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
     def replay(self) -> int:
         """Do every DEL that is due, the oldest first; how many were done. Those that fail stay."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,15 @@ def test_what_is_still_being_written_is_left_alone(tmp_path: Path, journal: Jour
     (tmp_path / "deletes/.2.json").write_text("{")
     assert journal.replay() == 0
     assert left(tmp_path) == [".1.json.tmp", ".2.json"]
+
+
+def test_what_a_killed_plugin_left_half_written_goes(tmp_path: Path, journal: Journal) -> None:
+    for name, age in ((".old.json.tmp", 100), (".new.json.tmp", 0)):
+        path = tmp_path / "deletes" / name
+        path.write_text("{")
+        os.utime(path, (time.time() - age,) * 2)
+    journal.prepare()
+    assert left(tmp_path) == [".new.json.tmp"]
 
 
 def test_a_journal_out_of_reach_keeps_no_pod_from_starting(tmp_path: Path, deletes: Deletes) -> None:
