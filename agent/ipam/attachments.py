@@ -131,7 +131,7 @@ class Attachments:
     def counts(self, candidates: Range) -> tuple[int, int, int]:
         """How many addresses of a range are in use, cooling and free."""
         with self._lock:
-            return self._allocator.counts(candidates, time.time())
+            return self._allocator.counts(candidates, _now())
 
     def reserve(
         self, wanted: Attachment, ranges: Sequence[Range], asked: Sequence[Address], deadline: float
@@ -166,7 +166,7 @@ class Attachments:
 
     def remove(self, attachment: Attachment) -> None:
         """Forget an attachment whose interface is gone; its addresses cool. Raises OSError."""
-        now = time.time()
+        now = _now()
         with self._lock:
             known = self._all.get(attachment.key)
             if known is None:
@@ -196,7 +196,7 @@ class Attachments:
     def _take_any(self, ranges: Sequence[Range], deadline: float) -> Address:
         while True:
             try:
-                return self._allocator.take(ranges, time.time())
+                return self._allocator.take(ranges, _now())
             except ExhaustedError as error:
                 left = deadline - time.monotonic()
                 if error.wait is None or left <= 0:
@@ -216,7 +216,7 @@ class Attachments:
             self._lines = len(entries)
         try:
             with self._released.open(mode) as file:
-                file.write("".join(f"{address} {when:.3f}\n" for address, when in entries))
+                file.write("".join(f"{address} {when!r}\n" for address, when in entries))
         except OSError as error:
             log.warning("%s can't be written, cool-downs are lost at a restart: %s", self._released, error)
 
@@ -231,6 +231,11 @@ class Attachments:
                 log.warning("%s: line %r is no address and time, and is dropped", self._released, line)
         self._lines = len(lines)
         return list(entries.items())
+
+
+def _now() -> float:
+    """Seconds since the node was booted, as the run-dir's files live no longer; nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _write(path: str, line: bytes, flags: int) -> None:

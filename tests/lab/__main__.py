@@ -10,8 +10,8 @@ import sys
 import time
 from typing import NoReturn
 
-from tests.lab import matrix
-from tests.lab.lab import Lab, LabError, LabNode, down, labs
+from tests.lab import matrix, registry
+from tests.lab.lab import Lab, LabError, LabNode
 from tests.lab.matrix import Reach
 from tests.lab.runner import RunnerError
 from tests.lab.space import SpaceError
@@ -33,7 +33,7 @@ def demo(options: argparse.Namespace) -> int:
     if options.mode not in MODES:
         print(f"MODE={options.mode}: not built yet; built: {', '.join(sorted(MODES))}", file=sys.stderr)
         return EXIT_USAGE
-    with Lab(keep=options.keep) as lab:
+    with Lab() as lab:
         lab.up(options.nodes, say=say)
         say(f"{options.pods} pod(s) on each node, by the CNI plugin")
 
@@ -46,11 +46,12 @@ def demo(options: argparse.Namespace) -> int:
         say(f"{len(sources) * len(targets)} pairs ping each other")
         reaches = matrix.measure(sources, targets)
         show(reaches, options.output)
+        missed = [reach for reach in reaches if reach.ms is None]
+        if missed:
+            what_is_wrong(lab, missed)
         if options.keep:
+            lab.keep()
             what_next(lab)
-    missed = [reach for reach in reaches if reach.ms is None]
-    for reach in missed:
-        print(f"not reached: {reach.source} → {reach.target}", file=sys.stderr)
     if not missed:
         say("every pair reached" + ("" if options.keep else "; the lab is gone again. Keep it: make demo KEEP=1"))
     return EXIT_UNREACHED if missed else 0
@@ -68,26 +69,65 @@ def show(reaches: list[Reach], output: str) -> None:
     print(flush=True)
 
 
+def what_is_wrong(lab: Lab, missed: list[Reach]) -> None:
+    """The pairs that did not reach each other, and what the agents say of it."""
+    for reach in missed:
+        print(f"not reached: {reach.source} → {reach.target}", file=sys.stderr)
+    for node in lab.nodes:
+        for problem in node.problems():
+            print(f"{node.name}: {problem}", file=sys.stderr)
+
+
 def what_next(lab: Lab) -> None:
     """Commands to try in a lab that stays."""
     one, other = lab.nodes[0], lab.nodes[-1]
     enter = " ".join(one.space.argv())
     mine, target = next(iter(one.pods.values())), next(iter(other.pods.values()))
-    print("The lab stays. Try:")
+    print("The lab stays. Try:", file=sys.stderr)
     for command, why in (
         (f"{enter} bash", f"a shell on {one.name}"),
         (f"{enter} ip route", "a route to each peer's block, by protocol 84"),
         (f"{enter} nft list table inet testcni", "the masquerade"),
-        (f"{enter} ip netns exec {mine.name} ping {target.address}", f"from a pod to one of {other.name}"),
+        (" ".join(mine.argv("ping", target.address)), f"from a pod to one of {other.name}"),
         (f"tail -f {one.log}", "the agent's log"),
         (f"rm {lab.datastore}/node-{other.name}.yaml", f"{other.name} leaves: watch its route go"),
         (f"{sys.executable} -m tests.lab down {lab.id}", "the end"),
     ):
-        print(f"  {command}\n      # {why}")
+        print(f"  {command}\n      # {why}", file=sys.stderr)
+
+
+def down(lab_id: str | None) -> int:
+    """End one lab, or all; a lab that is not there is an error."""
+    ended = registry.down(lab_id)
+    if lab_id and not ended:
+        print(f"no lab {lab_id}; there are: {' '.join(lab['id'] for lab in registry.labs())}", file=sys.stderr)
+        return EXIT_USAGE
+    print("ended:", " ".join(ended) or "none")
+    return 0
 
 
 def main() -> int:
     """Exit codes: 0 every pair reached, 1 not so, 2 wrong options, 3 the lab failed, 130 interrupted."""
+    options = _parser().parse_args()
+    if options.command == "list":
+        for lab in registry.labs():
+            # two holders are the switch and the outside
+            nodes = max(len(lab["holders"]) - 2, 0)
+            print(f"{lab['id']}  {nodes} nodes  {'kept' if lab['keep'] else ''}".rstrip())
+        return 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return down(options.id) if options.command == "down" else demo(options)
+    except KeyboardInterrupt:
+        print(f"interrupted{'; the lab is gone' if options.command == 'demo' else ''}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (LabError, SpaceError, RunnerError) as error:
+        print(f"{options.command} failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("demo", help="nodes, pods, and who reaches whom")
@@ -99,23 +139,7 @@ def main() -> int:
     commands.add_parser("list", help="labs that are up")
     end = commands.add_parser("down", help="end labs")
     end.add_argument("id", nargs="?", help="one lab; all without it")
-    options = parser.parse_args()
-    if options.command == "list":
-        for lab in labs():
-            print(f"{lab['id']}  {len(lab['holders']) - 2} nodes  {'kept' if lab['keep'] else ''}".rstrip())
-        return 0
-    if options.command == "down":
-        print("ended:", " ".join(down(options.id)) or "none")
-        return 0
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return demo(options)
-    except KeyboardInterrupt:
-        print("interrupted; the lab is gone", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (LabError, SpaceError, RunnerError) as error:
-        print(f"demo failed: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return parser
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

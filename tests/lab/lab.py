@@ -17,13 +17,16 @@ from typing import Any, Self
 
 import yaml
 
-from tests.lab import space
-from tests.lab.runner import Conf, Runner, RunnerError, load
+from agent import ctl
+from tests.lab import registry
+from tests.lab.registry import LABS
+from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.space import REPO, Space
 
-LABS = Path("/run/testcni-lab")
 OUTSIDE = "203.0.113.1"  # RFC 5737: stands for the internet, which has no route to pods
 UNDERLAY = "172.18"
+GATEWAY = f"{UNDERLAY}.255.254"
+CONF_FILE = "/etc/cni/net.d/10-testcni.conf"
 PLUGIN = REPO / "build/testcni"
 READY_WITHIN = 30.0  # seconds
 SEED_CONF = """{
@@ -79,7 +82,7 @@ class LabNode:
         self.block = f"10.244.{number}.0/24"
         self.log = lab.folder / f"{self.name}.log"
         self.space = Space(self.name, lab.folder / self.name, [lab.datastore])
-        self.runner = Runner(self._execute)
+        self.runner = Runner(self._execute, cache=Cache(lab.folder / f"{self.name}.cache"))
         self.pods: dict[str, Pod] = {}
         self._agent: subprocess.Popen[bytes] | None = None
 
@@ -124,6 +127,11 @@ class LabNode:
         self._agent = None
         return code
 
+    def reap(self) -> None:
+        """Wait for an agent that was ended with the node."""
+        if self._agent:
+            self._agent.wait()
+
     def wait_ready(self, within: float = READY_WITHIN) -> None:
         """Wait until the plugin's STATUS is true; raises LabError with the agent's last words."""
         conf = self.conf()
@@ -141,6 +149,17 @@ class LabNode:
                 time.sleep(0.05)
             else:
                 return
+
+    def ask(self) -> dict[str, Any]:
+        """What the agent says of itself (testcnictl status). Raises OSError, ValueError."""
+        return ctl.ask(self.path("/run/testcni/agent.sock"))
+
+    def problems(self) -> list[str]:
+        """What a person must mend on this node, as its agent sees it."""
+        try:
+            return ["{where}: {what}; {remedy}".format(**problem) for problem in self.ask()["problems"]]
+        except (OSError, ValueError) as error:
+            return [f"no agent answers: {error}; see {self.log}"]
 
     def add_netns(self, name: str) -> str:
         """Create a network namespace as `ip netns add` does; its path inside the node."""
@@ -165,6 +184,8 @@ class LabNode:
         del self.pods[pod.name]
 
     def _execute(self, path: str, environment: Mapping[str, str], stdin: str) -> tuple[int, str, str]:
+        if not os.path.lexists(self.path(path)):
+            raise FileNotFoundError(path)
         done = self.space.exec(path, check=False, stdin=stdin, env={"PATH": os.environ["PATH"], **environment})
         return done.returncode, done.stdout, done.stderr
 
@@ -172,30 +193,36 @@ class LabNode:
 class Lab:
     """Nodes, a switch, and the namespace that stands for the internet."""
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            raise LabError("the lab makes namespaces and mounts: run it as root")
         self.id = secrets.token_hex(3)
         self.folder = LABS / self.id
         self.datastore = self.folder / "cluster"
         self.nodes: list[LabNode] = []
-        self.keep = keep
-        purge()
+        self.pod_cidrs = True
+        self._spaces: list[Space] = []
+        self._kept = False
+        registry.purge()
+        self._note()
+        self._warden: subprocess.Popen[bytes] | None = registry.warden(self.id)
         self.datastore.mkdir(parents=True, mode=0o700)
         self.switch = Space("switch", self.folder / "switch")
         self.outside = Space("outside", self.folder / "outside")
-        self._note()
+        self._begin(self.switch, self.outside)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.keep:
+        if not self._kept:
             self.down()
 
     def up(
         self,
         nodes: int,
         *,
-        conf: str | None = SEED_CONF,
+        conf: str | Mapping[str, Any] | None = SEED_CONF,
         pod_cidrs: bool = True,
         agents: bool = True,
         say: Say = lambda _text: None,
@@ -204,15 +231,18 @@ class Lab:
         if not 1 <= nodes <= 250:
             raise LabError(f"{nodes} nodes: 1 to 250 have a block of 10.244.0.0/16 each")
         say(f"{nodes} nodes, a switch and an outside, each a namespace")
+        if not PLUGIN.exists():
+            raise LabError(f"{PLUGIN} is not there: make plugin")
+        self.pod_cidrs = pod_cidrs
         self.nodes = [LabNode(self, number) for number in range(1, nodes + 1)]
-        self._note()
+        self._begin(*(node.space for node in self.nodes))
         self._wire()
         for node in self.nodes:
-            self.put_node(node, pod_cidrs=pod_cidrs)
+            self.put_node(node)
             node.path("/opt/cni/bin/testcni").write_bytes(PLUGIN.read_bytes())
             node.path("/opt/cni/bin/testcni").chmod(0o755)
             if conf:
-                node.path("/etc/cni/net.d/10-testcni.conf").write_text(conf)
+                node.path(CONF_FILE).write_text(conf if isinstance(conf, str) else json.dumps(conf))
         if not pod_cidrs:
             self.put("pool", {
                 "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": "pods"},
@@ -236,9 +266,9 @@ class Lab:
         hidden.write_text(yaml.safe_dump(dict(doc), sort_keys=False))
         hidden.rename(self.datastore / f"{name}.yaml")
 
-    def put_node(self, node: LabNode, *, pod_cidrs: bool = True) -> None:
+    def put_node(self, node: LabNode) -> None:
         """Write a node's Node object."""
-        spec = {"podCIDR": node.block, "podCIDRs": [node.block]} if pod_cidrs else {}
+        spec = {"podCIDR": node.block, "podCIDRs": [node.block]} if self.pod_cidrs else {}
         addresses = [{"type": "InternalIP", "address": node.address}, {"type": "Hostname", "address": node.name}]
         self.put(
             f"node-{node.name}",
@@ -255,14 +285,42 @@ class Lab:
         """Remove a node's Node object."""
         (self.datastore / f"node-{node.name}.yaml").unlink()
 
+    def readdress(self, node: LabNode, address: str) -> None:
+        """Give a node another address on the underlay, and say so in its Node object."""
+        node.space.batch([
+            "address flush dev eth0 scope global",
+            f"address add {address}/16 dev eth0",
+            f"route replace default via {GATEWAY}",
+        ])  # fmt: skip
+        node.address = address
+        self.put_node(node)
+
+    def keep(self) -> None:
+        """Let it outlive this process."""
+        self._kept = True
+        self._note()
+        self._dismiss()
+
     def down(self) -> None:
         """End every process of the lab, and so its namespaces, and remove its folder."""
-        _end(json.loads((LABS / f"{self.id}.json").read_text()))
+        registry.down(self.id)
+        for one in self._spaces:
+            one.reap()
+        for node in self.nodes:
+            node.reap()
+        self._dismiss()
+
+    def _begin(self, *spaces: Space) -> None:
+        """Set spaces up at once, but not before they are noted."""
+        self._spaces += spaces
+        self._note()
+        for one in spaces:
+            one.begin()
+        for one in spaces:
+            one.wait_ready()
 
     def _wire(self) -> None:
         """Put every node and the outside on the switch."""
-        for one in (self.switch, self.outside, *(node.space for node in self.nodes)):
-            one.wait_ready()
         self.switch.batch(["link add br0 type bridge stp_state 0", "link set br0 up"])
 
         def wire(one: Space, address: str, *more: str) -> None:
@@ -273,54 +331,18 @@ class Lab:
                 *more,
             ])  # fmt: skip
 
-        gateway = f"{UNDERLAY}.255.254"
-        wire(self.outside, gateway, f"address add {OUTSIDE}/32 dev lo")
-        self.each(lambda node: wire(node.space, node.address, f"route add default via {gateway}"))
+        wire(self.outside, GATEWAY, f"address add {OUTSIDE}/32 dev lo")
+        self.each(lambda node: wire(node.space, node.address, f"route add default via {GATEWAY}"))
         names = ["outside", *(node.name for node in self.nodes)]
         self.switch.batch([f"link set {name} master br0 up" for name in names])
 
     def _note(self) -> None:
-        """Remember on disk what must be ended, should this process not live to do it."""
-        holders = [self.switch.pid, self.outside.pid, *(node.space.pid for node in self.nodes)]
-        doc = {
-            "id": self.id,
-            "keep": self.keep,
-            "creator": [os.getpid(), space.start_time(os.getpid())],
-            "holders": [[pid, space.start_time(pid)] for pid in holders],
-        }
-        path = LABS / f"{self.id}.json"
-        path.with_suffix(".new").write_text(json.dumps(doc))
-        path.with_suffix(".new").rename(path)
+        registry.note(self.id, self._spaces, kept=self._kept)
 
-
-def labs() -> Iterator[dict[str, Any]]:
-    """All labs of this machine, as noted on disk."""
-    for path in sorted(LABS.glob("*.json")):
-        yield json.loads(path.read_text())
-
-
-def down(lab_id: str | None = None) -> list[str]:
-    """End one lab, or all; their ids."""
-    ended = [lab for lab in labs() if lab_id in (None, lab["id"])]
-    for lab in ended:
-        _end(lab)
-    return [lab["id"] for lab in ended]
-
-
-def purge() -> None:
-    """End the labs whose creator died and that nobody wanted to keep."""
-    for lab in labs():
-        pid, began = lab["creator"]
-        if not lab["keep"] and space.start_time(pid) != began:
-            _end(lab)
-
-
-def _end(lab: Mapping[str, Any]) -> None:
-    alive = [pid for pid, began in lab["holders"] if space.start_time(pid) == began]
-    space.kill_all([pid for holder in alive for pid in space.processes_in(holder)])
-    if (LABS / lab["id"]).exists():
-        space.remove_tree(LABS / lab["id"])
-    (LABS / f"{lab['id']}.json").unlink(missing_ok=True)
+    def _dismiss(self) -> None:
+        if self._warden:
+            registry.dismiss(self._warden)
+            self._warden = None
 
 
 @contextmanager

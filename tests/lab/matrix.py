@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
+import ipaddress
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.lab.lab import OUTSIDE, Lab, Pod
+from tests.lab.ping import round_trips
 
-PINGS = 3
-AT_ONCE = 16
 GREEN, RED, DIM, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a path: how to run a command there (empty: only a target), and its address."""
+    """One end of a path: its address, and its network namespace (None: only a target)."""
 
     name: str
     address: str
-    argv: tuple[str, ...] = ()
+    netns: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -36,26 +34,21 @@ class Reach:
 def ends(lab: Lab) -> tuple[list[End], list[End]]:
     """Sources and targets of a lab's matrix: all pods and nodes; the outside is a target only."""
     pods = [_pod(pod) for node in lab.nodes for pod in node.pods.values()]
-    nodes = [End(node.name, node.address, tuple(node.space.argv())) for node in lab.nodes]
+    nodes = [End(node.name, node.address, node.space.netns) for node in lab.nodes]
     return [*pods, *nodes], [*pods, *nodes, End("outside", OUTSIDE)]
 
 
 def measure(sources: Sequence[End], targets: Sequence[End]) -> list[Reach]:
-    """Ping every pair, itself included; the first ping of a path may wait for a neighbour's address."""
-    pairs = [(source, target) for source in sources for target in targets]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda pair: _reach(*pair), pairs))
+    """Ping every pair, itself included."""
+    times = round_trips(
+        {source.name: source.netns for source in sources if source.netns},
+        {target.name: ipaddress.ip_address(target.address) for target in targets},
+    )
+    return [Reach(source, target, ms) for (source, target), ms in times.items()]
 
 
 def _pod(pod: Pod) -> End:
-    return End(f"{pod.name} ({pod.node.name})", pod.address, tuple(pod.argv()))
-
-
-def _reach(source: End, target: End) -> Reach:
-    ping = ("ping", "-c", str(PINGS), "-i", "0.01", "-W", "1", "-q", target.address)
-    done = subprocess.run([*source.argv, *ping], capture_output=True, text=True, check=False)
-    best = re.search(r"= ([0-9.]+)/", done.stdout)
-    return Reach(source.name, target.name, float(best[1]) if done.returncode == 0 and best else None)
+    return End(f"{pod.name} ({pod.node.name})", pod.address, pod.node.path(pod.netns))
 
 
 def render(reaches: Sequence[Reach], *, colour: bool) -> Iterator[str]:

@@ -117,10 +117,8 @@ class Pinger:
         while True:
             try:
                 data, sender = self._socket.recvfrom(2048)
-            except (BlockingIOError, ConnectionError):
+            except OSError:  # nothing more to read, or an ICMP error of some path
                 return
-            except OSError:  # an ICMP error of the path: the echo reply does not come
-                continue
             start = self._family.header and (data[0] & 15) * 4
             kind, _code, _checksum, identifier, sequence = ECHO.unpack_from(data, start)
             if (kind, identifier) == (self._family.reply, self._id):
@@ -129,7 +127,7 @@ class Pinger:
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071) of an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -144,7 +142,7 @@ def round_trips(
     tables too. Then one by one, so that no echo waits for another.
     """
     order = list(targets)
-    versions = {target.version for target in targets.values()}
+    versions: set[int] = {target.version for target in targets.values()}
     with ExitStack() as stack:
         pingers = {
             (source, version): stack.enter_context(Pinger(netns, version))

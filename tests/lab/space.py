@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-READY_WITHIN = 30.0  # seconds
 
 # Runs inside the new namespaces: an overlay of the machine's own root, so that nothing is written to it.
 SETUP = r"""
 set -e
+read -r go  # not before it is noted on disk; the end of input when the creator has died
 mount -t tmpfs -o mode=0755 lab "$DIR"
 mkdir "$DIR/upper" "$DIR/work" "$DIR/root"
-mount -t overlay -o "lowerdir=/,upperdir=$DIR/upper,workdir=$DIR/work" lab "$DIR/root"
+mount -t overlay -o "lowerdir=/,upperdir=$DIR/upper,workdir=$DIR/work" lab "$DIR/root" || {
+  echo "a node's root is an overlay of this machine's, and this kernel or this / does not allow it" >&2; exit 1; }
 cd "$DIR/root"
 mount --rbind /proc proc
 mount --rbind /dev dev
@@ -64,7 +65,7 @@ def shared_paths(*more: Path) -> list[str]:
 
 
 class Space:
-    """The namespaces of one miniature machine."""
+    """The namespaces of one miniature machine; `begin` sets them up."""
 
     def __init__(self, name: str, folder: Path, shared: Sequence[Path] = ()) -> None:
         self.name = name
@@ -77,24 +78,38 @@ class Space:
         }
         argv = ("unshare", "--net", "--mount", "--uts", "--propagation", "private", "sh", "-c", SETUP)
         self._holder = subprocess.Popen(
-            argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
         self.pid = self._holder.pid
+        self.began = start_time(self.pid)
+
+    def begin(self) -> None:
+        """Let the holder set up; until then it ends when this process does."""
+        assert self._holder.stdin
+        try:
+            with self._holder.stdin as pipe:
+                pipe.write("go\n")
+        except BrokenPipeError:  # it ended already: wait_ready says why
+            return
 
     def wait_ready(self) -> None:
         """Wait until it is set up; raises SpaceError."""
         assert self._holder.stdout
         assert self._holder.stderr
-        if self._holder.stdout.readline() != "ready\n":
-            raise SpaceError(f"{self.name}: {self._holder.stderr.read().strip()}")
-        self._holder.stdout.close()
-        self._holder.stderr.close()
+        with self._holder.stdout as out, self._holder.stderr as err:
+            if out.readline() != "ready\n":
+                raise SpaceError(f"{self.name}: {err.read().strip()}")
 
     @property
     def root(self) -> Path:
         """Its root folder, seen from outside."""
         return Path(f"/proc/{self.pid}/root")
+
+    @property
+    def netns(self) -> Path:
+        """Its network namespace, seen from outside."""
+        return Path(f"/proc/{self.pid}/ns/net")
 
     def argv(self, *command: str) -> list[str]:
         """The command line that runs `command` inside."""
@@ -121,31 +136,26 @@ class Space:
         """Run many `ip` commands inside at once."""
         self.exec("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
 
-    def processes(self) -> list[int]:
-        """All processes inside, the holder last."""
-        return processes_in(self.pid)
-
-    def kill(self) -> None:
-        """End everything inside, and with it the namespaces."""
-        kill_all(self.processes())
+    def reap(self) -> None:
+        """Wait for a holder that was ended."""
         self._holder.wait()
 
 
-def processes_in(holder: int) -> list[int]:
-    """All processes in the mount namespace of a holder, the holder last."""
+def processes_in(holders: Sequence[int]) -> list[int]:
+    """All processes in the mount namespaces of some holders, the holders last."""
+    # a holder that has only just started is still in the machine's own namespace, with everybody else
+    own = {None, _mount_namespace(os.getpid()), _mount_namespace(1)}
+    namespaces = {_mount_namespace(pid) for pid in holders} - own
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    inside = [pid for pid in pids if pid not in holders and _mount_namespace(pid) in namespaces]
+    return [*inside, *holders]
+
+
+def _mount_namespace(pid: int) -> Path | None:
     try:
-        namespace = Path(f"/proc/{holder}/ns/mnt").readlink()
-    except OSError:
-        return []
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != holder:
-            try:
-                if (entry / "ns/mnt").readlink() == namespace:
-                    found.append(int(entry.name))
-            except OSError:  # it ended while we looked
-                continue
-    return [*found, holder]
+        return Path(f"/proc/{pid}/ns/mnt").readlink()
+    except OSError:  # it has ended
+        return None
 
 
 def kill_all(pids: Sequence[int], within: float = 5.0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.lab.lab import PLUGIN, SEED_CONF, lab
-from tests.lab.test_lab import ask, eventually
+from tests.lab.test_lab import eventually
 
 
 def test_an_agent_installs_plugin_and_conflist_when_the_node_is_ready() -> None:
@@ -20,7 +20,7 @@ def test_an_agent_installs_plugin_and_conflist_when_the_node_is_ready() -> None:
         it.delete_node(node)
         node.start_agent("--conflist", "/opt/testcni/conflist")
         eventually(lambda: node.path("/opt/cni/bin/testcni").exists(), 10)
-        eventually(lambda: "has no Node object" in str(ask(node)["problems"]), 5)
+        eventually(lambda: "has no Node object" in str(node.problems()), 5)
         installed = node.path("/etc/cni/net.d/05-testcni.conflist")
         assert not installed.exists(), "a node that can't take pods must not look ready"
         it.put_node(node)

@@ -13,7 +13,6 @@ import pytest
 
 from tests.lab.runner import Attachment, Cache, Conf, Runner, RunnerError, load
 
-RESULT = {"cniVersion": "1.1.0", "ips": [{"address": "192.0.2.2/24"}]}
 RECORDER = """#!/bin/sh
 # Writes environment and stdin to a numbered file, then does what `behave` says.
 cd "$(dirname "$0")/.." || exit 99
@@ -24,6 +23,11 @@ cat > "calls/$n.json"
 """
 
 
+def result(of: str) -> dict[str, Any]:
+    """What the plugin of that name answers to an ADD."""
+    return {"cniVersion": "1.1.0", "interfaces": [{"name": of}]}
+
+
 class Calls:
     """A folder of plugins and what was asked of them."""
 
@@ -31,7 +35,9 @@ class Calls:
         self.folder = folder
         (folder / "bin").mkdir(parents=True)
         (folder / "calls").mkdir()
-        self.behave(f"[ $CNI_COMMAND = ADD ] && echo '{json.dumps(RESULT)}'; exit 0")
+        self.behave(
+            f"[ $CNI_COMMAND = ADD ] && echo '{json.dumps(result('NAME'))}' | sed s/NAME/$(basename $0)/; exit 0"
+        )
         for name in ("first", "second"):
             (folder / "bin" / name).write_text(RECORDER)
             (folder / "bin" / name).chmod(0o755)
@@ -122,8 +128,9 @@ def test_a_conf_can_switch_check_and_gc_off(calls: Calls, runner: Runner, tmp_pa
 
 def test_add_hands_each_plugin_its_conf_and_the_result_before_it(calls: Calls, runner: Runner) -> None:
     capabilities = {"portMappings": [{"hostPort": 80}], "bandwidth": {"ingressRate": 1}, "dns": {}}
-    result = runner.add(conf(), "c1", "/run/netns/c1", "net1", args="K8S_POD_NAME=p", capabilities=capabilities)
-    assert result == RESULT
+    args = "K8S_POD_NAME=p"
+    last = runner.add(conf(), "c1", "/run/netns/c1", "net1", args=args, capabilities=capabilities)
+    assert last == result("second")
     (told, first), (_, second) = calls.taken()
     assert {name: told[name] for name in told if name.startswith("CNI_")} == {
         "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "net1",
@@ -133,7 +140,7 @@ def test_add_hands_each_plugin_its_conf_and_the_result_before_it(calls: Calls, r
         "type": "first", "name": "net", "cniVersion": "1.1.0",
         "runtimeConfig": {"portMappings": [{"hostPort": 80}]},
     }  # fmt: skip
-    assert second == {"type": "second", "name": "net", "cniVersion": "1.1.0", "prevResult": RESULT}
+    assert second == {"type": "second", "name": "net", "cniVersion": "1.1.0", "prevResult": result("first")}
 
 
 @pytest.mark.parametrize(("version", "remembered"), [("0.3.1", False), ("0.4.0", True), ("1.1.0", True)])
@@ -146,7 +153,7 @@ def test_del_goes_backwards_with_what_add_was_told(
     (_, second), (told, first) = calls.taken()
     assert (second["type"], first["type"]) == ("second", "first")
     assert (told["CNI_ARGS"], first["runtimeConfig"]) == ("A=1", {"portMappings": [1]})
-    assert ("prevResult" in first, "prevResult" in second) == (remembered, remembered)
+    assert [doc.get("prevResult") for doc in (first, second)] == [result("second") if remembered else None] * 2
     assert runner.cache.all("net") == []
 
 
@@ -154,10 +161,8 @@ def test_check_goes_forwards_with_the_last_result(calls: Calls, runner: Runner) 
     runner.add(conf(), "c1", "/ns")
     calls.taken()
     runner.check(conf(), "c1", "/ns")
-    assert [(doc["type"], doc["prevResult"]) for _, doc in calls.taken()] == [
-        ("first", RESULT),
-        ("second", RESULT),
-    ]
+    last = result("second")
+    assert [(doc["type"], doc["prevResult"]) for _, doc in calls.taken()] == [("first", last), ("second", last)]
 
 
 def test_check_wants_0_4_0(calls: Calls, runner: Runner) -> None:
@@ -175,7 +180,9 @@ def test_a_result_outlives_the_runner(calls: Calls, tmp_path: Path) -> None:
     Runner(execute, calls.paths, Cache(tmp_path / "cache")).add(conf(), "c1", "/ns", args="A=1")
     calls.taken()
     Runner(execute, calls.paths, Cache(tmp_path / "cache")).delete(conf(), "c1", "/ns")
-    assert [(told["CNI_ARGS"], doc["prevResult"]) for told, doc in calls.taken()] == [("A=1", RESULT)] * 2
+    assert [(told["CNI_ARGS"], doc["prevResult"]) for told, doc in calls.taken()] == [
+        ("A=1", result("second"))
+    ] * 2
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -206,6 +213,13 @@ def test_an_add_that_fails_stops_the_chain_and_is_not_remembered(calls: Calls, r
     assert (error.plugin, error.code, error.msg, error.details) == ("first", 103, "no", "because")
     assert calls.types() == [("ADD", "first")]
     assert runner.cache.all("net") == []
+
+
+def test_an_error_names_the_plugin_of_the_chain(calls: Calls, runner: Runner) -> None:
+    calls.behave("[ $(basename $0) = first ] && echo '{}' || { echo '{\"code\": 7}'; exit 1; }")
+    with pytest.raises(RunnerError) as caught:
+        runner.add(conf(), "c1", "/ns")
+    assert (caught.value.plugin, caught.value.code) == ("second", 7)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +276,7 @@ def test_versions(calls: Calls, runner: Runner) -> None:
 
 def test_plugins_are_looked_for_on_the_whole_path(calls: Calls, tmp_path: Path) -> None:
     paths = f"{tmp_path}/none:{calls.paths}"
-    assert Runner(execute, paths).add(conf(), "c1", "/ns") == RESULT
+    assert Runner(execute, paths).add(conf(), "c1", "/ns") == result("second")
     assert calls.taken()[0][0]["CNI_PATH"] == paths
     with pytest.raises(RunnerError, match=f"absent: is not in {paths}"):
         Runner(execute, paths).versions("absent")
