@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-DATASTORES = "dir:PATH or kubernetes"
+DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -125,7 +125,8 @@ def _read_file(path: Path) -> dict[str, str]:
 def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
     values: dict[str, Any] = {name: value for name, (value, _where) in chosen.items()}
     values["node"] = values["node"] or os.uname().nodename.lower()
-    if not values["datastore"].startswith("dir:") and values["datastore"] != "kubernetes":
+    kind, colon, path = values["datastore"].partition(":")
+    if kind not in ("dir", "kubernetes") or bool(path) != bool(colon) or (kind == "dir" and not path):
         raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
     for name in ("conf_dir", "run_dir", "state_dir", "bundle", "bin_dir", "conflist"):
         values[name] = Path(values[name]) if values[name] else None

@@ -333,7 +333,6 @@ def test_only_one_agent_serves_on_a_run_dir(three: Lab) -> None:
 def test_wrong_options_are_told() -> None:
     for argv, words in (
         (["--datastore", "etcd:x"], "'etcd:x' is none"),
-        (["--datastore", "kubernetes"], "not built yet"),
         (["--datastore", "dir:/x", "--resync", "soon"], "'soon' must be a number of seconds"),
         (["--datastore", "dir:/x", "--run-dir", "relative"], "must be an absolute path"),
     ):

@@ -31,6 +31,7 @@ def test_the_file_may_be_named_by_environment(tmp_path: Path) -> None:
     [
         ([], {}, "--datastore: '' is none; give dir:PATH"),
         (["--datastore", "x"], {}, "--datastore: 'x' is none"),
+        (["--datastore", "kubernetes:"], {}, "--datastore: 'kubernetes:' is none"),
         (NEEDED, {"TESTCNI_RESYNC": "soon"}, "TESTCNI_RESYNC: 'soon' must be a number of seconds from 1 to 3600"),
         (NEEDED, {"TESTCNI_RESYNC": "nan"}, "TESTCNI_RESYNC: 'nan' must be"),
         ([*NEEDED, "--run-dir", "here"], {}, "--run-dir: here must be an absolute path"),

@@ -1,0 +1,206 @@
+"""The Kubernetes API as JSON: the official client's configuration and connections, none of its models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from kubernetes.client.api_client import ApiClient
+from kubernetes.client.configuration import Configuration
+from kubernetes.config import ConfigException, incluster_config, kube_config
+from urllib3.connection import HTTPConnection
+
+from agent.cluster.store import ConflictError, NotFoundError, StoreError
+
+CONNECT_WITHIN = 5.0  # seconds
+ANSWER_WITHIN = 15.0  # seconds
+LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
+NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
+# A connection whose other end is gone without a word is dead after 15 + 3 x 5 s (tcp(7)).
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+)
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(StoreError):
+    """The API server did not do it: `status` is HTTP's (0: it did not answer), `retry_after` in seconds."""
+
+    def __init__(self, what: str, status: int = 0, retry_after: float = 0.0) -> None:
+        super().__init__(what)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class GoneError(ApiError):
+    """The resourceVersion is too old: list again (API concepts, 410 Gone)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the API server; `content_type` is that of a PATCH."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: object = None
+    content_type: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+class Api:
+    """Requests to one API server; for several threads at once."""
+
+    def __init__(self, load: Callable[[], Configuration]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._client: ApiClient | None = None
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        """The JSON answer. Raises ApiError, ConflictError, NotFoundError."""
+        response = self._open(request, ANSWER_WITHIN)
+        try:
+            doc = json.loads(response.data)
+        except (ValueError, urllib3.exceptions.HTTPError, OSError) as error:
+            raise ApiError(f"{request}: the answer is no JSON: {_reason(error)}") from error
+        if not isinstance(doc, dict):
+            raise ApiError(f"{request}: the answer is no object")
+        return doc
+
+    def watch(self, path: str, query: Mapping[str, str], silence: float) -> Stream:
+        """Events, one by one; more than `silence` seconds without a byte end them. Raises ApiError."""
+        return Stream(path, self._open(Request("GET", path, query), silence))
+
+    def _open(self, request: Request, within: float) -> urllib3.BaseHTTPResponse:
+        client = self._connected()
+        headers = {"Accept": "application/json"}
+        if request.content_type:
+            headers["Content-Type"] = request.content_type
+        serialized = client.param_serialize(
+            request.method, request.path, query_params=list(request.query.items()), header_params=headers,
+            body=request.body, auth_settings=["BearerToken"],
+        )  # fmt: skip
+        try:
+            response = client.call_api(*serialized, _request_timeout=(CONNECT_WITHIN, within))
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, urllib3.exceptions.SSLError):
+                self._forget(client)  # the CA may have been rotated
+            raise ApiError(f"{request}: {_reason(error)}") from error
+        answer: urllib3.BaseHTTPResponse = response.response
+        if answer.status >= 300:
+            if answer.status == UNAUTHORIZED:
+                self._forget(client)  # the token may have been rotated
+            raise _refusal(request, answer)
+        return answer
+
+    def _connected(self) -> ApiClient:
+        with self._lock:
+            if self._client is None:
+                try:
+                    self._client = ApiClient(self._load())
+                except (ConfigException, OSError, ValueError) as error:
+                    raise ApiError(f"no configuration for the API server: {error}") from error
+                self._client.user_agent = "testcni-agent"
+            return self._client
+
+    def _forget(self, client: ApiClient) -> None:
+        """Read the configuration anew at the next request."""
+        with self._lock:
+            if self._client is client:
+                self._client = None
+
+
+class Stream:
+    """The lines of a watch, as JSON."""
+
+    def __init__(self, path: str, response: urllib3.BaseHTTPResponse) -> None:
+        self._path = path
+        self._response = response
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Ends when the server does; raises ApiError when it falls silent or talks nonsense."""
+        rest = b""
+        try:
+            for chunk in self._response.stream(1 << 16):
+                *whole, rest = (rest + chunk).split(b"\n")
+                if len(rest) > LONGEST_LINE:
+                    raise ApiError(f"watch {self._path}: an event of more than {LONGEST_LINE} bytes")
+                for line in whole:
+                    if line.strip():
+                        yield _event(self._path, line)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise ApiError(f"watch {self._path}: {_reason(error)}") from error
+        finally:
+            self._response.close()
+
+    def close(self) -> None:
+        """End the watch from another thread."""
+        self._response.shutdown()
+
+
+def from_kubeconfig(path: Path) -> Configuration:
+    """The configuration of a kubeconfig's current context. Raises ConfigException, OSError."""
+    configuration = _configuration()
+    kube_config.load_kube_config(config_file=str(path), client_configuration=configuration)
+    return configuration
+
+
+def from_cluster() -> Configuration:
+    """That of a pod's service account, whose token is read anew every minute. Raises ConfigException, OSError."""
+    configuration = _configuration()
+    incluster_config.load_incluster_config(client_configuration=configuration)
+    return configuration
+
+
+def _configuration() -> Configuration:
+    configuration = Configuration()
+    configuration.retries = False  # whoever asks knows best when to ask again
+    configuration.socket_options = [*HTTPConnection.default_socket_options, *KEEPALIVE]
+    return configuration
+
+
+def _event(path: str, line: bytes) -> dict[str, Any]:
+    doc = json.loads(line)
+    if not isinstance(doc, dict) or not isinstance(doc.get("object"), dict):
+        raise ApiError(f"watch {path}: {line[:80]!r} is no event")
+    return doc
+
+
+def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
+    """The API server's own words, and what kind of error they are."""
+    try:
+        text = answer.data.decode(errors="replace")
+        doc = json.loads(text)
+        message = str(doc["message"]) if isinstance(doc, dict) and "message" in doc else text
+    except (ValueError, urllib3.exceptions.HTTPError, OSError):
+        message = answer.reason or ""
+    what = f"{request}: HTTP {answer.status}: {message[:500].strip()}"
+    match answer.status:
+        case 404:
+            return NotFoundError(what)
+        case 409:
+            return ConflictError(what)
+        case 410:
+            return GoneError(what, GONE)
+    after = answer.headers.get("Retry-After", "")
+    return ApiError(what, answer.status, float(after) if after.isdecimal() else 0.0)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: what a person can do something about."""
+    inner = getattr(error, "reason", None) or error.__cause__
+    return _reason(inner) if isinstance(inner, BaseException) else str(error) or type(error).__name__

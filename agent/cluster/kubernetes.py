@@ -1,0 +1,293 @@
+"""The datastore in Kubernetes: a list and a watch for each kind, resumed where it broke off."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+from tenacity import sleep_using_event as sleep_until
+
+from agent.cluster import objects
+from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream
+from agent.cluster.objects import ObjectError
+from agent.cluster.store import (
+    KINDS,
+    Change,
+    Deliver,
+    Gone,
+    Kind,
+    NotFoundError,
+    Put,
+    Replaced,
+    StoreError,
+    Trouble,
+    kind_of,
+)
+from agent.model import Problem, Resource
+
+PATHS: dict[Kind, str] = {
+    "Node": "/api/v1/nodes",
+    "IPPool": "/apis/testcni.io/v1/ippools",
+    "IPBlock": "/apis/testcni.io/v1/ipblocks",
+}
+PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
+WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
+SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds
+SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
+
+log = logging.getLogger(__name__)
+
+
+class Kubernetes:
+    """A Datastore (see agent.cluster.store) over the API server."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.watches = tuple(Watch(api, kind) for kind in KINDS)
+
+    def list(self, kind: Kind) -> tuple[Resource, ...]:
+        """All objects of a kind that can be used. Raises StoreError."""
+        found = []
+        for item in _items(self._api, kind, lambda _version: None):
+            try:
+                found.append(_parse(kind, item))
+            except ObjectError:
+                continue  # the watch tells
+        return tuple(found)
+
+    def watch(self, deliver: Deliver, stop: threading.Event) -> None:
+        """Deliver a complete list of each kind, then what changes, until `stop` is set."""
+        one_at_a_time = threading.Lock()
+        failed: list[BaseException] = []
+
+        def alone(changes: Sequence[Change]) -> None:
+            with one_at_a_time:
+                deliver(changes)
+
+        def follow(watch: Watch) -> None:
+            try:
+                watch.run(alone, stop)
+            except BaseException as error:  # noqa: BLE001  told where this watch was asked for
+                failed.append(error)
+                ended.set()
+
+        ended = threading.Event()
+        threads = [
+            threading.Thread(target=follow, args=(watch,), name=f"watch-{watch.kind}", daemon=True)
+            for watch in self.watches
+        ]
+        for thread in threads:
+            thread.start()
+        while not stop.wait(0.2) and not ended.is_set():
+            pass
+        for watch in self.watches:
+            watch.close()
+        if failed:
+            raise failed[0]
+        for thread in threads:
+            thread.join(1)
+
+    def create(self, obj: Resource) -> Resource:
+        """Create the object, if there is none of its name."""
+        doc = objects.to_doc(obj)
+        doc["metadata"].pop("resourceVersion", None)
+        return _parsed(self._api.ask(Request("POST", PATHS[kind_of(obj)], body=doc)))
+
+    def update(self, obj: Resource) -> Resource:
+        """Replace the object, if nobody else did since it was read."""
+        path = _path(kind_of(obj), obj.name)
+        return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
+
+    def delete(self, kind: Kind, name: str) -> None:
+        """Delete the object."""
+        self._api.ask(Request("DELETE", _path(kind, name)))
+
+
+class Watch:
+    """One kind: what is known of it, and from which resourceVersion on it is to be followed."""
+
+    def __init__(self, api: Api, kind: Kind) -> None:
+        self.kind = kind
+        self.restarts: Counter[str] = Counter()
+        """How often it began again, by reason: expired (a new list), ended (by the server) or failed."""
+        self.last_event = 0.0
+        """When the server was last heard of (time.monotonic); 0: never."""
+        self._api = api
+        self._server = f"API server, {kind}"
+        self._version = ""
+        self._known: dict[str, Resource] = {}
+        self._troubles: set[str] = set()
+        self._stream: Stream | None = None
+        self._deliver: Deliver = lambda _changes: None
+
+    def run(self, deliver: Deliver, stop: threading.Event) -> None:
+        """Follow until `stop` is set, whatever the API server does."""
+        self._deliver = deliver
+        backoff = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+        while not stop.is_set():
+            retrying = Retrying(
+                retry=retry_if_exception_type(StoreError),
+                wait=lambda state: max(backoff(state), _retry_after(state)),
+                stop=stop_when_event_set(stop),
+                sleep=sleep_until(stop),
+                before_sleep=self._failed,
+                retry_error_callback=lambda _state: None,  # stopped
+            )
+            retrying(self._session)
+
+    def close(self) -> None:
+        """End the connection; `run` begins another one unless it was told to stop."""
+        if stream := self._stream:
+            stream.close()
+
+    def _session(self) -> None:
+        """List where needed, then watch for as long as it goes; raises StoreError if nothing came of it."""
+        if not self._version:
+            self._list()
+        began, heard = time.monotonic(), self.last_event
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(random.randint(*WATCH_FOR)),  # noqa: S311
+        }
+        try:
+            self._stream = self._api.watch(PATHS[self.kind], query, SILENCE)
+            for event in self._stream:
+                self._take(event)
+        except GoneError as error:
+            self._version = ""
+            self._ended("expired", began, heard, error)
+        except StoreError as error:
+            self._ended("failed", began, heard, error)
+        else:
+            self._ended("ended", began, heard, ApiError("the server ends the watch as soon as it begins"))
+        finally:
+            self._stream = None
+
+    def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
+        """A watch that brought something may begin again at once; else `error` is raised, so that it waits."""
+        self.restarts[reason] += 1
+        log.debug("watch of %s: %s (%s)", self.kind, reason, error)
+        if self.last_event == heard and time.monotonic() - began < SHORTEST:
+            raise error
+
+    def _failed(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        remedy = "it is tried again; until then the last state stays in force"
+        if isinstance(error, NotFoundError):
+            remedy = "install the CustomResourceDefinitions: kubectl apply -f manifests/"
+        elif isinstance(error, ApiError) and error.status in (401, 403):
+            remedy = "give the agent's service account its ClusterRole: kubectl apply -f manifests/"
+        self._tell([], (), {self._server: Problem(self._server, str(error), remedy)})
+        log.log(logging.WARNING if state.attempt_number == 1 else logging.DEBUG, "%s: %s", self._server, error)
+
+    def _list(self) -> None:
+        """Deliver the complete list; what can't be parsed keeps its last good state."""
+        version: list[str] = []
+        found: dict[str, Resource] = {}
+        troubles: dict[str, Problem] = {}
+        for item in _items(self._api, self.kind, version.append):
+            obj = self._parse(item, troubles)
+            if obj:
+                found[obj.name] = obj
+        self._known, self._version = found, version[0]
+        self.last_event = time.monotonic()
+        self._tell([Replaced(self.kind, tuple(found.values()))], self._troubles, troubles)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Deliver what an event changes. Raises GoneError, ApiError."""
+        kind, item = event.get("type"), event["object"]
+        if kind == "ERROR":
+            message = str(item.get("message", "unknown"))[:500]
+            raise GoneError(message, GONE) if item.get("code") == GONE else ApiError(message)
+        metadata = item.get("metadata") or {}
+        source = _source(self.kind, item)
+        troubles: dict[str, Problem] = {}
+        changes: list[Change] = []
+        if kind in ("ADDED", "MODIFIED"):
+            obj = self._parse(item, troubles)
+            if obj and self._known.get(obj.name) != obj:  # a Node changes every few minutes, but nothing of ours
+                self._known[obj.name] = obj
+                changes.append(Put(obj))
+        elif kind == "DELETED":
+            self._known.pop(str(metadata.get("name")), None)
+            changes.append(Gone(self.kind, str(metadata.get("name"))))
+        self.last_event = time.monotonic()
+        self._tell(changes, (source, self._server), troubles)
+        self._version = str(metadata.get("resourceVersion") or "") or self._version  # a bookmark has only that
+
+    def _parse(self, item: dict[str, Any], troubles: dict[str, Problem]) -> Resource | None:
+        """The object, or its last good state and a problem."""
+        try:
+            return _parse(self.kind, item)
+        except ObjectError as error:
+            source = _source(self.kind, item)
+            troubles[source] = Problem(f"{source} {error.path}", error.what, error.remedy)
+            return self._known.get(str(item.get("metadata", {}).get("name")))
+
+    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, Problem]) -> None:
+        """Deliver changes and troubles; those of sources that were `seen` to be well again are over."""
+        over = (self._troubles & set(seen)) - troubles.keys()
+        self._troubles = (self._troubles - over) | troubles.keys()
+        told = [
+            *changes,
+            *(Trouble(source, None) for source in over),
+            *(Trouble(source, problem) for source, problem in troubles.items()),
+        ]
+        if told:
+            self._deliver(told)
+
+
+def _items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Every object of a kind, page by page; the list's resourceVersion is given to `take_version`."""
+    query = {"limit": str(PAGE)}
+    while True:
+        page = api.ask(Request("GET", PATHS[kind], query))
+        metadata, items = page.get("metadata"), page.get("items")
+        if not isinstance(metadata, dict) or not isinstance(items, list | None):
+            raise ApiError(f"GET {PATHS[kind]}: the answer is no list")
+        yield from items or ()
+        if not metadata.get("continue"):
+            take_version(str(metadata.get("resourceVersion") or ""))
+            return
+        query = {"limit": str(PAGE), "continue": str(metadata["continue"])}
+
+
+def _parse(kind: Kind, item: dict[str, Any]) -> Resource:
+    """The object; a list's items don't say of what kind they are. Raises ObjectError."""
+    return objects.parse({"apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind, **item})
+
+
+def _retry_after(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry_after if isinstance(error, ApiError) else 0.0
+
+
+def _source(kind: Kind, item: dict[str, Any]) -> str:
+    return f"{kind} {item.get('metadata', {}).get('name')}"
+
+
+def _path(kind: Kind, name: str) -> str:
+    return f"{PATHS[kind]}/{quote(name, safe='')}"
+
+
+def _parsed(doc: dict[str, Any]) -> Resource:
+    try:
+        return objects.parse(doc)
+    except ObjectError as error:
+        raise StoreError(f"the API server answers with an object that can't be used: {error}") from error

@@ -1,0 +1,408 @@
+"""The Kubernetes datastore against an API server that does everything wrong that one can do."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from kubernetes.client.configuration import Configuration
+
+from agent.cluster import api, kubernetes
+from agent.cluster.api import Api, ApiError
+from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.store import Change, ConflictError, Gone, NotFoundError, Put, Replaced, StoreError, Trouble
+from agent.model import IPBlock, Node, Resource
+
+
+def node(name: str, block: str = "10.244.1.0/24", version: str = "1") -> dict[str, Any]:
+    """As a list has it: without kind."""
+    return {"metadata": {"name": name, "resourceVersion": version}, "spec": {"podCIDRs": [block]}}
+
+
+def page(*items: dict[str, Any], version: str = "10", more: str = "") -> dict[str, Any]:
+    return {"metadata": {"resourceVersion": version, "continue": more}, "items": list(items)}
+
+
+def event(kind: str, obj: dict[str, Any]) -> bytes:
+    return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+
+
+@dataclass
+class Asked:
+    """One request as the server saw it."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    token: str
+    body: Any = None
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_watch(self) -> bool:
+        return "watch" in self.query
+
+
+Answer = tuple[int, Any] | Iterator[bytes]
+"""A status and a document, or the lines of a watch."""
+
+
+class Awkward:
+    """An API server whose every answer is a function of the request."""
+
+    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
+        self.asked: list[Asked] = []
+        self.answer = answer
+        awkward = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                token = self.headers.get("authorization", "")
+                asked = Asked(self.command, url.path, dict(parse_qsl(url.query)), token, body)
+                awkward.asked.append(asked)
+                answer = awkward.answer(asked)
+                if isinstance(answer, tuple):
+                    self._document(*answer)
+                else:
+                    self._stream(answer)
+
+            do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+
+            def _document(self, status: int, doc: Any) -> None:
+                data = doc if isinstance(doc, bytes) else json.dumps(doc).encode()
+                self.send_response(status)
+                if status == 429:
+                    self.send_header("Retry-After", "2")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def _stream(self, lines: Iterator[bytes]) -> None:
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                try:
+                    for line in lines:
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+                    self.wfile.write(b"0\r\n\r\n")
+                except OSError:
+                    self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Any]]:
+    things: list[Any] = []
+    yield things
+    for thing in reversed(things):
+        thing.close()
+
+
+class Followed:
+    """A watch of nodes in a thread, and what it delivered."""
+
+    def __init__(self, store: Kubernetes) -> None:
+        self.changes: list[Change] = []
+        self.stop = threading.Event()
+        self._store = store
+        self._thread = threading.Thread(target=store.watch, args=(self._take, self.stop))
+        self._thread.start()
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        self.changes += changes
+
+    def close(self) -> None:
+        self.stop.set()
+        began = time.monotonic()
+        self._thread.join()
+        assert time.monotonic() - began < 3, "it ends at once, whatever the server does"
+
+    def until(self, wanted: Callable[[list[Change]], object], within: float = 8) -> list[Change]:
+        """The changes of nodes, once `wanted` is true of them."""
+        end = time.monotonic() + within
+        while not wanted(found := self.of_nodes()):
+            assert time.monotonic() < end, found
+            time.sleep(0.005)
+        return found
+
+    def of_nodes(self) -> list[Change]:
+        def is_other(change: Change) -> bool:
+            return isinstance(change, Replaced | Gone) and change.kind != "Node"
+
+        return [change for change in tuple(self.changes) if not is_other(change)]
+
+
+def config(port: int, token: str) -> Configuration:
+    configuration = Configuration(host=f"http://127.0.0.1:{port}", api_key={"BearerToken": token})
+    configuration.retries = False
+    return configuration
+
+
+def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward, Kubernetes]:
+    """A server whose pools and blocks are well and whose nodes are as `answer` says."""
+
+    def both(asked: Asked) -> Answer:
+        if asked.method == "GET" and asked.path != "/api/v1/nodes":
+            return held() if asked.is_watch else (200, page())
+        return answer(asked)
+
+    server = Awkward(both)
+    opened.append(server)
+    return server, Kubernetes(Api(lambda: config(server.port, "t")))
+
+
+def follow(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[list[Asked], Followed]:
+    server, store = serve(opened, answer)
+    followed = Followed(store)
+    opened.append(followed)
+    return server.asked, followed
+
+
+def held(*lines: bytes) -> Iterator[bytes]:
+    """Lines of a watch that then goes on in silence."""
+    yield from lines
+    time.sleep(20)
+
+
+def of_nodes(asked: list[Asked], *, watches: bool) -> list[Asked]:
+    return [one for one in tuple(asked) if one.path == "/api/v1/nodes" and one.is_watch == watches]
+
+
+def names(change: Change) -> list[str]:
+    assert isinstance(change, Replaced)
+    return [obj.name for obj in change.objects]
+
+
+def test_pages_then_events_then_resumption_where_it_ended(opened: list[Any]) -> None:
+    watches = iter([
+        iter([event("ADDED", node("c", version="12")), event("BOOKMARK", node("", version="15"))]),
+        held(event("DELETED", node("a", version="16"))),
+    ])  # fmt: skip
+
+    def answer(asked: Asked) -> Answer:
+        if asked.is_watch:
+            return next(watches)
+        return (200, page(node("b"), version="11") if "continue" in asked.query else page(node("a"), more="x"))
+
+    asked, followed = follow(opened, answer)
+    listed, added, gone = followed.until(lambda changes: len(changes) == 3)
+    assert names(listed) == ["a", "b"]
+    assert isinstance(added, Put)
+    assert added.obj.name == "c"
+    assert gone == Gone("Node", "a")
+    assert [one.query["resourceVersion"] for one in of_nodes(asked, watches=True)] == ["11", "15"]
+    assert len(of_nodes(asked, watches=False)) == 2, "one list of two pages, and no other"
+
+
+@pytest.mark.parametrize("how", ["status", "event"])
+def test_a_version_that_expired_means_a_new_list(opened: list[Any], how: str) -> None:
+    lists = iter([page(node("old")), page(node("new"), version="20")])
+    expired = {"code": 410, "message": "too old resource version"}
+
+    def answer(asked: Asked) -> Answer:
+        if not asked.is_watch:
+            return 200, next(lists)
+        if asked.query["resourceVersion"] == "20":
+            return held()
+        return (410, expired) if how == "status" else iter([event("ERROR", expired)])
+
+    _asked, followed = follow(opened, answer)
+    changes = followed.until(lambda changes: sum(isinstance(change, Replaced) for change in changes) == 2)
+    assert [names(change) for change in changes if isinstance(change, Replaced)] == [["old"], ["new"]]
+
+
+def test_a_server_that_fails_is_asked_more_and_more_seldom_and_told(opened: list[Any]) -> None:
+    asked, followed = follow(opened, lambda _asked: (500, {"message": "etcd is away"}))
+    changes = followed.until(lambda changes: changes)
+    time.sleep(1)
+    assert len(of_nodes(asked, watches=False)) < 10
+    assert isinstance(changes[0], Trouble)
+    assert "HTTP 500: etcd is away" in str(changes[0].problem)
+
+
+def test_a_server_that_comes_back_ends_the_trouble(opened: list[Any]) -> None:
+    well = threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        if not well.is_set():
+            return 503, b"<html>no JSON"
+        return held() if asked.is_watch else (200, page(node("a")))
+
+    _asked, followed = follow(opened, answer)
+    followed.until(lambda changes: changes)
+    well.set()
+    changes = followed.until(lambda changes: Trouble("API server, Node", None) in changes)
+    assert any(isinstance(change, Replaced) for change in changes)
+
+
+def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) -> None:
+    server = Awkward(lambda asked: held() if asked.is_watch else (200, page()))
+    server.close()
+    store = Kubernetes(Api(lambda: config(server.port, "t")))
+    followed = Followed(store)
+    opened.append(followed)
+    (trouble, *_) = followed.until(lambda changes: changes)
+    assert isinstance(trouble, Trouble)
+    assert "Connection refused" in str(trouble.problem)
+
+
+def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:
+    asked, followed = follow(opened, lambda _asked: (429, {"message": "slow down"}))
+    followed.until(lambda changes: changes)
+    time.sleep(1)
+    assert len(of_nodes(asked, watches=False)) == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [(), (b"no JSON\n",), (b"[]\n",), (b'{"type":"ADDED","object":7}\n',), (event("ERROR", {"code": 500}),)],
+    ids=["nothing", "garbage", "a list", "no object", "an error"],
+)
+def test_a_watch_that_is_worth_nothing_is_no_hot_loop(opened: list[Any], lines: tuple[bytes, ...]) -> None:
+    asked, followed = follow(opened, lambda one: iter(lines) if one.is_watch else (200, page(node("a"))))
+    followed.until(lambda changes: any(isinstance(change, Trouble) for change in changes))
+    time.sleep(0.5)
+    assert len(of_nodes(asked, watches=True)) < 8
+    assert len(of_nodes(asked, watches=False)) == 1
+
+
+def test_a_connection_that_breaks_in_the_middle_of_an_event_loses_nothing(opened: list[Any]) -> None:
+    whole = event("ADDED", node("b", version="12"))
+    watches = iter([iter([whole[: len(whole) // 2]]), held(whole)])
+    _asked, followed = follow(opened, lambda one: next(watches) if one.is_watch else (200, page()))
+    followed.until(lambda changes: any(isinstance(change, Put) for change in changes))
+
+
+def test_events_that_come_in_pieces_are_whole(opened: list[Any]) -> None:
+    data = event("ADDED", node("b", version="12")) + event("ADDED", node("c", version="13"))
+    pieces = (data[n : n + 7] for n in range(0, len(data), 7))
+    _asked, followed = follow(opened, lambda one: held(*pieces) if one.is_watch else (200, page()))
+    changes = followed.until(lambda changes: len(changes) == 3)
+    assert [change.obj.name for change in changes if isinstance(change, Put)] == ["b", "c"]
+
+
+def test_a_silent_connection_is_given_up(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "SILENCE", 1.2)
+    watches = iter([held(event("BOOKMARK", node("", version="15"))), held(event("DELETED", node("a")))])
+    asked, followed = follow(opened, lambda one: next(watches) if one.is_watch else (200, page(node("a"))))
+    followed.until(lambda changes: Gone("Node", "a") in changes)
+    assert [one.query["resourceVersion"] for one in of_nodes(asked, watches=True)] == ["10", "15"]
+
+
+def test_a_token_that_was_rotated_is_read_again(opened: list[Any]) -> None:
+    tokens = iter(["old", "new"])
+
+    def answer(asked: Asked) -> Answer:
+        if asked.token != "new":  # noqa: S105
+            return 401, {"message": "Unauthorized"}
+        return held() if asked.is_watch else (200, page(node("a")))
+
+    server = Awkward(answer)
+    opened.append(server)
+    store = Kubernetes(Api(lambda: config(server.port, next(tokens))))
+    with pytest.raises(ApiError, match="HTTP 401: Unauthorized"):
+        store.list("Node")
+    assert [obj.name for obj in store.list("Node")] == ["a"]
+
+
+def test_an_object_that_can_not_be_used_keeps_its_last_good_state(opened: list[Any]) -> None:
+    bad = {**node("a", "10.244.1.7/24", "12"), "kind": "Node"}
+    watch = held(event("MODIFIED", bad), event("MODIFIED", node("a", "10.244.9.0/24", "13")))
+    lists = page(node("a"), node("b", "nonsense"))
+    _asked, followed = follow(opened, lambda one: watch if one.is_watch else (200, lists))
+    changes = followed.until(lambda changes: any(isinstance(change, Put) for change in changes))
+    assert names(changes[0]) == ["a"]
+    told = [str(change.problem) for change in changes if isinstance(change, Trouble) and change.problem]
+    assert [text[: text.index(":")] for text in told] == ["Node b spec.podCIDRs[0]", "Node a spec.podCIDRs[0]"]
+    followed.until(lambda changes: Trouble("Node a", None) in changes)
+
+
+def test_an_event_that_changes_nothing_of_ours_is_not_delivered(opened: list[Any]) -> None:
+    same = {**node("a", version="12"), "status": {"images": []}}
+    watch = held(event("MODIFIED", same), event("DELETED", node("a", version="13")))
+    _asked, followed = follow(opened, lambda one: watch if one.is_watch else (200, page(node("a"))))
+    changes = followed.until(lambda changes: Gone("Node", "a") in changes)
+    assert len(changes) == 2
+
+
+def test_missing_definitions_are_told_with_the_remedy(opened: list[Any]) -> None:
+    _asked, followed = follow(opened, lambda _asked: (404, {"message": "the server could not find it"}))
+    (trouble, *_) = followed.until(lambda changes: changes)
+    assert isinstance(trouble, Trouble)
+    assert trouble.problem
+    assert "kubectl apply" in trouble.problem.remedy
+
+
+BLOCK = IPBlock(ipaddress.ip_network("10.244.3.0/24"), "n", "p")
+
+
+def test_writing(opened: list[Any]) -> None:
+    def answer(asked: Asked) -> Answer:
+        return (200, {"status": "Success"} if asked.method == "DELETE" else asked.body)
+
+    server, store = serve(opened, answer)
+    assert store.create(BLOCK) == BLOCK
+    assert store.update(BLOCK) == BLOCK
+    store.delete("IPBlock", "odd/name?")
+    assert [(one.method, one.path) for one in server.asked] == [
+        ("POST", "/apis/testcni.io/v1/ipblocks"),
+        ("PUT", "/apis/testcni.io/v1/ipblocks/10-244-3-0-24"),
+        ("DELETE", "/apis/testcni.io/v1/ipblocks/odd%2Fname%3F"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(409, ConflictError), (404, NotFoundError), (422, ApiError), (500, ApiError)]
+)
+def test_refusals(opened: list[Any], status: int, error: type[StoreError]) -> None:
+    _server, store = serve(opened, lambda _asked: (status, {"message": "because"}))
+    calls: list[Callable[[], Resource | None]] = [
+        lambda: store.create(BLOCK), lambda: store.update(BLOCK), lambda: store.delete("IPBlock", "x"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(error, match=f"HTTP {status}: because"):
+            call()
+
+
+@pytest.mark.parametrize("answer", [b"", b"[]", b'{"metadata": 7}', b'{"metadata": {}, "items": {}}', b"\xff"])
+def test_answers_without_sense_are_errors(opened: list[Any], answer: bytes) -> None:
+    _server, store = serve(opened, lambda _asked: (200, answer))
+    with pytest.raises(StoreError):
+        store.list("Node")
+
+
+def test_no_configuration_is_a_trouble_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ApiError, match="Service host/port is not set"):
+        Kubernetes(Api(api.from_cluster)).list("Node")
+
+
+def test_only_what_is_needed_of_a_node_is_kept(opened: list[Any]) -> None:
+    big = {**node("a"), "status": {"images": [{"names": ["x" * 200]}] * 50}}
+    _server, store = serve(opened, lambda _asked: (200, page(big)))
+    (found,) = store.list("Node")
+    assert found == Node("a", (), found.blocks)  # type: ignore[union-attr]
