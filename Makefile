@@ -17,7 +17,8 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/testcni
 # Expanded when a recipe runs, not when make starts: a fresh machine has no python3 yet.
 VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha256sum | cut -c1-16)
 BIN = $(VENV)/bin
-DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux
+DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname
+DEBS_IMAGE := buildah mmdebstrap ca-certificates
 
 .PHONY: help
 help: ## this text
@@ -31,9 +32,11 @@ deps: build/.debs
 	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
 	  touch $(BIN)/.done; }
 
-build/.debs: Makefile
+build/.debs: WANTED = $(DEBS)
+build/.debs-image: WANTED = $(DEBS_IMAGE)
+build/.debs build/.debs-image: Makefile
 	@mkdir -p build
-	@missing=$$(for p in $(DEBS); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	@missing=$$(for p in $(WANTED); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
 	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	@touch $@
@@ -66,6 +69,21 @@ demo-down: ## end what KEEP=1 kept
 .PHONY: bench
 bench: deps plugin ## side by side with the reference plugins bridge and host-local (needs Go)
 	@$(BIN)/python -m tests.bench
+
+IMAGE ?= localhost/testcni:dev
+BASE ?= localhost/debian:trixie
+# A CA of the machine's own (a proxy's) is the build's too; nothing of it gets into the image.
+CA = /etc/ssl/certs/ca-certificates.crt
+BUILD_ENV = $(foreach name,PIP_CERT SSL_CERT_FILE http_proxy https_proxy,$(if $($(name)),--env $(name)=$($(name))))
+
+.PHONY: image
+image: build/.debs-image ## the container image, build/testcni.tar, by buildah; BASE= where a registry has Debian
+ifeq ($(BASE),localhost/debian:trixie)
+	@tests/image/base.sh $(BASE)
+endif
+	@buildah build --quiet --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
+	  $(if $(wildcard $(CA)),--volume $(CA):$(CA):ro) -t $(IMAGE) . >/dev/null
+	@rm -f build/testcni.tar && buildah push --quiet $(IMAGE) docker-archive:build/testcni.tar:$(IMAGE)
 
 .PHONY: clean
 clean: ## what was built in this clone
