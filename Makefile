@@ -72,9 +72,8 @@ bench: deps plugin ## side by side with the reference plugins bridge and host-lo
 
 IMAGE ?= localhost/testcni:dev
 BASE ?= localhost/debian:trixie
-# A CA of the machine's own (a proxy's) is the build's too; nothing of it gets into the image.
-CA = /etc/ssl/certs/ca-certificates.crt
-BUILD_ENV = $(foreach name,PIP_CERT SSL_CERT_FILE http_proxy https_proxy,$(if $($(name)),--env $(name)=$($(name))))
+# Behind a proxy with a CA of its own, the build needs it too; nothing of it gets into the image.
+CA := $(wildcard $(PIP_CERT))
 
 .PHONY: image
 image: build/.debs-image ## the container image, build/testcni.tar, by buildah; BASE= where a registry has Debian
@@ -82,7 +81,7 @@ ifeq ($(BASE),localhost/debian:trixie)
 	@tests/image/base.sh $(BASE)
 endif
 	@buildah build --quiet --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
-	  $(if $(wildcard $(CA)),--volume $(CA):$(CA):ro) -t $(IMAGE) . >/dev/null
+	  $(if $(CA),--volume $(CA):/run/ca.crt:ro --build-arg PIP_CERT=/run/ca.crt) -t $(IMAGE) . >/dev/null
 	@rm -f build/testcni.tar && buildah push --quiet $(IMAGE) docker-archive:build/testcni.tar:$(IMAGE)
 
 .PHONY: clean

@@ -62,6 +62,7 @@ class Agent:
             demand,
             self._attachments,
             (self._follower.troubles, self._claimer.problems, installing),
+            conf.sysctl_dir,
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync)
         self._installer: Installer | None = None

@@ -28,6 +28,7 @@ class AgentConfig:
     conf_dir: Path
     run_dir: Path
     state_dir: Path
+    sysctl_dir: Path
     bundle: Path
     bin_dir: Path
     conflist: Path | None
@@ -67,6 +68,7 @@ OPTIONS = (
     Option("conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"),
     Option("run-dir", "/run/testcni", "socket and attachments: a tmpfs, so that a reboot forgets them"),
     Option("state-dir", "/var/lib/testcni", "the journal of deletes: a disk, so that a reboot keeps it"),
+    Option("sysctl-dir", "/proc/sys/net", "the kernel's network switches; a container has to mount the host's"),
     Option(
         "conflist", "", "a conflist to install into conf-dir when the node is ready (default: install nothing)"
     ),
@@ -128,7 +130,7 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
     kind, colon, path = values["datastore"].partition(":")
     if kind not in ("dir", "kubernetes") or bool(path) != bool(colon) or (kind == "dir" and not path):
         raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
-    for name in ("conf_dir", "run_dir", "state_dir", "bundle", "bin_dir", "conflist"):
+    for name in ("conf_dir", "run_dir", "state_dir", "sysctl_dir", "bundle", "bin_dir", "conflist"):
         values[name] = Path(values[name]) if values[name] else None
         if values[name] and not values[name].is_absolute():
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")

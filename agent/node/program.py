@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agent.datapath import bridges, forwarding, nft, routes, rtnl
 from agent.datapath.netlink import Netlink
@@ -50,8 +51,11 @@ def read(nl: Netlink) -> Kernel:
     return Kernel(links, addresses, tuple(local))
 
 
-def program(nl: Netlink, desired: NodeState, kernel: Kernel, *, verify: bool) -> Programmed:
-    """Make the kernel's state the desired one; `verify` looks at the nft table too, which costs a process."""
+def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, verify: bool) -> Programmed:
+    """Make the kernel's state the desired one; `verify` looks at the nft table too, which costs a process.
+
+    `sysctls` is the folder /proc/sys/net.
+    """
     done = Programmed()
 
     def connect() -> None:
@@ -61,7 +65,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, *, verify: bool) ->
             done.failed = True
 
     def forward() -> None:
-        for version in forwarding.sync(desired.forwarding):
+        for version in forwarding.sync(desired.forwarding, sysctls):
             log.info("forwarding of IPv%d turned on", version)
 
     def masquerade() -> None:

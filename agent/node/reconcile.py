@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.datapath import links
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, union
@@ -36,6 +37,8 @@ class Inputs:
     demand: Latest[Demand]
     attachments: Attachments
     troubles: tuple[Latest[Mapping[str, Problem]], ...]
+    sysctls: Path = Path("/proc/sys/net")
+    """Where the kernel's switches are; elsewhere in a container."""
 
 
 class Reconciler:
@@ -95,7 +98,11 @@ class Reconciler:
         views = [self._view(snapshot, kernel.local, network) for network in networks]
         desired = union(self._desired(view, problems) for view in views)
         done = program.program(
-            links.host(), desired, kernel, verify=verify or desired.masquerade != self._masquerade
+            links.host(),
+            desired,
+            kernel,
+            self._inputs.sysctls,
+            verify=verify or desired.masquerade != self._masquerade,
         )
         self._masquerade = desired.masquerade
         self._verify |= done.failed

@@ -1,0 +1,34 @@
+# One image: the agent with its Python, the static plugin, the reference plugins of the conflist, nft and BIRD.
+ARG BASE=debian:trixie-slim
+
+FROM ${BASE} AS build
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+      gcc libc6-dev make python3-venv containernetworking-plugins >/dev/null
+ARG PIP_CERT
+WORKDIR /src
+COPY requirements.lock requirements-build.lock pyproject.toml README.md ./
+# Pip stays in a venv of its own: the agent's has nothing but the agent and what it imports.
+RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/testcni/venv \
+ && /pip/bin/pip install -q --require-hashes -r requirements-build.lock \
+ && /pip/bin/pip --python /opt/testcni/venv/bin/python install -q --no-compile --require-hashes -r requirements.lock
+COPY cni-bin cni-bin
+COPY agent agent
+RUN make -s -C cni-bin OUT=/opt/testcni/bin \
+ && cp -L /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback /opt/testcni/bin/ \
+ && /pip/bin/pip wheel -q --no-deps --no-build-isolation -w /wheel . \
+ && /pip/bin/pip --python /opt/testcni/venv/bin/python install -q --no-compile --no-deps /wheel/*.whl \
+# Bytecode that does not depend on file times, as the root is read-only and the image reproducible.
+ && /opt/testcni/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/testcni/venv/lib
+
+FROM ${BASE}
+# ca-certificates is left out: the API server's CA comes with the service account.
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+      python3-minimal libpython3-stdlib nftables bird2 >/dev/null \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/* /var/lib/dpkg/*-old \
+      /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info
+COPY --from=build /opt/testcni /opt/testcni
+ENV PATH=/opt/testcni/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
+LABEL org.opencontainers.image.title="testcni" \
+      org.opencontainers.image.description="Pod networking for Kubernetes: agent, CNI plugin and what they need" \
+      org.opencontainers.image.version="0.1.0"
+ENTRYPOINT ["testcni-agent"]

@@ -1,0 +1,70 @@
+"""testcni-uninstall: takes away all that the agent put on this node; pods that are left lose their network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent import config
+from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, lock
+from agent.config import AgentConfig, ConfigError
+from agent.datapath import links, rtnl
+from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
+from agent.node import install, program
+from agent.node.install import Places
+
+
+def uninstall(conf: AgentConfig) -> Iterator[str]:
+    """Remove conflist and plugins, links, bridges, routes, nft table and state; what went. Raises OSError."""
+    if conf.conflist:  # first: the runtime must not start a pod on what goes now
+        for path in install.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
+            yield str(path)
+    nl = links.host()
+    for link in rtnl.links(nl):
+        if link.name.startswith(LINK_PREFIX) and link.alias.startswith(ALIAS):
+            links.delete(nl, link.name)
+            yield f"link {link.name} ({link.alias})"
+    done = program.program(nl, NodeState(), program.read(nl), conf.sysctl_dir, verify=True)
+    if done.problems:
+        raise OSError("; ".join(map(str, done.problems)))
+    yield "bridges, routes and the nft table"
+    for folder in (conf.run_dir, conf.state_dir):
+        yield from _empty(folder)
+
+
+def _empty(folder: Path) -> Iterator[str]:
+    """Remove what is in a folder; in a container the folder itself is a mount."""
+    if not folder.exists():
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        yield str(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Options are the agent's. Exit codes: 0 nothing is left, 1 failed, 2 wrong options, 3 an agent runs."""
+    try:
+        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        lock(conf.run_dir)
+        for what in uninstall(conf):
+            print(f"removed {what}")  # noqa: T201
+    except ConfigError as error:
+        print(f"testcni-uninstall: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    except BlockingIOError:
+        print(f"testcni-uninstall: an agent serves on {conf.run_dir}; stop it first", file=sys.stderr)  # noqa: T201
+        return EXIT_BUSY
+    except OSError as error:
+        print(f"testcni-uninstall: {error}; it may be repeated", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+#!/bin/bash
+# The Debian base image, for machines that reach Debian's packages but no registry of images.
+# usage: base.sh TAG    (a day's packages are good for a day)
+set -euo pipefail
+tag=$1
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/testcni
+tar=$cache/base-trixie-$(date -u +%Y%m%d).tar
+if [ ! -s "$tar" ]; then
+  mkdir -p "$cache"
+  rm -f "$cache"/base-trixie-*.tar
+  mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' trixie "$cache/new-$$.tar"
+  mv "$cache/new-$$.tar" "$tar"
+fi
+container=$(buildah from scratch)
+trap 'buildah rm "$container" >/dev/null' EXIT
+buildah add --quiet "$container" "$tar" / >/dev/null
+buildah commit --quiet "$container" "$tag" >/dev/null
