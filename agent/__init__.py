@@ -1,0 +1,3 @@
+"""testcni's agent."""
+
+__version__ = "0.1.0"

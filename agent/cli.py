@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import config
 from agent.cluster.folder import Folder
@@ -31,9 +32,14 @@ from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
 from agent.node.install import Installer, Places
 from agent.node.reconcile import Inputs, Reconciler
+from agent.observe import health, metrics
 from agent.observe import log as logs
+from agent.observe.http import Http, Page, Pages
 from agent.observe.report import report
-from agent.shared import Demand, Latest
+from agent.shared import Demand, Latest, NodeStatus
+
+if TYPE_CHECKING:
+    from agent.cluster.api import Api
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 FINISH_WITHIN = 10.0  # seconds for calls at work when the agent is told to stop
@@ -47,31 +53,39 @@ class Agent:
     def __init__(self, conf: AgentConfig) -> None:
         self.conf = conf
         self.failed = False
+        self._threads: list[threading.Thread] = []
+        self._metrics = metrics.Metrics()
         self._stop = threading.Event()
         self._began = time.monotonic()
-        store = datastore(conf.datastore)
+        store, api = datastore(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)
         self._follower = Follower(store)
         self._claimer = Claimer(store, conf.node, self._follower.snapshot)
         self._confs = ConfFolder(conf.conf_dir, conf.conflist)
         installing: Latest[Mapping[str, Problem]] = Latest({})
+        listening: Latest[Mapping[str, Problem]] = Latest({})
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
             demand,
             self._attachments,
-            (self._follower.troubles, self._claimer.problems, installing),
+            (self._follower.troubles, self._claimer.problems, installing, listening),
             conf.sysctl_dir,
         )
-        self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync)
+        self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
+        self._announce = announcer(api, conf.node, self._reconciler.status) if api else None
         self._installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
             self._installer = Installer(places, self._reconciler.status, installing)
-        self._verbs = Verbs(self._attachments, self._reconciler.status, demand)
+        self._verbs = Verbs(self._attachments, self._reconciler.status, demand, self._metrics.sink)
         self._journal = Journal(conf.state_dir, self._verbs.answer)
         self._server = Server(conf.socket, self.answer)
+        self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None
+        self._metrics.follow(
+            metrics.Sources(conf.node, self.report, self._follower, self._reconciler, self._journal)
+        )
 
     def run(self) -> None:
         """Heal, replay, serve; returns when `stop` was called or a part failed. Raises OSError at start."""
@@ -82,7 +96,9 @@ class Agent:
         self._server.start()
         log.info("node %s: serving on %s, %d DELs replayed", self.conf.node, self.conf.socket, replayed)
         for name, part in self._parts().items():
-            threading.Thread(target=self._guard, args=(name, part), name=name, daemon=True).start()
+            thread = threading.Thread(target=self._guard, args=(name, part), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
         gc.freeze()  # what is there now stays: no collection need look at it again
         self._stop.wait()
         if not self._server.stop(FINISH_WITHIN):
@@ -102,7 +118,21 @@ class Agent:
         }
         if self._installer:
             parts["installer"] = self._installer.run
+        if self._announce:
+            parts["announcer"] = self._announce
+        if self._http:
+            parts["http"] = self._http.run  # the last one: it says whether all others live
         return parts
+
+    def _pages(self) -> Pages:
+        return {
+            "/metrics": lambda: Page(self._metrics.text(), metrics.CONTENT_TYPE),
+            "/healthz": lambda: health.alive(self._threads),
+            "/readyz": lambda: health.ready(
+                self._reconciler.status.get(), self._confs.found.get(), self._installer
+            ),
+            "/status": lambda: Page(json.dumps(self.report(), indent=2).encode() + b"\n", "application/json"),
+        }
 
     def stop(self) -> None:
         """Make `run` return."""
@@ -111,15 +141,14 @@ class Agent:
     def answer(self, call: Call) -> dict[str, Any]:
         """The answer to a call; a DEL that was journaled earlier comes before it."""
         if call.command == "INFO":
-            return report(
-                self.conf,
-                self._began,
-                self._follower.snapshot.get(),
-                self._reconciler.status.get(),
-                self._attachments,
-            )
+            return self.report()
         self._journal.replay()
         return self._verbs.answer(call)
+
+    def report(self) -> dict[str, Any]:
+        """What the agent says of itself."""
+        snapshot, status = self._follower.snapshot.get(), self._reconciler.status.get()
+        return report(self.conf, self._began, snapshot, status, self._attachments)
 
     def _watch_kernel(self, stop: threading.Event, *, nft: bool) -> None:
         monitor = Monitor(nft=nft)
@@ -137,16 +166,24 @@ class Agent:
             self._stop.set()
 
 
-def datastore(text: str) -> Datastore:
-    """The datastore of `dir:PATH`, `kubernetes` or `kubernetes:KUBECONFIG`."""
+def datastore(text: str) -> tuple[Datastore, Api | None]:
+    """The datastore of `dir:PATH`, `kubernetes` or `kubernetes:KUBECONFIG`, and its API server."""
     kind, _, where = text.partition(":")
     if kind == "dir":
-        return Folder(Path(where))
+        return Folder(Path(where)), None
     # the client costs 30 MiB and 0.3 s: only those who use it pay
     from agent.cluster import api  # noqa: PLC0415
     from agent.cluster.kubernetes import Kubernetes  # noqa: PLC0415
 
-    return Kubernetes(api.Api(partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster))
+    server = api.Api(partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster)
+    return Kubernetes(server), server
+
+
+def announcer(api: Api, node: str, status: Latest[NodeStatus]) -> Callable[[threading.Event], None]:
+    """What tells the cluster of this node."""
+    from agent.observe.announce import Announcer  # noqa: PLC0415
+
+    return Announcer(api, node, status).run
 
 
 def lock(run_dir: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -35,6 +36,8 @@ class AgentConfig:
     """The conflist to install; None: nothing is installed on the host."""
     cool_down: float
     resync: float
+    listen: tuple[str, int] | None
+    """Address and port of metrics and health; None: there are none."""
     log_level: str
 
     @property
@@ -76,6 +79,7 @@ OPTIONS = (
     Option("bin-dir", "/opt/cni/bin", "the runtime's folder of plugins"),
     Option("cool-down", "10", "seconds before a freed address is given again"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
+    Option("listen", "127.0.0.1:9480", "ADDRESS:PORT of metrics and health, or off"),
     Option("log-level", "info", f"one of {', '.join(LEVELS)}"),
 )
 
@@ -136,9 +140,23 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
     for name, low, high in (("cool_down", 0, 3600), ("resync", 1, 3600)):
         values[name] = _seconds(*chosen[name], low, high)
+    values["listen"] = _listen(*chosen["listen"])
     if values["log_level"] not in LEVELS:
         raise ConfigError(f"{chosen['log_level'][1]}: {values['log_level']!r} is none of {', '.join(LEVELS)}")
     return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig)})
+
+
+def _listen(text: str, where: str) -> tuple[str, int] | None:
+    if text == "off":
+        return None
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if host[:1] + host[-1:] == "[]" else host)
+        if 1 <= int(port) <= 65535:
+            return str(address), int(port)
+    except ValueError:
+        pass
+    raise ConfigError(f"{where}: {text!r} must be an address and a port, as 0.0.0.0:9480 or [::]:9480, or off")
 
 
 def _seconds(text: str, where: str, low: float, high: float) -> float:

@@ -61,7 +61,44 @@ class NodeStatus:
     """The blocks of each network whose node state is in the kernel."""
     routes: int = 0
     """How many routes to peers' blocks are wanted."""
+    programmed: int = 0
+    """How many of them are in the kernel."""
     problems: tuple[Problem, ...] = ()
+
+
+def _nowhere(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where the paths tell how many seconds things took; nobody listens by default."""
+
+    call: Callable[[str, str, str, float], None] = _nowhere
+    """A verb of CNI: its name, the network's mode (empty: not known), `ok` or the error's code, seconds."""
+    round: Callable[[float], None] = _nowhere
+    """A comparison of all node state with the kernel."""
+
+
+NOBODY = Sink()
+
+
+class Tally:
+    """Counts by labels, which only grow; for several threads at once."""
+
+    def __init__(self, *known: str) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, ...], int] = {(label,): 0 for label in known}
+
+    def add(self, *labels: str, by: int = 1) -> None:
+        """Count `by` more."""
+        with self._lock:
+            self._counts[labels] = self._counts.get(labels, 0) + by
+
+    def all(self) -> Mapping[tuple[str, ...], int]:
+        """The counts now; those known from the start are there even while they are 0."""
+        with self._lock:
+            return dict(self._counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -28,10 +27,12 @@ from agent.cluster.store import (
     Change,
     Deliver,
     Gone,
+    Heard,
     Kind,
     NotFoundError,
     Put,
     Replaced,
+    Restarted,
     StoreError,
     Trouble,
     kind_of,
@@ -122,13 +123,10 @@ class Watch:
 
     def __init__(self, api: Api, kind: Kind) -> None:
         self.kind = kind
-        self.restarts: Counter[str] = Counter()
-        """How often it began again, by reason: expired (a new list), ended (by the server) or failed."""
-        self.last_event = 0.0
-        """When the server was last heard of (time.monotonic); 0: never."""
         self._api = api
         self._server = f"API server, {kind}"
         self._version = ""
+        self._heard = 0
         self._known: dict[str, Resource] = {}
         self._troubles: set[str] = set()
         self._stream: Stream | None = None
@@ -158,7 +156,7 @@ class Watch:
         """List where needed, then watch for as long as it goes; raises StoreError if nothing came of it."""
         if not self._version:
             self._list()
-        began, heard = time.monotonic(), self.last_event
+        began, heard = time.monotonic(), self._heard
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
@@ -180,10 +178,13 @@ class Watch:
             self._stream = None
 
     def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
-        """A watch that brought something may begin again at once; else `error` is raised, so that it waits."""
-        self.restarts[reason] += 1
+        """A watch that brought something may begin again at once; else `error` is raised, so that it waits.
+
+        `reason` is expired (a new list is wanted), ended (by the server) or failed.
+        """
         log.debug("watch of %s: %s (%s)", self.kind, reason, error)
-        if self.last_event == heard and time.monotonic() - began < SHORTEST:
+        self._deliver([Restarted(self.kind, reason)])
+        if self._heard == heard and time.monotonic() - began < SHORTEST:
             raise error
 
     def _failed(self, state: RetryCallState) -> None:
@@ -206,7 +207,6 @@ class Watch:
             if obj:
                 found[obj.name] = obj
         self._known, self._version = found, version[0]
-        self.last_event = time.monotonic()
         self._tell([Replaced(self.kind, tuple(found.values()))], self._troubles, troubles)
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -227,8 +227,8 @@ class Watch:
         elif kind == "DELETED":
             self._known.pop(str(metadata.get("name")), None)
             changes.append(Gone(self.kind, str(metadata.get("name"))))
-        self.last_event = time.monotonic()
-        self._tell(changes, (source, self._server), troubles)
+        self._heard += 1
+        self._tell(changes or [Heard(self.kind)], (source, self._server), troubles)
         self._version = str(metadata.get("resourceVersion") or "") or self._version  # a bookmark has only that
 
     def _parse(self, item: dict[str, Any], troubles: dict[str, Problem]) -> Resource | None:

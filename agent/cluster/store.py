@@ -56,7 +56,22 @@ class Trouble:
     """None: the source is well again."""
 
 
-Change = Replaced | Put | Gone | Trouble
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A watch is alive though nothing changed (a bookmark)."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A watch ended and is begun anew; `reason` is one of a few words, as it labels a metric."""
+
+    kind: Kind
+    reason: str
+
+
+Change = Replaced | Put | Gone | Trouble | Heard | Restarted
 Deliver = Callable[[Sequence[Change]], None]
 
 

@@ -45,6 +45,10 @@ class Journal:
             log.error("the journal %s can't be replayed: %s", self._dir, error)
             return 0
 
+    def waiting(self) -> int:
+        """How many DELs are still to be done. Raises OSError."""
+        return sum(path.suffix == ".json" and path.name[0] != "." for path in self._dir.iterdir())
+
     def run(self, stop: threading.Event) -> None:
         """Replay again and again until `stop` is set."""
         while not stop.wait(EVERY):

@@ -19,11 +19,11 @@ from agent.errors import CniError, Code, invalid_config
 from agent.ipam import allocator
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachments import Attachment, Attachments, link_name
-from agent.model import Network, Subnet
+from agent.model import HOST_GW, Network, Subnet
 from agent.modes import mode
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import LINK_NAME, NAME, NetConf
-from agent.shared import Demand, Latest, NodeStatus, Want
+from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Want
 
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
@@ -60,23 +60,44 @@ class KeyedLocks:
 class Verbs:
     """The pod path: from a call of the plugin to the kernel and back."""
 
-    def __init__(self, attachments: Attachments, status: Latest[NodeStatus], demand: Latest[Demand]) -> None:
+    def __init__(
+        self,
+        attachments: Attachments,
+        status: Latest[NodeStatus],
+        demand: Latest[Demand],
+        sink: Sink = NOBODY,
+    ) -> None:
         self._attachments = attachments
+        self._sink = sink
         self._status = status
         self._demand = demand
         self._locks = KeyedLocks()
-
-    def answer(self, call: Call) -> dict[str, Any]:
-        """The result of a call, `{}` where there is none; raises CniError."""
-        if call.command == "DEL":  # a netconf that has become invalid must not keep a pod from going
-            return self.delete(call, netconf.parse_json(call.config).get("name"))
-        verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
+        self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,
             "GC": self.collect,
             "STATUS": self.status,
         }
-        if call.command not in verbs:
+
+    def answer(self, call: Call) -> dict[str, Any]:
+        """The result of a call, `{}` where there is none; raises CniError."""
+        began, way, told = time.monotonic(), "", "ok"
+        try:
+            if call.command == "DEL":  # a netconf that has become invalid must not keep a pod from going
+                doc = netconf.parse_json(call.config)
+                way = str(doc.get("mode") or HOST_GW)
+                return self.delete(call, doc.get("name"))
+            conf = self._read(call)
+            way = conf.network.mode
+            return self._verbs[call.command](call, conf)
+        except BaseException as error:
+            told = str(int(_code(error)))
+            raise
+        finally:
+            self._sink.call(call.command, way, told, time.monotonic() - began)
+
+    def _read(self, call: Call) -> NetConf:
+        if call.command not in self._verbs:
             raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND: {call.command!r} is no verb of CNI")
         conf = netconf.read(call.config, call.args)
         since = SINCE.get(call.command, "0")
@@ -86,7 +107,7 @@ class Verbs:
                 f"{call.command} does not exist in CNI {conf.cni_version}",
                 f"cniVersion {since} or later has it",
             )
-        return verbs[call.command](call, conf)
+        return conf
 
     def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
@@ -291,6 +312,13 @@ class Verbs:
                 except OSError as error:
                     failures.append(f"{link.name}: {error}")
         return failures
+
+
+def _code(error: BaseException) -> Code:
+    """The code by which the server tells an error."""
+    if isinstance(error, CniError):
+        return error.code
+    return Code.TRY_AGAIN if isinstance(error, netns.NetnsLostError) else Code.INTERNAL
 
 
 def _identity(call: Call) -> tuple[str, str]:

@@ -18,6 +18,8 @@ class Synced:
 
     added: int = 0
     removed: int = 0
+    missing: int = 0
+    """How many of the desired routes the kernel does not have in the end."""
     problems: frozenset[Problem] = frozenset()
 
 
@@ -51,12 +53,15 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
         else:
             steps.append((route, rtnl.add_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
     errors = nl.batch([request for _route, request in steps])
-    problems |= {
-        _refused(route, error)
+    failed = {
+        route: error
         for (route, _request), error in zip(steps, errors, strict=True)
         if error and not (route in remove and error.errno == errno.ESRCH)
     }
-    return Synced(len(add), len(remove - add), frozenset(problems))
+    problems |= {_refused(route, error) for route, error in failed.items()}
+    missing = sum(route in failed or route.device not in indexes for route in add)
+    removed = sum(route not in failed for route in remove)
+    return Synced(len(add) - missing, removed, missing, frozenset(problems))
 
 
 def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:

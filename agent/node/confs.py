@@ -71,7 +71,7 @@ class ConfFolder:
     """Follows the conf folder."""
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
-        self.found: Latest[Confs] = Latest(Confs())
+        self.found: Latest[Confs] = Latest(read(folder, template))
         self._folder = folder
         self._template = template
 

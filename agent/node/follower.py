@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent.cluster.store import KINDS, Change, Datastore, Gone, Kind, Put, Replaced, Trouble, kind_of
+from agent.cluster.store import (
+    KINDS,
+    Change,
+    Datastore,
+    Gone,
+    Heard,
+    Kind,
+    Put,
+    Replaced,
+    Restarted,
+    Trouble,
+    kind_of,
+)
 from agent.model import Problem, Resource, Snapshot
-from agent.shared import Latest
+from agent.shared import Latest, Tally
 
 FIELDS: dict[Kind, str] = {"Node": "nodes", "IPPool": "pools", "IPBlock": "blocks"}
 
@@ -34,7 +47,7 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
                 of(kind_of(obj))[obj.name] = obj
             case Gone(kind, name):
                 of(kind).pop(name, None)
-            case Trouble():
+            case Trouble() | Heard() | Restarted():
                 continue
     changed: dict[str, Any] = {FIELDS[kind]: objects for kind, objects in maps.items()}
     return replace(snapshot, synced=listed >= set(KINDS), **changed)
@@ -46,6 +59,9 @@ class Follower:
     def __init__(self, store: Datastore) -> None:
         self.snapshot: Latest[Snapshot] = Latest(Snapshot())
         self.troubles: Latest[Mapping[str, Problem]] = Latest({})
+        self.restarts = Tally()
+        """Restarted watches by kind and reason."""
+        self._heard: dict[Kind, float] = {}
         self._store = store
         self._listed: frozenset[Kind] = frozenset()
 
@@ -55,11 +71,23 @@ class Follower:
 
     def deliver(self, changes: Sequence[Change]) -> None:
         """Take a batch of changes."""
+        now = time.monotonic()
+        for change in changes:
+            if isinstance(change, Restarted):
+                self.restarts.add(change.kind, change.reason)
+            elif not isinstance(change, Trouble):
+                self._heard[kind_of(change.obj) if isinstance(change, Put) else change.kind] = now
         self._listed |= {change.kind for change in changes if isinstance(change, Replaced)}
-        self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
+        if any(isinstance(change, Replaced | Put | Gone) for change in changes):
+            self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
         troubles = [change for change in changes if isinstance(change, Trouble)]
         if troubles:
             self.troubles.update(lambda known: _with(known, troubles))
+
+    def silence(self) -> Mapping[Kind, float]:
+        """Seconds since the datastore last told of each kind, for those of which it ever did."""
+        now = time.monotonic()
+        return {kind: now - when for kind, when in self._heard.copy().items()}
 
 
 def _with(known: Mapping[str, Problem], troubles: Sequence[Trouble]) -> Mapping[str, Problem]:

@@ -62,6 +62,11 @@ class Installer:
             self.once()
             self._wake.wait(LOOK_AGAIN)
 
+    @property
+    def installed(self) -> bool:
+        """Whether the runtime's folder has the conflist."""
+        return self._places.conflist.exists()
+
     def once(self) -> None:
         """One look at everything; what fails is a problem, and is tried again."""
         problems: dict[str, Problem] = {}
@@ -80,7 +85,7 @@ class Installer:
 
     def _ready(self) -> bool:
         """Whether every network of the conflist takes pods now; once installed, it stays."""
-        if self._places.conflist.exists():
+        if self.installed:
             return True
         found = confs.read_file(self._places.template)
         prepared = self._status.get().blocks

@@ -12,6 +12,9 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, LocalAddress, NodeState
 from agent.model import Problem
+from agent.shared import Tally
+
+KINDS = BRIDGES, FORWARDING, NFT, ROUTES = "bridges", "forwarding", "nft", "routes"
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +34,12 @@ class Programmed:
 
     problems: list[Problem] = field(default_factory=list)
     unready: set[str] = field(default_factory=set)
-    failed: bool = False
-    """Something failed that may succeed when it is tried again."""
+    failures: set[str] = field(default_factory=set)
+    """The kinds of which something failed that may succeed when it is tried again."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """How many things of each kind were not as desired and now are."""
+    routes: int = 0
+    """How many of the desired routes are in the kernel."""
 
 
 def read(nl: Netlink) -> Kernel:
@@ -59,31 +66,57 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
     done = Programmed()
 
     def connect() -> None:
+        lacking = desired.bridges - bridges.read(kernel.links, kernel.addresses)
         for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
             done.problems.append(problem)
             done.unready.add(problem.where.removeprefix("bridge "))
-            done.failed = True
+            done.failures.add(BRIDGES)
+        done.changed[BRIDGES] = sum(bridge.name not in done.unready for bridge in lacking)
 
     def forward() -> None:
         for version in forwarding.sync(desired.forwarding, sysctls):
             log.info("forwarding of IPv%d turned on", version)
+            done.changed[FORWARDING] = done.changed.get(FORWARDING, 0) + 1
 
     def masquerade() -> None:
         if verify and nft.sync(desired.masquerade):
             log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
+            done.changed[NFT] = 1
 
-    for what, step in (("bridges", connect), ("forwarding", forward), ("nft", masquerade)):
+    for what, step in ((BRIDGES, connect), (FORWARDING, forward), (NFT, masquerade)):
         if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
             done.unready.update(bridge.name for bridge in desired.bridges)
-    _attempt(done, "routes", lambda: _routes(nl, desired, done))
+    _attempt(done, ROUTES, lambda: _routes(nl, desired, done))
     return done
+
+
+class Drift:
+    """Tells what others changed behind our back from what we changed because more or less is desired now."""
+
+    def __init__(self) -> None:
+        self.repaired = Tally(*KINDS)
+        self._settled: dict[str, object] = {}
+
+    def note(self, desired: NodeState, done: Programmed) -> None:
+        """Count what was not as desired though it had been, and the same had been desired."""
+        wanted = (desired.bridges, desired.forwarding, desired.masquerade, desired.routes)
+        for kind, want in zip(KINDS, wanted, strict=True):
+            if self._settled.get(kind) == want:
+                self.repaired.add(kind, by=done.changed.get(kind, 0))
+            if kind in done.failures:
+                self._settled.pop(kind, None)
+            else:
+                self._settled[kind] = want
 
 
 def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:
     devices = {link.index: link.name for link in rtnl.links(nl)}
     synced = routes.sync(nl, desired.routes, devices)
     done.problems.extend(sorted(synced.problems, key=str))
-    done.failed |= bool(synced.problems)
+    if synced.problems:
+        done.failures.add(ROUTES)
+    done.changed[ROUTES] = synced.added + synced.removed
+    done.routes = len(desired.routes) - synced.missing
     if synced.added or synced.removed:
         log.info("routes: %d added, %d removed", synced.added, synced.removed)
 
@@ -93,6 +126,6 @@ def _attempt(done: Programmed, what: str, step: Callable[[], None]) -> bool:
         step()
     except OSError as error:
         done.problems.append(Problem(what, str(error), "it is tried again"))
-        done.failed = True
+        done.failures.add(what)
         return False
     return True

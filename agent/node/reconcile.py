@@ -20,10 +20,11 @@ from agent.modes.base import View
 from agent.node import program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
-from agent.shared import Demand, Latest, NodeStatus
+from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally
 
 DEBOUNCE = 0.02  # seconds: what happens together is done together
 BACKOFF = (0.5, 10.0)  # seconds after a failure, first and longest
+NETLINK = "netlink"
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,12 @@ class Inputs:
 class Reconciler:
     """The node path's loop: desired minus actual, per kind."""
 
-    def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float) -> None:
+    def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
         self.status: Latest[NodeStatus] = Latest(NodeStatus())
+        self.errors = Tally(NETLINK, *program.KINDS)
+        """Rounds in which something of a kind failed."""
+        self.drift = program.Drift()
+        self._sink = sink
         self._node = node
         self._inputs = inputs
         self._claimer = claimer
@@ -85,13 +90,21 @@ class Reconciler:
         if not snapshot.synced:  # nothing is made or removed on half a picture
             self._publish(NodeStatus(problems=self._with_reported([])))
             return True
+        began = time.monotonic()
+        try:
+            return self._round(snapshot)
+        finally:
+            self._sink.round(time.monotonic() - began)
+
+    def _round(self, snapshot: Snapshot) -> bool:
         verify, self._verify = self._verify, False
         networks = self._networks()
         self._claimer.want({network: self._blocks_wanted(network) for network in networks})
         try:
             kernel = program.read(links.host())
         except OSError as error:
-            problem = Problem("netlink", str(error), "it is tried again")
+            self.errors.add(NETLINK)
+            problem = Problem(NETLINK, str(error), "it is tried again")
             self._publish(NodeStatus(synced=True, problems=self._with_reported([problem])))
             return False
         problems = list(_identity(snapshot, self._node, kernel.local))
@@ -105,7 +118,10 @@ class Reconciler:
             verify=verify or desired.masquerade != self._masquerade,
         )
         self._masquerade = desired.masquerade
-        self._verify |= done.failed
+        self._verify |= bool(done.failures)
+        self.drift.note(desired, done)
+        for what in done.failures:
+            self.errors.add(what)
         ready = {
             network: own
             for network in networks
@@ -116,10 +132,14 @@ class Reconciler:
         problems += [*sorted(desired.problems, key=str), *done.problems]
         self._publish(
             NodeStatus(
-                synced=True, blocks=ready, routes=len(desired.routes), problems=self._with_reported(problems)
+                synced=True,
+                blocks=ready,
+                routes=len(desired.routes),
+                programmed=done.routes,
+                problems=self._with_reported(problems),
             )
         )
-        return not done.failed
+        return not done.failures
 
     def _networks(self) -> list[Network]:
         """The networks in force: named by confs, used by pods, or asked for just now."""

@@ -18,7 +18,18 @@ from kubernetes.client.configuration import Configuration
 from agent.cluster import api, kubernetes
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
-from agent.cluster.store import Change, ConflictError, Gone, NotFoundError, Put, Replaced, StoreError, Trouble
+from agent.cluster.store import (
+    Change,
+    ConflictError,
+    Gone,
+    Heard,
+    NotFoundError,
+    Put,
+    Replaced,
+    Restarted,
+    StoreError,
+    Trouble,
+)
 from agent.model import IPBlock, Node, Resource
 
 
@@ -151,7 +162,9 @@ class Followed:
 
     def of_nodes(self) -> list[Change]:
         def is_other(change: Change) -> bool:
-            return isinstance(change, Replaced | Gone) and change.kind != "Node"
+            return isinstance(change, Heard | Restarted) or (
+                isinstance(change, Replaced | Gone) and change.kind != "Node"
+            )
 
         return [change for change in tuple(self.changes) if not is_other(change)]
 

@@ -1,0 +1,155 @@
+"""What an agent counts and measures, for Prometheus; docs/metrics.md says what each is good for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent import __version__
+from agent.cni.journal import Journal
+from agent.model import MODES, Snapshot
+from agent.node.follower import Follower
+from agent.node.reconcile import Reconciler
+from agent.shared import Sink, Tally
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")
+CALL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
+ROUND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Whom to ask when somebody wants to know."""
+
+    node: str
+    report: Callable[[], Mapping[str, Any]]
+    follower: Follower
+    reconciler: Reconciler
+    journal: Journal
+
+
+class Metrics:
+    """All metrics of an agent, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every histogram, of no use here
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        calls = Histogram(
+            "testcni_cni_request_duration_seconds",
+            "Calls of the CNI plugin",
+            ("verb", "mode", "result"),
+            buckets=CALL_BUCKETS,
+            registry=self._registry,
+        )
+        rounds = Histogram(
+            "testcni_reconcile_duration_seconds",
+            "Comparisons of all node state with the kernel",
+            buckets=ROUND_BUCKETS,
+            registry=self._registry,
+        )
+
+        @functools.lru_cache(256)
+        def observer(verb: str, mode: str, result: str) -> Callable[[float], None]:
+            """Found once for each combination: it is the pod path that waits."""
+            known = (verb if verb in VERBS else "other", mode if mode in MODES else "unknown", result)
+            return calls.labels(*known).observe
+
+        self.sink = Sink(
+            call=lambda verb, mode, result, seconds: observer(verb, mode, result)(seconds), round=rounds.observe
+        )
+
+    def follow(self, sources: Sources) -> None:
+        """Ask these too from now on."""
+        self._registry.register(_State(sources))
+
+    def names(self) -> Iterator[str]:
+        """The name of every metric, as a query has it."""
+        for metric in self._registry.collect():
+            yield f"{metric.name}_total" if metric.type == "counter" else metric.name
+
+    def text(self) -> bytes:
+        """All metrics in the text format 0.0.4 of Prometheus."""
+        return generate_latest(self._registry)
+
+
+class _State(Collector):
+    """Nothing is counted twice: what the agent knows anyway is looked up when it is asked for."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: a registry need not ask us before the agent runs."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Every gauge and counter."""
+        sources = self._sources
+        report = sources.report()
+        status, snapshot = sources.reconciler.status.get(), sources.follower.snapshot.get()
+        yield _gauge("build_info", "1; the version is its label", ["version"], {(__version__,): 1})
+        yield from _networks(report["networks"])
+        for name, text, value in (
+            ("attachments", "Interfaces of pods, those that an ADD is at work on included", report["attachments"]),
+            ("nodes", "Node objects", len(snapshot.nodes)),
+            ("peers", "Other nodes that have a block of addresses", _peers(snapshot, sources.node)),
+            ("routes_desired", "Routes to peers that should be in the kernel", status.routes),
+            ("routes_programmed", "Those of them that are", status.programmed),
+            ("problems", "What a person must mend; testcnictl status tells them", len(status.problems)),
+        ):
+            yield _gauge(name, text, [], {(): value})
+        try:
+            yield _gauge("journal_length", "Journaled DELs still to be done", [], {(): sources.journal.waiting()})
+        except OSError:
+            yield _gauge("journal_length", "Journaled DELs; the journal can't be read", [], {})
+        yield _counter("reconcile_errors", "Rounds in which a kind failed", ["what"], sources.reconciler.errors)
+        yield _counter(
+            "drift_repaired", "What others changed and was put right", ["kind"], sources.reconciler.drift.repaired
+        )
+        yield _counter("watch_restarts", "Watches begun anew", ["kind", "reason"], sources.follower.restarts)
+        ages: dict[tuple[str, ...], float] = {(k,): age for k, age in sources.follower.silence().items()}
+        yield _gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
+
+
+def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Addresses and blocks; of two confs of one name (one has changed, pods are on both) the larger counts."""
+    networks: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for entry in sorted(reported, key=lambda entry: sum(entry["addresses"].values())):
+        networks[entry["name"], entry["mode"]] = entry
+    addresses: dict[tuple[str, ...], float] = {
+        (*key, state): count for key, entry in networks.items() for state, count in entry["addresses"].items()
+    }
+    yield _gauge("addresses", "Addresses in this node's blocks", ["network", "mode", "state"], addresses)
+    blocks: dict[tuple[str, ...], float] = {}
+    for (name, _mode), entry in networks.items():
+        blocks[name,] = max(blocks.get((name,), 0), len(entry["blocks"]))
+    yield _gauge("blocks", "Blocks of addresses that this node has", ["network"], blocks)
+
+
+def _peers(snapshot: Snapshot, node: str) -> int:
+    owners = {name for name, other in snapshot.nodes.items() if other.blocks}
+    owners |= {block.node for block in snapshot.blocks.values() if block.node in snapshot.nodes}
+    return len(owners - {node})
+
+
+def _gauge(name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    family = GaugeMetricFamily(f"testcni_{name}", text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _counter(name: str, text: str, labels: list[str], tally: Tally) -> Metric:
+    family = CounterMetricFamily(f"testcni_{name}", text, labels=labels)
+    for key, count in tally.all().items():
+        family.add_metric(key, count)
+    return family
