@@ -8,14 +8,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from tests.e2e import programs
 
+LOOPBACK = "127.0.0.1"
 PORT = 6443
 SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
@@ -24,17 +25,9 @@ ADMIN = "admin"
 OWN_GROUP = "system:serviceaccounts:testcni"
 GROUPS = {ADMIN: "system:masters", "system:kube-proxy": ""}
 
-Launch = Callable[[Sequence[str], IO[bytes]], "subprocess.Popen[bytes]"]
-"""Starts a program where the control plane is to be, with its output in a file."""
-
 
 class ControlError(RuntimeError):
     """A program of the control plane ended or did not become ready; its last words are in the message."""
-
-
-def here(argv: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """On this machine itself."""
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def free_port() -> int:
@@ -46,14 +39,17 @@ def free_port() -> int:
 
 
 class ControlPlane:
-    """Programs, their keys and their users' kubeconfigs in a folder; `address` is where nodes find the API."""
+    """Programs, their keys and their users' kubeconfigs in a folder; `address` is where nodes find the API.
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1", launch: Launch = here, port: int = 0) -> None:
+    `enter` is the beginning of a command line that runs the rest of it elsewhere than on this machine.
+    """
+
+    def __init__(self, folder: Path, address: str = LOOPBACK, enter: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.port = port or free_port()
+        self.port = PORT if enter else free_port()
         self.server = f"https://{address}:{self.port}"
         self._address = address
-        self._launch = launch
+        self._enter = enter
         self._etcd = (free_port(), free_port())
         self._programs: dict[str, subprocess.Popen[bytes]] = {}
         self._bin = programs.build("kube-apiserver", "kubectl")
@@ -93,8 +89,9 @@ class ControlPlane:
                 f"--advertise-address={self._address}", f"--token-auth-file={own}/tokens.csv",
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--service-account-key-file={own}/sa.pub", f"--service-account-signing-key-file={own}/sa.key",
-                "--authorization-mode=Node,RBAC", "--allow-privileged=true", "--endpoint-reconciler-type=none"
-                if self._address == "127.0.0.1" else "--kubelet-preferred-address-types=InternalIP",
+                "--authorization-mode=Node,RBAC", "--allow-privileged=true",
+                "--kubelet-preferred-address-types=InternalIP",
+                f"--endpoint-reconciler-type={'master-count' if self._enter else 'none'}",
                 f"--audit-log-path={own}/audit.log", f"--audit-policy-file={self._audit_policy()}",
             ],
         )  # fmt: skip
@@ -123,12 +120,17 @@ class ControlPlane:
         """A user's kubeconfig."""
         return self.folder / f"{user}.kubeconfig"
 
-    def kubectl(
-        self, *argv: str, stdin: str | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl as the admin on this machine."""
-        command = [str(self._bin / "kubectl"), "--kubeconfig", str(self.kubeconfig()), *argv]
-        return subprocess.run(command, input=stdin, check=check, capture_output=True, text=True, timeout=60)
+    def kubectl_argv(self, *argv: str) -> list[str]:
+        """The command line of kubectl as the admin."""
+        return [str(self._bin / "kubectl"), "--kubeconfig", str(self.kubeconfig()), *argv]
+
+    def kubectl(self, *argv: str, stdin: str | None = None, check: bool = True) -> str:
+        """What kubectl prints, as the admin; raises ControlError with its words if it fails and `check`."""
+        command = [*self._enter, *self.kubectl_argv(*argv)]
+        done = subprocess.run(command, input=stdin, check=False, capture_output=True, text=True, timeout=60)
+        if check and done.returncode:
+            raise ControlError(done.stderr.strip())
+        return done.stdout + done.stderr
 
     def _start_controllers(self) -> None:
         kube = programs.build("kube-controller-manager", "kube-scheduler")
@@ -144,16 +146,16 @@ class ControlPlane:
 
     def _run(self, name: str, argv: Sequence[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._programs[name] = self._launch(argv, log)
+            self._programs[name] = subprocess.Popen(
+                [*self._enter, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _is_ready(self) -> bool:
         if not (self.folder / "certs/apiserver.crt").exists():
             return False
         if not self.kubeconfig().exists():
             self._write(f"{ADMIN}.kubeconfig", yaml.safe_dump(self._kubeconfig(ADMIN)))
-        argv = [str(self._bin / "kubectl"), "--kubeconfig", str(self.kubeconfig()), "get", "--raw", "/readyz"]
-        with (self.folder / "readyz.log").open("wb") as log:
-            return self._launch(argv, log).wait() == 0
+        return self.kubectl("get", "--raw", "/readyz", check=False) == "ok"
 
     def _kubeconfig(self, user: str) -> dict[str, Any]:
         cluster = {"server": self.server, "certificate-authority": f"{self.folder}/certs/apiserver.crt"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -18,14 +17,10 @@ from typing import Any, Self
 import yaml
 
 from agent import ctl
-from tests.lab import registry
-from tests.lab.registry import LABS
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
+from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import REPO, Space
 
-OUTSIDE = "203.0.113.1"  # RFC 5737: stands for the internet, which has no route to pods
-UNDERLAY = "172.18"
-GATEWAY = f"{UNDERLAY}.255.254"
 CONF_FILE = "/etc/cni/net.d/10-testcni.conf"
 PLUGIN = REPO / "build/testcni"
 READY_WITHIN = 30.0  # seconds
@@ -190,33 +185,15 @@ class LabNode:
         return done.returncode, done.stdout, done.stderr
 
 
-class Lab:
-    """Nodes, a switch, and the namespace that stands for the internet."""
+class Lab(Segment):
+    """Nodes on a switch, an agent in each."""
 
     def __init__(self) -> None:
-        if os.geteuid() != 0:
-            raise LabError("the lab makes namespaces and mounts: run it as root")
-        self.id = secrets.token_hex(3)
-        self.folder = LABS / self.id
+        super().__init__()
         self.datastore = self.folder / "cluster"
+        self.datastore.mkdir(mode=0o700)
         self.nodes: list[LabNode] = []
         self.pod_cidrs = True
-        self._spaces: list[Space] = []
-        self._kept = False
-        registry.purge()
-        self._note()
-        self._warden: subprocess.Popen[bytes] | None = registry.warden(self.id)
-        self.datastore.mkdir(parents=True, mode=0o700)
-        self.switch = Space("switch", self.folder / "switch")
-        self.outside = Space("outside", self.folder / "outside")
-        self._begin(self.switch, self.outside)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._kept:
-            self.down()
 
     def up(
         self,
@@ -235,8 +212,8 @@ class Lab:
             raise LabError(f"{PLUGIN} is not there: make plugin")
         self.pod_cidrs = pod_cidrs
         self.nodes = [LabNode(self, number) for number in range(1, nodes + 1)]
-        self._begin(*(node.space for node in self.nodes))
-        self._wire()
+        self.begin(*(node.space for node in self.nodes))
+        self.each(lambda node: self.plug(node.space, node.address))
         for node in self.nodes:
             self.put_node(node)
             node.path("/opt/cni/bin/testcni").write_bytes(PLUGIN.read_bytes())
@@ -289,60 +266,17 @@ class Lab:
         """Give a node another address on the underlay, and say so in its Node object."""
         node.space.batch([
             "address flush dev eth0 scope global",
-            f"address add {address}/16 dev eth0",
+            f"address add {address}/{PREFIX} dev eth0",
             f"route replace default via {GATEWAY}",
         ])  # fmt: skip
         node.address = address
         self.put_node(node)
 
-    def keep(self) -> None:
-        """Let it outlive this process."""
-        self._kept = True
-        self._note()
-        self._dismiss()
-
     def down(self) -> None:
-        """End every process of the lab, and so its namespaces, and remove its folder."""
-        registry.down(self.id)
-        for one in self._spaces:
-            one.reap()
+        """End it, agents included."""
+        super().down()
         for node in self.nodes:
             node.reap()
-        self._dismiss()
-
-    def _begin(self, *spaces: Space) -> None:
-        """Set spaces up at once, but not before they are noted."""
-        self._spaces += spaces
-        self._note()
-        for one in spaces:
-            one.begin()
-        for one in spaces:
-            one.wait_ready()
-
-    def _wire(self) -> None:
-        """Put every node and the outside on the switch."""
-        self.switch.batch(["link add br0 type bridge stp_state 0", "link set br0 up"])
-
-        def wire(one: Space, address: str, *more: str) -> None:
-            one.batch([
-                f"link add eth0 type veth peer name {one.name} netns {self.switch.pid}",
-                "link set eth0 up",
-                f"address add {address}/16 dev eth0",
-                *more,
-            ])  # fmt: skip
-
-        wire(self.outside, GATEWAY, f"address add {OUTSIDE}/32 dev lo")
-        self.each(lambda node: wire(node.space, node.address, f"route add default via {GATEWAY}"))
-        names = ["outside", *(node.name for node in self.nodes)]
-        self.switch.batch([f"link set {name} master br0 up" for name in names])
-
-    def _note(self) -> None:
-        registry.note(self.id, self._spaces, kept=self._kept)
-
-    def _dismiss(self) -> None:
-        if self._warden:
-            registry.dismiss(self._warden)
-            self._warden = None
 
 
 @contextmanager

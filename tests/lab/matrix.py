@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.lab import OUTSIDE, Lab, Pod
+from tests.lab.lab import Lab, Pod
 from tests.lab.ping import round_trips
+from tests.lab.segment import OUTSIDE
 
 GREEN, RED, DIM, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 

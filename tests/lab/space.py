@@ -67,22 +67,30 @@ def shared_paths(*more: Path) -> list[str]:
 class Space:
     """The namespaces of one miniature machine; `begin` sets them up."""
 
+    ENTER: tuple[str, ...] = ("-n", "-m", "-u")
+    """The options of nsenter(1) for its namespaces."""
+
     def __init__(self, name: str, folder: Path, shared: Sequence[Path] = ()) -> None:
         self.name = name
-        folder.mkdir(parents=True)
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
             "DIR": str(folder),
             "NAME": name,
             "SHARED": " ".join(shared_paths(*shared)),
         }
-        argv = ("unshare", "--net", "--mount", "--uts", "--propagation", "private", "sh", "-c", SETUP)
         self._holder = subprocess.Popen(
-            argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            self.setup(), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
-        self.pid = self._holder.pid
+        self.pid = self.inner = self._holder.pid
+        """`inner` is the process to enter, another one than the holder where that has a PID namespace."""
         self.began = start_time(self.pid)
+
+    def setup(self) -> Sequence[str]:
+        """The command that makes the namespaces and sets them up, after a line on its stdin; it says `ready`."""
+        return ("unshare", "--net", "--mount", "--uts", "--propagation", "private", "sh", "-c", SETUP)
 
     def begin(self) -> None:
         """Let the holder set up; until then it ends when this process does."""
@@ -98,13 +106,15 @@ class Space:
         assert self._holder.stdout
         assert self._holder.stderr
         with self._holder.stdout as out, self._holder.stderr as err:
-            if out.readline() != "ready\n":
+            ready, _, pid = out.readline().strip().partition(" ")
+            if ready != "ready":
                 raise SpaceError(f"{self.name}: {err.read().strip()}")
+            self.inner = int(pid or self.pid)
 
     @property
     def root(self) -> Path:
         """Its root folder, seen from outside."""
-        return Path(f"/proc/{self.pid}/root")
+        return Path(f"/proc/{self.inner}/root")
 
     @property
     def netns(self) -> Path:
@@ -113,7 +123,7 @@ class Space:
 
     def argv(self, *command: str) -> list[str]:
         """The command line that runs `command` inside."""
-        return ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", *command]
+        return ["nsenter", "-t", str(self.inner), *self.ENTER, *command]
 
     def exec(
         self,

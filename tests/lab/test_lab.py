@@ -15,9 +15,10 @@ import pytest
 
 from tests.lab import gotools, matrix, registry, space
 from tests.lab.__main__ import main as lab_main
-from tests.lab.lab import OUTSIDE, SEED_CONF, Lab, LabNode, lab
+from tests.lab.lab import SEED_CONF, Lab, LabNode, lab
 from tests.lab.registry import LABS
 from tests.lab.runner import Conf, RunnerError
+from tests.lab.segment import OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.state import difference, fds, net_state
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import ping, registry, space
-from tests.lab.lab import GATEWAY, OUTSIDE, Lab, LabError, LabNode, lab
+from tests.lab.lab import Lab, LabError, LabNode, lab
 from tests.lab.registry import LABS
+from tests.lab.segment import GATEWAY, OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.state import difference, net_state
 

@@ -1,0 +1,230 @@
+"""A whole Kubernetes on one machine: a control plane, and nodes with containerd, kubelet and kube-proxy."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.e2e import images, programs
+from tests.e2e.control import PODS, ControlPlane
+from tests.e2e.machine import Disk, Machine, remove_groups
+from tests.lab.segment import UNDERLAY, Segment
+from tests.lab.space import REPO, Space, SpaceError, kill_all, processes_in
+
+T = TypeVar("T")
+MANIFESTS = REPO / "manifests"
+CONTAINERD = """version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "%s"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+"""
+KUBELET: dict[str, Any] = {
+    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+    "kind": "KubeletConfiguration",
+    "failCgroupV1": False,
+    "cgroupDriver": "cgroupfs",
+    "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+    "staticPodPath": "/etc/kubernetes/manifests",
+    "authentication": {"anonymous": {"enabled": True}},
+    "authorization": {"mode": "AlwaysAllow"},  # exec and logs come from the API server without a certificate
+    "failSwapOn": False,
+    "enforceNodeAllocatable": [],
+    "localStorageCapacityIsolation": False,
+    "imageGCHighThresholdPercent": 100,
+    "evictionHard": {"memory.available": "50Mi"},
+    "maxPods": 110,
+    "nodeStatusUpdateFrequency": "5s",
+    "clusterDNS": ["10.96.0.10"],
+    "clusterDomain": "cluster.local",
+    "registryPullQPS": 0,
+}
+Say = Callable[[str], None]
+
+
+class ClusterNode:
+    """A machine with a kubelet."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.name = f"node{number}"
+        self.address = f"{UNDERLAY}.0.{number}"
+        self._cluster = cluster
+        folder = cluster.folder / self.name
+        self.disk = Disk(f"{self.name}-disk", folder)
+        cluster.begin(self.disk)
+        self._logs = cluster.folder / "logs"
+        self._logs.mkdir(exist_ok=True)
+        self.machine = self._switch_on()
+
+    def _switch_on(self) -> Machine:
+        shared = [self._cluster.control.folder, programs.build(), images.folder()]
+        machine = Machine(self.name, self.disk, self._cluster.id, shared)
+        self._cluster.begin(machine)
+        self._cluster.plug(machine, self.address)
+        return machine
+
+    def start(self, proxy: str) -> None:
+        """containerd with the images, kubelet and kube-proxy (in mode `proxy`; empty: none)."""
+        path = self.machine.root
+        (path / "etc/containerd/config.toml").write_text(CONTAINERD % images.PAUSE)
+        (path / "etc/kubernetes/manifests").mkdir(parents=True, exist_ok=True)
+        self._run("containerd", "containerd")
+        eventually(lambda: self.machine.exec("ctr", "version", check=False).returncode == 0, 30)
+        for archive in images.archives():
+            self.machine.exec("ctr", "-n", "k8s.io", "images", "import", str(archive), timeout=300)
+        (path / "run/kubelet.json").write_text(json.dumps(KUBELET))
+        kube, control = programs.build(), self._cluster.control
+        self._run(
+            "kubelet", f"{kube}/kubelet", "--config", "/run/kubelet.json", "--hostname-override", self.name,
+            "--node-ip", self.address, "--kubeconfig", str(control.kubeconfig(f"system:node:{self.name}")),
+        )  # fmt: skip
+        if proxy:
+            self._run(
+                "kube-proxy", f"{kube}/kube-proxy", "--kubeconfig", str(control.kubeconfig("system:kube-proxy")),
+                "--hostname-override", self.name, "--proxy-mode", proxy, "--cluster-cidr", PODS,
+                "--conntrack-max-per-core", "0",
+            )  # fmt: skip
+
+    def crash(self) -> None:
+        """Switch it off without a word: every process ends, its disk stays."""
+        kill_all(processes_in([self.machine.pid]))
+        self.machine.reap()
+
+    def boot(self, proxy: str) -> None:
+        """Switch it on again."""
+        self.machine = self._switch_on()
+        self.start(proxy)
+
+    def state(self) -> dict[str, str]:
+        """What testcni could leave behind: links, routes, nft, plugins, confs."""
+        run = self.machine.exec
+        return {
+            "links": run("ip", "-br", "link").stdout,
+            "routes": run("ip", "route", "show", "table", "all").stdout,
+            "nft": run("nft", "list", "ruleset").stdout,
+            "plugins": run("ls", "/opt/cni/bin").stdout,
+            "confs": run("ls", "/etc/cni/net.d").stdout,
+        }
+
+    def log(self, name: str) -> str:
+        """What a program of it said."""
+        return (self._logs / f"{self.name}-{name}.log").read_text(errors="replace")
+
+    def _run(self, name: str, *argv: str) -> None:
+        self.machine.start(self._logs / f"{self.name}-{name}.log", *argv)
+
+
+class Cluster(Segment):
+    """A control plane and nodes on a segment."""
+
+    def __init__(self, proxy: str = "iptables") -> None:
+        super().__init__()
+        self.proxy = proxy
+        self.nodes: list[ClusterNode] = []
+        home = self.folder / "control-plane"
+        home.mkdir()
+        self.space = Space("control", self.folder / "control", [home, programs.build()])
+        self.begin(self.space)
+        address = f"{UNDERLAY}.254.1"
+        self.plug(self.space, address)
+        self.control = ControlPlane(home, address, self.space.argv())
+
+    def up(self, nodes: int, *, say: Say = lambda _text: None) -> Cluster:
+        """Start the control plane and nodes; they stay NotReady until they get a network."""
+        images.archives()  # made before two nodes want them at once
+        say("control plane")
+        self.control.start(users=[f"system:node:node{number}" for number in range(1, nodes + 1)])
+        say(f"{nodes} nodes")
+        self.nodes = [ClusterNode(self, number) for number in range(1, nodes + 1)]
+        self.each(lambda node: node.start(self.proxy))
+        eventually(lambda: len(self.get("nodes")) == nodes, 60)
+        return self
+
+    def each(self, do: Callable[[ClusterNode], T]) -> list[T]:
+        """Do something on all nodes at once."""
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(do, self.nodes))
+
+    def down(self) -> None:
+        """End everything."""
+        super().down()
+        remove_groups(self.id)
+
+    def kubectl(self, *argv: str, stdin: str | None = None, within: float = 60) -> str:
+        """What kubectl prints; raises SpaceError with its words."""
+        return self.space.exec(*self.control.kubectl_argv(*argv), stdin=stdin, timeout=within).stdout
+
+    def apply(self, what: Path | str | dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+        """Apply a file, a folder or documents."""
+        if isinstance(what, Path):
+            self.kubectl("apply", "-f", "-", stdin=_text(what))
+        else:
+            items = [what] if isinstance(what, dict) else what
+            text = what if isinstance(what, str) else "\n---\n".join(json.dumps(item) for item in items)
+            self.kubectl("apply", "-f", "-", stdin=text)
+
+    def get(self, kind: str, *argv: str) -> list[dict[str, Any]]:
+        """The objects of a kind."""
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-o", "json", *argv))["items"]
+        return items
+
+    def ready_nodes(self) -> set[str]:
+        """The names of the nodes that are Ready."""
+        return {node["metadata"]["name"] for node in self.get("nodes") if _condition(node, "Ready") == "True"}
+
+    def pods(self, selector: str, namespace: str = "default") -> list[dict[str, Any]]:
+        """The pods of a label selector that are not going."""
+        found = self.get("pods", "-n", namespace, "-l", selector)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def running(self, selector: str, count: int, within: float = 60, namespace: str = "default") -> list[Any]:
+        """The pods of a selector, once so many of them, and no others, are ready."""
+
+        def look() -> list[dict[str, Any]] | None:
+            found = self.pods(selector, namespace)
+            return found if len(found) == count and all(_condition(p, "Ready") == "True" for p in found) else None
+
+        try:
+            return eventually(look, within) or []
+        except AssertionError as error:
+            events = self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-3000:]
+            raise AssertionError(f"{count} pods of {selector} are not ready: {events}") from error
+
+    def exec(self, pod: dict[str, Any], *argv: str, within: float = 30) -> str:
+        """What a command in a pod prints."""
+        where = ("-n", pod["metadata"]["namespace"], pod["metadata"]["name"])
+        return self.kubectl("exec", *where, "--", *argv, within=within)
+
+    def node_of(self, pod: dict[str, Any]) -> ClusterNode:
+        """The node that a pod is on."""
+        return next(node for node in self.nodes if node.name == pod["spec"]["nodeName"])
+
+
+def eventually(look: Callable[[], T], within: float, every: float = 0.1) -> T:
+    """What `look` finds, once it is true of something; raises AssertionError."""
+    end = time.monotonic() + within
+    last: object = None
+    while True:
+        try:
+            if found := look():
+                return found
+            last = found
+        except SpaceError as error:
+            last = error
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {within} s: {last}")
+        time.sleep(every)
+
+
+def _condition(obj: dict[str, Any], kind: str) -> str:
+    conditions = obj.get("status", {}).get("conditions", [])
+    return next((one["status"] for one in conditions if one["type"] == kind), "")
+
+
+def _text(path: Path) -> str:
+    paths = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    return "\n---\n".join(one.read_text() for one in paths)
