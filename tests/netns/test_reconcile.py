@@ -71,6 +71,9 @@ def test_foreign_routes_stay(tmp_path: Path) -> None:
         lambda: [p for p in host.reconciler.status.get().problems if "somebody else's" in p.what], 1
     )
     assert "10.244.2.0/24" in where[0].where
+    status = host.reconciler.status.get()
+    assert (status.routes, status.programmed) == (1, 0)
+    assert host.reconciler.errors.all()["routes",]
     host.drop("two")
     eventually(lambda: not host.reconciler.status.get().problems, 1)
     routes = command("ip", "route")
@@ -105,6 +108,28 @@ def test_what_is_deleted_by_hand_is_back_within_two_seconds(tmp_path: Path) -> N
     eventually(lambda: "10.244.1.1/24" in command("ip", "address", "show", "dev", "testcni0"), 2)
     command("ip", "link", "del", "testcni0")
     eventually(lambda: "testcni0" in command("ip", "link"), 2)
+    eventually(lambda: host.reconciler.drift.repaired.all()["bridges",] == 2, 2)
+    assert host.reconciler.drift.repaired.all()["nft",] == 2
+    assert host.reconciler.drift.repaired.all()["routes",] >= 1
+    assert not any(host.reconciler.errors.all().values())
+
+
+def test_a_quiet_node_counts_no_drift(tmp_path: Path) -> None:
+    host = ready(tmp_path)
+    for number in range(2, 6):
+        host.put(peer(f"n{number}", f"192.0.2.{number}", f"10.244.{number}.0/24"))
+        eventually(lambda number=number: len(ours()) == number - 1, 1)  # type: ignore[misc]
+    host.put(peer("n2", "192.0.2.22", "10.244.2.0/24"))
+    pod = Pod("c1")
+    host.add(pod)
+    host.delete(pod)
+    host.drop("n3")
+    eventually(lambda: len(ours()) == 3, 1)
+    host.reconciler.drifted()
+    time.sleep(0.3)
+    assert not any(host.reconciler.drift.repaired.all().values())
+    status = host.reconciler.status.get()
+    assert (status.routes, status.programmed) == (3, 3)
 
 
 def test_a_peer_that_is_not_on_link_is_reported_not_guessed(tmp_path: Path) -> None:

@@ -27,6 +27,19 @@ def test_the_file_may_be_named_by_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "listen"),
+    [
+        ("0.0.0.0:9480", ("0.0.0.0", 9480)),  # noqa: S104
+        ("[::]:80", ("::", 80)),
+        ("off", None),
+        ("", ("127.0.0.1", 9480)),
+    ],
+)
+def test_where_to_listen(text: str, listen: tuple[str, int] | None) -> None:
+    assert load([*NEEDED, "--listen", text], {}).listen == listen
+
+
+@pytest.mark.parametrize(
     ("argv", "environ", "message"),
     [
         ([], {}, "--datastore: '' is none; give dir:PATH"),
@@ -36,6 +49,10 @@ def test_the_file_may_be_named_by_environment(tmp_path: Path) -> None:
         (NEEDED, {"TESTCNI_RESYNC": "nan"}, "TESTCNI_RESYNC: 'nan' must be"),
         ([*NEEDED, "--run-dir", "here"], {}, "--run-dir: here must be an absolute path"),
         ([*NEEDED, "--log-level", "loud"], {}, "--log-level: 'loud' is none of debug, info"),
+        ([*NEEDED, "--listen", "9480"], {}, "--listen: '9480' must be an address and a port, as 0.0.0.0:9480"),
+        ([*NEEDED, "--listen", "127.0.0.1:0"], {}, "--listen: '127.0.0.1:0' must be"),
+        ([*NEEDED, "--listen", "localhost:80"], {}, "--listen: 'localhost:80' must be"),
+        (NEEDED, {"TESTCNI_LISTEN": "::1:x"}, "TESTCNI_LISTEN: '::1:x' must be"),
         ([*NEEDED, "--config", "/nowhere"], {}, "config file /nowhere: "),
     ],
 )

@@ -1,0 +1,255 @@
+"""Metrics: what the parts count comes out whole, parses, and is what docs/metrics.md says."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import threading
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import agent
+from agent.cluster.folder import Folder
+from agent.cluster.store import KINDS, Gone, Heard, Put, Replaced, Restarted
+from agent.cni import verbs
+from agent.cni.journal import Journal
+from agent.cni.protocol import Call
+from agent.cni.verbs import Verbs
+from agent.config import AgentConfig, load
+from agent.datapath.netns import NetnsLostError
+from agent.datapath.state import Bridge, NodeState, Route
+from agent.errors import CniError
+from agent.ipam.attachments import Attachments
+from agent.model import IPBlock, Network, Node, Problem
+from agent.node.claims import Claimer
+from agent.node.confs import Confs
+from agent.node.follower import Follower
+from agent.node.program import Drift, Programmed
+from agent.node.reconcile import Inputs, Reconciler
+from agent.observe.metrics import Metrics, Sources
+from agent.observe.report import report
+from agent.shared import Latest, NodeStatus, Tally
+
+REPO = Path(__file__).parents[2]
+POD_NET = Network("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
+BLOCK = ipaddress.ip_network("10.244.1.0/24")
+Labels = Mapping[str, str]
+
+
+class Parts:
+    """The parts of an agent that metrics ask, not running."""
+
+    def __init__(self, folder: Path) -> None:
+        self.conf: AgentConfig = load(["--node", "one", "--datastore", f"dir:{folder}"], {})
+        store = Folder(folder)
+        self.metrics = Metrics()
+        self.attachments = Attachments(folder, 0)
+        self.follower = Follower(store)
+        self.claimer = Claimer(store, "one", self.follower.snapshot)
+        inputs = Inputs(self.follower.snapshot, Latest(Confs()), Latest({}), self.attachments, ())
+        self.reconciler = Reconciler("one", inputs, self.claimer, 30, self.metrics.sink)
+        self.verbs = Verbs(self.attachments, self.reconciler.status, Latest({}), self.metrics.sink)
+        self.journal = Journal(folder, self.verbs.answer)
+        self.journal.prepare()
+        sources = Sources("one", self.report, self.follower, self.reconciler, self.journal)
+        self.metrics.follow(sources)
+
+    def report(self) -> dict[str, Any]:
+        snapshot, status = self.follower.snapshot.get(), self.reconciler.status.get()
+        return report(self.conf, 0, snapshot, status, self.attachments)
+
+    def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Every sample by name and labels; a series that is there twice fails."""
+        found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        for family in text_string_to_metric_families(self.metrics.text().decode()):
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                assert key not in found
+                found[key] = sample.value
+        return found
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.samples().get((f"testcni_{name}", tuple(sorted(labels.items()))))
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return Parts(tmp_path)
+
+
+def test_the_document_names_every_metric_and_no_other(parts: Parts) -> None:
+    table = re.findall(r"^\| `(testcni_\w+)` \| (\w+) \|", (REPO / "docs/metrics.md").read_text(), re.MULTILINE)
+    assert len(table) == len(dict(table))
+    names = list(parts.metrics.names())
+    assert sorted(dict(table)) == sorted(name for name in names if name.startswith("testcni_"))
+    assert "process_resident_memory_bytes" in names
+    types = {f.name: f.type for f in text_string_to_metric_families(parts.metrics.text().decode())}
+    for name, kind in table:
+        assert types[name.removesuffix("_total")] == kind, name
+
+
+def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
+    rows = re.findall(
+        r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", (REPO / "docs/metrics.md").read_text(), re.MULTILINE
+    )
+    parts.follower.deliver([*(Replaced(kind, ()) for kind in KINDS), Restarted("Node", "expired")])
+    parts.reconciler.status.publish(NodeStatus(synced=True, blocks={POD_NET: (BLOCK,)}))
+    parts.metrics.sink.call("ADD", "host-gw", "ok", 0.1)
+    seen: dict[str, set[str]] = {}
+    for name, labels in parts.samples():
+        base = re.sub(r"_(bucket|sum|count)$", "", name).removeprefix("testcni_")
+        seen.setdefault(base, set()).update(key for key, _value in labels if key != "le")
+    for name, cell in rows:
+        assert set(re.findall(r"`(\w+)", cell)) == seen[name], name
+
+
+def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "STATUS_WITHIN", 0.0)
+    gateway = '{"cniVersion": "1.1.0", "name": "n", "type": "testcni"}'
+    calls = {
+        ("DEL", "unknown", "6"): Call("DEL", config="{"),
+        ("DEL", "unknown", "4"): Call("DEL", config='{"mode": ["x"]}'),
+        ("DEL", "macvlan", "4"): Call("DEL", config='{"mode": "macvlan"}'),
+        ("STATUS", "host-gw", "50"): Call("STATUS", config=gateway),
+        ("CHECK", "host-gw", "3"): Call("CHECK", config=gateway),
+        ("GC", "host-gw", "ok"): Call("GC", config=gateway),
+        ("ADD", "unknown", "7"): Call("ADD", config='{"name": 7}'),
+        ("other", "unknown", "4"): Call("SING", config=gateway),
+    }
+    for (verb, mode, result), call in calls.items():
+        with contextlib.suppress(CniError):
+            parts.verbs.answer(call)
+        count = parts.value("cni_request_duration_seconds_count", verb=verb, mode=mode, result=result)
+        assert count == 1, (verb, mode, result)
+
+
+@pytest.mark.parametrize(("error", "result"), [(ZeroDivisionError(), "999"), (NetnsLostError(), "11")])
+def test_bugs_and_lost_threads_count_by_the_code_they_are_told_by(
+    parts: Parts, error: BaseException, result: str
+) -> None:
+    def fail(*_: object) -> dict[str, Any]:
+        raise error
+
+    parts.verbs._verbs["ADD"] = fail
+    with pytest.raises(type(error)):
+        parts.verbs.answer(Call("ADD", config='{"name": "n", "type": "testcni"}'))
+    labels = {"verb": "ADD", "mode": "host-gw", "result": result}
+    assert parts.value("cni_request_duration_seconds_count", **labels) == 1
+
+
+def test_node_and_networks(parts: Parts) -> None:
+    def node(name: str, *blocks: str) -> Node:
+        return Node(name, (), tuple(map(ipaddress.ip_network, blocks)))
+
+    nodes = (node("one", "10.244.1.0/24"), node("two", "10.244.2.0/24"), node("three"), node("four"))
+    claimed = IPBlock(ipaddress.ip_network("10.245.0.0/24"), "three", "pool")
+    orphan = IPBlock(ipaddress.ip_network("10.245.1.0/24"), "gone", "pool")
+    parts.follower.deliver(
+        [Replaced("Node", nodes), Replaced("IPPool", ()), Replaced("IPBlock", (claimed, orphan))]
+    )
+    parts.reconciler.status.publish(
+        NodeStatus(True, {POD_NET: (BLOCK,)}, routes=3, programmed=2, problems=(Problem("x", "y", "z"),))
+    )
+    assert parts.value("nodes") == 4
+    assert parts.value("peers") == 2, "those that have a block"
+    assert parts.value("routes_desired") == 3
+    assert parts.value("routes_programmed") == 2
+    assert parts.value("problems") == 1
+    assert parts.value("attachments") == 0
+    assert parts.value("blocks", network="pods") == 1
+    assert parts.value("addresses", network="pods", mode="host-gw", state="free") == 253
+    assert parts.value("build_info", version=agent.__version__) == 1
+
+
+def test_a_network_whose_conf_changed_is_one_series(parts: Parts) -> None:
+    smaller = replace(POD_NET, range_start=ipaddress.ip_address("10.244.1.200"))
+    parts.reconciler.status.publish(NodeStatus(True, {POD_NET: (BLOCK,), smaller: (BLOCK,)}))
+    assert parts.value("addresses", network="pods", mode="host-gw", state="free") == 253
+
+
+def test_watches(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("agent.node.follower.time.monotonic", lambda: clock[0])
+    assert parts.value("watch_last_event_age_seconds", kind="Node") is None
+    parts.follower.deliver([Replaced("Node", ())])
+    clock[0] += 5
+    assert parts.value("watch_last_event_age_seconds", kind="Node") == 5
+    for change in (Heard("Node"), Put(Node("a")), Gone("Node", "a")):
+        clock[0] += 5
+        parts.follower.deliver([change])
+        assert parts.value("watch_last_event_age_seconds", kind="Node") == 0
+    clock[0] += 5
+    parts.follower.deliver([Restarted("Node", "expired"), Restarted("Node", "expired")])
+    assert parts.value("watch_restarts_total", kind="Node", reason="expired") == 2
+    assert parts.value("watch_last_event_age_seconds", kind="Node") == 5, "a restart alone brings no news"
+    assert parts.value("watch_last_event_age_seconds", kind="IPPool") is None
+
+
+def test_the_journals_length(parts: Parts, tmp_path: Path) -> None:
+    for name in ("1.json", "2.json", ".3.json", "4.rejected"):
+        (tmp_path / "deletes" / name).touch()
+    assert parts.value("journal_length") == 2
+    for path in (tmp_path / "deletes").iterdir():
+        path.unlink()
+    (tmp_path / "deletes").rmdir()
+    assert parts.value("journal_length") is None, "a journal out of reach is not an empty one"
+    assert parts.value("nodes") == 0
+
+
+def test_counters_begin_at_zero(parts: Parts) -> None:
+    for kind in ("bridges", "forwarding", "nft", "routes"):
+        assert parts.value("drift_repaired_total", kind=kind) == 0
+        assert parts.value("reconcile_errors_total", what=kind) == 0
+    assert parts.value("reconcile_errors_total", what="netlink") == 0
+    assert parts.value("reconcile_duration_seconds_count") == 0
+
+
+ROUTE = Route(ipaddress.ip_network("10.244.2.0/24"), ipaddress.ip_address("192.0.2.2"), "eth0")
+BRIDGE = Bridge("testcni0", "0a:58:0a:f4:01:01", 1500, frozenset())
+
+
+def test_drift_is_what_others_changed() -> None:
+    drift = Drift()
+
+    def repaired(desired: NodeState, *failures: str, **changed: int) -> dict[str, int]:
+        drift.note(desired, Programmed(changed=changed, failures=set(failures)))
+        return {kind: count for (kind,), count in drift.repaired.all().items() if count}
+
+    first = NodeState(routes=frozenset({ROUTE}), bridges=frozenset({BRIDGE}))
+    assert repaired(first, routes=1, bridges=1) == {}, "at the start everything is made"
+    assert repaired(first) == {}
+    assert repaired(first, routes=1) == {"routes": 1}
+    more = replace(first, routes=frozenset({ROUTE, replace(ROUTE, device="eth1")}))
+    assert repaired(more, routes=1) == {"routes": 1}, "more is desired"
+    assert repaired(more, routes=0, bridges=1) == {"routes": 1, "bridges": 1}
+    assert repaired(more, "routes") == {"routes": 1, "bridges": 1}
+    assert repaired(more, routes=2) == {"routes": 1, "bridges": 1}, "what failed before is done late, not repaired"
+    assert repaired(more, routes=2) == {"routes": 3, "bridges": 1}
+
+
+def test_a_tally_loses_nothing() -> None:
+    tally = Tally("a")
+
+    def count() -> None:
+        for _ in range(5000):
+            tally.add("a")
+            tally.add("b", "c", by=2)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tally.all() == {("a",): 20_000, ("b", "c"): 40_000}
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    assert project["version"] == agent.__version__
