@@ -135,7 +135,7 @@ def test_an_endless_request_is_not_kept(running: Running) -> None:
 
 
 def test_slow_clients_hold_up_nobody_and_are_ended(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "WITHIN", 0.5)
+    monkeypatch.setattr(http, "WITHIN", 1.0)
     slow = [running.connect() for _ in range(MOST // 2)]
     for byte in range(5):  # a byte now and then buys no time
         for client in slow:
@@ -143,11 +143,11 @@ def test_slow_clients_hold_up_nobody_and_are_ended(running: Running, monkeypatch
         time.sleep(0.05)
     began = time.monotonic()
     assert running.ask()[1] == b"hello\n"
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 0.7, "it did not wait for the slow ones to be ended"
     for client in slow:
         assert is_ended(client)
         client.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3
 
 
 def test_more_connections_than_allowed_end_the_oldest(running: Running) -> None:
