@@ -1,5 +1,6 @@
 # One image: the agent with its Python, the static plugin, the reference plugins of the conflist, nft and BIRD.
-ARG BASE=debian:trixie-slim
+# Debian 12, as the nft of later ones writes tables on which an older nft of the host crashes (1.1.3 and 1.0.6).
+ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \

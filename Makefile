@@ -71,13 +71,13 @@ bench: deps plugin ## side by side with the reference plugins bridge and host-lo
 	@$(BIN)/python -m tests.bench
 
 IMAGE ?= localhost/testcni:dev
-BASE ?= localhost/debian:trixie
+BASE ?= localhost/debian:bookworm
 # Behind a proxy with a CA of its own, the build needs it too; nothing of it gets into the image.
 CA := $(wildcard $(PIP_CERT))
 
 .PHONY: image
 image: build/.debs-image ## the container image, build/testcni.tar, by buildah; BASE= where a registry has Debian
-ifeq ($(BASE),localhost/debian:trixie)
+ifeq ($(BASE),localhost/debian:bookworm)
 	@tests/image/base.sh $(BASE)
 endif
 	@buildah build --quiet --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \

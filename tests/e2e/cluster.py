@@ -125,6 +125,7 @@ class Cluster(Segment):
         super().__init__()
         self.proxy = proxy
         self.nodes: list[ClusterNode] = []
+        self.before: dict[str, dict[str, str]] = {}
         home = self.folder / "control-plane"
         home.mkdir()
         self.space = Space("control", self.folder / "control", [home, programs.build()])

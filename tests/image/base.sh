@@ -4,13 +4,13 @@
 set -euo pipefail
 tag=$1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/testcni
-tar=$cache/base-trixie-$(date -u +%Y%m%d).tar
+tar=$cache/base-bookworm-$(date -u +%Y%m%d).tar
 if [ ! -s "$tar" ]; then
   mkdir -p "$cache"
-  rm -f "$cache"/base-trixie-*.tar
+  rm -f "$cache"/base-bookworm-*.tar
   mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' trixie "$cache/new-$$.tar"
+    --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$cache/new-$$.tar"
   mv "$cache/new-$$.tar" "$tar"
 fi
 container=$(buildah from scratch)

@@ -1,0 +1,52 @@
+"""One cluster for all tests of a run, in the order of the files: from bare nodes to bare nodes again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.cluster import MANIFESTS, Cluster, ClusterNode, eventually
+from tests.e2e.workload import TOOLBOX, toolbox
+
+PROXY = os.environ.get("PROXY", "iptables")
+NODES = 2
+
+
+@pytest.fixture(scope="session")
+def bare() -> Iterator[Cluster]:
+    """Nodes without a network; what each of them was like is in `before`."""
+    with Cluster(PROXY) as it:
+        began = time.monotonic()
+        it.up(NODES)
+        it.before = {node.name: node.state() for node in it.nodes}
+        print(f"{NODES} nodes without a network after {time.monotonic() - began:.1f} s")
+        yield it
+
+
+@pytest.fixture(scope="session")
+def cluster(bare: Cluster) -> Cluster:
+    """With testcni, and every node Ready."""
+    if not bare.get("daemonsets", "-n", "testcni"):
+        bare.apply(MANIFESTS)
+    eventually(lambda: len(bare.ready_nodes()) == NODES, 60)
+    return bare
+
+
+@pytest.fixture(scope="session")
+def boxes(cluster: Cluster) -> dict[str, dict[str, object]]:
+    """A pod with tools on each node, by the node's name."""
+    cluster.apply(toolbox())
+    return {pod["spec"]["nodeName"]: pod for pod in cluster.running(TOOLBOX, NODES)}
+
+
+@pytest.fixture(scope="session")
+def one(cluster: Cluster) -> ClusterNode:
+    return cluster.nodes[0]
+
+
+@pytest.fixture(scope="session")
+def two(cluster: Cluster) -> ClusterNode:
+    return cluster.nodes[1]

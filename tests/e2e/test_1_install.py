@@ -1,0 +1,105 @@
+"""`kubectl apply -f manifests/`: from nodes without a network to nodes that take pods."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+from tests.e2e import programs
+from tests.e2e.cluster import MANIFESTS, Cluster, eventually
+from tests.lab.space import REPO
+
+READY_WITHIN = 15.0  # seconds
+
+
+def test_the_rendered_manifest_is_that_of_the_default_overlay(bare: Cluster) -> None:
+    rendered = bare.kubectl("kustomize", str(REPO / "manifests/overlays/host-gw"))
+    assert (MANIFESTS / "testcni.yaml").read_text() == rendered, "make manifests"
+    assert [path.name for path in MANIFESTS.glob("*.yaml")] == ["testcni.yaml"]
+    assert programs.VERSION in bare.kubectl("version")
+
+
+def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
+    assert bare.ready_nodes() == set()
+    assert {reason(node) for node in bare.get("nodes")} <= {"KubeletNotReady"}
+    began = time.monotonic()
+    bare.apply(MANIFESTS)
+    eventually(lambda: len(bare.ready_nodes()) == len(bare.nodes), 60)
+    took = time.monotonic() - began
+    print(f"from apply to all nodes Ready: {took:.1f} s")
+    agents = {
+        pod["spec"]["nodeName"]: pod for pod in bare.running("app.kubernetes.io/name=testcni", 2, 30, "testcni")
+    }
+    for node in bare.get("nodes"):
+        name = node["metadata"]["name"]
+        (state,) = agents[name]["status"]["containerStatuses"]
+        assert parse(state["state"]["running"]["startedAt"]) <= parse(ready(node)["lastTransitionTime"])
+    assert took < READY_WITHIN
+
+
+def test_the_condition_network_unavailable_is_cleared_with_a_reason(cluster: Cluster) -> None:
+    def conditions() -> list[dict[str, Any]]:
+        found = (node["status"]["conditions"] for node in cluster.get("nodes"))
+        return [one for many in found for one in many if one["type"] == "NetworkUnavailable"]
+
+    eventually(lambda: len(conditions()) == len(cluster.nodes), 10)
+    assert {(one["status"], one["reason"]) for one in conditions()} == {("False", "TestcniIsUp")}
+
+
+def test_what_was_installed(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        state = node.state()
+        assert state["plugins"].split() == ["bandwidth", "loopback", "portmap", "testcni"]
+        assert state["confs"].split() == ["05-testcni.conflist"]
+        conflist = json.loads(node.machine.exec("cat", "/etc/cni/net.d/05-testcni.conflist").stdout)
+        assert conflist["plugins"][0] == {"type": "testcni", "mode": "host-gw"}
+        listed = node.machine.exec("stat", "-c", "%a %n", "/run/testcni/agent.sock", "/run/testcni").stdout
+        assert listed.split() == ["600", "/run/testcni/agent.sock", "755", "/run/testcni"]
+
+
+def test_what_is_damaged_is_repaired(cluster: Cluster) -> None:
+    run = cluster.nodes[0].machine.exec
+    before = run("sha256sum", "/opt/cni/bin/testcni").stdout
+    run("rm", "/etc/cni/net.d/05-testcni.conflist")
+    run("sh", "-c", "echo broken > /opt/cni/bin/testcni")
+    eventually(lambda: run("ls", "/etc/cni/net.d").stdout.strip() == "05-testcni.conflist", 5)
+    eventually(lambda: run("sha256sum", "/opt/cni/bin/testcni").stdout == before, 5)
+
+
+def test_a_conf_that_sorts_first_is_told_as_an_event(cluster: Cluster) -> None:
+    run = cluster.nodes[0].machine.exec
+    run("sh", "-c", "echo '{}' > /etc/cni/net.d/00-other.conf")
+    try:
+        eventually(lambda: "00-other.conf: sorts before 05-testcni.conflist" in events(cluster), 20)
+    finally:
+        run("rm", "/etc/cni/net.d/00-other.conf")
+
+
+def test_the_seeds_busybox_runs_three_times_and_pings_itself(cluster: Cluster) -> None:
+    cluster.apply(MANIFESTS / "examples/test-busybox.yaml")
+    pods = cluster.running("app=busybox", 3)
+    assert {pod["spec"]["nodeName"] for pod in pods} == {node.name for node in cluster.nodes}
+    for pod in pods:
+        for other in pods:
+            cluster.exec(pod, "ping", "-c1", "-W2", other["status"]["podIP"])
+    cluster.kubectl("delete", "deployment", "busybox", "--wait=false")
+
+
+def events(cluster: Cluster) -> str:
+    return cluster.kubectl("get", "events", "-n", "default", "-o", "custom-columns=M:.message", "--no-headers")
+
+
+def ready(node: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (one for one in node["status"]["conditions"] if one["type"] == "Ready")
+    condition: dict[str, Any] = found
+    return condition
+
+
+def reason(node: dict[str, Any]) -> str:
+    return str(ready(node)["reason"])
+
+
+def parse(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
