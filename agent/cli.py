@@ -72,6 +72,7 @@ class Agent:
             self._attachments,
             (self._follower.troubles, self._claimer.problems, installing, listening),
             conf.sysctl_dir,
+            conf.run_dir / "prepared.json",
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._announce = announcer(api, conf.node, self._reconciler.status) if api else None

@@ -47,7 +47,7 @@ PATHS: dict[Kind, str] = {
 PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
 WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
 SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
 SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
 
 log = logging.getLogger(__name__)

@@ -258,7 +258,7 @@ def encode(attachment: Attachment) -> bytes:
         "format": FORMAT,
         "container_id": attachment.container_id,
         "ifname": attachment.ifname,
-        "network": _network(attachment.network),
+        "network": encode_network(attachment.network),
         "netns": attachment.netns,
         "pod": attachment.pod,
         "leases": [{"address": str(lease.address), "block": str(lease.block)} for lease in attachment.leases],
@@ -268,9 +268,17 @@ def encode(attachment: Attachment) -> bytes:
 
 
 @functools.lru_cache(64)
-def _network(network: Network) -> dict[str, Any]:
+def encode_network(network: Network) -> dict[str, Any]:
     """A network as JSON; made once, as every pod of a node is on the same one."""
     return {name: str(value) if name in PARSED and value else value for name, value in asdict(network).items()}
+
+
+def decode_network(doc: dict[str, Any]) -> Network:
+    """What `encode_network` made it of. Raises KeyError, TypeError, ValueError."""
+    values = {f.name: doc[f.name] for f in fields(Network)}
+    for name, parse in PARSED.items():
+        values[name] = parse(values[name]) if values[name] is not None else None
+    return Network(**values)
 
 
 def decode(data: bytes, *, whole: bool) -> Attachment:
@@ -280,10 +288,7 @@ def decode(data: bytes, *, whole: bool) -> Attachment:
         doc = json.loads(first)
         if doc.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        network = doc["network"]
-        for name, parse in PARSED.items():
-            network[name] = parse(network[name]) if network[name] is not None else None
-        doc["network"] = Network(**{f.name: network[f.name] for f in fields(Network)})
+        doc["network"] = decode_network(doc["network"])
         doc["leases"] = tuple(
             Lease(ipaddress.ip_address(item["address"]), ipaddress.ip_network(item["block"]))
             for item in doc["leases"]

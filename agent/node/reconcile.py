@@ -17,7 +17,7 @@ from agent.ipam.attachments import Attachments
 from agent.model import Network, Problem, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
-from agent.node import program
+from agent.node import prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally
@@ -40,13 +40,16 @@ class Inputs:
     troubles: tuple[Latest[Mapping[str, Problem]], ...]
     sysctls: Path = Path("/proc/sys/net")
     """Where the kernel's switches are; elsewhere in a container."""
+    prepared: Path | None = None
+    """The file of what is prepared for pods; None: it is forgotten at a restart."""
 
 
 class Reconciler:
     """The node path's loop: desired minus actual, per kind."""
 
     def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
-        self.status: Latest[NodeStatus] = Latest(NodeStatus())
+        earlier = prepared.load(inputs.prepared) if inputs.prepared else {}
+        self.status: Latest[NodeStatus] = Latest(NodeStatus(blocks=earlier))
         self.errors = Tally(NETLINK, *program.KINDS)
         """Rounds in which something of a kind failed."""
         self.drift = program.Drift()
@@ -88,7 +91,8 @@ class Reconciler:
         """One round; False when something failed that may succeed when it is tried again."""
         snapshot = self._claimer.complete(self._inputs.snapshot.get())
         if not snapshot.synced:  # nothing is made or removed on half a picture
-            self._publish(NodeStatus(problems=self._with_reported([])))
+            still = self.status.get().blocks  # of an earlier run
+            self._publish(NodeStatus(blocks=still, problems=self._with_reported([])))
             return True
         began = time.monotonic()
         try:
@@ -192,6 +196,8 @@ class Reconciler:
         for problem in self._told - now:
             log.info("solved: %s: %s", problem.where, problem.what)
         self._told = now
+        if self._inputs.prepared and status.blocks != self.status.get().blocks:
+            prepared.save(self._inputs.prepared, status.blocks)
         self.status.publish(status)
 
     def _until_next(self) -> float:

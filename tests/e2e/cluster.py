@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.cluster.store import StoreError
 from tests.e2e import images, programs
 from tests.e2e.control import PODS, ControlPlane
 from tests.e2e.machine import Disk, Machine, remove_groups
-from tests.lab.segment import UNDERLAY, Segment
+from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import REPO, Space, SpaceError, kill_all, processes_in
 
 T = TypeVar("T")
@@ -67,37 +68,67 @@ class ClusterNode:
         self._cluster.plug(machine, self.address)
         return machine
 
-    def start(self, proxy: str) -> None:
-        """containerd with the images, kubelet and kube-proxy (in mode `proxy`; empty: none)."""
+    def start(self) -> None:
+        """containerd with the images, kubelet and kube-proxy."""
         path = self.machine.root
         (path / "etc/containerd/config.toml").write_text(CONTAINERD % images.PAUSE)
         (path / "etc/kubernetes/manifests").mkdir(parents=True, exist_ok=True)
         self._run("containerd", "containerd")
         eventually(lambda: self.machine.exec("ctr", "version", check=False).returncode == 0, 30)
-        for archive in images.archives():
+        for archive in images.archives() if not self._has_images() else ():
             self.machine.exec("ctr", "-n", "k8s.io", "images", "import", str(archive), timeout=300)
         (path / "run/kubelet.json").write_text(json.dumps(KUBELET))
-        kube, control = programs.build(), self._cluster.control
-        self._run(
-            "kubelet", f"{kube}/kubelet", "--config", "/run/kubelet.json", "--hostname-override", self.name,
-            "--node-ip", self.address, "--kubeconfig", str(control.kubeconfig(f"system:node:{self.name}")),
-        )  # fmt: skip
-        if proxy:
-            self._run(
-                "kube-proxy", f"{kube}/kube-proxy", "--kubeconfig", str(control.kubeconfig("system:kube-proxy")),
-                "--hostname-override", self.name, "--proxy-mode", proxy, "--cluster-cidr", PODS,
-                "--conntrack-max-per-core", "0",
-            )  # fmt: skip
+        for name in ("kubelet", "kube-proxy") if self._cluster.proxy else ("kubelet",):
+            self._run(name, *self._argv(name))
+
+    def _argv(self, name: str) -> list[str]:
+        program, control = f"{programs.build()}/{name}", self._cluster.control
+        if name == "kubelet":
+            return [
+                program, "--config", "/run/kubelet.json", "--hostname-override", self.name,
+                "--node-ip", self.address, "--kubeconfig", str(control.kubeconfig(f"system:node:{self.name}")),
+            ]  # fmt: skip
+        return [
+            program, "--kubeconfig", str(control.kubeconfig("system:kube-proxy")), "--cluster-cidr", PODS,
+            "--hostname-override", self.name, "--proxy-mode", self._cluster.proxy, "--conntrack-max-per-core", "0",
+        ]  # fmt: skip
+
+    def _has_images(self) -> bool:
+        return images.TESTCNI in self.machine.exec("ctr", "-n", "k8s.io", "images", "ls", "-q").stdout
 
     def crash(self) -> None:
         """Switch it off without a word: every process ends, its disk stays."""
         kill_all(processes_in([self.machine.pid]))
         self.machine.reap()
 
-    def boot(self, proxy: str) -> None:
+    def boot(self) -> None:
         """Switch it on again."""
         self.machine = self._switch_on()
-        self.start(proxy)
+        self.start()
+
+    def restart(self, *programs: str, address: str = "") -> None:
+        """End some of its programs, perhaps give it another address, and start them again."""
+        for name in programs:
+            self.machine.exec("pkill", "-KILL", "-x", name, check=False)
+        if address:
+            self.machine.batch([
+                f"address add {address}/{PREFIX} dev eth0",
+                f"address delete {self.address}/{PREFIX} dev eth0",
+                f"route replace default via {GATEWAY}",
+            ])  # fmt: skip
+            self.address = address
+        for name in programs:
+            self._run(name, *self._argv(name))
+
+    def attachments(self) -> list[dict[str, Any]]:
+        """What the agent has on file: an entry for each pod interface."""
+        found = self.machine.exec("sh", "-c", "head -qn1 /run/testcni/attachments/*.* 2>/dev/null || true").stdout
+        return [json.loads(line) for line in found.splitlines()]
+
+    def address_of(self, pod: str) -> str:
+        """The address of a pod, given as namespace/name, from the agent's files; empty: there is none."""
+        found = (one for one in self.attachments() if one["pod"] == pod)
+        return next((str(one["leases"][0]["address"]) for one in found), "")
 
     def state(self) -> dict[str, str]:
         """What testcni could leave behind: links, routes, nft, plugins, confs."""
@@ -141,7 +172,7 @@ class Cluster(Segment):
         self.control.start(users=[f"system:node:node{number}" for number in range(1, nodes + 1)])
         say(f"{nodes} nodes")
         self.nodes = [ClusterNode(self, number) for number in range(1, nodes + 1)]
-        self.each(lambda node: node.start(self.proxy))
+        self.each(lambda node: node.start())
         eventually(lambda: len(self.get("nodes")) == nodes, 60)
         return self
 
@@ -214,7 +245,7 @@ def eventually(look: Callable[[], T], within: float, every: float = 0.1) -> T:
             if found := look():
                 return found
             last = found
-        except SpaceError as error:
+        except (SpaceError, StoreError) as error:
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {within} s: {last}")

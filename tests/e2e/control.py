@@ -66,7 +66,7 @@ class ControlPlane:
         if etcd is None:
             raise ControlError("etcd is not installed; Debian's package is etcd-server")
         client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd)
-        self._run(
+        self.run(
             "etcd", [
                 etcd, "--data-dir", str(self.folder / "etcd"), "--unsafe-no-fsync", "--listen-client-urls", client,
                 "--advertise-client-urls", client, "--listen-peer-urls", peer,
@@ -81,7 +81,7 @@ class ControlPlane:
     def start_apiserver(self) -> None:
         """Start the API server and wait until it is ready."""
         own = self.folder
-        self._run(
+        self.run(
             "kube-apiserver", [
                 str(self._bin / "kube-apiserver"), f"--etcd-servers=http://127.0.0.1:{self._etcd[0]}",
                 f"--service-cluster-ip-range={SERVICES}", f"--cert-dir={own}/certs", f"--secure-port={self.port}",
@@ -135,20 +135,23 @@ class ControlPlane:
     def _start_controllers(self) -> None:
         kube = programs.build("kube-controller-manager", "kube-scheduler")
         common = (f"--kubeconfig={self.kubeconfig()}", "--leader-elect=false")
-        self._run(
+        self.run(
             "kube-controller-manager", [
                 str(kube / "kube-controller-manager"), *common, "--allocate-node-cidrs=true",
                 f"--cluster-cidr={PODS}", f"--service-account-private-key-file={self.folder}/sa.key",
                 f"--root-ca-file={self.folder}/certs/apiserver.crt", "--use-service-account-credentials=true",
             ],
         )  # fmt: skip
-        self._run("kube-scheduler", [str(kube / "kube-scheduler"), *common])
+        self.run("kube-scheduler", [str(kube / "kube-scheduler"), *common])
 
-    def _run(self, name: str, argv: Sequence[str]) -> None:
+    def run(self, name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a program beside the others, with its output in a file."""
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._programs[name] = subprocess.Popen(
+            program = subprocess.Popen(
                 [*self._enter, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        self._programs[name] = program
+        return program
 
     def _is_ready(self) -> bool:
         if not (self.folder / "certs/apiserver.crt").exists():

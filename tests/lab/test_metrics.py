@@ -8,7 +8,7 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.lab.lab import LabNode, lab
-from tests.lab.test_lab import ask, eventually
+from tests.lab.test_lab import eventually
 
 FETCH = """
 import sys, urllib.error, urllib.request
@@ -64,7 +64,7 @@ def test_a_node_from_unready_to_at_work() -> None:
         assert value(one, "process_open_fds")
         told = json.loads(get(one, "/status")[1])
         assert {k: told[k] for k in ("node", "synced", "problems")} == {
-            k: ask(one)[k] for k in ("node", "synced", "problems")
+            k: one.ask()[k] for k in ("node", "synced", "problems")
         }
         assert get(one, "/")[0] == 404
 
@@ -74,5 +74,5 @@ def test_an_agent_whose_port_is_taken_works_and_says_so() -> None:
         (node,) = it.nodes
         node.start_agent("--listen", "192.0.2.77:9480")  # not an address of the node
         node.wait_ready()
-        eventually(lambda: "--listen 192.0.2.77:9480" in str(ask(node)["problems"]), 5)
+        eventually(lambda: "--listen 192.0.2.77:9480" in str(node.ask()["problems"]), 5)
         assert node.add_pod("a").address == "10.244.1.2"

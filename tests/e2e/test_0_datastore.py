@@ -1,0 +1,247 @@
+"""The datastore and its CRDs against a real API server, without any node."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.cluster import api
+from agent.cluster.api import Api, ApiError
+from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.store import ConflictError, NotFoundError
+from agent.model import IPBlock, IPPool, Network, Node, Snapshot
+from agent.node.claims import claim
+from agent.node.follower import Follower
+from tests.e2e.cluster import eventually
+from tests.e2e.control import ControlError, ControlPlane
+from tests.lab.space import REPO
+
+MANIFESTS = REPO / "manifests/base"
+MEMORY = 96  # MiB of a whole agent that knows 5,000 nodes
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    it = ControlPlane(tmp_path_factory.mktemp("control"))
+    try:
+        it.start(controllers=False)
+        for name in ("crds.yaml", "admission.yaml"):
+            it.kubectl("apply", "-f", str(MANIFESTS / name))
+        it.kubectl("wait", "--for=condition=Established", "crd/ippools.testcni.io", "crd/ipblocks.testcni.io")
+        yield it
+    finally:
+        it.stop()
+
+
+@pytest.fixture
+def store(control: ControlPlane) -> Kubernetes:
+    return Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig())))
+
+
+def pool(name: str, cidr: str, size: int | None = None) -> dict[str, Any]:
+    spec = {"cidr": cidr, **({"blockSize": size} if size else {})}
+    return {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec}
+
+
+def block(name: str, cidr: str, node: str = "n") -> dict[str, Any]:
+    spec = {"cidr": cidr, "node": node, "pool": "p"}
+    return {"apiVersion": "testcni.io/v1", "kind": "IPBlock", "metadata": {"name": name}, "spec": spec}
+
+
+def apply(control: ControlPlane, doc: Mapping[str, Any]) -> None:
+    control.kubectl("apply", "-f", "-", stdin=json.dumps(doc))
+
+
+def test_an_overlapping_pool_is_refused(control: ControlPlane) -> None:
+    apply(control, pool("first", "10.240.0.0/16"))
+    # the policy knows of the pool as soon as its informer does
+    refused = pool("second", "10.240.128.0/17")
+    message = eventually(lambda: refusal(control, refused), 20)
+    assert "its cidr 10.240.128.0/17 overlaps 10.240.0.0/16 of IPPool first" in message
+    assert "overlaps" in refusal(control, pool("wider", "10.0.0.0/8"))
+    apply(control, pool("beside", "10.241.0.0/16"))
+    apply(control, pool("six", "fd00::/48"))
+    control.kubectl("delete", "ippools", "--all")
+
+
+def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
+    """What the API server says against it; empty (and it is gone again) when it says nothing."""
+    try:
+        apply(control, doc)
+    except ControlError as error:
+        return str(error)
+    control.kubectl("delete", doc["kind"].lower(), doc["metadata"]["name"])
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("doc", "message"),
+    [
+        (pool("p", "10.244.1.0/16"), "a CIDR with no host bits set"),
+        (pool("p", "10.244.0.0"), "a CIDR with no host bits set"),
+        (pool("p", "10.244.0.0/33"), "a CIDR with no host bits set"),
+        (pool("p", "10.244.0.0/16", 12), "blockSize must not be smaller than the prefix length of cidr"),
+        (pool("p", "10.244.0.0/16", 31), "leaves a pod no address"),
+        (pool("p", "10.244.0.0/16", 4), "should be greater than or equal to 8"),
+        ({**pool("p", ""), "spec": {}}, "spec.cidr: Required value"),
+        (block("10-244-3-0-24", "10.244.4.0/24"), "an IPBlock is named for its cidr"),
+        (block("10-244-3-7-24", "10.244.3.7/24"), "a CIDR with no host bits set"),
+        (block("10-244-3-0-24", "10.244.3.0/24", ""), "should be at least 1 chars long"),
+    ],
+)
+def test_wrong_objects_are_refused_with_a_message(
+    control: ControlPlane, doc: dict[str, Any], message: str
+) -> None:
+    assert message in refusal(control, doc)
+
+
+@pytest.mark.parametrize(
+    ("doc", "change", "message"),
+    [
+        (pool("p", "10.244.0.0/16"), {"cidr": "10.245.0.0/16"}, "a pool's cidr can't be moved"),
+        (pool("p", "10.244.0.0/16", 24), {"blockSize": 26}, "blockSize can't change"),
+        (block("10-244-3-0-24", "10.244.3.0/24"), {"node": "other"}, "a block can't change its owner"),
+    ],
+)
+def test_what_is_in_use_can_not_be_moved(
+    control: ControlPlane, doc: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    apply(control, doc)
+    with pytest.raises(ControlError, match=message):
+        apply(control, {**doc, "spec": {**doc["spec"], **change}})
+    control.kubectl("delete", doc["kind"].lower(), doc["metadata"]["name"])
+
+
+def test_columns_and_short_names(control: ControlPlane) -> None:
+    apply(control, pool("p", "10.244.0.0/16", 26))
+    apply(control, block("10-244-3-0-24", "10.244.3.0/24", "node7"))
+    assert control.kubectl("get", "pool").splitlines()[1].split()[:3] == ["p", "10.244.0.0/16", "26"]
+    assert control.kubectl("get", "block").splitlines()[1].split()[:4] == [
+        "10-244-3-0-24", "10.244.3.0/24", "node7", "p",
+    ]  # fmt: skip
+    control.kubectl("delete", "pool,block", "--all")
+
+
+def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
+    made = store.create(IPPool("p", ipaddress.ip_network("10.244.0.0/16"), 24))
+    assert made.resource_version
+    assert store.list("IPPool") == (made,)
+    with pytest.raises(ConflictError, match="already exists"):
+        store.create(made)
+    with pytest.raises(ConflictError, match="the object has been modified"):
+        store.update(IPPool("p", ipaddress.ip_network("10.244.0.0/16"), 24, "1"))
+    with pytest.raises(ApiError, match="can't be moved"):
+        store.update(IPPool("p", ipaddress.ip_network("10.245.0.0/16"), 24, made.resource_version))
+    store.delete("IPPool", "p")
+    with pytest.raises(NotFoundError):
+        store.delete("IPPool", "p")
+
+
+def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> None:
+    pods = IPPool("p", ipaddress.ip_network("10.244.0.0/16"), 24)
+    store.create(pods)
+    nodes = {f"node{n}": Node(f"node{n}") for n in range(50)}
+    snapshot = Snapshot(synced=True, nodes=nodes, pools={"p": pods})
+    begin = threading.Barrier(50)
+
+    def run(name: str) -> IPBlock:
+        begin.wait()
+        return claim(store, snapshot, Network("n"), name)
+
+    with ThreadPoolExecutor(50) as threads:
+        claimed = list(threads.map(run, nodes))
+    assert len({one.cidr for one in claimed}) == 50
+    assert {(one.name, one.node) for one in claimed} == {
+        (one.name, one.node) for one in store.list("IPBlock") if isinstance(one, IPBlock)
+    }
+    for one in claimed:
+        store.delete("IPBlock", one.name)
+    store.delete("IPPool", "p")
+
+
+def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, store: Kubernetes) -> None:
+    follower, stop = Follower(store), threading.Event()
+    thread = threading.Thread(target=follower.run, args=(stop,))
+    thread.start()
+    try:
+        eventually(lambda: follower.snapshot.get().synced, 10)
+        store.create(IPPool("before", ipaddress.ip_network("10.1.0.0/16"), 24))
+        eventually(lambda: "before" in follower.snapshot.get().pools, 2)
+        control.end("kube-apiserver")
+        eventually(lambda: len(follower.troubles.get()) == 3, 10)
+        assert "before" in follower.snapshot.get().pools, "the last state stays in force"
+        control.start_apiserver()
+        after = IPPool("after", ipaddress.ip_network("10.2.0.0/16"), 24)
+        eventually(lambda: store.create(after), 20)  # its policies need a moment
+        eventually(lambda: "after" in follower.snapshot.get().pools, 35)
+        eventually(lambda: not follower.troubles.get(), 35)
+        store.delete("IPPool", "before")
+        eventually(lambda: "before" not in follower.snapshot.get().pools, 2)
+    finally:
+        stop.set()
+        thread.join()
+        control.kubectl("delete", "ippools", "--all")
+
+
+def test_five_thousand_nodes_fit_into_the_agents_memory(control: ControlPlane) -> None:
+    fill(control, 5000)
+    argv = [sys.executable, "-c", FOLLOW, str(control.kubeconfig())]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=REPO, timeout=120)
+    now, peak = (int(line) // 1024 for line in done.stdout.split())
+    print(f"all that an agent imports, and 5,000 nodes: {now} MiB, {peak} MiB at its largest")
+    assert peak < MEMORY
+
+
+FOLLOW = """
+import sys, threading, time
+from functools import partial
+from pathlib import Path
+from agent import cli
+from agent.cluster import api
+from agent.cluster.kubernetes import Kubernetes
+from agent.node.follower import Follower
+follower = Follower(Kubernetes(api.Api(partial(api.from_kubeconfig, Path(sys.argv[1])))))
+threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
+while len(follower.snapshot.get().nodes) < 5000 or not follower.snapshot.get().synced: time.sleep(0.1)
+time.sleep(1)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def fill(control: ControlPlane, count: int) -> None:
+    """Nodes as large as real ones: 50 images of two names each."""
+    images = [{"names": [f"registry.example/{'x' * 60}{n}:{t}" for t in "ab"], "sizeBytes": n} for n in range(50)]
+    server = Api(partial(api.from_kubeconfig, control.kubeconfig()))
+
+    def put(number: int) -> None:
+        a, b = divmod(number, 250)
+        doc = {
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": f"many{number}"},
+            "spec": {"podCIDR": f"10.{a}.{b}.0/24", "podCIDRs": [f"10.{a}.{b}.0/24"]},
+        }  # fmt: skip
+        server.ask(api.Request("POST", "/api/v1/nodes", body=doc))
+        status = {
+            "addresses": [{"type": "InternalIP", "address": f"172.20.{a}.{b + 1}"}], "images": images,
+        }  # fmt: skip
+        path = f"/api/v1/nodes/many{number}/status"
+        server.ask(api.Request("PATCH", path, {}, {"status": status}, "application/merge-patch+json"))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(put, range(count)))
+
+
+def test_the_crds_are_yaml_that_says_what_it_is() -> None:
+    for doc in yaml.safe_load_all((MANIFESTS / "crds.yaml").read_text()):
+        for version in doc["spec"]["versions"]:
+            assert version["schema"]["openAPIV3Schema"]["description"]

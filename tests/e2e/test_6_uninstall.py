@@ -1,0 +1,58 @@
+"""The end: what was granted was used, and what was installed goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from tests.e2e.cluster import MANIFESTS, Cluster, eventually
+
+USER = "system:serviceaccount:testcni:testcni"
+SELDOM = {("create", "ipblocks")}  # only where the cluster allocates no podCIDRs: test_0_datastore has it
+
+
+def test_no_verb_is_granted_that_is_not_used(cluster: Cluster) -> None:
+    used = set()
+    for line in (cluster.control.folder / "audit.log").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["user"]["username"] != USER or "objectRef" not in entry:
+            continue
+        reference = entry["objectRef"]
+        resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
+        used.add((entry["verb"], resource))
+        assert entry["responseStatus"]["code"] not in (401, 403), entry
+    assert used | SELDOM == set(granted(cluster))
+
+
+def granted(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    (role,) = (one for one in cluster.get("clusterroles") if one["metadata"]["name"] == "testcni")
+    for rule in role["rules"]:
+        for resource in rule["resources"]:
+            for verb in rule["verbs"]:
+                yield verb, resource
+
+
+def test_nothing_is_left(cluster: Cluster) -> None:
+    for kind in ("deployments", "daemonsets", "services", "pods"):
+        cluster.kubectl("delete", kind, "-n", "default", "-l", "app", "--wait=false")
+    names = [one["metadata"]["name"] for kind in ("deployments", "daemonsets") for one in cluster.get(kind)]
+    for kind in ("deployment", "daemonset"):
+        for name in names:
+            cluster.kubectl("delete", kind, name, "--ignore-not-found", "--wait=false")
+    eventually(lambda: cluster.get("pods") == [], 90)
+    cluster.kubectl("delete", "-f", "-", stdin=(MANIFESTS / "testcni.yaml").read_text(), within=120)
+    cleanup = MANIFESTS / "cleanup/cleanup.yaml"
+    cluster.apply(cleanup)
+    cluster.running("app.kubernetes.io/component=cleanup", len(cluster.nodes), 60, "kube-system")
+    cluster.kubectl("delete", "-f", "-", stdin=cleanup.read_text())
+    for node in cluster.nodes:
+        before, now = cluster.before[node.name], node.state()
+        for what in ("plugins", "confs"):
+            assert now[what] == before[what], node.name
+        assert "testcni" not in now["nft"]
+        assert "tcni" not in now["links"] + now["routes"]
+        assert [line.split()[0].partition("@")[0] for line in now["links"].splitlines()] == [
+            line.split()[0].partition("@")[0] for line in before["links"].splitlines()
+        ]
+        assert "proto 84" not in now["routes"]
+    eventually(lambda: cluster.ready_nodes() == set(), 60)

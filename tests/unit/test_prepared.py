@@ -1,0 +1,40 @@
+"""What is prepared outlives the agent; what can't be read counts for nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from agent.model import Network
+from agent.node import prepared
+
+BLOCKS = {
+    Network("a", subnet=ipaddress.ip_network("10.244.0.0/16")): (ipaddress.ip_network("10.244.1.0/24"),),
+    Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
+}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "prepared.json"
+    assert prepared.load(path) == {}
+    prepared.save(path, BLOCKS)
+    assert prepared.load(path) == BLOCKS
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', '{"format": 1, "networks": [{}]}', "\0"])
+def test_a_spoilt_file_is_told_and_counts_for_nothing(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "prepared.json"
+    path.write_text(text)
+    assert prepared.load(path) == {}
+    assert str(path) in caplog.text
+
+
+def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepared.save(tmp_path / "missing" / "prepared.json", BLOCKS)
+    assert "can't be written" in caplog.text
