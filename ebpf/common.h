@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What the programs share: reading a packet, saying what became of it, and the two ways on that avoid the stack.
+ *
+ * Helpers used are those of Linux 5.15; nothing depends on the layout of kernel structures (no CO-RE).
+ * Packets are read and written by helpers, not by pointers: a packet may lie in pieces, and every load is checked.
+ */
+#ifndef TESTCNI_COMMON_H
+#define TESTCNI_COMMON_H
+
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+
+#define INLINE static __always_inline
+#define PASS TC_ACT_UNSPEC   // on to whatever else looks at packets here, and then to the stack
+#define MARK 0x7e57c41       // has its tunnel key: only between veth_ingress and vxlan_egress of one packet
+#define FRAGMENT 0x3fff      // more fragments, or an offset
+#define ALWAYS_FITS (ETH_HLEN + 512) // bytes; every tunnel takes that much
+
+char LICENSE[] SEC("license") = "GPL"; // the tunnel key helpers demand it
+
+struct headers {
+	__u16 align; // the Ethernet header's 14 bytes end where an IP header may begin
+	struct ethhdr eth;
+	struct iphdr ip;
+};
+
+enum kind { IPV4, ARP, OTHER, MALFORMED };
+
+INLINE struct config *configured(void)
+{
+	__u32 first = 0;
+	struct config *config_ = bpf_map_lookup_elem(&config, &first);
+
+	return config_ && config_->device ? config_ : NULL;
+}
+
+INLINE struct counter *count(struct __sk_buff *skb, __u32 reason)
+{
+	struct counter *counter = bpf_map_lookup_elem(&counters, &reason);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += skb->len;
+	}
+	return counter;
+}
+
+INLINE int to_stack(struct __sk_buff *skb)
+{
+	count(skb, TO_STACK);
+	return PASS;
+}
+
+INLINE void ports(struct __sk_buff *skb, __u32 offset, __u8 protocol, __be16 *source, __be16 *destination)
+{
+	__be16 pair[4] = {};
+
+	switch (protocol) {
+	case IPPROTO_TCP: case IPPROTO_UDP: case IPPROTO_UDPLITE: case IPPROTO_SCTP: case IPPROTO_DCCP:
+		if (bpf_skb_load_bytes(skb, offset, pair, 4) == 0) {
+			*source = pair[0];
+			*destination = pair[1];
+		}
+		break;
+	case IPPROTO_ICMP: // type and code, checksum, identifier
+		if (bpf_skb_load_bytes(skb, offset, pair, 8) == 0)
+			*source = *destination = pair[2];
+		break;
+	}
+}
+
+/* Says what became of a dropped packet: counted always, told in an event now and then.
+ * Not inline: it is called from everywhere, and what is dropped need not be fast.
+ */
+static __noinline __attribute__((unused))
+int drop(struct __sk_buff *skb, struct headers *h, __u32 reason, __be32 remote)
+{
+	struct counter *counter = count(skb, reason);
+	__u32 first = 0;
+	struct config *config_ = bpf_map_lookup_elem(&config, &first);
+	struct event *event;
+
+	if (!counter || !config_ || ((counter->packets - 1) & config_->sample))
+		return TC_ACT_SHOT;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)
+		return TC_ACT_SHOT;
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_ns();
+	event->reason = reason;
+	event->device = skb->ifindex;
+	event->remote = remote;
+	event->ethertype = h->eth.h_proto;
+	__builtin_memcpy(event->source_mac, h->eth.h_source, ETH_ALEN);
+	if (h->eth.h_proto == bpf_htons(ETH_P_IP)) {
+		__be16 source = 0, destination = 0;
+
+		event->source = h->ip.saddr;
+		event->destination = h->ip.daddr;
+		event->protocol = h->ip.protocol;
+		if (!(h->ip.frag_off & bpf_htons(FRAGMENT)))
+			ports(skb, ETH_HLEN + h->ip.ihl * 4, h->ip.protocol, &source, &destination);
+		event->source_port = source;
+		event->destination_port = destination;
+	}
+	bpf_ringbuf_submit(event, 0);
+	return TC_ACT_SHOT;
+}
+
+INLINE enum kind parse(struct __sk_buff *skb, struct headers *h)
+{
+	__u32 length;
+
+	if (skb->vlan_present)
+		return OTHER;
+	if (bpf_skb_load_bytes(skb, 0, &h->eth, sizeof(h->eth) + sizeof(h->ip)) < 0) {
+		bpf_skb_load_bytes(skb, 0, &h->eth, sizeof(h->eth));
+		h->ip.protocol = 0;
+		return MALFORMED;
+	}
+	if (h->eth.h_proto == bpf_htons(ETH_P_ARP))
+		return ARP;
+	if (h->eth.h_proto != bpf_htons(ETH_P_IP))
+		return OTHER;
+	length = bpf_ntohs(h->ip.tot_len);
+	if (!length && skb->gso_size) // more than 64 KiB to be cut into segments
+		length = skb->len - ETH_HLEN;
+	if (h->ip.version != 4 || h->ip.ihl < 5 || length < h->ip.ihl * 4 || length > skb->len - ETH_HLEN)
+		return MALFORMED;
+	return IPV4;
+}
+
+/* The reason to drop what is not IPv4. */
+INLINE __u32 not_ipv4(enum kind kind)
+{
+	return kind == MALFORMED ? DROP_MALFORMED : DROP_NOT_IP;
+}
+
+INLINE struct pod *pod_of(__be32 address)
+{
+	return bpf_map_lookup_elem(&pods, &address);
+}
+
+/* The node that has the block of an address, or NULL. */
+INLINE __be32 *node_of(__be32 address)
+{
+	struct block key = { .length = 32, .address = address };
+
+	return bpf_map_lookup_elem(&blocks, &key);
+}
+
+/* Into a pod of this node, past the stack: it arrives in the pod's namespace, inside of its interface. */
+INLINE int to_pod(struct __sk_buff *skb, struct headers *h, struct pod *pod)
+{
+	if (bpf_skb_store_bytes(skb, 0, pod->mac, 2 * ETH_ALEN, 0) < 0)
+		return drop(skb, h, DROP_FAILED, 0);
+	count(skb, FORWARDED_LOCAL);
+	return bpf_redirect_peer(pod->device, 0);
+}
+
+#endif

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Into the tunnel: the one place that knows how a packet is addressed there. */
+#ifndef TESTCNI_TUNNEL_H
+#define TESTCNI_TUNNEL_H
+
+#include "common.h"
+
+/* Every vxlan device of ours has the first MAC, so none has to be learned, and every packet comes from the second:
+ * the kernel takes a packet from a device's own MAC for an echo and drops it (vxlan_set_mac).
+ */
+static const __u8 macs[2 * ETH_ALEN] = {
+	0x0e, 0x76, 0x78, 0x6c, 0x61, 0x6e, // TUNNEL_MAC in agent/datapath/overlay.py
+	0x0a, 0x76, 0x78, 0x6c, 0x61, 0x6e,
+};
+
+INLINE int encapsulate(struct __sk_buff *skb, struct config *config_, __be32 node)
+{
+	struct bpf_tunnel_key key = {
+		.tunnel_id = config_->vni,
+		.remote_ipv4 = bpf_ntohl(node),
+		.local_ipv4 = bpf_ntohl(config_->node), // peers know no other address of ours
+		.tunnel_ttl = 64,
+	};
+
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) < 0)
+		return -1;
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX) == 0)
+		return 0;
+	// before 6.0 a key has no source: the routes choose it
+	return bpf_skb_set_tunnel_key(skb, &key, offsetof(struct bpf_tunnel_key, local_ipv4), BPF_F_ZERO_CSUM_TX);
+}
+
+#endif

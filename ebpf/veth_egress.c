@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+/* At the egress of the host's end of a pod's veth pair: what the node's stack sends to the pod, and nothing else. */
+#include "common.h"
+#include "flow.h"
+
+SEC("tc")
+int veth_egress(struct __sk_buff *skb)
+{
+	struct config *config_ = configured();
+	struct headers h = {};
+
+	if (config_ && parse(skb, &h) == IPV4)
+		remember(skb, &h, config_);
+	return PASS;
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+/* At the ingress of the host's end of a pod's veth pair: all that the pod sends. */
+#include "common.h"
+#include "flow.h"
+#include "tunnel.h"
+
+struct arp { // RFC 826, for IPv4 on Ethernet
+	__be16 hardware, protocol;
+	__u8 hardware_length, protocol_length;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__be32 sender;
+	__u8 target_mac[ETH_ALEN];
+	__be32 target;
+} __attribute__((packed));
+
+INLINE int same_mac(const __u8 *one, const __u8 *other)
+{
+	const __u16 *a = (const __u16 *)one, *b = (const __u16 *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+}
+
+/* The gateway has no interface of its own: this program is it. All other ARP is between the pod and the node. */
+INLINE int answer_arp(struct __sk_buff *skb, struct headers *h, struct config *config_)
+{
+	struct {
+		__u16 align;
+		struct ethhdr eth;
+		struct arp arp;
+		__u16 end;
+	} frame = {};
+	struct pod *pod;
+	__be32 sender;
+
+	if (bpf_skb_load_bytes(skb, 0, &frame.eth, sizeof(frame.eth) + sizeof(frame.arp)) < 0)
+		return drop(skb, h, DROP_MALFORMED, 0);
+	sender = frame.arp.sender;
+	pod = pod_of(sender);
+	if (sender && (!pod || pod->device != skb->ifindex))
+		return drop(skb, h, DROP_SPOOFED_IP, 0);
+	if (pod && (!same_mac(frame.eth.h_source, pod->mac) || !same_mac(frame.arp.sender_mac, pod->mac)))
+		return drop(skb, h, DROP_SPOOFED_MAC, 0);
+	if (!pod || frame.arp.target != config_->gateway || frame.arp.operation != bpf_htons(1))
+		return to_stack(skb);
+	__builtin_memcpy(frame.eth.h_dest, pod->mac, 2 * ETH_ALEN);
+	frame.arp.operation = bpf_htons(2);
+	__builtin_memcpy(frame.arp.target_mac, pod->mac, ETH_ALEN);
+	__builtin_memcpy(frame.arp.sender_mac, pod->host_mac, ETH_ALEN);
+	frame.arp.target = sender;
+	frame.arp.sender = config_->gateway;
+	if (bpf_skb_store_bytes(skb, 0, &frame.eth, sizeof(frame.eth) + sizeof(frame.arp), 0) < 0)
+		return drop(skb, h, DROP_FAILED, 0);
+	count(skb, ANSWERED_ARP);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* A pod that spoke to the tunnel's port, masqueraded, would speak as this node. */
+INLINE int speaks_tunnel(struct __sk_buff *skb, struct headers *h, struct config *config_)
+{
+	__be16 source = 0, port = 0;
+
+	if (h->ip.protocol != IPPROTO_UDP || (h->ip.frag_off & bpf_htons(0x1fff)))
+		return 0;
+	ports(skb, ETH_HLEN + h->ip.ihl * 4, IPPROTO_UDP, &source, &port);
+	return port == config_->port;
+}
+
+/* What does not fit through the tunnel goes to the stack, which cuts it or tells the pod so. */
+INLINE int fits(struct __sk_buff *skb, struct config *config_)
+{
+	__u32 mtu = 0;
+
+	return skb->len <= ALWAYS_FITS || bpf_check_mtu(skb, config_->device, &mtu, 0, BPF_MTU_CHK_SEGS) == 0;
+}
+
+SEC("tc")
+int veth_ingress(struct __sk_buff *skb)
+{
+	struct config *config_ = configured();
+	struct headers h = {};
+	enum kind kind = parse(skb, &h);
+	struct pod *from, *to;
+	__be32 *node;
+
+	if (!config_)
+		return drop(skb, &h, DROP_FAILED, 0);
+	if (kind == ARP)
+		return answer_arp(skb, &h, config_);
+	if (kind != IPV4)
+		return drop(skb, &h, not_ipv4(kind), 0);
+	from = pod_of(h.ip.saddr);
+	if (!from || from->device != skb->ifindex)
+		return drop(skb, &h, DROP_SPOOFED_IP, 0);
+	if (!same_mac(h.eth.h_source, from->mac))
+		return drop(skb, &h, DROP_SPOOFED_MAC, 0);
+	to = pod_of(h.ip.daddr);
+	if (to)
+		return wants_stack(skb, &h) ? to_stack(skb) : to_pod(skb, &h, to);
+	node = node_of(h.ip.daddr);
+	if (!node || *node == config_->node) { // the world, a service, this node itself
+		if (speaks_tunnel(skb, &h, config_))
+			return drop(skb, &h, DROP_POD_TUNNEL, 0);
+		return to_stack(skb);
+	}
+	if (wants_stack(skb, &h) || !fits(skb, config_))
+		return to_stack(skb);
+	if (encapsulate(skb, config_, *node) < 0)
+		return drop(skb, &h, DROP_FAILED, 0);
+	skb->mark = MARK;
+	count(skb, FORWARDED_REMOTE);
+	return bpf_redirect(config_->device, 0);
+}

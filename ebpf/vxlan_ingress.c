@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0
+/* At the ingress of the vxlan device: what other nodes send, without its outer headers. */
+#include "common.h"
+#include "flow.h"
+
+SEC("tc")
+int vxlan_ingress(struct __sk_buff *skb)
+{
+	struct config *config_ = configured();
+	struct bpf_tunnel_key key = {};
+	struct headers h = {};
+	enum kind kind = parse(skb, &h);
+	struct pod *pod;
+	__be32 remote;
+
+	if (!config_ || bpf_skb_get_tunnel_key(skb, &key, offsetof(struct bpf_tunnel_key, local_ipv4), 0) < 0)
+		return drop(skb, &h, DROP_FAILED, 0);
+	remote = bpf_htonl(key.remote_ipv4);
+	if (!bpf_map_lookup_elem(&nodes, &remote))
+		return drop(skb, &h, DROP_UNKNOWN_NODE, remote);
+	if (key.tunnel_id != config_->vni)
+		return drop(skb, &h, DROP_WRONG_VNI, remote);
+	if (kind != IPV4)
+		return drop(skb, &h, not_ipv4(kind), remote);
+	if (skb->pkt_type != 0) // PACKET_HOST; a peer that is not ours sends to a MAC that is not ours
+		bpf_skb_change_type(skb, 0);
+	pod = pod_of(h.ip.daddr);
+	if (!pod || wants_stack(skb, &h))
+		return to_stack(skb);
+	return to_pod(skb, &h, pod);
+}
