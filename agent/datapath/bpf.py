@@ -1,0 +1,182 @@
+"""Programs and maps of the eBPF objects: loaded once by libbpf, kept by pins, adopted from them after a restart.
+
+Under the folder of pins, LAYOUT/NAME are the maps and LAYOUT/programs-DIGEST/NAME the programs, where the digest
+is that of the object files: the same files are adopted, other ones are loaded beside them with the same maps. What is
+attached to devices stays until it is replaced, so neither a restart nor an upgrade loses a packet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.datapath import bpfcall
+from agent.datapath.bpfcall import BpfError, Map, Program
+
+LAYOUT = "v1"  # of the maps: another one when a key, a value or a size in ebpf/maps.h changes
+PROGRAMS = ("veth_ingress", "veth_egress", "vxlan_ingress", "vxlan_egress")
+MAPS = ("config", "blocks", "nodes", "pods", "flows", "counters", "events")
+BPFFS = Path("/sys/fs/bpf")
+FOLDER = BPFFS / "testcni"
+BPF_FS_MAGIC = 0xCAFE4A11
+PARTS = "programs-"
+LOG_LINES = 12  # of the verifier: the last ones say why
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_said = threading.local()
+PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The programs in force by their names, and the maps that they share."""
+
+    programs: Mapping[str, Program]
+    maps: Mapping[str, Map]
+    adopted: bool
+    """Whether they were there already."""
+
+
+def load(objects: Path, folder: Path = FOLDER) -> Loaded:
+    """Adopt the pinned programs of these object files, or load and pin them.
+
+    Raises BpfError: no libbpf, no bpffs, a file that is missing, or the verifier's words.
+    """
+    files = {name: objects / f"{name}.o" for name in PROGRAMS}
+    root = folder / LAYOUT
+    home = root / f"{PARTS}{_digest(files)}"
+    _check_bpffs(folder)
+    adopted = all((home / name).exists() for name in PROGRAMS)
+    if not adopted:
+        shutil.rmtree(home, ignore_errors=True)
+        _load(files, root, home)
+    return Loaded(
+        {name: bpfcall.program(bpfcall.pinned(home / name)) for name in PROGRAMS},
+        {name: bpfcall.map_of(bpfcall.pinned(root / name)) for name in MAPS},
+        adopted,
+    )
+
+
+def retire(objects: Path, folder: Path = FOLDER) -> list[Path]:
+    """Remove the pins of all other object files and layouts, once their programs are replaced; what went."""
+    current = f"{PARTS}{_digest({name: objects / f'{name}.o' for name in PROGRAMS})}"
+    old = [path for path in folder.iterdir() if path.name != LAYOUT]
+    old += [path for path in (folder / LAYOUT).glob(f"{PARTS}*") if path.name != current]
+    for path in old:
+        shutil.rmtree(path)
+    return old
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    total = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        try:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise BpfError(number, f"eBPF object {name}: {error}", "build the objects: make ebpf") from error
+    return total.hexdigest()[:16]
+
+
+def _check_bpffs(folder: Path) -> None:
+    where = folder
+    while not where.exists():
+        where = where.parent
+    status = ctypes.create_string_buffer(512)  # struct statfs: f_type comes first
+    if _libc.statfs(os.fsencode(where), status) or struct.unpack_from("@L", status)[0] != BPF_FS_MAGIC:
+        raise BpfError(
+            errno.ENODEV,
+            f"{where} is no BPF file system",
+            f"mount one: mount -t bpf bpf {BPFFS}; in a pod: hostPath",
+        )
+
+
+def _load(files: Mapping[str, Path], root: Path, home: Path) -> None:
+    """Pins of the maps are made by libbpf; those of the programs all or none, so that what is there is whole."""
+    library = _libbpf()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = root / f"new-{home.name}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    for name, path in files.items():
+        with _object(library, path, root) as loaded:
+            found = library.bpf_object__find_program_by_name(loaded, name.encode())
+            if not found:
+                raise BpfError(errno.ENOENT, f"{path} has no program {name}", "build the objects: make ebpf")
+            bpfcall.pin(library.bpf_program__fd(found), new / name)
+    new.rename(home)
+
+
+@contextmanager
+def _object(library: ctypes.CDLL, path: Path, root: Path) -> Iterator[int]:
+    """An object file in the kernel, with the maps that are pinned under `root`, as libbpf's handle."""
+    pins = os.fsencode(root)
+    room = ctypes.create_string_buffer(pins)
+    # the first members of struct bpf_object_open_opts: size, name, relaxed_maps, pin_root_path
+    options = struct.pack("=QQQQ", 32, 0, 0, ctypes.addressof(room))
+    _said.lines = []
+    handle = library.bpf_object__open_file(os.fsencode(path), options)
+    if not handle:
+        raise _refused(f"open {path}")
+    try:
+        if library.bpf_object__load(handle):
+            raise _refused(f"load {path}")
+        yield handle
+    finally:
+        library.bpf_object__close(handle)
+
+
+def _refused(what: str) -> BpfError:
+    """libbpf's last words, which end with those of the verifier where it was that."""
+    number = ctypes.get_errno() or errno.EINVAL
+    lines = [line for text in _said.lines for line in text.splitlines() if line.strip()]
+    words = "\n".join(lines[-LOG_LINES:])
+    remedy = (
+        ""
+        if number in bpfcall.REMEDIES
+        else "report it with `uname -r`; option vxlanBackend: kernel does without eBPF"
+    )
+    return BpfError(number, f"{what}: {os.strerror(number)}\n{words}".rstrip(), remedy)
+
+
+def _hear(_level: int, form: bytes, arguments: int) -> int:
+    room = ctypes.create_string_buffer(1 << 16)
+    _libc.vsnprintf(room, len(room), form, ctypes.c_void_p(arguments))
+    if not hasattr(_said, "lines"):
+        _said.lines = []
+    _said.lines.append(room.value.decode(errors="replace"))
+    return 0
+
+
+_listener = PRINT(_hear)  # libbpf keeps the pointer
+
+
+def _libbpf() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise BpfError(
+            errno.ENOENT, f"no libbpf 1.x: {error}", "install it: Debian's package is libbpf1"
+        ) from error
+    handle: Any = ctypes.c_void_p
+    library.bpf_object__open_file.restype = handle
+    library.bpf_object__open_file.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+    library.bpf_object__load.argtypes = (handle,)
+    library.bpf_object__close.argtypes = (handle,)
+    library.bpf_object__find_program_by_name.restype = handle
+    library.bpf_object__find_program_by_name.argtypes = (handle, ctypes.c_char_p)
+    library.bpf_program__fd.argtypes = (handle,)
+    library.libbpf_set_print.argtypes = (PRINT,)
+    library.libbpf_set_print.restype = None
+    library.libbpf_set_print(_listener)
+    return library

@@ -1,0 +1,148 @@
+"""What the maps of the eBPF programs hold, as frozen values: the layouts are those of ebpf/maps.h."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.datapath.bpfcall import Map
+from agent.datapath.rtnl import mac_bytes
+
+TUNNEL_MAC = "0e:76:78:6c:61:6e"  # of every vxlan device of ours: macs in ebpf/tunnel.h
+GATEWAY = IPv4Address("169.254.1.1")  # of every pod; on no interface: veth_ingress answers for it
+SAMPLE = 63  # one drop of 64 of a kind, on each CPU, is told in an event
+
+REASONS = (
+    "forwarded_local",
+    "forwarded_remote",
+    "to_stack",
+    "from_stack",
+    "answered_arp",
+    "drop_malformed",
+    "drop_not_ip",
+    "drop_spoofed_ip",
+    "drop_spoofed_mac",
+    "drop_pod_tunnel",
+    "drop_unknown_node",
+    "drop_wrong_vni",
+    "drop_no_pod",
+    "drop_failed",
+)
+
+_KEY = struct.Struct("=I")
+_CONFIG = struct.Struct("=4s4sIIHHI")
+_BLOCK = struct.Struct("=I4s")
+_POD = struct.Struct("=I6s6s")
+_COUNTER = struct.Struct("=QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What all programs of a node go by."""
+
+    node: IPv4Address
+    vni: int
+    port: int
+    """UDP port of the tunnel."""
+    device: int
+    """Index of the vxlan device."""
+    gateway: IPv4Address = GATEWAY
+    sample: int = SAMPLE
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A pod of this node: the index of the host's end, its own MAC, and that of the host's end."""
+
+    device: int
+    mac: str
+    host_mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Packets of one fate and their bytes, Ethernet headers included."""
+
+    packets: int
+    bytes: int
+
+
+def configure(maps: Mapping[str, Map], config: Config) -> bool:
+    """Set what the programs go by; whether it was another. Raises BpfError."""
+    value = _CONFIG.pack(
+        config.node.packed,
+        config.gateway.packed,
+        config.vni,
+        config.device,
+        socket.htons(config.port),
+        0,
+        config.sample,
+    )
+    if maps["config"].get(_KEY.pack(0)) == value:
+        return False
+    maps["config"].put(_KEY.pack(0), value)
+    return True
+
+
+def put_pod(maps: Mapping[str, Map], address: IPv4Address, pod: Endpoint) -> None:
+    """Say where a pod is. Raises BpfError."""
+    maps["pods"].put(address.packed, _POD.pack(pod.device, mac_bytes(pod.mac), mac_bytes(pod.host_mac)))
+
+
+def pod(maps: Mapping[str, Map], address: IPv4Address) -> Endpoint | None:
+    """Where a pod is, None when nobody said so. Raises BpfError."""
+    value = maps["pods"].get(address.packed)
+    return _endpoint(value) if value else None
+
+
+def pods(maps: Mapping[str, Map]) -> dict[IPv4Address, Endpoint]:
+    """Where all pods are. Raises BpfError."""
+    return {IPv4Address(key): _endpoint(value) for key, value in maps["pods"].items().items()}
+
+
+def remove_pod(maps: Mapping[str, Map], address: IPv4Address) -> bool:
+    """Forget a pod; False when it was not known. Raises BpfError."""
+    return maps["pods"].remove(address.packed)
+
+
+def sync_nodes(
+    maps: Mapping[str, Map], blocks: Mapping[IPv4Network, IPv4Address], nodes: Iterable[IPv4Address]
+) -> tuple[int, int]:
+    """Make blocks and the nodes' addresses those wanted; how many entries were set and deleted. Raises BpfError.
+
+    A node is believed before packets are sent to it, and for as long as they are.
+    """
+    senders = {address.packed: _KEY.pack(1) for address in nodes}
+    owners = {_BLOCK.pack(b.prefixlen, b.network_address.packed): node.packed for b, node in blocks.items()}
+    put = _put(maps["nodes"], senders) + _put(maps["blocks"], owners)
+    return put, _remove(maps["blocks"], owners) + _remove(maps["nodes"], senders)
+
+
+def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
+    """What became of packets since the maps were made, by reason. Raises BpfError."""
+    found = {}
+    for number, reason in enumerate(REASONS):
+        values = list(_COUNTER.iter_unpack(maps["counters"].get(_KEY.pack(number)) or b""))
+        found[reason] = Count(sum(value[0] for value in values), sum(value[1] for value in values))
+    return found
+
+
+def _endpoint(value: bytes) -> Endpoint:
+    device, mac, host_mac = _POD.unpack(value)
+    return Endpoint(device, mac.hex(":"), host_mac.hex(":"))
+
+
+def _put(held: Map, wanted: Mapping[bytes, bytes]) -> int:
+    actual = held.items()
+    new = {key: value for key, value in wanted.items() if actual.get(key) != value}
+    held.put_all(new)
+    return len(new)
+
+
+def _remove(held: Map, wanted: Mapping[bytes, bytes]) -> int:
+    old = [key for key in held.items() if key not in wanted]
+    held.remove_all(old)
+    return len(old)
