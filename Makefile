@@ -17,7 +17,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/testcni
 # Expanded when a recipe runs, not when make starts: a fresh machine has no python3 yet.
 VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha256sum | cut -c1-16)
 BIN = $(VENV)/bin
-DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname
+DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
 DEBS_E2E := etcd-server containerd runc busybox-static iptables conntrack openssl curl kmod prometheus
 
@@ -52,6 +52,14 @@ plugin: build/testcni ## the static CNI plugin, build/testcni
 build/testcni: $(wildcard cni-bin/*) | build/.debs
 	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build
 
+.PHONY: ebpf
+ebpf: deps build/ebpf/.done ## the eBPF objects, build/ebpf/*.o, and what the verifier makes of them
+	@$(BIN)/python -m tests.netns.verify
+
+build/ebpf/.done: $(wildcard ebpf/*) | build/.debs
+	@$(MAKE) -s -C ebpf OUT=$(CURDIR)/build/ebpf
+	@touch $@
+
 .PHONY: check
 check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
@@ -60,11 +68,11 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 	@$(BIN)/pytest -q tests/unit
 
 .PHONY: test
-test: check plugin ## everything: the quick checks, then plugin, kernel, lab and conformance tests
+test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests
 	@$(BIN)/pytest tests/netns tests/lab
 
 .PHONY: demo
-demo: deps plugin ## nodes, pods and who reaches whom (NODES=3 MODE=host-gw PODS=1 KEEP=)
+demo: deps plugin build/ebpf/.done ## nodes, pods and who reaches whom (NODES=3 MODE=host-gw PODS=1 KEEP=)
 	@$(BIN)/python -m tests.lab demo --nodes $(NODES) --mode $(MODE) --pods $(PODS) $(if $(KEEP),--keep)
 
 .PHONY: demo-down
@@ -72,7 +80,7 @@ demo-down: ## end what KEEP=1 kept
 	@$(BIN)/python -m tests.lab down
 
 .PHONY: bench
-bench: deps plugin ## side by side with the reference plugins bridge and host-local (needs Go)
+bench: deps plugin build/ebpf/.done ## side by side with the reference plugins bridge and host-local (needs Go)
 	@$(BIN)/python -m tests.bench
 
 IMAGE ?= localhost/testcni:dev

@@ -1,8 +1,8 @@
 """Programs and maps of the eBPF objects: loaded once by libbpf, kept by pins, adopted from them after a restart.
 
 Under the folder of pins, LAYOUT/NAME are the maps and LAYOUT/programs-DIGEST/NAME the programs, where the digest
-is that of the object files: the same files are adopted, other ones are loaded beside them with the same maps. What is
-attached to devices stays until it is replaced, so neither a restart nor an upgrade loses a packet.
+is that of the object files: the same files are adopted, other ones are loaded beside them with the same maps. What
+is attached to devices stays until it is replaced, so neither a restart nor an upgrade loses a packet.
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""Packets by hand, and programs run on them by the kernel (BPF_PROG_TEST_RUN)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from agent.datapath import bpfcall
+from agent.datapath.bpfcall import Program
+from agent.datapath.rtnl import mac_bytes
+from tests.netns.node import command
+
+OBJECTS = Path(__file__).resolve().parents[2] / "build/ebpf"
+CLONE_NEWNS = 0x20000
+PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
+PROG_TEST_RUN = 10
+TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII4x")
+SKB = 192  # bytes of struct __sk_buff
+MARK, IFINDEX, GSO_SEGS, GSO_SIZE = 8, 40, 164, 176  # offsets there
+EVENT = struct.Struct("=QII4s4s4sHHHB6s3x")
+ICMP, TCP, UDP, SCTP = 1, 6, 17, 132
+
+
+def private_bpffs() -> None:
+    """A BPF file system that only this process sees: it goes with the test."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
+    command("mount", "--make-rprivate", "/")
+    command("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+
+
+@dataclass(frozen=True)
+class Ran:
+    verdict: int
+    data: bytes
+    mark: int
+
+
+def run(program: Program, frame: bytes, device: int, *, mark: int = 0, gso: int = 0) -> Ran:
+    """What a program does with a frame that comes or goes by a device."""
+    context = ctypes.create_string_buffer(SKB)
+    struct.pack_into("=I", context, MARK, mark)
+    struct.pack_into("=I", context, IFINDEX, device)
+    if gso:
+        struct.pack_into("=I", context, GSO_SIZE, gso)
+        struct.pack_into("=I", context, GSO_SEGS, -(-len(frame) // gso))
+    data, out = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(len(frame) + 256)
+    after = ctypes.create_string_buffer(SKB)
+    attr = ctypes.create_string_buffer(
+        TEST_RUN.pack(
+            program.fd, 0, len(frame), len(out), ctypes.addressof(data), ctypes.addressof(out), 1, 0,
+            SKB, SKB, ctypes.addressof(context), ctypes.addressof(after), 0, 0, 0,
+        ), TEST_RUN.size,
+    )  # fmt: skip
+    bpfcall.call(PROG_TEST_RUN, attr, f"run {program.name}")
+    _fd, verdict, _in, size = TEST_RUN.unpack(attr.raw)[:4]
+    return Ran(verdict, out.raw[:size], struct.unpack_from("=I", after, MARK)[0])
+
+
+def events(ring: int, size: int = 256 * 1024) -> list[tuple[Any, ...]]:
+    """What is in the ring buffer (Documentation/bpf/ringbuf.rst), each as struct event of ebpf/maps.h."""
+    page = mmap.PAGESIZE
+    with mmap.mmap(ring, page) as own, mmap.mmap(ring, page + 2 * size, prot=mmap.PROT_READ, offset=page) as its:
+        read, written = (struct.unpack_from("=Q", where)[0] for where in (own, its))
+        found = []
+        while read < written:
+            start = page + read % size
+            length = struct.unpack_from("=I", its, start)[0]
+            found.append(EVENT.unpack_from(its, start + 8))
+            read += 8 + length + 7 & ~7
+        own[:8] = struct.pack("=Q", read)
+        return [(*e[:6], *map(socket.ntohs, e[6:9]), *e[9:]) for e in found]
+
+
+def checksum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def ethernet(destination: str, source: str, payload: bytes, kind: int = 0x0800) -> bytes:
+    return mac_bytes(destination) + mac_bytes(source) + struct.pack("!H", kind) + payload
+
+
+def ipv4(
+    source: str, destination: str, protocol: int, payload: bytes = b"", *, options: bytes = b"", fragment: int = 0,
+    length: int | None = None, version: int = 4, words: int | None = None,
+) -> bytes:  # fmt: skip
+    words = 5 + len(options) // 4 if words is None else words
+    total = 20 + len(options) + len(payload) if length is None else length
+    header = struct.pack(
+        "!BBHHHBBH4s4s", version << 4 | words, 0, total, 1, fragment, 64, protocol, 0,
+        IPv4Address(source).packed, IPv4Address(destination).packed,
+    ) + options  # fmt: skip
+    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + payload
+
+
+def udp(source: int, destination: int, payload: bytes = b"hello") -> bytes:
+    return struct.pack("!HHHH", source, destination, 8 + len(payload), 0) + payload
+
+
+def tcp(source: int, destination: int, flags: int = 0x10) -> bytes:
+    return struct.pack("!HHIIBBHHH", source, destination, 1, 1, 5 << 4, flags, 1000, 0, 0)
+
+
+def echo(identifier: int = 7, kind: int = 8) -> bytes:
+    return struct.pack("!BBHHH", kind, 0, 0, identifier, 1)
+
+
+def unreachable(about: bytes) -> bytes:
+    return struct.pack("!BBHI", 3, 3, 0, 0) + about[:28]
+
+
+def arp(
+    source_mac: str, source: str, target: str, operation: int = 1, target_mac: str = "00:00:00:00:00:00"
+) -> bytes:
+    return (
+        struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
+        + mac_bytes(source_mac) + IPv4Address(source).packed + mac_bytes(target_mac) + IPv4Address(target).packed
+    )  # fmt: skip
+
+
+def vxlan(vni: int, frame: bytes) -> bytes:
+    """The payload of a UDP packet (RFC 7348, section 5)."""
+    return struct.pack("!II", 0x08000000, vni << 8) + frame
