@@ -1,0 +1,149 @@
+"""What modes with a veth pair for each pod have in common."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import ipaddress
+from collections.abc import Iterator, Mapping
+
+from agent.datapath import rtnl
+from agent.datapath.netlink import Netlink, Request
+from agent.datapath.rtnl import KernelRoute
+from agent.datapath.state import ALIAS, Interface, Masquerade
+from agent.ipam import blocks
+from agent.ipam.attachments import Attachment
+from agent.model import Address, Node, Problem, Subnet
+from agent.modes.base import CheckError, View, Wired
+from agent.netconf import ExtraRoute
+
+ALIAS_LIMIT = 255  # IFALIASZ - 1
+DEFAULT = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+
+
+def host_mac(attachment: Attachment) -> str:
+    """The MAC of the host's end."""
+    return f"ee:{hashlib.sha256(attachment.link.encode()).digest()[:5].hex(':')}"
+
+
+def alias(attachment: Attachment) -> str:
+    """Tells a person which pod a link is of, and us that it is ours."""
+    parts = (ALIAS, attachment.network.name, attachment.container_id, attachment.ifname, attachment.pod)
+    return " ".join(parts).strip()[:ALIAS_LIMIT]
+
+
+def underlay_mtu(view: View) -> int:
+    """The MTU of the interface that holds the node's address, 1500 bytes where none does."""
+    me = view.snapshot.nodes.get(view.node)
+    mine = me.addresses if me else ()
+    return next((local.mtu for local in view.local if local.interface.ip in mine), 1500)
+
+
+def masquerade(view: View, *, nodes: bool) -> Masquerade:
+    """From our pods to whatever is no pod, and where `nodes` is set no node either."""
+    if not view.network.masquerade:
+        return Masquerade()
+    snapshot = view.snapshot
+    exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values()}
+    exempt |= {block.cidr for block in snapshot.blocks.values()}
+    for node in snapshot.nodes.values():
+        exempt.update(node.blocks)
+        if nodes:
+            exempt.update(ipaddress.ip_network(address) for address in node.addresses)
+    if view.network.subnet:
+        exempt.add(view.network.subnet)
+    return Masquerade(frozenset(view.blocks), frozenset(exempt))
+
+
+def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """Each block of each peer, or why it can't be reached; of two owners the first by name has it."""
+    owner: dict[Subnet, str] = dict.fromkeys(view.blocks, view.node)
+    for peer in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
+        if peer.name == view.node:
+            continue
+        for block in _blocks_of(view, peer):
+            if block in owner:
+                yield Problem(
+                    f"node {peer.name}",
+                    f"block {block} is that of node {owner[block]} too",
+                    "give each node podCIDRs of its own; no route is set for the second",
+                )
+                continue
+            owner[block] = peer.name
+            yield _overlap(view, peer, block) or (peer, block)
+
+
+def pod_routes(
+    gateways: Mapping[int, Address], extra: tuple[ExtraRoute, ...]
+) -> tuple[list[ExtraRoute], list[ExtraRoute]]:
+    """The pod's routes by its gateway of each IP version: those of the netconf, and the default ones."""
+    wanted = [
+        ExtraRoute(route.dst, route.gateway or gateways[route.dst.version])
+        for route in extra
+        if route.dst.version in gateways
+    ]
+    named = {route.dst for route in wanted}
+    return wanted, [ExtraRoute(DEFAULT[v], g) for v, g in gateways.items() if DEFAULT[v] not in named]
+
+
+def configure(
+    inside: Netlink, index: int, steps: list[Request], wanted: list[ExtraRoute], default: list[ExtraRoute]
+) -> list[ExtraRoute]:
+    """Bring the pod's end up, take the steps and set the routes; those that are in force. Raises OSError."""
+    must = [
+        rtnl.link_up(1),  # lo: else a pod can't reach its own address
+        rtnl.link_up(index),
+        *steps,
+        *(rtnl.add_route(KernelRoute(r.dst, r.gateway, index)) for r in wanted),
+    ]
+    may = [rtnl.add_route(KernelRoute(r.dst, r.gateway, index)) for r in default]
+    errors = inside.batch(must + may)
+    for number, error in enumerate(errors):
+        if error and (number < len(must) or error.errno != errno.EEXIST):
+            raise error
+    # the default route of an earlier interface of the pod stays in force
+    return wanted + [route for route, error in zip(default, errors[len(must) :], strict=True) if error is None]
+
+
+def check_pod(
+    inside: Netlink, attachment: Attachment, wired: Wired, peer: int, addresses: tuple[Interface, ...]
+) -> None:
+    """The pod's end is as it was made: MAC, other end, addresses, routes. Raises CheckError."""
+    name = attachment.ifname
+    end = rtnl.link(inside, name)
+    if end is None or not end.up:
+        raise CheckError(f"{name} in the pod is {'down' if end else 'missing'}")
+    if end.mac != attachment.mac:
+        raise CheckError(f"{name} in the pod has MAC {end.mac}, not {attachment.mac}")
+    if end.peer != peer:
+        raise CheckError(f"{name} in the pod is not the other end of {attachment.link}")
+    held = {a.interface for a in rtnl.addresses(inside, end.index)}
+    for address in addresses:
+        if address not in held:
+            raise CheckError(f"{name} in the pod lacks address {address}")
+    present = {route for version in (4, 6) for route in rtnl.routes(inside, version)}
+    for route in wired["routes"]:
+        wanted = KernelRoute(ipaddress.ip_network(route["dst"]), ipaddress.ip_address(route["gw"]), end.index)
+        if wanted not in present:
+            raise CheckError(f"the pod lacks route {wanted.dst} via {wanted.gateway}")
+
+
+def _blocks_of(view: View, peer: Node) -> list[Subnet]:
+    claimed = (b.cidr for b in view.snapshot.blocks.values() if b.node == peer.name)
+    both = dict.fromkeys((*peer.blocks, *claimed))  # a block may be in its Node and claimed
+    return [block for block in both if blocks.within(block, view.network.subnet)]
+
+
+def _overlap(view: View, peer: Node, block: Subnet) -> Problem | None:
+    where = f"node {peer.name}"
+    for mine in view.blocks:
+        if blocks.overlaps(block, mine):
+            return Problem(where, f"block {block} overlaps this node's {mine}", "give it podCIDRs of its own")
+    for local in view.local:
+        if blocks.overlaps(block, local.interface.network):
+            return Problem(
+                where,
+                f"block {block} overlaps {local.interface} of this node's {local.device}",
+                "give it podCIDRs that no network of the nodes uses",
+            )
+    return None
