@@ -24,6 +24,7 @@ from agent.cni.protocol import Call
 from agent.cni.server import Server
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
+from agent.datapath import bpf
 from agent.datapath.monitor import Monitor
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
@@ -57,6 +58,7 @@ class Agent:
         self._metrics = metrics.Metrics()
         self._stop = threading.Event()
         self._began = time.monotonic()
+        bpf.use(conf.ebpf)
         store, api = datastore(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)

@@ -79,7 +79,9 @@ class Problem:
 
 
 HOST_GW = "host-gw"
-MODES = (HOST_GW, "vxlan", "ipip", "ipvlan", "macvlan")
+VXLAN = "vxlan"
+VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had a number of its own (4789)
+MODES = (HOST_GW, VXLAN, "ipip", "ipvlan", "macvlan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +99,7 @@ class Network:
     hairpin: bool = True
     range_start: Address | None = None
     range_end: Address | None = None
+    vni: int = VNI
+    """Network identifier of the tunnel (mode vxlan), 1 to 2^24 - 1."""
+    port: int = VXLAN_PORT
+    """UDP port of the tunnel (mode vxlan)."""

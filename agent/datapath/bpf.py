@@ -47,12 +47,33 @@ class Loaded:
     """Whether they were there already."""
 
 
-def load(objects: Path, folder: Path = FOLDER) -> Loaded:
-    """Adopt the pinned programs of these object files, or load and pin them.
+@dataclass
+class _Place:
+    """Where this process has its objects from, and what it has loaded."""
+
+    objects: Path = Path("/opt/testcni/ebpf")
+    loaded: Loaded | None = None
+
+
+_place = _Place()
+
+
+def use(objects: Path) -> None:
+    """Say where the object files are, before the first `load`."""
+    _place.objects = objects
+
+
+def current() -> Loaded | None:
+    """What `load` found last, None before it did."""
+    return _place.loaded
+
+
+def load(objects: Path | None = None, folder: Path = FOLDER) -> Loaded:
+    """Adopt the pinned programs of the object files, or load and pin them.
 
     Raises BpfError: no libbpf, no bpffs, a file that is missing, or the verifier's words.
     """
-    files = {name: objects / f"{name}.o" for name in PROGRAMS}
+    files = _files(objects)
     root = folder / LAYOUT
     home = root / f"{PARTS}{_digest(files)}"
     _check_bpffs(folder)
@@ -60,21 +81,38 @@ def load(objects: Path, folder: Path = FOLDER) -> Loaded:
     if not adopted:
         shutil.rmtree(home, ignore_errors=True)
         _load(files, root, home)
-    return Loaded(
+    _place.loaded = Loaded(
         {name: bpfcall.program(bpfcall.pinned(home / name)) for name in PROGRAMS},
-        {name: bpfcall.map_of(bpfcall.pinned(root / name)) for name in MAPS},
+        _maps(root),
         adopted,
     )
+    return _place.loaded
 
 
-def retire(objects: Path, folder: Path = FOLDER) -> list[Path]:
+def maps(folder: Path = FOLDER) -> Mapping[str, Map] | None:
+    """The maps alone, as an earlier process may have left them; None where there are none. Raises BpfError."""
+    if _place.loaded:
+        return _place.loaded.maps
+    root = folder / LAYOUT
+    return _maps(root) if all((root / name).exists() for name in MAPS) else None
+
+
+def retire(objects: Path | None = None, folder: Path = FOLDER) -> list[Path]:
     """Remove the pins of all other object files and layouts, once their programs are replaced; what went."""
-    current = f"{PARTS}{_digest({name: objects / f'{name}.o' for name in PROGRAMS})}"
+    current = f"{PARTS}{_digest(_files(objects))}"
     old = [path for path in folder.iterdir() if path.name != LAYOUT]
     old += [path for path in (folder / LAYOUT).glob(f"{PARTS}*") if path.name != current]
     for path in old:
         shutil.rmtree(path)
     return old
+
+
+def _files(objects: Path | None) -> dict[str, Path]:
+    return {name: (objects or _place.objects) / f"{name}.o" for name in PROGRAMS}
+
+
+def _maps(root: Path) -> dict[str, Map]:
+    return {name: bpfcall.map_of(bpfcall.pinned(root / name)) for name in MAPS}
 
 
 def _digest(files: Mapping[str, Path]) -> str:

@@ -30,10 +30,13 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_BOOT = 3
-IFF_UP = 1
+IFF_UP, IFF_NOARP = 0x1, 0x80
+IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 7, 15, 25
+RTM_NEWNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 1, 2, 0x80
 
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
@@ -135,6 +138,57 @@ def bridge_port(name: str, alias: str, *, hairpin: bool) -> Request:
     return Request(RTM_NEWLINK, 0, payload, f"set up bridge port {name}")
 
 
+def set_up(name: str, alias: str) -> Request:
+    """Bring a link up: marked by its alias, without IPv6 address of its own."""
+    inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
+    payload = (
+        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        + netlink.text(IFLA_IFNAME, name)
+        + netlink.text(IFLA_IFALIAS, alias)
+        + netlink.attribute(IFLA_AF_SPEC, inet6)
+    )
+    return Request(RTM_NEWLINK, 0, payload, f"set up link {name}")
+
+
+def create_vxlan(name: str, mac: str, port: int, mtu: int) -> Request:
+    """A vxlan device that asks its programs where each packet goes: no identifier, peers, learning or ARP."""
+    data = (
+        netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
+        + netlink.u8(IFLA_VXLAN_LEARNING, 0)
+        + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
+    )
+    payload = (
+        IFINFO.pack(0, 0, 0, IFF_NOARP, IFF_NOARP)
+        + netlink.text(IFLA_IFNAME, name)
+        + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
+        + netlink.u32(IFLA_MTU, mtu)
+        + netlink.attribute(
+            IFLA_LINKINFO, netlink.text(IFLA_INFO_KIND, "vxlan") + netlink.attribute(IFLA_INFO_DATA, data)
+        )
+    )
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create vxlan device {name}, port {port}")
+
+
+def set_link(index: int, mac: str, mtu: int) -> Request:
+    """Give a link its MAC and MTU (again), and bring it up."""
+    payload = (
+        IFINFO.pack(0, 0, index, IFF_UP, IFF_UP)
+        + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
+        + netlink.u32(IFLA_MTU, mtu)
+    )
+    return Request(RTM_SETLINK, 0, payload, f"set link {index}")
+
+
+def add_neighbour(index: int, address: Address, mac: str) -> Request:
+    """Say for good which MAC an address has on an interface."""
+    payload = (
+        NDMSG.pack(family(address), index, NUD_PERMANENT, 0, 0)
+        + netlink.attribute(NDA_DST, address.packed)
+        + netlink.attribute(NDA_LLADDR, mac_bytes(mac))
+    )
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add neighbour {address}")
+
+
 def link_up(index: int) -> Request:
     """Set an interface up."""
     return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"set link {index} up")
@@ -154,6 +208,12 @@ def add_address(index: int, address: Address, prefix: int) -> Request:
         + netlink.u32(IFA_FLAGS, IFA_F_NODAD)
     )
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, payload, f"add address {address}/{prefix}")
+
+
+def delete_address(index: int, address: Address, prefix: int) -> Request:
+    """Take an address from an interface."""
+    payload = IFADDR.pack(family(address), prefix, 0, 0, index) + netlink.attribute(IFA_LOCAL, address.packed)
+    return Request(RTM_DELADDR, 0, payload, f"delete address {address}/{prefix}")
 
 
 def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
 
 from agent.model import Address, Problem, Subnet
 
@@ -14,6 +15,8 @@ LINK_PREFIX = "tcni"
 ALIAS = "testcni"
 BRIDGE_ALIAS = f"{ALIAS} bridge"
 NFT_TABLE = "testcni"
+TUNNEL = "testcni-vxlan"
+TUNNEL_ALIAS = f"{ALIAS} vxlan port"
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -59,6 +62,26 @@ class Masquerade:
 
 
 @dataclass(frozen=True, slots=True)
+class Overlay:
+    """A vxlan device, and what its programs know of the cluster. IPv4 only."""
+
+    device: str
+    vni: int
+    port: int
+    """UDP port of the tunnel."""
+    mtu: int
+    """Bytes of an inner packet."""
+    node: IPv4Address
+    """Where this node's end of the tunnel is."""
+    addresses: frozenset[IPv4Address] = frozenset()
+    """Of the device: what the node itself speaks to pods of other nodes as."""
+    blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
+    """Blocks of pods and the addresses of their nodes, this node's included."""
+    nodes: frozenset[IPv4Address] = frozenset()
+    """Addresses that tunnels may come from."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """All that testcni wants on a node, pods aside."""
 
@@ -68,12 +91,20 @@ class NodeState:
     forwarding: frozenset[int] = frozenset()
     """IP versions that the node must forward."""
     problems: frozenset[Problem] = frozenset()
+    overlay: Overlay | None = None
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """What pods hang on: none can be connected before these are there."""
+        names = frozenset(bridge.name for bridge in self.bridges)
+        return names | {self.overlay.device} if self.overlay else names
 
 
 def union(states: Iterable[NodeState]) -> NodeState:
     """What several networks want together; bridges of one name are one, with all their addresses."""
     total = NodeState()
     for state in states:
+        overlay, clash = _join(total.overlay, state.overlay)
         total = NodeState(
             bridges=_merge(total.bridges | state.bridges),
             routes=total.routes | state.routes,
@@ -82,9 +113,28 @@ def union(states: Iterable[NodeState]) -> NodeState:
                 total.masquerade.exempt | state.masquerade.exempt,
             ),
             forwarding=total.forwarding | state.forwarding,
-            problems=total.problems | state.problems,
+            problems=total.problems | state.problems | clash,
+            overlay=overlay,
         )
     return total
+
+
+def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, frozenset[Problem]]:
+    """One overlay for all networks: a node has one tunnel."""
+    if one is None or other is None:
+        return one or other, frozenset()
+    if (one.vni, one.port) != (other.vni, other.port):
+        what = f"vni {other.vni}, port {other.port}, where another has vni {one.vni}, port {one.port}"
+        remedy = "give all networks of mode vxlan the same vni and port"
+        return one, frozenset({Problem("networks of mode vxlan", f"one of them has {what}", remedy)})
+    both = replace(
+        one,
+        mtu=min(one.mtu, other.mtu),
+        addresses=one.addresses | other.addresses,
+        blocks=one.blocks | other.blocks,
+        nodes=one.nodes | other.nodes,
+    )
+    return both, frozenset()
 
 
 def _merge(bridges: frozenset[Bridge]) -> frozenset[Bridge]:

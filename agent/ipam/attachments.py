@@ -275,7 +275,7 @@ def encode_network(network: Network) -> dict[str, Any]:
 
 def decode_network(doc: dict[str, Any]) -> Network:
     """What `encode_network` made it of. Raises KeyError, TypeError, ValueError."""
-    values = {f.name: doc[f.name] for f in fields(Network)}
+    values = {f.name: doc[f.name] for f in fields(Network) if f.name in doc}
     for name, parse in PARSED.items():
         values[name] = parse(values[name]) if values[name] is not None else None
     return Network(**values)

@@ -9,7 +9,7 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.state import Bridge, NodeState, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment, mac_for
-from agent.model import Node, Problem, Subnet
+from agent.model import Address, Node, Problem, Subnet
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
@@ -130,6 +130,8 @@ def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute
     end = rtnl.link(inside, attachment.ifname)
     if end is None:
         raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
-    gateways = {lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases}
+    gateways: dict[int, Address] = {
+        lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases
+    }
     steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
     return common.configure(inside, end.index, steps, *common.pod_routes(gateways, routes))

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.datapath import bridges, forwarding, nft, routes, rtnl
+from agent.datapath import bridges, forwarding, nft, routes, rtnl, tunnel
 from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import Link, LinkAddress
-from agent.datapath.state import LINK_PREFIX, LocalAddress, NodeState
+from agent.datapath.state import LINK_PREFIX, TUNNEL, LocalAddress, NodeState
 from agent.model import Problem
 from agent.shared import Tally
 
-KINDS = BRIDGES, FORWARDING, NFT, ROUTES = "bridges", "forwarding", "nft", "routes"
+KINDS = BRIDGES, OVERLAY, FORWARDING, NFT, ROUTES = "bridges", "overlay", "forwarding", "nft", "routes"
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Kernel:
 
 @dataclass
 class Programmed:
-    """What came of it: problems for people, and the bridges that can't take pods."""
+    """What came of it: problems for people, and the devices that pods can't hang on."""
 
     problems: list[Problem] = field(default_factory=list)
     unready: set[str] = field(default_factory=set)
@@ -41,15 +41,17 @@ class Programmed:
     routes: int = 0
     """How many of the desired routes are in the kernel."""
 
+    def lacks(self, kind: str, device: str, problem: Problem) -> None:
+        """Pods can't hang on a device, because of a problem."""
+        self.problems.append(problem)
+        self.unready.add(device)
+        self.failures.add(kind)
+
 
 def read(nl: Netlink) -> Kernel:
     """What is there now. Raises OSError."""
     links, addresses = rtnl.links(nl), rtnl.addresses(nl)
-    usable = {
-        link.index: link
-        for link in links
-        if link.up and link.name != "lo" and not bridges.is_ours(link) and not link.name.startswith(LINK_PREFIX)
-    }
+    usable = {link.index: link for link in links if link.up and link.name != "lo" and not _made(link)}
     local = (
         LocalAddress(usable[a.index].name, usable[a.index].mtu, a.interface)
         for a in addresses
@@ -58,20 +60,16 @@ def read(nl: Netlink) -> Kernel:
     return Kernel(links, addresses, tuple(local))
 
 
+def _made(link: Link) -> bool:
+    return bridges.is_ours(link) or tunnel.is_ours(link) or link.name.startswith(LINK_PREFIX)
+
+
 def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, verify: bool) -> Programmed:
-    """Make the kernel's state the desired one; `verify` looks at the nft table too, which costs a process.
+    """Make the kernel's state the desired one; `verify` looks at what is dear to look at, too.
 
     `sysctls` is the folder /proc/sys/net.
     """
     done = Programmed()
-
-    def connect() -> None:
-        lacking = desired.bridges - bridges.read(kernel.links, kernel.addresses)
-        for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
-            done.problems.append(problem)
-            done.unready.add(problem.where.removeprefix("bridge "))
-            done.failures.add(BRIDGES)
-        done.changed[BRIDGES] = sum(bridge.name not in done.unready for bridge in lacking)
 
     def forward() -> None:
         for version in forwarding.sync(desired.forwarding, sysctls):
@@ -83,9 +81,15 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
             log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
             done.changed[NFT] = 1
 
-    for what, step in ((BRIDGES, connect), (FORWARDING, forward), (NFT, masquerade)):
+    steps = (
+        (BRIDGES, lambda: _bridges(desired, kernel, done)),
+        (OVERLAY, lambda: _overlay(nl, desired, kernel, done, verify=verify)),
+        (FORWARDING, forward),
+        (NFT, masquerade),
+    )
+    for what, step in steps:
         if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
-            done.unready.update(bridge.name for bridge in desired.bridges)
+            done.unready.update(desired.devices)
     _attempt(done, ROUTES, lambda: _routes(nl, desired, done))
     return done
 
@@ -99,7 +103,7 @@ class Drift:
 
     def note(self, desired: NodeState, done: Programmed) -> None:
         """Count what was not as desired though it had been, and the same had been desired."""
-        wanted = (desired.bridges, desired.forwarding, desired.masquerade, desired.routes)
+        wanted = (desired.bridges, desired.overlay, desired.forwarding, desired.masquerade, desired.routes)
         for kind, want in zip(KINDS, wanted, strict=True):
             if self._settled.get(kind) == want:
                 self.repaired.add(kind, by=done.changed.get(kind, 0))
@@ -107,6 +111,18 @@ class Drift:
                 self._settled.pop(kind, None)
             else:
                 self._settled[kind] = want
+
+
+def _bridges(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
+    lacking = desired.bridges - bridges.read(kernel.links, kernel.addresses)
+    for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
+        done.lacks(BRIDGES, problem.where.removeprefix("bridge "), problem)
+    done.changed[BRIDGES] = sum(bridge.name not in done.unready for bridge in lacking)
+
+
+def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:
+    for problem in tunnel.sync(nl, desired.overlay, kernel.links, kernel.addresses, verify=verify):
+        done.lacks(OVERLAY, TUNNEL, problem)
 
 
 def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:

@@ -130,7 +130,7 @@ class Reconciler:
             network: own
             for network in networks
             if network in self._memory
-            and network.bridge not in done.unready
+            and self._memory[network][1].devices.isdisjoint(done.unready)
             and (own := blocks.node_blocks(snapshot, network, self._node))
         }
         problems += [*sorted(desired.problems, key=str), *done.problems]

@@ -11,12 +11,12 @@ import time
 from typing import NoReturn
 
 from tests.lab import matrix, registry
-from tests.lab.lab import Lab, LabError, LabNode
+from tests.lab.lab import Lab, LabError, LabNode, conf_of
 from tests.lab.matrix import Reach
 from tests.lab.runner import RunnerError
 from tests.lab.space import SpaceError
 
-MODES = {"host-gw"}
+MODES = {"host-gw", "vxlan"}
 EXIT_UNREACHED, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -34,7 +34,7 @@ def demo(options: argparse.Namespace) -> int:
         print(f"MODE={options.mode}: not built yet; built: {', '.join(sorted(MODES))}", file=sys.stderr)
         return EXIT_USAGE
     with Lab() as lab:
-        lab.up(options.nodes, say=say)
+        lab.up(options.nodes, conf=conf_of(options.mode), say=say)
         say(f"{options.pods} pod(s) on each node, by the CNI plugin")
 
         def add(node: LabNode) -> None:

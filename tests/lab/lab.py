@@ -32,7 +32,20 @@ SEED_CONF = """{
   "subnet": "10.244.0.0/16"
 }
 """
+VXLAN_CONF = """{
+  "cniVersion": "0.3.0",
+  "name": "testcni",
+  "type": "testcni",
+  "mode": "vxlan",
+  "subnet": "10.244.0.0"
+}
+"""
 Say = Callable[[str], None]
+
+
+def conf_of(mode: str) -> str:
+    """The seed's conf of a mode."""
+    return {"host-gw": SEED_CONF, "vxlan": VXLAN_CONF}[mode]
 
 
 class LabError(RuntimeError):
@@ -105,6 +118,8 @@ class LabNode:
             self.name,
             "--datastore",
             f"dir:{self.lab.datastore}",
+            "--ebpf",
+            str(REPO / "build/ebpf"),
             *options,
         ]
         with self.log.open("ab") as log:

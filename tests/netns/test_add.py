@@ -259,8 +259,8 @@ def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
 
 def test_no_mode_but_those_built(tmp_path: Path) -> None:
     host, pod = Host(tmp_path), Pod("c1")
-    with pytest.raises(CniError, match="'vxlan' is not built yet") as caught:
-        host.add(pod, {**CONF, "mode": "vxlan"})
+    with pytest.raises(CniError, match="'ipip' is not built yet") as caught:
+        host.add(pod, {**CONF, "mode": "ipip"})
     assert caught.value.code == Code.INVALID_CONFIG
 
 

@@ -1,0 +1,115 @@
+"""The vxlan device with its programs and maps: made what the node path wants, as a whole."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+
+from agent.datapath import bpf, links, overlay, rtnl, tc
+from agent.datapath.bpf import Loaded
+from agent.datapath.bpfcall import BpfError, Program
+from agent.datapath.netlink import Netlink, NetlinkError, Request
+from agent.datapath.overlay import TUNNEL_MAC, Config
+from agent.datapath.rtnl import Link, LinkAddress
+from agent.datapath.state import TUNNEL, TUNNEL_ALIAS, Overlay
+from agent.model import Problem
+
+log = logging.getLogger(__name__)
+
+
+def is_ours(link: Link) -> bool:
+    """Whether testcni made this vxlan device."""
+    return link.kind == "vxlan" and link.alias.startswith(TUNNEL_ALIAS)
+
+
+def sync(
+    nl: Netlink,
+    wanted: Overlay | None,
+    there: Sequence[Link],
+    addresses: Sequence[LinkAddress],
+    *,
+    verify: bool,
+) -> list[Problem]:
+    """Make device, programs and maps those wanted; `verify` looks at each pod's programs too. Raises OSError."""
+    device = next((link for link in there if link.name == TUNNEL), None)
+    if wanted is None:
+        if device and is_ours(device):
+            links.delete(nl, TUNNEL)
+        return []
+    if device and not is_ours(device):
+        what, remedy = (
+            f"a {device.kind} of that name exists and is not testcni's",
+            f"delete it: ip link del {TUNNEL}",
+        )
+        return [Problem(f"device {TUNNEL}", what, remedy)]
+    before = bpf.current()
+    try:
+        loaded = before or bpf.load()
+        index = _ensure(nl, wanted, device, loaded)
+        put, removed = overlay.sync_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
+    except BpfError as error:
+        return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
+    if put or removed:
+        log.info("overlay: %d entries set, %d deleted", put, removed)
+    _sync_addresses(nl, index, wanted.addresses, addresses)
+    if verify or not before:
+        _renew(nl, loaded)
+    if not before:
+        log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
+        for path in bpf.retire():
+            log.info("eBPF pins removed: %s", path)
+    return []
+
+
+def _ensure(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded) -> int:
+    """The device with its programs, up; its index. It is not up before they are there."""
+    alias = f"{TUNNEL_ALIAS} {wanted.port}"
+    if device and device.alias != alias:  # the port of a device can't be changed
+        links.delete(nl, TUNNEL)
+        device = None
+    if device is None:
+        nl.request(rtnl.create_vxlan(TUNNEL, TUNNEL_MAC, wanted.port, wanted.mtu))
+        device = rtnl.link(nl, TUNNEL)
+        if device is None:
+            raise NetlinkError(errno.ENODEV, f"device {TUNNEL} has vanished")
+        log.info("device %s made: port %d, MTU %d", TUNNEL, wanted.port, wanted.mtu)
+    overlay.configure(loaded.maps, Config(wanted.node, wanted.vni, wanted.port, device.index))
+    tc.ensure(
+        nl,
+        device.index,
+        {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
+    )
+    if (device.alias, device.mac, device.mtu, device.up) != (alias, TUNNEL_MAC, wanted.mtu, True):
+        nl.request(rtnl.set_link(device.index, TUNNEL_MAC, wanted.mtu), rtnl.set_up(TUNNEL, alias))
+    return device.index
+
+
+def _sync_addresses(
+    nl: Netlink, index: int, wanted: frozenset[IPv4Address], addresses: Sequence[LinkAddress]
+) -> None:
+    held = {a.address for a in addresses if a.index == index and a.address.version == 4}
+    steps: list[Request] = [rtnl.add_address(index, address, 32) for address in sorted(wanted - held)]
+    steps += [rtnl.delete_address(index, address, 32) for address in held - wanted]
+    for error in nl.batch(steps):
+        if error and error.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
+            raise error
+
+
+def _renew(nl: Netlink, loaded: Loaded) -> None:
+    """The programs of pods become the ones in force: after an upgrade, or when somebody took them away."""
+    renewed = 0
+    for endpoint in overlay.pods(loaded.maps).values():
+        try:
+            renewed += tc.ensure(nl, endpoint.device, pod_programs(loaded))
+        except NetlinkError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):  # the pod has gone meanwhile
+                raise
+    if renewed:
+        log.info("programs of %d pods renewed", renewed)
+
+
+def pod_programs(loaded: Loaded) -> dict[tc.Hook, Program]:
+    """What belongs at the host's end of a pod."""
+    return {"ingress": loaded.programs["veth_ingress"], "egress": loaded.programs["veth_egress"]}

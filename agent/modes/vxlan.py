@@ -1,0 +1,185 @@
+"""vxlan: pods with a /32 each; eBPF programs carry packets between them, on a node and through a tunnel."""
+
+from __future__ import annotations
+
+import ipaddress
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.datapath import bpf, links, netns, overlay, rtnl, tc, tunnel
+from agent.datapath.bpf import Loaded
+from agent.datapath.overlay import GATEWAY, Endpoint
+from agent.datapath.rtnl import KernelRoute, Link
+from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
+from agent.ipam import allocator
+from agent.ipam.attachments import Attachment
+from agent.model import Address, Node, Problem
+from agent.modes import common
+from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.netconf import ExtraRoute
+
+OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
+
+
+class Vxlan:
+    """The mode `vxlan`."""
+
+    def desired(self, view: View) -> NodeState:
+        """A tunnel, a route into it for each block of the cluster, and the node of each block."""
+        own = [block for block in view.blocks if isinstance(block, IPv4Network)]
+        problems = {_no_ipv6(block) for block in view.blocks if block.version == 6}
+        me = view.snapshot.nodes.get(view.node)
+        mine = [a for a in (me.addresses if me else ()) if isinstance(a, IPv4Address)]
+        if not own or not mine:
+            if own:
+                problems.add(_no_address(view.node))
+            return NodeState(problems=frozenset(problems))
+        owners = dict.fromkeys(own, mine[0])
+        for found in common.peer_blocks(view):
+            owner = found if isinstance(found, Problem) else _owner(*found)
+            if isinstance(owner, Problem):
+                problems.add(owner)
+            else:
+                owners[owner[0]] = owner[1]
+        return NodeState(
+            overlay=Overlay(
+                TUNNEL,
+                view.network.vni,
+                view.network.port,
+                view.network.mtu or common.underlay_mtu(view) - OVERHEAD,
+                mine[0],
+                frozenset(IPv4Address(int(allocator.gateway(block))) for block in own),
+                frozenset(owners.items()),
+                _senders(view),
+            ),
+            # of its own blocks only what is no pod goes there, to be dropped and counted
+            routes=frozenset(Route(block, None, TUNNEL) for block in owners),
+            # nodes are no exception: a network may drop what nodes send from pods' addresses
+            masquerade=common.masquerade(view, nodes=False),
+            forwarding=frozenset({4}),
+            problems=frozenset(problems),
+        )
+
+    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
+        nl, (loaded, device) = links.host(), _ready()
+        address, mtu, host_mac = (
+            _address(attachment),
+            attachment.network.mtu or device.mtu,
+            common.host_mac(attachment),
+        )
+        nl.request(
+            rtnl.create_veth(
+                attachment.link,
+                host_mac,
+                attachment.ifname,
+                attachment.mac,
+                peer_netns=netns_fd,
+                master=0,
+                mtu=mtu,
+            )
+        )
+        port = rtnl.link(nl, attachment.link)
+        if port is None:
+            raise NodeNotReadyError(f"{attachment.link} has vanished")
+        tc.attach(nl, port.index, tunnel.pod_programs(loaded))
+        overlay.put_pod(loaded.maps, address, Endpoint(port.index, attachment.mac, host_mac))
+        nl.request(
+            rtnl.set_up(attachment.link, common.alias(attachment)),
+            rtnl.add_neighbour(port.index, address, attachment.mac),
+            rtnl.add_route(_host_route(address, port.index)),
+        )
+        with netns.netlink_in(netns_fd) as inside:
+            end = rtnl.link(inside, attachment.ifname)
+            if end is None:
+                raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+            steps = [
+                rtnl.add_address(end.index, address, 32),
+                rtnl.add_neighbour(end.index, GATEWAY, host_mac),
+                rtnl.add_route(_host_route(GATEWAY, end.index)),
+            ]
+            made = common.configure(
+                inside, end.index, steps, *common.pod_routes({4: GATEWAY}, _by_gateway(routes))
+            )
+        return Wired(
+            interfaces=[
+                {"name": attachment.link, "mac": host_mac, "mtu": mtu},
+                {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
+            ],
+            ips=[{"address": f"{address}/32", "gateway": str(GATEWAY), "interface": 1}],
+            routes=[{"dst": str(r.dst), "gw": str(r.gateway)} for r in made],
+        )
+
+    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+        """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
+        nl, address = links.host(), _address(attachment)
+        try:
+            loaded, device = _ready()
+        except NodeNotReadyError as error:
+            raise CheckError(str(error)) from error
+        if not device.up:
+            raise CheckError(f"device {TUNNEL} is down")
+        port = rtnl.link(nl, attachment.link)
+        if port is None or not port.up:
+            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
+        for hook, program in tunnel.pod_programs(loaded).items():
+            if not tc.attached(nl, port.index, hook):
+                raise CheckError(f"host link {attachment.link} lacks the program {program.name}")
+        if overlay.pod(loaded.maps, address) != Endpoint(port.index, attachment.mac, common.host_mac(attachment)):
+            raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
+        if _host_route(address, port.index) not in rtnl.routes(nl, 4):
+            raise CheckError(f"the node lacks the route to {address} by {attachment.link}")
+        with netns.netlink_in(netns_fd) as inside:
+            interface = ipaddress.ip_interface((address, 32))
+            common.check_pod(inside, attachment, wired, port.index, (interface,))
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Forget the pod and delete the host's end; all else goes with it."""
+        known = bpf.maps()
+        for lease in attachment.leases:
+            if known and isinstance(lease.address, IPv4Address):
+                overlay.remove_pod(known, lease.address)
+        links.delete(links.host(), attachment.link)
+
+
+def _ready() -> tuple[Loaded, Link]:
+    """Programs and device, which the node path makes."""
+    loaded, device = bpf.current(), rtnl.link(links.host(), TUNNEL)
+    if loaded is None or device is None:
+        raise NodeNotReadyError("the eBPF programs are not loaded" if device else f"device {TUNNEL} is not there")
+    return loaded, device
+
+
+def _address(attachment: Attachment) -> IPv4Address:
+    for lease in attachment.leases:
+        if isinstance(lease.address, IPv4Address):
+            return lease.address
+    raise NodeNotReadyError("the node has no IPv4 block, and vxlan carries nothing else")
+
+
+def _host_route(address: IPv4Address, index: int) -> KernelRoute:
+    return KernelRoute(IPv4Network(address), None, index)
+
+
+def _by_gateway(routes: tuple[ExtraRoute, ...]) -> tuple[ExtraRoute, ...]:
+    """A pod has one neighbour, so all of its routes are by that one."""
+    return tuple(ExtraRoute(route.dst) for route in routes)
+
+
+def _owner(peer: Node, block: object) -> tuple[IPv4Network, IPv4Address] | Problem:
+    address = next((a for a in peer.addresses if isinstance(a, IPv4Address)), None)
+    if not isinstance(block, IPv4Network):
+        return Problem(f"node {peer.name}", f"block {block} is IPv6", "vxlan carries IPv4 only")
+    return (block, address) if address else _no_address(peer.name)
+
+
+def _senders(view: View) -> frozenset[IPv4Address]:
+    addresses: list[Address] = [a for node in view.snapshot.nodes.values() for a in node.addresses]
+    return frozenset(a for a in addresses if isinstance(a, IPv4Address))
+
+
+def _no_address(node: str) -> Problem:
+    return Problem(f"node {node}", "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
+
+
+def _no_ipv6(block: object) -> Problem:
+    return Problem(f"block {block}", "is IPv6, which vxlan does not carry", "use host-gw for IPv6")
