@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-/* At the ingress of the vxlan device: what other nodes send, without its outer headers. */
+/* At the ingress of the vxlan device: what other nodes send, without its outer headers.
+ *
+ * Past the stack goes only what a pod of the sending node, or that node as one of its block, sends: its replies go past
+ * the stack too. The replies to all others go by the stack, so they have to: connection tracking must see both ways.
+ */
 #include "common.h"
 #include "flow.h"
 
@@ -11,12 +15,13 @@ int vxlan_ingress(struct __sk_buff *skb)
 	struct headers h = {};
 	enum kind kind = parse(skb, &h);
 	struct pod *pod;
-	__be32 remote;
+	__be32 remote, *owner;
 
 	if (!config_ || bpf_skb_get_tunnel_key(skb, &key, offsetof(struct bpf_tunnel_key, local_ipv4), 0) < 0)
 		return drop(skb, &h, DROP_FAILED, 0);
 	remote = bpf_htonl(key.remote_ipv4);
-	if (!bpf_map_lookup_elem(&nodes, &remote))
+	owner = kind == IPV4 ? node_of(h.ip.saddr) : NULL;
+	if ((!owner || *owner != remote) && !bpf_map_lookup_elem(&nodes, &remote))
 		return drop(skb, &h, DROP_UNKNOWN_NODE, remote);
 	if (key.tunnel_id != config_->vni)
 		return drop(skb, &h, DROP_WRONG_VNI, remote);
@@ -25,7 +30,7 @@ int vxlan_ingress(struct __sk_buff *skb)
 	if (skb->pkt_type != 0) // PACKET_HOST; a peer that is not ours sends to a MAC that is not ours
 		bpf_skb_change_type(skb, 0);
 	pod = pod_of(h.ip.daddr);
-	if (!pod || wants_stack(skb, &h))
+	if (!pod || !owner || *owner != remote || wants_stack(skb, &h))
 		return to_stack(skb);
 	return to_pod(skb, &h, pod);
 }

@@ -1,0 +1,123 @@
+"""Programs that run inside nodes and pods, and the rules that kube-proxy would set: what paths are tested with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tests.lab.lab import LabNode, Pod
+from tests.lab.space import REPO, Space
+
+SERVICE, SERVICE_PORT, NODE_PORT, HOST_PORT, TARGET = "10.96.0.1", 80, 30080, 8080, 9376
+
+# Answers each connection and datagram with the sender's address and what it said.
+SERVER = """
+import socket, threading
+tcp = socket.create_server(("", PORT), backlog=64)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("", PORT))
+def datagrams():
+    while True:
+        data, sender = udp.recvfrom(65535)
+        udp.sendto(sender[0].encode() + b" " + data, sender)
+threading.Thread(target=datagrams, daemon=True).start()
+print("ready", flush=True)
+while True:
+    connection, sender = tcp.accept()
+    with connection:
+        connection.sendall(sender[0].encode() + b" " + connection.recv(65535))
+"""
+CLIENT = """
+import socket, sys
+kind, host, port, source, size = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: datagrams may be cut
+s.settimeout(3)
+s.bind(("", source))
+try:
+    s.connect((host, port))
+    s.send(b"x" * size)
+    answer = s.recv(65535)
+    print(answer.split()[0].decode() if len(answer.split()[1]) == size else f"cut to {len(answer)}")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+class Servers:
+    """Servers that run until the end of a block."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, where: Pod | Space, port: int = TARGET) -> None:
+        """A server of TCP and UDP in a pod or a node."""
+        argv = where.argv("python3", "-c", SERVER.replace("PORT", str(port)))
+        server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        self._stack.callback(server.wait)
+        self._stack.callback(server.kill)
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+
+
+def ask(where: Pod | Space, kind: str, host: str, port: int, *, source: int = 0, size: int = 10) -> str:
+    """As whom a server saw us; the name of the error where there was no answer."""
+    arguments = (kind, host, str(port), str(source), str(size))
+    return where.exec("python3", "-c", CLIENT, *arguments, check=False).stdout.strip()
+
+
+def serve(nodes: Sequence[LabNode], backend: Pod) -> None:
+    """Rules as kube-proxy's on each node: a service, a node port, and on the backend's node a host port."""
+    for node in nodes:
+        host_port = f"tcp dport {HOST_PORT} fib daddr type local dnat to {backend.address}:{TARGET}"
+        rules = f"""
+            ip saddr {backend.address} ip daddr {SERVICE} meta mark set 0x4000
+            ip daddr {SERVICE} tcp dport {SERVICE_PORT} dnat to {backend.address}:{TARGET}
+            ip daddr {SERVICE} udp dport {SERVICE_PORT} dnat to {backend.address}:{TARGET}
+            tcp dport {NODE_PORT} fib daddr type local meta mark set 0x4000 dnat to {backend.address}:{TARGET}
+            {host_port if node is backend.node else ""}
+        """
+        script = f"""
+            table ip kube {{
+              chain pre {{ type nat hook prerouting priority dstnat; {rules} }}
+              chain out {{ type nat hook output priority -100; {rules} }}
+              chain post {{ type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }}
+              chain forwarded {{ type filter hook forward priority filter; ct state invalid counter drop; }}
+            }}
+        """
+        node.space.exec("nft", "-f", "-", stdin=script)
+
+
+COUNTERS = """
+import json
+from agent.datapath import bpf, overlay
+print(json.dumps({name: count.packets for name, count in overlay.counters(bpf.maps()).items()}))
+"""
+
+
+def counters(node: LabNode) -> dict[str, int]:
+    """The eBPF counters of a node."""
+    done = node.space.exec(sys.executable, "-c", COUNTERS, env={"PYTHONPATH": str(REPO)})
+    answer: dict[str, int] = json.loads(done.stdout)
+    return answer
+
+
+def eventually(what: Any, within: float = 5.0) -> float:
+    """Seconds until `what` is true; fails after `within`."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < within, f"not within {within} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
