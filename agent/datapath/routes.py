@@ -26,7 +26,7 @@ class Synced:
 def read(nl: Netlink, devices: Mapping[int, str]) -> frozenset[Route]:
     """Our routes of both families; `devices` names interfaces by index."""
     return frozenset(
-        Route(route.dst, route.gateway, devices.get(route.index, ""))
+        Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric)
         for version in (4, 6)
         for route in rtnl.routes(nl, version, ROUTE_PROTOCOL)
     )
@@ -39,16 +39,16 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
     if not add and not remove:
         return Synced()
     indexes = {name: index for index, name in devices.items()}
-    replaced = {route.dst for route in remove} & {route.dst for route in add}
+    replaced = {(route.dst, route.metric) for route in remove} & {(route.dst, route.metric) for route in add}
     steps: list[tuple[Route, Request]] = []
     problems: set[Problem] = set()
     for route in remove:
-        if route.dst not in replaced:
+        if (route.dst, route.metric) not in replaced:
             steps.append((route, rtnl.delete_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
     for route in add:
         if route.device not in indexes:
             problems.add(_problem(route, f"there is no interface {route.device}"))
-        elif route.dst in replaced:
+        elif (route.dst, route.metric) in replaced:
             steps.append((route, rtnl.replace_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
         else:
             steps.append((route, rtnl.add_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
@@ -65,7 +65,7 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
 
 
 def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:
-    return rtnl.KernelRoute(route.dst, route.gateway, indexes.get(route.device, 0))
+    return rtnl.KernelRoute(route.dst, route.gateway, indexes.get(route.device, 0), route.metric)
 
 
 def _problem(route: Route, what: str, remedy: str = "see `ip route` on this node") -> Problem:

@@ -30,6 +30,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_BOOT = 3
+IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 7, 15, 25
 RTM_NEWNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 1, 2, 0x80
@@ -83,6 +84,8 @@ class KernelRoute:
     dst: Subnet
     gateway: Address | None
     index: int
+    metric: int = 0
+    """Of routes for one destination, the one with the lowest is used."""
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -223,6 +226,8 @@ def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
     ) + netlink.u32(RTA_OIF, route.index)
     if route.dst.prefixlen:
         payload += netlink.attribute(RTA_DST, route.dst.network_address.packed)
+    if route.metric:
+        payload += netlink.u32(RTA_PRIORITY, route.metric)
     if route.gateway:
         payload += netlink.attribute(RTA_GATEWAY, route.gateway.packed)
     verb = "delete" if kind == RTM_DELROUTE else "add"
@@ -310,10 +315,12 @@ def _kernel_route(payload: bytes) -> KernelRoute:
     found = netlink.attributes(payload, RTMSG.size, len(payload))
     zero = b"\0" * (4 if af == socket.AF_INET else 16)
     gateway = found.get(RTA_GATEWAY)
+    metric = _number(found.get(RTA_PRIORITY))
     return KernelRoute(
         dst=ipaddress.ip_network((found.get(RTA_DST, zero), prefix)),
         gateway=ipaddress.ip_address(gateway) if gateway else None,
         index=_number(found.get(RTA_OIF)),
+        metric=0 if af == socket.AF_INET6 and metric == IP6_RT_PRIO_USER else metric,
     )
 
 

@@ -37,10 +37,11 @@ class Route:
     dst: Subnet
     gateway: Address | None
     device: str
+    metric: int = 0
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
-        return f"{self.dst}{via} dev {self.device}"
+        return f"{self.dst}{via} dev {self.device}{f' metric {self.metric}' if self.metric else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
         overlay, clash = _join(total.overlay, state.overlay)
         total = NodeState(
             bridges=_merge(total.bridges | state.bridges),
-            routes=total.routes | state.routes,
+            routes=_distinct(total.routes | state.routes),
             masquerade=Masquerade(
                 total.masquerade.sources | state.masquerade.sources,
                 total.masquerade.exempt | state.masquerade.exempt,
@@ -117,6 +118,12 @@ def union(states: Iterable[NodeState]) -> NodeState:
             overlay=overlay,
         )
     return total
+
+
+def _distinct(routes: frozenset[Route]) -> frozenset[Route]:
+    """One route for each destination; where modes differ about a peer, the tunnel, which works on any underlay."""
+    preferred = sorted(routes, key=lambda route: (route.device == TUNNEL, str(route)))
+    return frozenset({(route.dst, route.metric): route for route in preferred}.values())
 
 
 def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, frozenset[Problem]]:

@@ -18,6 +18,9 @@ from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
 OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
+# Of a node's own blocks, what is no pod's goes into the tunnel's device, to be dropped and counted there; but a
+# bridge of another mode has a route for the same block, and comes first.
+LAST = 4096
 
 
 class Vxlan:
@@ -51,8 +54,7 @@ class Vxlan:
                 frozenset(owners.items()),
                 _senders(view),
             ),
-            # of its own blocks only what is no pod goes there, to be dropped and counted
-            routes=frozenset(Route(block, None, TUNNEL) for block in owners),
+            routes=frozenset(Route(block, None, TUNNEL, LAST if block in own else 0) for block in owners),
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=common.masquerade(view, nodes=False),
             forwarding=frozenset({4}),

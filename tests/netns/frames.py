@@ -8,16 +8,12 @@ import socket
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import Any
 
 from agent.datapath import bpfcall
 from agent.datapath.bpfcall import Program
 from agent.datapath.rtnl import mac_bytes
-from tests.netns.node import command
 
-OBJECTS = Path(__file__).resolve().parents[2] / "build/ebpf"
-CLONE_NEWNS = 0x20000
 PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 PROG_TEST_RUN = 10
 TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII4x")
@@ -25,15 +21,6 @@ SKB = 192  # bytes of struct __sk_buff
 MARK, IFINDEX, GSO_SEGS, GSO_SIZE = 8, 40, 164, 176  # offsets there
 EVENT = struct.Struct("=QII4s4s4sHHHB6s3x")
 ICMP, TCP, UDP, SCTP = 1, 6, 17, 132
-
-
-def private_bpffs() -> None:
-    """A BPF file system that only this process sees: it goes with the test."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS):
-        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
-    command("mount", "--make-rprivate", "/")
-    command("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
 
 
 @dataclass(frozen=True)

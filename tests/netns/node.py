@@ -9,7 +9,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from agent.cluster.store import KINDS, Gone, Kind, Put
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
-from agent.datapath import links, netns, rtnl
+from agent.datapath import bpf, links, netns, overlay, rtnl
 from agent.datapath.netlink import Netlink
 from agent.ipam.attachments import Attachments
 from agent.model import Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
@@ -29,7 +29,8 @@ from agent.node.reconcile import Inputs, Reconciler
 from agent.shared import Latest
 
 T = TypeVar("T")
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
+OBJECTS = Path(__file__).resolve().parents[2] / "build/ebpf"
 SEED: dict[str, Any] = {  # the seed's host-gw conf
     "cniVersion": "0.3.0",
     "name": "testcni",
@@ -38,6 +39,7 @@ SEED: dict[str, Any] = {  # the seed's host-gw conf
     "subnet": "10.244.0.0/16",
 }
 CONF = {**SEED, "cniVersion": "1.1.0"}
+VXLAN: dict[str, Any] = {**CONF, "mode": "vxlan"}
 
 
 def net(text: str) -> Subnet:
@@ -91,6 +93,15 @@ class Pod:
             yield nl
 
 
+def private_bpffs() -> None:
+    """A BPF file system that only this process sees: it goes with the test."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
+    command("mount", "--make-rprivate", "/")
+    command("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+
+
 class NoStore:
     """A datastore where a test does not want one: whoever uses it hears so."""
 
@@ -113,7 +124,17 @@ class NoStore:
 class Host:
     """The node `one` at 192.0.2.1 on a link eth0, with its loops run by hand or in threads."""
 
-    def __init__(self, run_dir: Path, blocks: Sequence[str] = ("10.244.1.0/24",), cool_down: float = 0) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        blocks: Sequence[str] = ("10.244.1.0/24",),
+        cool_down: float = 0,
+        conf: Mapping[str, Any] = CONF,
+    ) -> None:
+        self.conf = conf
+        if conf is VXLAN:
+            private_bpffs()
+            bpf.use(OBJECTS)
         command("ip", "link", "set", "lo", "up")
         if "eth0" not in command("ip", "link"):
             command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
@@ -150,7 +171,7 @@ class Host:
 
     def call(self, verb: str, pod: Pod | None = None, conf: object = None, **more: Any) -> dict[str, Any]:
         """Call a verb as the plugin does."""
-        doc = conf if isinstance(conf, str) else json.dumps(CONF if conf is None else conf)
+        doc = conf if isinstance(conf, str) else json.dumps(self.conf if conf is None else conf)
         call = Call(verb, config=doc, **more)
         if pod:
             call = replace(
@@ -176,6 +197,7 @@ class Host:
             # the kernel gives links their link-local IPv6 addresses when it pleases
             "addresses": sorted(str(a.interface) for a in rtnl.addresses(nl) if not a.address.is_link_local),
             "routes": sorted(str(r) for v in (4, 6) for r in rtnl.routes(nl, v) if not r.dst.is_link_local),
+            "pods": overlay.pods(bpf.maps() or {}) if self.conf is VXLAN else {},
             "nft": command("nft", "list", "ruleset"),
             "files": sorted(str(path) for path in self.run_dir.rglob("*")),
             "used": self.attachments.all(),

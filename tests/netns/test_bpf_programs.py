@@ -12,7 +12,7 @@ from agent.datapath.overlay import Config, Count, Endpoint
 from agent.datapath.rtnl import mac_bytes
 from tests.netns import frames
 from tests.netns.frames import DROP, ICMP, PASS, REDIRECT, SCTP, TCP, UDP, Ran, arp, echo, ethernet, ipv4, tcp, udp
-from tests.netns.node import command
+from tests.netns.node import OBJECTS, command, private_bpffs
 
 A, B, HERE_NONE, VTEP = "10.244.1.2", "10.244.1.3", "10.244.1.99", "10.244.1.0"
 FAR, FARTHER = "10.244.2.2", "10.244.3.3"
@@ -32,11 +32,11 @@ class Bench:
     """The programs on a node with the pods A and B, with counters that begin at 0."""
 
     def __init__(self) -> None:
-        frames.private_bpffs()
+        private_bpffs()
         for pod in ("pod-a", "pod-b"):
             command("ip", "link", "add", pod, "type", "veth", "peer", "name", f"{pod}-end")
         command("ip", "link", "add", "vx", "mtu", "1450", "type", "vxlan", "external", "dstport", "8472")
-        loaded = bpf.load(frames.OBJECTS)
+        loaded = bpf.load(OBJECTS)
         self.programs, self.maps = loaded.programs, loaded.maps
         self.device = {A: socket.if_nametoindex("pod-a"), B: socket.if_nametoindex("pod-b")}
         self.vxlan = socket.if_nametoindex("vx")

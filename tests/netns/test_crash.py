@@ -9,28 +9,29 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.cni.verbs import Verbs
-from agent.datapath import links
+from agent.datapath import bpfcall, links
 from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.errors import CniError
 from agent.ipam.attachments import Attachments
-from tests.netns.node import CONF, Host, Pod, command
+from tests.netns.node import CONF, VXLAN, Host, Pod, command
 
 CLONE_NEWNS = 0x20000
 MOST = 200  # more steps than any verb has
 
 
 class Steps:
-    """Counts the steps that reach outside, netlink messages and file operations, and acts at one of them."""
+    """Counts the steps that reach outside, netlink, BPF and files, and acts at one of them."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._count = 0
         self._at = -1
         self._act: Callable[[], None] = refuse
-        send = Netlink._send
+        send, call = Netlink._send, bpfcall.call
 
         def counted(nl: Netlink, requests: Sequence[Request]) -> int:
             self._step()
@@ -40,7 +41,12 @@ class Steps:
             if event in ("open", "os.rename", "os.remove") and str(args[0]).startswith(str(folder)):
                 self._step()
 
+        def called(number: int, *more: Any) -> int:
+            self._step()
+            return call(number, *more)
+
         monkeypatch.setattr(Netlink, "_send", counted)
+        monkeypatch.setattr(bpfcall, "call", called)
         sys.addaudithook(audit)
 
     def arm(self, at: int, act: Callable[[], None]) -> None:
@@ -59,8 +65,11 @@ def refuse() -> None:
     raise NetlinkError(errno.EIO, "injected")
 
 
-def test_an_add_that_fails_at_any_step_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    host, pod = Host(tmp_path), Pod("c1")
+@pytest.mark.parametrize("conf", [CONF, VXLAN], ids=["host-gw", "vxlan"])
+def test_an_add_that_fails_at_any_step_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]
+) -> None:
+    host, pod = Host(tmp_path, conf=conf), Pod("c1")
     host.add(Pod("other"))
     before = host.state()
     steps = Steps(tmp_path, monkeypatch)
@@ -83,11 +92,12 @@ def test_an_add_that_fails_at_any_step_is_undone(tmp_path: Path, monkeypatch: py
     assert pod.reaches("10.244.1.1")
 
 
+@pytest.mark.parametrize("conf", [CONF, VXLAN], ids=["host-gw", "vxlan"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_a_crash_at_any_step_heals_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, conf: dict[str, Any]
 ) -> None:
-    host, pod = Host(tmp_path), Pod("c1")
+    host, pod = Host(tmp_path, conf=conf), Pod("c1")
     other = Pod("other")
     host.add(other)
     before = host.state()

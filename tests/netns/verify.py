@@ -7,16 +7,16 @@ import sys
 
 from agent.datapath import bpf
 from agent.datapath.bpfcall import BpfError
-from tests.netns import frames
+from tests.netns.node import OBJECTS, private_bpffs
 
 
 def main() -> int:
     if os.geteuid() != 0:
-        print(f"{frames.OBJECTS}: built; the verifier needs root")
+        print(f"{OBJECTS}: built; the verifier needs root")
         return 0
     try:
-        frames.private_bpffs()
-        loaded = bpf.load(frames.OBJECTS)
+        private_bpffs()
+        loaded = bpf.load(OBJECTS)
     except BpfError as error:
         print(f"{error}\n{error.remedy}", file=sys.stderr)
         return 1

@@ -1,0 +1,164 @@
+"""The mode vxlan on one node of the real kernel: what a pod gets, what CHECK sees, what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.datapath import bpf, overlay
+from agent.errors import CniError, Code
+from agent.model import Node
+from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
+
+DEVICE = "testcni-vxlan"
+
+
+def added(tmp_path: Path) -> tuple[Host, Pod]:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    host.add(pod)
+    return host, pod
+
+
+def test_a_pod_gets_one_address_and_one_neighbour(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    result = host.add(pod)
+    assert result["ips"] == [{"address": "10.244.1.2/32", "gateway": "169.254.1.1", "interface": 1}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]
+    assert [i["mtu"] for i in result["interfaces"]] == [1450, 1450]
+    assert [(r["dst"], r.get("gateway")) for r in pod.json("route")] == [
+        ("default", "169.254.1.1"),
+        ("169.254.1.1", None),
+    ]
+    (neighbour,) = pod.json("neigh")
+    assert (neighbour["dst"], neighbour["lladdr"]) == ("169.254.1.1", result["interfaces"][0]["mac"])
+    assert neighbour["state"] == ["PERMANENT"]
+    assert pod.reaches("192.0.2.1")
+    assert pod.reaches("10.244.1.1")
+    assert pod.reaches("10.244.1.2")
+
+
+def test_the_gateway_answers_a_pod_that_forgot_it(tmp_path: Path) -> None:
+    _, pod = added(tmp_path)
+    pod.run("ip", "neigh", "delete", "169.254.1.1", "dev", "eth0")
+    assert pod.reaches("192.0.2.1")
+
+
+def test_two_pods_of_a_node_reach_each_other(tmp_path: Path) -> None:
+    host, one = added(tmp_path)
+    two = Pod("c2")
+    host.add(two)
+    assert one.reaches("10.244.1.3")
+    assert two.reaches("10.244.1.2")
+
+
+def test_del_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
+    host, _other = added(tmp_path)
+    pod = Pod("c2")
+    before = host.state()
+    host.add(pod)
+    host.delete(pod)
+    assert host.state() == before
+    host.delete(pod)
+    assert host.state() == before
+
+
+def test_add_is_idempotent(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    first = host.add(pod)
+    before = host.state()
+    assert host.add(pod) == first
+    assert host.state() == before
+
+
+def test_extra_routes_are_by_the_one_neighbour(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    routes = [{"dst": "198.51.100.0/24", "gw": "10.244.1.1"}, {"dst": "192.0.2.0/24"}]
+    result = host.add(pod, {**VXLAN, "ipam": {"routes": routes}})
+    assert [(r["dst"], r["gw"]) for r in result["routes"]] == [
+        ("198.51.100.0/24", "169.254.1.1"),
+        ("192.0.2.0/24", "169.254.1.1"),
+        ("0.0.0.0/0", "169.254.1.1"),
+    ]
+
+
+ON_THE_NODE = [
+    ("ip link set {link} down", "host link .* is down"),
+    ("ip link set testcni-vxlan name gone", "device testcni-vxlan is not there"),
+    ("tc filter delete dev {link} egress", "lacks the program veth_egress"),
+    ("tc qdisc delete dev {link} clsact", "lacks the program veth_ingress"),
+    ("ip route delete 10.244.1.2", "lacks the route to 10.244.1.2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ON_THE_NODE)
+def test_check_sees_a_change_on_the_node(tmp_path: Path, change: str, message: str) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    conf = {**VXLAN, "prevResult": host.add(pod)}
+    assert host.call("CHECK", pod, conf) == {}
+    host.close()
+    command("sh", "-c", change.format(link=host.attachments.all()[0].link))
+    with pytest.raises(CniError, match=message) as caught:
+        host.call("CHECK", pod, conf)
+    assert caught.value.code == Code.CHECK_FAILED
+
+
+def test_check_sees_a_pod_that_the_programs_forgot(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    conf = {**VXLAN, "prevResult": host.add(pod)}
+    maps = bpf.maps()
+    assert maps
+    overlay.remove_pod(maps, host.attachments.all()[0].leases[0].address)  # type: ignore[arg-type]
+    with pytest.raises(CniError, match=r"the programs don't know 10\.244\.1\.2"):
+        host.call("CHECK", pod, conf)
+
+
+def test_peers_reach_the_maps_and_leave_them(tmp_path: Path) -> None:
+    host, _ = added(tmp_path)
+    maps = bpf.maps()
+    assert maps
+    assert len(maps["blocks"].items()) == 1, "its own"
+    for number in range(2, 5):
+        host.put(Node(f"n{number}", (ip(f"192.0.2.{number}"),), (net(f"10.244.{number}.0/24"),)))
+    eventually(lambda: len(maps["blocks"].items()) == 4 and len(maps["nodes"].items()) == 4, 1)
+    host.drop("n2")
+    eventually(lambda: len(maps["blocks"].items()) == 3 and len(maps["nodes"].items()) == 3, 1)
+
+
+def test_another_mode_on_the_same_node(tmp_path: Path) -> None:
+    host, one = Host(tmp_path, conf=VXLAN), Pod("c1")
+    host.add(one, {**CONF, "name": "bridged"})
+    two, three = Pod("c2"), Pod("c3")
+    host.add(two)
+    host.add(three)
+    for pod in (one, two, three):
+        assert pod.reaches("192.0.2.1")
+    assert two.reaches("10.244.1.4")
+    assert [p for p in host.reconciler.status.get().problems if "Node object" not in p.what] == []
+
+
+def test_all_goes_with_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cni.verbs.DEMANDED_FOR", 0.2)
+    host, pod = added(tmp_path)
+    host.delete(pod)
+    eventually(lambda: DEVICE not in command("ip", "link"), 3)
+    assert command("ip", "route", "show", "proto", "84") == ""
+
+
+def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.5)
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    command("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "x")
+    with pytest.raises(CniError, match=f"device {DEVICE}: a veth of that name exists"):
+        host.add(pod)
+    command("ip", "link", "delete", DEVICE)
+    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 8)
+    host.add(pod)
+
+
+def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.5)
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    bpf.use(tmp_path)
+    with pytest.raises(CniError, match="build the objects: make ebpf"):
+        host.add(pod)
