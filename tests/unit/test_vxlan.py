@@ -1,0 +1,156 @@
+"""vxlan's desired state: pure, complete, and nothing guessed."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.datapath.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
+from agent.model import Address, IPBlock, Network, Node, Snapshot, Subnet
+from agent.modes.base import View
+from agent.modes.vxlan import LAST, Vxlan
+
+MODE = Vxlan()
+DEVICE = "testcni-vxlan"
+LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)
+
+
+def net(text: str) -> Subnet:
+    return ipaddress.ip_network(text)
+
+
+def ip(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+def node(name: str, address: str, *cidrs: str) -> Node:
+    return Node(name, (ip(address),) if address else (), tuple(map(net, cidrs)))
+
+
+NETWORK = Network("net", mode="vxlan", subnet=net("10.244.0.0/16"))
+ME = node("one", "192.0.2.1", "10.244.1.0/24")
+
+
+def desired(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWORK, me: Node = ME) -> NodeState:
+    nodes = {n.name: n for n in (me, *peers)}
+    snapshot = Snapshot(synced=True, nodes=nodes, blocks={b.name: b for b in claimed})
+    return MODE.desired(View(snapshot, "one", LOCAL, network, me.blocks))
+
+
+def overlay(state: NodeState) -> Overlay:
+    assert state.overlay
+    return state.overlay
+
+
+def owners(state: NodeState) -> dict[str, str]:
+    return {str(block): str(owner) for block, owner in overlay(state).blocks}
+
+
+def test_a_node_alone() -> None:
+    assert desired() == NodeState(
+        overlay=Overlay(
+            DEVICE,
+            1,
+            8472,
+            1350,
+            IPv4Address("192.0.2.1"),
+            frozenset({IPv4Address("10.244.1.1")}),
+            frozenset({(IPv4Network("10.244.1.0/24"), IPv4Address("192.0.2.1"))}),
+            frozenset({IPv4Address("192.0.2.1")}),
+        ),
+        routes=frozenset({Route(net("10.244.1.0/24"), None, DEVICE, LAST)}),
+        masquerade=Masquerade(
+            frozenset({net("10.244.1.0/24")}), frozenset({net("10.244.1.0/24"), net("10.244.0.0/16")})
+        ),
+        forwarding=frozenset({4}),
+    )
+
+
+def test_a_peer_needs_nothing_but_its_node_and_need_not_be_on_link() -> None:
+    claimed = IPBlock(net("10.244.30.0/24"), "two", "pods")
+    state = desired(node("two", "198.51.100.2", "10.244.2.0/24"), claimed=[claimed])
+    assert owners(state) == {
+        "10.244.1.0/24": "192.0.2.1",
+        "10.244.2.0/24": "198.51.100.2",
+        "10.244.30.0/24": "198.51.100.2",
+    }
+    assert state.routes == {
+        Route(net("10.244.1.0/24"), None, DEVICE, LAST),
+        Route(net("10.244.2.0/24"), None, DEVICE),
+        Route(net("10.244.30.0/24"), None, DEVICE),
+    }
+    assert state.problems == frozenset()
+
+
+def test_tunnels_may_come_from_any_address_of_a_node() -> None:
+    peer = Node("two", (ip("2001:db8::2"), ip("192.0.2.2"), ip("192.0.2.22")), (net("10.244.2.0/24"),))
+    state = desired(peer)
+    assert owners(state)["10.244.2.0/24"] == "192.0.2.2"
+    assert overlay(state).nodes == set(map(IPv4Address, ("192.0.2.1", "192.0.2.2", "192.0.2.22")))
+
+
+def test_nodes_without_blocks_are_nodes() -> None:
+    assert IPv4Address("192.0.2.9") in overlay(desired(node("nine", "192.0.2.9"))).nodes
+
+
+def test_vni_port_and_mtu_are_the_networks() -> None:
+    network = Network("net", mode="vxlan", subnet=net("10.244.0.0/16"), mtu=1280, vni=7, port=4789)
+    wanted = overlay(desired(network=network))
+    assert (wanted.vni, wanted.port, wanted.mtu) == (7, 4789, 1280)
+
+
+def test_what_is_wrong_with_a_peer_is_told() -> None:
+    state = desired(
+        node("nobody", "", "10.244.3.0/24"),
+        node("six", "192.0.2.6", "2001:db8:6::/64"),
+        node("thief", "192.0.2.7", "10.244.1.0/24"),
+        node("wide", "192.0.2.8", "10.244.0.0/17"),
+    )
+    told = {str(problem).partition(";")[0] for problem in state.problems}
+    assert told == {
+        "node nobody: has no IPv4 InternalIP",
+        "node thief: block 10.244.1.0/24 is that of node one too",
+        "node wide: block 10.244.0.0/17 overlaps this node's 10.244.1.0/24",
+    }
+    assert owners(state) == {"10.244.1.0/24": "192.0.2.1"}
+
+
+def test_ipv6_is_not_carried() -> None:
+    network = Network("net", mode="vxlan")
+    state = desired(node("two", "192.0.2.2", "10.244.2.0/24", "2001:db8:2::/64"), network=network)
+    assert [problem.what for problem in state.problems] == ["block 2001:db8:2::/64 is IPv6"]
+    assert len(overlay(state).blocks) == 2
+
+
+def test_a_node_without_address_or_blocks_has_no_tunnel() -> None:
+    assert desired(me=node("one", "", "10.244.1.0/24")).overlay is None
+    assert desired(me=node("one", "", "10.244.1.0/24")).problems
+    assert desired(me=node("one", "192.0.2.1")) == NodeState()
+
+
+def test_two_networks_share_the_tunnel() -> None:
+    one = desired(node("two", "192.0.2.2", "10.244.2.0/24"))
+    other = desired(
+        network=Network("other", mode="vxlan", mtu=1300, subnet=net("10.0.0.0/8")),
+        me=node("one", "192.0.2.1", "10.1.1.0/24"),
+    )
+    both = overlay(union([one, other]))
+    assert both.mtu == 1300
+    assert both.addresses == {IPv4Address("10.244.1.1"), IPv4Address("10.1.1.1")}
+    assert len(both.blocks) == 3
+    assert union([one, other]).problems == frozenset()
+
+
+def test_two_networks_that_disagree_are_told() -> None:
+    other = desired(network=Network("other", mode="vxlan", vni=7, subnet=net("10.244.0.0/16")))
+    state = union([desired(), other])
+    assert overlay(state).vni == 1
+    assert [problem.where for problem in state.problems] == ["networks of mode vxlan"]
+
+
+def test_of_two_ways_to_a_peer_the_tunnel_is_taken() -> None:
+    bridged = NodeState(routes=frozenset({Route(net("10.244.2.0/24"), ip("192.0.2.2"), "eth0")}))
+    tunnelled = desired(node("two", "192.0.2.2", "10.244.2.0/24"))
+    for states in ([bridged, tunnelled], [tunnelled, bridged]):
+        assert union(states).routes == tunnelled.routes
