@@ -167,8 +167,9 @@ def test_cni_args() -> None:
     assert netconf.read(HOST_GW, "IgnoreUnknown=true;WHO=me")
 
 
-KEYS = ["name", "mode", "subnet", "bridge", "mtu", "vni", "port", "ipMasq", "hairpinMode", "ipam", "dns", "runtimeConfig", "args",
-        "capabilities", "prevResult", "cni.dev/valid-attachments", "cniVersion", "unknown"]  # fmt: skip
+KEYS = ["name", "mode", "subnet", "bridge", "mtu", "vni", "port", "ipMasq", "hairpinMode", "ipam", "dns",
+        "runtimeConfig", "args", "capabilities", "prevResult", "cni.dev/valid-attachments", "cniVersion",
+        "unknown"]  # fmt: skip
 SUBKEYS = ["rangeStart", "routes", "dst", "gw", "ips", "mac", "cni", "nameservers", "containerID", "x"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(
     ["10.0.0.0/8", "10.0.0.1", "fd00::/64", "02:00:00:00:00:01", "1.1.0", "host-gw"])  # fmt: skip
