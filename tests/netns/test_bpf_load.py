@@ -156,7 +156,7 @@ def test_attaching_takes_little_time() -> None:
 
 
 def _no_bpffs() -> None:
-    command("umount", "/sys/fs/bpf")
+    command("mount", "-t", "tmpfs", "none", "/sys/fs/bpf")
 
 
 def _no_libbpf() -> None:
