@@ -33,7 +33,7 @@ RTPROT_BOOT = 3
 IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 7, 15, 25
-RTM_NEWNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 1, 2, 0x80
+RTM_NEWNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 30, 1, 2, 0x80
 
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
@@ -285,6 +285,18 @@ def routes(nl: Netlink, version: int, protocol: int = 0) -> list[KernelRoute]:
             return []
         raise
     return [_kernel_route(payload) for payload in payloads]
+
+
+def neighbours(nl: Netlink) -> dict[tuple[int, Address], str]:
+    """The MACs that IPv4 neighbours have for good, by interface and address."""
+    header = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
+    found = {}
+    for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list neighbours")):
+        _family, index, state, _flags, _type = NDMSG.unpack_from(payload)
+        has = netlink.attributes(payload, NDMSG.size, len(payload))
+        if state & NUD_PERMANENT and NDA_DST in has and NDA_LLADDR in has:
+            found[index, ipaddress.ip_address(has[NDA_DST])] = has[NDA_LLADDR].hex(":")
+    return found
 
 
 def _link(payload: bytes) -> Link:

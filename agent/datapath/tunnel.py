@@ -5,18 +5,30 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from agent.datapath import bpf, links, overlay, rtnl, tc
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
 from agent.datapath.netlink import Netlink, NetlinkError, Request
-from agent.datapath.overlay import TUNNEL_MAC, Config
+from agent.datapath.overlay import TUNNEL_MAC, Config, Endpoint
 from agent.datapath.rtnl import Link, LinkAddress
-from agent.datapath.state import TUNNEL, TUNNEL_ALIAS, Overlay
+from agent.datapath.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
 from agent.model import Problem
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Done:
+    """What was done once in this process."""
+
+    settled: Loaded | None = None
+    """The programs that all pods have."""
+
+
+_done = _Done()
 
 
 def is_ours(link: Link) -> bool:
@@ -44,9 +56,8 @@ def sync(
             f"delete it: ip link del {TUNNEL}",
         )
         return [Problem(f"device {TUNNEL}", what, remedy)]
-    before = bpf.current()
     try:
-        loaded = before or bpf.load()
+        loaded = bpf.current() or bpf.load()
         index = _ensure(nl, wanted, device, loaded)
         put, removed = overlay.sync_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
     except BpfError as error:
@@ -54,9 +65,13 @@ def sync(
     if put or removed:
         log.info("overlay: %d entries set, %d deleted", put, removed)
     _sync_addresses(nl, index, wanted.addresses, addresses)
-    if verify or not before:
+    fresh = _done.settled is not loaded
+    if fresh:
+        _recover(nl, loaded)
+    if verify or fresh:
         _renew(nl, loaded)
-    if not before:
+    if fresh:
+        _done.settled = loaded
         log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
         for path in bpf.retire():
             log.info("eBPF pins removed: %s", path)
@@ -95,6 +110,22 @@ def _sync_addresses(
     for error in nl.batch(steps):
         if error and error.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
             raise error
+
+
+def _recover(nl: Netlink, loaded: Loaded) -> None:
+    """Pods that the maps lack, as they are new or lost their pins: the kernel knows them by their routes."""
+    ends = {link.index: link for link in rtnl.links(nl) if link.name.startswith(LINK_PREFIX)}
+    known, macs = overlay.pods(loaded.maps), rtnl.neighbours(nl)
+    for route in rtnl.routes(nl, 4):
+        address = route.dst.network_address
+        mac = macs.get((route.index, address))
+        if not mac or route.index not in ends or not isinstance(address, IPv4Address) or address in known:
+            continue
+        overlay.put_pod(loaded.maps, address, Endpoint(route.index, mac, ends[route.index].mac))
+        log.warning("pod %s was not known to the eBPF programs", address)
+    for address, endpoint in known.items():
+        if endpoint.device not in ends:
+            overlay.remove_pod(loaded.maps, address)
 
 
 def _renew(nl: Netlink, loaded: Loaded) -> None:

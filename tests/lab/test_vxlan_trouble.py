@@ -231,6 +231,24 @@ def test_pods_work_while_the_agent_is_dead(two: Lab) -> None:
         assert ask(late, "tcp", b.address, TARGET) == late.address
 
 
+def test_pods_are_known_to_maps_that_are_new(two: Lab) -> None:
+    one, other = two.nodes
+    a, b = one.add_pod("a"), other.add_pod("b")
+    before = _programs(one)
+    one.stop_agent()
+    one.space.exec("rm", "-r", "/sys/fs/bpf/testcni")
+    with Servers() as servers:
+        servers.start(b)
+        assert ask(a, "tcp", b.address, TARGET) == a.address, "what is attached needs no pins"
+        one.start_agent()
+        one.wait_ready()
+        eventually(lambda: not before & _programs(one))
+        counted = counters(one)
+        assert ask(a, "tcp", b.address, TARGET) == a.address
+        assert counters(one)["forwarded_remote"] > counted["forwarded_remote"]
+        assert counters(one)["forwarded_local"] > counted["forwarded_local"]
+
+
 def test_drift_is_found_and_mended(two: Lab) -> None:
     one, other = two.nodes
     a, b = one.add_pod("a"), other.add_pod("b")

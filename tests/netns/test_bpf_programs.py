@@ -1,84 +1,37 @@
-"""Every branch of the eBPF programs, on packets made by hand: verdict, bytes and counters."""
+"""What pods may send, and where the eBPF programs send it: verdict, bytes and counters of every branch."""
 
 from __future__ import annotations
 
-import socket
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 import pytest
 
-from agent.datapath import bpf, overlay
-from agent.datapath.overlay import Config, Count, Endpoint
+from agent.datapath import overlay
+from agent.datapath.overlay import Config, Count
 from agent.datapath.rtnl import mac_bytes
 from tests.netns import frames
-from tests.netns.frames import DROP, ICMP, PASS, REDIRECT, SCTP, TCP, UDP, Ran, arp, echo, ethernet, ipv4, tcp, udp
-from tests.netns.node import OBJECTS, command, private_bpffs
-
-A, B, HERE_NONE, VTEP = "10.244.1.2", "10.244.1.3", "10.244.1.99", "10.244.1.0"
-FAR, FARTHER = "10.244.2.2", "10.244.3.3"
-NODE, PEER, OUTSIDE, SERVICE = "172.18.0.2", "172.18.0.3", "203.0.113.1", "10.96.0.1"
-MAC = {A: "0a:58:0a:f4:01:02", B: "0a:58:0a:f4:01:03"}
-HOST = {A: "ee:00:00:00:00:0a", B: "ee:00:00:00:00:0b"}
-TUNNEL = "0e:76:78:6c:61:6e"
-SENDER = "0a:76:78:6c:61:6e"
-GATEWAY = "169.254.1.1"
-NOBODY = "0.0.0.0"  # noqa: S104
-OURS = 0x7E57C41
-LSRR = bytes([131, 3, 4, 0])
-MORE = 0x2000
-
-
-class Bench:
-    """The programs on a node with the pods A and B, with counters that begin at 0."""
-
-    def __init__(self) -> None:
-        private_bpffs()
-        for pod in ("pod-a", "pod-b"):
-            command("ip", "link", "add", pod, "type", "veth", "peer", "name", f"{pod}-end")
-        command("ip", "link", "add", "vx", "mtu", "1450", "type", "vxlan", "external", "dstport", "8472")
-        loaded = bpf.load(OBJECTS)
-        self.programs, self.maps = loaded.programs, loaded.maps
-        self.device = {A: socket.if_nametoindex("pod-a"), B: socket.if_nametoindex("pod-b")}
-        self.vxlan = socket.if_nametoindex("vx")
-        overlay.configure(self.maps, Config(IPv4Address(NODE), 7, 8472, self.vxlan, sample=0))
-        for pod in (A, B):
-            overlay.put_pod(self.maps, IPv4Address(pod), Endpoint(self.device[pod], MAC[pod], HOST[pod]))
-        blocks = {"10.244.1.0/24": NODE, "10.244.2.0/24": PEER, "10.244.3.0/24": "172.18.0.4"}
-        overlay.sync_nodes(
-            self.maps,
-            {IPv4Network(block): IPv4Address(node) for block, node in blocks.items()},
-            [IPv4Address(node) for node in blocks.values()],
-        )
-        self._before = overlay.counters(self.maps)
-
-    def pod(self, packet: bytes, source: str = A, **more: int) -> Ran:
-        """Pod `source` sends an IP packet."""
-        return self.frame(ethernet(HOST[source], MAC[source], packet), source, **more)
-
-    def frame(self, frame: bytes, source: str = A, **more: int) -> Ran:
-        return frames.run(self.programs["veth_ingress"], frame, self.device[source], **more)
-
-    def delivered(self, packet: bytes, to: str) -> Ran:
-        """The stack sends an IP packet to a pod."""
-        frame = ethernet(MAC[to], HOST[to], packet)
-        return frames.run(self.programs["veth_egress"], frame, self.device[to])
-
-    def tunnelled(self, packet: bytes, mark: int = 0) -> Ran:
-        """The stack, or with our mark a pod, sends an IP packet to the vxlan device."""
-        return frames.run(self.programs["vxlan_egress"], ethernet(TUNNEL, TUNNEL, packet), self.vxlan, mark=mark)
-
-    def counted(self) -> dict[str, int]:
-        """What the counters say of packets since the last call."""
-        before, self._before = self._before, overlay.counters(self.maps)
-        none = Count(0, 0)
-        return {
-            reason: more
-            for reason, count in self._before.items()
-            if (more := count.packets - before.get(reason, none).packets)
-        }
-
-    def flows(self) -> int:
-        return len(self.maps["flows"].items())
+from tests.netns.bench import (
+    FAR,
+    GATEWAY,
+    HERE_NONE,
+    HOST,
+    LSRR,
+    MAC,
+    MORE,
+    NOBODY,
+    NODE,
+    OURS,
+    OUTSIDE,
+    PEER,
+    SENDER,
+    SERVICE,
+    TUNNEL,
+    VTEP,
+    A,
+    B,
+    Bench,
+)
+from tests.netns.frames import DROP, ICMP, PASS, REDIRECT, SCTP, TCP, UDP, arp, ethernet, ipv4, tcp, udp
 
 
 def test_to_a_pod_of_this_node() -> None:
@@ -228,136 +181,6 @@ def test_what_is_too_large_for_the_tunnel_goes_to_the_stack() -> None:
     assert bench.counted() == {"to_stack": 1}
     bench.pod(ipv4(A, B, UDP, udp(1, 2, bytes(1450 - 27))))
     assert bench.counted() == {"forwarded_local": 1}
-
-
-def test_replies_of_what_the_stack_sent_to_a_pod_return_to_it() -> None:
-    bench = Bench()
-    bench.delivered(ipv4(A, B, TCP, tcp(1000, 80)), B)
-    bench.pod(ipv4(B, A, TCP, tcp(80, 1000)), B)
-    assert bench.counted() == {"to_stack": 1}
-    bench.pod(ipv4(B, A, TCP, tcp(80, 1001)), B)
-    bench.pod(ipv4(B, A, UDP, udp(80, 1000)), B)
-    assert bench.counted() == {"forwarded_local": 2}
-
-
-@pytest.mark.parametrize("high_first", [True, False])
-def test_either_address_may_be_the_lower(high_first: bool) -> None:
-    bench = Bench()
-    client, server = (B, A) if high_first else (A, B)
-    bench.delivered(ipv4(client, server, TCP, tcp(1000, 80)), server)
-    bench.pod(ipv4(server, client, TCP, tcp(80, 1000)), server)
-    assert bench.counted() == {"to_stack": 1}
-
-
-def test_replies_of_what_came_from_another_node_through_the_stack_return_to_it() -> None:
-    bench = Bench()
-    bench.delivered(ipv4(FAR, A, TCP, tcp(1000, 80)), A)
-    bench.pod(ipv4(A, FAR, TCP, tcp(80, 1000)))
-    assert bench.counted() == {"to_stack": 1}
-
-
-def test_a_flow_that_is_direct_now_is_forgotten() -> None:
-    bench = Bench()
-    bench.delivered(ipv4(A, B, TCP, tcp(1000, 80)), B)
-    bench.pod(ipv4(A, B, TCP, tcp(1000, 80, 2)))
-    bench.pod(ipv4(B, A, TCP, tcp(80, 1000, 18)), B)
-    assert bench.counted() == {"forwarded_local": 2}
-
-
-@pytest.mark.parametrize("source", [OUTSIDE, NODE, SERVICE, VTEP])
-def test_only_flows_between_pods_are_remembered(source: str) -> None:
-    bench = Bench()
-    bench.delivered(ipv4(source, A, TCP, tcp(1000, 80)), A)
-    bench.tunnelled(ipv4(source, FAR, TCP, tcp(1000, 80)))
-    assert bench.flows() == 0
-
-
-def test_errors_go_the_way_of_the_replies() -> None:
-    bench = Bench()
-    sent = ipv4(A, B, UDP, udp(1000, 53))
-    bench.pod(ipv4(B, A, ICMP, frames.unreachable(sent)), B)
-    assert bench.counted() == {"forwarded_local": 1}
-    bench.delivered(sent, B)
-    bench.pod(ipv4(B, A, ICMP, frames.unreachable(sent)), B)
-    assert bench.counted() == {"to_stack": 1}
-    bench.pod(ipv4(B, A, ICMP, frames.unreachable(ipv4(A, B, UDP, udp(1001, 53)))), B)
-    bench.pod(ipv4(B, A, ICMP, frames.unreachable(sent)[:20]), B)
-    assert bench.counted() == {"forwarded_local": 2}
-    before = bench.flows()
-    bench.delivered(ipv4(B, A, ICMP, frames.unreachable(sent)), A)
-    assert bench.flows() == before
-
-
-def test_pings_are_flows_by_their_identifier() -> None:
-    bench = Bench()
-    bench.delivered(ipv4(A, B, ICMP, echo(7)), B)
-    bench.pod(ipv4(B, A, ICMP, echo(7, 0)), B)
-    assert bench.counted() == {"to_stack": 1}
-    bench.pod(ipv4(B, A, ICMP, echo(8, 0)), B)
-    assert bench.counted() == {"forwarded_local": 1}
-
-
-def test_fragments_go_one_way_in_all_their_pieces() -> None:
-    bench = Bench()
-    pieces = [ipv4(B, A, UDP, udp(53, 1000), fragment=MORE), ipv4(B, A, UDP, bytes(16), fragment=2)]
-    for piece in pieces:
-        bench.pod(piece, B)
-    assert bench.counted() == {"forwarded_local": 2}
-    bench.delivered(ipv4(A, B, UDP, udp(1000, 53)), B)
-    for piece in pieces:
-        bench.pod(piece, B)
-    assert bench.counted() == {"to_stack": 2}
-    bench.pod(ipv4(A, B, UDP, bytes(16), fragment=2))
-    for piece in pieces:
-        bench.pod(piece, B)
-    assert bench.counted() == {"to_stack": 3}, "a piece says nothing of its flow"
-
-
-def test_what_a_pod_sends_passes_the_tunnel_with_its_mark_gone() -> None:
-    bench = Bench()
-    packet = ipv4(A, FAR, TCP, tcp(1000, 80))
-    ran = bench.tunnelled(packet, OURS)
-    assert (ran.verdict, ran.mark, ran.data) == (PASS, 0, ethernet(TUNNEL, TUNNEL, packet))
-    assert bench.counted() == {}
-    assert bench.flows() == 0
-
-
-def test_what_the_stack_sends_into_the_tunnel_is_addressed_and_remembered() -> None:
-    bench = Bench()
-    packet = ipv4(A, FAR, TCP, tcp(1000, 80))
-    ran = bench.tunnelled(packet, mark=1)
-    assert (ran.verdict, ran.mark, ran.data) == (PASS, 1, ethernet(TUNNEL, SENDER, packet))
-    assert bench.counted() == {"from_stack": 1}
-    assert bench.flows() == 2, "with its ports, and without for fragments"
-
-
-@pytest.mark.parametrize(
-    ("packet", "reason"),
-    [
-        (ipv4(NODE, OUTSIDE, UDP, udp(1, 2)), "drop_unknown_node"),
-        (ipv4(NODE, HERE_NONE, UDP, udp(1, 2)), "drop_no_pod"),
-        (ipv4(NODE, FAR, UDP, length=500), "drop_malformed"),
-    ],
-)
-def test_what_has_no_place_in_the_tunnel(packet: bytes, reason: str) -> None:
-    bench = Bench()
-    assert bench.tunnelled(packet).verdict == DROP
-    assert bench.counted() == {reason: 1}
-
-
-def test_ipv6_of_the_stack_does_not_enter_the_tunnel() -> None:
-    bench = Bench()
-    frame = ethernet(TUNNEL, TUNNEL, b"\x60" + bytes(60), 0x86DD)
-    assert frames.run(bench.programs["vxlan_egress"], frame, bench.vxlan).verdict == DROP
-    assert bench.counted() == {"drop_not_ip": 1}
-
-
-@pytest.mark.parametrize("kind", [0x0800, 0x0806, 0x86DD])
-def test_what_the_stack_sends_to_a_pod_always_passes(kind: int) -> None:
-    bench = Bench()
-    frame = ethernet(MAC[A], HOST[A], bytes(40), kind)
-    ran = frames.run(bench.programs["veth_egress"], frame, bench.device[A])
-    assert (ran.verdict, ran.data) == (PASS, frame)
 
 
 def test_without_a_config_nothing_is_carried() -> None:

@@ -16,7 +16,7 @@ import pytest
 from agent.cni.server import Server
 from tests.lab import gotools
 from tests.lab.runner import Conf, Runner, RunnerError
-from tests.netns.node import CONF, Host, Pod, command
+from tests.netns.node import CONF, VXLAN, Host, Pod, command
 
 PLUGIN = Path(__file__).resolve().parents[2] / "build/testcni"
 
@@ -35,15 +35,15 @@ def execute(path: str, environment: Mapping[str, str], stdin: str) -> tuple[int,
     return done.returncode, done.stdout, done.stderr
 
 
-def served(tmp_path: Path, reference: Path) -> tuple[Host, Runner, dict[str, Any]]:
+def served(tmp_path: Path, reference: Path, conf: dict[str, Any] = CONF) -> tuple[Host, Runner, dict[str, Any]]:
     """A host that answers on a socket, and a runner that finds our plugin beside the reference ones."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     for path in (*reference.iterdir(), PLUGIN):
         (binaries / path.name).symlink_to(path)
-    host = Host(tmp_path / "run")
+    host = Host(tmp_path / "run", conf=conf)
     Server(tmp_path / "agent.sock", host.verbs.answer).start()
-    ours = {**CONF, "socket": str(tmp_path / "agent.sock"), "stateDir": str(tmp_path / "state")}
+    ours = {**conf, "socket": str(tmp_path / "agent.sock"), "stateDir": str(tmp_path / "state")}
     return host, Runner(execute, str(binaries)), {k: v for k, v in ours.items() if k not in ("name", "cniVersion")}
 
 
@@ -76,6 +76,27 @@ def test_portmap_bandwidth_and_tuning_after_us(tmp_path: Path, reference: Path, 
     assert {k: after[k] for k in ("links", "addresses", "routes", "used")} == {
         k: before[k] for k in ("links", "addresses", "routes", "used")
     }
+
+
+def test_portmap_and_tuning_after_vxlan(tmp_path: Path, reference: Path) -> None:
+    host, runner, ours = served(tmp_path, reference, VXLAN)
+    plugins = (
+        ours,
+        {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables", "snat": True},
+        {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}},
+    )
+    conf = Conf("testcni", "1.1.0", plugins, tmp_path)
+    pod, other = Pod("c1"), Pod("c2")
+    runner.add(conf, "c2", other.path)
+    before = host.state()
+    port = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+    runner.add(conf, "c1", pod.path, capabilities={"portMappings": [port]})
+    assert _answers(pod, other)
+    runner.check(conf, "c1", pod.path)
+    runner.delete(conf, "c1", pod.path)
+    after = host.state()
+    kinds = ("links", "addresses", "routes", "used", "pods")
+    assert {k: after[k] for k in kinds} == {k: before[k] for k in kinds}
 
 
 def _answers(pod: Pod, client: Pod) -> bool:
