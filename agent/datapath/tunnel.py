@@ -32,8 +32,8 @@ _done = _Done()
 
 
 def is_ours(link: Link) -> bool:
-    """Whether testcni made this vxlan device."""
-    return link.kind == "vxlan" and link.alias.startswith(TUNNEL_ALIAS)
+    """Whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
+    return link.kind == "vxlan" and (link.mac == TUNNEL_MAC or link.alias.startswith(TUNNEL_ALIAS))
 
 
 def sync(
