@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import matrix, talk
-from tests.lab.lab import GATEWAY, OUTSIDE, VXLAN_CONF, Lab, Pod, lab
+from tests.lab.lab import VXLAN_CONF, Lab, Pod, lab
+from tests.lab.segment import GATEWAY, OUTSIDE
 from tests.lab.space import Space
 from tests.lab.talk import HOST_PORT, NODE_PORT, SERVICE, SERVICE_PORT, TARGET, Servers, ask, counters
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.lab import OUTSIDE, VXLAN_CONF, Lab, LabNode, Pod, lab
+from tests.lab.lab import VXLAN_CONF, Lab, LabNode, Pod, lab
 from tests.lab.runner import Conf, RunnerError
+from tests.lab.segment import OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.talk import TARGET, Servers, ask, counters, eventually
 from tests.netns.frames import ethernet, ipv4, udp, vxlan
