@@ -1,0 +1,231 @@
+"""Keeps BIRD running with the configuration that is wanted, and says how it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import tenacity
+
+from agent.datapath import links
+from agent.datapath.bird import control, daemon, health, kernel, logs
+from agent.datapath.bird.control import Control, ControlError
+from agent.datapath.bird.daemon import Daemon, Files
+from agent.datapath.bird.render import render, symbols
+from agent.datapath.bird.values import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus
+from agent.model import Problem
+from agent.shared import Latest
+
+BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
+LIVED_LONG = 30.0  # seconds after which an end is not one of a series
+HUNG = 30.0  # seconds without an answer after which it is killed, and started anew
+LOOK = (1.0, 5.0)  # seconds between two looks at its sessions: while some are not established, and else
+MOOT = (BirdError, OSError, tenacity.RetryError)
+
+log = logging.getLogger(__name__)
+
+
+class DiedError(BirdError):
+    """BIRD has ended without being told to."""
+
+    def __init__(self, what: str, *, lived_long: bool) -> None:
+        super().__init__(what, "it is started again; its routes stay")
+        self.lived_long = lived_long
+
+
+class Supervisor:
+    """BIRD as a child, or as the orphan of an earlier agent; all in the thread of `run`."""
+
+    def __init__(self, folder: Path, program: str = "bird") -> None:
+        self.status: Latest[BirdStatus] = Latest(BirdStatus())
+        self._files = Files(folder)
+        self._program = program
+        self._wanted: BirdConfig | None = None
+        self._told = False
+        self._applied: BirdConfig | None = None
+        self._refused: Problem | None = None
+        self._health = health.Health()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stop = threading.Event()
+        self._log = -1
+
+    def want(self, config: BirdConfig | None) -> None:
+        """What BIRD should do; None: there should be none, nor routes of it. Before the first, nothing."""
+        if self._told and config == self._wanted:
+            return
+        self._wanted, self._told = config, True
+        os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Make `run` return; BIRD stays, for the next agent to adopt."""
+        self._stop.set()
+        os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        """Supervise until `stop` is called. Raises OSError when the folder can't be made."""
+        self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._log = logs.open_pipe(self._files.log)
+        reader = threading.Thread(target=logs.follow, args=(self._log, self._stop), name="bird-log", daemon=True)
+        reader.start()
+        while not self._stop.is_set():
+            try:
+                self._retrying()(self._once)
+            except MOOT as error:  # an end after a long life, or the agent stops
+                if not self._stop.is_set():
+                    log.warning("%s", error)
+        reader.join()
+        os.close(self._log)
+
+    def _retrying(self) -> tenacity.Retrying:
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda e: isinstance(e, BirdError | OSError) and not (isinstance(e, DiedError) and e.lived_long)
+            ),
+            wait=tenacity.wait_exponential(multiplier=BACKOFF[0], max=BACKOFF[1]),
+            stop=lambda _state: self._stop.is_set(),
+            sleep=self._pause,
+            before_sleep=self._tell,
+            reraise=True,
+        )
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        problem = (
+            error.problem() if isinstance(error, BirdError) else Problem("bird", str(error), "it is tried again")
+        )
+        self.status.publish(BirdStatus(starts=self.status.get().starts, problems=(problem,)))
+        log.warning("%s", problem)
+
+    def _once(self) -> None:
+        """One life of BIRD, or the end of it when it is not wanted."""
+        wanted = self._wanted
+        if not self._told:
+            self._pause(None)
+        elif wanted:
+            self._live(wanted)
+        else:
+            self._retire()
+            self._pause(None)
+
+    def _live(self, wanted: BirdConfig) -> None:
+        version = daemon.version(self._program)
+        running = self._adopt(version) or self._start(wanted)
+        try:
+            self._watch(running, version)
+            if not self._stop.is_set():
+                daemon.dismiss(running)
+        finally:
+            running.forget()
+
+    def _adopt(self, version: str) -> Daemon | None:
+        found = daemon.find(self._files)
+        if not found:
+            return None
+        running, its = found
+        if its == version:
+            log.info("adopted the BIRD %s of pid %d", version, running.pid)
+            self._applied = None  # what it was told last is not known
+            return running
+        log.info("replacing the BIRD of pid %d: it %s", running.pid, f"is {its}" if its else "does not answer")
+        daemon.replace(running, self._files)
+        running.forget()
+        return None
+
+    def _start(self, wanted: BirdConfig) -> Daemon:
+        daemon.write(self._program, self._files, render(wanted))
+        recover = any(held.unicast for held in kernel.read(links.host(), wanted.table, wanted.metric))
+        started = daemon.start(self._program, self._files, recover=recover, log_to=self._log)
+        self._applied, self._refused = wanted, None
+        self.status.update(lambda status: replace(status, starts=status.starts + 1))
+        log.info("BIRD started, pid %d%s", started.pid, ", keeping the routes in the kernel" if recover else "")
+        try:
+            daemon.wait_for_socket(started, self._files)
+        except BirdError:
+            started.signal(signal.SIGKILL)
+            started.wait(daemon.END_WITHIN)
+            started.forget()
+            raise
+        return started
+
+    def _watch(self, running: Daemon, version: str) -> None:
+        """Until it is not wanted any more, or the agent stops. Raises DiedError."""
+        began = heard = time.monotonic()
+        while not self._stop.is_set() and (wanted := self._wanted):
+            now = time.monotonic()
+            if not running.is_alive():
+                running.wait(0)
+                raise DiedError(f"BIRD {running.how_it_ended()}", lived_long=now - began > LIVED_LONG)
+            self._apply(wanted)
+            status = self._look(running, version, self._applied or wanted)
+            self.status.publish(status)
+            if status.running:
+                heard = now
+            elif now - heard > HUNG:
+                log.error("BIRD has not answered for %.0f s: it is killed", HUNG)
+                running.signal(signal.SIGKILL)
+            self._pause(LOOK[1] if self._is_calm(status) else LOOK[0], running.fd)
+
+    def _apply(self, wanted: BirdConfig) -> None:
+        """Have BIRD do what is wanted now; what it refuses leaves in force what was."""
+        if wanted == self._applied:
+            return
+        try:
+            daemon.write(self._program, self._files, render(wanted))
+            with Control(self._files.socket, change=True) as connection:
+                connection.configure()
+        except BirdError as error:
+            self._refused = error.problem()
+        except OSError as error:
+            self._refused = Problem("bird", f"not configured: {error}", "it is tried again")
+        else:
+            self._applied, self._refused = wanted, None
+            log.info("BIRD configured: %d nodes, %d external peers", len(wanted.peers), len(wanted.externals))
+
+    def _look(self, running: Daemon, version: str, config: BirdConfig) -> BirdStatus:
+        refused = (self._refused,) if self._refused else ()
+        starts = self.status.get().starts
+        try:
+            with Control(self._files.socket) as connection:
+                protocols = connection.protocols()
+        except ControlError as error:
+            silent = Problem("bird", f"does not answer: {error}", "it is asked again; its routes stay")
+            return BirdStatus(version=version, pid=running.pid, starts=starts, problems=(silent, *refused))
+        sessions = control.sessions(protocols, symbols(config))
+        return BirdStatus(
+            running=True,
+            version=version,
+            pid=running.pid,
+            starts=starts,
+            sessions=sessions,
+            kernel_routes=sum(p.exported for p in protocols if p.kind == "Kernel"),
+            problems=(*refused, *self._health.problems(config, sessions, time.monotonic())),
+        )
+
+    def _is_calm(self, status: BirdStatus) -> bool:
+        return not status.problems and not self._health.waiting and self._wanted == self._applied
+
+    def _retire(self) -> None:
+        """No BIRD, no routes of it, no passwords on disk."""
+        if found := daemon.find(self._files):
+            daemon.dismiss(found[0])
+            found[0].forget()
+        old = self._applied
+        gone = kernel.flush(links.host(), old.table if old else MAIN_TABLE, old.metric if old else METRIC)
+        self._files.conf.unlink(missing_ok=True)
+        self._applied = None
+        self.status.publish(BirdStatus(starts=self.status.get().starts))
+        log.info("BIRD is not wanted: %d routes of it removed", gone)
+
+    def _pause(self, seconds: float | None, *also: int) -> None:
+        """Wait until somebody wants something else, one of `also` is ready, or `seconds` are over."""
+        select.select([self._wake, *also], [], [], seconds)
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return
