@@ -66,13 +66,13 @@ class Protocol:
 class Control:
     """A connection to BIRD, restricted to looking unless `change`; raises ControlError throughout."""
 
-    def __init__(self, path: Path, *, change: bool = False, timeout: float = TIMEOUT) -> None:
-        self._timeout = timeout
+    def __init__(self, path: Path, *, change: bool = False) -> None:
+        self._timeout = TIMEOUT
         self._lines: deque[bytes] = deque()
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._socket.settimeout(timeout)
+            self._socket.settimeout(TIMEOUT)
             self._socket.connect(str(path))
             self.pid: int = UCRED.unpack(
                 self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)

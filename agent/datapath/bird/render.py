@@ -106,8 +106,9 @@ def _to_kernel(config: BirdConfig) -> str:
 def _next_hop(config: BirdConfig) -> str:
     lines = []
     if config.direct:
-        networks = _set(f"{network}+" for network in sorted(config.direct))
-        lines.append(f"  if bgp_next_hop ~ [ {networks} ] then {{ gw = bgp_next_hop; accept; }}")
+        # not by a set: those of prefixes hold no addresses
+        near = " || ".join(f"bgp_next_hop ~ {network}" for network in sorted(config.direct))
+        lines.append(f"  if {near} then {{ gw = bgp_next_hop; accept; }}")
     if config.tunnel:
         # in this order: gw is looked up on the interface that is set, and on-link only if that is said before
         via = config.tunnel.gateway or "bgp_next_hop"

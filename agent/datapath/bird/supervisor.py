@@ -14,10 +14,9 @@ from pathlib import Path
 import tenacity
 
 from agent.datapath import links
-from agent.datapath.bird import control, daemon, health, kernel, logs
+from agent.datapath.bird import control, daemon, health, kernel, logs, render
 from agent.datapath.bird.control import Control, ControlError
 from agent.datapath.bird.daemon import Daemon, Files
-from agent.datapath.bird.render import render, symbols
 from agent.datapath.bird.values import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus
 from agent.model import Problem
 from agent.shared import Latest
@@ -138,7 +137,7 @@ class Supervisor:
         return None
 
     def _start(self, wanted: BirdConfig) -> Daemon:
-        daemon.write(self._program, self._files, render(wanted))
+        daemon.write(self._program, self._files, render.render(wanted))
         recover = any(held.unicast for held in kernel.read(links.host(), wanted.table, wanted.metric))
         started = daemon.start(self._program, self._files, recover=recover, log_to=self._log)
         self._applied, self._refused = wanted, None
@@ -155,7 +154,8 @@ class Supervisor:
 
     def _watch(self, running: Daemon, version: str) -> None:
         """Until it is not wanted any more, or the agent stops. Raises DiedError."""
-        began = heard = time.monotonic()
+        began = time.monotonic()
+        silent = 0.0
         while not self._stop.is_set() and (wanted := self._wanted):
             now = time.monotonic()
             if not running.is_alive():
@@ -164,9 +164,8 @@ class Supervisor:
             self._apply(wanted)
             status = self._look(running, version, self._applied or wanted)
             self.status.publish(status)
-            if status.running:
-                heard = now
-            elif now - heard > HUNG:
+            silent = 0.0 if status.running else silent or now
+            if silent and now - silent > HUNG:
                 log.error("BIRD has not answered for %.0f s: it is killed", HUNG)
                 running.signal(signal.SIGKILL)
             self._pause(LOOK[1] if self._is_calm(status) else LOOK[0], running.fd)
@@ -174,9 +173,10 @@ class Supervisor:
     def _apply(self, wanted: BirdConfig) -> None:
         """Have BIRD do what is wanted now; what it refuses leaves in force what was."""
         if wanted == self._applied:
+            self._refused = None  # what was refused is not wanted any more
             return
         try:
-            daemon.write(self._program, self._files, render(wanted))
+            daemon.write(self._program, self._files, render.render(wanted))
             with Control(self._files.socket, change=True) as connection:
                 connection.configure()
         except BirdError as error:
@@ -196,7 +196,7 @@ class Supervisor:
         except ControlError as error:
             silent = Problem("bird", f"does not answer: {error}", "it is asked again; its routes stay")
             return BirdStatus(version=version, pid=running.pid, starts=starts, problems=(silent, *refused))
-        sessions = control.sessions(protocols, symbols(config))
+        sessions = control.sessions(protocols, render.symbols(config))
         return BirdStatus(
             running=True,
             version=version,

@@ -1,0 +1,182 @@
+"""Nodes with a real BIRD each, as network namespaces on one switch; the switch is the test's own namespace."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.datapath.bird.control import Control
+from agent.datapath.bird.daemon import Files
+from agent.datapath.bird.supervisor import Supervisor
+from agent.datapath.bird.values import BirdConfig, BirdStatus, Peer, State
+from tests.netns.node import CLONE_NEWNET, Pod, command, eventually
+
+needs_bird = pytest.mark.skipif(not shutil.which("bird"), reason="BIRD is not installed (Debian: bird2)")
+POOLS = (IPv4Network("10.244.0.0/16"),)
+UNDERLAY = IPv4Network("192.0.2.0/24")
+
+
+def supervise(supervisor: Supervisor, netns: str) -> None:
+    """Run a supervisor in a network namespace: that of its thread, which its children inherit."""
+    with Path(netns).open() as file:
+        if ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError("setns")
+    supervisor.run()
+
+
+class Node:
+    """A node of the address 192.0.2.NUMBER and the block 10.244.NUMBER.0/24."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self.name = f"node-{number}.test"
+        self.address = UNDERLAY[number]
+        self.block = IPv4Network(f"10.244.{number}.0/24")
+        self.folder = folder / self.name
+        self.files = Files(self.folder)
+        self.netns = Pod(self.name)
+        self.supervisor = Supervisor(self.folder)
+        self.thread: threading.Thread | None = None
+        command(
+            "ip", "link", "add", f"n{number}", "type", "veth", "peer", "name", "eth0", "netns", self.netns.path
+        )
+        command("ip", "link", "set", f"n{number}", "master", "switch", "up")
+        self.ip("link", "set", "lo", "up")
+        self.ip("link", "set", "eth0", "up")
+        self.ip("address", "add", f"{self.address}/24", "dev", "eth0")
+        self.ip("address", "add", f"{self.block[2]}/32", "dev", "lo")  # stands for a pod
+        self.config = BirdConfig(
+            self.name, self.address, blocks=(self.block,), pools=POOLS, direct=(UNDERLAY,), source=self.block[2]
+        )
+
+    def ip(self, *args: str) -> str:
+        return self.netns.run("ip", *args)
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(self.name, self.address, self.config.reflector)
+
+    def want(self, peers: Sequence[Node] = (), **more: Any) -> None:
+        """Have it peer with these nodes; the first call starts its supervisor."""
+        self.config = replace(self.config, peers=tuple(node.peer for node in peers if node is not self), **more)
+        self.supervisor.want(self.config)
+        self.run()
+
+    def run(self) -> None:
+        if not self.thread:
+            self.thread = threading.Thread(target=supervise, args=(self.supervisor, self.netns.path), daemon=True)
+            self.thread.start()
+
+    def stop(self) -> None:
+        """End the supervisor; BIRD stays."""
+        if self.thread:
+            self.supervisor.stop()
+            self.thread.join(10)
+            assert not self.thread.is_alive()
+        self.thread = None
+
+    def restart(self) -> None:
+        """A new agent takes over."""
+        self.stop()
+        self.supervisor = Supervisor(self.folder)
+        self.supervisor.want(self.config)
+        self.run()
+
+    def pid(self) -> int:
+        with Control(self.files.socket) as control:
+            return control.pid
+
+    def routes(self, *which: str) -> dict[str, str]:
+        """Gateways by destination of BIRD's routes, those of own blocks aside."""
+        listed = json.loads(self.ip("-j", "route", "show", "proto", "bird", *which) or "[]")
+        return {r["dst"]: r["gateway"] for r in listed if r.get("type", "unicast") == "unicast"}
+
+    def status(self) -> BirdStatus:
+        return self.supervisor.status.get()
+
+    def established(self) -> set[str]:
+        return {s.peer for s in self.status().sessions if s.state is State.ESTABLISHED}
+
+    def knows(self, nodes: Sequence[Node]) -> bool:
+        """Whether its routes are just those to the other nodes' blocks."""
+        wanted = {str(node.block): str(node.address) for node in nodes if node is not self}
+        return self.routes() == wanted
+
+    def close(self) -> None:
+        self.stop()
+        with suppress(OSError):
+            os.kill(self.pid(), signal.SIGKILL)
+
+
+class Wire:
+    """The switch and its nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nodes: list[Node] = []
+        command("ip", "link", "add", "switch", "type", "bridge")
+        command("ip", "link", "set", "switch", "up")
+
+    def add(self, *numbers: int) -> list[Node]:
+        made = [Node(self.folder, number) for number in numbers]
+        self.nodes += made
+        return made
+
+
+@contextmanager
+def wire(folder: Path) -> Iterator[Wire]:
+    """A switch; its nodes' BIRDs end with the block."""
+    made = Wire(folder)
+    try:
+        yield made
+    finally:
+        for node in made.nodes:
+            node.close()
+
+
+def mesh(nodes: Sequence[Node], **more: Any) -> None:
+    for node in nodes:
+        node.want(nodes, **more)
+
+
+def converged(nodes: Sequence[Node], within: float = 3.0) -> float:
+    """Wait until each node has the routes to all others; how many seconds that took."""
+    began = time.monotonic()
+    eventually(lambda: all(node.knows(nodes) for node in nodes), within)
+    return time.monotonic() - began
+
+
+def start_agent(node: Node) -> subprocess.Popen[bytes]:
+    """A process of its own that supervises, so that it can be killed."""
+    argv = [sys.executable, "-m", "tests.netns.birds", str(node.folder), node.netns.path]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(pickle.dumps(node.config))
+    process.stdin.close()
+    return process
+
+
+def main() -> None:
+    supervisor = Supervisor(Path(sys.argv[1]))
+    supervisor.want(pickle.load(sys.stdin.buffer))  # noqa: S301 - from our own test
+    supervise(supervisor, sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()
