@@ -162,6 +162,14 @@ def converged(nodes: Sequence[Node], within: float = 3.0) -> float:
     return time.monotonic() - began
 
 
+def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:
+    """What happens to a node's routes in the next seconds."""
+    argv = ("nsenter", f"--net={node.netns.path}", "timeout", str(seconds), "ip", "monitor", "route")
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.1)
+    return process
+
+
 def start_agent(node: Node) -> subprocess.Popen[bytes]:
     """A process of its own that supervises, so that it can be killed."""
     argv = [sys.executable, "-m", "tests.netns.birds", str(node.folder), node.netns.path]

@@ -13,19 +13,12 @@ from pathlib import Path
 import pytest
 
 from agent.datapath.bird import render, supervisor
+from agent.datapath.bird.control import Control
 from agent.datapath.bird.values import State, Tunnel
-from tests.netns.birds import POOLS, Node, converged, mesh, needs_bird, start_agent, wire
+from tests.netns.birds import POOLS, Node, converged, mesh, monitored, needs_bird, start_agent, wire
 from tests.netns.node import eventually
 
 pytestmark = needs_bird
-
-
-def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:
-    """What happens to a node's routes in the next seconds."""
-    argv = ("nsenter", f"--net={node.netns.path}", "timeout", str(seconds), "ip", "monitor", "route")
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    time.sleep(0.1)
-    return process
 
 
 def flow(source: Node, target: Node, seconds: float) -> subprocess.Popen[str]:
@@ -34,6 +27,15 @@ def flow(source: Node, target: Node, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*argv, "-I", str(source.block[2]), str(target.block[2])], stdout=subprocess.PIPE, text=True
     )
+
+
+def is_busy(node: Node) -> bool:
+    """Whether its BIRD recovers from a restart."""
+    try:
+        with Control(node.files.socket) as control:
+            return control.is_busy()
+    except OSError:
+        return False
 
 
 def lost(process: subprocess.Popen[str]) -> int:
@@ -57,6 +59,12 @@ def test_two_nodes(tmp_path: Path) -> None:
         assert one.status().by_state()[State.ESTABLISHED] == 1
         assert one.status().kernel_routes == 2
         assert not one.status().problems
+        with Control(one.files.socket) as control:
+            assert control.route_count() == 2
+            assert not control.is_busy()
+            assert control.ask("configure").text == "Access denied"
+        with Control(one.files.socket, change=True) as control:
+            control.configure()
 
 
 def test_a_third_node_joins_and_one_leaves(tmp_path: Path) -> None:
@@ -102,6 +110,7 @@ def test_killed_bird_loses_no_packet(tmp_path: Path) -> None:
         old = one.pid()
         os.kill(old, signal.SIGKILL)
         began = time.monotonic()
+        eventually(lambda: one.files.socket.exists() and is_busy(one), 2)
         eventually(lambda: one.status().starts == 2 and one.established() == {two.name}, 5)
         print(f"killed BIRD: sessions again after {time.monotonic() - began:.2f} s")
         assert one.pid() != old

@@ -18,7 +18,7 @@ import pytest
 
 from agent.datapath.bird import daemon, health
 from agent.datapath.bird.values import BirdError, External, Secret, State, Tunnel, read_secret
-from tests.netns.birds import Node, Wire, converged, mesh, needs_bird, wire
+from tests.netns.birds import Node, Wire, converged, mesh, monitored, needs_bird, wire
 from tests.netns.node import Pod, command, eventually
 
 pytestmark = needs_bird
@@ -90,11 +90,8 @@ def test_wrong_as_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         nodes = net.add(1)
         with router(net, nodes, asn=65001):
             nodes[0].want(externals=(External(IPv4Address("192.0.2.100"), 65000),))
-            told = eventually(lambda: problems(nodes[0]), 8)
-            assert "external peer 192.0.2.100" in told
-            assert "Bad peer AS" in eventually(
-                lambda: "Bad peer AS" in problems(nodes[0]) and problems(nodes[0]), 8
-            )
+            eventually(lambda: "external peer 192.0.2.100" in problems(nodes[0]), 8)
+            eventually(lambda: "Bad peer AS" in problems(nodes[0]), 8)
             assert "give both sides the other's AS number" in problems(nodes[0])
             nodes[0].want(externals=(External(IPv4Address("192.0.2.100"), 65001),))
             eventually(lambda: nodes[0].established() and not problems(nodes[0]), 12)
@@ -154,11 +151,14 @@ def test_a_node_that_is_down_is_told_and_its_routes_stay_a_while(
         pid = two.pid()
         two.stop()
         os.kill(pid, signal.SIGKILL)
+        heard = monitored(one, 8)  # over the end of the graceful restart's time: long-lived from then on
         assert "node node-2.test (192.0.2.2): is missing" in eventually(lambda: problems(one), 8)
         eventually(lambda: "Connection refused" in problems(one), 8)
+        assert "Deleted" not in heard.communicate()[0]
         assert one.knows(nodes)
         two.restart()
         eventually(lambda: not problems(one) and one.established() == {two.name}, 15)
+        assert one.knows(nodes)
 
 
 def test_what_is_refused_leaves_in_force_what_was(tmp_path: Path) -> None:
@@ -219,8 +219,7 @@ def test_another_version_is_replaced_without_loss(tmp_path: Path, monkeypatch: p
         converged(nodes)
         eventually(lambda: one.established() == {two.name} and two.established() == {one.name})
         old = one.pid()
-        argv = ("nsenter", f"--net={one.netns.path}", "timeout", "4", "ip", "monitor", "route")
-        heard = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        heard = monitored(one, 4)
         monkeypatch.setattr(daemon, "version", lambda _program: "2.17.6")
         one.restart()
         eventually(lambda: one.status().starts == 1 and one.established() == {two.name}, 5)
