@@ -25,6 +25,8 @@ from agent.cni.server import Server
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
 from agent.datapath import bpf
+from agent.datapath.bird.options import OptionsFile
+from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
@@ -36,7 +38,7 @@ from agent.node.reconcile import Inputs, Reconciler
 from agent.observe import health, metrics
 from agent.observe import log as logs
 from agent.observe.http import Http, Page, Pages
-from agent.observe.report import report
+from agent.observe.report import bgp, report
 from agent.shared import Demand, Latest, NodeStatus
 
 if TYPE_CHECKING:
@@ -67,14 +69,17 @@ class Agent:
         self._confs = ConfFolder(conf.conf_dir, conf.conflist)
         installing: Latest[Mapping[str, Problem]] = Latest({})
         listening: Latest[Mapping[str, Problem]] = Latest({})
+        self._bird = Supervisor(conf.run_dir / "bird")
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
             demand,
             self._attachments,
-            (self._follower.troubles, self._claimer.problems, installing, listening),
+            (self._follower.troubles, self._claimer.problems, installing, listening, self._bird.problems),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
+            OptionsFile(conf.bgp),
+            self._bird.want,
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._announce = announcer(api, conf.node, self._reconciler.status) if api else None
@@ -116,6 +121,7 @@ class Agent:
             "claimer": self._claimer.run,
             "reconciler": self._reconciler.run,
             "journal": self._journal.run,
+            "bird": self._bird.run,
             "monitor": lambda stop: self._watch_kernel(stop, nft=False),
             "nft-monitor": lambda stop: self._watch_kernel(stop, nft=True),
         }
@@ -151,7 +157,8 @@ class Agent:
     def report(self) -> dict[str, Any]:
         """What the agent says of itself."""
         snapshot, status = self._follower.snapshot.get(), self._reconciler.status.get()
-        return report(self.conf, self._began, snapshot, status, self._attachments)
+        told = report(self.conf, self._began, snapshot, status, self._attachments)
+        return {**told, "bgp": bgp(self._bird.status.get())}
 
     def _watch_kernel(self, stop: threading.Event, *, nft: bool) -> None:
         monitor = Monitor(nft=nft)

@@ -35,6 +35,8 @@ class AgentConfig:
     ebpf: Path
     conflist: Path | None
     """The conflist to install; None: nothing is installed on the host."""
+    bgp: Path | None
+    """How this cluster speaks BGP, for the modes that do; None: AS 64512, and no router outside."""
     cool_down: float
     resync: float
     listen: tuple[str, int] | None
@@ -79,6 +81,7 @@ OPTIONS = (
     Option("bundle", "/opt/testcni/bin", "folder of the plugins to install with it"),
     Option("bin-dir", "/opt/cni/bin", "the runtime's folder of plugins"),
     Option("ebpf", "/opt/testcni/ebpf", "folder of the eBPF objects (mode vxlan)"),
+    Option("bgp", "", "a YAML file: AS number, passwords and routers outside (default: AS 64512 and none)"),
     Option("cool-down", "10", "seconds before a freed address is given again"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
     Option("listen", "127.0.0.1:9480", "ADDRESS:PORT of metrics and health, or off"),
@@ -136,7 +139,7 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
     kind, colon, path = values["datastore"].partition(":")
     if kind not in ("dir", "kubernetes") or bool(path) != bool(colon) or (kind == "dir" and not path):
         raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
-    for name in ("conf_dir", "run_dir", "state_dir", "sysctl_dir", "bundle", "bin_dir", "ebpf", "conflist"):
+    for name in ("conf_dir", "run_dir", "state_dir", "sysctl_dir", "bundle", "bin_dir", "ebpf", "conflist", "bgp"):
         values[name] = Path(values[name]) if values[name] else None
         if values[name] and not values[name].is_absolute():
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")

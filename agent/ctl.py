@@ -51,6 +51,11 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
         rows.append((network["name"], network["mode"], network["bridge"], *counts, " ".join(network["blocks"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if bgp := doc.get("bgp"):
+        states = ", ".join(f"{number} {state}" for state, number in bgp["sessionsByState"].items())
+        lines.append(
+            f"  BIRD {bgp['version']}: {bgp['kernelRoutes']} routes in the kernel, sessions: {states or 'none'}"
+        )
     lines += [f"  {paint('problem', RED)} {p['where']}: {p['what']}; {p['remedy']}" for p in doc["problems"]]
     return "\n".join(lines)
 

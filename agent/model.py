@@ -14,12 +14,13 @@ API_VERSION = "testcni.io/v1"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What we need of a v1 Node: its InternalIPs in their order and its podCIDRs."""
+    """What we need of a v1 Node: its InternalIPs in their order, its podCIDRs and its labels, sorted."""
 
     name: str
     addresses: tuple[Address, ...] = ()
     blocks: tuple[Subnet, ...] = ()
     resource_version: str = field(default="", compare=False)
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

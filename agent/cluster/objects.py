@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import reprlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +66,8 @@ def parse(doc: object) -> Resource:
     spec = _mapping(doc, "spec")
     match kind:
         case "Node":
-            return Node(name, _internal_ips(_mapping(doc, "status")), _pod_cidrs(spec), version)
+            addresses = _internal_ips(_mapping(doc, "status"))
+            return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata))
         case "IPPool":
             return _pool(name, spec, version)
         case _:
@@ -74,11 +76,16 @@ def parse(doc: object) -> Resource:
 
 def to_doc(obj: Resource) -> dict[str, Any]:
     """An object as Kubernetes has it, with what we know of it."""
-    metadata = {"name": obj.name, **({"resourceVersion": obj.resource_version} if obj.resource_version else {})}
+    metadata: dict[str, Any] = {
+        "name": obj.name,
+        **({"resourceVersion": obj.resource_version} if obj.resource_version else {}),
+    }
     match obj:
         case Node():
             spec: dict[str, Any] = {"podCIDRs": [str(block) for block in obj.blocks]} if obj.blocks else {}
             addresses = [{"type": "InternalIP", "address": str(address)} for address in obj.addresses]
+            if obj.labels:
+                metadata["labels"] = dict(obj.labels)
             if obj.blocks:
                 spec = {"podCIDR": str(obj.blocks[0]), **spec}
             kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}
@@ -103,6 +110,17 @@ def _items(mapping: dict[str, Any], path: str) -> list[Any]:
     if not isinstance(value, list):
         raise ObjectError(path, f"is {short(value)}, not a list", "write it as Kubernetes has it")
     return value
+
+
+def _labels(metadata: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    labels = metadata.get("labels") or {}
+    if not isinstance(labels, dict):
+        raise ObjectError("metadata.labels", f"is {short(labels)}, not a mapping", "write it as Kubernetes has it")
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ObjectError("metadata.labels", f"{short(key)}: {short(value)} is no label", "quote both")
+    # thousands of nodes have the same few
+    return tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in labels.items()))
 
 
 def _internal_ips(status: dict[str, Any]) -> tuple[Address, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
+from agent.datapath.bird.values import BirdConfig
 from agent.model import Address, Problem, Subnet
 
 # How testcni's own things are known in the kernel: by mark, never by memory.
@@ -91,6 +92,8 @@ class NodeState:
     masquerade: Masquerade = Masquerade()
     forwarding: frozenset[int] = frozenset()
     """IP versions that the node must forward."""
+    bird: BirdConfig | None = None
+    """What BIRD does; None: there is none."""
     problems: frozenset[Problem] = frozenset()
     overlay: Overlay | None = None
 
@@ -116,6 +119,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
             forwarding=total.forwarding | state.forwarding,
             problems=total.problems | state.problems | clash,
             overlay=overlay,
+            bird=_together(total.bird, state.bird),
         )
     return total
 
@@ -142,6 +146,14 @@ def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, f
         nodes=one.nodes | other.nodes,
     )
     return both, frozenset()
+
+
+def _together(one: BirdConfig | None, other: BirdConfig | None) -> BirdConfig | None:
+    """One BIRD for two networks: with the blocks of both, and for the rest what the first says."""
+    if one is None or other is None:
+        return one or other
+    blocks, pools = dict.fromkeys((*one.blocks, *other.blocks)), dict.fromkeys((*one.pools, *other.pools))
+    return replace(one, blocks=tuple(sorted(blocks)), pools=tuple(sorted(pools)))
 
 
 def _merge(bridges: frozenset[Bridge]) -> frozenset[Bridge]:

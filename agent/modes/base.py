@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
+from agent.datapath.bird.options import BgpOptions
 from agent.datapath.state import LocalAddress, NodeState
 from agent.errors import CniError, Code
 from agent.ipam.attachments import Attachment
@@ -21,6 +22,7 @@ class View:
     local: tuple[LocalAddress, ...]
     network: Network
     blocks: tuple[Subnet, ...]
+    bgp: BgpOptions = field(default_factory=BgpOptions)
 
 
 class Wired(TypedDict):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.datapath import links
+from agent.datapath.bird.options import BgpOptions, OptionsFile
+from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, union
 from agent.errors import CniError
 from agent.ipam import blocks
@@ -42,6 +44,9 @@ class Inputs:
     """Where the kernel's switches are; elsewhere in a container."""
     prepared: Path | None = None
     """The file of what is prepared for pods; None: it is forgotten at a restart."""
+    bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
+    bird: Callable[[BirdConfig | None], None] = lambda _config: None
+    """Takes what BIRD should do; what comes of it are troubles."""
 
 
 class Reconciler:
@@ -112,8 +117,11 @@ class Reconciler:
             self._publish(NodeStatus(synced=True, problems=self._with_reported([problem])))
             return False
         problems = list(_identity(snapshot, self._node, kernel.local))
-        views = [self._view(snapshot, kernel.local, network) for network in networks]
+        options, wrong = self._inputs.bgp.look()
+        problems += wrong
+        views = [self._view(snapshot, kernel.local, network, options) for network in networks]
         desired = union(self._desired(view, problems) for view in views)
+        self._inputs.bird(desired.bird)
         done = program.program(
             links.host(),
             desired,
@@ -166,10 +174,12 @@ class Reconciler:
             lease.block for a in self._inputs.attachments.all() if a.network == network for lease in a.leases
         )
 
-    def _view(self, snapshot: Snapshot, local: tuple[LocalAddress, ...], network: Network) -> View:
+    def _view(
+        self, snapshot: Snapshot, local: tuple[LocalAddress, ...], network: Network, options: BgpOptions
+    ) -> View:
         own = blocks.node_blocks(snapshot, network, self._node)
         kept = sorted(self._used(network) - set(own), key=str)
-        return View(snapshot, self._node, local, network, (*own, *kept))
+        return View(snapshot, self._node, local, network, (*own, *kept), options)
 
     def _desired(self, view: View, problems: list[Problem]) -> NodeState:
         known = self._memory.get(view.network)

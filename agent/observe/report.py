@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from agent.config import AgentConfig
+from agent.datapath.bird.values import BirdStatus
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachments
 from agent.model import Network, Snapshot, Subnet
@@ -29,6 +30,29 @@ def report(
         "networks": [_network(network, own, attachments) for network, own in status.blocks.items()],
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
+        ],
+    }
+
+
+def bgp(bird: BirdStatus) -> dict[str, Any] | None:
+    """What BIRD does and with whom, as JSON; None where there is no BIRD."""
+    if not bird.running:
+        return None
+    return {
+        "version": bird.version,
+        "pid": bird.pid,
+        "starts": bird.starts,
+        "kernelRoutes": bird.kernel_routes,
+        "sessionsByState": {state.value: number for state, number in bird.by_state().items() if number},
+        "sessions": [
+            {
+                "peer": session.peer,
+                "state": session.state.value,
+                "imported": session.imported,
+                "exported": session.exported,
+                "error": session.error,
+            }
+            for session in bird.sessions
         ],
     }
 

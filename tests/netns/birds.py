@@ -37,7 +37,7 @@ def supervise(supervisor: Supervisor, netns: str) -> None:
     with Path(netns).open() as file:
         if ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET):
             raise OSError("setns")
-    supervisor.run()
+    supervisor.run(threading.Event())
 
 
 class Node:

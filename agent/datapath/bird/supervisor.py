@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from agent.shared import Latest
 
 BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
 LIVED_LONG = 30.0  # seconds after which an end is not one of a series
+RETIRE_AFTER = 5.0  # seconds: an agent that starts, or a conf that is written anew, may want none for a moment
 HUNG = 30.0  # seconds without an answer after which it is killed, and started anew
 LOOK = (1.0, 5.0)  # seconds between two looks at its sessions: while some are not established, and else
-MOOT = (BirdError, OSError, tenacity.RetryError)
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ class Supervisor:
 
     def __init__(self, folder: Path, program: str = "bird") -> None:
         self.status: Latest[BirdStatus] = Latest(BirdStatus())
+        self.problems: Latest[Mapping[str, Problem]] = Latest({})
         self._files = Files(folder)
         self._program = program
         self._wanted: BirdConfig | None = None
         self._told = False
+        self._since = 0.0
         self._applied: BirdConfig | None = None
         self._refused: Problem | None = None
         self._health = health.Health()
@@ -58,28 +61,33 @@ class Supervisor:
         """What BIRD should do; None: there should be none, nor routes of it. Before the first, nothing."""
         if self._told and config == self._wanted:
             return
+        self._since = time.monotonic()
         self._wanted, self._told = config, True
         os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
-        """Make `run` return; BIRD stays, for the next agent to adopt."""
+        """Make `run` return at once, not only at its next look."""
         self._stop.set()
         os.eventfd_write(self._wake, 1)
 
-    def run(self) -> None:
-        """Supervise until `stop` is called. Raises OSError when the folder can't be made."""
-        self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._log = logs.open_pipe(self._files.log)
-        reader = threading.Thread(target=logs.follow, args=(self._log, self._stop), name="bird-log", daemon=True)
-        reader.start()
-        while not self._stop.is_set():
+    def run(self, stop: threading.Event) -> None:
+        """Supervise until `stop` is set; BIRD stays, for the next agent to adopt."""
+        self._stop = stop
+        while not stop.is_set():
             try:
                 self._retrying()(self._once)
-            except MOOT as error:  # an end after a long life, or the agent stops
-                if not self._stop.is_set():
+            except (BirdError, OSError) as error:  # an end after a long life, or the agent stops
+                if not stop.is_set():
                     log.warning("%s", error)
-        reader.join()
-        os.close(self._log)
+
+    def _prepare(self) -> None:
+        """The folder, the pipe, and a thread for what comes through it."""
+        self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._log < 0:
+            self._log = logs.open_pipe(self._files.log)
+            threading.Thread(
+                target=logs.follow, args=(self._log, self._stop), name="bird-log", daemon=True
+            ).start()
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(
@@ -98,8 +106,9 @@ class Supervisor:
         problem = (
             error.problem() if isinstance(error, BirdError) else Problem("bird", str(error), "it is tried again")
         )
-        self.status.publish(BirdStatus(starts=self.status.get().starts, problems=(problem,)))
-        log.warning("%s", problem)
+        if problem not in self.status.get().problems:
+            log.warning("%s", problem)
+        self._publish(BirdStatus(starts=self.status.get().starts, problems=(problem,)))
 
     def _once(self) -> None:
         """One life of BIRD, or the end of it when it is not wanted."""
@@ -108,12 +117,15 @@ class Supervisor:
             self._pause(None)
         elif wanted:
             self._live(wanted)
+        elif time.monotonic() - self._since < RETIRE_AFTER:
+            self._pause(RETIRE_AFTER - (time.monotonic() - self._since))
         else:
             self._retire()
             self._pause(None)
 
     def _live(self, wanted: BirdConfig) -> None:
         version = daemon.version(self._program)
+        self._prepare()
         running = self._adopt(version) or self._start(wanted)
         try:
             self._watch(running, version)
@@ -156,19 +168,23 @@ class Supervisor:
         """Until it is not wanted any more, or the agent stops. Raises DiedError."""
         began = time.monotonic()
         silent = 0.0
-        while not self._stop.is_set() and (wanted := self._wanted):
+        while not self._stop.is_set() and (wanted := self._wanted or self._kept()):
             now = time.monotonic()
             if not running.is_alive():
                 running.wait(0)
                 raise DiedError(f"BIRD {running.how_it_ended()}", lived_long=now - began > LIVED_LONG)
             self._apply(wanted)
             status = self._look(running, version, self._applied or wanted)
-            self.status.publish(status)
+            self._publish(status)
             silent = 0.0 if status.running else silent or now
             if silent and now - silent > HUNG:
                 log.error("BIRD has not answered for %.0f s: it is killed", HUNG)
                 running.signal(signal.SIGKILL)
             self._pause(LOOK[1] if self._is_calm(status) else LOOK[0], running.fd)
+
+    def _kept(self) -> BirdConfig | None:
+        """What goes on although it is not wanted any more: whoever says so might be about to say otherwise."""
+        return self._applied if time.monotonic() - self._since < RETIRE_AFTER else None
 
     def _apply(self, wanted: BirdConfig) -> None:
         """Have BIRD do what is wanted now; what it refuses leaves in force what was."""
@@ -212,6 +228,8 @@ class Supervisor:
 
     def _retire(self) -> None:
         """No BIRD, no routes of it, no passwords on disk."""
+        if not self._files.folder.exists():  # there was none since the node started
+            return
         if found := daemon.find(self._files):
             daemon.dismiss(found[0])
             found[0].forget()
@@ -219,8 +237,12 @@ class Supervisor:
         gone = kernel.flush(links.host(), old.table if old else MAIN_TABLE, old.metric if old else METRIC)
         self._files.conf.unlink(missing_ok=True)
         self._applied = None
-        self.status.publish(BirdStatus(starts=self.status.get().starts))
+        self._publish(BirdStatus(starts=self.status.get().starts))
         log.info("BIRD is not wanted: %d routes of it removed", gone)
+
+    def _publish(self, status: BirdStatus) -> None:
+        self.status.publish(status)
+        self.problems.publish({str(problem): problem for problem in status.problems})
 
     def _pause(self, seconds: float | None, *also: int) -> None:
         """Wait until somebody wants something else, one of `also` is ready, or `seconds` are over."""

@@ -1,0 +1,145 @@
+"""The file that says how this cluster speaks BGP: AS number, passwords, routers outside the cluster.
+
+A file, and not a part of the netconf, as its passwords are files too (a ConfigMap and a Secret).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import yaml
+
+from agent.datapath.bird.values import DEFAULT_AS, BirdError, External, Secret, read_secret
+from agent.errors import CniError, invalid_config
+from agent.model import Problem
+from agent.netconf import Fields, address
+
+AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router outside the cluster, and the labels of the nodes that speak with it (none: all nodes)."""
+
+    external: External
+    selector: Labels = ()
+
+    def selects(self, labels: Labels) -> bool:
+        """Whether a node with these labels speaks with it."""
+        return set(self.selector) <= set(labels)
+
+
+@dataclass(frozen=True, slots=True)
+class BgpOptions:
+    """What the file says."""
+
+    asn: int = DEFAULT_AS
+    password: Secret | None = None
+    """Of the sessions between nodes."""
+    routers: tuple[Router, ...] = ()
+
+
+def read(path: Path) -> BgpOptions:
+    """The file's options, with the passwords of the files that it names. Raises BirdError with the field."""
+    try:
+        doc = yaml.safe_load(path.read_text()) or {}
+        return _parse(doc)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise BirdError(f"{path}: {error}", "write the file as docs/modes/ipip.md has it") from error
+    except CniError as error:
+        raise BirdError(f"{path}: {error.msg}", error.details) from error
+
+
+def _parse(doc: object) -> BgpOptions:
+    fields = Fields(doc, "", "a mapping")
+    asn = fields.take("asNumber", _as_number, DEFAULT_AS)
+    password = fields.take("passwordFile", _password, None)
+    routers = tuple(_routers(fields.take("peers", _list, [])))
+    fields.finish()
+    known: set[IPv4Address] = set()
+    for number, router in enumerate(routers):
+        if router.external.asn == asn:
+            raise invalid_config(f"peers[{number}].asNumber", asn, "any but the cluster's own asNumber")
+        if router.external.address in known:
+            where = f"peers[{number}].address"
+            raise invalid_config(where, str(router.external.address), "one entry for each address")
+        known.add(router.external.address)
+    return BgpOptions(asn, password, routers)
+
+
+def _routers(entries: list[object]) -> Iterator[Router]:
+    for number, entry in enumerate(entries):
+        where = f"peers[{number}]"
+        fields = Fields(entry, where, "a mapping")
+        peer = fields.take("address", _ipv4, None)
+        asn = fields.take("asNumber", _as_number, None)
+        if peer is None or asn is None:
+            raise invalid_config(where, entry, "a mapping with address and asNumber")
+        external = External(
+            peer,
+            asn,
+            fields.take("passwordFile", _password, None),
+            fields.take("multihop", _boolean, False),
+        )
+        selector = fields.take("nodeSelector", _selector, ())
+        fields.finish()
+        yield Router(external, selector)
+
+
+def _as_number(where: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= AS_LIMIT:
+        raise invalid_config(where, value, f"1 to {AS_LIMIT}; 64512 to 65534 are private")
+    return value
+
+
+def _ipv4(where: str, value: object) -> IPv4Address:
+    found = address(where, value)
+    if not isinstance(found, IPv4Address):
+        raise invalid_config(where, value, "an IPv4 address: blocks of IPv6 are not announced")
+    return found
+
+
+def _password(where: str, value: object) -> Secret:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise invalid_config(where, value, "the absolute path of a file that holds the password")
+    return read_secret(Path(value))
+
+
+def _boolean(where: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise invalid_config(where, value, "true, false")
+    return value
+
+
+def _selector(where: str, value: object) -> Labels:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise invalid_config(where, value, "a mapping of labels to their values, in quotes")
+    return tuple(sorted(value.items()))
+
+
+def _list(where: str, value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise invalid_config(where, value, "a list of routers")
+    return value
+
+
+class OptionsFile:
+    """The file as it is now; while it is wrong, what it said before stays in force."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._options = BgpOptions()
+
+    def look(self) -> tuple[BgpOptions, tuple[Problem, ...]]:
+        """The options in force, and what is wrong with the file."""
+        if not self._path:
+            return self._options, ()
+        try:
+            self._options = read(self._path)
+        except BirdError as error:
+            return self._options, (error.problem("bgp"),)
+        return self._options, ()

@@ -1,0 +1,132 @@
+"""From the cluster to what BIRD on this node should do: a pure function, for modes whose blocks travel by BGP."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.datapath.bird.options import BgpOptions
+from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
+from agent.model import Node, Problem
+from agent.modes.base import View
+
+REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
+
+
+class Encapsulate(StrEnum):
+    """To which nodes packets go through the tunnel."""
+
+    ALWAYS = "always"
+    CROSS_SUBNET = "crossSubnet"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What BIRD should do, None where it can't do anything, and what hinders it."""
+
+    config: BirdConfig | None
+    problems: frozenset[Problem] = frozenset()
+
+
+def plan(
+    view: View,
+    options: BgpOptions,
+    tunnel: Tunnel,
+    encapsulate: Encapsulate = Encapsulate.ALWAYS,
+    source: IPv4Address | None = None,
+) -> Plan:
+    """The BIRD of `view.node`: a session with each node, or with the reflectors where nodes are labelled so."""
+    me = view.snapshot.nodes.get(view.node)
+    address = _address(me) if me else None
+    if me is None or address is None:
+        what = "has no IPv4 InternalIP" if me else "has no Node object"
+        return Plan(None, frozenset({Problem(f"node {view.node}", what, "kubelet's --node-ip sets it")}))
+    near = _near(view, address)
+    problems: set[Problem] = set()
+    peers = []
+    taken: dict[IPv4Address, str] = {address: view.node}
+    for found in _peers(view, taken):
+        if isinstance(found, Problem):
+            problems.add(found)
+            continue
+        peers.append(found)
+        if encapsulate is Encapsulate.NEVER and not any(found.address in network for network in near):
+            problems.add(_unreached(found))
+    routers = [router.external for router in options.routers if router.selects(me.labels)]
+    problems.update(_twice(external, taken) for external in routers if external.address in taken)
+    config = BirdConfig(
+        node=view.node,
+        address=address,
+        asn=options.asn,
+        blocks=tuple(block for block in view.blocks if isinstance(block, IPv4Network)),
+        pools=tuple(_pools(view)),
+        peers=tuple(peers),
+        externals=tuple(external for external in routers if external.address not in taken),
+        reflector=is_reflector(me),
+        direct=() if encapsulate is Encapsulate.ALWAYS else near,
+        tunnel=None if encapsulate is Encapsulate.NEVER else tunnel,
+        source=source,
+        password=options.password,
+    )
+    return Plan(config, frozenset(problems))
+
+
+def is_reflector(node: Node) -> bool:
+    """Whether the node reflects routes, so that the others need a session with such nodes only."""
+    return any(key == REFLECTOR for key, _value in node.labels)
+
+
+def _address(node: Node) -> IPv4Address | None:
+    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
+
+
+def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
+    """The subnet that this node's address is in."""
+    networks = (local.interface.network for local in view.local if local.interface.ip == address)
+    return tuple(network for network in networks if isinstance(network, IPv4Network))
+
+
+def _peers(view: View, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
+    for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
+        if node.name == view.node:
+            continue
+        where = f"node {node.name}"
+        address = _address(node)
+        if address is None:
+            yield Problem(where, "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
+        elif address in taken:
+            what = f"has the address {address} of node {taken[address]}"
+            yield Problem(where, what, "give it one of its own; there is no session with the second")
+        else:
+            taken[address] = node.name
+            yield Peer(node.name, address, is_reflector(node))
+
+
+def _pools(view: View) -> Iterator[IPv4Network]:
+    """Where blocks of other nodes may lie: the network's subnet, or else all pools and podCIDRs."""
+    if view.network.subnet:
+        subnets = {view.network.subnet}
+    else:
+        subnets = {pool.cidr for pool in view.snapshot.pools.values()}
+        subnets.update(block for node in view.snapshot.nodes.values() for block in node.blocks)
+    yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
+
+
+def _unreached(peer: Peer) -> Problem:
+    return Problem(
+        f"node {peer.name}",
+        f"{peer.address} is not in this node's subnet, and nothing may be encapsulated",
+        "put the nodes on one subnet, or let packets be encapsulated across subnets",
+    )
+
+
+def _twice(external: External, taken: dict[IPv4Address, str]) -> Problem:
+    return Problem(
+        f"external peer {external.address}",
+        f"is the address of node {taken[external.address]}",
+        "name the router's own address",
+    )
