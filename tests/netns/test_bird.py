@@ -195,7 +195,8 @@ def test_what_is_not_a_block_of_our_pools_is_refused(tmp_path: Path) -> None:
         eventually(lambda: one.status().sessions[0].imported == 1)
 
 
-def test_foreign_routes_of_another_bird_stay(tmp_path: Path) -> None:
+def test_foreign_routes_of_another_bird_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RETIRE_AFTER", 1.0)
     with wire(tmp_path) as net:
         one, two = nodes = net.add(1, 2)
         one.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.2", "proto", "bird", "metric", "32")
@@ -203,6 +204,13 @@ def test_foreign_routes_of_another_bird_stay(tmp_path: Path) -> None:
         mesh(nodes)
         eventually(lambda: one.knows(nodes) or "10.244.9.0/24" not in one.routes(), 25)
         eventually(lambda: set(one.routes()) == {"10.244.2.0/24", "198.51.100.0/24"}, 25)
+        pid = one.pid()
+        one.supervisor.want(None)
+        time.sleep(0.3)
+        one.supervisor.want(one.config)
+        time.sleep(1.2)
+        assert one.pid() == pid, "a moment without is nothing"
+        assert "10.244.2.0/24" in one.routes()
         one.supervisor.want(None)
         eventually(lambda: set(one.routes()) == {"198.51.100.0/24"}, 5)
         eventually(lambda: not two.routes(), 3)

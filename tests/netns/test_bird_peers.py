@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
 from agent.datapath.bird import daemon, health
-from agent.datapath.bird.values import BirdError, External, Secret, State, Tunnel, read_secret
+from agent.datapath.bird.control import Control
+from agent.datapath.bird.values import BirdError, External, Peer, Secret, State, Tunnel, read_secret
 from tests.netns.birds import Node, Wire, converged, mesh, monitored, needs_bird, wire
 from tests.netns.node import Pod, command, eventually
 
@@ -173,6 +174,67 @@ def test_what_is_refused_leaves_in_force_what_was(tmp_path: Path) -> None:
         assert one.knows(nodes)
         one.want(nodes, tunnel=None)
         eventually(lambda: not problems(one), 3)
+
+
+ONE_OF_MANY = """
+router id {address};
+log "/dev/null" all;
+protocol device {{ }}
+protocol static {{ ipv4; route {block} unreachable; }}
+protocol bgp {{
+  local {address} as 64512; neighbor 192.0.2.1 as 64512; strict bind on;
+  connect delay time 1; connect retry time 1;
+  ipv4 {{ import all; export where source = RTS_STATIC; }};
+}}
+"""
+
+
+@contextmanager
+def many(folder: Path, home: Node, addresses: list[IPv4Address], blocks: list[IPv4Network]) -> Iterator[None]:
+    """A BIRD for each address, all in one namespace: they peer with one node, and not with each other."""
+    inside = ("nsenter", f"--net={home.netns.path}")
+    lines = "".join(f"address add {address}/16 dev eth0\n" for address in addresses)
+    subprocess.run([*inside, "ip", "-batch", "-"], input=lines, text=True, check=True)
+    processes = []
+    try:
+        for n, (address, block) in enumerate(zip(addresses, blocks, strict=True)):
+            conf = folder / f"{n}.conf"
+            conf.write_text(ONE_OF_MANY.format(address=address, block=block))
+            processes.append(subprocess.Popen([*inside, "bird", "-f", "-c", conf, "-s", folder / f"{n}.ctl"]))
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
+def test_two_hundred_nodes(tmp_path: Path) -> None:
+    with wire(tmp_path) as net:
+        one, home = net.add(1, 200)
+        one.ip("address", "del", "192.0.2.1/24", "dev", "eth0")
+        one.ip("address", "add", "192.0.2.1/16", "dev", "eth0")
+        addresses = [IPv4Address("192.0.3.0") + n for n in range(1, 200)]
+        blocks = [IPv4Network(f"10.244.{n}.0/24") for n in range(2, 201)]
+        with many(tmp_path, home, addresses, blocks):
+            time.sleep(0.5)
+            began = time.monotonic()
+            one.config = replace(
+                one.config,
+                peers=tuple(Peer(f"node-{n}.example", address) for n, address in enumerate(addresses)),
+                direct=(IPv4Network("192.0.0.0/16"),),
+            )
+            one.supervisor.want(one.config)
+            one.run()
+            eventually(lambda: len(one.routes()) == len(blocks), 10)
+            took = time.monotonic() - began
+            eventually(lambda: len(one.established()) == len(blocks), 5)
+            with Control(one.files.socket) as control:
+                began = time.monotonic()
+                control.protocols()
+                look = time.monotonic() - began
+            memory = Path(f"/proc/{one.pid()}/status").read_text().split("VmRSS:")[1].split()[0]
+            print(f"200 nodes: routes after {took:.2f} s; a look {look * 1000:.0f} ms; {int(memory) >> 10} MiB")
 
 
 def fake(folder: Path, script: str) -> str:

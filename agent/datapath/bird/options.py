@@ -46,8 +46,8 @@ class BgpOptions:
 def read(path: Path) -> BgpOptions:
     """The file's options, with the passwords of the files that it names. Raises BirdError with the field."""
     try:
-        doc = yaml.safe_load(path.read_text()) or {}
-        return _parse(doc)
+        doc = yaml.safe_load(path.read_text())
+        return _parse({} if doc is None else doc)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise BirdError(f"{path}: {error}", "write the file as docs/modes/ipip.md has it") from error
     except CniError as error:
@@ -55,7 +55,9 @@ def read(path: Path) -> BgpOptions:
 
 
 def _parse(doc: object) -> BgpOptions:
-    fields = Fields(doc, "", "a mapping")
+    if not isinstance(doc, dict):
+        raise invalid_config("the file", doc, "a mapping")
+    fields = Fields(doc, "")
     asn = fields.take("asNumber", _as_number, DEFAULT_AS)
     password = fields.take("passwordFile", _password, None)
     routers = tuple(_routers(fields.take("peers", _list, [])))

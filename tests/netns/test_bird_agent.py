@@ -1,0 +1,102 @@
+"""The node path with BIRD: from Node objects to routes, by a mode that wants nothing but BGP."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from agent import modes, netconf
+from agent.datapath.bird import supervisor
+from agent.datapath.bird.options import OptionsFile
+from agent.datapath.bird.supervisor import Supervisor
+from agent.datapath.bird.values import Tunnel
+from agent.datapath.state import NodeState
+from agent.model import Node as NodeObject
+from agent.modes.base import View
+from agent.modes.bgp import Encapsulate, plan
+from agent.modes.hostgw import HostGw
+from agent.node.confs import Confs
+from agent.node.reconcile import Inputs, Reconciler
+from agent.shared import NodeStatus
+from tests.netns.birds import Node, needs_bird, wire
+from tests.netns.node import CONF, Host, command, eventually
+
+pytestmark = needs_bird
+
+
+class OnlyBgp(HostGw):
+    """Blocks by BGP, and plain routes."""
+
+    def desired(self, view: View) -> NodeState:
+        found = plan(view, view.bgp, Tunnel("none"), Encapsulate.NEVER)
+        return NodeState(bird=found.config, problems=found.problems)
+
+
+def as_object(node: Node) -> NodeObject:
+    return NodeObject(node.name, (node.address,), (node.block,))
+
+
+def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RETIRE_AFTER", 1.0)
+    monkeypatch.setitem(modes.REGISTRY, "ipip", OnlyBgp())
+    file = tmp_path / "bgp.yaml"
+    file.write_text("asNumber: 64512")
+    with wire(tmp_path) as net:
+        two, three = net.add(2, 3)
+        host = Host(tmp_path / "run")
+        command("ip", "link", "set", "wire", "master", "switch")
+        bird = Supervisor(tmp_path / "bird")
+        inputs = Inputs(
+            host.snapshot,
+            host.confs,
+            host.demand,
+            host.attachments,
+            (bird.problems,),
+            OptionsFile(file),
+            bird.want,
+        )
+        reconciler = Reconciler("one", inputs, host.claimer, 30.0)
+        stop = threading.Event()
+        network = netconf.parse({**CONF, "mode": "ipip"}).network
+        host.close()
+        for run in (reconciler.run, bird.run):
+            threading.Thread(target=run, args=(stop,), daemon=True).start()
+
+        def routes() -> str:
+            return command("ip", "route", "show", "proto", "bird")
+
+        def told() -> str:
+            status: NodeStatus = reconciler.status.get()
+            return "\n".join(map(str, status.problems))
+
+        host.put(as_object(two))
+        host.confs.publish(Confs(frozenset({network})))
+        me = replace(two.peer, name="one", address=IPv4Address("192.0.2.1"))
+        for node in (two, three):
+            other = three if node is two else two
+            node.config = replace(node.config, peers=(me, other.peer))
+            node.supervisor.want(node.config)
+            node.run()
+        try:
+            eventually(lambda: "10.244.2.0/24 via 192.0.2.2 dev eth0" in routes(), 4)
+            eventually(lambda: two.routes().get("10.244.1.0/24") == "192.0.2.1", 3)
+            assert "10.244.3.0/24" not in routes(), "it is no node yet"
+            host.put(as_object(three))
+            eventually(lambda: "10.244.3.0/24 via 192.0.2.3 dev eth0" in routes(), 3)
+            host.drop(three.name)
+            eventually(lambda: "10.244.3.0/24" not in routes(), 2)
+            assert not told()
+            file.write_text("asNumber: none")
+            reconciler.drifted()
+            assert "bgp:" in eventually(told)
+            assert "10.244.2.0/24" in routes()
+            host.confs.publish(Confs())
+            eventually(lambda: "proto bird" not in command("ip", "route"), 5)
+        finally:
+            bird.want(None)
+            eventually(lambda: not (tmp_path / "bird/bird.conf").exists(), 5)
+            stop.set()

@@ -1,0 +1,215 @@
+"""From Node objects and the options' file to what BIRD should do."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from agent.cluster import objects
+from agent.datapath.bird.options import BgpOptions, OptionsFile, Router, read
+from agent.datapath.bird.render import render
+from agent.datapath.bird.values import BirdConfig, BirdError, External, Peer, Secret, Tunnel
+from agent.datapath.state import LocalAddress, NodeState, union
+from agent.model import IPPool, Network, Node, Snapshot
+from agent.modes.base import View
+from agent.modes.bgp import REFLECTOR, Encapsulate, Plan, plan
+
+TUNNEL = Tunnel("tunl0")
+RACK = Router(External(IPv4Address("192.0.2.100"), 65000), (("rack", "a"),))
+
+
+def node(name: str, number: int, *, labels: dict[str, str] | None = None, address: str = "") -> Node:
+    where = ipaddress.ip_address(address or f"192.0.2.{number}")
+    block = ipaddress.ip_network(f"10.244.{number}.0/24")
+    return Node(name, (where,), (block,), labels=tuple(sorted((labels or {}).items())))
+
+
+ONE, TWO, THREE = node("one", 1), node("two", 2), node("three", 3, address="198.51.100.3")
+LOCAL = (
+    LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),
+    LocalAddress("eth1", 1500, ipaddress.ip_interface("203.0.113.1/24")),
+)
+
+
+def view(*nodes: Node, subnet: str | None = "10.244.0.0/16") -> View:
+    network = Network("pods", mode="ipip", subnet=ipaddress.ip_network(subnet) if subnet else None)
+    return View(Snapshot(True, {n.name: n for n in nodes}), "one", LOCAL, network, nodes[0].blocks)
+
+
+def planned(
+    *nodes: Node, options: BgpOptions | None = None, encapsulate: Encapsulate = Encapsulate.ALWAYS
+) -> BirdConfig:
+    found = plan(view(*nodes), options or BgpOptions(), TUNNEL, encapsulate)
+    assert found.problems == frozenset()
+    assert found.config
+    render(found.config)
+    return found.config
+
+
+def test_full_mesh() -> None:
+    assert planned(ONE, TWO, THREE) == BirdConfig(
+        "one",
+        IPv4Address("192.0.2.1"),
+        blocks=(IPv4Network("10.244.1.0/24"),),
+        pools=(IPv4Network("10.244.0.0/16"),),
+        peers=(Peer("three", IPv4Address("198.51.100.3")), Peer("two", IPv4Address("192.0.2.2"))),
+        tunnel=TUNNEL,
+    )
+
+
+def test_reflectors_are_nodes_with_the_label_whatever_its_value() -> None:
+    config = planned(ONE, node("two", 2, labels={REFLECTOR: ""}), node("four", 4))
+    assert [peer.name for peer in config.peers if peer.reflector] == ["two"]
+    assert not config.reflector
+    assert planned(node("one", 1, labels={REFLECTOR: "yes"}), TWO).reflector
+
+
+def test_encapsulation() -> None:
+    assert planned(ONE, TWO, THREE, encapsulate=Encapsulate.CROSS_SUBNET).direct == (IPv4Network("192.0.2.0/24"),)
+    assert planned(ONE, TWO, encapsulate=Encapsulate.NEVER).tunnel is None
+    found = plan(view(ONE, TWO, THREE), BgpOptions(), TUNNEL, Encapsulate.NEVER)
+    assert [problem.where for problem in found.problems] == ["node three"]
+
+
+def test_routers_are_chosen_by_the_labels_of_this_node() -> None:
+    options = BgpOptions(64600, Secret("x"), (RACK,))
+    assert planned(ONE, TWO, options=options).externals == ()
+    config = planned(node("one", 1, labels={"rack": "a", "x": "y"}), TWO, options=options)
+    assert config.externals == (RACK.external,)
+    assert config.asn == 64600
+    assert config.password == Secret("x")
+    assert planned(ONE, options=BgpOptions(routers=(replace(RACK, selector=()),))).externals == (RACK.external,)
+
+
+def test_pools_without_a_subnet_are_all_pools_and_pod_cidrs() -> None:
+    wide = view(ONE, TWO, subnet=None)
+    pool = IPPool("p", ipaddress.ip_network("10.99.0.0/16"), 26)
+    wide = replace(wide, snapshot=replace(wide.snapshot, pools={"p": pool}))
+    config = plan(wide, BgpOptions(), TUNNEL).config
+    assert config
+    assert config.pools == tuple(map(IPv4Network, ("10.99.0.0/16", "10.244.1.0/24", "10.244.2.0/24")))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ((ONE, replace(TWO, addresses=())), "node two: has no IPv4 InternalIP"),
+        ((ONE, replace(TWO, addresses=ONE.addresses)), "node two: has the address 192.0.2.1 of node one"),
+        ((ONE, TWO, replace(TWO, name="zwei")), "node zwei: has the address 192.0.2.2 of node two"),
+        ((ONE, node("rack", 100)), "external peer 192.0.2.100: is the address of node rack"),
+    ],
+)
+def test_problems(nodes: tuple[Node, ...], told: str) -> None:
+    found = plan(view(*nodes), BgpOptions(routers=(replace(RACK, selector=()),)), TUNNEL)
+    assert told in "\n".join(map(str, found.problems))
+    assert found.config
+    render(found.config)
+
+
+def test_without_an_own_address_there_is_no_bird() -> None:
+    for nodes in ((TWO,), (replace(ONE, addresses=()), TWO)):
+        found: Plan = plan(view(*nodes), BgpOptions(), TUNNEL)
+        assert found.config is None
+        assert [problem.where for problem in found.problems] == ["node one"]
+
+
+def test_labels_of_nodes() -> None:
+    doc = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"b": "1", "a": ""}}}
+    found = objects.parse(doc)
+    assert isinstance(found, Node)
+    assert found.labels == (("a", ""), ("b", "1"))
+    assert objects.parse(objects.to_doc(found)) == found
+    for wrong in (["a"], {"a": True}, {1: "a"}):
+        with pytest.raises(objects.ObjectError, match=r"metadata\.labels"):
+            objects.parse({**doc, "metadata": {"name": "n", "labels": wrong}})
+
+
+def test_two_networks_share_one_bird() -> None:
+    one = planned(ONE, TWO)
+    other = replace(one, blocks=(IPv4Network("10.9.1.0/24"),), pools=(IPv4Network("10.9.0.0/16"),))
+    both = union([NodeState(bird=one), NodeState(), NodeState(bird=other)]).bird
+    assert both
+    assert both.blocks == (IPv4Network("10.9.1.0/24"), IPv4Network("10.244.1.0/24"))
+    assert both.pools == (IPv4Network("10.9.0.0/16"), IPv4Network("10.244.0.0/16"))
+    assert union([NodeState(), NodeState()]).bird is None
+
+
+FILE = """
+asNumber: 64600
+passwordFile: {folder}/mesh
+peers:
+- address: 192.0.2.100
+  asNumber: 65000
+  multihop: true
+  passwordFile: {folder}/rack
+  nodeSelector: {{rack: a}}
+- {{address: 192.0.2.101, asNumber: 65001}}
+"""
+
+
+def secret(folder: Path, name: str) -> None:
+    (folder / name).write_text(f"{name} password\n")
+    (folder / name).chmod(0o600)
+
+
+def test_options(tmp_path: Path) -> None:
+    file = tmp_path / "bgp.yaml"
+    file.write_text(FILE.format(folder=tmp_path))
+    secret(tmp_path, "mesh")
+    secret(tmp_path, "rack")
+    assert read(file) == BgpOptions(
+        64600,
+        Secret("mesh password"),
+        (
+            Router(External(IPv4Address("192.0.2.100"), 65000, Secret("rack password"), True), (("rack", "a"),)),
+            Router(External(IPv4Address("192.0.2.101"), 65001)),
+        ),
+    )
+    file.write_text("")
+    assert read(file) == BgpOptions()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "a mapping"),
+        ("a: b: c", "mapping values are not allowed"),
+        ("asNumber: x", "asNumber: 'x' is not allowed"),
+        ("asNumber: 0", "asNumber: 0"),
+        ("as: 1", "unknown field as"),
+        ("passwordFile: secret", "absolute path"),
+        ("passwordFile: /nowhere/at-all", "No such file"),
+        ("peers: {}", "a list of routers"),
+        ("peers: [{address: 192.0.2.1}]", "address and asNumber"),
+        ("peers: [{address: '2001:db8::1', asNumber: 1}]", "an IPv4 address"),
+        ("peers: [{address: 192.0.2.1, asNumber: 64512}]", "own asNumber"),
+        ("peers: [{address: 192.0.2.1, asNumber: 1}, {address: 192.0.2.1, asNumber: 2}]", "one entry for each"),
+        ("peers: [{address: 192.0.2.1, asNumber: 1, nodeSelector: {a: true}}]", "in quotes"),
+        ("peers: [{address: 192.0.2.1, asNumber: 1, multihop: 2}]", "true, false"),
+        ("peers: [{address: 192.0.2.1, asNumber: 1, x: 2}]", r"unknown field peers\[0\].x"),
+    ],
+)
+def test_wrong_options_are_told_by_field(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "bgp.yaml"
+    file.write_text(text)
+    with pytest.raises(BirdError, match=told) as error:
+        read(file)
+    assert str(file) in str(error.value) or "nowhere" in text
+
+
+def test_wrong_options_leave_in_force_what_was(tmp_path: Path) -> None:
+    assert OptionsFile(None).look() == (BgpOptions(), ())
+    file = tmp_path / "bgp.yaml"
+    file.write_text("asNumber: 64600")
+    options = OptionsFile(file)
+    assert options.look() == (BgpOptions(64600), ())
+    file.write_text("asNumber: 0")
+    known, (problem,) = options.look()
+    assert known == BgpOptions(64600)
+    assert "asNumber: 0" in problem.what
+    file.unlink()
+    assert options.look()[0] == BgpOptions(64600)
