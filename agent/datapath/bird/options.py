@@ -49,7 +49,7 @@ def read(path: Path) -> BgpOptions:
         doc = yaml.safe_load(path.read_text())
         return _parse({} if doc is None else doc)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise BirdError(f"{path}: {error}", "write the file as docs/modes/ipip.md has it") from error
+        raise BirdError(f"{path}: {error}", "write the file as docs/bgp.md has it") from error
     except CniError as error:
         raise BirdError(f"{path}: {error.msg}", error.details) from error
 
