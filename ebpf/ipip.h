@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+/* ipip (RFC 2003) without an ipip device: the outer header is put on and taken off at the underlay's device.
+ *
+ * What they send and take is what a tunl0 sends and takes, so the other end may have one. Helpers used are those of
+ * Linux 5.15; packets are read and written by helpers, not by pointers: a packet may lie in pieces.
+ * Addresses are in network byte order, all else in the host's.
+ */
+#ifndef TESTCNI_IPIP_H
+#define TESTCNI_IPIP_H
+
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define INLINE static __always_inline
+#define PASS TC_ACT_UNSPEC // on to whatever else looks at packets here, and then on their way
+#define OUTER sizeof(struct iphdr)
+#define DONT_FRAGMENT 0x4000
+#define FRAGMENT 0x3fff // more fragments, or an offset
+
+char LICENSE[] SEC("license") = "GPL";
+
+enum ipip_reason {
+	IPIP_SENT,              // encapsulated
+	IPIP_RECEIVED,          // decapsulated
+	IPIP_DROP_UNKNOWN_NODE, // from what is no node of ours
+	IPIP_DROP_SPOOFED,      // from a node, from an address of another node's pods
+	IPIP_DROP_MALFORMED,    // outer options or fragments, or an inner packet that is none
+	IPIP_DROP_FAILED,       // the kernel refused a step
+	IPIP_REASONS,
+};
+
+struct ipip_key {
+	__u32 length; // of the prefix, in bits
+	__be32 address;
+};
+
+struct ipip_block {
+	__be32 node;       // who has the block
+	__u32 encapsulate; // 0: packets to it go as they are
+};
+
+struct ipip_counter {
+	__u64 packets, bytes;
+};
+
+struct { // one entry: this node's address, which peers send to and we send from
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __be32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ipip_node SEC(".maps");
+
+struct { // blocks of all nodes, this one's included
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 100000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ipip_key);
+	__type(value, struct ipip_block);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ipip_blocks SEC(".maps");
+
+struct { // addresses that nodes may send from; the value says nothing
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 100000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ipip_nodes SEC(".maps");
+
+struct { // by reason
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, IPIP_REASONS);
+	__type(key, __u32);
+	__type(value, struct ipip_counter);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ipip_counters SEC(".maps");
+
+INLINE int done(struct __sk_buff *skb, __u32 reason, int verdict)
+{
+	struct ipip_counter *counter = bpf_map_lookup_elem(&ipip_counters, &reason);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += skb->len;
+	}
+	return verdict;
+}
+
+INLINE int drop(struct __sk_buff *skb, __u32 reason)
+{
+	return done(skb, reason, TC_ACT_SHOT);
+}
+
+/* This node's address; 0 until the agent has said it. */
+INLINE __be32 own(void)
+{
+	__u32 first = 0;
+	__be32 *address = bpf_map_lookup_elem(&ipip_node, &first);
+
+	return address ? *address : 0;
+}
+
+INLINE struct ipip_block *block_of(__be32 address)
+{
+	struct ipip_key key = { .length = 32, .address = address };
+
+	return bpf_map_lookup_elem(&ipip_blocks, &key);
+}
+
+#endif

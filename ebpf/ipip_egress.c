@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+/* At the egress of the underlay's device: packets to other nodes' pods get an outer header to that node.
+ *
+ * The Ethernet header stays: the route to the block has the next hop that a packet to the node would have.
+ */
+#include "ipip.h"
+
+INLINE __sum16 checksum(struct iphdr *ip)
+{
+	__u16 *words = (__u16 *)ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(OUTER / 2); i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+SEC("tc")
+int ipip_egress(struct __sk_buff *skb)
+{
+	struct ipip_block *block;
+	struct iphdr inner, outer = {};
+	__be32 node = own();
+	__u32 length;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || !node)
+		return PASS;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &inner, sizeof(inner)) < 0)
+		return PASS;
+	block = block_of(inner.daddr);
+	if (!block || !block->encapsulate || block->node == node)
+		return PASS;
+	// segments keep their size: the route's MTU leaves room for the outer header
+	if (bpf_skb_adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO))
+		return drop(skb, IPIP_DROP_FAILED);
+	length = skb->len - ETH_HLEN;
+	outer.version = 4;
+	outer.ihl = OUTER / 4;
+	outer.tos = inner.tos; // ECN too (RFC 6040)
+	outer.tot_len = bpf_htons(length > 0xffff ? 0 : length); // longer ones are cut into segments
+	outer.frag_off = bpf_htons(DONT_FRAGMENT);               // so the identification may be 0 (RFC 6864)
+	outer.ttl = 64;
+	outer.protocol = IPPROTO_IPIP;
+	outer.saddr = node;
+	outer.daddr = block->node;
+	outer.check = checksum(&outer);
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0) < 0)
+		return drop(skb, IPIP_DROP_FAILED);
+	return done(skb, IPIP_SENT, PASS);
+}
