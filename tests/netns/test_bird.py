@@ -120,6 +120,30 @@ def test_killed_bird_loses_no_packet(tmp_path: Path) -> None:
         assert two.knows(nodes)
 
 
+def test_all_birds_and_agents_killed_at_once_lose_no_packet(tmp_path: Path) -> None:
+    with wire(tmp_path) as net:
+        one, two, three = nodes = net.add(1, 2, 3)
+        mesh(nodes)
+        converged(nodes)
+        eventually(lambda: all(len(node.established()) == 2 for node in nodes))
+        listening = [monitored(node, 8) for node in nodes]
+        flows = [flow(one, two, 6), flow(two, three, 6), flow(three, one, 6)]
+        time.sleep(0.5)
+        pids = [node.pid() for node in nodes]
+        for node in nodes:
+            node.stop()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for node in nodes:
+            node.restart()
+        began = time.monotonic()
+        eventually(lambda: all(len(node.established()) == 2 for node in nodes), 10)
+        print(f"all killed: sessions again after {time.monotonic() - began:.2f} s")
+        assert [lost(each) for each in flows] == [0, 0, 0]
+        assert [each.communicate()[0].count("Deleted") for each in listening] == [0, 0, 0]
+        assert all(node.knows(nodes) for node in nodes)
+
+
 def test_killed_agent_is_replaced_under_the_same_bird(tmp_path: Path) -> None:
     with wire(tmp_path) as net:
         one, two, three = nodes = net.add(1, 2, 3)

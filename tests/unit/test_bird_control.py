@@ -9,13 +9,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird import control, health, logs
+from agent.datapath.bird import control, health, logs, recovery
 from agent.datapath.bird.control import Control, ControlError
+from agent.datapath.bird.recovery import Recovery
 from agent.datapath.bird.values import BirdConfig, BirdError, BirdStatus, Peer, Session, State
 
 GREETING = "0001 BIRD 2.0.12 ready.\n"
@@ -187,6 +188,32 @@ def test_a_full_pipe_holds_nobody_up(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError):
         collections.deque(iter(lambda: os.write(fd, b"x" * 4096), 0), maxlen=0)
     os.close(fd)
+
+
+def test_recovery_ends_when_the_old_routes_are_known_again() -> None:
+    one, two = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
+    it = Recovery(frozenset({one, two}), 100.0)
+    assert not it.is_over(frozenset({one}), 101.0, settled=False)
+    assert it.is_over(frozenset({one, two}), 101.0, settled=False)
+    assert not it.is_over(frozenset(), 102.0, settled=True)
+    assert not it.is_over(frozenset(), 103.0, settled=False)
+    assert not it.is_over(frozenset(), 104.0, settled=True)
+    assert not it.is_over(frozenset(), 104.0 + recovery.SETTLED, settled=True), "counted from the last unrest"
+    assert it.is_over(frozenset(), 104.1 + recovery.SETTLED, settled=True)
+    assert it.is_over(frozenset(), 100.1 + recovery.LONGEST, settled=False)
+
+
+def test_routes(tmp_path: Path) -> None:
+    table = (
+        "1007-Table master4:\n"
+        " 10.244.1.0/24        unreachable [testcni_blocks 21:16:57.908] * (200)\n"
+        " 10.244.2.0/24        unicast [node_two 21:16:58.1] * (100) [i]\n"
+        " \tvia 192.0.2.2 on eth0\n"
+        "                      unicast [node_three 21:16:58.1] (100) [i]\n"
+        "0000 \n"
+    )
+    with server(tmp_path, "0016 Access restricted\n", table) as (path, _heard), Control(path) as it:
+        assert it.routes() == {IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")}
 
 
 def test_a_missing_session_is_a_problem_when_it_has_had_its_time() -> None:

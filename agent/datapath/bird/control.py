@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +29,7 @@ GRACEFUL_RESTART = 25
 UCRED = struct.Struct("=iII")  # pid, uid, gid: SO_PEERCRED of socket(7)
 CODED = re.compile(r"(\d{4})([ -])(.*)")
 COUNTS = re.compile(r"Routes:\s+(\d+) imported,(?: \d+ filtered,)? (\d+) exported")
+PREFIX = re.compile(r"\d+\.\d+\.\d+\.\d+/\d+(?=\s)")
 VERSION = re.compile(r"BIRD v?(\d+)\.(\S+)")
 
 
@@ -126,6 +128,11 @@ class Control:
         if not found:
             raise ControlError("show route count: no count in the reply")
         return int(found[1])
+
+    def routes(self) -> frozenset[IPv4Network]:
+        """What all tables of BIRD have routes to, of IPv4."""
+        lines = self.ask("show route").lines
+        return frozenset(IPv4Network(found[0]) for _code, text in lines if (found := PREFIX.match(text)))
 
     def protocols(self) -> tuple[Protocol, ...]:
         """All protocols with their details."""

@@ -13,17 +13,20 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from string import Template
 
+from agent.datapath.bird import recovery
 from agent.datapath.bird.values import BirdConfig, BirdError, External, Peer, Secret
 
 FOLDERS = (Path(__file__).resolve().parents[3] / "bird", Path("/opt/testcni/bird"))  # a clone's, the image's
 PLAIN = re.compile(r"[a-z0-9]{1,40}")
 LINK_NAME = re.compile(r"[A-Za-z0-9_.@\-]{1,15}")
-RECOVERY = 15  # seconds; a session takes 1 to 3, and new routes wait as long if a peer is really gone
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
 
 
-def render(config: BirdConfig) -> str:
-    """The text of bird.conf, secrets included; raises BirdError for values that BIRD can't be told."""
+def render(config: BirdConfig, *, kernel: bool = True) -> str:
+    """The text of bird.conf, secrets included; without `kernel` BIRD leaves the kernel's routes alone.
+
+    Raises BirdError for values that BIRD can't be told.
+    """
     _check(config)
     peers = sorted(config.peers, key=lambda peer: peer.name)
     externals = sorted(config.externals, key=lambda external: int(external.address))
@@ -34,7 +37,8 @@ def render(config: BirdConfig) -> str:
     return _template("bird.conf").substitute(
         router_id=config.address,
         asn=config.asn,
-        wait=RECOVERY,
+        wait=int(recovery.LONGEST),
+        disabled="no" if kernel else "yes",
         metric=config.metric,
         table=config.table,
         pools=_set(f"{pool}+" for pool in sorted(config.pools)),

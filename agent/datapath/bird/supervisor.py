@@ -18,7 +18,8 @@ from agent.datapath import links
 from agent.datapath.bird import control, daemon, health, kernel, logs, render
 from agent.datapath.bird.control import Control, ControlError
 from agent.datapath.bird.daemon import Daemon, Files
-from agent.datapath.bird.values import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus
+from agent.datapath.bird.recovery import Recovery
+from agent.datapath.bird.values import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus, State
 from agent.model import Problem
 from agent.shared import Latest
 
@@ -26,6 +27,7 @@ BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
 LIVED_LONG = 30.0  # seconds after which an end is not one of a series
 RETIRE_AFTER = 5.0  # seconds: an agent that starts, or a conf that is written anew, may want none for a moment
 HUNG = 30.0  # seconds without an answer after which it is killed, and started anew
+RECOVERING = 0.1  # seconds between two looks whether it has recovered
 LOOK = (1.0, 5.0)  # seconds between two looks at its sessions: while some are not established, and else
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Supervisor:
         self._told = False
         self._since = 0.0
         self._applied: BirdConfig | None = None
+        self._recovery: Recovery | None = None
         self._refused: Problem | None = None
         self._health = health.Health()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -126,7 +129,7 @@ class Supervisor:
     def _live(self, wanted: BirdConfig) -> None:
         version = daemon.version(self._program)
         self._prepare()
-        running = self._adopt(version) or self._start(wanted)
+        running = self._adopt(version, wanted) or self._start(wanted)
         try:
             self._watch(running, version)
             if not self._stop.is_set():
@@ -134,7 +137,7 @@ class Supervisor:
         finally:
             running.forget()
 
-    def _adopt(self, version: str) -> Daemon | None:
+    def _adopt(self, version: str, wanted: BirdConfig) -> Daemon | None:
         found = daemon.find(self._files)
         if not found:
             return None
@@ -142,6 +145,9 @@ class Supervisor:
         if its == version:
             log.info("adopted the BIRD %s of pid %d", version, running.pid)
             self._applied = None  # what it was told last is not known
+            with Control(self._files.socket) as connection:
+                if any(p.kind == "Kernel" and p.state == "down" for p in connection.protocols()):
+                    self._recovery = _begin_recovery(wanted)
             return running
         log.info("replacing the BIRD of pid %d: it %s", running.pid, f"is {its}" if its else "does not answer")
         daemon.replace(running, self._files)
@@ -149,8 +155,9 @@ class Supervisor:
         return None
 
     def _start(self, wanted: BirdConfig) -> Daemon:
-        daemon.write(self._program, self._files, render.render(wanted))
-        recover = any(held.unicast for held in kernel.read(links.host(), wanted.table, wanted.metric))
+        self._recovery = _begin_recovery(wanted)
+        recover = self._recovery is not None
+        daemon.write(self._program, self._files, render.render(wanted, kernel=not recover))
         started = daemon.start(self._program, self._files, recover=recover, log_to=self._log)
         self._applied, self._refused = wanted, None
         self.status.update(lambda status: replace(status, starts=status.starts + 1))
@@ -173,6 +180,8 @@ class Supervisor:
             if not running.is_alive():
                 running.wait(0)
                 raise DiedError(f"BIRD {running.how_it_ended()}", lived_long=now - began > LIVED_LONG)
+            if self._recovery and self._is_recovered(self._recovery):
+                self._recovery, self._applied = None, None
             self._apply(wanted)
             status = self._look(running, version, self._applied or wanted)
             self._publish(status)
@@ -180,7 +189,23 @@ class Supervisor:
             if silent and now - silent > HUNG:
                 log.error("BIRD has not answered for %.0f s: it is killed", HUNG)
                 running.signal(signal.SIGKILL)
-            self._pause(LOOK[1] if self._is_calm(status) else LOOK[0], running.fd)
+            self._pause(RECOVERING if self._recovery else LOOK[self._is_calm(status)], running.fd)
+
+    def _is_recovered(self, recovery: Recovery) -> bool:
+        try:
+            with Control(self._files.socket) as connection:
+                protocols, busy, known = connection.protocols(), connection.is_busy(), connection.routes()
+        except ControlError:
+            return False
+        settled = not busy and all(p.bgp in (None, State.ESTABLISHED) for p in protocols)
+        over = recovery.is_over(known, time.monotonic(), settled=settled)
+        if over:
+            log.info(
+                "BIRD has recovered: it knows %d of %d old routes",
+                len(recovery.routes & known),
+                len(recovery.routes),
+            )
+        return over
 
     def _kept(self) -> BirdConfig | None:
         """What goes on although it is not wanted any more: whoever says so might be about to say otherwise."""
@@ -192,7 +217,7 @@ class Supervisor:
             self._refused = None  # what was refused is not wanted any more
             return
         try:
-            daemon.write(self._program, self._files, render.render(wanted))
+            daemon.write(self._program, self._files, render.render(wanted, kernel=not self._recovery))
             with Control(self._files.socket, change=True) as connection:
                 connection.configure()
         except BirdError as error:
@@ -251,3 +276,10 @@ class Supervisor:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             return
+
+
+def _begin_recovery(wanted: BirdConfig) -> Recovery | None:
+    """What to wait for, when an earlier BIRD has left routes in the kernel. Raises OSError."""
+    held = kernel.read(links.host(), wanted.table, wanted.metric)
+    routes = frozenset(route.dst for route in held if route.unicast)
+    return Recovery(routes, time.monotonic()) if routes else None
