@@ -192,8 +192,8 @@ def test_learnt_routes_of_others_are_not_passed_on(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(
         render,
         "render",
-        lambda config: (
-            real(config).replace("import none;", "import all;", 1).replace("persist;", "persist; learn;")
+        lambda config, **more: (
+            real(config, **more).replace("import none;", "import all;", 1).replace("persist;", "persist; learn;")
         ),
     )
     with wire(tmp_path) as net:
