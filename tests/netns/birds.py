@@ -43,10 +43,12 @@ def supervise(supervisor: Supervisor, netns: str) -> None:
 class Node:
     """A node of the address 192.0.2.NUMBER and the block 10.244.NUMBER.0/24."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(
+        self, folder: Path, number: int, underlay: IPv4Network = UNDERLAY, switch: str = "switch"
+    ) -> None:
         self.number = number
         self.name = f"node-{number}.test"
-        self.address = UNDERLAY[number]
+        self.address = underlay[number]
         self.block = IPv4Network(f"10.244.{number}.0/24")
         self.folder = folder / self.name
         self.files = Files(self.folder)
@@ -56,13 +58,13 @@ class Node:
         command(
             "ip", "link", "add", f"n{number}", "type", "veth", "peer", "name", "eth0", "netns", self.netns.path
         )
-        command("ip", "link", "set", f"n{number}", "master", "switch", "up")
+        command("ip", "link", "set", f"n{number}", "master", switch, "up")
         self.ip("link", "set", "lo", "up")
         self.ip("link", "set", "eth0", "up")
         self.ip("address", "add", f"{self.address}/24", "dev", "eth0")
         self.ip("address", "add", f"{self.block[2]}/32", "dev", "lo")  # stands for a pod
         self.config = BirdConfig(
-            self.name, self.address, blocks=(self.block,), pools=POOLS, direct=(UNDERLAY,), source=self.block[2]
+            self.name, self.address, blocks=(self.block,), pools=POOLS, direct=(underlay,), source=self.block[2]
         )
 
     def ip(self, *args: str) -> str:
@@ -168,6 +170,20 @@ def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     time.sleep(0.1)
     return process
+
+
+def flow(source: Node, target: Node, seconds: float) -> subprocess.Popen[str]:
+    """A thousand packets a second from pod to pod."""
+    argv = ("nsenter", f"--net={source.netns.path}", "ping", "-q", "-i", "0.001", "-c", str(int(seconds * 1000)))
+    return subprocess.Popen(
+        [*argv, "-I", str(source.block[2]), str(target.block[2])], stdout=subprocess.PIPE, text=True
+    )
+
+
+def lost(process: subprocess.Popen[str]) -> int:
+    words = process.communicate(timeout=60)[0]
+    sent, received = (int(part.split()[0]) for part in words.splitlines()[-2].split(",")[:2] if part)
+    return sent - received
 
 
 def start_agent(node: Node) -> subprocess.Popen[bytes]:
