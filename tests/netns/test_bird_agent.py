@@ -56,8 +56,8 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             host.demand,
             host.attachments,
             (bird.problems,),
-            OptionsFile(file),
-            bird.want,
+            bgp=OptionsFile(file),
+            bird=bird.want,
         )
         reconciler = Reconciler("one", inputs, host.claimer, 30.0)
         stop = threading.Event()
