@@ -39,10 +39,10 @@ def test_two_nodes(tmp_path: Path) -> None:
         assert "src 10.244.1.2" in one.ip("route", "get", "10.244.2.2")
         assert one.netns.reaches("10.244.2.2")
         eventually(lambda: one.established() == {two.name})
-        session = one.status().sessions[0]
-        assert (session.imported, session.exported) == (1, 1)
+        # a look at sessions that are well comes every 5 s
+        eventually(lambda: [(x.imported, x.exported) for x in one.status().sessions] == [(1, 1)], 7)
+        eventually(lambda: one.status().kernel_routes == 2, 7)
         assert one.status().by_state()[State.ESTABLISHED] == 1
-        assert one.status().kernel_routes == 2
         assert not one.status().problems
         with Control(one.files.socket) as control:
             assert control.route_count() == 2
@@ -189,7 +189,7 @@ def test_learnt_routes_of_others_are_not_passed_on(tmp_path: Path, monkeypatch: 
         eventually(lambda: any(s.state is State.ESTABLISHED for s in one.status().sessions))
         learnt = one.netns.run("birdc", "-s", str(one.files.socket), "show", "route", "10.244.77.0/24")
         assert "10.244.77.0/24" in learnt, "BIRD has learnt it"
-        assert one.status().sessions[0].exported == 1
+        eventually(lambda: one.status().sessions[0].exported == 1, 7)
         assert two.knows(nodes)
 
 
@@ -201,7 +201,7 @@ def test_what_is_not_a_block_of_our_pools_is_refused(tmp_path: Path) -> None:
         two.want(nodes, blocks=tuple(map(IPv4Network, liar)))
         eventually(lambda: "10.244.2.0/24" in one.routes(), 3)
         assert set(one.routes()) == {"10.244.2.0/24"}
-        eventually(lambda: one.status().sessions[0].imported == 1)
+        eventually(lambda: one.status().sessions[0].imported == 1, 7)
 
 
 def test_foreign_routes_of_another_bird_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
