@@ -93,7 +93,7 @@ image: build/.debs-image ## the container image, build/testcni.tar, by buildah; 
 ifeq ($(BASE),localhost/debian:bookworm)
 	@tests/image/base.sh $(BASE)
 endif
-	@buildah build --quiet --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
+	@buildah build --quiet --layers --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
 	  $(if $(CA),--volume $(CA):/run/ca.crt:ro --build-arg PIP_CERT=/run/ca.crt) -t $(IMAGE) . >/dev/null
 	@rm -f build/testcni.tar && buildah push --quiet $(IMAGE) docker-archive:build/testcni.tar:$(IMAGE)
 

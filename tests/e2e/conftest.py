@@ -32,6 +32,7 @@ def cluster(bare: Cluster) -> Cluster:
     if not bare.get("daemonsets", "-n", "testcni"):
         bare.apply(MANIFESTS)
     eventually(lambda: len(bare.ready_nodes()) == NODES, 60)
+    eventually(lambda: not any(node["spec"].get("taints") for node in bare.get("nodes")), 30)
     return bare
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -21,22 +22,19 @@ def own_pods(cluster: Cluster, node: ClusterNode) -> list[dict[str, Any]]:
 def nothing_leaked(cluster: Cluster, within: float = 30) -> None:
     """On each node there is an attachment, a link and an address for each pod, and no other."""
     for node in cluster.nodes:
-
-        def same(node: ClusterNode = node) -> bool:
-            wanted = sorted(pod["status"].get("podIP", "") for pod in own_pods(cluster, node))
-            held = sorted(lease["address"] for one in node.attachments() for lease in one["leases"])
-            links = node.machine.exec("ip", "-br", "link").stdout.count("tcni")
-            assert (wanted, len(held)) == (held, links), (wanted, held, links)
-            return True
-
-        eventually(lambda same=same: tried(same), within)  # type: ignore[misc]
+        end = time.monotonic() + within
+        while differs := leaked(cluster, node):
+            assert time.monotonic() < end, differs
+            time.sleep(0.3)
 
 
-def tried(check: Any) -> bool:
-    try:
-        return bool(check())
-    except AssertionError:
-        return False
+def leaked(cluster: Cluster, node: ClusterNode) -> str:
+    wanted = sorted(pod["status"].get("podIP", "") for pod in own_pods(cluster, node))
+    held = sorted(lease["address"] for one in node.attachments() for lease in one["leases"])
+    links = re.findall("^tcni", node.machine.exec("ip", "-br", "link").stdout, re.MULTILINE)
+    if wanted == held and len(links) == len(held):
+        return ""
+    return f"{node.name}: {len(links)} links; pods have {wanted}, the agent has {held}"
 
 
 def test_many_pods_on_one_node(cluster: Cluster, one: ClusterNode) -> None:

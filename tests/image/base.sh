@@ -13,7 +13,10 @@ if [ ! -s "$tar" ]; then
     --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$cache/new-$$.tar"
   mv "$cache/new-$$.tar" "$tar"
 fi
+digest=$(sha256sum "$tar" | cut -c1-16)
+[ "$(buildah inspect --type image --format '{{index .OCIv1.Config.Labels "digest"}}' "$tag" 2>/dev/null)" = "$digest" ] && exit
 container=$(buildah from scratch)
 trap 'buildah rm "$container" >/dev/null' EXIT
 buildah add --quiet "$container" "$tar" / >/dev/null
+buildah config --label digest="$digest" "$container"
 buildah commit --quiet "$container" "$tag" >/dev/null
