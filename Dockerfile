@@ -1,10 +1,10 @@
-# One image: the agent with its Python, the static plugin, the reference plugins of the conflist, nft and BIRD.
+# One image: the agent with its Python, the static plugin, the reference plugins, eBPF objects, nft and BIRD.
 # Debian 12, as the nft of later ones writes tables on which an older nft of the host crashes (1.1.3 and 1.0.6).
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      gcc libc6-dev make python3-venv containernetworking-plugins >/dev/null
+      gcc libc6-dev make python3-venv clang libbpf-dev containernetworking-plugins >/dev/null
 ARG PIP_CERT
 WORKDIR /src
 COPY requirements.lock requirements-build.lock pyproject.toml README.md ./
@@ -13,8 +13,9 @@ RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/testcni/venv \
  && /pip/bin/pip install -q --require-hashes -r requirements-build.lock \
  && /pip/bin/pip --python /opt/testcni/venv/bin/python install -q --no-compile --require-hashes -r requirements.lock
 COPY cni-bin cni-bin
+COPY ebpf ebpf
 COPY agent agent
-RUN make -s -C cni-bin OUT=/opt/testcni/bin \
+RUN make -s -C cni-bin OUT=/opt/testcni/bin && make -s -C ebpf OUT=/opt/testcni/ebpf \
  && cp -L /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback /opt/testcni/bin/ \
  && /pip/bin/pip wheel -q --no-deps --no-build-isolation -w /wheel . \
  && /pip/bin/pip --python /opt/testcni/venv/bin/python install -q --no-compile --no-deps /wheel/*.whl \
@@ -24,10 +25,11 @@ RUN make -s -C cni-bin OUT=/opt/testcni/bin \
 FROM ${BASE}
 # ca-certificates is left out: the API server's CA comes with the service account.
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      python3-minimal libpython3-stdlib nftables bird2 >/dev/null \
+      python3-minimal libpython3-stdlib nftables bird2 libbpf1 >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/* /var/lib/dpkg/*-old \
       /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info
 COPY --from=build /opt/testcni /opt/testcni
+COPY bird /opt/testcni/bird
 ENV PATH=/opt/testcni/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
 LABEL org.opencontainers.image.title="testcni" \
       org.opencontainers.image.description="Pod networking for Kubernetes: agent, CNI plugin and what they need" \

@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 NODES ?= 3
 MODE ?= host-gw
+PROXY ?= iptables
 PODS ?= 1
 KEEP ?=
 export PYTHONPATH := $(CURDIR)
@@ -103,8 +104,8 @@ manifests: ## manifests/testcni.yaml anew from base and overlay (needs Go)
 	@$$(cat build/.kube)/kubectl kustomize manifests/overlays/host-gw > manifests/testcni.yaml
 
 .PHONY: e2e
-e2e: deps build/.debs-e2e image ## a real Kubernetes with two nodes on this machine, from install to uninstall (needs Go)
-	@$(BIN)/pytest tests/e2e --timeout 600 --durations 15 -s
+e2e: deps build/.debs-e2e image ## a real Kubernetes with two nodes on this machine (MODE=host-gw PROXY=iptables; needs Go)
+	@MODE=$(MODE) PROXY=$(PROXY) $(BIN)/pytest tests/e2e --timeout 600 --durations 15 -s
 
 .PHONY: clean
 clean: ## what was built in this clone

@@ -18,6 +18,7 @@ from tests.lab.space import REPO, Space, SpaceError, kill_all, processes_in
 
 T = TypeVar("T")
 MANIFESTS = REPO / "manifests"
+DEFAULT = "host-gw"
 CONTAINERD = """version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "%s"
@@ -100,6 +101,7 @@ class ClusterNode:
         """Switch it off without a word: every process ends, its disk stays."""
         kill_all(processes_in([self.machine.pid]))
         self.machine.reap()
+        remove_groups(f"{self._cluster.id}/{self.name}")  # else cAdvisor looks for their containers for minutes
 
     def boot(self) -> None:
         """Switch it on again."""
@@ -152,8 +154,9 @@ class ClusterNode:
 class Cluster(Segment):
     """A control plane and nodes on a segment."""
 
-    def __init__(self, proxy: str = "iptables") -> None:
+    def __init__(self, mode: str = DEFAULT, proxy: str = "iptables") -> None:
         super().__init__()
+        self.mode = mode
         self.proxy = proxy
         self.nodes: list[ClusterNode] = []
         self.before: dict[str, dict[str, str]] = {}
@@ -189,6 +192,12 @@ class Cluster(Segment):
     def kubectl(self, *argv: str, stdin: str | None = None, within: float = 60) -> str:
         """What kubectl prints; raises SpaceError with its words."""
         return self.space.exec(*self.control.kubectl_argv(*argv), stdin=stdin, timeout=within).stdout
+
+    def manifests(self) -> str:
+        """What installs testcni in this cluster's mode: the rendered file for the default, else an overlay."""
+        if self.mode == DEFAULT:
+            return (MANIFESTS / "testcni.yaml").read_text()
+        return self.kubectl("kustomize", str(MANIFESTS / "overlays" / self.mode))
 
     def apply(self, what: Path | str | dict[str, Any] | Sequence[dict[str, Any]]) -> None:
         """Apply a file, a folder or documents."""

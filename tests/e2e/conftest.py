@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.cluster import MANIFESTS, Cluster, ClusterNode, eventually
+from tests.e2e.cluster import DEFAULT, Cluster, ClusterNode, eventually
 from tests.e2e.workload import TOOLBOX, toolbox
 
+MODE = os.environ.get("MODE", DEFAULT)
 PROXY = os.environ.get("PROXY", "iptables")
 NODES = 2
 
@@ -18,7 +19,7 @@ NODES = 2
 @pytest.fixture(scope="session")
 def bare() -> Iterator[Cluster]:
     """Nodes without a network; what each of them was like is in `before`."""
-    with Cluster(PROXY) as it:
+    with Cluster(MODE, PROXY) as it:
         began = time.monotonic()
         it.up(NODES)
         it.before = {node.name: node.state() for node in it.nodes}
@@ -30,7 +31,7 @@ def bare() -> Iterator[Cluster]:
 def cluster(bare: Cluster) -> Cluster:
     """With testcni, and every node Ready."""
     if not bare.get("daemonsets", "-n", "testcni"):
-        bare.apply(MANIFESTS)
+        bare.apply(bare.manifests())
     eventually(lambda: len(bare.ready_nodes()) == NODES, 60)
     eventually(lambda: not any(node["spec"].get("taints") for node in bare.get("nodes")), 30)
     return bare

@@ -24,8 +24,9 @@ def test_the_rendered_manifest_is_that_of_the_default_overlay(bare: Cluster) -> 
 def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
     assert bare.ready_nodes() == set()
     assert {reason(node) for node in bare.get("nodes")} <= {"KubeletNotReady"}
+    manifests = bare.manifests()
     began = time.monotonic()
-    bare.apply(MANIFESTS)
+    bare.apply(manifests)
     eventually(lambda: len(bare.ready_nodes()) == len(bare.nodes), 60)
     took = time.monotonic() - began
     print(f"from apply to all nodes Ready: {took:.1f} s")
@@ -54,7 +55,7 @@ def test_what_was_installed(cluster: Cluster) -> None:
         assert state["plugins"].split() == ["bandwidth", "loopback", "portmap", "testcni"]
         assert state["confs"].split() == ["05-testcni.conflist"]
         conflist = json.loads(node.machine.exec("cat", "/etc/cni/net.d/05-testcni.conflist").stdout)
-        assert conflist["plugins"][0] == {"type": "testcni", "mode": "host-gw"}
+        assert conflist["plugins"][0] == {"type": "testcni", "mode": cluster.mode}
         listed = node.machine.exec("stat", "-c", "%a %n", "/run/testcni/agent.sock", "/run/testcni").stdout
         assert listed.split() == ["600", "/run/testcni/agent.sock", "755", "/run/testcni"]
 

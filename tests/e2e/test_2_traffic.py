@@ -210,6 +210,8 @@ def test_links_tell_whose_they_are(cluster: Cluster, boxes: Boxes) -> None:
 
 
 def test_a_bandwidth_annotation_limits(cluster: Cluster, one: ClusterNode) -> None:
+    if cluster.mode == "vxlan":
+        pytest.skip("eBPF carries packets past the queues that the bandwidth plugin sets")
     doc = pod("slow", container("sleep", "1000"), nodeName=one.name)
     doc["metadata"]["annotations"] = {"kubernetes.io/ingress-bandwidth": "10M"}
     cluster.apply(doc)

@@ -75,5 +75,5 @@ def test_every_metric_of_the_documentation_has_data(cluster: Cluster, prometheus
 
 
 def test_calls_are_counted_by_verb_mode_and_result(cluster: Cluster, prometheus: str) -> None:
-    metric = "testcni_cni_request_duration_seconds_count"
-    eventually(lambda: query(cluster, prometheus, f'{metric}{{verb="ADD",mode="host-gw",result="ok"}} > 0'), 15)
+    calls = f'testcni_cni_request_duration_seconds_count{{verb="ADD",mode="{cluster.mode}",result="ok"}}'
+    eventually(lambda: query(cluster, prometheus, f"{calls} > 0"), 15)

@@ -40,7 +40,7 @@ def test_nothing_is_left(cluster: Cluster) -> None:
         for name in names:
             cluster.kubectl("delete", kind, name, "--ignore-not-found", "--wait=false")
     eventually(lambda: cluster.get("pods") == [], 90)
-    cluster.kubectl("delete", "-f", "-", stdin=(MANIFESTS / "testcni.yaml").read_text(), within=120)
+    cluster.kubectl("delete", "-f", "-", stdin=cluster.manifests(), within=120)
     cleanup = MANIFESTS / "cleanup/cleanup.yaml"
     cluster.apply(cleanup)
     cluster.running("app.kubernetes.io/component=cleanup", len(cluster.nodes), 60, "kube-system")
@@ -55,4 +55,5 @@ def test_nothing_is_left(cluster: Cluster) -> None:
             line.split()[0].partition("@")[0] for line in before["links"].splitlines()
         ]
         assert "proto 84" not in now["routes"]
+        assert node.machine.exec("find", "/sys/fs/bpf", "-mindepth", "1").stdout == ""
     eventually(lambda: cluster.ready_nodes() == set(), 60)
