@@ -84,6 +84,10 @@ demo-down: ## end what KEEP=1 kept
 bench: deps plugin build/ebpf/.done ## side by side with the reference plugins bridge and host-local (needs Go)
 	@$(BIN)/python -m tests.bench
 
+.PHONY: bench-pods
+bench-pods: deps build/.debs-e2e image ## how long a pod takes to run in Kubernetes, by turns with bridge + host-local (needs Go)
+	@$(BIN)/python -m tests.bench.pods
+
 IMAGE ?= localhost/testcni:dev
 BASE ?= localhost/debian:bookworm
 # Behind a proxy with a CA of its own, the build needs it too; nothing of it gets into the image.

@@ -8,36 +8,17 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.table import EXIT_MISSED, Row, show
 from tests.lab import gotools
 from tests.lab.lab import SEED_CONF, Lab, LabNode, lab
-from tests.lab.matrix import BOLD, GREEN, PLAIN, RED
 from tests.lab.space import REPO
 
 NAMES = 100
 WIDTH = 10
 PEERS = 3000
-EXIT_MISSED = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `ratio` is ours to theirs, and `bound` what it must not exceed."""
-
-    what: str
-    ours: float
-    theirs: float | None
-    unit: str
-    ratio: float
-    bound: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the bound is kept."""
-        return self.ratio <= self.bound
 
 
 def say(text: str) -> None:
@@ -115,21 +96,6 @@ def peers(it: Lab, node: LabNode) -> Row:
     return Row(f"{PEERS} peers, file to routes", took, None, "s", took / 2, 1)
 
 
-def show(rows: list[Row], *, colour: bool) -> None:
-    """The table for a person."""
-
-    def paint(text: str, code: str) -> str:
-        return f"{code}{text}{PLAIN}" if colour else text
-
-    print(paint(f"{'':<28}{'testcni':>12}{'reference':>12}  {'unit':<8}{'ratio':>7}{'bound':>7}", BOLD))
-    for row in rows:
-        theirs = "" if row.theirs is None else f"{row.theirs:.2f}"
-        verdict = paint("met", GREEN) if row.met else paint("NOT met", RED)
-        line = f"{row.what:<28}{row.ours:>12.2f}{theirs:>12}  {row.unit:<8}{row.ratio:>7.3f}{row.bound:>7.3f}  "
-        print(line + verdict)
-    print("\nratio: testcni's cost to the reference's (bridge + host-local), or to the limit where there is none")
-
-
 def main() -> int:
     """Exit codes: 0 all bounds met, 1 not so, 2 wrong options."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
@@ -148,10 +114,7 @@ def main() -> int:
         rows = [*calls(node, options.rounds, options.bursts), *rows]
         say(f"{PEERS} peers")
         rows.append(peers(it, node))
-    if options.output == "json":
-        print(json.dumps([{**asdict(row), "met": row.met} for row in rows], indent=1))
-    else:
-        show(rows, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    show(rows, options.output)
     return 0 if all(row.met for row in rows) else EXIT_MISSED
 
 
