@@ -7,13 +7,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from kubernetes.client.configuration import Configuration
 
 from agent.cluster import api, kubernetes
 from agent.cluster.api import Api, ApiError
@@ -31,6 +27,7 @@ from agent.cluster.store import (
     Trouble,
 )
 from agent.model import IPBlock, Node, Resource
+from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
 def node(name: str, block: str = "10.244.1.0/24", version: str = "1") -> dict[str, Any]:
@@ -44,85 +41,6 @@ def page(*items: dict[str, Any], version: str = "10", more: str = "") -> dict[st
 
 def event(kind: str, obj: dict[str, Any]) -> bytes:
     return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
-
-
-@dataclass
-class Asked:
-    """One request as the server saw it."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    token: str
-    body: Any = None
-    at: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_watch(self) -> bool:
-        return "watch" in self.query
-
-
-Answer = tuple[int, Any] | Iterator[bytes]
-"""A status and a document, or the lines of a watch."""
-
-
-class Awkward:
-    """An API server whose every answer is a function of the request."""
-
-    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
-        self.asked: list[Asked] = []
-        self.answer = answer
-        awkward = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                url = urlsplit(self.path)
-                length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
-                token = self.headers.get("authorization", "")
-                asked = Asked(self.command, url.path, dict(parse_qsl(url.query)), token, body)
-                awkward.asked.append(asked)
-                answer = awkward.answer(asked)
-                if isinstance(answer, tuple):
-                    self._document(*answer)
-                else:
-                    self._stream(answer)
-
-            do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
-
-            def _document(self, status: int, doc: Any) -> None:
-                data = doc if isinstance(doc, bytes) else json.dumps(doc).encode()
-                self.send_response(status)
-                if status == 429:
-                    self.send_header("Retry-After", "2")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def _stream(self, lines: Iterator[bytes]) -> None:
-                self.send_response(200)
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-                try:
-                    for line in lines:
-                        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-                    self.wfile.write(b"0\r\n\r\n")
-                except OSError:
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -167,12 +85,6 @@ class Followed:
             )
 
         return [change for change in tuple(self.changes) if not is_other(change)]
-
-
-def config(port: int, token: str) -> Configuration:
-    configuration = Configuration(host=f"http://127.0.0.1:{port}", api_key={"BearerToken": token})
-    configuration.retries = False
-    return configuration
 
 
 def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward, Kubernetes]:

@@ -1,0 +1,117 @@
+"""What the cluster hears of a node: the condition once, and an Event for each problem that lasts."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.cluster.api import Api
+from agent.model import Network, Problem
+from agent.observe import announce
+from agent.observe.announce import Announcer
+from agent.shared import Latest, NodeStatus
+from tests.unit.awkward import Answer, Asked, Awkward, config
+
+READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
+PROBLEM = Problem("node other", "is not on-link", "put it there")
+
+
+class Told:
+    """An announcer in a thread, and what the server heard."""
+
+    def __init__(self) -> None:
+        self.refuse = False
+        self.server = Awkward(self._answer)
+        self.status: Latest[NodeStatus] = Latest(NodeStatus())
+        self.stop = threading.Event()
+        announcer = Announcer(Api(lambda: config(self.server.port, "t")), "node/1", self.status)
+        self._thread = threading.Thread(target=announcer.run, args=(self.stop,))
+        self._thread.start()
+
+    def _answer(self, asked: Asked) -> Answer:
+        return (503, {"message": "away"}) if self.refuse else (200, asked.body)
+
+    def all(self, method: str) -> list[Any]:
+        return [asked.body for asked in tuple(self.server.asked) if asked.method == method]
+
+    def close(self) -> None:
+        self.stop.set()
+        self.status.publish(NodeStatus(routes=-1))
+        self._thread.join()
+        self.server.close()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    monkeypatch.setattr(announce, "LASTING", 0.2)
+    monkeypatch.setattr(announce, "LOOK_AGAIN", 0.05)
+    it = Told()
+    yield it
+    it.close()
+
+
+def eventually(what: Any, within: float = 3) -> None:
+    end = time.monotonic() + within
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_condition_is_cleared_once_when_the_node_is_ready(told: Told) -> None:
+    time.sleep(0.2)
+    assert told.server.asked == []
+    told.status.publish(READY)
+    eventually(lambda: told.all("PATCH"))
+    told.status.publish(NodeStatus())
+    told.status.publish(READY)
+    time.sleep(0.2)
+    (patch,) = told.all("PATCH")
+    (condition,) = patch["status"]["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == (
+        "NetworkUnavailable", "False", "TestcniIsUp",
+    )  # fmt: skip
+    assert told.server.asked[0].path == "/api/v1/nodes/node%2F1/status"
+
+
+def test_a_problem_that_lasts_is_an_event_once_until_it_comes_again(told: Told) -> None:
+    told.status.publish(NodeStatus(problems=(PROBLEM,)))
+    eventually(lambda: told.all("POST"))
+    time.sleep(0.3)
+    (event,) = told.all("POST")
+    assert (event["type"], event["message"]) == ("Warning", str(PROBLEM))
+    assert event["involvedObject"]["name"] == "node/1"
+    told.status.publish(NodeStatus())
+    time.sleep(0.1)
+    told.status.publish(NodeStatus(problems=(PROBLEM,)))
+    eventually(lambda: len(told.all("POST")) == 2)
+
+
+def test_what_solves_itself_at_once_is_no_event(told: Told) -> None:
+    told.status.publish(NodeStatus(problems=(PROBLEM,)))
+    time.sleep(0.05)
+    told.status.publish(NodeStatus())
+    time.sleep(0.4)
+    assert told.all("POST") == []
+
+
+def test_a_flood_of_problems_is_no_flood_of_events(told: Told) -> None:
+    problems = tuple(Problem(f"node {n}", "is bad", "mend it") for n in range(100))
+    told.status.publish(NodeStatus(problems=problems))
+    time.sleep(0.6)
+    assert len(told.all("POST")) == announce.EVENTS_AT_ONCE
+
+
+def test_an_api_server_that_is_away_hears_of_it_later(told: Told) -> None:
+    told.refuse = True
+    told.status.publish(READY)
+    eventually(lambda: len(told.all("PATCH")) > 1)
+    told.refuse = False
+    before = len(told.all("PATCH"))
+    eventually(lambda: len(told.all("PATCH")) > before)
+    time.sleep(0.2)
+    assert len(told.all("PATCH")) == before + 1
