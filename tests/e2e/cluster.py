@@ -114,8 +114,8 @@ class ClusterNode:
             self.machine.exec("pkill", "-KILL", "-x", name, check=False)
         if address:
             self.machine.batch([
+                "address flush dev eth0 scope global",
                 f"address add {address}/{PREFIX} dev eth0",
-                f"address delete {self.address}/{PREFIX} dev eth0",
                 f"route replace default via {GATEWAY}",
             ])  # fmt: skip
             self.address = address

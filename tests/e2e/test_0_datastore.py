@@ -182,7 +182,7 @@ def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, sto
         assert "before" in follower.snapshot.get().pools, "the last state stays in force"
         control.start_apiserver()
         after = IPPool("after", ipaddress.ip_network("10.2.0.0/16"), 24)
-        eventually(lambda: store.create(after), 20)  # its policies need a moment
+        eventually(lambda: store.create(after), 60)  # its policies look for their kinds every 30 s
         eventually(lambda: "after" in follower.snapshot.get().pools, 35)
         eventually(lambda: not follower.troubles.get(), 35)
         store.delete("IPPool", "before")

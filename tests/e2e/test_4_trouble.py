@@ -107,7 +107,7 @@ def test_an_agent_that_restarts_while_the_api_server_is_away_still_serves(
     finally:
         cluster.control.start_apiserver()
     one.machine.exec("rm", "/etc/kubernetes/manifests/late.yaml")
-    eventually(lambda: len(cluster.ready_nodes()) == 2, 60)
+    eventually(lambda: len(cluster.ready_nodes()) == 2, 120)
     cluster.running(AGENT, 2, 60, "testcni")
 
 
