@@ -86,9 +86,9 @@ NOBODY = Sink()
 class Tally:
     """Counts by labels, which only grow; for several threads at once."""
 
-    def __init__(self, *known: str) -> None:
+    def __init__(self, *known: tuple[str, ...]) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, ...], int] = {(label,): 0 for label in known}
+        self._counts: dict[tuple[str, ...], int] = dict.fromkeys(known, 0)
 
     def add(self, *labels: str, by: int = 1) -> None:
         """Count `by` more."""

@@ -23,6 +23,9 @@ from agent.cluster import objects
 from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream
 from agent.cluster.objects import ObjectError
 from agent.cluster.store import (
+    ENDED,
+    EXPIRED,
+    FAILED,
     KINDS,
     Change,
     Deliver,
@@ -169,19 +172,16 @@ class Watch:
                 self._take(event)
         except GoneError as error:
             self._version = ""
-            self._ended("expired", began, heard, error)
+            self._ended(EXPIRED, began, heard, error)
         except StoreError as error:
-            self._ended("failed", began, heard, error)
+            self._ended(FAILED, began, heard, error)
         else:
-            self._ended("ended", began, heard, ApiError("the server ends the watch as soon as it begins"))
+            self._ended(ENDED, began, heard, ApiError("the server ends the watch as soon as it begins"))
         finally:
             self._stream = None
 
     def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
-        """A watch that brought something may begin again at once; else `error` is raised, so that it waits.
-
-        `reason` is expired (a new list is wanted), ended (by the server) or failed.
-        """
+        """A watch that brought something may begin again at once; else `error` is raised, so that it waits."""
         log.debug("watch of %s: %s (%s)", self.kind, reason, error)
         self._deliver([Restarted(self.kind, reason)])
         if self._heard == heard and time.monotonic() - began < SHORTEST:

@@ -63,9 +63,13 @@ class Heard:
     kind: Kind
 
 
+REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
+"""Why a watch ends: a new list is wanted, the server ended it, or it broke."""
+
+
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A watch ended and is begun anew; `reason` is one of a few words, as it labels a metric."""
+    """A watch ended and is begun anew; `reason` is one of REASONS."""
 
     kind: Kind
     reason: str

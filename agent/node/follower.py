@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from agent.cluster.store import (
     KINDS,
+    REASONS,
     Change,
     Datastore,
     Gone,
@@ -59,7 +61,7 @@ class Follower:
     def __init__(self, store: Datastore) -> None:
         self.snapshot: Latest[Snapshot] = Latest(Snapshot())
         self.troubles: Latest[Mapping[str, Problem]] = Latest({})
-        self.restarts = Tally()
+        self.restarts = Tally(*itertools.product(KINDS, REASONS))
         """Restarted watches by kind and reason."""
         self._heard: dict[Kind, float] = {}
         self._store = store

@@ -98,7 +98,7 @@ class Drift:
     """Tells what others changed behind our back from what we changed because more or less is desired now."""
 
     def __init__(self) -> None:
-        self.repaired = Tally(*KINDS)
+        self.repaired = Tally(*((kind,) for kind in KINDS))
         self._settled: dict[str, object] = {}
 
     def note(self, desired: NodeState, done: Programmed) -> None:

@@ -55,7 +55,7 @@ class Reconciler:
     def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
         earlier = prepared.load(inputs.prepared) if inputs.prepared else {}
         self.status: Latest[NodeStatus] = Latest(NodeStatus(blocks=earlier))
-        self.errors = Tally(NETLINK, *program.KINDS)
+        self.errors = Tally((NETLINK,), *((kind,) for kind in program.KINDS))
         """Rounds in which something of a kind failed."""
         self.drift = program.Drift()
         self._sink = sink

@@ -235,7 +235,7 @@ def test_drift_is_what_others_changed() -> None:
 
 
 def test_a_tally_loses_nothing() -> None:
-    tally = Tally("a")
+    tally = Tally(("a",))
 
     def count() -> None:
         for _ in range(5000):
