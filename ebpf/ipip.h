@@ -67,7 +67,7 @@ struct { // blocks of all nodes, this one's included
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ipip_blocks SEC(".maps");
 
-struct { // addresses that nodes may send from; the value says nothing
+struct { // addresses that nodes may send from; 0: packets to them go as they are
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 100000);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -18,20 +18,38 @@ INLINE __sum16 checksum(struct iphdr *ip)
 	return ~sum;
 }
 
+/* The node that a packet goes to in an outer header; 0 when it goes as it is.
+ *
+ * That a pod of ours answers to another node's own address is as much a thing between nodes as what goes to pods: an
+ * underlay may drop what comes from pods' addresses, and so does a node that has a route to them by its tunl0.
+ */
+INLINE __be32 end_of(struct iphdr *inner, __be32 node)
+{
+	struct ipip_block *block = block_of(inner->daddr);
+	__u32 *encapsulate;
+
+	if (block)
+		return block->encapsulate && block->node != node ? block->node : 0;
+	encapsulate = bpf_map_lookup_elem(&ipip_nodes, &inner->daddr);
+	if (!encapsulate || !*encapsulate || inner->daddr == node)
+		return 0;
+	block = block_of(inner->saddr);
+	return block && block->node == node ? inner->daddr : 0;
+}
+
 SEC("tc")
 int ipip_egress(struct __sk_buff *skb)
 {
-	struct ipip_block *block;
 	struct iphdr inner, outer = {};
-	__be32 node = own();
+	__be32 node = own(), end;
 	__u32 length;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || !node)
 		return PASS;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &inner, sizeof(inner)) < 0)
 		return PASS;
-	block = block_of(inner.daddr);
-	if (!block || !block->encapsulate || block->node == node)
+	end = end_of(&inner, node);
+	if (!end)
 		return PASS;
 	// segments keep their size: the route's MTU leaves room for the outer header
 	if (bpf_skb_adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO))
@@ -45,7 +63,7 @@ int ipip_egress(struct __sk_buff *skb)
 	outer.ttl = 64;
 	outer.protocol = IPPROTO_IPIP;
 	outer.saddr = node;
-	outer.daddr = block->node;
+	outer.daddr = end;
 	outer.check = checksum(&outer);
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0) < 0)
 		return drop(skb, IPIP_DROP_FAILED);

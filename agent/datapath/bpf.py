@@ -1,8 +1,8 @@
 """Programs and maps of the eBPF objects: loaded once by libbpf, kept by pins, adopted from them after a restart.
 
-Under the folder of pins, LAYOUT/NAME are the maps and LAYOUT/programs-DIGEST/NAME the programs, where the digest
-is that of the object files: the same files are adopted, other ones are loaded beside them with the same maps. What
-is attached to devices stays until it is replaced, so neither a restart nor an upgrade loses a packet.
+Under the folder of pins, LAYOUT/NAME are the maps and LAYOUT/PREFIX-DIGEST/NAME the programs of a family, where
+the digest is that of the object files: the same files are adopted, other ones are loaded beside them with the same
+maps. What is attached to devices stays until it is replaced, so neither a restart nor an upgrade loses a packet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,34 @@ from agent.datapath import bpfcall
 from agent.datapath.bpfcall import BpfError, Map, Program
 
 LAYOUT = "v1"  # of the maps: another one when a key, a value or a size in ebpf/maps.h changes
-PROGRAMS = ("veth_ingress", "veth_egress", "vxlan_ingress", "vxlan_egress")
-MAPS = ("config", "blocks", "nodes", "pods", "flows", "counters", "events")
 BPFFS = Path("/sys/fs/bpf")
 FOLDER = BPFFS / "testcni"
 BPF_FS_MAGIC = 0xCAFE4A11
-PARTS = "programs-"
 LOG_LINES = 12  # of the verifier: the last ones say why
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _said = threading.local()
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Programs that share maps, and are loaded and replaced together."""
+
+    prefix: str
+    programs: tuple[str, ...]
+    maps: tuple[str, ...]
+
+
+VXLAN = Family(
+    "programs-",
+    ("veth_ingress", "veth_egress", "vxlan_ingress", "vxlan_egress"),
+    ("config", "blocks", "nodes", "pods", "flows", "counters", "events"),
+)
+IPIP = Family(
+    "ipip-", ("ipip_ingress", "ipip_egress"), ("ipip_node", "ipip_blocks", "ipip_nodes", "ipip_counters")
+)
+FAMILIES = (VXLAN, IPIP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +69,8 @@ class _Place:
     """Where this process has its objects from, and what it has loaded."""
 
     objects: Path = Path("/opt/testcni/ebpf")
-    loaded: Loaded | None = None
-    left: Mapping[str, Map] | None = None
+    loaded: dict[Family, Loaded] = field(default_factory=dict)
+    left: dict[Family, Mapping[str, Map]] = field(default_factory=dict)
     """The maps of an earlier process, before anything is loaded."""
 
 
@@ -65,58 +82,68 @@ def use(objects: Path) -> None:
     _place.objects = objects
 
 
-def current() -> Loaded | None:
+def current(family: Family = VXLAN) -> Loaded | None:
     """What `load` found last, None before it did."""
-    return _place.loaded
+    return _place.loaded.get(family)
 
 
-def load(objects: Path | None = None, folder: Path = FOLDER) -> Loaded:
+def load(objects: Path | None = None, folder: Path = FOLDER, family: Family = VXLAN) -> Loaded:
     """Adopt the pinned programs of the object files, or load and pin them.
 
     Raises BpfError: no libbpf, no bpffs, a file that is missing, or the verifier's words.
     """
-    files = _files(objects)
+    files = _files(objects, family)
     root = folder / LAYOUT
-    home = root / f"{PARTS}{_digest(files)}"
+    home = root / f"{family.prefix}{_digest(files)}"
     _check_bpffs(folder)
-    adopted = all((home / name).exists() for name in PROGRAMS)
+    adopted = all((home / name).exists() for name in family.programs)
     if not adopted:
         shutil.rmtree(home, ignore_errors=True)
         _load(files, root, home)
-    _place.loaded = Loaded(
-        {name: bpfcall.program(bpfcall.pinned(home / name)) for name in PROGRAMS},
-        _maps(root),
+    _place.loaded[family] = Loaded(
+        {name: bpfcall.program(bpfcall.pinned(home / name)) for name in family.programs},
+        _maps(root, family),
         adopted,
     )
-    return _place.loaded
+    return _place.loaded[family]
 
 
-def maps(folder: Path = FOLDER) -> Mapping[str, Map] | None:
+def maps(folder: Path = FOLDER, family: Family = VXLAN) -> Mapping[str, Map] | None:
     """The maps alone, as an earlier process may have left them; None where there are none. Raises BpfError."""
-    if _place.loaded:
-        return _place.loaded.maps
+    if family in _place.loaded:
+        return _place.loaded[family].maps
     root = folder / LAYOUT
-    if _place.left is None and all((root / name).exists() for name in MAPS):
-        _place.left = _maps(root)
-    return _place.left
+    if family not in _place.left and all((root / name).exists() for name in family.maps):
+        _place.left[family] = _maps(root, family)
+    return _place.left.get(family)
 
 
-def retire(objects: Path | None = None, folder: Path = FOLDER) -> list[Path]:
+def retire(objects: Path | None = None, folder: Path = FOLDER, family: Family = VXLAN) -> list[Path]:
     """Remove the pins of all other object files and layouts, once their programs are replaced; what went."""
-    current = f"{PARTS}{_digest(_files(objects))}"
+    current = f"{family.prefix}{_digest(_files(objects, family))}"
     old = [path for path in folder.iterdir() if path.name != LAYOUT]
-    old += [path for path in (folder / LAYOUT).glob(f"{PARTS}*") if path.name != current]
+    old += [path for path in (folder / LAYOUT).glob(f"{family.prefix}*") if path.name != current]
     for path in old:
         shutil.rmtree(path)
     return old
 
 
-def _files(objects: Path | None) -> dict[str, Path]:
-    return {name: (objects or _place.objects) / f"{name}.o" for name in PROGRAMS}
+def forget(folder: Path = FOLDER) -> bool:
+    """Remove all pins, when nothing is attached any more; whether there were any. Raises OSError."""
+    _place.loaded.clear()
+    _place.left.clear()
+    if not folder.exists():
+        return False
+    shutil.rmtree(folder)
+    return True
 
 
-def _maps(root: Path) -> dict[str, Map]:
-    return {name: bpfcall.map_of(bpfcall.pinned(root / name)) for name in MAPS}
+def _files(objects: Path | None, family: Family) -> dict[str, Path]:
+    return {name: (objects or _place.objects) / f"{name}.o" for name in family.programs}
+
+
+def _maps(root: Path, family: Family) -> dict[str, Map]:
+    return {name: bpfcall.map_of(bpfcall.pinned(root / name)) for name in family.maps}
 
 
 def _digest(files: Mapping[str, Path]) -> str:

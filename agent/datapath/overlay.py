@@ -117,15 +117,20 @@ def sync_nodes(
     """
     senders = {address.packed: _KEY.pack(1) for address in nodes}
     owners = {_BLOCK.pack(b.prefixlen, b.network_address.packed): node.packed for b, node in blocks.items()}
-    put = _put(maps["nodes"], senders) + _put(maps["blocks"], owners)
-    return put, _remove(maps["blocks"], owners) + _remove(maps["nodes"], senders)
+    put = put_changed(maps["nodes"], senders) + put_changed(maps["blocks"], owners)
+    return put, remove_others(maps["blocks"], owners) + remove_others(maps["nodes"], senders)
 
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
     """What became of packets since the maps were made, by reason. Raises BpfError."""
+    return counts(maps["counters"], REASONS)
+
+
+def counts(held: Map, reasons: Iterable[str]) -> dict[str, Count]:
+    """Packets and bytes by reason, those of all CPUs together. Raises BpfError."""
     found = {}
-    for number, reason in enumerate(REASONS):
-        values = list(_COUNTER.iter_unpack(maps["counters"].get(_KEY.pack(number)) or b""))
+    for number, reason in enumerate(reasons):
+        values = list(_COUNTER.iter_unpack(held.get(_KEY.pack(number)) or b""))
         found[reason] = Count(sum(value[0] for value in values), sum(value[1] for value in values))
     return found
 
@@ -135,14 +140,16 @@ def _endpoint(value: bytes) -> Endpoint:
     return Endpoint(device, mac.hex(":"), host_mac.hex(":"))
 
 
-def _put(held: Map, wanted: Mapping[bytes, bytes]) -> int:
+def put_changed(held: Map, wanted: Mapping[bytes, bytes]) -> int:
+    """Make these entries of a map those wanted; how many were others. Raises BpfError."""
     actual = held.items()
     new = {key: value for key, value in wanted.items() if actual.get(key) != value}
     held.put_all(new)
     return len(new)
 
 
-def _remove(held: Map, wanted: Mapping[bytes, bytes]) -> int:
+def remove_others(held: Map, wanted: Mapping[bytes, bytes]) -> int:
+    """Delete all entries of a map but those wanted; how many there were. Raises BpfError."""
     old = [key for key in held.items() if key not in wanted]
     held.remove_all(old)
     return len(old)

@@ -18,6 +18,8 @@ BRIDGE_ALIAS = f"{ALIAS} bridge"
 NFT_TABLE = "testcni"
 TUNNEL = "testcni-vxlan"
 TUNNEL_ALIAS = f"{ALIAS} vxlan port"
+IPIP = "testcni-ipip"
+IPIP_ALIAS = f"{ALIAS} ipip"
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -84,6 +86,28 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class Ipip:
+    """Packets between nodes inside of ipip ones, by an ipip device or by eBPF. IPv4 only."""
+
+    node: IPv4Address
+    """Where this node's end of the tunnels is."""
+    mtu: int
+    """Bytes of an inner packet."""
+    device: bool = True
+    """Whether there is an ipip device; else one that only holds the addresses."""
+    underlay: str | None = None
+    """The device where eBPF encapsulates; None: nowhere; "": nobody knows now, so it stays where it is."""
+    addresses: frozenset[IPv4Address] = frozenset()
+    """What the node itself speaks to pods of other nodes as."""
+    blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
+    """Blocks of pods and the addresses of their nodes, this node's included."""
+    nodes: frozenset[IPv4Address] = frozenset()
+    """Addresses that tunnels may come from."""
+    tunnelled: frozenset[IPv4Address] = frozenset()
+    """Those of them that packets go to in tunnels."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """All that testcni wants on a node, pods aside."""
 
@@ -96,12 +120,19 @@ class NodeState:
     """What BIRD does; None: there is none."""
     problems: frozenset[Problem] = frozenset()
     overlay: Overlay | None = None
+    ipip: Ipip | None = None
+
+    @property
+    def senders(self) -> frozenset[IPv4Address] | None:
+        """Who may send packets to the ipip device, which by itself takes those of anybody; None: there is none."""
+        return self.ipip.nodes if self.ipip and self.ipip.device else None
 
     @property
     def devices(self) -> frozenset[str]:
         """What pods hang on: none can be connected before these are there."""
         names = frozenset(bridge.name for bridge in self.bridges)
-        return names | {self.overlay.device} if self.overlay else names
+        names |= {self.overlay.device} if self.overlay else set()
+        return names | {IPIP} if self.ipip else names
 
 
 def union(states: Iterable[NodeState]) -> NodeState:
@@ -119,6 +150,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
             forwarding=total.forwarding | state.forwarding,
             problems=total.problems | state.problems | clash,
             overlay=overlay,
+            ipip=_tunnels(total.ipip, state.ipip),
             bird=_together(total.bird, state.bird),
         )
     return total
@@ -146,6 +178,22 @@ def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, f
         nodes=one.nodes | other.nodes,
     )
     return both, frozenset()
+
+
+def _tunnels(one: Ipip | None, other: Ipip | None) -> Ipip | None:
+    """One device for all networks; to nodes that one of them wants a tunnel to there is one."""
+    if one is None or other is None:
+        return one or other
+    return replace(
+        one,
+        mtu=min(one.mtu, other.mtu),
+        device=one.device or other.device,
+        underlay=other.underlay if one.underlay is None else one.underlay,
+        addresses=one.addresses | other.addresses,
+        blocks=one.blocks | other.blocks,
+        nodes=one.nodes | other.nodes,
+        tunnelled=one.tunnelled | other.tunnelled,
+    )
 
 
 def _together(one: BirdConfig | None, other: BirdConfig | None) -> BirdConfig | None:

@@ -59,7 +59,7 @@ def test_newer_objects_share_the_maps_and_the_old_ones_go(tmp_path: Path) -> Non
     private_bpffs()
     old = bpf.load(OBJECTS)
     overlay.configure(old.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1))
-    for name in bpf.PROGRAMS:
+    for name in bpf.VXLAN.programs:
         (tmp_path / f"{name}.o").write_bytes((OBJECTS / f"{name}.o").read_bytes() + b"\0")
     new = bpf.load(tmp_path)
     assert not {p.id for p in old.programs.values()} & {p.id for p in new.programs.values()}
@@ -197,7 +197,7 @@ def test_a_program_that_the_verifier_refuses_is_quoted(tmp_path: Path) -> None:
         'SEC("tc") int veth_ingress(struct __sk_buff *skb)'
         "{ return *(int *)(long)(skb->data + 4); }\n"
     )
-    for name in bpf.PROGRAMS:
+    for name in bpf.VXLAN.programs:
         (tmp_path / f"{name}.o").write_bytes((OBJECTS / f"{name}.o").read_bytes())
     subprocess.run(
         [

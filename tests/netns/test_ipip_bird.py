@@ -11,10 +11,10 @@ from pathlib import Path
 
 from agent.datapath.bird.values import Tunnel
 from tests.netns.birds import Node, flow, lost, needs_bird, wire
-from tests.netns.bpfobjects import Ipip, build, needs_clang, private_bpffs
-from tests.netns.node import Pod, command, eventually
+from tests.netns.bpfobjects import Programs
+from tests.netns.node import Pod, command, eventually, private_bpffs
 
-pytestmark = [needs_bird, needs_clang]
+pytestmark = needs_bird
 
 NEAR, AFAR = IPv4Network("192.0.2.0/24"), IPv4Network("198.51.100.0/24")
 
@@ -31,20 +31,16 @@ def router() -> Pod:
     return pod
 
 
-def encapsulate(node: Node, objects: dict[str, Path], pins: Path, nodes: list[Node]) -> Ipip:
+def encapsulate(node: Node, nodes: list[Node]) -> Programs:
     """Put the programs at the node's device, and tell them of all nodes."""
-    made = Ipip(objects, pins / f"node{node.number}")  # bpffs takes no dots
+    made = Programs(f"node{node.number}")  # bpffs takes no dots
     made.configure(IPv4Address(node.address), {other.block: (other.address, True) for other in nodes})
-    node.netns.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
-    for hook in ("ingress", "egress"):
-        pinned = str(made.pins / f"ipip_{hook}")
-        node.netns.run("tc", "filter", "add", "dev", "eth0", hook, "bpf", "da", "object-pinned", pinned)
+    made.attach(node.netns, "eth0")
     return made
 
 
 def test_pods_talk_over_a_router_that_knows_none(tmp_path: Path) -> None:
-    objects = {name: build(tmp_path, name) for name in ("ipip_egress", "ipip_ingress")}
-    pins = private_bpffs(tmp_path / "bpf")
+    private_bpffs()
     with wire(tmp_path) as net:
         command("ip", "link", "add", "afar", "type", "bridge")
         command("ip", "link", "set", "afar", "up")
@@ -57,7 +53,7 @@ def test_pods_talk_over_a_router_that_knows_none(tmp_path: Path) -> None:
         for node in nodes:
             gateway = (AFAR if node is three else NEAR)[254]
             node.ip("route", "add", "default", "via", str(gateway))
-            programs.append(encapsulate(node, objects, pins, nodes))
+            programs.append(encapsulate(node, nodes))
             node.config = replace(node.config, tunnel=Tunnel("eth0", gateway, 1480))
         for node in nodes:
             node.want(nodes)
@@ -93,4 +89,4 @@ def test_pods_talk_over_a_router_that_knows_none(tmp_path: Path) -> None:
             "s.sendto(bytes.fromhex('450000140000400040010000' '0af40202' '0af40102'), ('192.0.2.1', 0))"
         )
         stranger.run("python3", "-c", spoof)
-        eventually(lambda: programs[0].counted().get("unknown_node") == 1)
+        eventually(lambda: programs[0].counted().get("drop_unknown_node") == 1)

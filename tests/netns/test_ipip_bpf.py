@@ -9,14 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 import pytest
 
-from tests.netns.bpfobjects import PASS, SHOT, Ipip, build, needs_clang, private_bpffs
-from tests.netns.node import Pod, command
-
-pytestmark = needs_clang
+from tests.netns.bpfobjects import Programs
+from tests.netns.frames import DROP, PASS
+from tests.netns.node import Pod, command, private_bpffs
 
 NODE, PEER, FAR, STRANGER = "192.0.2.1", "192.0.2.2", "198.51.100.3", "203.0.113.9"
 MINE, ITS, NEAR = "10.244.1.2", "10.244.2.2", "10.244.3.3"
@@ -70,25 +68,15 @@ def wrapped(inner: bytes, source: str = PEER, target: str = NODE, **more: int) -
     return ETHERNET + ipv4(source, target, inner, protocol=IPIP, **more)
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("ebpf")
-    return {name: build(folder, name) for name in ("ipip_egress", "ipip_ingress")}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "bpf"
-
-
-def bench(objects: dict[str, Path], folder: Path) -> Ipip:
-    made = Ipip(objects, private_bpffs(folder) / "one")
+def bench() -> Programs:
+    private_bpffs()
+    made = Programs("one")
     made.configure(IPv4Address(NODE), BLOCKS)
     return made
 
 
-def test_to_another_nodes_pod(objects: dict[str, Path], folder: Path) -> None:
-    it = bench(objects, folder)
+def test_to_another_nodes_pod() -> None:
+    it = bench()
     inner = ipv4(MINE, ITS, tos=0xB9)
     ran = it.run("ipip_egress", ETHERNET + inner)
     assert ran.verdict == PASS
@@ -98,9 +86,19 @@ def test_to_another_nodes_pod(objects: dict[str, Path], folder: Path) -> None:
     assert it.run("ipip_ingress", wrapped(ipv4(ITS, MINE))).data == ETHERNET + ipv4(ITS, MINE)
 
 
-@pytest.mark.parametrize("target", [NEAR, MINE, STRANGER, PEER])
-def test_what_goes_elsewhere_goes_as_it_is(objects: dict[str, Path], folder: Path, target: str) -> None:
-    it = bench(objects, folder)
+def test_a_pods_answer_to_a_node() -> None:
+    it = bench()
+    inner = ipv4(MINE, PEER)
+    assert it.run("ipip_egress", ETHERNET + inner).data == ETHERNET + ipv4(NODE, PEER, inner, protocol=IPIP)
+    for source, target in ((NODE, PEER), (STRANGER, PEER), (MINE, NODE), (MINE, FAR)):
+        frame = ETHERNET + ipv4(source, target)
+        assert it.run("ipip_egress", frame).data == frame
+    assert it.counted() == {"sent": 1}
+
+
+@pytest.mark.parametrize("target", [NEAR, MINE, STRANGER, FAR])
+def test_what_goes_elsewhere_goes_as_it_is(target: str) -> None:
+    it = bench()
     frame = ETHERNET + ipv4(MINE, target)
     for program in ("ipip_egress", "ipip_ingress"):
         ran = it.run(program, frame)
@@ -112,15 +110,16 @@ def test_what_goes_elsewhere_goes_as_it_is(objects: dict[str, Path], folder: Pat
     "frame",
     [ETHERNET[:12] + b"\x08\x06" + bytes(28), ETHERNET[:12] + b"\x86\xdd" + bytes(40)],
 )
-def test_what_is_not_ipv4_goes_as_it_is(objects: dict[str, Path], folder: Path, frame: bytes) -> None:
-    it = bench(objects, folder)
+def test_what_is_not_ipv4_goes_as_it_is(frame: bytes) -> None:
+    it = bench()
     for program in ("ipip_egress", "ipip_ingress"):
         ran = it.run(program, frame)
         assert (ran.verdict, ran.data) == (PASS, frame)
 
 
-def test_before_the_agent_has_spoken_nothing_is_touched(objects: dict[str, Path], folder: Path) -> None:
-    it = Ipip(objects, private_bpffs(folder) / "one")
+def test_before_the_agent_has_spoken_nothing_is_touched() -> None:
+    private_bpffs()
+    it = Programs("one")
     for program, frame in (
         ("ipip_egress", ETHERNET + ipv4(MINE, ITS)),
         ("ipip_ingress", wrapped(ipv4(ITS, MINE))),
@@ -138,8 +137,8 @@ def test_before_the_agent_has_spoken_nothing_is_touched(objects: dict[str, Path]
         (ipv4(NEAR, MINE), FAR),  # whether we would encapsulate does not count
     ],
 )
-def test_from_another_node(objects: dict[str, Path], folder: Path, inner: bytes, source: str) -> None:
-    it = bench(objects, folder)
+def test_from_another_node(inner: bytes, source: str) -> None:
+    it = bench()
     ran = it.run("ipip_ingress", wrapped(inner, source))
     assert (ran.verdict, ran.data) == (PASS, ETHERNET + inner)
     assert it.counted() == {"received": 1}
@@ -148,33 +147,33 @@ def test_from_another_node(objects: dict[str, Path], folder: Path, inner: bytes,
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        (wrapped(ipv4(ITS, MINE), STRANGER), "unknown_node"),
-        (wrapped(ipv4(ITS, MINE), FAR), "spoofed"),
-        (wrapped(ipv4("10.244.1.9", MINE), PEER), "spoofed"),
-        (wrapped(ipv4(NODE, MINE), PEER), "spoofed"),
-        (wrapped(ipv4(ITS, MINE), words=6), "malformed"),
-        (wrapped(ipv4(ITS, MINE), fragment=0x2000), "malformed"),
-        (wrapped(ipv4(ITS, MINE), fragment=1), "malformed"),
-        (wrapped(ipv4(ITS, MINE, version=6)), "malformed"),
-        (wrapped(ipv4(ITS, MINE, longer=1)), "malformed"),
-        (wrapped(b"\x45" + bytes(10)), "malformed"),
+        (wrapped(ipv4(ITS, MINE), STRANGER), "drop_unknown_node"),
+        (wrapped(ipv4(ITS, MINE), FAR), "drop_spoofed"),
+        (wrapped(ipv4("10.244.1.9", MINE), PEER), "drop_spoofed"),
+        (wrapped(ipv4(NODE, MINE), PEER), "drop_spoofed"),
+        (wrapped(ipv4(ITS, MINE), words=6), "drop_malformed"),
+        (wrapped(ipv4(ITS, MINE), fragment=0x2000), "drop_malformed"),
+        (wrapped(ipv4(ITS, MINE), fragment=1), "drop_malformed"),
+        (wrapped(ipv4(ITS, MINE, version=6)), "drop_malformed"),
+        (wrapped(ipv4(ITS, MINE, longer=1)), "drop_malformed"),
+        (wrapped(b"\x45" + bytes(10)), "drop_malformed"),
     ],
 )
-def test_drops(objects: dict[str, Path], folder: Path, frame: bytes, reason: str) -> None:
-    it = bench(objects, folder)
-    assert it.run("ipip_ingress", frame).verdict == SHOT
+def test_drops(frame: bytes, reason: str) -> None:
+    it = bench()
+    assert it.run("ipip_ingress", frame).verdict == DROP
     assert it.counted() == {reason: 1}
 
 
-def test_ipip_to_others_is_nobodys_business(objects: dict[str, Path], folder: Path) -> None:
-    it = bench(objects, folder)
+def test_ipip_to_others_is_nobodys_business() -> None:
+    it = bench()
     frame = wrapped(ipv4(ITS, MINE), STRANGER, ITS)
     ran = it.run("ipip_ingress", frame)
     assert (ran.verdict, ran.data) == (PASS, frame)
 
 
-def test_congestion_on_the_way_is_told_to_who_understands_it(objects: dict[str, Path], folder: Path) -> None:
-    it = bench(objects, folder)
+def test_congestion_on_the_way_is_told_to_who_understands_it() -> None:
+    it = bench()
     ran = it.run("ipip_ingress", wrapped(ipv4(ITS, MINE, tos=2), tos=3))
     assert ran.data == ETHERNET + ipv4(ITS, MINE, tos=3)
     plain = ipv4(ITS, MINE, tos=0)
@@ -184,7 +183,7 @@ def test_congestion_on_the_way_is_told_to_who_understands_it(objects: dict[str, 
 class Node:
     """A node with one pod, whose underlay device encapsulates."""
 
-    def __init__(self, objects: dict[str, Path], pins: Path, number: int, peer: int) -> None:
+    def __init__(self, number: int, peer: int) -> None:
         self.netns, self.pod = Pod(f"node{number}"), Pod(f"pod{number}")
         run, inside = self.netns.run, self.pod.run
         command(
@@ -206,13 +205,10 @@ class Node:
         inside("ip", "route", "add", "default", "via", "169.254.1.1")
         route = (f"10.244.{peer}.0/24", "via", f"192.0.2.{peer}", "dev", "eth0", "onlink", "mtu", "1480")
         run("ip", "route", "add", *route)
-        self.ipip = Ipip(objects, pins / f"node{number}")
+        self.ipip = Programs(f"node{number}")
         blocks = {IPv4Network(f"10.244.{n}.0/24"): (IPv4Address(f"192.0.2.{n}"), True) for n in (number, peer)}
         self.ipip.configure(IPv4Address(self.address), blocks)
-        run("tc", "qdisc", "add", "dev", "eth0", "clsact")
-        for hook in ("ingress", "egress"):
-            pinned = str(self.ipip.pins / f"ipip_{hook}")
-            run("tc", "filter", "add", "dev", "eth0", hook, "bpf", "da", "object-pinned", pinned)
+        self.ipip.attach(self.netns, "eth0")
 
 
 SERVE = """
@@ -246,11 +242,11 @@ def server(pod: Pod, script: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def test_nodes_talk_through_it(objects: dict[str, Path], folder: Path) -> None:
-    pins = private_bpffs(folder)
+def test_nodes_talk_through_it() -> None:
+    private_bpffs()
     command("ip", "link", "add", "switch", "type", "bridge")
     command("ip", "link", "set", "switch", "up")
-    one, two = Node(objects, pins, 1, 2), Node(objects, pins, 2, 1)
+    one, two = Node(1, 2), Node(2, 1)
     assert one.pod.reaches(two.pod_address)
     assert one.pod.reaches(two.address)
     full = ("ping", "-c", "3", "-i", "0.01", "-W", "1", "-q", "-M", "do", "-s", str(1480 - 28), two.pod_address)
@@ -263,4 +259,4 @@ def test_nodes_talk_through_it(objects: dict[str, Path], folder: Path) -> None:
     sent = one.ipip.counted()["sent"]
     assert 5 < sent < len(data) // 3000, "large segments stay large"
     assert one.ipip.counted()["received"] > 5
-    assert not {"failed", "spoofed", "malformed"} & set(one.ipip.counted() | two.ipip.counted())
+    assert not {"drop_failed", "drop_spoofed", "drop_malformed"} & set(one.ipip.counted() | two.ipip.counted())

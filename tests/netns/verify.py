@@ -16,13 +16,13 @@ def main() -> int:
         return 0
     try:
         private_bpffs()
-        loaded = bpf.load(OBJECTS)
+        loaded = [bpf.load(OBJECTS, family=family) for family in bpf.FAMILIES]
     except BpfError as error:
         print(f"{error}\n{error.remedy}", file=sys.stderr)
         return 1
     print(f"verified by Linux {os.uname().release}")
     print(f"{'program':<15}{'instructions':>14}{'looked at by the verifier':>28}")
-    for program in loaded.programs.values():
+    for program in (program for one in loaded for program in one.programs.values()):
         print(f"{program.name:<15}{program.size // 8:>14}{program.verified or 'not told':>28}")
     return 0
 
