@@ -24,7 +24,7 @@ from agent.cni.protocol import Call
 from agent.cni.server import Server
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
-from agent.datapath import bpf
+from agent.datapath import bpf, ipip
 from agent.datapath.bird.options import OptionsFile
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
@@ -61,6 +61,7 @@ class Agent:
         self._stop = threading.Event()
         self._began = time.monotonic()
         bpf.use(conf.ebpf)
+        ipip.use(conf.ipip)
         store, api = datastore(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)

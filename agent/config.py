@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
+IPIP = ("device", "ebpf", "auto")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,6 +36,8 @@ class AgentConfig:
     ebpf: Path
     conflist: Path | None
     """The conflist to install; None: nothing is installed on the host."""
+    ipip: str
+    """Who encapsulates in the mode ipip: a device, eBPF, or whichever the kernel has."""
     bgp: Path | None
     """How this cluster speaks BGP, for the modes that do; None: AS 64512, and no router outside."""
     cool_down: float
@@ -80,7 +83,10 @@ OPTIONS = (
     ),
     Option("bundle", "/opt/testcni/bin", "folder of the plugins to install with it"),
     Option("bin-dir", "/opt/cni/bin", "the runtime's folder of plugins"),
-    Option("ebpf", "/opt/testcni/ebpf", "folder of the eBPF objects (mode vxlan)"),
+    Option("ebpf", "/opt/testcni/ebpf", "folder of the eBPF objects (modes vxlan and ipip)"),
+    Option(
+        "ipip", "auto", f"who encapsulates in the mode ipip, one of {', '.join(IPIP)}; auto: ebpf without device"
+    ),
     Option("bgp", "", "a YAML file: AS number, passwords and routers outside (default: AS 64512 and none)"),
     Option("cool-down", "10", "seconds before a freed address is given again"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
@@ -146,8 +152,9 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
     for name, low, high in (("cool_down", 0, 3600), ("resync", 1, 3600)):
         values[name] = _seconds(*chosen[name], low, high)
     values["listen"] = _listen(*chosen["listen"])
-    if values["log_level"] not in LEVELS:
-        raise ConfigError(f"{chosen['log_level'][1]}: {values['log_level']!r} is none of {', '.join(LEVELS)}")
+    for name, allowed in (("log_level", LEVELS), ("ipip", IPIP)):
+        if values[name] not in allowed:
+            raise ConfigError(f"{chosen[name][1]}: {values[name]!r} is none of {', '.join(allowed)}")
     return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig)})
 
 

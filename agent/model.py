@@ -81,8 +81,10 @@ class Problem:
 
 HOST_GW = "host-gw"
 VXLAN = "vxlan"
+IPIP = "ipip"
 VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had a number of its own (4789)
-MODES = (HOST_GW, VXLAN, "ipip", "ipvlan", "macvlan")
+ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
+MODES = (HOST_GW, VXLAN, IPIP, "ipvlan", "macvlan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +106,5 @@ class Network:
     """Network identifier of the tunnel (mode vxlan), 1 to 2^24 - 1."""
     port: int = VXLAN_PORT
     """UDP port of the tunnel (mode vxlan)."""
+    encapsulate: str = ALWAYS
+    """To which nodes packets go in tunnels (mode ipip): all, those of other subnets, none."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from agent.errors import CniError, Code, invalid_config
-from agent.model import HOST_GW, MODES, VNI, VXLAN_PORT, Address, Network, Subnet
+from agent.model import ALWAYS, ENCAPSULATIONS, HOST_GW, MODES, VNI, VXLAN_PORT, Address, Network, Subnet
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
@@ -131,6 +131,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         range_end=ipam.take("rangeEnd", address, None),
         vni=fields.take("vni", _vni, VNI),
         port=fields.take("port", _port, VXLAN_PORT),
+        encapsulate=fields.take("encapsulate", _encapsulate, ALWAYS),
     )
     _check_range(network)
     routes = ipam.take("routes", _routes, ())
@@ -211,6 +212,12 @@ def _mtu(where: str, value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or low <= value <= high):
         raise invalid_config(where, value, f"{low} to {high} bytes, or 0 for that of the node's interface")
     return value or None
+
+
+def _encapsulate(where: str, value: object) -> str:
+    if value not in ENCAPSULATIONS:
+        raise invalid_config(where, value, ", ".join(ENCAPSULATIONS))
+    return str(value)
 
 
 def _vni(where: str, value: object) -> int:

@@ -1,4 +1,4 @@
-"""The nft table `testcni`: masquerade of what leaves the cluster.
+"""The nft table `testcni`: masquerade of what leaves the cluster, and who may send to the ipip device.
 
 One list of objects in the form of libnftables-json(5) is what is written and what the kernel's is compared with.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
+from ipaddress import IPv4Address
 from typing import Any
 
 from agent.datapath.state import NFT_TABLE, Masquerade
@@ -21,6 +22,10 @@ TABLE = {"family": "inet", "name": NFT_TABLE}
 INSIDE = {"family": "inet", "table": NFT_TABLE}
 CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
 
+INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
+IPIP_NAMES = 4, "ipip", "ipencap"  # what nft says depends on its version and on /etc/protocols
+STRANGERS = "ipip_strangers"  # counts what no node sent
+
 Object = dict[str, dict[str, Any]]
 """One object by its kind, such as `{"set": {...}}`."""
 
@@ -29,8 +34,11 @@ class NftError(OSError):
     """nft is missing, or refused; its own words are in the message."""
 
 
-def objects(masquerade: Masquerade) -> list[Object]:
-    """The table that does it, none without sources; multicast is never masqueraded."""
+def objects(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None) -> list[Object]:
+    """The table that does it, none without sources; multicast is never masqueraded.
+
+    Of ipip packets only those of `senders` are taken; None: of anybody, as there is nothing to take them.
+    """
     sets: list[Object] = []
     rules: list[Object] = []
     for version, protocol, kind, multicast in FAMILIES:
@@ -40,17 +48,32 @@ def objects(masquerade: Masquerade) -> list[Object]:
         exempt = _collapsed([*masquerade.exempt, ipaddress.ip_network(multicast)], version)
         sets += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
         rules.append(_rule(version, protocol))
-    return [{"table": TABLE}, *sets, {"chain": {**INSIDE, **CHAIN}}, *rules] if rules else []
+    chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
+    if senders is not None:
+        sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
+        sets += [{"counter": {**INSIDE, "name": STRANGERS}}]
+        chains += [{"chain": {**INSIDE, **INPUT}}]
+        rules.append(_only_senders())
+    return [{"table": TABLE}, *sets, *chains, *rules] if rules else []
 
 
-def sync(masquerade: Masquerade) -> bool:
+def sync(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None) -> bool:
     """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
-    wanted = objects(masquerade)
-    if is_same(wanted, _list()):
+    wanted, actual = objects(masquerade, senders), _list()
+    if is_same(wanted, actual):
         return False
+    counted = [entry["counter"] for entry in actual if "counter" in entry]
+    for entry in wanted:
+        if "counter" in entry and counted:  # what was counted stays counted
+            entry["counter"] |= {key: counted[0][key] for key in ("packets", "bytes") if key in counted[0]}
     commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": obj} for obj in wanted)]
     _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
     return True
+
+
+def strangers() -> int:
+    """How many ipip packets of others than nodes were dropped. Raises NftError."""
+    return sum(entry["counter"].get("packets", 0) for entry in _list() if "counter" in entry)
 
 
 def is_same(wanted: list[Object], actual: list[Object]) -> bool:
@@ -71,6 +94,8 @@ def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of a
         return frozenset(_network(element) for element in value or ())
     if key == "flags":
         return [value] if isinstance(value, str) else value
+    if key == "right" and value in IPIP_NAMES:
+        return IPIP_NAMES[0]
     if isinstance(value, dict):
         return {k: _normal(kind, k, v) for k, v in value.items()}
     return [_normal(kind, "", item) for item in value] if isinstance(value, list) else value
@@ -98,6 +123,19 @@ def _rule(version: int, protocol: str) -> Object:
         {"masquerade": {"flags": ["fully-random"]}},
     ]
     return {"rule": {**INSIDE, "chain": CHAIN["name"], "expr": steps}}
+
+
+def _only_senders() -> Object:
+    def match(operator: str, field: str, right: str | int) -> dict[str, Any]:
+        return {"match": {"op": operator, "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
+
+    steps = [
+        match("==", "protocol", IPIP_NAMES[0]),
+        match("!=", "saddr", "@nodes4"),
+        {"counter": STRANGERS},
+        {"drop": None},
+    ]
+    return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}
 
 
 def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:

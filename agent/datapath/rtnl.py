@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.datapath import netlink
@@ -33,6 +34,7 @@ RTPROT_BOOT = 3
 IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 7, 15, 25
+IFLA_INET_CONF, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_RP_FILTER = 1, 3, 8
 RTM_NEWNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 30, 1, 2, 0x80
 
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -141,14 +143,19 @@ def bridge_port(name: str, alias: str, *, hairpin: bool) -> Request:
     return Request(RTM_NEWLINK, 0, payload, f"set up bridge port {name}")
 
 
-def set_up(name: str, alias: str) -> Request:
-    """Bring a link up: marked by its alias, without IPv6 address of its own."""
+def set_up(name: str, alias: str, switches: Mapping[int, int] | None = None) -> Request:
+    """Bring a link up: marked by its alias, without IPv6 address of its own.
+
+    `switches` are those of /proc/sys/net/ipv4/conf by their IPV4_DEVCONF_ numbers (uapi/linux/ip.h).
+    """
+    inet = b"".join(netlink.u32(number, value) for number, value in (switches or {}).items())
+    inet4 = netlink.attribute(socket.AF_INET, netlink.attribute(IFLA_INET_CONF, inet)) if inet else b""
     inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
     payload = (
         IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
         + netlink.text(IFLA_IFNAME, name)
         + netlink.text(IFLA_IFALIAS, alias)
-        + netlink.attribute(IFLA_AF_SPEC, inet6)
+        + netlink.attribute(IFLA_AF_SPEC, inet4 + inet6)
     )
     return Request(RTM_NEWLINK, 0, payload, f"set up link {name}")
 
@@ -170,6 +177,13 @@ def create_vxlan(name: str, mac: str, port: int, mtu: int) -> Request:
         )
     )
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create vxlan device {name}, port {port}")
+
+
+def set_mtu(index: int, mtu: int) -> Request:
+    """Give a link its MTU in bytes."""
+    return Request(
+        RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + netlink.u32(IFLA_MTU, mtu), f"set MTU of link {index}"
+    )
 
 
 def set_link(index: int, mac: str, mtu: int) -> Request:
@@ -285,6 +299,21 @@ def routes(nl: Netlink, version: int, protocol: int = 0) -> list[KernelRoute]:
             return []
         raise
     return [_kernel_route(payload) for payload in payloads]
+
+
+def next_hop(nl: Netlink, address: Address) -> tuple[int, Address | None] | None:
+    """By which interface, and which gateway if any, packets to an address go; None: there is no way."""
+    header = RTMSG.pack(family(address), 8 * len(address.packed), 0, 0, 0, 0, 0, 0, 0)
+    request = Request(
+        RTM_GETROUTE, 0, header + netlink.attribute(RTA_DST, address.packed), f"get the route to {address}"
+    )
+    try:
+        found = _kernel_route(nl.get(request))
+    except NetlinkError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+            return None
+        raise
+    return found.index, found.gateway
 
 
 def neighbours(nl: Netlink) -> dict[tuple[int, Address], str]:

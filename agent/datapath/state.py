@@ -34,6 +34,18 @@ class LocalAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Underlay:
+    """What a tunnel has to know of the network between the nodes."""
+
+    ipip: bool = True
+    """Whether ipip devices encapsulate here; else eBPF does."""
+    device: str = ""
+    """By which packets to nodes of other subnets leave; empty: there are none, or no way to them."""
+    gateway: IPv4Address | None = None
+    """Their next hop."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A route of the main table with our protocol number."""
 

@@ -19,7 +19,7 @@ from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkErr
 
 Hook = Literal["ingress", "egress"]
 
-RTM_NEWQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 44, 46
+RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 37, 44, 45, 46
 TCMSG = struct.Struct("=BxxxiIII")  # family, device, handle, parent, info
 CLSACT_HANDLE, CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 PARENT: dict[Hook, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
@@ -41,14 +41,23 @@ def attach(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> None:
 
 def attached(nl: Netlink, device: int, hook: Hook) -> int:
     """The id of our program at a device, 0 when it has none. Raises NetlinkError."""
-    header = TCMSG.pack(0, device, 0, PARENT[hook], INFO)
-    try:
-        found = nl.dump(Request(RTM_GETTFILTER, 0, header, f"list filters of device {device}"))
-    except NetlinkError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT):  # no clsact there
-            return 0
-        raise
+    found = _filters(nl, device, hook, INFO)
     return next((identity for payload in found if (identity := _identity(payload))), 0)
+
+
+def detach(nl: Netlink, device: int, programs: Mapping[Hook, str]) -> bool:
+    """Take those of our programs away that have these names; whether there were any. Raises NetlinkError.
+
+    Where nothing else is at a device, its clsact goes too.
+    """
+    ours = [hook for hook, name in programs.items() if _name(nl, device, hook) == name.encode()]
+    for hook in ours:
+        header = TCMSG.pack(0, device, HANDLE, PARENT[hook], INFO) + netlink.text(TCA_KIND, "bpf")
+        nl.request(Request(RTM_DELTFILTER, 0, header, f"detach {programs[hook]} from device {device}"))
+    if ours and not any(_filters(nl, device, hook, 0) for hook in PARENT):
+        header = TCMSG.pack(0, device, CLSACT_HANDLE, CLSACT_PARENT, 0) + netlink.text(TCA_KIND, "clsact")
+        nl.request(Request(RTM_DELQDISC, 0, header, f"delete clsact of device {device}"))
+    return bool(ours)
 
 
 def ensure(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> bool:
@@ -57,6 +66,16 @@ def ensure(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> bool:
     if missing:
         attach(nl, device, missing)
     return bool(missing)
+
+
+def _filters(nl: Netlink, device: int, hook: Hook, info: int) -> list[bytes]:
+    header = TCMSG.pack(0, device, 0, PARENT[hook], info)
+    try:
+        return list(nl.dump(Request(RTM_GETTFILTER, 0, header, f"list filters of device {device}")))
+    except NetlinkError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):  # no clsact there
+            return []
+        raise
 
 
 def _filter(device: int, hook: Hook, program: Program) -> Request:
@@ -73,11 +92,21 @@ def _filter(device: int, hook: Hook, program: Program) -> Request:
     return Request(RTM_NEWTFILTER, NLM_F_CREATE, payload, f"attach {program.name} to device {device}")
 
 
+def _name(nl: Netlink, device: int, hook: Hook) -> bytes:
+    named = (_ours(payload).get(TCA_BPF_NAME, b"") for payload in _filters(nl, device, hook, INFO))
+    return next(filter(None, named), b"").rstrip(b"\0")
+
+
 def _identity(payload: bytes) -> int:
+    identity = _ours(payload).get(TCA_BPF_ID)
+    return int(struct.unpack_from("=I", identity)[0]) if identity else 0
+
+
+def _ours(payload: bytes) -> dict[int, bytes]:
+    """The options of a filter, if it is one of ours."""
     found = netlink.attributes(payload, TCMSG.size, len(payload))
     options = found.get(TCA_OPTIONS, b"")
-    inner = netlink.attributes(options, 0, len(options))
     _family, _device, handle = struct.unpack_from("=BxxxiI", payload)
-    if found.get(TCA_KIND) != b"bpf\0" or handle != HANDLE or TCA_BPF_ID not in inner:
-        return 0
-    return int(struct.unpack_from("=I", inner[TCA_BPF_ID])[0])
+    if found.get(TCA_KIND) != b"bpf\0" or handle != HANDLE:
+        return {}
+    return netlink.attributes(options, 0, len(options))

@@ -64,7 +64,7 @@ def sync(
         return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
     if put or removed:
         log.info("overlay: %d entries set, %d deleted", put, removed)
-    _sync_addresses(nl, index, wanted.addresses, addresses)
+    sync_addresses(nl, index, wanted.addresses, addresses)
     fresh = _done.settled is not loaded
     if fresh:
         _recover(nl, loaded)
@@ -101,9 +101,10 @@ def _ensure(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded) -
     return device.index
 
 
-def _sync_addresses(
+def sync_addresses(
     nl: Netlink, index: int, wanted: frozenset[IPv4Address], addresses: Sequence[LinkAddress]
 ) -> None:
+    """Make the IPv4 addresses of a device those wanted. Raises NetlinkError."""
     held = {a.address for a in addresses if a.index == index and a.address.version == 4}
     steps: list[Request] = [rtnl.add_address(index, address, 32) for address in sorted(wanted - held)]
     steps += [rtnl.delete_address(index, address, 32) for address in held - wanted]

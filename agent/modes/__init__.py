@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from agent.errors import CniError, Code
-from agent.model import HOST_GW, VXLAN
+from agent.model import HOST_GW, IPIP, VXLAN
 from agent.modes.base import Mode
 from agent.modes.hostgw import HostGw
+from agent.modes.ipip import Ipip
 from agent.modes.vxlan import Vxlan
 
 REGISTRY: dict[str, Mode] = {
     HOST_GW: HostGw(),
     VXLAN: Vxlan(),
+    IPIP: Ipip(),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
 from agent.datapath.bird.options import BgpOptions
-from agent.datapath.state import LocalAddress, NodeState
+from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
 from agent.ipam.attachments import Attachment
 from agent.model import Network, Snapshot, Subnet
@@ -23,6 +23,7 @@ class View:
     network: Network
     blocks: tuple[Subnet, ...]
     bgp: BgpOptions = field(default_factory=BgpOptions)
+    underlay: Underlay = field(default_factory=Underlay)
 
 
 class Wired(TypedDict):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
+from agent import model
 from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
 from agent.model import Node, Problem
@@ -19,9 +20,9 @@ REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its
 class Encapsulate(StrEnum):
     """To which nodes packets go through the tunnel."""
 
-    ALWAYS = "always"
-    CROSS_SUBNET = "crossSubnet"
-    NEVER = "never"
+    ALWAYS = model.ALWAYS
+    CROSS_SUBNET = model.CROSS_SUBNET
+    NEVER = model.NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def plan(
         peers=tuple(peers),
         externals=tuple(external for external in routers if external.address not in taken),
         reflector=is_reflector(me),
-        direct=() if encapsulate is Encapsulate.ALWAYS else near,
+        # where the way leads to the underlay's next hop, a near node is its own, encapsulated or not
+        direct=near if tunnel.gateway or encapsulate is not Encapsulate.ALWAYS else (),
         tunnel=None if encapsulate is Encapsulate.NEVER else tunnel,
         source=source,
         password=options.password,

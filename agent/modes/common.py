@@ -6,18 +6,20 @@ import errno
 import hashlib
 import ipaddress
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import rtnl
+from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink, Request
-from agent.datapath.rtnl import KernelRoute
+from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface, Masquerade
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachment
 from agent.model import Address, Node, Problem, Subnet
-from agent.modes.base import CheckError, View, Wired
+from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
 ALIAS_LIMIT = 255  # IFALIASZ - 1
+GATEWAY = IPv4Address("169.254.1.1")  # of every pod with a /32; on no interface
 DEFAULT = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
@@ -103,6 +105,55 @@ def configure(
             raise error
     # the default route of an earlier interface of the pod stays in force
     return wanted + [route for route, error in zip(default, errors[len(must) :], strict=True) if error is None]
+
+
+def routed_address(attachment: Attachment) -> IPv4Address:
+    """The address of a pod that has a /32. Raises NodeNotReadyError."""
+    for lease in attachment.leases:
+        if isinstance(lease.address, IPv4Address):
+            return lease.address
+    raise NodeNotReadyError(f"the node has no IPv4 block, and {attachment.network.mode} carries nothing else")
+
+
+def host_route(address: IPv4Address, index: int) -> KernelRoute:
+    """A /32 that is on a link."""
+    return KernelRoute(IPv4Network(address), None, index)
+
+
+def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
+    """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
+    with netns.netlink_in(netns_fd) as inside:
+        end = rtnl.link(inside, attachment.ifname)
+        if end is None:
+            raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+        steps = [
+            rtnl.add_address(end.index, routed_address(attachment), 32),
+            rtnl.add_neighbour(end.index, GATEWAY, host_mac(attachment)),
+            rtnl.add_route(host_route(GATEWAY, end.index)),
+        ]
+        by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
+        return configure(inside, end.index, steps, *pod_routes({4: GATEWAY}, by_gateway))
+
+
+def routed(attachment: Attachment, mtu: int, made: list[ExtraRoute]) -> Wired:
+    """What ADD answers for a pod with a /32."""
+    return Wired(
+        interfaces=[
+            {"name": attachment.link, "mac": host_mac(attachment), "mtu": mtu},
+            {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
+        ],
+        ips=[{"address": f"{routed_address(attachment)}/32", "gateway": str(GATEWAY), "interface": 1}],
+        routes=[{"dst": str(r.dst), "gw": str(r.gateway)} for r in made],
+    )
+
+
+def check_routed(attachment: Attachment, wired: Wired, port: Link, netns_fd: int) -> None:
+    """The node's route to a pod with a /32, and the pod's end, are as they were made. Raises CheckError."""
+    address = routed_address(attachment)
+    if host_route(address, port.index) not in rtnl.routes(links.host(), 4):
+        raise CheckError(f"the node lacks the route to {address} by {attachment.link}")
+    with netns.netlink_in(netns_fd) as inside:
+        check_pod(inside, attachment, wired, port.index, (ipaddress.ip_interface((address, 32)),))
 
 
 def check_pod(

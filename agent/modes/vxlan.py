@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import bpf, links, netns, overlay, rtnl, tc, tunnel
+from agent.datapath import bpf, links, overlay, rtnl, tc, tunnel
 from agent.datapath.bpf import Loaded
-from agent.datapath.overlay import GATEWAY, Endpoint
-from agent.datapath.rtnl import KernelRoute, Link
+from agent.datapath.overlay import Endpoint
+from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment
@@ -65,7 +64,7 @@ class Vxlan:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
         nl, (loaded, device) = links.host(), _ready()
         address, mtu, host_mac = (
-            _address(attachment),
+            common.routed_address(attachment),
             attachment.network.mtu or device.mtu,
             common.host_mac(attachment),
         )
@@ -88,32 +87,13 @@ class Vxlan:
         nl.request(
             rtnl.set_up(attachment.link, common.alias(attachment)),
             rtnl.add_neighbour(port.index, address, attachment.mac),
-            rtnl.add_route(_host_route(address, port.index)),
+            rtnl.add_route(common.host_route(address, port.index)),
         )
-        with netns.netlink_in(netns_fd) as inside:
-            end = rtnl.link(inside, attachment.ifname)
-            if end is None:
-                raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
-            steps = [
-                rtnl.add_address(end.index, address, 32),
-                rtnl.add_neighbour(end.index, GATEWAY, host_mac),
-                rtnl.add_route(_host_route(GATEWAY, end.index)),
-            ]
-            made = common.configure(
-                inside, end.index, steps, *common.pod_routes({4: GATEWAY}, _by_gateway(routes))
-            )
-        return Wired(
-            interfaces=[
-                {"name": attachment.link, "mac": host_mac, "mtu": mtu},
-                {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
-            ],
-            ips=[{"address": f"{address}/32", "gateway": str(GATEWAY), "interface": 1}],
-            routes=[{"dst": str(r.dst), "gw": str(r.gateway)} for r in made],
-        )
+        return common.routed(attachment, mtu, common.wire_routed_end(netns_fd, attachment, routes))
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
-        nl, address = links.host(), _address(attachment)
+        nl, address = links.host(), common.routed_address(attachment)
         try:
             loaded, device = _ready()
         except NodeNotReadyError as error:
@@ -128,11 +108,7 @@ class Vxlan:
                 raise CheckError(f"host link {attachment.link} lacks the program {program.name}")
         if overlay.pod(loaded.maps, address) != Endpoint(port.index, attachment.mac, common.host_mac(attachment)):
             raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
-        if _host_route(address, port.index) not in rtnl.routes(nl, 4):
-            raise CheckError(f"the node lacks the route to {address} by {attachment.link}")
-        with netns.netlink_in(netns_fd) as inside:
-            interface = ipaddress.ip_interface((address, 32))
-            common.check_pod(inside, attachment, wired, port.index, (interface,))
+        common.check_routed(attachment, wired, port, netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
         """Forget the pod and delete the host's end; all else goes with it."""
@@ -149,22 +125,6 @@ def _ready() -> tuple[Loaded, Link]:
     if loaded is None or device is None:
         raise NodeNotReadyError("the eBPF programs are not loaded" if device else f"device {TUNNEL} is not there")
     return loaded, device
-
-
-def _address(attachment: Attachment) -> IPv4Address:
-    for lease in attachment.leases:
-        if isinstance(lease.address, IPv4Address):
-            return lease.address
-    raise NodeNotReadyError("the node has no IPv4 block, and vxlan carries nothing else")
-
-
-def _host_route(address: IPv4Address, index: int) -> KernelRoute:
-    return KernelRoute(IPv4Network(address), None, index)
-
-
-def _by_gateway(routes: tuple[ExtraRoute, ...]) -> tuple[ExtraRoute, ...]:
-    """A pod has one neighbour, so all of its routes are by that one."""
-    return tuple(ExtraRoute(route.dst) for route in routes)
 
 
 def _owner(peer: Node, block: object) -> tuple[IPv4Network, IPv4Address] | Problem:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.datapath import bridges, forwarding, nft, routes, rtnl, tunnel
+from agent.datapath import bridges, forwarding, ipip, nft, routes, rtnl, tunnel
 from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import Link, LinkAddress
-from agent.datapath.state import LINK_PREFIX, TUNNEL, LocalAddress, NodeState
-from agent.model import Problem
+from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
+from agent.model import Node, Problem
 from agent.shared import Tally
 
-KINDS = BRIDGES, OVERLAY, FORWARDING, NFT, ROUTES = "bridges", "overlay", "forwarding", "nft", "routes"
+KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES = (
+    "bridges",
+    "overlay",
+    "ipip",
+    "forwarding",
+    "nft",
+    "routes",
+)
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +69,18 @@ def read(nl: Netlink) -> Kernel:
 
 
 def _made(link: Link) -> bool:
-    return bridges.is_ours(link) or tunnel.is_ours(link) or link.name.startswith(LINK_PREFIX)
+    return bridges.is_ours(link) or tunnel.is_ours(link) or ipip.is_ours(link) or link.name.startswith(LINK_PREFIX)
+
+
+def underlay(nl: Netlink, kernel: Kernel, nodes: Iterable[Node]) -> Underlay:
+    """Whether the kernel has ipip devices, and how nodes in other subnets are reached. Raises OSError."""
+    near = [local.interface.network for local in kernel.local]
+    addresses = (address for node in nodes for address in node.addresses if address.version == 4)
+    far = next((address for address in addresses if not any(address in network for network in near)), None)
+    found = rtnl.next_hop(nl, far) if far else None
+    device = next((link.name for link in kernel.links if found and link.index == found[0]), "")
+    gateway = found[1] if found else None
+    return Underlay(ipip.by_device(), device, gateway if isinstance(gateway, IPv4Address) else None)
 
 
 def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, verify: bool) -> Programmed:
@@ -77,13 +96,14 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
             done.changed[FORWARDING] = done.changed.get(FORWARDING, 0) + 1
 
     def masquerade() -> None:
-        if verify and nft.sync(desired.masquerade):
+        if verify and nft.sync(desired.masquerade, desired.senders):
             log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
             done.changed[NFT] = 1
 
     steps = (
         (BRIDGES, lambda: _bridges(desired, kernel, done)),
         (OVERLAY, lambda: _overlay(nl, desired, kernel, done, verify=verify)),
+        (TUNNELS, lambda: _tunnels(nl, desired, kernel, done, verify=verify)),
         (FORWARDING, forward),
         (NFT, masquerade),
     )
@@ -103,7 +123,14 @@ class Drift:
 
     def note(self, desired: NodeState, done: Programmed) -> None:
         """Count what was not as desired though it had been, and the same had been desired."""
-        wanted = (desired.bridges, desired.overlay, desired.forwarding, desired.masquerade, desired.routes)
+        wanted = (
+            desired.bridges,
+            desired.overlay,
+            desired.ipip,
+            desired.forwarding,
+            (desired.masquerade, desired.senders),
+            desired.routes,
+        )
         for kind, want in zip(KINDS, wanted, strict=True):
             if self._settled.get(kind) == want:
                 self.repaired.add(kind, by=done.changed.get(kind, 0))
@@ -123,6 +150,11 @@ def _bridges(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
 def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:
     for problem in tunnel.sync(nl, desired.overlay, kernel.links, kernel.addresses, verify=verify):
         done.lacks(OVERLAY, TUNNEL, problem)
+
+
+def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:
+    for problem in ipip.sync(nl, desired.ipip, kernel.links, kernel.addresses, verify=verify):
+        done.lacks(TUNNELS, IPIP, problem)
 
 
 def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:

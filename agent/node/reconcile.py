@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.datapath import links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
-from agent.datapath.state import LocalAddress, Masquerade, NodeState, union
+from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from agent.errors import CniError
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
-from agent.model import Network, Problem, Snapshot, Subnet
+from agent.model import IPIP, Network, Problem, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
 from agent.node import prepared, program
@@ -49,6 +50,16 @@ class Inputs:
     """Takes what BIRD should do; what comes of it are troubles."""
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What all networks of a round have in common."""
+
+    snapshot: Snapshot
+    local: tuple[LocalAddress, ...]
+    options: BgpOptions
+    underlay: Underlay
+
+
 class Reconciler:
     """The node path's loop: desired minus actual, per kind."""
 
@@ -65,7 +76,7 @@ class Reconciler:
         self._resync = resync
         self._wake = threading.Event()
         self._verify = True
-        self._masquerade: Masquerade | None = None
+        self._nft: tuple[Masquerade, frozenset[IPv4Address] | None] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
@@ -110,7 +121,9 @@ class Reconciler:
         networks = self._networks()
         self._claimer.want({network: self._blocks_wanted(network) for network in networks})
         try:
-            kernel = program.read(links.host())
+            kernel, underlay = program.read(links.host()), Underlay()
+            if any(network.mode == IPIP for network in networks):
+                underlay = program.underlay(links.host(), kernel, snapshot.nodes.values())
         except OSError as error:
             self.errors.add(NETLINK)
             problem = Problem(NETLINK, str(error), "it is tried again")
@@ -119,17 +132,18 @@ class Reconciler:
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
         problems += wrong
-        views = [self._view(snapshot, kernel.local, network, options) for network in networks]
-        desired = union(self._desired(view, problems) for view in views)
-        self._inputs.bird(desired.bird)
+        facts = Facts(snapshot, kernel.local, options, underlay)
+        desired = union(self._desired(self._view(facts, network), problems) for network in networks)
+        nft = (desired.masquerade, desired.senders)
         done = program.program(
             links.host(),
             desired,
             kernel,
             self._inputs.sysctls,
-            verify=verify or desired.masquerade != self._masquerade,
+            verify=verify or nft != self._nft,
         )
-        self._masquerade = desired.masquerade
+        self._nft = nft
+        self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         self._verify |= bool(done.failures)
         self.drift.note(desired, done)
         for what in done.failures:
@@ -174,12 +188,10 @@ class Reconciler:
             lease.block for a in self._inputs.attachments.all() if a.network == network for lease in a.leases
         )
 
-    def _view(
-        self, snapshot: Snapshot, local: tuple[LocalAddress, ...], network: Network, options: BgpOptions
-    ) -> View:
-        own = blocks.node_blocks(snapshot, network, self._node)
+    def _view(self, facts: Facts, network: Network) -> View:
+        own = blocks.node_blocks(facts.snapshot, network, self._node)
         kept = sorted(self._used(network) - set(own), key=str)
-        return View(snapshot, self._node, local, network, (*own, *kept), options)
+        return View(facts.snapshot, self._node, facts.local, network, (*own, *kept), facts.options, facts.underlay)
 
     def _desired(self, view: View, problems: list[Problem]) -> NodeState:
         known = self._memory.get(view.network)

@@ -40,12 +40,20 @@ VXLAN_CONF = """{
   "subnet": "10.244.0.0"
 }
 """
+IPIP_CONF = """{
+  "cniVersion": "0.3.0",
+  "name": "testcni",
+  "type": "testcni",
+  "mode": "ipip",
+  "subnet": "10.244.0.0/16"
+}
+"""
 Say = Callable[[str], None]
 
 
 def conf_of(mode: str) -> str:
     """The seed's conf of a mode."""
-    return {"host-gw": SEED_CONF, "vxlan": VXLAN_CONF}[mode]
+    return {"host-gw": SEED_CONF, "vxlan": VXLAN_CONF, "ipip": IPIP_CONF}[mode]
 
 
 class LabError(RuntimeError):

@@ -1,0 +1,184 @@
+"""The ipip device, or where the kernel has none the eBPF programs in its place: made what the node path wants."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from agent.datapath import bpf, ipipmaps, links, netlink, rtnl, tc, tunnel
+from agent.datapath.bpf import Loaded
+from agent.datapath.bpfcall import BpfError
+from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request
+from agent.datapath.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
+from agent.datapath.state import IPIP, IPIP_ALIAS, LINK_PREFIX, TUNNEL, Ipip
+from agent.model import Problem
+
+LOOSE = 2  # rp_filter: a node may speak from an address whose way back is another device
+PROGRAMS: dict[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
+KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresses as well, and every kernel has it
+
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 4, 9
+IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter
+TTL = 64  # as the programs have it
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Done:
+    """What was done once in this process."""
+
+    settled: Loaded | None = None
+    """The programs that are at the underlay's device."""
+    at: str | None = None
+    """That device."""
+    by: str = "auto"
+    """Who is to encapsulate."""
+
+
+_done = _Done()
+
+
+def use(by: str) -> None:
+    """Say who is to encapsulate: `device`, `ebpf`, or `auto`, the device where the kernel has it."""
+    _done.by = by
+
+
+def by_device() -> bool:
+    """Whether an ipip device encapsulates on this node. Raises OSError."""
+    return _done.by == "device" or (_done.by == "auto" and _is_in_kernel())
+
+
+@functools.cache
+def _is_in_kernel() -> bool:
+    """Whether the kernel makes ipip devices; it loads the module by itself where need be.
+
+    Asked for one that no such kernel makes (ipip_tunnel_validate in net/ipv4/ipip.c), it tells EINVAL.
+    """
+    asked = _create_tunnel(IPv4Address("127.0.0.1"), 1480, NO_PROTOCOL)
+    try:
+        links.host().request(asked)
+    except NetlinkError as error:
+        if error.errno == errno.EINVAL:
+            return True
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENODEV):
+            raise
+    log.warning("this kernel has no ipip devices: eBPF programs encapsulate at the underlay's device instead")
+    return False
+
+
+def is_ours(link: Link) -> bool:
+    """Whether testcni made this device: it has its alias a moment after its name."""
+    return link.name == IPIP and link.kind in KINDS.values() and link.alias.split(" local ")[0] in ("", IPIP_ALIAS)
+
+
+def sync(
+    nl: Netlink,
+    wanted: Ipip | None,
+    there: Sequence[Link],
+    addresses: Sequence[LinkAddress],
+    *,
+    verify: bool,
+) -> list[Problem]:
+    """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
+    device = next((link for link in there if link.name == IPIP), None)
+    if device and not is_ours(device):
+        if wanted is None:
+            return []
+        what = f"a {device.kind or 'device'} of that name exists and is not testcni's"
+        return [Problem(f"device {IPIP}", what, f"delete it: ip link del {IPIP}")]
+    if wanted is None:
+        if device:  # as long as it is there, there may be programs
+            _detach(nl, there)
+            links.delete(nl, IPIP)
+        return []
+    problems = []
+    try:
+        if wanted.underlay:
+            problems = _encapsulate(nl, wanted, there, verify=verify)
+        elif wanted.underlay is None and (device or _done.at):
+            _detach(nl, there)
+    except BpfError as error:
+        return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
+    index = _ensure(nl, wanted, device)
+    tunnel.sync_addresses(nl, index, wanted.addresses, addresses)
+    return problems
+
+
+def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
+    """The device, up; its index."""
+    alias = f"{IPIP_ALIAS} local {wanted.node}" if wanted.device else IPIP_ALIAS
+    if device and (device.kind != KINDS[wanted.device] or device.alias != alias):
+        links.delete(nl, IPIP)
+        device = None
+    if device is None:
+        nl.request(_create_tunnel(wanted.node, wanted.mtu) if wanted.device else _create("bridge", wanted.mtu))
+        device = rtnl.link(nl, IPIP)
+        if device is None:
+            raise NetlinkError(errno.ENODEV, f"device {IPIP} has vanished")
+        log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
+    if (device.alias, device.mtu, device.up) != (alias, wanted.mtu, True):
+        nl.request(
+            rtnl.set_mtu(device.index, wanted.mtu), rtnl.set_up(IPIP, alias, {IPV4_DEVCONF_RP_FILTER: LOOSE})
+        )
+    return device.index
+
+
+def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP) -> Request:
+    """An ipip device that takes packets of any node to `local`, and sends to the next hop of their route."""
+    data = (
+        netlink.attribute(IFLA_IPTUN_LOCAL, local.packed)
+        + netlink.u8(IFLA_IPTUN_TTL, TTL)
+        + netlink.u8(IFLA_IPTUN_PROTO, protocol)
+    )
+    return _create("ipip", mtu, data)
+
+
+def _create(kind: str, mtu: int, data: bytes = b"") -> Request:
+    info = netlink.text(rtnl.IFLA_INFO_KIND, kind)
+    info += netlink.attribute(rtnl.IFLA_INFO_DATA, data) if data else b""
+    payload = (
+        rtnl.IFINFO.pack(0, 0, 0, 0, 0)
+        + netlink.text(rtnl.IFLA_IFNAME, IPIP)
+        + netlink.u32(rtnl.IFLA_MTU, mtu)
+        + netlink.attribute(rtnl.IFLA_LINKINFO, info)
+    )
+    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {kind} device {IPIP}")
+
+
+def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bool) -> list[Problem]:
+    """The programs at the underlay's device, and nowhere else, with maps that know the cluster."""
+    device = next((link for link in there if link.name == wanted.underlay), None)
+    if device is None or not device.mac:
+        what = f"{wanted.underlay} is {'no Ethernet device' if device else 'not there'}"
+        remedy = "use a kernel with ipip devices, or the mode vxlan"
+        return [Problem("ipip by eBPF", what, remedy)]
+    loaded = bpf.current(bpf.IPIP) or bpf.load(family=bpf.IPIP)
+    put, removed = ipipmaps.sync(loaded.maps, wanted)
+    if put or removed:
+        log.info("ipip: %d entries set, %d deleted", put, removed)
+    fresh = (_done.settled, _done.at) != (loaded, device.name)
+    if verify or fresh:
+        if tc.ensure(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
+            log.info("eBPF programs at %s encapsulate to other nodes", device.name)
+        if fresh:
+            _detach(nl, (link for link in there if link.index != device.index))
+    if fresh:
+        _done.settled, _done.at = loaded, device.name
+        for path in bpf.retire(family=bpf.IPIP):
+            log.info("eBPF pins removed: %s", path)
+    return []
+
+
+def _detach(nl: Netlink, there: Iterable[Link]) -> None:
+    """Take the programs away from devices that they may be at: those that testcni did not make."""
+    for link in there:
+        if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (TUNNEL, IPIP):
+            if tc.detach(nl, link.index, PROGRAMS):
+                log.info("eBPF programs taken from %s", link.name)
+            if link.name == _done.at:
+                _done.at = None
