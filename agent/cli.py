@@ -93,7 +93,15 @@ class Agent:
         self._server = Server(conf.socket, self.answer)
         self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None
         self._metrics.follow(
-            metrics.Sources(conf.node, self.report, self._follower, self._reconciler, self._journal)
+            metrics.Sources(
+                conf.node,
+                self.report,
+                self._follower,
+                self._reconciler,
+                self._journal,
+                self._bird.status.get,
+                ipip.counted,
+            )
         )
 
     def run(self) -> None:

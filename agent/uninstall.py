@@ -11,14 +11,20 @@ from pathlib import Path
 from agent import config
 from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, lock
 from agent.config import AgentConfig, ConfigError
-from agent.datapath import links, rtnl
+from agent.datapath import bpf, links, rtnl
+from agent.datapath.bird import supervisor
+from agent.datapath.bird.daemon import Files
+from agent.datapath.bird.values import BirdError
 from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
 from agent.node import install, program
 from agent.node.install import Places
 
 
 def uninstall(conf: AgentConfig) -> Iterator[str]:
-    """Remove conflist and plugins, links, bridges, routes, nft table and state; what went. Raises OSError."""
+    """Remove conflist and plugins, links, BIRD, routes, tunnels, nft table, pins and state; what went.
+
+    Raises OSError, and BirdError when something else holds BIRD's socket.
+    """
     if conf.conflist:  # first: the runtime must not start a pod on what goes now
         for path in install.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
             yield str(path)
@@ -27,10 +33,15 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
         if link.name.startswith(LINK_PREFIX) and link.alias.startswith(ALIAS):
             links.delete(nl, link.name)
             yield f"link {link.name} ({link.alias})"
+    ran, routes = supervisor.retire(Files(conf.run_dir / "bird"))
+    if ran or routes:
+        yield f"BIRD, {routes} routes of it"
     done = program.program(nl, NodeState(), program.read(nl), conf.sysctl_dir, verify=True)
     if done.problems:
         raise OSError("; ".join(map(str, done.problems)))
-    yield "bridges, routes and the nft table"
+    yield "bridges, tunnels, eBPF programs, routes and the nft table"
+    if bpf.forget():
+        yield str(bpf.FOLDER)
     for folder in (conf.run_dir, conf.state_dir):
         yield from _empty(folder)
 
@@ -60,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     except BlockingIOError:
         print(f"testcni-uninstall: an agent serves on {conf.run_dir}; stop it first", file=sys.stderr)  # noqa: T201
         return EXIT_BUSY
-    except OSError as error:
+    except (OSError, BirdError) as error:
         print(f"testcni-uninstall: {error}; it may be repeated", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
     return 0

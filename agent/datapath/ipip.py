@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, ipipmaps, links, netlink, rtnl, tc, tunnel
+from agent.datapath import bpf, ipipmaps, links, netlink, nft, rtnl, tc, tunnel
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError
 from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request
@@ -36,6 +36,8 @@ class _Done:
     """The programs that are at the underlay's device."""
     at: str | None = None
     """That device."""
+    wanted: Ipip | None = None
+    """What is in force."""
     by: str = "auto"
     """Who is to encapsulate."""
 
@@ -85,6 +87,7 @@ def sync(
     verify: bool,
 ) -> list[Problem]:
     """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
+    _done.wanted = wanted
     device = next((link for link in there if link.name == IPIP), None)
     if device and not is_ours(device):
         if wanted is None:
@@ -107,6 +110,16 @@ def sync(
     index = _ensure(nl, wanted, device)
     tunnel.sync_addresses(nl, index, wanted.addresses, addresses)
     return problems
+
+
+def counted() -> dict[str, int]:
+    """Packets by what became of them: all fates where eBPF is at work, else what nft drops. Raises OSError."""
+    if _done.wanted is None:
+        return {}
+    if _done.wanted.device:
+        return {ipipmaps.STRANGER: nft.strangers()}
+    maps = bpf.maps(family=bpf.IPIP)
+    return {name: count.packets for name, count in ipipmaps.counters(maps).items()} if maps else {}
 
 
 def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:

@@ -10,7 +10,8 @@ from agent.datapath.bpfcall import Map
 from agent.datapath.overlay import Count
 from agent.datapath.state import Ipip
 
-REASONS = ("sent", "received", "drop_unknown_node", "drop_spoofed", "drop_malformed", "drop_failed")
+STRANGER = "drop_unknown_node"
+REASONS = ("sent", "received", STRANGER, "drop_spoofed", "drop_malformed", "drop_failed")
 
 _NUMBER = struct.Struct("=I")
 _KEY = struct.Struct("=I4s")  # bits of the prefix, address

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.cni.journal import Journal
+from agent.datapath.bird.values import BirdStatus
 from agent.model import MODES, Snapshot
 from agent.node.follower import Follower
 from agent.node.reconcile import Reconciler
@@ -34,6 +35,9 @@ class Sources:
     follower: Follower
     reconciler: Reconciler
     journal: Journal
+    bird: Callable[[], BirdStatus]
+    tunnelled: Callable[[], Mapping[str, int]]
+    """Packets of the mode ipip by what became of them."""
 
 
 class Metrics:
@@ -116,8 +120,36 @@ class _State(Collector):
             "drift_repaired", "What others changed and was put right", ["kind"], sources.reconciler.drift.repaired
         )
         yield _counter("watch_restarts", "Watches begun anew", ["kind", "reason"], sources.follower.restarts)
+        yield from _bird(sources.bird())
+        try:
+            yield _ipip(sources.tunnelled())
+        except OSError:
+            yield _ipip({})
         ages: dict[tuple[str, ...], float] = {(k,): age for k, age in sources.follower.silence().items()}
         yield _gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
+
+
+def _bird(bird: BirdStatus) -> Iterator[Metric]:
+    """Sums over all sessions: a series for each would be as many as nodes, on each node."""
+    yield _gauge("bird_running", "Whether BIRD runs and answers", [], {(): bird.running})
+    starts = CounterMetricFamily("testcni_bird_starts", "How often this agent has started BIRD")
+    starts.add_metric([], bird.starts)
+    yield starts
+    states: dict[tuple[str, ...], float] = {(state.value,): number for state, number in bird.by_state().items()}
+    yield _gauge("bgp_sessions", "BGP sessions", ["state"], states)
+    routes: dict[tuple[str, ...], float] = {
+        ("imported",): sum(session.imported for session in bird.sessions),
+        ("exported",): sum(session.exported for session in bird.sessions),
+    }
+    yield _gauge("bgp_routes", "Routes of all BGP sessions", ["direction"], routes)
+    yield _gauge("bird_kernel_routes", "Routes that BIRD has in the kernel", [], {(): bird.kernel_routes})
+
+
+def _ipip(counted: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily("testcni_ipip_packets", "Packets of the mode ipip by their fate", labels=["fate"])
+    for fate, number in counted.items():
+        family.add_metric([fate], number)
+    return family
 
 
 def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:

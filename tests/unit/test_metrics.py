@@ -23,6 +23,7 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, load
+from agent.datapath.bird.values import BirdStatus, Session, State
 from agent.datapath.netns import NetnsLostError
 from agent.datapath.state import Bridge, NodeState, Route
 from agent.errors import CniError
@@ -58,7 +59,16 @@ class Parts:
         self.verbs = Verbs(self.attachments, self.reconciler.status, Latest({}), self.metrics.sink)
         self.journal = Journal(folder, self.verbs.answer)
         self.journal.prepare()
-        sources = Sources("one", self.report, self.follower, self.reconciler, self.journal)
+        self.bird = BirdStatus()
+        sources = Sources(
+            "one",
+            self.report,
+            self.follower,
+            self.reconciler,
+            self.journal,
+            lambda: self.bird,
+            lambda: {"sent": 7, "drop_unknown_node": 1},
+        )
         self.metrics.follow(sources)
 
     def report(self) -> dict[str, Any]:
@@ -253,3 +263,19 @@ def test_a_tally_loses_nothing() -> None:
 def test_the_version_is_the_projects() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     assert project["version"] == agent.__version__
+
+
+def test_bird_and_ipip(parts: Parts) -> None:
+    assert parts.value("bird_running") == 0
+    assert parts.value("bgp_sessions", state="Established") == 0
+    sessions = (Session("two", State.ESTABLISHED, 2, 1), Session("three", State.ESTABLISHED, 3, 1))
+    parts.bird = BirdStatus(
+        True, "2.0.12", 7, 2, (*sessions, Session("four", State.ACTIVE, error="no")), kernel_routes=6
+    )
+    assert parts.value("bird_running") == 1
+    assert parts.value("bird_starts_total") == 2
+    assert parts.value("bird_kernel_routes") == 6
+    states = {state: parts.value("bgp_sessions", state=state.value) for state in State}
+    assert {state: number for state, number in states.items() if number} == {State.ESTABLISHED: 2, State.ACTIVE: 1}
+    assert [parts.value("bgp_routes", direction=d) for d in ("imported", "exported")] == [5, 2]
+    assert parts.value("ipip_packets_total", fate="drop_unknown_node") == 1

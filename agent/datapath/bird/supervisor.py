@@ -255,12 +255,8 @@ class Supervisor:
         """No BIRD, no routes of it, no passwords on disk."""
         if not self._files.folder.exists():  # there was none since the node started
             return
-        if found := daemon.find(self._files):
-            daemon.dismiss(found[0])
-            found[0].forget()
         old = self._applied
-        gone = kernel.flush(links.host(), old.table if old else MAIN_TABLE, old.metric if old else METRIC)
-        self._files.conf.unlink(missing_ok=True)
+        _, gone = retire(self._files, old.table if old else MAIN_TABLE, old.metric if old else METRIC)
         self._applied = None
         self._publish(BirdStatus(starts=self.status.get().starts))
         log.info("BIRD is not wanted: %d routes of it removed", gone)
@@ -276,6 +272,19 @@ class Supervisor:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             return
+
+
+def retire(files: Files, table: int = MAIN_TABLE, metric: int = METRIC) -> tuple[bool, int]:
+    """End BIRD for good, with its routes and the passwords on disk: whether it ran, and how many routes went.
+
+    Raises OSError, and BirdError when something that is not ours holds its socket.
+    """
+    found = daemon.find(files)
+    if found:
+        daemon.dismiss(found[0])
+        found[0].forget()
+    files.conf.unlink(missing_ok=True)
+    return bool(found), kernel.flush(links.host(), table, metric)
 
 
 def _begin_recovery(wanted: BirdConfig) -> Recovery | None:
