@@ -23,6 +23,7 @@ KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresse
 
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 4, 9
 IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter
+PROBE = f"{IPIP}-x"  # never made
 TTL = 64  # as the programs have it
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def _is_in_kernel() -> bool:
 
     Asked for one that no such kernel makes (ipip_tunnel_validate in net/ipv4/ipip.c), it tells EINVAL.
     """
-    asked = _create_tunnel(IPv4Address("127.0.0.1"), 1480, NO_PROTOCOL)
+    asked = _create_tunnel(IPv4Address("127.0.0.1"), 1480, NO_PROTOCOL, name=PROBE)
     try:
         links.host().request(asked)
     except NetlinkError as error:
@@ -141,26 +142,26 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
     return device.index
 
 
-def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP) -> Request:
+def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, name: str = IPIP) -> Request:
     """An ipip device that takes packets of any node to `local`, and sends to the next hop of their route."""
     data = (
         netlink.attribute(IFLA_IPTUN_LOCAL, local.packed)
         + netlink.u8(IFLA_IPTUN_TTL, TTL)
         + netlink.u8(IFLA_IPTUN_PROTO, protocol)
     )
-    return _create("ipip", mtu, data)
+    return _create("ipip", mtu, data, name)
 
 
-def _create(kind: str, mtu: int, data: bytes = b"") -> Request:
+def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP) -> Request:
     info = netlink.text(rtnl.IFLA_INFO_KIND, kind)
     info += netlink.attribute(rtnl.IFLA_INFO_DATA, data) if data else b""
     payload = (
         rtnl.IFINFO.pack(0, 0, 0, 0, 0)
-        + netlink.text(rtnl.IFLA_IFNAME, IPIP)
+        + netlink.text(rtnl.IFLA_IFNAME, name)
         + netlink.u32(rtnl.IFLA_MTU, mtu)
         + netlink.attribute(rtnl.IFLA_LINKINFO, info)
     )
-    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {kind} device {IPIP}")
+    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {kind} device {name}")
 
 
 def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bool) -> list[Problem]:

@@ -35,6 +35,9 @@ def demo(options: argparse.Namespace) -> int:
         return EXIT_USAGE
     with Lab() as lab:
         lab.up(options.nodes, conf=conf_of(options.mode), say=say)
+        if options.mode == "ipip":
+            say("BGP sessions between the nodes")
+            lab.wait_converged()
         say(f"{options.pods} pod(s) on each node, by the CNI plugin")
 
         def add(node: LabNode) -> None:
@@ -86,7 +89,7 @@ def what_next(lab: Lab) -> None:
     print("The lab stays. Try:", file=sys.stderr)
     for command, why in (
         (f"{enter} bash", f"a shell on {one.name}"),
-        (f"{enter} ip route", "a route to each peer's block, by protocol 84"),
+        (f"{enter} ip route", "a route to each peer's block, by protocol 84 or bird"),
         (f"{enter} nft list table inet testcni", "the masquerade"),
         (" ".join(mine.argv("ping", target.address)), f"from a pod to one of {other.name}"),
         (f"tail -f {one.log}", "the agent's log"),

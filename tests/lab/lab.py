@@ -168,6 +168,11 @@ class LabNode:
             else:
                 return
 
+    def bird_routes(self) -> dict[str, str]:
+        """Gateways (or devices) by block of the routes that BIRD has made."""
+        listed = json.loads(self.space.exec("ip", "-j", "route", "show", "proto", "bird").stdout or "[]")
+        return {r["dst"]: r.get("gateway", r["dev"]) for r in listed if r.get("type", "unicast") == "unicast"}
+
     def ask(self) -> dict[str, Any]:
         """What the agent says of itself (testcnictl status). Raises OSError, ValueError."""
         return ctl.ask(self.path("/run/testcni/agent.sock"))
@@ -259,6 +264,17 @@ class Lab(Segment):
         """Do something on all nodes at once; the results in their order."""
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(do, self.nodes if nodes is None else nodes))
+
+    def wait_converged(self, within: float = READY_WITHIN) -> float:
+        """Wait until BIRD has a route to each other node's block on each node; the seconds. Raises LabError."""
+        began = time.monotonic()
+        for node in self.nodes:
+            wanted = {other.block for other in self.nodes} - {node.block}
+            while missing := wanted - node.bird_routes().keys():
+                if time.monotonic() - began > within:
+                    raise LabError(f"{node.name} has no route to {', '.join(sorted(missing))}: {node.problems()}")
+                time.sleep(0.02)
+        return time.monotonic() - began
 
     def put(self, name: str, doc: Mapping[str, Any]) -> None:
         """Write a manifest into the datastore, whole or not at all."""

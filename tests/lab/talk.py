@@ -49,6 +49,43 @@ except OSError as error:
     print(type(error).__name__)
 """
 
+# A datagram each ms, back and forth; at the end of input it says how many went and how many came back.
+FLOW = """
+import os, select, socket, sys, threading, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], int(sys.argv[2])))
+s.settimeout(1)
+got = set()
+def receive():
+    try:
+        while True:
+            got.add(s.recv(100).split()[1])
+    except TimeoutError:
+        pass
+receiver = threading.Thread(target=receive)
+receiver.start()
+sent, begin = 0, time.monotonic()
+while not select.select([sys.stdin], [], [], 0)[0]:
+    s.send(b"%d" % sent)
+    sent += 1
+    time.sleep(max(0, begin + sent / 1000 - time.monotonic()))
+receiver.join()
+print(sent, len(got))
+"""
+
+
+class Flow:
+    """A datagram each ms from a pod to the server of another, and back."""
+
+    def __init__(self, source: Pod, target: str) -> None:
+        argv = source.argv("python3", "-c", FLOW, target, str(TARGET))
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def end(self) -> tuple[int, int]:
+        """How many went, and how many of them did not come back."""
+        sent, got = map(int, self._process.communicate("\n", timeout=10)[0].split())
+        return sent, sent - got
+
 
 class Servers:
     """Servers that run until the end of a block."""

@@ -1,0 +1,237 @@
+"""The mode ipip in the lab: every path a packet may take, and what must not pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import matrix, talk
+from tests.lab.lab import IPIP_CONF, Lab, LabNode, Pod, lab
+from tests.lab.segment import GATEWAY, OUTSIDE
+from tests.lab.space import Space
+from tests.lab.talk import HOST_PORT, NODE_PORT, SERVICE, SERVICE_PORT, TARGET, Servers, ask, eventually
+from tests.lab.test_metrics import value
+from tests.netns.birds import needs_bird
+from tests.netns.frames import ipv4
+
+pytestmark = needs_bird
+
+ELSEWHERE = "172.19"
+SEND_IPIP = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 4)
+s.sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], 0))
+"""
+
+
+@pytest.fixture
+def three() -> Iterator[Lab]:
+    with lab(3, conf=IPIP_CONF) as it:
+        it.wait_converged()
+        yield it
+
+
+@pytest.fixture
+def served(three: Lab) -> Iterator[tuple[Lab, dict[str, Pod]]]:
+    """Pods `near` and `backend` on node1, `far` on node2; a service whose backend is the one."""
+    one, two, _ = three.nodes
+    pods = {"backend": one.add_pod("backend"), "near": one.add_pod("near"), "far": two.add_pod("far")}
+    with Servers() as servers:
+        servers.start(pods["backend"])
+        talk.serve(three.nodes, pods["backend"])
+        yield three, pods
+
+
+def fates(node: LabNode) -> dict[str, int]:
+    """Packets by fate, those that there were."""
+    names = ("sent", "received", "drop_unknown_node", "drop_spoofed", "drop_malformed", "drop_failed")
+    counted = {name: int(value(node, "testcni_ipip_packets_total", fate=name) or 0) for name in names}
+    return {name: number for name, number in counted.items() if number}
+
+
+def by_device(node: LabNode) -> bool:
+    """Whether the kernel has ipip devices, and the agent uses them."""
+    return (
+        "ipip" in node.space.exec("ip", "-d", "link", "show", "testcni-ipip").stdout.split("bridge")[0].split()[9:]
+    )
+
+
+def conf_with(mode: str) -> str:
+    return json.dumps({**json.loads(IPIP_CONF), "encapsulate": mode})
+
+
+def test_every_pair_reaches_every_other_and_nothing_is_dropped(three: Lab) -> None:
+    three.each(lambda node: [node.add_pod(f"{node.name}-{n}") for n in range(2)])
+    reaches = matrix.measure(*matrix.ends(three))
+    assert len(reaches) == 9 * 10
+    assert [reach for reach in reaches if reach.ms is None] == []
+    for node in three.nodes:
+        assert node.problems() == []
+        assert fates(node).keys() <= {"sent", "received"}
+        assert value(node, "testcni_bgp_sessions", state="Established") == 2
+        assert value(node, "testcni_bgp_routes", direction="imported") == 2
+        assert value(node, "testcni_bird_kernel_routes") == 3
+
+
+def test_pods_are_as_the_seed_had_them(three: Lab) -> None:
+    pod = three.nodes[0].add_pod("a")
+    shown = pod.exec("ip", "-br", "address", "show", "eth0").stdout
+    assert "10.244.1.2/32" in shown
+    routes = pod.exec("ip", "route").stdout.split("\n")
+    assert routes[0].split() == ["default", "via", "169.254.1.1", "dev", "eth0"]
+    assert routes[1].split() == ["169.254.1.1", "dev", "eth0", "scope", "link"]
+    assert "mtu 1480" in pod.exec("ip", "link", "show", "eth0").stdout
+    link = pod.result["interfaces"][0]["name"]
+    node = three.nodes[0].space
+    assert node.exec("sysctl", "-n", f"net.ipv4.conf.{link}.proxy_arp").stdout == "1\n"
+    assert "10.244.1.2 scope link" in node.exec("ip", "route", "show", "dev", link).stdout
+    assert "10.244.1.1/32" in node.exec("ip", "-br", "address", "show", "testcni-ipip").stdout
+
+
+def test_who_is_seen_as_whom(three: Lab) -> None:
+    one, two, _ = three.nodes
+    a, b, c = one.add_pod("a"), two.add_pod("b"), one.add_pod("c")
+    with Servers() as servers:
+        for where in (b, c, one.space, two.space, three.outside):
+            servers.start(where)
+        seen = {
+            "pod to pod": ask(a, "tcp", c.address, TARGET),
+            "pod to pod of another node": ask(a, "tcp", b.address, TARGET),
+            "pod to its node": ask(a, "tcp", one.address, TARGET),
+            "pod to another node": ask(a, "tcp", two.address, TARGET),
+            "pod to the outside": ask(a, "tcp", OUTSIDE, TARGET),
+            "node to its pod": ask(one.space, "tcp", c.address, TARGET),
+            "node to another node's pod": ask(one.space, "tcp", b.address, TARGET),
+        }
+    assert seen == {
+        "pod to pod": a.address,
+        "pod to pod of another node": a.address,
+        "pod to its node": a.address,
+        "pod to another node": one.address,
+        "pod to the outside": one.address,
+        "node to its pod": seen["node to its pod"],
+        "node to another node's pod": "10.244.1.1",
+    }
+    assert seen["node to its pod"] in (one.address, "10.244.1.1")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_service_from_everywhere(served: tuple[Lab, dict[str, Pod]], kind: str) -> None:
+    it, pods = served
+    one, two, _ = it.nodes
+    seen = {
+        "near": ask(pods["near"], kind, SERVICE, SERVICE_PORT),
+        "far": ask(pods["far"], kind, SERVICE, SERVICE_PORT),
+        "itself": ask(pods["backend"], kind, SERVICE, SERVICE_PORT),
+        "its node": ask(one.space, kind, SERVICE, SERVICE_PORT),
+        "other node": ask(two.space, kind, SERVICE, SERVICE_PORT),
+    }
+    assert seen["near"] == pods["near"].address
+    assert seen["far"] == pods["far"].address
+    assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
+
+
+@pytest.mark.parametrize("strict", [0, 1])
+def test_node_ports_and_host_ports(served: tuple[Lab, dict[str, Pod]], strict: int) -> None:
+    it, pods = served
+    one, two, three = it.nodes
+    for node in it.nodes:
+        node.space.exec("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={strict}")
+    seen = {}
+    clients: dict[str, Pod | Space] = {**pods, "outside": it.outside, "node3": three.space}
+    for name, where in clients.items():
+        for node in (one, two):
+            seen[f"{name} by the node port of {node.name}"] = ask(where, "tcp", node.address, NODE_PORT)
+        if name != "backend":
+            seen[f"{name} by the host port"] = ask(where, "tcp", one.address, HOST_PORT)
+    assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
+    assert seen["near by the host port"] == pods["near"].address
+
+
+@pytest.mark.parametrize("size", [1400, 1472, 60000])
+def test_datagrams_in_pieces(served: tuple[Lab, dict[str, Pod]], size: int) -> None:
+    it, pods = served
+    with Servers() as servers:
+        servers.start(it.outside)
+        seen = {
+            "near": ask(pods["near"], "udp", pods["backend"].address, TARGET, size=size),
+            "far": ask(pods["far"], "udp", pods["backend"].address, TARGET, size=size),
+            "far, service": ask(pods["far"], "udp", SERVICE, SERVICE_PORT, size=size),
+            "far, node": ask(it.nodes[1].space, "udp", pods["backend"].address, TARGET, size=size),
+            "outside": ask(pods["far"], "udp", GATEWAY, TARGET, size=size),
+        }
+    assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
+
+
+def test_the_tunnel_takes_packets_of_nodes_only(three: Lab) -> None:
+    one, two, _ = three.nodes
+    pod = one.add_pod("a")
+    inside = ipv4("10.244.2.2", pod.address, 17, b"\0" * 20).hex()
+    before = fates(one)
+    three.outside.exec("python3", "-c", SEND_IPIP, one.address, inside)
+    eventually(lambda: fates(one).get("drop_unknown_node") == 1)
+    two.space.exec("python3", "-c", SEND_IPIP, one.address, inside)
+    if not by_device(one):
+        eventually(lambda: fates(one).get("received", 0) == before.get("received", 0) + 1)
+        two.space.exec("python3", "-c", SEND_IPIP, one.address, ipv4("10.244.3.2", pod.address, 17).hex())
+        eventually(lambda: fates(one).get("drop_spoofed") == 1)
+    three.delete_node(two)
+    eventually(lambda: "10.244.2.0/24" not in one.bird_routes())
+    two.space.exec("python3", "-c", SEND_IPIP, one.address, inside)
+    eventually(lambda: fates(one).get("drop_unknown_node") == 2)
+
+
+def test_an_address_that_no_pod_has_is_answered_by_an_error(three: Lab) -> None:
+    pod = three.nodes[0].add_pod("a")
+    for address in ("10.244.1.77", "10.244.2.77"):
+        assert "Destination Host Unreachable" in pod.exec("ping", "-c1", "-W1", address, check=False).stdout
+
+
+@pytest.mark.parametrize(("option", "sent"), [("always", True), ("crossSubnet", False), ("never", False)])
+def test_within_a_subnet(option: str, sent: bool) -> None:
+    with lab(2, conf=conf_with(option)) as it:
+        it.wait_converged()
+        a, b = (node.add_pod(f"pod{node.number}") for node in it.nodes)
+        with Servers() as servers:
+            servers.start(b)
+            assert ask(a, "tcp", b.address, TARGET) == a.address
+            assert ask(it.nodes[0].space, "tcp", b.address, TARGET) in ("10.244.1.1", it.nodes[0].address)
+        mtu = 1500 if option == "never" else 1480
+        assert f"mtu {mtu} " in a.exec("ip", "link", "show", "eth0").stdout
+        if not by_device(it.nodes[0]):
+            assert bool(fates(it.nodes[0])) is sent
+        assert it.nodes[0].problems() == []
+
+
+@pytest.mark.parametrize("option", ["always", "crossSubnet", "never"])
+def test_across_a_router(option: str) -> None:
+    with lab(3, conf=conf_with(option), agents=False) as it:
+        one, _, three = it.nodes
+        it.outside.batch([f"address add {ELSEWHERE}.255.254/16 dev eth0"])
+        it.outside.exec("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0")
+        three.space.batch([
+            "address flush dev eth0 scope global",
+            f"address add {ELSEWHERE}.0.4/16 dev eth0",
+            f"route replace default via {ELSEWHERE}.255.254",
+        ])  # fmt: skip
+        three.address = f"{ELSEWHERE}.0.4"
+        it.put_node(three)
+        it.each(lambda node: node.start_agent())
+        it.each(LabNode.wait_ready)
+        pods = [node.add_pod(f"pod{node.number}") for node in it.nodes]
+        if option == "never":
+            eventually(lambda: "10.244.2.0/24" in one.bird_routes())
+            assert "may be encapsulated" in str(one.problems())
+            assert "10.244.3.0/24" not in one.bird_routes()
+            return
+        it.wait_converged()
+        with Servers() as servers:
+            for pod in pods:
+                servers.start(pod)
+            for source in pods:
+                for target in pods:
+                    assert ask(source, "tcp", target.address, TARGET) == source.address
+            assert ask(one.space, "tcp", pods[2].address, TARGET) == "10.244.1.1"
+        assert [node.problems() for node in it.nodes] == [[], [], []]
