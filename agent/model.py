@@ -84,7 +84,12 @@ VXLAN = "vxlan"
 IPIP = "ipip"
 VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had a number of its own (4789)
 ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
-MODES = (HOST_GW, VXLAN, IPIP, "ipvlan", "macvlan")
+IPVLAN, MACVLAN = "ipvlan", "macvlan"
+MODES = (HOST_GW, VXLAN, IPIP, IPVLAN, MACVLAN)
+L3 = "l3"
+LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", "passthru")}
+"""How slaves of one parent see each other, as the kernel and the reference plugins name it; the default first."""
+SERVICES = (ipaddress.IPv4Network("10.96.0.0/12"),)  # kubeadm's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +113,35 @@ class Network:
     """UDP port of the tunnel (mode vxlan)."""
     encapsulate: str = ALWAYS
     """To which nodes packets go in tunnels (mode ipip): all, those of other subnets, none."""
+    master: str | None = None
+    """Parent of the slaves (modes ipvlan, macvlan); None: the interface that holds the node's address."""
+    link_mode: str = ""
+    """One of LINK_MODES; empty in other modes."""
+    gateway: Address | None = None
+    """The subnet's router; None: the parent's own."""
+    via_host: tuple[Subnet, ...] = ()
+    """What pods of ipvlan and macvlan reach through their node: Services, pods of other networks."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether pods are on the parent's own subnet, among machines that we know nothing of."""
+        return self.link_mode not in ("", L3)
+
+    @property
+    def hand_made(self) -> bool:
+        """Whether the range of the netconf is all that this node has: nodes have ranges divided by hand."""
+        return bool(self.link_mode and self.subnet and (self.range_start or self.range_end))
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """Where slaves hang, and what pods must know of their node: found out by the node path for the pod path."""
+
+    device: str
+    """The parent."""
+    hosts: tuple[Address, ...]
+    """The node's own addresses that its pods reach past the parent; it speaks to them as the first."""
+    gateway: Address | None = None
+    via_host: tuple[Subnet, ...] = ()
+    reserved: frozenset[Address] = frozenset()
+    """What no pod may have."""

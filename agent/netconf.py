@@ -13,8 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from agent import cniargs
 from agent.errors import CniError, Code, invalid_config
-from agent.model import ALWAYS, ENCAPSULATIONS, HOST_GW, MODES, VNI, VXLAN_PORT, Address, Network, Subnet
+from agent.model import (
+    ALWAYS,
+    ENCAPSULATIONS,
+    HOST_GW,
+    LINK_MODES,
+    MODES,
+    SERVICES,
+    VNI,
+    VXLAN_PORT,
+    Address,
+    Network,
+    Subnet,
+)
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
@@ -132,7 +145,12 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         vni=fields.take("vni", _vni, VNI),
         port=fields.take("port", _port, VXLAN_PORT),
         encapsulate=fields.take("encapsulate", _encapsulate, ALWAYS),
+        master=fields.take("master", _link_name, None),
+        link_mode=fields.take("linkMode", _string, ""),
+        gateway=ipam.take("gateway", address, None),
+        via_host=fields.take("viaHost", _subnets, ()),
     )
+    network = _with_parent(network, via_host="viaHost" in doc)
     _check_range(network)
     routes = ipam.take("routes", _routes, ())
     ipam.finish()
@@ -253,6 +271,32 @@ def _subnet(where: str, value: object) -> Subnet:
     raise invalid_config(where, value, "a network with no host bits set, such as 10.244.0.0/16")
 
 
+def _subnets(where: str, value: object) -> tuple[Subnet, ...]:
+    items = (_destination(f"{where}[{n}]", item) for n, item in enumerate(_list(where, value, "CIDRs")))
+    return tuple(item for item in items if item is not None)
+
+
+def _with_parent(network: Network, *, via_host: bool) -> Network:
+    """The fields of the modes whose pods have a slave of a parent: complete there, and absent elsewhere."""
+    allowed = LINK_MODES.get(network.mode)
+    if allowed is None:
+        given = {"master": network.master, "linkMode": network.link_mode, "ipam.gateway": network.gateway}
+        for where, value in {**given, "viaHost": network.via_host}.items():
+            if value:
+                raise invalid_config(where, str(value), f"nothing in mode {network.mode}")
+        return network
+    if network.link_mode and network.link_mode not in allowed:
+        raise invalid_config("linkMode", network.link_mode, ", ".join(allowed))
+    subnet, mode = network.subnet, network.link_mode or allowed[0]
+    if subnet is None or subnet.version != 4:
+        raise invalid_config("subnet", str(subnet), f"the IPv4 network of the parent, in mode {network.mode}")
+    if network.gateway and network.gateway not in subnet:
+        raise invalid_config("ipam.gateway", str(network.gateway), f"an address of subnet {subnet}")
+    if mode == "passthru" and not network.master:
+        raise invalid_config("master", None, "an interface that the node can do without, as linkMode is passthru")
+    return replace(network, link_mode=mode, via_host=network.via_host if via_host else SERVICES)
+
+
 def _check_range(network: Network) -> None:
     start, end = network.range_start, network.range_end
     for where, bound in (("ipam.rangeStart", start), ("ipam.rangeEnd", end)):
@@ -334,7 +378,7 @@ def _with_args(conf: NetConf, args: str) -> NetConf:
     """What CNI_ARGS ask for, where the netconf does not."""
     if not args:
         return conf
-    pairs = _cni_args(args)
+    pairs = cniargs.pairs(args)
     ips, mac = conf.ips, conf.mac
     if "IP" in pairs and not ips:
         ips = tuple(_masked("CNI_ARGS IP", part.strip()) for part in pairs["IP"].split(","))
@@ -369,22 +413,3 @@ def _capabilities(where: str, value: object) -> None:
     for name in _object(where, value):
         if name not in CAPABILITIES:
             raise invalid_config(where, name, ", ".join(CAPABILITIES))
-
-
-def _cni_args(args: str) -> dict[str, str]:
-    """CNI_ARGS as pairs; an unknown key is an error unless IgnoreUnknown is true (CNI conventions)."""
-    pairs: dict[str, str] = {}
-    for pair in filter(None, args.split(";")):
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_ARGS: {pair!r} has no =", "KEY=VALUE;KEY=VALUE")
-        pairs[key] = value
-    tolerant = pairs.pop("IgnoreUnknown", "false").lower() in ("1", "t", "true")
-    unknown = [key for key in pairs if key not in ("IP", "MAC") and not key.startswith("K8S_POD_")]
-    if unknown and not tolerant:
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_ARGS: unknown key {unknown[0]!r}",
-            "known: IP, MAC, K8S_POD_*; IgnoreUnknown=1 lets others pass",
-        )
-    return pairs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from agent.model import Network, Problem, Subnet
+from agent.model import Network, Problem, Subnet, Uplink
 
 T = TypeVar("T")
 
@@ -59,6 +59,8 @@ class NodeStatus:
     synced: bool = False
     blocks: Mapping[Network, tuple[Subnet, ...]] = field(default_factory=dict)
     """The blocks of each network whose node state is in the kernel."""
+    uplinks: Mapping[Network, Uplink] = field(default_factory=dict)
+    """Where the pods of those networks hang that have slaves of a parent."""
     routes: int = 0
     """How many routes to peers' blocks are wanted."""
     programmed: int = 0

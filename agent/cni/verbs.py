@@ -16,7 +16,7 @@ from agent.cni.protocol import Call
 from agent.datapath import links, netns, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code, invalid_config
-from agent.ipam import allocator
+from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachments import Attachment, Attachments, link_name
 from agent.model import HOST_GW, Network, Subnet
@@ -113,15 +113,16 @@ class Verbs:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
         way, fd = mode(conf.network.mode), _netns(call)
         container_id, ifname = _identity(call)
-        blocks = self._prepared(conf.network, PREPARED_WITHIN)
+        own = self._prepared(conf.network, PREPARED_WITHIN)
         with self._locks.hold((container_id, ifname)):
             known = self._attachments.get(container_id, ifname)
             if known and (wired := self._still_wired(known, call, conf)):
                 return result.render(conf, wired)
             attachment = Attachment(
-                container_id, ifname, conf.network, call.netns, netconf.pod_of(call.args), (), conf.mac or ""
-            )
-            attachment = self._reserve(attachment, conf, blocks)
+                container_id, ifname, conf.network, call.netns, netconf.pod_of(call.args), (), conf.mac or "",
+                uplink=self._status.get().uplinks.get(conf.network),
+            )  # fmt: skip
+            attachment = self._reserve(attachment, conf, own)
             try:
                 wired = self._wire(way, attachment, fd, conf)
                 answer = result.render(conf, wired)
@@ -149,7 +150,7 @@ class Verbs:
                     self._remove(attachment)
                     log.info("deleted %s %s %s", attachment.pod, container_id, ifname)
                 else:
-                    links.delete(links.host(), link_name(container_id, ifname))
+                    links.detach(links.host(), link_name(container_id, ifname))
             except OSError as error:
                 _raise_os(error, f"disconnecting {ifname} of container {container_id}")
         return {}
@@ -193,10 +194,10 @@ class Verbs:
     def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:
         """Success if and only if an ADD would succeed now."""
         mode(conf.network.mode)
-        blocks = self._prepared(conf.network, STATUS_WITHIN, Code.NOT_AVAILABLE)
-        ranges = _ranges(conf.network, blocks)
+        own = self._prepared(conf.network, STATUS_WITHIN, Code.NOT_AVAILABLE)
+        ranges = self._ranges(conf.network, own)
         if not any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)]):
-            self._ask(conf.network, len(blocks) + 1)
+            self._ask(conf.network, len(own) + 1)
             raise CniError(Code.NOT_AVAILABLE, _exhausted(ranges), "delete pods, or give the node a larger block")
         return {}
 
@@ -223,12 +224,12 @@ class Verbs:
             )
         return self._status.get().blocks[network]
 
-    def _ask(self, network: Network, blocks: int) -> None:
+    def _ask(self, network: Network, count: int) -> None:
         """Tell the node path that a network is in use, at most once in half the time that it remembers."""
         now = time.monotonic()
         known = self._demand.get().get(network)
-        if known is None or known.blocks < blocks or known.until < now + DEMANDED_FOR / 2:
-            want = Want(max(blocks, known.blocks if known else 0), now + DEMANDED_FOR)
+        if known is None or known.blocks < count or known.until < now + DEMANDED_FOR / 2:
+            want = Want(max(count, known.blocks if known else 0), now + DEMANDED_FOR)
             self._demand.update(lambda demand: {**demand, network: want})
 
     def _still_wired(self, known: Attachment, call: Call, conf: NetConf) -> Wired | None:
@@ -249,8 +250,8 @@ class Verbs:
         self._remove(known)
         return None
 
-    def _reserve(self, wanted: Attachment, conf: NetConf, blocks: tuple[Subnet, ...]) -> Attachment:
-        ranges = _ranges(conf.network, blocks)
+    def _reserve(self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]) -> Attachment:
+        ranges = self._ranges(conf.network, own)
         deadline = time.monotonic() + COOLED_WITHIN
         while True:
             try:
@@ -260,19 +261,27 @@ class Verbs:
             except OSError as error:
                 raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
             except ExhaustedError as error:
-                more = self._more_blocks(conf.network, blocks)
+                more = self._more_blocks(conf.network, own)
                 if more is None:
                     code = Code.ADDRESSES if error.wait is None else Code.TRY_AGAIN
                     raise CniError(
                         code, _exhausted(ranges), "delete pods, or give the node more blocks"
                     ) from error
-                blocks, ranges = more, _ranges(conf.network, more)
+                own, ranges = more, self._ranges(conf.network, more)
 
-    def _more_blocks(self, network: Network, blocks: tuple[Subnet, ...]) -> tuple[Subnet, ...] | None:
+    def _ranges(self, network: Network, own: tuple[Subnet, ...]) -> list[Range]:
+        """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
+        ranges = [r for r in blocks.ranges(network, own, self._status.get().uplinks.get(network)) if r.size]
+        if not ranges:
+            bounds = f"{network.range_start or ''}-{network.range_end or ''}"
+            raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
+        return ranges
+
+    def _more_blocks(self, network: Network, own: tuple[Subnet, ...]) -> tuple[Subnet, ...] | None:
         """The node's blocks once it has claimed one more, None if it does not get one in time."""
-        self._ask(network, len(blocks) + 1)
+        self._ask(network, len(own) + 1)
         grown = self._status.wait(
-            lambda s: len(s.blocks.get(network, ())) > len(blocks), time.monotonic() + STATUS_WITHIN
+            lambda s: len(s.blocks.get(network, ())) > len(own), time.monotonic() + STATUS_WITHIN
         )
         return self._status.get().blocks[network] if grown else None
 
@@ -307,7 +316,7 @@ class Verbs:
             marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:
-                    links.delete(links.host(), link.name)
+                    links.detach(links.host(), link.name)
                     log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
                 except OSError as error:
                     failures.append(f"{link.name}: {error}")
@@ -352,15 +361,6 @@ def _netns(call: Call) -> int:
             "give the pod's",
         )
     return call.netns_fd
-
-
-def _ranges(network: Network, blocks: tuple[Subnet, ...]) -> list[Range]:
-    """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
-    ranges = [allocator.usable(block, network.range_start, network.range_end) for block in blocks]
-    if not any(r.size for r in ranges):
-        bounds = f"{network.range_start or ''}-{network.range_end or ''}"
-        raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, blocks))}")
-    return [r for r in ranges if r.size]
 
 
 def _exhausted(ranges: list[Range]) -> str:

@@ -7,7 +7,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from agent.datapath import rtnl
+from agent.datapath import rtnl, slaves
 from agent.datapath.netlink import Netlink, NetlinkError
 
 REAPERS = 16
@@ -26,18 +26,20 @@ def host() -> Netlink:
     return nl
 
 
-def delete(nl: Netlink, name: str) -> bool:
+def delete(nl: Netlink, name: str, netnsid: int | None = None) -> bool:
     """Delete a link and return as soon as it is gone for everybody; False when there was none.
+
+    It is here, or in the namespace that this one knows by a number.
 
     The kernel unlists a device within 1 ms but keeps the caller for an RCU barrier of about 20 ms more
     (netdev_run_todo), so another thread sends the request while this one watches. Raises OSError.
     """
-    link = rtnl.link(nl, name)
+    link = rtnl.link(nl, name, netnsid)
     if link is None:
         return False
-    request = _reapers.submit(_delete, link.index)
+    request = _reapers.submit(_delete, link.index, netnsid)
     end = time.monotonic() + GONE_WITHIN
-    while (now := rtnl.link(nl, name)) is not None and now.index == link.index:
+    while (now := rtnl.link(nl, name, netnsid)) is not None and now.index == link.index:
         if request.done():
             _raise(request)
         if time.monotonic() > end:
@@ -46,8 +48,28 @@ def delete(nl: Netlink, name: str) -> bool:
     return True
 
 
-def _delete(index: int) -> None:
-    host().request(rtnl.delete_link(index))
+def group(name: str) -> int:
+    """What marks the slaves of a host end: their links have no alias from the start, but they have this."""
+    return int(name[-7:], 16) + 1
+
+
+def detach(nl: Netlink, name: str) -> bool:
+    """Delete a host end, and before it the slaves of its attachment, which are in the pod only. Raises OSError.
+
+    A slave is made after the host end and goes before it, so where there is no host end, there is no slave.
+    """
+    port = rtnl.link(nl, name)
+    if port is None:
+        return False
+    if port.netnsid is not None:
+        for link in rtnl.links(nl, port.netnsid):
+            if slaves.is_slave(link) and link.group == group(name):
+                delete(nl, link.name, port.netnsid)
+    return delete(nl, name)
+
+
+def _delete(index: int, netnsid: int | None) -> None:
+    host().request(rtnl.delete_link(index, netnsid))
 
 
 def _raise(request: Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""The nft table `testcni`: masquerade of what leaves the cluster, and who may send to the ipip device.
+"""The nft table `testcni`: masquerade of what leaves the cluster and of detours, and who may send by ipip.
 
 One list of objects in the form of libnftables-json(5) is what is written and what the kernel's is compared with.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Any
 
-from agent.datapath.state import NFT_TABLE, Masquerade
+from agent.datapath.state import LINK_PREFIX, NFT_TABLE, Detour, Masquerade
 from agent.model import Subnet
 
 TIMEOUT = 20.0  # seconds; nft takes 5 ms
@@ -48,6 +48,8 @@ def objects(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = Non
         exempt = _collapsed([*masquerade.exempt, ipaddress.ip_network(multicast)], version)
         sets += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
         rules.append(_rule(version, protocol))
+    for detour in sorted(masquerade.detours, key=str):
+        rules += _detour(detour)
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
     if senders is not None:
         sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
@@ -136,6 +138,26 @@ def _only_senders() -> Object:
         {"drop": None},
     ]
     return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}
+
+
+def _detour(detour: Detour) -> list[Object]:
+    """From pods by their veth pair to wherever, and what was translated, by whomever, to a pod."""
+    protocol = "ip" if detour.subnet.version == 4 else "ip6"
+    translated = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
+    snat = {"snat": {"family": protocol, "addr": str(detour.source)}}
+
+    def rule(interface: str, field: str, *more: Any) -> Object:  # noqa: ANN401 - statements of nft
+        network = {"prefix": {"addr": str(detour.subnet.network_address), "len": detour.subnet.prefixlen}}
+        steps = [
+            {"match": {"op": "==", "left": {"meta": {"key": interface}}, "right": f"{LINK_PREFIX}*"}},
+            {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": network}},
+            *more,
+            snat,
+        ]
+        return {"rule": {**INSIDE, "chain": CHAIN["name"], "expr": steps}}
+
+    out = rule("iifname", "saddr") if detour.everything else rule("iifname", "saddr", translated)
+    return [out, rule("oifname", "daddr", translated)]
 
 
 def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:

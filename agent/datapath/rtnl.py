@@ -21,13 +21,15 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_EXT_MASK, SKIP_STATS = 29, 8  # RTEXT_FILTER_SKIP_STATS
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 20, 26, 28
+IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 27, 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRPORT_MODE = 4
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
+RTNH_F_ONLINK = 4
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_BOOT = 3
@@ -35,7 +37,7 @@ IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without on
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 7, 15, 25
 IFLA_INET_CONF, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_RP_FILTER = 1, 3, 8
-RTM_NEWNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 30, 1, 2, 0x80
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 29, 30, 1, 2, 0x80
 
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
@@ -63,6 +65,10 @@ class Link:
     """Index of the other end (IFLA_LINK), in the other end's namespace for a veth; 0: none."""
     kind: str
     alias: str
+    group: int = 0
+    """A number that any link may have (IFLA_GROUP); with slaves, the mark of their attachment."""
+    netnsid: int | None = None
+    """The number by which this namespace knows that of `peer`; None: `peer` is in this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,10 @@ class KernelRoute:
     index: int
     metric: int = 0
     """Of routes for one destination, the one with the lowest is used."""
+    source: Address | None = None
+    """As whom the node itself speaks by it."""
+    onlink: bool = False
+    """The gateway need not be in a network of the interface."""
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -211,9 +221,10 @@ def link_up(index: int) -> Request:
     return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"set link {index} up")
 
 
-def delete_link(index: int) -> Request:
-    """Delete an interface; a veth's other end goes with it."""
-    return Request(RTM_DELLINK, 0, IFINFO.pack(0, 0, index, 0, 0), f"delete link {index}")
+def delete_link(index: int, netnsid: int | None = None) -> Request:
+    """Delete an interface, here or in the namespace of that number; a veth's other end goes with it."""
+    payload = IFINFO.pack(0, 0, index, 0, 0) + _target(netnsid)
+    return Request(RTM_DELLINK, 0, payload, f"delete link {index}")
 
 
 def add_address(index: int, address: Address, prefix: int) -> Request:
@@ -236,8 +247,18 @@ def delete_address(index: int, address: Address, prefix: int) -> Request:
 def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
     scope = RT_SCOPE_UNIVERSE if route.gateway or route.dst.version == 6 else RT_SCOPE_LINK
     payload = RTMSG.pack(
-        family(route.dst), route.dst.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0
+        family(route.dst),
+        route.dst.prefixlen,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        protocol,
+        scope,
+        RTN_UNICAST,
+        RTNH_F_ONLINK if route.onlink else 0,
     ) + netlink.u32(RTA_OIF, route.index)
+    if route.source:
+        payload += netlink.attribute(RTA_PREFSRC, route.source.packed)
     if route.dst.prefixlen:
         payload += netlink.attribute(RTA_DST, route.dst.network_address.packed)
     if route.metric:
@@ -263,10 +284,10 @@ def delete_route(route: KernelRoute, protocol: int) -> Request:
     return _route(RTM_DELROUTE, 0, route, protocol)
 
 
-def link(nl: Netlink, name: str) -> Link | None:
-    """The interface of that name, or None."""
+def link(nl: Netlink, name: str, netnsid: int | None = None) -> Link | None:
+    """The interface of that name, here or in the namespace of that number, or None."""
     payload = IFINFO.pack(0, 0, 0, 0, 0) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, SKIP_STATS)
-    request = Request(RTM_GETLINK, 0, payload, f"get link {name}")
+    request = Request(RTM_GETLINK, 0, payload + _target(netnsid), f"get link {name}")
     try:
         return _link(nl.get(request))
     except NetlinkError as error:
@@ -275,11 +296,10 @@ def link(nl: Netlink, name: str) -> Link | None:
         raise
 
 
-def links(nl: Netlink) -> list[Link]:
-    """All interfaces."""
-    return [
-        _link(payload) for payload in nl.dump(Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0), "list links"))
-    ]
+def links(nl: Netlink, netnsid: int | None = None) -> list[Link]:
+    """All interfaces, here or in the namespace of that number."""
+    request = Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + _target(netnsid), "list links")
+    return [_link(payload) for payload in nl.dump(request)]
 
 
 def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
@@ -342,6 +362,8 @@ def _link(payload: bytes) -> Link:
         peer=_number(found.get(IFLA_LINK)),
         kind=_text(netlink.attributes(info, 0, len(info)).get(IFLA_INFO_KIND)),
         alias=_text(found.get(IFLA_IFALIAS)),
+        group=_number(found.get(IFLA_GROUP)),
+        netnsid=_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else None,
     )
 
 
@@ -352,17 +374,24 @@ def _address(payload: bytes) -> LinkAddress:
 
 
 def _kernel_route(payload: bytes) -> KernelRoute:
-    af, prefix = RTMSG.unpack_from(payload)[:2]
+    af, prefix, *_, flags = RTMSG.unpack_from(payload)
     found = netlink.attributes(payload, RTMSG.size, len(payload))
     zero = b"\0" * (4 if af == socket.AF_INET else 16)
     gateway = found.get(RTA_GATEWAY)
     metric = _number(found.get(RTA_PRIORITY))
+    source = found.get(RTA_PREFSRC)
     return KernelRoute(
         dst=ipaddress.ip_network((found.get(RTA_DST, zero), prefix)),
         gateway=ipaddress.ip_address(gateway) if gateway else None,
         index=_number(found.get(RTA_OIF)),
         metric=0 if af == socket.AF_INET6 and metric == IP6_RT_PRIO_USER else metric,
+        source=ipaddress.ip_address(source) if source else None,
+        onlink=bool(flags & RTNH_F_ONLINK),
     )
+
+
+def _target(netnsid: int | None) -> bytes:
+    return b"" if netnsid is None else netlink.u32(IFLA_TARGET_NETNSID, netnsid)
 
 
 def _text(value: bytes | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath.bird.values import BirdConfig
-from agent.model import Address, Problem, Subnet
+from agent.model import Address, Problem, Subnet, Uplink
 
 # How testcni's own things are known in the kernel: by mark, never by memory.
 ROUTE_PROTOCOL = 84  # 'T': free in iproute2's rt_protos
@@ -31,6 +31,8 @@ class LocalAddress:
     device: str
     mtu: int
     interface: Interface
+    gateway: Address | None = None
+    """The default gateway by this link, if it is in this address's network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,22 @@ class Bridge:
 
 
 @dataclass(frozen=True, slots=True)
+class Detour:
+    """Pods of `subnet` pass the node one way only, unless they are seen as `source`, the node's address."""
+
+    subnet: Subnet
+    source: Address
+    everything: bool = True
+    """False: only what was translated for a Service, which can't work otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
 class Masquerade:
     """Packets from `sources` leave under the node's address unless they go to one of `exempt`."""
 
     sources: frozenset[Subnet] = frozenset()
     exempt: frozenset[Subnet] = frozenset()
+    detours: frozenset[Detour] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +146,7 @@ class NodeState:
     problems: frozenset[Problem] = frozenset()
     overlay: Overlay | None = None
     ipip: Ipip | None = None
+    uplinks: frozenset[Uplink] = frozenset()
 
     @property
     def senders(self) -> frozenset[IPv4Address] | None:
@@ -142,7 +156,7 @@ class NodeState:
     @property
     def devices(self) -> frozenset[str]:
         """What pods hang on: none can be connected before these are there."""
-        names = frozenset(bridge.name for bridge in self.bridges)
+        names = frozenset(bridge.name for bridge in self.bridges) | {uplink.device for uplink in self.uplinks}
         names |= {self.overlay.device} if self.overlay else set()
         return names | {IPIP} if self.ipip else names
 
@@ -158,12 +172,14 @@ def union(states: Iterable[NodeState]) -> NodeState:
             masquerade=Masquerade(
                 total.masquerade.sources | state.masquerade.sources,
                 total.masquerade.exempt | state.masquerade.exempt,
+                total.masquerade.detours | state.masquerade.detours,
             ),
             forwarding=total.forwarding | state.forwarding,
             problems=total.problems | state.problems | clash,
             overlay=overlay,
             ipip=_tunnels(total.ipip, state.ipip),
             bird=_together(total.bird, state.bird),
+            uplinks=total.uplinks | state.uplinks,
         )
     return total
 

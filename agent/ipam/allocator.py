@@ -23,19 +23,21 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The addresses of `block` from `first` to `last`, its network, gateway and broadcast left out."""
+    """The addresses of `block` from `first` to `last`, without those that are `excluded`."""
 
     block: Subnet
     first: int
     last: int
+    excluded: frozenset[Address] = frozenset()
 
     @property
     def size(self) -> int:
         """How many addresses pods can have."""
-        return max(0, self.last - self.first + 1)
+        return max(0, self.last - self.first + 1 - len(self.excluded))
 
     def __contains__(self, address: Address) -> bool:
-        return address.version == self.block.version and self.first <= int(address) <= self.last
+        within = address.version == self.block.version and self.first <= int(address) <= self.last
+        return within and address not in self.excluded
 
     def at(self, number: int) -> Address:
         """The address whose value is `number`."""
@@ -59,6 +61,17 @@ def usable(block: Subnet, start: Address | None = None, end: Address | None = No
     return Range(block, first, last)
 
 
+def shared(block: Subnet, start: Address | None, end: Address | None, reserved: frozenset[Address]) -> Range:
+    """What pods may have of a block on a subnet that they share with others: all but what is reserved."""
+    first, last = int(block.network_address), int(block.broadcast_address)
+    if start and start.version == block.version:
+        first = max(first, int(start))
+    if end and end.version == block.version:
+        last = min(last, int(end))
+    excluded = (a for a in reserved if a.version == block.version and first <= int(a) <= last)
+    return Range(block, first, last, frozenset(excluded))
+
+
 class Allocator:
     """Which addresses are in use and when the others were last: the same calls give the same answers."""
 
@@ -66,7 +79,7 @@ class Allocator:
         self._cool_down = cool_down
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
-        self._fresh: dict[tuple[Subnet, int], int] = {}  # below it, none was never used
+        self._fresh: dict[Range, int] = {}  # below it, none was never used
 
     @property
     def used(self) -> frozenset[Address]:
@@ -123,14 +136,13 @@ class Allocator:
         return used, cooling, candidates.size - used - cooling
 
     def _next_fresh(self, candidates: Range) -> int | None:
-        key = (candidates.block, candidates.first)
-        number = self._fresh.get(key, candidates.first)
+        number = self._fresh.get(candidates, candidates.first)
         while number <= candidates.last:
             address = candidates.at(number)
-            if address not in self._used and address not in self._released:
+            if address in candidates and address not in self._used and address not in self._released:
                 break
             number += 1
-        self._fresh[key] = number
+        self._fresh[candidates] = number
         return number if number <= candidates.last else None
 
     def _mark(self, address: Address) -> Address:

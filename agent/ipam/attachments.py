@@ -23,7 +23,7 @@ from typing import Any
 
 from agent.datapath.state import LINK_PREFIX
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
-from agent.model import Address, Network, Subnet
+from agent.model import Address, Network, Subnet, Uplink
 
 FORMAT = 2
 AT_WORK, WHOLE = ".new", ".json"  # suffixes
@@ -34,6 +34,8 @@ PARSED: Mapping[str, Callable[[str], Any]] = {
     "subnet": ipaddress.ip_network,
     "range_start": ipaddress.ip_address,
     "range_end": ipaddress.ip_address,
+    "gateway": ipaddress.ip_address,
+    "via_host": lambda cidrs: tuple(map(ipaddress.ip_network, cidrs)),
 }
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ class Attachment:
     mac: str
     wired: Mapping[str, Any] | None = field(default=None, hash=False)
     """Interfaces, ips and routes of ADD's answer; None while ADD is at work."""
+    uplink: Uplink | None = None
+    """Where its slave hangs, in modes that have slaves."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -263,6 +267,7 @@ def encode(attachment: Attachment) -> bytes:
         "pod": attachment.pod,
         "leases": [{"address": str(lease.address), "block": str(lease.block)} for lease in attachment.leases],
         "mac": attachment.mac,
+        **({"uplink": _encode_uplink(attachment.uplink)} if attachment.uplink else {}),
     }
     return json.dumps(doc).encode()
 
@@ -270,14 +275,38 @@ def encode(attachment: Attachment) -> bytes:
 @functools.lru_cache(64)
 def encode_network(network: Network) -> dict[str, Any]:
     """A network as JSON; made once, as every pod of a node is on the same one."""
-    return {name: str(value) if name in PARSED and value else value for name, value in asdict(network).items()}
+    return {name: _plain(value) if name in PARSED and value else value for name, value in asdict(network).items()}
+
+
+def _plain(value: object) -> str | list[str]:
+    return [str(item) for item in value] if isinstance(value, tuple) else str(value)
+
+
+def _encode_uplink(uplink: Uplink) -> dict[str, Any]:
+    """An uplink as JSON, without what is reserved, as that concerns addresses yet to be given."""
+    return {
+        "device": uplink.device,
+        "hosts": _plain(uplink.hosts),
+        "gateway": str(uplink.gateway) if uplink.gateway else None,
+        "via_host": _plain(uplink.via_host),
+    }
+
+
+def _decode_uplink(doc: dict[str, Any]) -> Uplink:
+    return Uplink(
+        doc["device"],
+        tuple(map(ipaddress.ip_address, doc["hosts"])),
+        ipaddress.ip_address(doc["gateway"]) if doc["gateway"] else None,
+        tuple(map(ipaddress.ip_network, doc["via_host"])),
+    )
 
 
 def decode_network(doc: dict[str, Any]) -> Network:
     """What `encode_network` made it of. Raises KeyError, TypeError, ValueError."""
     values = {f.name: doc[f.name] for f in fields(Network) if f.name in doc}
     for name, parse in PARSED.items():
-        values[name] = parse(values[name]) if values[name] is not None else None
+        if values.get(name) is not None:
+            values[name] = parse(values[name])
     return Network(**values)
 
 
@@ -293,6 +322,8 @@ def decode(data: bytes, *, whole: bool) -> Attachment:
             Lease(ipaddress.ip_address(item["address"]), ipaddress.ip_network(item["block"]))
             for item in doc["leases"]
         )
+        if "uplink" in doc:
+            doc["uplink"] = _decode_uplink(doc["uplink"])
         return Attachment(**doc, wired=json.loads(second) if whole else None)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an attachment: {error!r}") from error

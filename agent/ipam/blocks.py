@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterator
 
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
-from agent.model import IPBlock, IPPool, Network, Snapshot, Subnet
+from agent.ipam import allocator
+from agent.ipam.allocator import Range
+from agent.model import IPBlock, IPPool, Network, Snapshot, Subnet, Uplink
 
 IMPLICIT_POOL = "netconf"
 
@@ -24,13 +26,27 @@ def overlaps(one: Subnet, other: Subnet) -> bool:
 
 
 def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
-    """The node's blocks for a network: those of its Node object, else the IPBlocks that it has claimed."""
+    """The node's blocks for a network: those of its Node object, else the IPBlocks that it has claimed.
+
+    Where netconfs divide a subnet by hand, the subnet counts as the node's block, and the range is its part.
+    """
+    if network.hand_made and network.subnet:
+        return (network.subnet,)
     me = snapshot.nodes.get(node)
     assigned = tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
     if assigned:
         return assigned
     mine = (b.cidr for b in snapshot.blocks.values() if b.node == node and within(b.cidr, network.subnet))
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
+
+
+def ranges(network: Network, own: tuple[Subnet, ...], uplink: Uplink | None) -> list[Range]:
+    """Where in the node's blocks pods' addresses may be; a range may be empty."""
+    start, end = network.range_start, network.range_end
+    if network.link_mode:
+        reserved = uplink.reserved if uplink else frozenset()
+        return [allocator.shared(block, start, end, reserved) for block in own]
+    return [allocator.usable(block, start, end) for block in own]
 
 
 def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
@@ -40,7 +56,7 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
         for pool in sorted(snapshot.pools.values(), key=lambda p: p.name)
         if network.subnet is None or overlaps(pool.cidr, network.subnet)
     )
-    if fitting or network.subnet is None:
+    if fitting or network.subnet is None or network.shared:  # others live on a shared subnet: nothing is guessed
         return fitting
     size = max(DEFAULT_BLOCK_SIZE[network.subnet.version], network.subnet.prefixlen)
     return (IPPool(IMPLICIT_POOL, network.subnet, size),)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from agent.errors import CniError, Code
-from agent.model import HOST_GW, IPIP, VXLAN
+from agent.model import HOST_GW, IPIP, IPVLAN, MACVLAN, VXLAN
 from agent.modes.base import Mode
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip import Ipip
+from agent.modes.ipvlan import Ipvlan
+from agent.modes.macvlan import Macvlan
 from agent.modes.vxlan import Vxlan
 
 REGISTRY: dict[str, Mode] = {
     HOST_GW: HostGw(),
     VXLAN: Vxlan(),
     IPIP: Ipip(),
+    IPVLAN: Ipvlan(),
+    MACVLAN: Macvlan(),
 }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.rtnl import KernelRoute, Link
-from agent.datapath.state import ALIAS, Interface, Masquerade
+from agent.datapath.state import ALIAS, Interface, Masquerade, Route
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachment
 from agent.model import Address, Node, Problem, Subnet
@@ -54,7 +54,14 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
             exempt.update(ipaddress.ip_network(address) for address in node.addresses)
     if view.network.subnet:
         exempt.add(view.network.subnet)
+    # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
+    near = [local.interface.network for local in view.local]
+    exempt = {subnet for subnet in exempt if subnet.prefixlen == subnet.max_prefixlen or not _any(subnet, near)}
     return Masquerade(frozenset(view.blocks), frozenset(exempt))
+
+
+def _any(subnet: Subnet, others: Iterable[Subnet]) -> bool:
+    return any(blocks.overlaps(subnet, other) for other in others)
 
 
 def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
@@ -73,6 +80,25 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
                 continue
             owner[block] = peer.name
             yield _overlap(view, peer, block) or (peer, block)
+
+
+def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
+    """The route to a peer's block by its InternalIP, or why there is none: it must be on-link."""
+    where = f"node {peer.name}"
+    addresses = [a for a in peer.addresses if a.version == block.version]
+    if not addresses:
+        return Problem(where, f"has no IPv{block.version} InternalIP", "kubelet's --node-ip sets it")
+    for address in addresses:
+        for local in view.local:
+            if address == local.interface.ip:
+                return Problem(where, f"has this node's own address {address}", "give it one of its own")
+            if address in local.interface.network:
+                return Route(block, address, local.device)
+    return Problem(
+        where,
+        f"{addresses[0]} is not on-link, so {view.network.mode} can't reach {block}",
+        "put the nodes on one subnet, or use the mode vxlan or ipip",
+    )
 
 
 def pod_routes(

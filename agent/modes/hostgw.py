@@ -9,7 +9,7 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.state import Bridge, NodeState, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment, mac_for
-from agent.model import Address, Node, Problem, Subnet
+from agent.model import Address, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
@@ -23,7 +23,7 @@ class HostGw:
         routes: set[Route] = set()
         problems: set[Problem] = set()
         for found in common.peer_blocks(view):
-            route = found if isinstance(found, Problem) else _peer_route(view, *found)
+            route = found if isinstance(found, Problem) else common.peer_route(view, *found)
             if isinstance(route, Route):
                 routes.add(route)
             else:
@@ -106,24 +106,6 @@ def _bridge(view: View) -> frozenset[Bridge]:
     addresses = (ipaddress.ip_interface((allocator.gateway(b), b.prefixlen)) for b in view.blocks)
     mtu = view.network.mtu or common.underlay_mtu(view)
     return frozenset({Bridge(view.network.bridge, mac_for(first), mtu, frozenset(addresses))})
-
-
-def _peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
-    where = f"node {peer.name}"
-    addresses = [a for a in peer.addresses if a.version == block.version]
-    if not addresses:
-        return Problem(where, f"has no IPv{block.version} InternalIP", "kubelet's --node-ip sets it")
-    for address in addresses:
-        for local in view.local:
-            if address == local.interface.ip:
-                return Problem(where, f"has this node's own address {address}", "give it one of its own")
-            if address in local.interface.network:
-                return Route(block, address, local.device)
-    return Problem(
-        where,
-        f"{addresses[0]} is not on-link, so host-gw can't reach {block}",
-        "put the nodes on one subnet, or use the mode vxlan or ipip",
-    )
 
 
 def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:

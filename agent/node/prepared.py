@@ -41,9 +41,14 @@ def load(path: Path) -> Blocks:
 
 
 def save(path: Path, blocks: Blocks) -> None:
-    """Note what is prepared now; a failure costs no more than the note."""
+    """Note what is prepared now; a failure costs no more than the note.
+
+    Networks whose pods have a slave of a parent are found out anew: the parent may have changed.
+    """
     entries = [
-        {"network": encode_network(network), "blocks": list(map(str, own))} for network, own in blocks.items()
+        {"network": encode_network(network), "blocks": list(map(str, own))}
+        for network, own in blocks.items()
+        if not network.link_mode
     ]
     new = path.with_suffix(".new")
     try:

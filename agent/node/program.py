@@ -12,7 +12,7 @@ from agent.datapath import bridges, forwarding, ipip, nft, routes, rtnl, tunnel
 from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
-from agent.model import Node, Problem
+from agent.model import Address, Node, Problem
 from agent.shared import Tally
 
 KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES = (
@@ -56,16 +56,28 @@ class Programmed:
         self.failures.add(kind)
 
 
-def read(nl: Netlink) -> Kernel:
-    """What is there now. Raises OSError."""
+def read(nl: Netlink, *, gateways: bool = False) -> Kernel:
+    """What is there now; the gateways of links, which are dear to find, only if wanted. Raises OSError."""
     links, addresses = rtnl.links(nl), rtnl.addresses(nl)
     usable = {link.index: link for link in links if link.up and link.name != "lo" and not _made(link)}
+    known = _gateways(nl) if gateways else []
     local = (
-        LocalAddress(usable[a.index].name, usable[a.index].mtu, a.interface)
+        LocalAddress(
+            usable[a.index].name,
+            usable[a.index].mtu,
+            a.interface,
+            next((g for index, g in known if index == a.index and g in a.interface.network), None),
+        )
         for a in addresses
         if a.index in usable
     )
     return Kernel(links, addresses, tuple(local))
+
+
+def _gateways(nl: Netlink) -> list[tuple[int, Address]]:
+    """Interfaces with a default gateway, the preferred first."""
+    default = sorted((r for r in rtnl.routes(nl, 4) if r.dst.prefixlen == 0), key=lambda route: route.metric)
+    return [(route.index, route.gateway) for route in default if route.gateway]
 
 
 def _made(link: Link) -> bool:
@@ -107,6 +119,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
         (FORWARDING, forward),
         (NFT, masquerade),
     )
+    _uplinks(desired, kernel, done)
     for what, step in steps:
         if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
             done.unready.update(desired.devices)
@@ -145,6 +158,17 @@ def _bridges(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
     for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
         done.lacks(BRIDGES, problem.where.removeprefix("bridge "), problem)
     done.changed[BRIDGES] = sum(bridge.name not in done.unready for bridge in lacking)
+
+
+def _uplinks(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
+    """Parents are other people's: they are there and up, or nothing can hang on them."""
+    there = {link.name: link.up for link in kernel.links}
+    for device in sorted({uplink.device for uplink in desired.uplinks}):
+        if not there.get(device):
+            what = "is down" if device in there else "is not there"
+            remedy = f"ip link set {device} up" if device in there else "name another by `master` in the netconf"
+            done.problems.append(Problem(f"interface {device}", what, remedy))
+            done.unready.add(device)
 
 
 def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:

@@ -107,8 +107,8 @@ class Reconciler:
         """One round; False when something failed that may succeed when it is tried again."""
         snapshot = self._claimer.complete(self._inputs.snapshot.get())
         if not snapshot.synced:  # nothing is made or removed on half a picture
-            still = self.status.get().blocks  # of an earlier run
-            self._publish(NodeStatus(blocks=still, problems=self._with_reported([])))
+            still = self.status.get()  # of an earlier run
+            self._publish(NodeStatus(blocks=still.blocks, uplinks=still.uplinks, problems=self._with_reported([])))
             return True
         began = time.monotonic()
         try:
@@ -119,9 +119,10 @@ class Reconciler:
     def _round(self, snapshot: Snapshot) -> bool:
         verify, self._verify = self._verify, False
         networks = self._networks()
-        self._claimer.want({network: self._blocks_wanted(network) for network in networks})
+        self._claimer.want({n: self._blocks_wanted(n) for n in networks if not n.hand_made})
         try:
-            kernel, underlay = program.read(links.host()), Underlay()
+            kernel = program.read(links.host(), gateways=any(n.link_mode for n in networks))
+            underlay = Underlay()
             if any(network.mode == IPIP for network in networks):
                 underlay = program.underlay(links.host(), kernel, snapshot.nodes.values())
         except OSError as error:
@@ -153,6 +154,7 @@ class Reconciler:
             for network in networks
             if network in self._memory
             and self._memory[network][1].devices.isdisjoint(done.unready)
+            and bool(network.link_mode) == bool(self._memory[network][1].uplinks)
             and (own := blocks.node_blocks(snapshot, network, self._node))
         }
         problems += [*sorted(desired.problems, key=str), *done.problems]
@@ -160,6 +162,7 @@ class Reconciler:
             NodeStatus(
                 synced=True,
                 blocks=ready,
+                uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
                 routes=len(desired.routes),
                 programmed=done.routes,
                 problems=self._with_reported(problems),

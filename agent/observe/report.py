@@ -8,9 +8,9 @@ from typing import Any
 
 from agent.config import AgentConfig
 from agent.datapath.bird.values import BirdStatus
-from agent.ipam import allocator
+from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
-from agent.model import Network, Snapshot, Subnet
+from agent.model import Network, Snapshot, Subnet, Uplink
 from agent.shared import NodeStatus
 
 
@@ -27,7 +27,10 @@ def report(
         "nodes": len(snapshot.nodes),
         "routes": status.routes,
         "attachments": len(attachments.all()),
-        "networks": [_network(network, own, attachments) for network, own in status.blocks.items()],
+        "networks": [
+            _network(network, own, status.uplinks.get(network), attachments)
+            for network, own in status.blocks.items()
+        ],
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
         ],
@@ -57,13 +60,15 @@ def bgp(bird: BirdStatus) -> dict[str, Any] | None:
     }
 
 
-def _network(network: Network, own: tuple[Subnet, ...], attachments: Attachments) -> dict[str, Any]:
-    ranges = [allocator.usable(block, network.range_start, network.range_end) for block in own]
+def _network(
+    network: Network, own: tuple[Subnet, ...], uplink: Uplink | None, attachments: Attachments
+) -> dict[str, Any]:
+    ranges = blocks.ranges(network, own, uplink)
     used, cooling, free = (sum(counts) for counts in zip(*map(attachments.counts, ranges), strict=True))
     return {
         "name": network.name,
         "mode": network.mode,
-        "bridge": network.bridge,
+        **({"parent": uplink.device} if uplink else {"bridge": network.bridge}),
         "blocks": [str(block) for block in own],
         "addresses": {"used": used, "cooling": cooling, "free": free},
     }

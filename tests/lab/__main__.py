@@ -16,7 +16,7 @@ from tests.lab.matrix import Reach
 from tests.lab.runner import RunnerError
 from tests.lab.space import SpaceError
 
-MODES = {"host-gw", "vxlan", "ipip"}
+MODES = {"host-gw", "vxlan", "ipip", "ipvlan", "macvlan"}
 EXIT_UNREACHED, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 

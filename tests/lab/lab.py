@@ -17,6 +17,7 @@ from typing import Any, Self
 import yaml
 
 from agent import ctl
+from agent.model import LINK_MODES
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import REPO, Space
@@ -49,11 +50,27 @@ IPIP_CONF = """{
 }
 """
 Say = Callable[[str], None]
+OwnConf = Callable[["LabNode"], str]
+"""A conf that differs from node to node."""
 
 
-def conf_of(mode: str) -> str:
+def conf_of(mode: str) -> str | OwnConf:
     """The seed's conf of a mode."""
+    if mode in LINK_MODES:
+        return shared_conf(mode)
     return {"host-gw": SEED_CONF, "vxlan": VXLAN_CONF, "ipip": IPIP_CONF}[mode]
+
+
+def shared_conf(mode: str, **more: Any) -> OwnConf:
+    """The seed's conf of a mode whose pods are on the nodes' subnet: ranges are divided by hand."""
+
+    def conf(node: LabNode) -> str:
+        ipam = {"rangeStart": f"{UNDERLAY}.{node.number + 1}.10", "rangeEnd": f"{UNDERLAY}.{node.number + 1}.250"}
+        subnet = f"{UNDERLAY}.0.0/{PREFIX}"
+        seed = {"cniVersion": "0.3.0", "name": "testcni", "type": "testcni", "mode": mode, "subnet": subnet}
+        return json.dumps({**seed, "ipam": ipam, **more})
+
+    return conf
 
 
 class LabError(RuntimeError):
@@ -227,7 +244,7 @@ class Lab(Segment):
         self,
         nodes: int,
         *,
-        conf: str | Mapping[str, Any] | None = SEED_CONF,
+        conf: str | Mapping[str, Any] | OwnConf | None = SEED_CONF,
         pod_cidrs: bool = True,
         agents: bool = True,
         say: Say = lambda _text: None,
@@ -247,7 +264,7 @@ class Lab(Segment):
             node.path("/opt/cni/bin/testcni").write_bytes(PLUGIN.read_bytes())
             node.path("/opt/cni/bin/testcni").chmod(0o755)
             if conf:
-                node.path(CONF_FILE).write_text(conf if isinstance(conf, str) else json.dumps(conf))
+                node.path(CONF_FILE).write_text(_text(conf, node))
         if not pod_cidrs:
             self.put("pool", {
                 "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": "pods"},
@@ -316,6 +333,12 @@ class Lab(Segment):
         super().down()
         for node in self.nodes:
             node.reap()
+
+
+def _text(conf: str | Mapping[str, Any] | OwnConf, node: LabNode) -> str:
+    if isinstance(conf, str):
+        return conf
+    return json.dumps(conf) if isinstance(conf, Mapping) else conf(node)
 
 
 @contextmanager

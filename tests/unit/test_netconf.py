@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent import netconf
 from agent.errors import CniError, Code
-from agent.model import Network
+from agent.model import SERVICES, Network
 
 HOST_GW = """{
   "cniVersion": "0.3.0",
@@ -58,6 +58,8 @@ BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "testcni"}
                 ipaddress.ip_network("192.168.64.0/24"),
                 range_start=ipaddress.ip_address("192.168.64.90"),
                 range_end=ipaddress.ip_address("192.168.64.100"),
+                link_mode="l2",
+                via_host=SERVICES,
             ),
         ),
     ],

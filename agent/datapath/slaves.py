@@ -1,0 +1,99 @@
+"""Slaves of a parent interface, macvlan and ipvlan, as rtnetlink(7) messages (if_link.h has the numbers)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+
+from agent.datapath import netlink, rtnl
+from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, Request
+from agent.datapath.rtnl import IFINFO, NDMSG
+from agent.model import IPVLAN, MACVLAN, Address
+
+IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE = 1, 1
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+IFLA_INET_CONF = 1
+RP_FILTER, ARP_NOTIFY = 8, 22  # IPV4_DEVCONF_* of linux/ip.h
+LOOSE = 2  # the source must be reachable, by whichever interface (RFC 3704, 2.4)
+NTF_PROXY = 0x08
+
+
+@dataclass(frozen=True, slots=True)
+class Slave:
+    """A slave to be made: its parent by index here, its namespace by a descriptor."""
+
+    name: str
+    kind: str
+    mode: str
+    parent: int
+    netns: int
+    mac: str | None
+    """None: that of the parent, or one of the kernel's choice."""
+    mtu: int
+    group: int
+
+
+def create(slave: Slave) -> Request:
+    """The slave under its last name, in its namespace at once, marked by its group."""
+    if slave.kind == MACVLAN:
+        data = netlink.u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[slave.mode])
+    else:
+        data = netlink.attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[slave.mode]))
+    info = netlink.text(rtnl.IFLA_INFO_KIND, slave.kind) + netlink.attribute(rtnl.IFLA_INFO_DATA, data)
+    payload = (
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + netlink.text(rtnl.IFLA_IFNAME, slave.name)
+        + netlink.u32(rtnl.IFLA_LINK, slave.parent)
+        + netlink.u32(rtnl.IFLA_NET_NS_FD, slave.netns)
+        + netlink.u32(rtnl.IFLA_MTU, slave.mtu)
+        + netlink.u32(rtnl.IFLA_GROUP, slave.group)
+        + (netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(slave.mac)) if slave.mac else b"")
+        + netlink.attribute(rtnl.IFLA_LINKINFO, info)
+    )
+    what = f"create {slave.kind} {slave.name} in mode {slave.mode}"
+    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, what)
+
+
+def announce(index: int) -> Request:
+    """Let the kernel send a gratuitous ARP when the link comes up, and take answers that come another way."""
+    switches = netlink.u32(ARP_NOTIFY, 1) + netlink.u32(RP_FILTER, LOOSE)
+    inet = netlink.attribute(socket.AF_INET, netlink.attribute(IFLA_INET_CONF, switches))
+    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.attribute(rtnl.IFLA_AF_SPEC, inet)
+    return Request(rtnl.RTM_SETLINK, 0, payload, f"set announcements of link {index}")
+
+
+def add_proxy(index: int, address: Address) -> Request:
+    """Let an interface answer ARP for an address that the node routes elsewhere."""
+    return _proxy(rtnl.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, address)
+
+
+def delete_proxy(index: int, address: Address) -> Request:
+    """Answer for it no more; ENOENT when it did not."""
+    return _proxy(rtnl.RTM_DELNEIGH, 0, index, address)
+
+
+def proxies(nl: Netlink) -> set[tuple[int, Address]]:
+    """Interfaces, and the IPv4 addresses that they answer ARP for as add_proxy says."""
+    header = NDMSG.pack(socket.AF_INET, 0, 0, NTF_PROXY, 0)
+    found = set()
+    for payload in nl.dump(Request(rtnl.RTM_GETNEIGH, 0, header, "list proxy neighbours")):
+        _family, index, _state, _flags, _type = NDMSG.unpack_from(payload)
+        found.add(
+            (index, ipaddress.ip_address(netlink.attributes(payload, NDMSG.size, len(payload))[rtnl.NDA_DST]))
+        )
+    return found
+
+
+def is_slave(link: rtnl.Link) -> bool:
+    """Whether a link is of a kind that this module makes."""
+    return link.kind in (IPVLAN, MACVLAN)
+
+
+def _proxy(kind: int, flags: int, index: int, address: Address) -> Request:
+    payload = NDMSG.pack(rtnl.family(address), index, 0, NTF_PROXY, 0)
+    payload += netlink.attribute(rtnl.NDA_DST, address.packed)
+    verb = "delete" if kind == rtnl.RTM_DELNEIGH else "add"
+    return Request(kind, flags, payload, f"{verb} proxy neighbour {address}")

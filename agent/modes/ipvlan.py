@@ -1,0 +1,110 @@
+"""ipvlan: pods share the MAC of the node's interface, for networks that allow a machine one only.
+
+l2: pods answer ARP themselves. l3s: the node routes for them and answers ARP. l3: the node routes for them, and
+nobody answers ARP, so they are on a subnet of their own, of which each node has a block, as in host-gw.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from dataclasses import replace
+
+from agent.datapath import arp, links, rtnl, slaves
+from agent.datapath.state import NodeState, Route
+from agent.errors import invalid_config
+from agent.ipam import blocks
+from agent.ipam.attachments import Attachment, mac_for
+from agent.model import IPVLAN, L3, Problem
+from agent.modes import common
+from agent.modes.base import CheckError, View, Wired
+from agent.modes.slaves import DEFAULT, Slaves, Way
+from agent.netconf import ExtraRoute
+
+L3S = "l3s"
+
+
+class Ipvlan(Slaves):
+    """The mode `ipvlan`."""
+
+    kind = IPVLAN
+
+    def desired(self, view: View) -> NodeState:
+        """As all slaves; for l3 also a route to each peer's block, and masquerade, as host-gw."""
+        state = super().desired(view)
+        if view.network.link_mode != L3 or not state.uplinks:
+            return state
+        problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set()
+        routes: set[Route] = set()
+        for found in () if view.network.hand_made else common.peer_blocks(view):
+            route = found if isinstance(found, Problem) else common.peer_route(view, *found)
+            if isinstance(route, Route):
+                routes.add(route)
+            else:
+                problems.add(route)
+        masquerade = common.masquerade(view, nodes=True)
+        return replace(
+            state,
+            routes=frozenset(routes),
+            masquerade=replace(masquerade, detours=state.masquerade.detours),
+            problems=frozenset(problems),
+        )
+
+    def mac(self, attachment: Attachment) -> str | None:
+        """None: it has the parent's. Raises CniError 7 for one that was asked for."""
+        if attachment.mac != mac_for(attachment.leases[0].address):
+            raise invalid_config("mac", attachment.mac, "none: an ipvlan has its parent's; use macvlan")
+        return None
+
+    def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
+        """In l3 nobody is on the pod's link."""
+        whole = super().interface(attachment)
+        return ipaddress.IPv4Interface((whole.ip, 32)) if attachment.network.link_mode == L3 else whole
+
+    def default(self, attachment: Attachment) -> Way:
+        """In l3 the slave itself leads into the node's routing."""
+        return Way(DEFAULT, None) if attachment.network.link_mode == L3 else super().default(attachment)
+
+    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """As all slaves; for l3s the node answers ARP, and announces the pod."""
+        wired = super().wire(attachment, netns, routes)
+        if attachment.network.link_mode == L3S and attachment.uplink:
+            nl, device = links.host(), attachment.uplink.device
+            if parent := rtnl.link(nl, device):
+                address = attachment.leases[0].address
+                nl.request(slaves.add_proxy(parent.index, address))
+                arp.announce(device, parent.mac, address)
+        return wired
+
+    def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
+        """As all slaves; for l3s also whether the node answers ARP."""
+        super().check(attachment, wired, netns)
+        if attachment.network.link_mode == L3S and attachment.uplink:
+            nl, address = links.host(), attachment.leases[0].address
+            parent = rtnl.link(nl, attachment.uplink.device)
+            if parent is None or (parent.index, address) not in slaves.proxies(nl):
+                raise CheckError(f"{attachment.uplink.device} does not answer ARP for {address}")
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Take ARP away first, so that nobody is led to a pod that is gone."""
+        if attachment.network.link_mode == L3S and attachment.uplink:
+            nl = links.host()
+            if parent := rtnl.link(nl, attachment.uplink.device):
+                steps = [slaves.delete_proxy(parent.index, lease.address) for lease in attachment.leases]
+                for error in nl.batch(steps):
+                    if error and error.errno != errno.ENOENT:
+                        raise error
+        super().unwire(attachment)
+
+
+def _on_the_nodes_subnet(view: View) -> bool:
+    subnet = view.network.subnet
+    return any(subnet and blocks.overlaps(subnet, local.interface.network) for local in view.local)
+
+
+def _no_arp(view: View) -> Problem:
+    return Problem(
+        f"network {view.network.name}",
+        f"in linkMode l3 nobody answers ARP for pods of {view.network.subnet}, the nodes' own subnet",
+        "set linkMode to l2 or l3s, or give pods a subnet of their own",
+    )

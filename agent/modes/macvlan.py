@@ -1,0 +1,17 @@
+"""macvlan: each pod is a machine of its own on the node's segment, with its own MAC."""
+
+from __future__ import annotations
+
+from agent.ipam.attachments import Attachment
+from agent.model import MACVLAN
+from agent.modes.slaves import Slaves
+
+
+class Macvlan(Slaves):
+    """The mode `macvlan`."""
+
+    kind = MACVLAN
+
+    def mac(self, attachment: Attachment) -> str | None:
+        """That of its address, or the one asked for; with passthru the parent's, which must stay as it is."""
+        return None if attachment.network.link_mode == "passthru" else attachment.mac

@@ -1,0 +1,268 @@
+"""What macvlan and ipvlan have in common: a slave of the node's interface in the pod, and a veth pair to the node.
+
+A parent does not speak to its own slaves, so pods reach their node by the veth pair, and Services by the node.
+The veth pair's host end is what marks the attachment, as in other modes: it is there before the slave and until
+after it, and by it the node knows the pod's namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.datapath import links, netns, rtnl, slaves
+from agent.datapath.netlink import Netlink
+from agent.datapath.overlay import GATEWAY
+from agent.datapath.rtnl import KernelRoute, Link
+from agent.datapath.slaves import Slave
+from agent.datapath.state import Detour, LocalAddress, Masquerade, NodeState
+from agent.ipam import blocks
+from agent.ipam.attachments import Attachment
+from agent.model import Address, Problem, Subnet, Uplink
+from agent.modes import common
+from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.netconf import ExtraRoute
+
+DEFAULT = ipaddress.IPv4Network("0.0.0.0/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A route of the pod: by the veth pair if its gateway is GATEWAY, else by the slave."""
+
+    dst: Subnet
+    gateway: Address | None
+
+
+class Slaves:
+    """A mode whose pods have a slave of the kind `kind`."""
+
+    kind: str
+
+    def desired(self, view: View) -> NodeState:
+        """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""
+        if not view.blocks:
+            return NodeState()
+        found = find_uplink(view)
+        if isinstance(found, Problem):
+            return NodeState(problems=frozenset({found}))
+        assert view.network.subnet  # noqa: S101 - the netconf of these modes has one
+        detour = Detour(view.network.subnet, found.hosts[0], view.network.masquerade)
+        return NodeState(
+            masquerade=Masquerade(detours=frozenset({detour})),
+            forwarding=frozenset({4}),
+            uplinks=frozenset({found}),
+        )
+
+    def mac(self, attachment: Attachment) -> str | None:
+        """The MAC that the slave is to have; None: the kernel's choice."""
+        raise NotImplementedError
+
+    def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
+        """The slave's address, within its subnet."""
+        subnet = attachment.network.subnet
+        return ipaddress.IPv4Interface((_address(attachment), subnet.prefixlen if subnet else 32))
+
+    def default(self, attachment: Attachment) -> Way:
+        """The pod's default route: by the subnet's router, or by the node where there is none."""
+        return Way(DEFAULT, _uplink(attachment).gateway or GATEWAY)
+
+    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
+        nl, uplink, address = links.host(), _uplink(attachment), _address(attachment)
+        parent = rtnl.link(nl, uplink.device)
+        if parent is None:
+            raise NodeNotReadyError(f"interface {uplink.device} is not there")
+        network, host_mac = attachment.network, common.host_mac(attachment)
+        mtu, name = network.mtu or parent.mtu, attachment.link
+        nl.request(rtnl.create_veth(name, host_mac, name, attachment.mac, peer_netns=netns_fd, master=0, mtu=mtu))
+        port = rtnl.link(nl, name)
+        if port is None:
+            raise NodeNotReadyError(f"{name} has vanished")
+        nl.request(
+            rtnl.set_up(name, common.alias(attachment)),
+            rtnl.add_neighbour(port.index, address, attachment.mac),
+            rtnl.add_route(_to_pod(attachment, port)),
+            slaves.create(
+                Slave(
+                    attachment.ifname,
+                    self.kind,
+                    network.link_mode,
+                    parent.index,
+                    netns_fd,
+                    self.mac(attachment),
+                    mtu,
+                    links.group(name),
+                )
+            ),
+        )
+        with netns.netlink_in(netns_fd) as inside:
+            mac, ways = self._configure(inside, attachment, host_mac, routes)
+        gateway = {"gateway": str(uplink.gateway)} if uplink.gateway else {}
+        return Wired(
+            interfaces=[
+                {"name": name, "mac": host_mac, "mtu": mtu},
+                {"name": attachment.ifname, "mac": mac, "mtu": mtu, "sandbox": attachment.netns},
+            ],
+            ips=[{"address": str(self.interface(attachment)), **gateway, "interface": 1}],
+            routes=[{"dst": str(way.dst), **({"gw": str(way.gateway)} if way.gateway else {})} for way in ways],
+        )
+
+    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+        """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
+        nl, uplink = links.host(), _uplink(attachment)
+        parent, port = rtnl.link(nl, uplink.device), rtnl.link(nl, attachment.link)
+        if parent is None or not parent.up:
+            raise CheckError(f"interface {uplink.device} is {'down' if parent else 'missing'}")
+        if port is None or not port.up:
+            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
+        if _to_pod(attachment, port) not in rtnl.routes(nl, 4):
+            raise CheckError(f"the node lacks the route to {_address(attachment)} by {attachment.link}")
+        with netns.netlink_in(netns_fd) as inside:
+            self._check_pod(inside, attachment, wired, parent)
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Delete the slave and the veth pair; their addresses and routes go with them."""
+        links.detach(links.host(), attachment.link)
+
+    def _configure(
+        self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]
+    ) -> tuple[str, list[Way]]:
+        """The slave's MAC, and the pod's routes that are in force."""
+        slave, veth = rtnl.link(inside, attachment.ifname), rtnl.link(inside, attachment.link)
+        if slave is None or veth is None:
+            raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+        interface = self.interface(attachment)
+        extra, others = self._ways(attachment, routes)
+        must = [
+            rtnl.link_up(1),  # lo: else a pod can't reach its own address
+            slaves.announce(slave.index),
+            rtnl.add_address(slave.index, interface.ip, interface.network.prefixlen),
+            rtnl.link_up(slave.index),  # with its address, which it announces now
+            rtnl.link_up(veth.index),
+            rtnl.add_neighbour(veth.index, GATEWAY, host_mac),
+            *(rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
+        ]
+        may = [rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in others]
+        errors = inside.batch(must + may)
+        for number, error in enumerate(errors):
+            if error and (number < len(must) or error.errno != errno.EEXIST):
+                raise error
+        # what an earlier interface of the pod has a route for stays its own
+        kept = [way for way, error in zip(others, errors[len(must) :], strict=True) if error is None]
+        return slave.mac, extra + kept
+
+    def _ways(self, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> tuple[list[Way], list[Way]]:
+        """Routes that the netconf demands, and the others, which an earlier interface of the pod may have."""
+        default, uplink = self.default(attachment), _uplink(attachment)
+        extra = [Way(r.dst, r.gateway or default.gateway) for r in routes if r.dst.version == 4]
+        by_host = [ipaddress.ip_network(address) for address in uplink.hosts]
+        others = [Way(dst, GATEWAY) for dst in (*by_host, *uplink.via_host)]
+        named = {way.dst for way in (*extra, *others)}
+        return extra, [*others, *([] if default.dst in named else [default])]
+
+    def _check_pod(self, inside: Netlink, attachment: Attachment, wired: Wired, parent: Link) -> None:
+        name, interface = attachment.ifname, self.interface(attachment)
+        slave, veth = rtnl.link(inside, name), rtnl.link(inside, attachment.link)
+        if slave is None or not slave.up:
+            raise CheckError(f"{name} in the pod is {'down' if slave else 'missing'}")
+        if (slave.kind, slave.group, slave.peer) != (self.kind, links.group(attachment.link), parent.index):
+            raise CheckError(f"{name} in the pod is not the {self.kind} of {parent.name} that was made for it")
+        if slave.mac != wired["interfaces"][-1]["mac"]:
+            raise CheckError(f"{name} in the pod has MAC {slave.mac}, not {wired['interfaces'][-1]['mac']}")
+        if veth is None or not veth.up:
+            raise CheckError(f"{attachment.link} in the pod is {'down' if veth else 'missing'}")
+        if interface not in {a.interface for a in rtnl.addresses(inside, slave.index)}:
+            raise CheckError(f"{name} in the pod lacks address {interface}")
+        present = set(rtnl.routes(inside, 4))
+        for route in wired["routes"]:
+            gateway = ipaddress.ip_address(route["gw"]) if "gw" in route else None
+            way = Way(ipaddress.ip_network(route["dst"]), gateway)
+            if _route(way, interface.ip, slave, veth) not in present:
+                raise CheckError(f"the pod lacks route {way.dst} via {way.gateway}")
+
+
+def find_uplink(view: View) -> Uplink | Problem:
+    """The parent, by name or as what holds the node's address, and what pods must know of this node."""
+    network, where = view.network, f"node {view.node}"
+    me = view.snapshot.nodes.get(view.node)
+    ipv4 = [local for local in view.local if local.interface.version == 4]
+    mine = [local for local in ipv4 if me and local.interface.ip in me.addresses]
+    if not mine:
+        return Problem(where, "none of its interfaces holds an IPv4 InternalIP", "mend the Node, or --node")
+    device = network.master or mine[0].device
+    on_parent = [local for local in ipv4 if local.device == device]
+    if wrong := _unfit(view, device, on_parent):
+        return wrong
+    source = next((local for local in mine if local.device == device), mine[0])
+    near = (local.interface.ip for local in ipv4 if _in(local.interface.ip, network.subnet))
+    hosts: tuple[Address, ...] = tuple(dict.fromkeys((source.interface.ip, *near)))
+    gateway = network.gateway or next((local.gateway for local in on_parent if local.gateway), None)
+    if not _in(gateway, network.subnet):
+        gateway = None
+    return Uplink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
+
+
+def _unfit(view: View, device: str, on_parent: list[LocalAddress]) -> Problem | None:
+    """Why pods of the network can't hang on this parent."""
+    network, where = view.network, f"network {view.network.name}"
+    if network.link_mode == "passthru" and on_parent:
+        return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")
+    if network.shared and on_parent and not any(_within(network.subnet, local) for local in on_parent):
+        held = ", ".join(str(local.interface) for local in on_parent)
+        what = f"subnet {network.subnet} is not that of {device} ({held})"
+        return Problem(where, what, "set `subnet` to the parent's, or `master` to another parent")
+    return None
+
+
+def _within(subnet: Subnet | None, local: LocalAddress) -> bool:
+    parent = local.interface.network
+    return isinstance(subnet, IPv4Network) and isinstance(parent, IPv4Network) and subnet.subnet_of(parent)
+
+
+def _in(address: Address | None, subnet: Subnet | None) -> bool:
+    return bool(address and subnet and address.version == subnet.version and address in subnet)
+
+
+def _via_host(view: View) -> tuple[Subnet, ...]:
+    """What the netconf says, and all pools of pods: other modes' pods are known to the node, not to the router."""
+    pools = (pool.cidr for pool in view.snapshot.pools.values())
+    others = [cidr for cidr in pools if not view.network.subnet or not blocks.overlaps(cidr, view.network.subnet)]
+    wanted = (cidr for cidr in (*view.network.via_host, *others) if isinstance(cidr, IPv4Network))
+    return tuple(sorted(ipaddress.collapse_addresses(wanted)))
+
+
+def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -> frozenset[Address]:
+    subnet = view.network.subnet
+    known: set[Address] = {address for node in view.snapshot.nodes.values() for address in node.addresses}
+    known.update(hosts)
+    if subnet:
+        known |= {subnet.network_address, subnet.broadcast_address}
+    if gateway:
+        known.add(gateway)
+    return frozenset(address for address in known if _in(address, subnet))
+
+
+def _uplink(attachment: Attachment) -> Uplink:
+    if attachment.uplink is None:
+        raise NodeNotReadyError("the node's interface is not known yet")
+    return attachment.uplink
+
+
+def _address(attachment: Attachment) -> IPv4Address:
+    for lease in attachment.leases:
+        if isinstance(lease.address, IPv4Address):
+            return lease.address
+    raise NodeNotReadyError("the node has no IPv4 addresses for pods of this network")
+
+
+def _to_pod(attachment: Attachment, port: Link) -> KernelRoute:
+    return KernelRoute(IPv4Network(_address(attachment)), None, port.index, source=_uplink(attachment).hosts[0])
+
+
+def _route(way: Way, address: Address, slave: Link, veth: Link) -> KernelRoute:
+    if way.gateway == GATEWAY:
+        return KernelRoute(way.dst, way.gateway, veth.index, source=address, onlink=True)
+    return KernelRoute(way.dst, way.gateway, slave.index)
