@@ -92,17 +92,33 @@ def load(objects: Path | None = None, folder: Path = FOLDER, family: Family = VX
 
     Raises BpfError: no libbpf, no bpffs, a file that is missing, or the verifier's words.
     """
-    files = _files(objects, family)
-    root = folder / LAYOUT
-    home = root / f"{family.prefix}{_digest(files)}"
     _check_bpffs(folder)
-    adopted = all((home / name).exists() for name in family.programs)
-    if not adopted:
-        shutil.rmtree(home, ignore_errors=True)
-        _load(files, root, home)
+    if known := adopt(objects, folder, family):
+        return known
+    files = _files(objects, family)
+    home = _home(files, folder, family)
+    shutil.rmtree(home, ignore_errors=True)
+    _load(files, folder / LAYOUT, home)
+    return _opened(home, family, adopted=False)
+
+
+def adopt(objects: Path | None = None, folder: Path = FOLDER, family: Family = VXLAN) -> Loaded | None:
+    """The programs of the object files as an earlier process pinned them, or None. Raises OSError."""
+    home = _home(_files(objects, family), folder, family)
+    if not all((home / name).exists() for name in family.programs):
+        return None
+    return _opened(home, family, adopted=True)
+
+
+def _home(files: Mapping[str, Path], folder: Path, family: Family) -> Path:
+    """Where the programs of these very files are pinned."""
+    return folder / LAYOUT / f"{family.prefix}{_digest(files)}"
+
+
+def _opened(home: Path, family: Family, *, adopted: bool) -> Loaded:
     _place.loaded[family] = Loaded(
         {name: bpfcall.program(bpfcall.pinned(home / name)) for name in family.programs},
-        _maps(root, family),
+        _maps(home.parent, family),
         adopted,
     )
     return _place.loaded[family]

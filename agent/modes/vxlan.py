@@ -120,10 +120,13 @@ class Vxlan:
 
 
 def _ready() -> tuple[Loaded, Link]:
-    """Programs and device, which the node path makes."""
-    loaded, device = bpf.current(), rtnl.link(links.host(), TUNNEL)
-    if loaded is None or device is None:
-        raise NodeNotReadyError("the eBPF programs are not loaded" if device else f"device {TUNNEL} is not there")
+    """Programs and device, which the node path makes; those of an earlier agent do while the datastore is away."""
+    device = rtnl.link(links.host(), TUNNEL)
+    if device is None:
+        raise NodeNotReadyError(f"device {TUNNEL} is not there")
+    loaded = bpf.current() or bpf.adopt()
+    if loaded is None:
+        raise NodeNotReadyError("the eBPF programs are not loaded")
     return loaded, device
 
 
