@@ -40,6 +40,7 @@ SEED: dict[str, Any] = {  # the seed's host-gw conf
 }
 CONF = {**SEED, "cniVersion": "1.1.0"}
 VXLAN: dict[str, Any] = {**CONF, "mode": "vxlan"}
+IPIP: dict[str, Any] = {**CONF, "mode": "ipip"}
 
 
 def net(text: str) -> Subnet:
@@ -132,7 +133,7 @@ class Host:
         conf: Mapping[str, Any] = CONF,
     ) -> None:
         self.conf = conf
-        if conf is VXLAN:
+        if conf in (VXLAN, IPIP):
             private_bpffs()
             bpf.use(OBJECTS)
         command("ip", "link", "set", "lo", "up")

@@ -18,7 +18,7 @@ from agent.datapath import bpfcall, links
 from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.errors import CniError
 from agent.ipam.attachments import Attachments
-from tests.netns.node import CONF, VXLAN, Host, Pod, command
+from tests.netns.node import CONF, IPIP, VXLAN, Host, Pod, command
 
 CLONE_NEWNS = 0x20000
 MOST = 200  # more steps than any verb has
@@ -65,7 +65,7 @@ def refuse() -> None:
     raise NetlinkError(errno.EIO, "injected")
 
 
-@pytest.mark.parametrize("conf", [CONF, VXLAN], ids=["host-gw", "vxlan"])
+@pytest.mark.parametrize("conf", [CONF, VXLAN, IPIP], ids=["host-gw", "vxlan", "ipip"])
 def test_an_add_that_fails_at_any_step_is_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]
 ) -> None:
@@ -92,7 +92,7 @@ def test_an_add_that_fails_at_any_step_is_undone(
     assert pod.reaches("10.244.1.1")
 
 
-@pytest.mark.parametrize("conf", [CONF, VXLAN], ids=["host-gw", "vxlan"])
+@pytest.mark.parametrize("conf", [CONF, VXLAN, IPIP], ids=["host-gw", "vxlan", "ipip"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_a_crash_at_any_step_heals_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, conf: dict[str, Any]

@@ -1,0 +1,156 @@
+"""The mode ipip on one node of the real kernel: what a pod gets, what CHECK sees, what stays."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.datapath import bpf, ipip, ipipmaps
+from agent.errors import CniError, Code
+from agent.model import Node
+from agent.node.confs import Confs
+from tests.netns.node import IPIP, Host, Pod, command, eventually, ip, net
+
+DEVICE = "testcni-ipip"
+DEFAULT = "default via 192.0.2.254"
+
+
+@pytest.fixture(autouse=True)
+def _by_ebpf() -> None:
+    ipip.use("ebpf")  # also on a kernel that has ipip devices
+
+
+def added(tmp_path: Path) -> tuple[Host, Pod]:
+    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    host.add(pod)
+    return host, pod
+
+
+def filters() -> list[str]:
+    """The programs at the underlay's device."""
+    shown = "".join(command("tc", "filter", "show", "dev", "eth0", hook) for hook in ("ingress", "egress"))
+    return [name for name in ("ipip_ingress", "ipip_egress") if f" {name} " in shown]
+
+
+def test_a_pod_gets_one_address_and_one_neighbour(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    result = host.add(pod)
+    assert result["ips"] == [{"address": "10.244.1.2/32", "gateway": "169.254.1.1", "interface": 1}]
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]
+    assert [i["mtu"] for i in result["interfaces"]] == [1480, 1480]
+    assert [(r["dst"], r.get("gateway")) for r in pod.json("route")] == [
+        ("default", "169.254.1.1"),
+        ("169.254.1.1", None),
+    ]
+    (neighbour,) = pod.json("neigh")
+    assert (neighbour["dst"], neighbour["lladdr"]) == ("169.254.1.1", result["interfaces"][0]["mac"])
+    for address in ("192.0.2.1", "10.244.1.1", "10.244.1.2"):
+        assert pod.reaches(address)
+    assert filters() == ["ipip_ingress", "ipip_egress"]
+
+
+def test_two_pods_of_a_node_reach_each_other(tmp_path: Path) -> None:
+    host, one = added(tmp_path)
+    two = Pod("c2")
+    host.add(two)
+    assert one.reaches("10.244.1.3")
+    assert two.reaches("10.244.1.2")
+
+
+def test_the_node_answers_for_the_gateway(tmp_path: Path) -> None:
+    _, pod = added(tmp_path)
+    command("ip", "route", "add", *DEFAULT.split())
+    pod.run("ip", "neigh", "delete", "169.254.1.1", "dev", "eth0")
+    eventually(lambda: pod.reaches("192.0.2.1"), 5)  # proxy_delay: up to 0.8 s
+
+
+def test_del_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
+    host, _other = added(tmp_path)
+    pod = Pod("c2")
+    before = host.state()
+    host.add(pod)
+    host.delete(pod)
+    host.delete(pod)
+    assert host.state() == before
+
+
+ON_THE_NODE = [
+    (("link", "delete", DEVICE), f"device {DEVICE} is missing"),
+    (("link", "set", DEVICE, "down"), f"device {DEVICE} is down"),
+    (("route", "delete", "10.244.1.2"), "the node lacks the route to 10.244.1.2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ON_THE_NODE)
+def test_check_sees_what_is_wrong(tmp_path: Path, change: tuple[str, ...], message: str) -> None:
+    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    conf = {**IPIP, "prevResult": host.add(pod)}
+    assert host.call("CHECK", pod, conf) == {}
+    host.close()  # it would mend that
+    time.sleep(0.2)
+    command("ip", *change)
+    with pytest.raises(CniError, match=message) as caught:
+        host.call("CHECK", pod, conf)
+    assert caught.value.code == Code.CHECK_FAILED
+
+
+def test_maps_follow_the_nodes(tmp_path: Path) -> None:
+    host, _ = added(tmp_path)
+    maps = bpf.maps(family=bpf.IPIP)
+    assert maps
+    host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),)))
+    eventually(lambda: len(maps["ipip_blocks"].items()) == len(maps["ipip_nodes"].items()) == 2)
+    host.put(Node("two", (ip("192.0.2.3"),), (net("10.244.2.0/24"),)))
+    eventually(lambda: ip("192.0.2.3").packed in maps["ipip_nodes"].items())
+    host.drop("two")
+    eventually(lambda: len(maps["ipip_blocks"].items()) == len(maps["ipip_nodes"].items()) == 1)
+    assert ipipmaps.counters(maps)["drop_failed"].packets == 0
+
+
+def test_what_others_take_away_comes_back(tmp_path: Path) -> None:
+    host, _ = added(tmp_path)
+    command("tc", "qdisc", "delete", "dev", "eth0", "clsact")
+    host.reconciler.drifted()
+    eventually(lambda: len(filters()) == 2)
+    command("ip", "link", "delete", DEVICE)
+    host.reconciler.drifted()
+    eventually(lambda: "10.244.1.1/32" in command("ip", "-br", "address"))
+
+
+def test_a_device_of_somebody_else_is_told_and_left_alone(tmp_path: Path) -> None:
+    command("ip", "link", "add", DEVICE, "type", "bridge")
+    command("ip", "link", "set", DEVICE, "alias", "mine")
+    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    with pytest.raises(CniError):
+        host.add(pod)
+    assert "exists and is not testcni's" in "".join(map(str, host.reconciler.status.get().problems))
+    assert "mine" in command("ip", "link", "show", DEVICE)
+
+
+def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_path: Path) -> None:
+    host, pod = added(tmp_path)
+    (pin,) = bpf.FOLDER.glob("v1/ipip-*/ipip_egress")
+    command("tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "bpf", "da", "object-pinned", str(pin))
+    host.delete(pod)
+    host.demand.publish({})
+    host.confs.publish(Confs())
+    eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    assert filters() == ["ipip_egress"]
+    assert "pref 84" not in command("tc", "filter", "show", "dev", "eth0", "egress")
+    command("tc", "filter", "delete", "dev", "eth0", "egress", "prio", "7")
+    host.add(pod)
+    assert len(filters()) == 2
+    host.delete(pod)
+    host.demand.publish({})
+    eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    assert "clsact" not in command("tc", "qdisc", "show", "dev", "eth0")
+
+
+def test_never_needs_no_programs(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    result = host.add(pod, {**IPIP, "encapsulate": "never"})
+    assert result["interfaces"][1]["mtu"] == 1500
+    assert filters() == []
+    assert "10.244.1.1" not in command("ip", "address")
