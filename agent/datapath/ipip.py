@@ -104,7 +104,7 @@ def sync(
     try:
         if wanted.underlay:
             problems = _encapsulate(nl, wanted, there, verify=verify)
-        elif wanted.underlay is None and (device or _done.at):
+        elif wanted.underlay is None and (verify or _done.at):
             _detach(nl, there)
     except BpfError as error:
         return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]

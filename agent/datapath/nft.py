@@ -9,7 +9,7 @@ import ipaddress
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -24,20 +24,23 @@ CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 10
 
 INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
 IPIP_NAMES = 4, "ipip", "ipencap"  # what nft says depends on its version and on /etc/protocols
-STRANGERS = "ipip_strangers"  # counts what no node sent
 
 Object = dict[str, dict[str, Any]]
 """One object by its kind, such as `{"set": {...}}`."""
+Counted = dict[str, int]
 
 
 class NftError(OSError):
     """nft is missing, or refused; its own words are in the message."""
 
 
-def objects(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None) -> list[Object]:
+def objects(
+    masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None, counted: Counted | None = None
+) -> list[Object]:
     """The table that does it, none without sources; multicast is never masqueraded.
 
-    Of ipip packets only those of `senders` are taken; None: of anybody, as there is nothing to take them.
+    Of ipip packets only those of `senders` are taken, and the others `counted` on from what was counted before;
+    None: of anybody, as there is nothing to take them.
     """
     sets: list[Object] = []
     rules: list[Object] = []
@@ -53,21 +56,17 @@ def objects(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = Non
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
     if senders is not None:
         sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
-        sets += [{"counter": {**INSIDE, "name": STRANGERS}}]
         chains += [{"chain": {**INSIDE, **INPUT}}]
-        rules.append(_only_senders())
+        rules.append(_only_senders(counted))
     return [{"table": TABLE}, *sets, *chains, *rules] if rules else []
 
 
 def sync(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None) -> bool:
     """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
-    wanted, actual = objects(masquerade, senders), _list()
+    actual = _list()
+    wanted = objects(masquerade, senders, next(_counters(actual), None))
     if is_same(wanted, actual):
         return False
-    counted = [entry["counter"] for entry in actual if "counter" in entry]
-    for entry in wanted:
-        if "counter" in entry and counted:  # what was counted stays counted
-            entry["counter"] |= {key: counted[0][key] for key in ("packets", "bytes") if key in counted[0]}
     commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": obj} for obj in wanted)]
     _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
     return True
@@ -75,7 +74,13 @@ def sync(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None) 
 
 def strangers() -> int:
     """How many ipip packets of others than nodes were dropped. Raises NftError."""
-    return sum(entry["counter"].get("packets", 0) for entry in _list() if "counter" in entry)
+    return sum(counter["packets"] for counter in _counters(_list()))
+
+
+def _counters(actual: Iterable[Object]) -> Iterator[Counted]:
+    """Packets and bytes of the table's only counter."""
+    steps = (step for entry in actual for step in entry.get("rule", {}).get("expr", ()))
+    return (step["counter"] for step in steps if isinstance(step, dict) and step.get("counter"))
 
 
 def is_same(wanted: list[Object], actual: list[Object]) -> bool:
@@ -96,6 +101,8 @@ def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of a
         return frozenset(_network(element) for element in value or ())
     if key == "flags":
         return [value] if isinstance(value, str) else value
+    if key == "counter":
+        return None
     if key == "right" and value in IPIP_NAMES:
         return IPIP_NAMES[0]
     if isinstance(value, dict):
@@ -127,14 +134,14 @@ def _rule(version: int, protocol: str) -> Object:
     return {"rule": {**INSIDE, "chain": CHAIN["name"], "expr": steps}}
 
 
-def _only_senders() -> Object:
+def _only_senders(counted: Counted | None) -> Object:
     def match(operator: str, field: str, right: str | int) -> dict[str, Any]:
         return {"match": {"op": operator, "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
 
     steps = [
         match("==", "protocol", IPIP_NAMES[0]),
         match("!=", "saddr", "@nodes4"),
-        {"counter": STRANGERS},
+        {"counter": counted},
         {"drop": None},
     ]
     return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}

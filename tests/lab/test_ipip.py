@@ -235,3 +235,37 @@ def test_across_a_router(option: str) -> None:
                     assert ask(source, "tcp", target.address, TARGET) == source.address
             assert ask(one.space, "tcp", pods[2].address, TARGET) == "10.244.1.1"
         assert [node.problems() for node in it.nodes] == [[], [], []]
+
+
+@pytest.mark.parametrize("strict", [0, 1])
+def test_a_node_with_ebpf_and_one_with_a_device(strict: int) -> None:
+    with lab(2, conf=IPIP_CONF, agents=False) as it:
+        one, two = it.nodes
+        for node in it.nodes:
+            node.space.exec("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={strict}")
+        one.start_agent("--ipip", "ebpf")
+        two.start_agent()
+        it.each(LabNode.wait_ready)
+        if not by_device(two):
+            pytest.skip("this kernel has no ipip devices")
+        it.wait_converged()
+        a, b = one.add_pod("a"), two.add_pod("b")
+        with Servers() as servers:
+            for pod in (a, b):
+                servers.start(pod)
+            assert ask(a, "tcp", b.address, TARGET) == a.address
+            assert ask(b, "tcp", a.address, TARGET) == b.address
+            assert ask(a, "udp", b.address, TARGET, size=5000) == a.address
+            assert ask(b, "udp", a.address, TARGET, size=5000) == b.address
+            assert ask(one.space, "tcp", b.address, TARGET) == "10.244.1.1"
+            assert ask(two.space, "tcp", a.address, TARGET) == "10.244.2.1"
+            for backend in (a, b):
+                talk.serve(it.nodes, backend)
+                for client in (it.outside, one.space, two.space):
+                    for node in it.nodes:
+                        seen = ask(client, "tcp", node.address, NODE_PORT)
+                        assert seen.startswith(("10.244.", "172.18.")), (backend.name, node.name, seen)
+                for node in it.nodes:
+                    node.space.exec("nft", "delete", "table", "ip", "kube")
+        assert fates(one).keys() == {"sent", "received"}
+        assert fates(two) == {}

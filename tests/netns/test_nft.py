@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+import sys
+
 import pytest
 
 from agent.datapath import nft
@@ -53,3 +56,20 @@ def test_the_tables_of_others_stay() -> None:
     nft.sync(WANTED)
     nft.sync(Masquerade())
     assert "table inet other" in command("nft", "list", "ruleset")
+
+
+def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
+    senders = frozenset({ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv4Address("192.0.2.7")})
+    assert nft.sync(WANTED, senders)
+    assert not nft.sync(WANTED, senders)
+    command("ip", "link", "set", "lo", "up")
+    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 4).sendto(bytes(20), ('127.0.0.1', 0))"
+    for _ in range(3):
+        command(sys.executable, "-c", send)
+    assert nft.strangers() == 3
+    assert nft.sync(WANTED, senders | {ipaddress.IPv4Address("192.0.2.8")})
+    assert nft.strangers() == 3
+    assert nft.sync(WANTED)
+    assert nft.strangers() == 0
+    assert nft.sync(Masquerade(), senders)
+    assert nft.sync(Masquerade())

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent import netconf
+from agent import config, netconf
 from agent.datapath.bird.values import BirdConfig, Peer, Tunnel
 from agent.datapath.state import Ipip, LocalAddress, Masquerade, NodeState, Underlay, union
 from agent.errors import CniError
@@ -158,3 +158,11 @@ def test_the_seeds_conf_and_the_option() -> None:
     with pytest.raises(CniError, match="encapsulate") as caught:
         netconf.parse({"name": "x", "mode": "ipip", "encapsulate": "Always"})
     assert "always, crossSubnet, never" in f"{caught.value.msg} {caught.value.details}"
+
+
+def test_who_encapsulates_is_an_option_of_the_agent() -> None:
+    options = ["--node", "one", "--datastore", "dir:/x"]
+    assert config.load(options, {}).ipip == "auto"
+    assert config.load([*options, "--ipip", "ebpf"], {}).ipip == "ebpf"
+    with pytest.raises(config.ConfigError, match="--ipip: 'tunl0' is none of device, ebpf, auto"):
+        config.load([*options, "--ipip", "tunl0"], {})
