@@ -70,8 +70,9 @@ def test_every_pair_reaches_every_other_and_nothing_is_dropped(three: Lab) -> No
     for node in three.nodes:
         assert node.problems() == []
         assert fates(node).keys() <= {"sent", "received"}
+        # BIRD is asked every few seconds
+        eventually(lambda node=node: value(node, "testcni_bgp_routes", direction="imported") == 2, 15)  # type: ignore[misc]
         assert value(node, "testcni_bgp_sessions", state="Established") == 2
-        assert value(node, "testcni_bgp_routes", direction="imported") == 2
         assert value(node, "testcni_bird_kernel_routes") == 3
 
 

@@ -41,6 +41,14 @@ SEED: dict[str, Any] = {  # the seed's host-gw conf
 CONF = {**SEED, "cniVersion": "1.1.0"}
 VXLAN: dict[str, Any] = {**CONF, "mode": "vxlan"}
 IPIP: dict[str, Any] = {**CONF, "mode": "ipip"}
+MACVLAN: dict[str, Any] = {
+    "cniVersion": "1.1.0",
+    "name": "testcni",
+    "type": "testcni",
+    "mode": "macvlan",
+    "subnet": "192.0.2.0/24",
+    "ipam": {"rangeStart": "192.0.2.90", "rangeEnd": "192.0.2.100"},
+}
 
 
 def net(text: str) -> Subnet:
