@@ -71,7 +71,7 @@ def test_every_pair_reaches_every_other_and_nothing_is_dropped(three: Lab) -> No
         assert node.problems() == []
         assert fates(node).keys() <= {"sent", "received"}
         # BIRD is asked every few seconds
-        eventually(lambda node=node: value(node, "testcni_bgp_routes", direction="imported") == 2, 15)  # type: ignore[misc]
+        eventually(lambda node=node: value(node, "testcni_bgp_routes", direction="imported") == 2, 15)
         assert value(node, "testcni_bgp_sessions", state="Established") == 2
         assert value(node, "testcni_bird_kernel_routes") == 3
 
