@@ -52,6 +52,9 @@ def save(path: Path, blocks: Blocks) -> None:
     ]
     new = path.with_suffix(".new")
     try:
+        if not entries:
+            path.unlink(missing_ok=True)
+            return
         new.write_text(json.dumps({"format": FORMAT, "networks": entries}))
         os.chmod(new, 0o600)  # noqa: PTH101
         new.rename(path)

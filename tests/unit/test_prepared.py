@@ -23,6 +23,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert prepared.load(path) == BLOCKS
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+    prepared.save(path, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', '{"format": 1, "networks": [{}]}', "\0"])
