@@ -137,7 +137,7 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
         log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
     if (device.alias, device.mtu, device.up) != (alias, wanted.mtu, True):
         nl.request(
-            rtnl.set_mtu(device.index, wanted.mtu), rtnl.set_up(IPIP, alias, {IPV4_DEVCONF_RP_FILTER: LOOSE})
+            rtnl.prepare(device.index, wanted.mtu), rtnl.set_up(IPIP, alias, {IPV4_DEVCONF_RP_FILTER: LOOSE})
         )
     return device.index
 

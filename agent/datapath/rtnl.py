@@ -189,11 +189,11 @@ def create_vxlan(name: str, mac: str, port: int, mtu: int) -> Request:
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create vxlan device {name}, port {port}")
 
 
-def set_mtu(index: int, mtu: int) -> Request:
-    """Give a link its MTU in bytes."""
-    return Request(
-        RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + netlink.u32(IFLA_MTU, mtu), f"set MTU of link {index}"
-    )
+def prepare(index: int, mtu: int) -> Request:
+    """Give a link its MTU in bytes, and no IPv6 address of its own even if it is up a moment later."""
+    inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
+    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.u32(IFLA_MTU, mtu) + netlink.attribute(IFLA_AF_SPEC, inet6)
+    return Request(RTM_SETLINK, 0, payload, f"prepare link {index}")
 
 
 def set_link(index: int, mac: str, mtu: int) -> Request:
