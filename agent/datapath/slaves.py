@@ -37,7 +37,7 @@ class Slave:
 
 
 def create(slave: Slave) -> Request:
-    """The slave under its last name, in its namespace at once, marked by its group."""
+    """The slave, in its namespace at once, marked by its group."""
     if slave.kind == MACVLAN:
         data = netlink.u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[slave.mode])
     else:
@@ -55,6 +55,12 @@ def create(slave: Slave) -> Request:
     )
     what = f"create {slave.kind} {slave.name} in mode {slave.mode}"
     return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, what)
+
+
+def rename(index: int, name: str) -> Request:
+    """Give a link that is down its name; EEXIST where another has it."""
+    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.text(rtnl.IFLA_IFNAME, name)
+    return Request(rtnl.RTM_SETLINK, 0, payload, f"name link {index} {name}")
 
 
 def announce(index: int) -> Request:

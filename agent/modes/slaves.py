@@ -87,7 +87,7 @@ class Slaves:
             rtnl.add_route(_to_pod(attachment, port)),
             slaves.create(
                 Slave(
-                    attachment.ifname,
+                    _first_name(attachment),
                     self.kind,
                     network.link_mode,
                     parent.index,
@@ -131,13 +131,14 @@ class Slaves:
         self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]
     ) -> tuple[str, list[Way]]:
         """The slave's MAC, and the pod's routes that are in force."""
-        slave, veth = rtnl.link(inside, attachment.ifname), rtnl.link(inside, attachment.link)
+        slave, veth = rtnl.link(inside, _first_name(attachment)), rtnl.link(inside, attachment.link)
         if slave is None or veth is None:
             raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
         interface = self.interface(attachment)
         extra, others = self._ways(attachment, routes)
         must = [
             rtnl.link_up(1),  # lo: else a pod can't reach its own address
+            slaves.rename(slave.index, attachment.ifname),
             slaves.announce(slave.index),
             rtnl.add_address(slave.index, interface.ip, interface.network.prefixlen),
             rtnl.link_up(slave.index),  # with its address, which it announces now
@@ -243,6 +244,11 @@ def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -
     if gateway:
         known.add(gateway)
     return frozenset(address for address in known if _in(address, subnet))
+
+
+def _first_name(attachment: Attachment) -> str:
+    """Linux before 6.13 looks for the new link's name here, though it is made in the pod: `eth0` would exist."""
+    return f"new-{attachment.link[-11:]}"
 
 
 def _uplink(attachment: Attachment) -> Uplink:
