@@ -62,9 +62,13 @@ def detach(nl: Netlink, name: str) -> bool:
     if port is None:
         return False
     if port.netnsid is not None:
-        for link in rtnl.links(nl, port.netnsid):
-            if slaves.is_slave(link) and link.group == group(name):
-                delete(nl, link.name, port.netnsid)
+        try:
+            for link in rtnl.links(nl, port.netnsid):
+                if slaves.is_slave(link) and link.group == group(name):
+                    delete(nl, link.name, port.netnsid)
+        except NetlinkError as error:
+            if error.errno != errno.EINVAL:  # the namespace has gone meanwhile, and all that was in it
+                raise
     return delete(nl, name)
 
 

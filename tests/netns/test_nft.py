@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from agent.datapath import nft
-from agent.datapath.state import Masquerade
-from tests.netns.node import command, net
+from agent.datapath.state import Detour, Masquerade
+from tests.netns.node import command, ip, net
 
 WANTED = Masquerade(
     frozenset({net("10.244.1.0/24"), net("2001:db8:1::/64")}),
@@ -21,6 +21,18 @@ def test_what_is_written_is_what_is_found() -> None:
     assert nft.sync(WANTED)
     assert not nft.sync(WANTED)
     assert command("nft", "list", "ruleset").count("masquerade") == 2
+
+
+def test_detours_are_found_as_they_were_written() -> None:
+    both = frozenset({
+        Detour(net("192.0.2.0/24"), ip("192.0.2.1")),
+        Detour(net("198.51.100.0/24"), ip("192.0.2.1"), everything=False),
+    })  # fmt: skip
+    wanted = Masquerade(WANTED.sources, WANTED.exempt, both)
+    assert nft.sync(wanted)
+    assert not nft.sync(wanted)
+    assert command("nft", "list", "ruleset").count("snat ip to 192.0.2.1") == 4
+    assert nft.sync(WANTED)
 
 
 def test_without_sources_there_is_no_table() -> None:
