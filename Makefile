@@ -20,6 +20,7 @@ VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha
 BIN = $(VENV)/bin
 DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 bird2
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
+DEBS_BENCH := sockperf
 DEBS_E2E := etcd-server containerd runc busybox-static iptables conntrack openssl curl kmod prometheus
 
 .PHONY: help
@@ -37,8 +38,9 @@ deps: build/.debs
 build/.debs: WANTED = $(DEBS)
 build/.debs-image: WANTED = $(DEBS_IMAGE)
 build/.debs-e2e: WANTED = $(DEBS_E2E)
+build/.debs-bench: WANTED = $(DEBS_BENCH)
 # Packages of services are wanted for their programs: policy-rc.d keeps them from being started.
-build/.debs build/.debs-image build/.debs-e2e: Makefile
+build/.debs build/.debs-image build/.debs-e2e build/.debs-bench: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(WANTED); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
@@ -83,6 +85,10 @@ demo-down: ## end what KEEP=1 kept
 .PHONY: bench
 bench: deps plugin build/ebpf/.done ## side by side with the reference plugins bridge and host-local (needs Go)
 	@$(BIN)/python -m tests.bench
+
+.PHONY: bench-rtt
+bench-rtt: deps plugin build/ebpf/.done build/.debs-bench ## vxlan side by side with a bridge and the kernel's own vxlan: round trips, CPU, ADD
+	@$(BIN)/python -m tests.bench.rtt
 
 .PHONY: bench-pods
 bench-pods: deps build/.debs-e2e image ## how long a pod takes to run in Kubernetes, by turns with bridge + host-local (needs Go)
