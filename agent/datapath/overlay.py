@@ -135,6 +135,11 @@ def counts(held: Map, reasons: Iterable[str]) -> dict[str, Count]:
     return found
 
 
+def no_counters() -> dict[str, Count]:
+    """Where there are no maps, nothing became of any packet."""
+    return dict.fromkeys(REASONS, Count(0, 0))
+
+
 def _endpoint(value: bytes) -> Endpoint:
     device, mac, host_mac = _POD.unpack(value)
     return Endpoint(device, mac.hex(":"), host_mac.hex(":"))

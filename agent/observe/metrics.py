@@ -18,7 +18,7 @@ from agent.datapath.bird.values import BirdStatus
 from agent.model import MODES, Snapshot
 from agent.node.follower import Follower
 from agent.node.reconcile import Reconciler
-from agent.shared import Sink, Tally
+from agent.shared import Sink
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")
@@ -115,11 +115,16 @@ class _State(Collector):
             yield _gauge("journal_length", "Journaled DELs still to be done", [], {(): sources.journal.waiting()})
         except OSError:
             yield _gauge("journal_length", "Journaled DELs; the journal can't be read", [], {})
-        yield _counter("reconcile_errors", "Rounds in which a kind failed", ["what"], sources.reconciler.errors)
         yield _counter(
-            "drift_repaired", "What others changed and was put right", ["kind"], sources.reconciler.drift.repaired
+            "reconcile_errors", "Rounds in which a kind failed", ["what"], sources.reconciler.errors.all()
         )
-        yield _counter("watch_restarts", "Watches begun anew", ["kind", "reason"], sources.follower.restarts)
+        yield _counter(
+            "drift_repaired",
+            "What others changed and was put right",
+            ["kind"],
+            sources.reconciler.drift.repaired.all(),
+        )
+        yield _counter("watch_restarts", "Watches begun anew", ["kind", "reason"], sources.follower.restarts.all())
         yield from _bird(sources.bird())
         try:
             yield _ipip(sources.tunnelled())
@@ -127,6 +132,7 @@ class _State(Collector):
             yield _ipip({})
         ages: dict[tuple[str, ...], float] = {(k,): age for k, age in sources.follower.silence().items()}
         yield _gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
+        yield from _ebpf(report["ebpf"] or {})
 
 
 def _bird(bird: BirdStatus) -> Iterator[Metric]:
@@ -167,6 +173,13 @@ def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     yield _gauge("blocks", "Blocks of addresses that this node has", ["network"], blocks)
 
 
+def _ebpf(counted: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    """What the eBPF programs did, by reason."""
+    for unit, text in (("packets", "Packets that the eBPF programs saw"), ("bytes", "Their bytes")):
+        values: dict[tuple[str, ...], float] = {(reason,): count[unit] for reason, count in counted.items()}
+        yield _counter(f"ebpf_{unit}", f"{text}, by what became of them", ["reason"], values)
+
+
 def _peers(snapshot: Snapshot, node: str) -> int:
     owners = {name for name, other in snapshot.nodes.items() if other.blocks}
     owners |= {block.node for block in snapshot.blocks.values() if block.node in snapshot.nodes}
@@ -180,8 +193,8 @@ def _gauge(name: str, text: str, labels: list[str], values: Mapping[tuple[str, .
     return family
 
 
-def _counter(name: str, text: str, labels: list[str], tally: Tally) -> Metric:
+def _counter(name: str, text: str, labels: list[str], counts: Mapping[tuple[str, ...], float]) -> Metric:
     family = CounterMetricFamily(f"testcni_{name}", text, labels=labels)
-    for key, count in tally.all().items():
+    for key, count in counts.items():
         family.add_metric(key, count)
     return family

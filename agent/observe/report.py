@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from agent.config import AgentConfig
+from agent.datapath import bpf, overlay
 from agent.datapath.bird.values import BirdStatus
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
@@ -31,6 +32,7 @@ def report(
             _network(network, own, status.uplinks.get(network), attachments)
             for network, own in status.blocks.items()
         ],
+        "ebpf": _ebpf(),
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
         ],
@@ -58,6 +60,16 @@ def bgp(bird: BirdStatus) -> dict[str, Any] | None:
             for session in bird.sessions
         ],
     }
+
+
+def _ebpf() -> dict[str, Any] | None:
+    """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read."""
+    try:
+        maps = bpf.maps()
+        counted = overlay.counters(maps) if maps else overlay.no_counters()
+    except OSError:
+        return None
+    return {reason: {"packets": count.packets, "bytes": count.bytes} for reason, count in counted.items()}
 
 
 def _network(

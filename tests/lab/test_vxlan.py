@@ -42,6 +42,9 @@ def test_every_pair_reaches_every_other_and_nothing_is_dropped(three: Lab) -> No
         assert counted["from_stack"] > 0
         drops = {name: number for name, number in counted.items() if name.startswith("drop") and number}
         assert drops.keys() <= {"drop_not_ip"}, "IPv6 of pods that look for routers"
+        told = node.ask()["ebpf"]["forwarded_local"]
+        assert told["packets"] >= counted["forwarded_local"]
+        assert told["bytes"] > told["packets"] * 14
 
 
 def test_who_is_seen_as_whom(three: Lab) -> None:

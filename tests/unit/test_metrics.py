@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import re
 import threading
@@ -23,8 +24,11 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, load
+from agent.datapath import bpf, overlay
 from agent.datapath.bird.values import BirdStatus, Session, State
+from agent.datapath.bpfcall import BpfError
 from agent.datapath.netns import NetnsLostError
+from agent.datapath.overlay import Count
 from agent.datapath.state import Bridge, NodeState, Route
 from agent.errors import CniError
 from agent.ipam.attachments import Attachments
@@ -219,6 +223,29 @@ def test_counters_begin_at_zero(parts: Parts) -> None:
         assert parts.value("reconcile_errors_total", what=kind) == 0
     assert parts.value("reconcile_errors_total", what="netlink") == 0
     assert parts.value("reconcile_duration_seconds_count") == 0
+
+
+def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf, "maps", lambda: None)
+    assert {parts.value("ebpf_packets_total", reason=reason) for reason in overlay.REASONS} == {0}
+    monkeypatch.setattr(bpf, "maps", lambda: {"counters": None})
+    counted = {**overlay.no_counters(), "drop_no_pod": Count(2, 120)}
+    monkeypatch.setattr(overlay, "counters", lambda _maps: counted)
+    assert parts.value("ebpf_packets_total", reason="drop_no_pod") == 2
+    assert parts.value("ebpf_bytes_total", reason="drop_no_pod") == 120
+    assert parts.report()["ebpf"]["drop_no_pod"] == {"packets": 2, "bytes": 120}
+
+    def refuse() -> None:
+        raise BpfError(errno.EPERM, "open pins")
+
+    monkeypatch.setattr(bpf, "maps", refuse)
+    assert parts.value("ebpf_packets_total", reason="drop_no_pod") is None
+    assert parts.value("nodes") == 0, "all else is told"
+
+
+def test_every_reason_has_its_words() -> None:
+    text = (REPO / "docs/modes/vxlan.md").read_text()
+    assert [reason for reason in overlay.REASONS if f"`{reason}`" not in text] == []
 
 
 ROUTE = Route(ipaddress.ip_network("10.244.2.0/24"), ipaddress.ip_address("192.0.2.2"), "eth0")
