@@ -1,0 +1,161 @@
+"""The guest's kernel: User Mode Linux from Debian's kernel source, built once a machine, about 4 minutes on two cores."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+Say = Callable[[str], None]
+
+FRAGMENT = Path(__file__).with_name("uml.frag")
+SOURCES = Path("/usr/src")
+ARCHIVE = re.compile(r"(linux-source-(\d+)\.(\d+))\.tar\.xz")
+SAY_EVERY = 60.0  # seconds
+MAKE = ("make", "ARCH=um", "-s")
+# In bytes. Linux before 6.13 has room for AVX-512 only: where the machine has AMX too, its first program cannot start.
+MENDED = ("arch/x86/um/user-offsets.c", "DEFINE_LONGS(HOST_FP_SIZE, 2696)", "DEFINE_LONGS(HOST_FP_SIZE, 16384)")
+
+
+class KernelError(RuntimeError):
+    """There is no kernel for the guest; says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Debian package with the source of a kernel."""
+
+    archive: Path
+    package: str
+    version: str
+
+
+def build(say: Say) -> Path:
+    """The kernel's program, from the cache where it is there. Raises KernelError."""
+    if os.uname().machine != "x86_64":
+        raise KernelError(f"User Mode Linux is not for {os.uname().machine}, only for x86_64")
+    origin = source()
+    folder = _cache() / f"uml-{_digest(origin)}"
+    kernel = folder / "linux"
+    with _alone(folder.with_suffix(".lock"), say):
+        if not kernel.exists():
+            unfinished = folder.with_suffix(".new")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                _build(origin, unfinished, say)
+                shutil.rmtree(folder, ignore_errors=True)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return kernel
+
+
+def source() -> Source:
+    """The newest kernel source that is installed. Raises KernelError."""
+    found = [(match, path) for path in SOURCES.glob("*") if (match := ARCHIVE.fullmatch(path.name))]
+    if not found:
+        raise KernelError(f"no linux-source-*.tar.xz in {SOURCES}: apt-get install linux-source")
+    match, archive = max(found, key=lambda one: (int(one[0][2]), int(one[0][3])))
+    return Source(archive, match[1], _output("dpkg-query", "-Wf", "${Version}", match[1]))
+
+
+def options(text: str) -> list[str]:
+    """The lines of a config that set something."""
+    return [line for line in text.splitlines() if line.startswith("CONFIG_")]
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _digest(origin: Source) -> str:
+    """What the kernel depends on."""
+    compiler = _output("gcc", "--version").splitlines()[0]
+    words = (FRAGMENT.read_text(), origin.package, origin.version, compiler, *MENDED)
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def _build(origin: Source, folder: Path, say: Say) -> None:
+    say(f"the guest's kernel is built, once a machine: {origin.package} {origin.version}, unpacking")
+    _output("tar", "-xf", str(origin.archive), "-C", str(folder))
+    tree = folder / origin.package
+    _mend(tree)
+    _configure(tree)
+    _compile(tree, folder / "make.log", say)
+    _output("strip", "-o", str(folder / "linux"), str(tree / "linux"))
+    (tree / ".config").rename(folder / "config")
+    shutil.rmtree(tree)
+
+
+def _mend(tree: Path) -> None:
+    name, old, new = MENDED
+    text = (tree / name).read_text()
+    (tree / name).write_text(text.replace(old, new))  # a newer source asks the machine, and needs no mending
+
+
+def _configure(tree: Path) -> None:
+    """All off but the fragment's options, which must all be there."""
+    _output(*MAKE, "allnoconfig", cwd=tree, env={**os.environ, "KCONFIG_ALLCONFIG": str(FRAGMENT)})
+    wanted = [line for line in options(FRAGMENT.read_text()) if not line.endswith("=n")]
+    missing = set(wanted) - set(options((tree / ".config").read_text()))
+    if missing:
+        raise KernelError(f"{tree.name} cannot set {', '.join(sorted(missing))}: mend {FRAGMENT}")
+
+
+def _compile(tree: Path, log: Path, say: Say) -> None:
+    """Make the kernel, and say now and then how far it is."""
+    jobs = len(os.sched_getaffinity(0))
+    say(f"compiling by {jobs} jobs")
+    with log.open("w") as words:
+        argv = (*MAKE, f"-j{jobs}", "linux")
+        make = subprocess.Popen(argv, cwd=tree, stdin=subprocess.DEVNULL, stdout=words, stderr=words)
+    try:
+        while _runs(make):
+            say(f"compiling: {sum(1 for _ in tree.rglob('*.o'))} object files")
+    finally:
+        make.terminate()
+    if make.returncode:
+        raise KernelError(f"{' '.join(argv)} failed:\n{log.read_text()[-2000:]}")
+
+
+def _runs(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(SAY_EVERY)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+@contextmanager
+def _alone(lock: Path, say: Say) -> Iterator[None]:
+    """Two that want the same kernel build it once."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("somebody else builds the guest's kernel: waiting for it")
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _output(*argv: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise KernelError(f"{argv[0]} is not installed") from error
+    if done.returncode:
+        raise KernelError(f"{' '.join(argv)} failed: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()
