@@ -62,7 +62,11 @@ def main() -> int:
     os.chdir(REPO)
     columns = str(shutil.get_terminal_size().columns)
     argv = rest if arguments.exec else command(rest)
-    environment = {"PYTHONPATH": str(REPO), "COLUMNS": columns, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        "PYTHONPATH": str(REPO),
+        "COLUMNS": columns,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     return guest.run(kernel, argv, within=arguments.within, say=say, environment=environment)
 
 

@@ -18,6 +18,7 @@ mount -t cgroup2 guest sys/fs/cgroup
 mount -t bpf guest sys/fs/bpf
 mount -t devtmpfs guest dev
 ln -s /proc/self/fd dev/fd
+for fd in 0:stdin 1:stdout 2:stderr; do ln -s "/proc/self/fd/${fd%:*}" "dev/${fd#*:}"; done
 mkdir dev/pts dev/shm
 mount -t devpts -o ptmxmode=0666 guest dev/pts
 for folder in dev/shm tmp var/tmp; do mount -t tmpfs -o mode=1777 guest $folder; done

@@ -20,8 +20,9 @@ CONFIG_HIGH_RES_TIMERS=y
 CONFIG_NO_HZ_IDLE=y
 CONFIG_UML_RANDOM=y
 
-# a task's registers with AVX-512 and AMX are 11 KB, and some copies lie on the stack
-CONFIG_KERNEL_STACK_ORDER=3
+# registers with AVX-512 and AMX are 11 KB, and a signal in a signal has three copies on the stack
+CONFIG_KERNEL_STACK_ORDER=4
+CONFIG_COMPACTION=y
 
 # what programs expect of any Linux
 CONFIG_PROC_FS=y
