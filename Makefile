@@ -21,6 +21,7 @@ BIN = $(VENV)/bin
 DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 bird2
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
 DEBS_BENCH := sockperf
+DEBS_KERNEL := linux-source make flex bison bc xz-utils
 DEBS_E2E := etcd-server containerd runc busybox-static iptables conntrack openssl curl kmod prometheus
 
 .PHONY: help
@@ -39,8 +40,9 @@ build/.debs: WANTED = $(DEBS)
 build/.debs-image: WANTED = $(DEBS_IMAGE)
 build/.debs-e2e: WANTED = $(DEBS_E2E)
 build/.debs-bench: WANTED = $(DEBS_BENCH)
+build/.debs-kernel: WANTED = $(DEBS_KERNEL)
 # Packages of services are wanted for their programs: policy-rc.d keeps them from being started.
-build/.debs build/.debs-image build/.debs-e2e build/.debs-bench: Makefile
+build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-kernel: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(WANTED); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
@@ -73,6 +75,10 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests
 	@$(BIN)/pytest tests/netns tests/lab
+
+.PHONY: test-kernel
+test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kernel with ipip, ipvlan, macvlan (User Mode Linux; TESTS=)
+	@$(BIN)/python -m tests.kernel $(TESTS)
 
 .PHONY: demo
 demo: deps plugin build/ebpf/.done ## nodes, pods and who reaches whom (NODES=3 MODE=host-gw PODS=1 KEEP=)

@@ -1,4 +1,4 @@
-"""`python -m tests.kernel [pytest's arguments]`: tests in a guest with a kernel that has what this machine's may lack."""
+"""`python -m tests.kernel [pytest's arguments]`: tests on a kernel that has what this machine's may lack."""
 
 from __future__ import annotations
 
@@ -60,13 +60,11 @@ def main() -> int:
         print(f"no kernel for the guest: {error}", file=sys.stderr)
         return EXIT_NO_KERNEL
     os.chdir(REPO)
+    plain = {} if sys.stdout.isatty() else {"NO_COLOR": "1"}
     columns = str(shutil.get_terminal_size().columns)
     argv = rest if arguments.exec else command(rest)
-    environment = {
-        "PYTHONPATH": str(REPO),
-        "COLUMNS": columns,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PYTHONPATH": str(REPO), "COLUMNS": columns, "PATH": path, **plain}
     return guest.run(kernel, argv, within=arguments.within, say=say, environment=environment)
 
 

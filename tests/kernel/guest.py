@@ -22,8 +22,9 @@ MARK = "TESTCNI_GUEST"
 """Set in the environment of all that runs in a guest."""
 MEMORY = 3 << 30
 CRASHED, TIMED_OUT = 125, 124
-# The guest's processes are real ones that its kernel traces: without it they would go on as root of this machine. A PID
-# namespace whose first process dies takes all of them along, and it dies with whoever started the guest.
+DONE = "guest: the command has ended"
+# Its processes are real ones, traced by its kernel; untraced they would go on as root of this machine. The end of
+# a PID namespace ends them all at once, and its first process dies with whoever started the guest.
 CAGE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 HOLDER = ("sh", "-c", '"$@"; exit $?', "sh")
 
@@ -71,6 +72,7 @@ def _write_init(path: Path, argv: Sequence[str], environment: Mapping[str, str])
     values = {**environment, "FOLDER": str(Path.cwd())}
     lines = [f"export {key}={shlex.quote(value)}" for key, value in values.items() if key.isidentifier()]
     lines += [f"COMMAND={shlex.quote(shlex.join(argv))}", f"SHARED={shlex.quote(' '.join(shared_paths()))}"]
+    lines += [f"DONE={shlex.quote(DONE)}"]
     path.touch(mode=0o700)
     path.write_text("\n".join(["#!/bin/sh", *lines, INIT.read_text()]))
 
@@ -107,7 +109,7 @@ def _judge(code: int, log: str, within: float, say: Say) -> int:
     """The exit code; where it is not the command's, the kernel's last words are told."""
     if code == TIMED_OUT:
         say(f"the guest was ended: not done within {within:.0f} s")
-    elif code == CRASHED or code < 0 or "Kernel panic" in log:
+    elif DONE not in log or "Kernel panic" in log:
         code = CRASHED
         say("the guest crashed")
     else:

@@ -1,4 +1,4 @@
-# PID 1 of the guest, on the machine's root by hostfs, read-only. Before it: the environment, the folder, DIR, COMMAND, SHARED.
+# PID 1 of the guest, on the machine's root by hostfs, read-only. Before it: the environment, the folder, COMMAND, SHARED, DONE.
 # tty0 is the kernel's and the runner's log, tty1 what the command says.
 set -e
 mount -t proc guest /proc
@@ -40,3 +40,4 @@ cd "$FOLDER"
 set +e
 (eval "$COMMAND")
 echo $? > /proc/exitcode
+echo "$DONE" > /dev/tty0

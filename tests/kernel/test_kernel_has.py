@@ -23,7 +23,7 @@ def kind(namespace: str, device: str) -> str:
 def test_a_device_can_be_made(nets: Nets, wanted: str) -> None:
     nets.add("one")
     ip("-n", "one", "link", "add", "it", "type", *wanted.split())
-    assert kind("one", "it") == wanted.split()[0]
+    assert kind("one", "it") == wanted.split(maxsplit=1)[0]
 
 
 @pytest.mark.parametrize("wanted", ON_A_PARENT)
@@ -32,7 +32,7 @@ def test_a_device_can_be_made_on_a_parent(nets: Nets, parent: str, wanted: str) 
     nets.add("one")
     ip("-n", "one", "link", "add", "parent", "type", parent)
     ip("-n", "one", "link", "add", "it", "link", "parent", "type", *wanted.split())
-    assert kind("one", "it") == wanted.split()[0]
+    assert kind("one", "it") == wanted.split(maxsplit=1)[0]
 
 
 def test_a_namespace_has_the_ipip_device_that_takes_from_anybody(nets: Nets) -> None:
@@ -56,5 +56,5 @@ def test_netem_delays(nets: Nets) -> None:
 
 def test_the_machines_root_is_there_and_cannot_be_changed() -> None:
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    assert ["overlay"] == [words[2] for words in mounts if words[1] == "/"]
+    assert [words[2] for words in mounts if words[1] == "/"] == ["overlay"]
     assert [words for words in mounts if words[2] == "hostfs"] == []

@@ -1,4 +1,4 @@
-"""The guest's kernel: User Mode Linux from Debian's kernel source, built once a machine, about 4 minutes on two cores."""
+"""The guest's kernel: User Mode Linux from Debian's kernel source, built once a machine (4 minutes)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCES = Path("/usr/src")
 ARCHIVE = re.compile(r"(linux-source-(\d+)\.(\d+))\.tar\.xz")
 SAY_EVERY = 60.0  # seconds
 MAKE = ("make", "ARCH=um", "-s")
-# In bytes. Linux before 6.13 has room for AVX-512 only: where the machine has AMX too, its first program cannot start.
+# Bytes of registers: before Linux 6.13 enough for AVX-512 only, and with AMX in the machine no program can start.
 MENDED = ("arch/x86/um/user-offsets.c", "DEFINE_LONGS(HOST_FP_SIZE, 2696)", "DEFINE_LONGS(HOST_FP_SIZE, 12288)")
 
 

@@ -1,0 +1,74 @@
+"""The runner of guests, with a program in the place of the kernel: what it makes of every way to end."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kernel import __main__ as tier
+from tests.kernel import guest, uml
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a guest's PID namespace needs root")
+
+
+def run(tmp_path: Path, script: str, within: float = 20) -> tuple[int, str, str]:
+    """The exit code, what the guest said, and what the runner said."""
+    kernel = tmp_path / "linux"
+    kernel.write_text(f"#!/bin/sh\n{script}\n")
+    kernel.chmod(0o755)
+    out, said = io.BytesIO(), list[str]()
+    code = guest.run(kernel, ["true"], within=within, say=said.append, out=out)
+    return code, out.getvalue().decode(), "\n".join(said)
+
+
+@pytest.mark.parametrize("code", [0, 1, 5])
+def test_the_commands_exit_code_is_passed_on(tmp_path: Path, code: int) -> None:
+    got, out, said = run(tmp_path, f"echo Linux 1; printf 'a\\nb'; echo {guest.DONE} >&2; exit {code}")
+    assert (got, out) == (code, "a\nb")
+    assert said.startswith("Linux 1 booted in 0.")
+
+
+def test_a_panic_is_told_and_no_success(tmp_path: Path) -> None:
+    got, _, said = run(tmp_path, f"echo {guest.DONE} >&2; echo Kernel panic - not syncing: why >&2; exit 0")
+    assert got == guest.CRASHED
+    assert "Kernel panic - not syncing: why" in said
+
+
+def test_a_kernel_that_dies_is_a_crash(tmp_path: Path) -> None:
+    assert run(tmp_path, "echo Linux 1; kill -SEGV $$")[0] == guest.CRASHED
+
+
+def test_a_guest_that_says_it_is_well_without_booting_is_a_crash(tmp_path: Path) -> None:
+    assert run(tmp_path, "exit 0")[0] == guest.CRASHED
+
+
+@pytest.mark.parametrize("script", ["echo Linux 1; sleep 77", "sleep 77", "exec >&- ; sleep 77"])
+def test_a_guest_that_hangs_is_ended_with_all_its_processes(tmp_path: Path, script: str) -> None:
+    began = time.monotonic()
+    got, _, said = run(tmp_path, f"setsid sleep 7.7e1 & {script}", within=0.5)
+    assert got == guest.TIMED_OUT
+    assert "not done within" in said
+    assert time.monotonic() - began < 8
+    time.sleep(0.1)
+    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if b"7.7e1" in _read(one)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def test_the_default_selection_is_there() -> None:
+    assert "tests/kernel" in tier.selection()
+    assert all((uml.FRAGMENT.parents[2] / one.partition("::")[0]).exists() for one in tier.selection())
+
+
+def test_an_option_is_asked_for_once() -> None:
+    names = [line.partition("=")[0] for line in uml.options(uml.FRAGMENT.read_text())]
+    assert len(names) == len(set(names))
