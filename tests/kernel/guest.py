@@ -51,7 +51,7 @@ def run(
         with process:
             try:
                 ended = _pump(process, out or sys.stdout.buffer, began, within, say)
-                code = process.wait(5) if ended else TIMED_OUT
+                code = process.wait(2) if ended else TIMED_OUT
             except subprocess.TimeoutExpired:
                 code = TIMED_OUT
             finally:
@@ -95,14 +95,20 @@ def _pump(process: subprocess.Popen[bytes], out: BinaryIO, began: float, within:
             return True
         if not greeted:
             first += data
-            greeting, greeted_, data = first.partition(b"\n")
-            if not greeted_:
-                continue
-            greeted = True
-            say(f"{greeting.decode(errors='replace')} booted in {time.monotonic() - began:.1f} s")
+            greeted = b"\n" in first
+            data = _greet(first, time.monotonic() - began, say) if greeted else b""
         out.write(data)
         out.flush()
     return False
+
+
+def _greet(said: bytes, took: float, say: Say) -> bytes:
+    """Tell that the guest is up; what it said besides. Something else comes first where its set-up failed."""
+    greeting, _, rest = said.partition(b"\n")
+    if not greeting.startswith(b"Linux "):
+        return said
+    say(f"{greeting.decode(errors='replace')} booted in {took:.1f} s")
+    return rest
 
 
 def _judge(code: int, log: str, within: float, say: Say) -> int:

@@ -257,13 +257,6 @@ def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
     assert time.monotonic() - began > 0.25
 
 
-def test_no_mode_but_those_built(tmp_path: Path) -> None:
-    host, pod = Host(tmp_path), Pod("c1")
-    with pytest.raises(CniError, match="'ipip' is not built yet") as caught:
-        host.add(pod, {**CONF, "mode": "ipip"})
-    assert caught.value.code == Code.INVALID_CONFIG
-
-
 def test_a_node_without_addresses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.3)
     host, pod = Host(tmp_path, []), Pod("c1")
