@@ -55,7 +55,7 @@ def test_what_was_installed(cluster: Cluster) -> None:
         assert state["plugins"].split() == ["bandwidth", "loopback", "portmap", "testcni"]
         assert state["confs"].split() == ["05-testcni.conflist"]
         conflist = json.loads(node.machine.exec("cat", "/etc/cni/net.d/05-testcni.conflist").stdout)
-        assert conflist["plugins"][0] == {"type": "testcni", "mode": cluster.mode}
+        assert conflist["plugins"][0]["mode"] == cluster.mode
         listed = node.machine.exec("stat", "-c", "%a %n", "/run/testcni/agent.sock", "/run/testcni").stdout
         assert listed.split() == ["600", "/run/testcni/agent.sock", "755", "/run/testcni"]
 
