@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.lab import matrix, talk
-from tests.lab.lab import VXLAN_CONF, Lab, OwnConf, Pod, lab, shared_conf
+from tests.lab.lab import VXLAN_CONF, Lab, LabNode, OwnConf, Pod, lab, shared_conf
 from tests.lab.runner import Conf, RunnerError, load
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import Space
@@ -147,19 +147,27 @@ def test_datagrams_in_pieces(served: tuple[Lab, dict[str, Pod]], size: int) -> N
     assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
 
 
+def links_in(node: LabNode, name: str) -> list[str]:
+    """The links of a namespace; some kernels put tunnels into each."""
+    return [link["ifname"] for link in json.loads(node.space.exec("ip", "-j", "-n", name, "link").stdout)]
+
+
+def proxied(node: LabNode) -> str:
+    """The addresses that the node answers ARP for."""
+    return node.space.exec("ip", "neigh", "show", "proxy").stdout
+
+
 def test_a_del_leaves_nothing_neither_here_nor_in_the_pod(three: Lab) -> None:
     node = three.nodes[0]
     node.add_netns("c1")
-    before = net_state(node, neighbours=True)
+    empty, before, proxies = links_in(node, "c1"), net_state(node), proxied(node)
     for _ in range(2):
         node.runner.add(node.conf(), "c1", "/run/netns/c1")
-        inside = node.space.exec("ip", "-n", "c1", "-br", "link").stdout.split()
-        assert "lo" in inside
-        assert len([word for word in inside if "@" in word]) == 2
+        assert len(links_in(node, "c1")) == len(empty) + 2
         node.runner.delete(node.conf(), "c1", "/run/netns/c1")
-        assert node.space.exec("ip", "-n", "c1", "-br", "link").stdout.count("\n") == 1
-    node.path("/var/lib/cni").mkdir(exist_ok=True)
-    assert [line for line in difference(before, net_state(node, neighbours=True)) if "cni" in line] == []
+        assert links_in(node, "c1") == empty
+    assert difference(before, net_state(node)) == []
+    assert proxied(node) == proxies
 
 
 def test_kill_9_amid_adds_then_gc_leaves_nothing(three: Lab) -> None:
@@ -168,7 +176,7 @@ def test_kill_9_amid_adds_then_gc_leaves_nothing(three: Lab) -> None:
     conf = Conf(conf.name, "1.1.0", conf.plugins, conf.path)
     names = [f"p{number}" for number in range(60)]
     node.space.batch([f"netns add {name}" for name in names])
-    before = net_state(node)
+    empty, before, proxies = links_in(node, names[0]), net_state(node), proxied(node)
     done: list[str] = []
     failed: list[str] = []
     work = iter(names)
@@ -198,8 +206,8 @@ def test_kill_9_amid_adds_then_gc_leaves_nothing(three: Lab) -> None:
     assert len({a.result["ips"][0]["address"] for a in node.runner.cache.all(conf.name)}) == len(names)
     node.runner.collect(conf, [])
     assert difference(before, net_state(node)) == []
-    left = [name for name in names if node.space.exec("ip", "-n", name, "-br", "link").stdout.count("\n") != 1]
-    assert left == []
+    assert [name for name in names if links_in(node, name) != empty] == []
+    assert proxied(node) == proxies
 
 
 @pytest.mark.parametrize("way", ON_THE_SUBNET, ids="-".join)
@@ -243,6 +251,33 @@ def test_pods_of_another_mode_on_the_same_nodes(way: tuple[str, str]) -> None:
         }
     assert len(seen) == 8
     assert not [pair for pair, answer in seen.items() if not answer.startswith("1")], seen
+
+
+def test_nodes_claim_blocks_of_a_pool_on_their_subnet() -> None:
+    if why := lacks("macvlan"):
+        pytest.skip(why)
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "testcni",
+        "type": "testcni",
+        "mode": "macvlan",
+        "subnet": "172.18.0.0/16",
+    }
+    with lab(3, conf=conf, pod_cidrs=False, agents=False) as it:
+        it.put("lan", {
+            "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": "lan"},
+            "spec": {"cidr": "172.18.9.0/27", "blockSize": 29},
+        })  # fmt: skip
+        it.each(lambda node: node.start_agent())
+        it.each(LabNode.wait_ready)
+        it.each(lambda node: node.add_pod(f"{node.name}-0"))
+        for number in range(1, 9):
+            it.nodes[0].add_pod(f"node1-{number}")  # one more than a block has
+        addresses = {pod.address for node in it.nodes for pod in node.pods.values()}
+        assert len(addresses) == 11
+        assert {address.rpartition(".")[0] for address in addresses} == {"172.18.9"}
+        assert len(list(it.datastore.glob("ipblock-172-18-9-*.yaml"))) == 4
+        assert [reach for reach in matrix.measure(*matrix.ends(it)) if reach.ms is None] == []
 
 
 def test_without_routes_of_the_netconf_all_but_the_subnet_goes_through_the_node() -> None:
