@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
 from agent.model import IPBlock, IPPool
 from tests.netns.node import MACVLAN, Host, Pod, command, net
@@ -102,6 +103,28 @@ def test_a_master_without_addresses(tmp_path: Path) -> None:
     host.reconciler.drifted()
     assert host.add(pod)["ips"] == [{"address": "198.51.100.10/24", "gateway": "198.51.100.1", "interface": 1}]
     assert pod.reaches("192.0.2.1")
+
+
+@pytest.mark.parametrize("mode", ["private", "vepa"])
+def test_modes_of_macvlan(tmp_path: Path, mode: str) -> None:
+    _, pod, _ = added(tmp_path, linkMode=mode)
+    assert pod.json("-d", "link", "show", "eth0")[0]["linkinfo"]["info_data"]["mode"] == mode
+    assert pod.reaches("192.0.2.1")
+
+
+def test_passthru_gives_one_pod_the_parent_and_its_mac(tmp_path: Path) -> None:
+    command("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    command("ip", "link", "set", "lan0", "up")
+    host, pod, result = added(tmp_path, linkMode="passthru", master="lan0")
+    parent = next(link for link in rtnl.links(links.host()) if link.name == "lan0")
+    assert result["interfaces"][-1]["mac"] == parent.mac
+    before = host.state()
+    with pytest.raises(CniError, match="create macvlan"):
+        host.add(Pod("c2"))
+    assert host.state() == before
+    assert pod.reaches("192.0.2.1")
+    host.delete(pod)
+    assert parent == next(link for link in rtnl.links(links.host()) if link.name == "lan0")
 
 
 @pytest.mark.parametrize(
