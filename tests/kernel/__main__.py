@@ -47,7 +47,9 @@ def command(arguments: list[str]) -> list[str]:
 
 def main() -> int:
     """Exit codes: the command's; 3 no kernel, 5 no test passed, 124 not in time, 125 the guest crashed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kernel", epilog="All else is for pytest.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernel", epilog="All else is for pytest.", allow_abbrev=False
+    )
     parser.add_argument("--within", type=float, default=WITHIN, metavar="SECONDS", help="the guest's life")
     parser.add_argument("--exec", action="store_true", help="run another command than pytest: --exec COMMAND...")
     arguments, rest = parser.parse_known_args()
