@@ -27,7 +27,7 @@ def test_a_device_can_be_made(nets: Nets, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", ON_A_PARENT)
-@pytest.mark.parametrize("parent", ["dummy", "veth", "bridge", "bond"])
+@pytest.mark.parametrize("parent", ["veth", "bond"])
 def test_a_device_can_be_made_on_a_parent(nets: Nets, parent: str, wanted: str) -> None:
     nets.add("one")
     ip("-n", "one", "link", "add", "parent", "type", parent)
@@ -42,7 +42,7 @@ def test_a_namespace_has_the_ipip_device_that_takes_from_anybody(nets: Nets) -> 
 
 @pytest.mark.parametrize("family", ["inet", "ip", "ip6", "arp", "bridge", "netdev"])
 def test_nft_has_a_family(family: str) -> None:
-    script = f"table {family} probe {{ chain none {{ counter accept; }} }}\ndelete table {family} probe\n"
+    script = f"table {family} probe {{ chain none {{ counter accept; }}; }}\ndelete table {family} probe\n"
     done = subprocess.run(("nft", "-f", "-"), input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
