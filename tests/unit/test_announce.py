@@ -102,7 +102,8 @@ def test_what_solves_itself_at_once_is_no_event(told: Told) -> None:
 def test_a_flood_of_problems_is_no_flood_of_events(told: Told) -> None:
     problems = tuple(Problem(f"node {n}", "is bad", "mend it") for n in range(100))
     told.status.publish(NodeStatus(problems=problems))
-    time.sleep(0.6)
+    eventually(lambda: len(told.all("POST")) == announce.EVENTS_AT_ONCE)
+    time.sleep(0.3)
     assert len(told.all("POST")) == announce.EVENTS_AT_ONCE
 
 
