@@ -82,6 +82,7 @@ class Problem:
 HOST_GW = "host-gw"
 VXLAN = "vxlan"
 IPIP = "ipip"
+EBPF, KERNEL = BACKENDS = ("ebpf", "kernel")  # of the mode vxlan
 VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had a number of its own (4789)
 ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
 IPVLAN, MACVLAN = "ipvlan", "macvlan"
@@ -121,6 +122,8 @@ class Network:
     """The subnet's router; None: the parent's own."""
     via_host: tuple[Subnet, ...] = ()
     """What pods of ipvlan and macvlan reach through their node: Services, pods of other networks."""
+    vxlan_backend: str = EBPF
+    """Who carries packets (mode vxlan): eBPF programs, or the kernel's stack and its own vxlan."""
 
     @property
     def shared(self) -> bool:

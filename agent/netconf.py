@@ -17,6 +17,8 @@ from agent import cniargs
 from agent.errors import CniError, Code, invalid_config
 from agent.model import (
     ALWAYS,
+    BACKENDS,
+    EBPF,
     ENCAPSULATIONS,
     HOST_GW,
     LINK_MODES,
@@ -149,6 +151,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         link_mode=fields.take("linkMode", _string, ""),
         gateway=ipam.take("gateway", address, None),
         via_host=fields.take("viaHost", _subnets, ()),
+        vxlan_backend=fields.take("vxlanBackend", _backend, EBPF),
     )
     network = _with_parent(network, via_host="viaHost" in doc)
     _check_range(network)
@@ -210,6 +213,12 @@ def _name(where: str, value: object) -> str:
 def _mode(where: str, value: object) -> str:
     if value not in MODES:
         raise invalid_config(where, value, ", ".join(MODES))
+    return str(value)
+
+
+def _backend(where: str, value: object) -> str:
+    if value not in BACKENDS:
+        raise invalid_config(where, value, ", ".join(BACKENDS))
     return str(value)
 
 

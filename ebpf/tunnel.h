@@ -5,12 +5,15 @@
 
 #include "common.h"
 
-/* Every vxlan device of ours has the first MAC, so none has to be learned, and every packet comes from the second:
- * the kernel takes a packet from a device's own MAC for an echo and drops it (vxlan_set_mac).
+/* The MAC of a vxlan device of ours follows from its node's address, so none has to be learned, and every packet comes
+ * from one that no device has: the kernel takes a packet from a device's own MAC for an echo (vxlan_set_mac).
  */
-static const __u8 macs[2 * ETH_ALEN] = {
-	0x0e, 0x76, 0x78, 0x6c, 0x61, 0x6e, // TUNNEL_MAC in agent/datapath/overlay.py
-	0x0a, 0x76, 0x78, 0x6c, 0x61, 0x6e,
+struct tunnel_macs {
+	__u16 align;
+	__u8 prefix[2]; // TUNNEL_MAC_PREFIX in agent/datapath/overlay.py
+	__be32 node;
+	__u8 source[ETH_ALEN];
+	__u16 end;
 };
 
 INLINE int encapsulate(struct __sk_buff *skb, struct config *config_, __be32 node)
@@ -21,8 +24,13 @@ INLINE int encapsulate(struct __sk_buff *skb, struct config *config_, __be32 nod
 		.local_ipv4 = bpf_ntohl(config_->node), // peers know no other address of ours
 		.tunnel_ttl = 64,
 	};
+	struct tunnel_macs macs = {
+		.prefix = { 0x0e, 0x76 },
+		.node = node,
+		.source = { 0x0a, 0x76, 0x78, 0x6c, 0x61, 0x6e },
+	};
 
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) < 0)
+	if (bpf_skb_store_bytes(skb, 0, macs.prefix, 2 * ETH_ALEN, 0) < 0)
 		return -1;
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX) == 0)
 		return 0;

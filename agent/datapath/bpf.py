@@ -226,11 +226,7 @@ def _refused(what: str) -> BpfError:
     number = ctypes.get_errno() or errno.EINVAL
     lines = [line for text in _said.lines for line in text.splitlines() if line.strip()]
     words = "\n".join(lines[-LOG_LINES:])
-    remedy = (
-        ""
-        if number in bpfcall.REMEDIES
-        else "report it with `uname -r`; option vxlanBackend: kernel does without eBPF"
-    )
+    remedy = "" if number in bpfcall.REMEDIES else "report it with `uname -r`"
     return BpfError(number, f"{what}: {os.strerror(number)}\n{words}".rstrip(), remedy)
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.datapath.bpfcall import Map
 from agent.datapath.rtnl import mac_bytes
 
-TUNNEL_MAC = "0e:76:78:6c:61:6e"  # of every vxlan device of ours: macs in ebpf/tunnel.h
+TUNNEL_MAC_PREFIX = "0e:76"  # of every vxlan device of ours; the node's address follows: ebpf/tunnel.h
 GATEWAY = IPv4Address("169.254.1.1")  # of every pod; on no interface: veth_ingress answers for it
 SAMPLE = 63  # one drop of 64 of a kind, on each CPU, is told in an event
 
@@ -68,6 +68,11 @@ class Count:
 
     packets: int
     bytes: int
+
+
+def tunnel_mac(node: IPv4Address) -> str:
+    """The MAC of a node's vxlan device: known to all who know the node's address."""
+    return f"{TUNNEL_MAC_PREFIX}:{node.packed.hex(':')}"
 
 
 def configure(maps: Mapping[str, Map], config: Config) -> bool:

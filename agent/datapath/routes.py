@@ -65,7 +65,9 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
 
 
 def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:
-    return rtnl.KernelRoute(route.dst, route.gateway, indexes.get(route.device, 0), route.metric)
+    return rtnl.KernelRoute(
+        route.dst, route.gateway, indexes.get(route.device, 0), route.metric, onlink=route.onlink
+    )
 
 
 def _problem(route: Route, what: str, remedy: str = "see `ip route` on this node") -> Problem:

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from agent.datapath import netlink
 from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, NetlinkError, Request
@@ -32,10 +33,11 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6
 RTNH_F_ONLINK = 4
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-RTPROT_BOOT = 3
+RTPROT_BOOT, RTNH_F_ONLINK = 3, 4
 IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
-IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_COLLECT_METADATA = 7, 15, 25
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
+IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_COLLECT_METADATA = 18, 25
 IFLA_INET_CONF, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_RP_FILTER = 1, 3, 8
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 29, 30, 1, 2, 0x80
 
@@ -170,13 +172,21 @@ def set_up(name: str, alias: str, switches: Mapping[int, int] | None = None) -> 
     return Request(RTM_NEWLINK, 0, payload, f"set up link {name}")
 
 
-def create_vxlan(name: str, mac: str, port: int, mtu: int) -> Request:
-    """A vxlan device that asks its programs where each packet goes: no identifier, peers, learning or ARP."""
-    data = (
-        netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
-        + netlink.u8(IFLA_VXLAN_LEARNING, 0)
-        + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
-    )
+def create_vxlan(
+    name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Address] | None = None
+) -> Request:
+    """A vxlan device without learning and ARP.
+
+    With `plain`, its VNI and the node's address, it looks peers up in its forwarding entries; else it asks its
+    programs where each packet goes.
+    """
+    data = netlink.u8(IFLA_VXLAN_LEARNING, 0) + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
+    if plain:
+        vni, node = plain
+        data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
+        data += netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
+    else:
+        data += netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
     payload = (
         IFINFO.pack(0, 0, 0, IFF_NOARP, IFF_NOARP)
         + netlink.text(IFLA_IFNAME, name)
@@ -246,16 +256,9 @@ def delete_address(index: int, address: Address, prefix: int) -> Request:
 
 def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
     scope = RT_SCOPE_UNIVERSE if route.gateway or route.dst.version == 6 else RT_SCOPE_LINK
+    hop = RTNH_F_ONLINK if route.onlink else 0
     payload = RTMSG.pack(
-        family(route.dst),
-        route.dst.prefixlen,
-        0,
-        0,
-        RT_TABLE_MAIN,
-        protocol,
-        scope,
-        RTN_UNICAST,
-        RTNH_F_ONLINK if route.onlink else 0,
+        family(route.dst), route.dst.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, hop
     ) + netlink.u32(RTA_OIF, route.index)
     if route.source:
         payload += netlink.attribute(RTA_PREFSRC, route.source.packed)

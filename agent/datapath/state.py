@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath.bird.values import BirdConfig
-from agent.model import Address, Problem, Subnet, Uplink
+from agent.model import EBPF, Address, Problem, Subnet, Uplink
 
 # How testcni's own things are known in the kernel: by mark, never by memory.
 ROUTE_PROTOCOL = 84  # 'T': free in iproute2's rt_protos
@@ -55,6 +55,11 @@ class Route:
     gateway: Address | None
     device: str
     metric: int = 0
+
+    @property
+    def onlink(self) -> bool:
+        """Whether the gateway is behind the device though no address of the device says so."""
+        return self.gateway is not None and self.device == TUNNEL
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
@@ -108,6 +113,7 @@ class Overlay:
     """Blocks of pods and the addresses of their nodes, this node's included."""
     nodes: frozenset[IPv4Address] = frozenset()
     """Addresses that tunnels may come from."""
+    backend: str = EBPF
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +210,8 @@ def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, f
         addresses=one.addresses | other.addresses,
         blocks=one.blocks | other.blocks,
         nodes=one.nodes | other.nodes,
+        # pods of the backend kernel need no programs, so they work on a tunnel that has some
+        backend=EBPF if EBPF in (one.backend, other.backend) else one.backend,
     )
     return both, frozenset()
 

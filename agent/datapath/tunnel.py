@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, links, overlay, rtnl, tc
+from agent.datapath import bpf, fdb, links, overlay, rtnl, tc
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
 from agent.datapath.netlink import Netlink, NetlinkError, Request
-from agent.datapath.overlay import TUNNEL_MAC, Config, Endpoint
+from agent.datapath.overlay import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
-from agent.model import Problem
+from agent.model import KERNEL, Problem
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ _done = _Done()
 
 def is_ours(link: Link) -> bool:
     """Whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
-    return link.kind == "vxlan" and (link.mac == TUNNEL_MAC or link.alias.startswith(TUNNEL_ALIAS))
+    marked = link.mac.startswith(TUNNEL_MAC_PREFIX) or link.alias.startswith(TUNNEL_ALIAS)
+    return link.kind == "vxlan" and link.name == TUNNEL and marked
 
 
 def sync(
@@ -56,15 +57,28 @@ def sync(
             f"delete it: ip link del {TUNNEL}",
         )
         return [Problem(f"device {TUNNEL}", what, remedy)]
+    if wanted.backend == KERNEL:
+        index = _device(nl, wanted, device).index
+        sync_addresses(nl, index, wanted.addresses, addresses)
+        if changed := fdb.sync(nl, index, {node for _block, node in wanted.blocks} - {wanted.node}):
+            log.info("overlay: %d neighbours and forwarding entries changed", changed)
+        return []
     try:
         loaded = bpf.current() or bpf.load()
-        index = _ensure(nl, wanted, device, loaded)
+        index = _device(nl, wanted, device, loaded).index
         put, removed = overlay.sync_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
     except BpfError as error:
-        return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
+        remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
+        return [Problem("eBPF", str(error).replace("\n", "; "), remedy)]
     if put or removed:
         log.info("overlay: %d entries set, %d deleted", put, removed)
     sync_addresses(nl, index, wanted.addresses, addresses)
+    _sync_programs(nl, loaded, verify=verify)
+    return []
+
+
+def _sync_programs(nl: Netlink, loaded: Loaded, *, verify: bool) -> None:
+    """The programs of pods are those loaded, and none of an earlier version is kept."""
     fresh = _done.settled is not loaded
     if fresh:
         _recover(nl, loaded)
@@ -75,30 +89,33 @@ def sync(
         log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
         for path in bpf.retire():
             log.info("eBPF pins removed: %s", path)
-    return []
 
 
-def _ensure(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded) -> int:
-    """The device with its programs, up; its index. It is not up before they are there."""
+def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | None = None) -> Link:
+    """The device, up, with its programs if it has some. It is not up before they are there."""
+    plain, mac = (wanted.vni, wanted.node) if wanted.backend == KERNEL else None, tunnel_mac(wanted.node)
     alias = f"{TUNNEL_ALIAS} {wanted.port}"
-    if device and device.alias != alias:  # the port of a device can't be changed
+    if plain:
+        alias = f"{alias} vni {wanted.vni} local {wanted.node}"
+    if device and device.alias != alias:  # what the alias says of a device can't be changed
         links.delete(nl, TUNNEL)
         device = None
     if device is None:
-        nl.request(rtnl.create_vxlan(TUNNEL, TUNNEL_MAC, wanted.port, wanted.mtu))
+        nl.request(rtnl.create_vxlan(TUNNEL, mac, wanted.port, wanted.mtu, plain))
         device = rtnl.link(nl, TUNNEL)
         if device is None:
             raise NetlinkError(errno.ENODEV, f"device {TUNNEL} has vanished")
         log.info("device %s made: port %d, MTU %d", TUNNEL, wanted.port, wanted.mtu)
-    overlay.configure(loaded.maps, Config(wanted.node, wanted.vni, wanted.port, device.index))
-    tc.ensure(
-        nl,
-        device.index,
-        {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
-    )
-    if (device.alias, device.mac, device.mtu, device.up) != (alias, TUNNEL_MAC, wanted.mtu, True):
-        nl.request(rtnl.set_link(device.index, TUNNEL_MAC, wanted.mtu), rtnl.set_up(TUNNEL, alias))
-    return device.index
+    if loaded:
+        overlay.configure(loaded.maps, Config(wanted.node, wanted.vni, wanted.port, device.index))
+        tc.ensure(
+            nl,
+            device.index,
+            {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
+        )
+    if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
+        nl.request(rtnl.set_link(device.index, mac, wanted.mtu), rtnl.set_up(TUNNEL, alias))
+    return device
 
 
 def sync_addresses(
@@ -121,6 +138,8 @@ def _recover(nl: Netlink, loaded: Loaded) -> None:
         address = route.dst.network_address
         mac = macs.get((route.index, address))
         if not mac or route.index not in ends or not isinstance(address, IPv4Address) or address in known:
+            continue
+        if not tc.attached(nl, route.index, "ingress"):  # of the backend kernel
             continue
         overlay.put_pod(loaded.maps, address, Endpoint(route.index, mac, ends[route.index].mac))
         log.warning("pod %s was not known to the eBPF programs", address)

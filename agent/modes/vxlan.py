@@ -1,7 +1,11 @@
-"""vxlan: pods with a /32 each; eBPF programs carry packets between them, on a node and through a tunnel."""
+"""vxlan: pods with a /32 each; eBPF programs carry packets between them, on a node and through a tunnel.
+
+With the backend `kernel`, the stack and the kernel's own vxlan do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import bpf, links, overlay, rtnl, tc, tunnel
@@ -11,7 +15,7 @@ from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment
-from agent.model import Address, Node, Problem
+from agent.model import EBPF, KERNEL, Address, Node, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
@@ -52,8 +56,9 @@ class Vxlan:
                 frozenset(IPv4Address(int(allocator.gateway(block))) for block in own),
                 frozenset(owners.items()),
                 _senders(view),
+                view.network.vxlan_backend,
             ),
-            routes=frozenset(Route(block, None, TUNNEL, LAST if block in own else 0) for block in owners),
+            routes=_routes(view, own, owners),
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=common.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
@@ -62,7 +67,7 @@ class Vxlan:
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
-        nl, (loaded, device) = links.host(), _ready()
+        nl, (loaded, device) = links.host(), _ready(attachment)
         address, mtu, host_mac = (
             common.routed_address(attachment),
             attachment.network.mtu or device.mtu,
@@ -82,8 +87,9 @@ class Vxlan:
         port = rtnl.link(nl, attachment.link)
         if port is None:
             raise NodeNotReadyError(f"{attachment.link} has vanished")
-        tc.attach(nl, port.index, tunnel.pod_programs(loaded))
-        overlay.put_pod(loaded.maps, address, Endpoint(port.index, attachment.mac, host_mac))
+        if loaded:
+            tc.attach(nl, port.index, tunnel.pod_programs(loaded))
+            overlay.put_pod(loaded.maps, address, Endpoint(port.index, attachment.mac, host_mac))
         nl.request(
             rtnl.set_up(attachment.link, common.alias(attachment)),
             rtnl.add_neighbour(port.index, address, attachment.mac),
@@ -93,9 +99,9 @@ class Vxlan:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
-        nl, address = links.host(), common.routed_address(attachment)
+        nl = links.host()
         try:
-            loaded, device = _ready()
+            loaded, device = _ready(attachment)
         except NodeNotReadyError as error:
             raise CheckError(str(error)) from error
         if not device.up:
@@ -103,11 +109,8 @@ class Vxlan:
         port = rtnl.link(nl, attachment.link)
         if port is None or not port.up:
             raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
-        for hook, program in tunnel.pod_programs(loaded).items():
-            if not tc.attached(nl, port.index, hook):
-                raise CheckError(f"host link {attachment.link} lacks the program {program.name}")
-        if overlay.pod(loaded.maps, address) != Endpoint(port.index, attachment.mac, common.host_mac(attachment)):
-            raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
+        if loaded:
+            _check_programs(loaded, attachment, port.index)
         common.check_routed(attachment, wired, port, netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
@@ -119,15 +122,36 @@ class Vxlan:
         links.delete(links.host(), attachment.link)
 
 
-def _ready() -> tuple[Loaded, Link]:
-    """Programs and device, which the node path makes; those of an earlier agent do while the datastore is away."""
+def _ready(attachment: Attachment) -> tuple[Loaded | None, Link]:
+    """Programs, for the backend that has some, and device, which the node path makes.
+
+    Those of an earlier agent do while the datastore is away.
+    """
     device = rtnl.link(links.host(), TUNNEL)
     if device is None:
         raise NodeNotReadyError(f"device {TUNNEL} is not there")
+    if attachment.network.vxlan_backend != EBPF:
+        return None, device
     loaded = bpf.current() or bpf.adopt()
     if loaded is None:
         raise NodeNotReadyError("the eBPF programs are not loaded")
     return loaded, device
+
+
+def _check_programs(loaded: Loaded, attachment: Attachment, index: int) -> None:
+    for hook, program in tunnel.pod_programs(loaded).items():
+        if not tc.attached(links.host(), index, hook):
+            raise CheckError(f"host link {attachment.link} lacks the program {program.name}")
+    address = common.routed_address(attachment)
+    if overlay.pod(loaded.maps, address) != Endpoint(index, attachment.mac, common.host_mac(attachment)):
+        raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
+
+
+def _routes(view: View, own: Sequence[IPv4Network], owners: Mapping[IPv4Network, IPv4Address]) -> frozenset[Route]:
+    """All blocks are in the tunnel; to the kernel each node is a next hop of its own there."""
+    plain = view.network.vxlan_backend == KERNEL
+    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.items() if b not in own)
+    return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in own)))
 
 
 def _owner(peer: Node, block: object) -> tuple[IPv4Network, IPv4Address] | Problem:

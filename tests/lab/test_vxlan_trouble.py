@@ -49,7 +49,7 @@ for _ in range(int(sys.argv[2])):
     connection.sendall(data)
 print(total.hexdigest())
 """
-MACS = "0e:76:78:6c:61:6e", "0a:76:78:6c:61:6e"
+MACS = "0e:76:ac:12:00:02", "0a:76:78:6c:61:6e"
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    links.host().request(rtnl.create_vxlan(DEVICE, overlay.TUNNEL_MAC, 4789, 1300))
+    links.host().request(rtnl.create_vxlan(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
     host.add(pod)
     assert pod.reaches("10.244.1.1")
     assert " mtu 1450 " in command("ip", "link", "show", DEVICE)
@@ -168,5 +168,58 @@ def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.5)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     bpf.use(tmp_path)
-    with pytest.raises(CniError, match="build the objects: make ebpf"):
+    with pytest.raises(CniError, match=r'build the objects: make ebpf; .*"vxlanBackend": "kernel"'):
         host.add(pod)
+
+
+KERNEL = {**VXLAN, "vxlanBackend": "kernel"}
+
+
+def test_the_kernel_alone(tmp_path: Path) -> None:
+    host, one, two = Host(tmp_path, conf=KERNEL), Pod("c1"), Pod("c2")
+    bpf.use(tmp_path)  # no objects: nobody asks for them
+    result = host.add(one)
+    before = host.state()
+    host.add(two)
+    assert one.reaches("10.244.1.3")
+    assert two.reaches("192.0.2.1")
+    host.delete(two)
+    assert host.state() == before
+    conf = {**KERNEL, "prevResult": result}
+    assert host.call("CHECK", one, conf) == {}
+    command("ip", "route", "delete", "10.244.1.2")
+    with pytest.raises(CniError, match=r"lacks the route to 10\.244\.1\.2"):
+        host.call("CHECK", one, conf)
+
+
+def test_neighbours_and_forwarding_entries_are_those_of_the_peers(tmp_path: Path) -> None:
+    host = Host(tmp_path, conf=KERNEL)
+    host.add(Pod("c1"))
+
+    def entries() -> list[tuple[str, str]]:
+        fdb = [line.split() for line in command("bridge", "fdb", "show", "dev", DEVICE).splitlines()]
+        neighbours = [line.split() for line in command("ip", "neigh", "show", "dev", DEVICE).splitlines()]
+        assert sorted((n[0], n[2]) for n in neighbours) == sorted((f[2], f[0]) for f in fdb)
+        return sorted((f[2], f[0]) for f in fdb)
+
+    for number in (2, 3):
+        host.put(Node(f"n{number}", (ip(f"192.0.2.{number}"),), (net(f"10.244.{number}.0/24"),)))
+    both = [("192.0.2.2", "0e:76:c0:00:02:02"), ("192.0.2.3", "0e:76:c0:00:02:03")]
+    eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 2, 1)
+    eventually(lambda: len(command("ip", "route", "show", "proto", "84").splitlines()) == 3, 1)
+    assert entries() == both
+    route = command("ip", "route", "show", "10.244.2.0/24")
+    assert route.startswith(f"10.244.2.0/24 via 192.0.2.2 dev {DEVICE} proto 84 onlink")
+    command("bridge", "fdb", "add", "0e:76:00:00:00:09", "dev", DEVICE, "dst", "192.0.2.9")
+    command("bridge", "fdb", "delete", both[0][1], "dev", DEVICE, "dst", both[0][0])
+    host.reconciler.drifted()
+    eventually(
+        lambda: (
+            sorted(f.split()[2] for f in command("bridge", "fdb", "show", "dev", DEVICE).splitlines())
+            == [both[0][0], both[1][0]]
+        ),
+        1,
+    )
+    host.drop("n2")
+    eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 1, 1)
+    assert entries() == both[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
@@ -154,3 +155,24 @@ def test_of_two_ways_to_a_peer_the_tunnel_is_taken() -> None:
     tunnelled = desired(node("two", "192.0.2.2", "10.244.2.0/24"))
     for states in ([bridged, tunnelled], [tunnelled, bridged]):
         assert union(states).routes == tunnelled.routes
+
+
+def test_to_the_kernel_each_node_is_a_next_hop() -> None:
+    plain = replace(NETWORK, vxlan_backend="kernel")
+    state = desired(node("two", "198.51.100.2", "10.244.2.0/24"), network=plain)
+    assert state.routes == {
+        Route(net("10.244.1.0/24"), None, DEVICE, LAST),
+        Route(net("10.244.2.0/24"), ip("198.51.100.2"), DEVICE),
+    }
+    assert {route.dst: route.onlink for route in state.routes}[net("10.244.2.0/24")]
+    assert overlay(state) == replace(
+        overlay(desired(node("two", "198.51.100.2", "10.244.2.0/24"))), backend="kernel"
+    )
+
+
+def test_pods_of_both_backends_share_a_tunnel_with_programs() -> None:
+    plain, programs = desired(network=replace(NETWORK, vxlan_backend="kernel")), desired()
+    for both in (union([plain, programs]), union([programs, plain])):
+        assert overlay(both).backend == "ebpf"
+        assert both.problems == frozenset()
+    assert overlay(union([plain, plain])).backend == "kernel"

@@ -1,0 +1,70 @@
+"""What the kernel's own vxlan must know of each peer: a neighbour and a forwarding entry (FDB), both permanent.
+
+A peer is its own next hop, and its MAC in the tunnel follows from its address: all is known from its Node object.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+
+from agent.datapath import netlink, rtnl
+from agent.datapath.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
+from agent.datapath.overlay import tunnel_mac
+from agent.datapath.rtnl import NDA_DST, NDA_LLADDR, NDMSG, NUD_PERMANENT, RTM_GETNEIGH, RTM_NEWNEIGH
+
+RTM_DELNEIGH, NTF_SELF = 29, 0x02
+Entry = tuple[str, IPv4Address]
+"""A MAC, and the node that packets for it go to."""
+
+
+def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
+    """Make neighbours and forwarding entries of a device those of `peers`; how many changed. Raises OSError."""
+    wanted = {(tunnel_mac(peer), peer) for peer in peers}
+    known, forwarded = _neighbours(nl, index), _entries(nl, index)
+    steps = [_change(RTM_NEWNEIGH, index, entry) for entry in wanted - forwarded]
+    steps += [rtnl.add_neighbour(index, peer, mac) for mac, peer in wanted - known]
+    steps += [_forget(index, peer) for _mac, peer in known - wanted]
+    steps += [_change(RTM_DELNEIGH, index, entry) for entry in forwarded - wanted]
+    for error in nl.batch(steps):
+        if error and error.errno != errno.ENOENT:
+            raise error
+    return len(steps)
+
+
+def _neighbours(nl: Netlink, index: int) -> set[Entry]:
+    return {
+        (mac, address)
+        for (device, address), mac in rtnl.neighbours(nl).items()
+        if device == index and isinstance(address, IPv4Address)
+    }
+
+
+def _entries(nl: Netlink, index: int) -> set[Entry]:
+    header = NDMSG.pack(socket.AF_BRIDGE, index, 0, 0, 0)
+    found = set()
+    for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list forwarding entries")):
+        has = netlink.attributes(payload, NDMSG.size, len(payload))
+        if NDMSG.unpack_from(payload)[1] == index and len(has.get(NDA_DST, b"")) == 4:
+            address = ipaddress.IPv4Address(has[NDA_DST])
+            found.add((has[NDA_LLADDR].hex(":"), address))
+    return found
+
+
+def _change(kind: int, index: int, entry: Entry) -> Request:
+    mac, peer = entry
+    payload = (
+        NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
+        + netlink.attribute(NDA_DST, peer.packed)
+        + netlink.attribute(NDA_LLADDR, rtnl.mac_bytes(mac))
+    )
+    flags = NLM_F_CREATE | NLM_F_REPLACE if kind == RTM_NEWNEIGH else 0
+    return Request(kind, flags, payload, f"forwarding entry {mac} to {peer}")
+
+
+def _forget(index: int, peer: IPv4Address) -> Request:
+    payload = NDMSG.pack(socket.AF_INET, index, 0, 0, 0) + netlink.attribute(NDA_DST, peer.packed)
+    return Request(RTM_DELNEIGH, 0, payload, f"delete neighbour {peer}")
