@@ -35,6 +35,7 @@ from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
 from agent.node.install import Installer, Places
 from agent.node.reconcile import Inputs, Reconciler
+from agent.node.selftest import SelfTest
 from agent.observe import health, metrics
 from agent.observe import log as logs
 from agent.observe.http import Http, Page, Pages
@@ -71,12 +72,20 @@ class Agent:
         installing: Latest[Mapping[str, Problem]] = Latest({})
         listening: Latest[Mapping[str, Problem]] = Latest({})
         self._bird = Supervisor(conf.run_dir / "bird")
+        self._selftest = SelfTest()
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
             demand,
             self._attachments,
-            (self._follower.troubles, self._claimer.problems, installing, listening, self._bird.problems),
+            (
+                self._follower.troubles,
+                self._claimer.problems,
+                installing,
+                listening,
+                self._bird.problems,
+                self._selftest.problems,
+            ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
             OptionsFile(conf.bgp),
@@ -131,6 +140,7 @@ class Agent:
             "reconciler": self._reconciler.run,
             "journal": self._journal.run,
             "bird": self._bird.run,
+            "selftest": self._selftest.run,
             "monitor": lambda stop: self._watch_kernel(stop, nft=False),
             "nft-monitor": lambda stop: self._watch_kernel(stop, nft=True),
         }
