@@ -18,7 +18,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/testcni
 # Expanded when a recipe runs, not when make starts: a fresh machine has no python3 yet.
 VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha256sum | cut -c1-16)
 BIN = $(VENV)/bin
-DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 bird2
+DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 python3-bpfcc bird2
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
 DEBS_BENCH := sockperf
 DEBS_KERNEL := linux-source make flex bison bc xz-utils

@@ -1,4 +1,4 @@
-"""testcnictl: asks the agent of this node and shows what it says."""
+"""testcnictl: asks the agent of this node and shows what it says, or watches what its programs do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from agent.cni.protocol import PROTOCOL
 
-EXIT_PROBLEMS, EXIT_NO_AGENT = 1, 4
+EXIT_PROBLEMS, EXIT_UNABLE, EXIT_NO_AGENT = 1, 3, 4
 WITHIN = 5.0  # seconds
 GREEN, RED, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
@@ -60,14 +61,46 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
     return "\n".join(lines)
 
 
+def monitor(run_dir: Path, output: str, seconds: float) -> int:
+    """Drops and flows until the time is over or somebody interrupts: a table in a terminal, lines in a pipe."""
+    from agent.datapath.events import NoBccError  # noqa: PLC0415 - `status` must not wait for what it does not use
+    from agent.observe import watch  # noqa: PLC0415
+
+    try:
+        watched = watch.Watch(run_dir)
+        table = watch.Table(watched.maps) if output == "text" and sys.stdout.isatty() else None
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for event in watched.happened():
+                if table:
+                    table.add(event)
+                else:
+                    print(watch.line(event, output), flush=True)  # noqa: T201
+            if table:
+                print(table.render(), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read has read enough
+    except KeyboardInterrupt:
+        pass
+    except (NoBccError, OSError) as error:
+        print(f"testcnictl: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_UNABLE
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 healthy, 1 problems, 2 wrong options, 4 no agent answers."""
+    """Exit codes: 0 healthy, 1 problems, 2 wrong options, 3 nothing to monitor, 4 no agent answers."""
     parser = argparse.ArgumentParser(prog="testcnictl", description="Asks the agent of this node.")
     parser.add_argument("--socket", type=Path, default=Path("/run/testcni/agent.sock"), help="the agent's socket")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="networks, addresses, routes and problems of this node")
     status.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    live = commands.add_parser("monitor", help="drops and flows of the mode vxlan as they happen")
+    live.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    live.add_argument("--for", dest="seconds", type=float, default=float("inf"), help="seconds; default: for ever")
     options = parser.parse_args(argv)
+    if options.command == "monitor":
+        return monitor(options.socket.parent, options.output, options.seconds)
     try:
         doc = ask(options.socket)
     except (OSError, ValueError) as error:
