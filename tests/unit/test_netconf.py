@@ -97,6 +97,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"vni": 0}, "vni"),
     ({"vni": 1 << 24}, "vni"),
     ({"vni": True}, "vni"),
+    ({"vxlanBackend": "bpf"}, "vxlanBackend"),
     ({"port": 65536}, "port"),
     ({"port": "8472"}, "port"),
     ({"ipMasq": "yes"}, "ipMasq"),
@@ -169,8 +170,8 @@ def test_cni_args() -> None:
     assert netconf.read(HOST_GW, "IgnoreUnknown=true;WHO=me")
 
 
-KEYS = ["name", "mode", "subnet", "bridge", "mtu", "vni", "port", "ipMasq", "hairpinMode", "ipam", "dns",
-        "runtimeConfig", "args", "capabilities", "prevResult", "cni.dev/valid-attachments", "cniVersion",
+KEYS = ["name", "mode", "subnet", "bridge", "mtu", "vni", "port", "vxlanBackend", "ipMasq", "hairpinMode", "ipam",
+        "dns", "runtimeConfig", "args", "capabilities", "prevResult", "cni.dev/valid-attachments", "cniVersion",
         "unknown"]  # fmt: skip
 SUBKEYS = ["rangeStart", "routes", "dst", "gw", "ips", "mac", "cni", "nameservers", "containerID", "x"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(
