@@ -116,7 +116,7 @@ def sync(
 def counted() -> dict[str, int]:
     """Packets by what became of them: all fates where eBPF is at work, else what nft drops. Raises OSError."""
     if _done.wanted is None:
-        return {}
+        return {ipipmaps.STRANGER: 0}
     if _done.wanted.device:
         return {ipipmaps.STRANGER: nft.strangers()}
     maps = bpf.maps(family=bpf.IPIP)
