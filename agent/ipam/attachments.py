@@ -23,7 +23,7 @@ from typing import Any
 
 from agent.datapath.state import LINK_PREFIX
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
-from agent.model import Address, Network, Subnet, Uplink
+from agent.model import MODES, Address, Network, Subnet, Uplink
 
 FORMAT = 2
 AT_WORK, WHOLE = ".new", ".json"  # suffixes
@@ -307,7 +307,10 @@ def decode_network(doc: dict[str, Any]) -> Network:
     for name, parse in PARSED.items():
         if values.get(name) is not None:
             values[name] = parse(values[name])
-    return Network(**values)
+    network = Network(**values)
+    if network.mode not in MODES:  # an agent that knew more modes may have written it
+        raise ValueError(f"mode {network.mode!r} is none of {', '.join(MODES)}")
+    return network
 
 
 def decode(data: bytes, *, whole: bool) -> Attachment:

@@ -14,7 +14,6 @@ from agent.datapath import links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
-from agent.errors import CniError
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
 from agent.model import IPIP, Network, Problem, Snapshot, Subnet
@@ -134,7 +133,7 @@ class Reconciler:
         options, wrong = self._inputs.bgp.look()
         problems += wrong
         facts = Facts(snapshot, kernel.local, options, underlay)
-        desired = union(self._desired(self._view(facts, network), problems) for network in networks)
+        desired = union(self._desired(self._view(facts, network)) for network in networks)
         nft = (desired.masquerade, desired.senders)
         done = program.program(
             links.host(),
@@ -196,15 +195,11 @@ class Reconciler:
         kept = sorted(self._used(network) - set(own), key=str)
         return View(facts.snapshot, self._node, facts.local, network, (*own, *kept), facts.options, facts.underlay)
 
-    def _desired(self, view: View, problems: list[Problem]) -> NodeState:
+    def _desired(self, view: View) -> NodeState:
         known = self._memory.get(view.network)
         if known and known[0] == view:
             return known[1]
-        try:
-            state = mode(view.network.mode).desired(view)
-        except CniError as error:
-            problems.append(Problem(f"network {view.network.name}", error.msg, error.details))
-            return NodeState()
+        state = mode(view.network.mode).desired(view)
         self._memory[view.network] = (view, state)
         return state
 

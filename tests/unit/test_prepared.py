@@ -37,6 +37,15 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
     assert str(path) in caplog.text
 
 
+def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "prepared.json"
+    prepared.save(path, {Network("a", mode="warp"): ()})
+    assert prepared.load(path) == {}
+    assert "mode 'warp' is none of host-gw" in caplog.text
+
+
 def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prepared.save(tmp_path / "missing" / "prepared.json", BLOCKS)
     assert "can't be written" in caplog.text
