@@ -6,6 +6,7 @@ import errno
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import links, netns, rtnl
@@ -82,6 +83,56 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
             yield _overlap(view, peer, block) or (peer, block)
 
 
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The IPv4 blocks of a cluster whose nodes are the ends of tunnels, by the addresses of those nodes."""
+
+    node: IPv4Address | None
+    """This node's; None: it can't have a tunnel, for want of an address or of blocks."""
+    own: tuple[IPv4Network, ...] = ()
+    blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
+    """This node's blocks among them."""
+    problems: frozenset[Problem] = frozenset()
+
+
+def owners(view: View) -> Owners:
+    """Which node each IPv4 block is on; the modes that ask carry nothing else."""
+    problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
+    own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
+    me = view.snapshot.nodes.get(view.node)
+    node = first_ipv4(me) if me else None
+    if not own or not node:
+        missing = {_no_address(view.node)} if own else set()
+        return Owners(None, problems=frozenset(problems | missing))
+    found = dict.fromkeys(own, node)
+    for each in peer_blocks(view):
+        if isinstance(each, Problem):
+            problems.add(each)
+            continue
+        peer, block = each
+        address = first_ipv4(peer)
+        if not isinstance(block, IPv4Network):
+            problems.add(_no_ipv6(view, f"block {block} of node {peer.name}"))
+        elif address is None:
+            problems.add(_no_address(peer.name))
+        else:
+            found[block] = address
+    return Owners(node, own, found, frozenset(problems))
+
+
+def first_ipv4(node: Node) -> IPv4Address | None:
+    """The node's end of tunnels."""
+    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
+
+
+def _no_address(node: str) -> Problem:
+    return Problem(f"node {node}", "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
+
+
+def _no_ipv6(view: View, where: str) -> Problem:
+    return Problem(where, f"is IPv6, which {view.network.mode} does not carry", "use host-gw for IPv6")
+
+
 def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
     """The route to a peer's block by its InternalIP, or why there is none: it must be on-link."""
     where = f"node {peer.name}"
@@ -99,6 +150,53 @@ def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
         f"{addresses[0]} is not on-link, so {view.network.mode} can't reach {block}",
         "put the nodes on one subnet, or use the mode vxlan or ipip",
     )
+
+
+def needed(what: str, name: str) -> Link:
+    """A link of the node that a pod hangs on. Raises NodeNotReadyError, OSError."""
+    found = rtnl.link(links.host(), name)
+    if found is None:
+        raise NodeNotReadyError(f"{what} {name} is not there")
+    return found
+
+
+def check_up(what: str, name: str) -> Link:
+    """A link of the node that is there and up. Raises CheckError, OSError."""
+    found = rtnl.link(links.host(), name)
+    if found is None or not found.up:
+        raise CheckError(f"{what} {name} is {'down' if found else 'missing'}")
+    return found
+
+
+def create_veth(
+    attachment: Attachment, netns_fd: int, mtu: int, *, master: int = 0, peer: str | None = None
+) -> Request:
+    """A veth pair from the node into the pod, where its end is `ifname`, or `peer`."""
+    return rtnl.create_veth(
+        attachment.link,
+        host_mac(attachment),
+        peer or attachment.ifname,
+        attachment.mac,
+        peer_netns=netns_fd,
+        master=master,
+        mtu=mtu,
+    )
+
+
+def host_end(attachment: Attachment) -> Link:
+    """The host's end of a pair that was just made. Raises NodeNotReadyError, OSError."""
+    port = rtnl.link(links.host(), attachment.link)
+    if port is None:
+        raise NodeNotReadyError(f"{attachment.link} has vanished")
+    return port
+
+
+def pod_end(inside: Netlink, attachment: Attachment) -> Link:
+    """The pod's. Raises NodeNotReadyError, OSError."""
+    end = rtnl.link(inside, attachment.ifname)
+    if end is None:
+        raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+    return end
 
 
 def pod_routes(
@@ -149,9 +247,7 @@ def host_route(address: IPv4Address, index: int) -> KernelRoute:
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
     with netns.netlink_in(netns_fd) as inside:
-        end = rtnl.link(inside, attachment.ifname)
-        if end is None:
-            raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+        end = pod_end(inside, attachment)
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),
             rtnl.add_neighbour(end.index, GATEWAY, host_mac(attachment)),

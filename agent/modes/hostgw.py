@@ -11,7 +11,7 @@ from agent.ipam import allocator
 from agent.ipam.attachments import Attachment, mac_for
 from agent.model import Address, Problem
 from agent.modes import common
-from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.modes.base import CheckError, View, Wired
 from agent.netconf import ExtraRoute
 
 
@@ -39,20 +39,10 @@ class HostGw:
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
-        bridge = rtnl.link(nl, network.bridge)
-        if bridge is None:
-            raise NodeNotReadyError(f"bridge {network.bridge} is not there")
-        mtu, host_mac = network.mtu or bridge.mtu, common.host_mac(attachment)
+        bridge = common.needed("bridge", network.bridge)
+        mtu = network.mtu or bridge.mtu
         nl.request(
-            rtnl.create_veth(
-                attachment.link,
-                host_mac,
-                attachment.ifname,
-                attachment.mac,
-                peer_netns=netns_fd,
-                master=bridge.index,
-                mtu=mtu,
-            ),
+            common.create_veth(attachment, netns_fd, mtu, master=bridge.index),
             rtnl.bridge_port(attachment.link, common.alias(attachment), hairpin=network.hairpin),
         )
         with netns.netlink_in(netns_fd) as inside:
@@ -60,7 +50,7 @@ class HostGw:
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
-                {"name": attachment.link, "mac": host_mac, "mtu": mtu},
+                {"name": attachment.link, "mac": common.host_mac(attachment), "mtu": mtu},
                 {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
             ],
             ips=[
@@ -76,15 +66,11 @@ class HostGw:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        nl = links.host()
-        bridge, port = rtnl.link(nl, attachment.network.bridge), rtnl.link(nl, attachment.link)
-        if bridge is None or not bridge.up:
-            raise CheckError(f"bridge {attachment.network.bridge} is {'down' if bridge else 'missing'}")
-        if port is None or not port.up:
-            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
+        bridge = common.check_up("bridge", attachment.network.bridge)
+        port = common.check_up("host link", attachment.link)
         if port.master != bridge.index:
             raise CheckError(f"host link {attachment.link} is no port of bridge {bridge.name}")
-        held = {a.address for a in rtnl.addresses(nl, bridge.index)}
+        held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
         for lease in attachment.leases:
             if allocator.gateway(lease.block) not in held:
                 raise CheckError(f"bridge {bridge.name} lacks the gateway {allocator.gateway(lease.block)}")
@@ -109,9 +95,7 @@ def _bridge(view: View) -> frozenset[Bridge]:
 
 
 def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
-    end = rtnl.link(inside, attachment.ifname)
-    if end is None:
-        raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+    end = common.pod_end(inside, attachment)
     gateways: dict[int, Address] = {
         lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases
     }

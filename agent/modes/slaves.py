@@ -72,15 +72,11 @@ class Slaves:
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
         nl, uplink, address = links.host(), _uplink(attachment), _address(attachment)
-        parent = rtnl.link(nl, uplink.device)
-        if parent is None:
-            raise NodeNotReadyError(f"interface {uplink.device} is not there")
+        parent = common.needed("interface", uplink.device)
         network, host_mac = attachment.network, common.host_mac(attachment)
         mtu, name = network.mtu or parent.mtu, attachment.link
-        nl.request(rtnl.create_veth(name, host_mac, name, attachment.mac, peer_netns=netns_fd, master=0, mtu=mtu))
-        port = rtnl.link(nl, name)
-        if port is None:
-            raise NodeNotReadyError(f"{name} has vanished")
+        nl.request(common.create_veth(attachment, netns_fd, mtu, peer=name))
+        port = common.host_end(attachment)
         nl.request(
             rtnl.set_up(name, common.alias(attachment)),
             rtnl.add_neighbour(port.index, address, attachment.mac),
@@ -112,13 +108,9 @@ class Slaves:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
-        nl, uplink = links.host(), _uplink(attachment)
-        parent, port = rtnl.link(nl, uplink.device), rtnl.link(nl, attachment.link)
-        if parent is None or not parent.up:
-            raise CheckError(f"interface {uplink.device} is {'down' if parent else 'missing'}")
-        if port is None or not port.up:
-            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
-        if _to_pod(attachment, port) not in rtnl.routes(nl, 4):
+        parent = common.check_up("interface", _uplink(attachment).device)
+        port = common.check_up("host link", attachment.link)
+        if _to_pod(attachment, port) not in rtnl.routes(links.host(), 4):
             raise CheckError(f"the node lacks the route to {_address(attachment)} by {attachment.link}")
         with netns.netlink_in(netns_fd) as inside:
             self._check_pod(inside, attachment, wired, parent)
