@@ -6,7 +6,7 @@ import errno
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import links, netns, rtnl
@@ -213,9 +213,14 @@ def pod_routes(
 
 
 def configure(
-    inside: Netlink, index: int, steps: list[Request], wanted: list[ExtraRoute], default: list[ExtraRoute]
+    inside: Netlink,
+    index: int,
+    steps: list[Request],
+    subnet: Subnet | None,
+    routes: tuple[list[ExtraRoute], list[ExtraRoute]],
 ) -> list[ExtraRoute]:
-    """Bring the pod's end up, take the steps and set the routes; those that are in force. Raises OSError."""
+    """Bring the pod's end up, take the steps and set `pod_routes`; those that are in force. Raises OSError."""
+    wanted, default = routes
     must = [
         rtnl.link_up(1),  # lo: else a pod can't reach its own address
         rtnl.link_up(index),
@@ -227,8 +232,19 @@ def configure(
     for number, error in enumerate(errors):
         if error and (number < len(must) or error.errno != errno.EEXIST):
             raise error
-    # the default route of an earlier interface of the pod stays in force
-    return wanted + [route for route, error in zip(default, errors[len(must) :], strict=True) if error is None]
+    kept, ways = list(wanted), {route.dst for route in wanted}
+    for route, error in zip(default, errors[len(must) :], strict=True):
+        if error is None:
+            kept.append(route)
+        elif subnet and subnet.version == route.dst.version and subnet not in ways:
+            # an earlier interface of the pod has the default route: by this one its own network is reached
+            own = ExtraRoute(subnet, route.gateway)
+            (refused,) = inside.batch([rtnl.add_route(KernelRoute(own.dst, own.gateway, index))])
+            if refused is None:
+                kept.append(own)
+            elif refused.errno != errno.EEXIST:  # all of it is on-link
+                raise refused
+    return kept
 
 
 def routed_address(attachment: Attachment) -> IPv4Address:
@@ -251,10 +267,12 @@ def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRo
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),
             rtnl.add_neighbour(end.index, GATEWAY, host_mac(attachment)),
-            rtnl.add_route(host_route(GATEWAY, end.index)),
+            # with a metric, as each interface of the pod has such a gateway
+            rtnl.add_route(replace(host_route(GATEWAY, end.index), metric=end.index)),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
-        return configure(inside, end.index, steps, *pod_routes({4: GATEWAY}, by_gateway))
+        ways = pod_routes({4: GATEWAY}, by_gateway)
+        return configure(inside, end.index, steps, attachment.network.subnet, ways)
 
 
 def routed(attachment: Attachment, mtu: int, made: list[ExtraRoute]) -> Wired:

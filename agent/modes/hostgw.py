@@ -100,4 +100,5 @@ def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute
         lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases
     }
     steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
-    return common.configure(inside, end.index, steps, *common.pod_routes(gateways, routes))
+    ways = common.pod_routes(gateways, routes)
+    return common.configure(inside, end.index, steps, attachment.network.subnet, ways)

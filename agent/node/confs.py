@@ -56,13 +56,18 @@ def read_file(path: Path) -> Confs:
         return Confs(problems=(Problem(str(path), str(error), "mend or remove the file"),))
 
 
+def entries(doc: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a .conf or a .conflist says of each plugin; raises CniError 7."""
+    found = doc.get("plugins", [doc])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise invalid_config("plugins", found, "a list of JSON objects")
+    return found
+
+
 def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The netconfs of type testcni of a .conf or a .conflist; raises CniError 7."""
-    entries = doc.get("plugins", [doc])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise invalid_config("plugins", entries, "a list of JSON objects")
     inherited: dict[str, Any] = {key: doc[key] for key in ("name", "cniVersion") if key in doc}
-    for entry in entries:
+    for entry in entries(doc):
         if entry.get("type") == PLUGIN:
             yield {**entry, **inherited}
 

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import netconf
 from agent.cluster.inotify import FolderWatch
+from agent.errors import CniError
 from agent.model import Problem
 from agent.node import confs
 from agent.shared import Latest, NodeStatus
 
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
+DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 log = logging.getLogger(__name__)
@@ -102,12 +105,20 @@ class Installer:
 
 
 def foreign(conf_dir: Path) -> list[Path]:
-    """Confs that the runtime would take instead of ours."""
+    """Confs that the runtime would take instead of ours; one of a plugin that calls ours may come first."""
     try:
         names = sorted(path.name for path in conf_dir.iterdir() if path.suffix in confs.SUFFIXES)
     except OSError:
         return []  # the runtime's folder isn't there yet
-    return [conf_dir / name for name in names if name < CONFLIST]
+    return [conf_dir / name for name in names if name < CONFLIST and not _delegates(conf_dir / name)]
+
+
+def _delegates(path: Path) -> bool:
+    try:
+        types = {plugin.get("type") for plugin in confs.entries(netconf.parse_json(path.read_bytes()))}
+    except (CniError, OSError):
+        return False  # whatever it is, the runtime would take it
+    return not types.isdisjoint(DELEGATING)
 
 
 def uninstall(places: Places) -> list[Path]:

@@ -121,3 +121,13 @@ def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
     assert removed == [places.conflist, places.bin_dir / "testcni"]
     assert sorted(path.name for path in places.bin_dir.iterdir()) == ["bridge", "portmap"]
     assert install.uninstall(places) == []
+
+
+@pytest.mark.parametrize("kind", ["multus", "multus-shim"])
+def test_a_plugin_that_calls_ours_may_sort_first(places: Places, kind: str) -> None:
+    for number, doc in enumerate([{"name": "meta", "type": kind}, {"name": "meta", "plugins": [{"type": kind}]}]):
+        (places.conf_dir / f"0{number}-multus.conf").write_text(json.dumps(doc))
+    assert install.foreign(places.conf_dir) == []
+    for number, text in enumerate(['{"type": "calico"}', '{"plugins": 7}', "{", '{"plugins": [{}]}']):
+        (places.conf_dir / f"03-{number}.conf").write_text(text)
+    assert len(install.foreign(places.conf_dir)) == 4
