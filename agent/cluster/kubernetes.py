@@ -19,7 +19,7 @@ from tenacity import (
 )
 from tenacity import sleep_using_event as sleep_until
 
-from agent.cluster import objects
+from agent.cluster import objects, receives
 from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream
 from agent.cluster.objects import ObjectError
 from agent.cluster.store import (
@@ -47,6 +47,7 @@ PATHS: dict[Kind, str] = {
     "IPPool": "/apis/testcni.io/v1/ippools",
     "IPBlock": "/apis/testcni.io/v1/ipblocks",
 }
+MERGE = "application/merge-patch+json"
 PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
 WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
 SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
@@ -115,6 +116,11 @@ class Kubernetes:
         """Replace the object, if nobody else did since it was read."""
         path = _path(kind_of(obj), obj.name)
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
+
+    def announce(self, node: str, text: str) -> None:
+        """An annotation of the Node, by its status, which is what an agent may change of it."""
+        body = {"metadata": {"annotations": {receives.ANNOTATION: text}}}
+        self._api.ask(Request("PATCH", f"{_path('Node', node)}/status", body=body, content_type=MERGE))
 
     def delete(self, kind: Kind, name: str) -> None:
         """Delete the object."""

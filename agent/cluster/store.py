@@ -114,3 +114,6 @@ class Datastore(Protocol):
 
     def delete(self, kind: Kind, name: str) -> None:
         """Delete the object; NotFoundError when there is none."""
+
+    def announce(self, node: str, text: str) -> None:
+        """Say of a node what it receives (agent.cluster.receives), beside what its Node object holds."""

@@ -99,6 +99,7 @@ def sync(
         if device:  # as long as it is there, there may be programs
             _detach(nl, there)
             links.delete(nl, IPIP)
+        bpf.drop(family=bpf.IPIP)
         return []
     problems = []
     try:

@@ -26,7 +26,7 @@ class Synced:
 def read(nl: Netlink, devices: Mapping[int, str]) -> frozenset[Route]:
     """Our routes of both families; `devices` names interfaces by index."""
     return frozenset(
-        Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric)
+        Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric, route.mtu)
         for version in (4, 6)
         for route in rtnl.routes(nl, version, ROUTE_PROTOCOL)
     )
@@ -66,7 +66,7 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
 
 def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:
     return rtnl.KernelRoute(
-        route.dst, route.gateway, indexes.get(route.device, 0), route.metric, onlink=route.onlink
+        route.dst, route.gateway, indexes.get(route.device, 0), route.metric, onlink=route.onlink, mtu=route.mtu
     )
 
 

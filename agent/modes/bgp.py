@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent import model
 from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
-from agent.model import Node, Problem
+from agent.model import IPIP, Node, Problem
 from agent.modes import common
 from agent.modes.base import View
 
@@ -91,8 +91,8 @@ def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def _peers(view: View, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        if node.name == view.node:
-            continue
+        if node.name == view.node or IPIP not in (node.modes(view.network.name) or (IPIP,)):
+            continue  # nobody there to speak BGP with
         where = f"node {node.name}"
         address = common.first_ipv4(node)
         if address is None:

@@ -15,7 +15,7 @@ from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface, Masquerade, Route
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachment
-from agent.model import Address, Node, Problem, Subnet
+from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -92,7 +92,15 @@ class Owners:
     own: tuple[IPv4Network, ...] = ()
     blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
     """This node's blocks among them."""
+    ways: Mapping[IPv4Network, str] = field(default_factory=dict)
+    """In which mode packets go to each peer's block."""
+    plain: frozenset[Route] = frozenset()
+    """To the blocks of peers that do without a tunnel just now."""
     problems: frozenset[Problem] = frozenset()
+
+    def by(self, mode: str) -> dict[IPv4Network, IPv4Address]:
+        """Peers' blocks that packets go to in this mode."""
+        return {block: self.blocks[block] for block, way in self.ways.items() if way == mode}
 
 
 def owners(view: View) -> Owners:
@@ -104,7 +112,8 @@ def owners(view: View) -> Owners:
     if not own or not node:
         missing = {_no_address(view.node)} if own else set()
         return Owners(None, problems=frozenset(problems | missing))
-    found = dict.fromkeys(own, node)
+    found, ways = dict.fromkeys(own, node), {}
+    plain: set[Route] = set()
     for each in peer_blocks(view):
         if isinstance(each, Problem):
             problems.add(each)
@@ -116,8 +125,38 @@ def owners(view: View) -> Owners:
         elif address is None:
             problems.add(_no_address(peer.name))
         else:
-            found[block] = address
-    return Owners(node, own, found, frozenset(problems))
+            found[block], ways[block] = address, way(view, peer)
+            if ways[block] == HOST_GW != view.network.mode:
+                route = peer_route(view, peer, block)
+                if isinstance(route, Route):
+                    plain.add(route)
+                else:
+                    problems.add(route)
+    return Owners(node, own, found, ways, frozenset(plain), frozenset(problems))
+
+
+def way(view: View, peer: Node) -> str:
+    """The mode in which packets go to a peer: by what both nodes say, so that those of the peer come the same way.
+
+    It is what both take and one of them has in its conf; plain packets are taken by every node.
+    """
+    theirs = peer.modes(view.network.name) or view.modes[:1]  # who says nothing is as we are
+    both = {HOST_GW, *(mode for mode in theirs if mode in view.modes)}
+    return min(both & {view.modes[0], theirs[0]} or both, key=ROUTED.index)
+
+
+def mixed(view: View) -> bool:
+    """Whether some node, this one included, has another mode beside that of this node's conf."""
+    peers = (peer.modes(view.network.name) for peer in view.snapshot.nodes.values() if peer.name != view.node)
+    return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
+
+
+def crossing(view: View, *devices: str) -> frozenset[str]:
+    """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
+    me = view.snapshot.nodes.get(view.node)
+    if me is None or not mixed(view):
+        return frozenset()
+    return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
 
 
 def first_ipv4(node: Node) -> IPv4Address | None:

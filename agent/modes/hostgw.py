@@ -9,7 +9,7 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.state import Bridge, NodeState, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment, mac_for
-from agent.model import Address, Problem
+from agent.model import HOST_GW, Address, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, View, Wired
 from agent.netconf import ExtraRoute
@@ -23,7 +23,13 @@ class HostGw:
         routes: set[Route] = set()
         problems: set[Problem] = set()
         for found in common.peer_blocks(view):
-            route = found if isinstance(found, Problem) else common.peer_route(view, *found)
+            if isinstance(found, Problem):
+                problems.add(found)
+                continue
+            peer, block = found
+            if block.version == 4 and common.way(view, peer) != HOST_GW:
+                continue  # another mode's network has a way to it
+            route = common.peer_route(view, peer, block)
             if isinstance(route, Route):
                 routes.add(route)
             else:
@@ -34,6 +40,9 @@ class HostGw:
             masquerade=common.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
+            crossing=common.crossing(view),
+            # pods on it look for all of their block there, and some may have another mode
+            answering=frozenset({view.network.bridge} if view.blocks and common.mixed(view) else ()),
         )
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:

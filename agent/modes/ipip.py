@@ -7,11 +7,12 @@ from ipaddress import IPv4Address
 
 from agent.datapath import links, rtnl
 from agent.datapath import state as kernel
-from agent.datapath.bird.values import Tunnel
+from agent.datapath.bird.values import METRIC, Tunnel
 from agent.datapath.rtnl import IPV4_DEVCONF_PROXY_ARP
-from agent.datapath.state import IPIP, LocalAddress, NodeState
+from agent.datapath.state import IPIP, LocalAddress, NodeState, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment
+from agent.model import IPIP as MODE
 from agent.model import Problem
 from agent.modes import bgp, common
 from agent.modes.base import View, Wired
@@ -20,6 +21,7 @@ from agent.modes.common import Owners
 from agent.netconf import ExtraRoute
 
 OVERHEAD = 20  # bytes of the outer IPv4 header
+SPARE = METRIC + 1  # metric of routes that stand in for BIRD's
 
 
 class Ipip:
@@ -40,6 +42,8 @@ class Ipip:
             bird=plan.config if here.local else None,
             # nodes are an exception only where packets of pods may be seen between them
             masquerade=common.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
+            routes=owners.plain | (here.spare(owners) if common.mixed(view) else frozenset()),
+            crossing=common.crossing(view, IPIP),
             forwarding=frozenset({4}),
             problems=owners.problems | plan.problems | here.problems(),
         )
@@ -98,6 +102,14 @@ class _Here:
         return {node.name: address for node in nodes if (address := common.first_ipv4(node))}
 
     @property
+    def through(self) -> dict[str, IPv4Address]:
+        """The nodes that packets go to in tunnels."""
+        nodes = {} if self.encapsulate is Encapsulate.NEVER else self.far
+        nodes = self.peers if self.encapsulate is Encapsulate.ALWAYS else nodes
+        known = self.view.snapshot.nodes
+        return {name: address for name, address in nodes.items() if common.way(self.view, known[name]) == MODE}
+
+    @property
     def mtu(self) -> int:
         """Bytes of an inner packet."""
         overhead = 0 if self.encapsulate is Encapsulate.NEVER else OVERHEAD
@@ -123,13 +135,26 @@ class _Here:
         state = kernel.Ipip(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:
             return state
-        through = self.peers if self.encapsulate is Encapsulate.ALWAYS else self.far
         return replace(
             state,
             underlay=None if self.device else self.local.device if self.local else "",
             addresses=frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
-            tunnelled=frozenset(through.values()),
+            tunnelled=frozenset(self.through.values()),
         )
+
+    def spare(self, owners: Owners) -> frozenset[Route]:
+        """The routes that BIRD makes, for as long as it has not: while modes change, sessions begin."""
+        if not self.local:
+            return frozenset()
+        tunnelled, near = set(self.through.values()), set(self.peers.values()) - set(self.far.values())
+        routes = set()
+        for block, node in owners.by(MODE).items():
+            if node in tunnelled and self.device:
+                routes.add(Route(block, node, IPIP, SPARE))
+            elif gateway := node if node in near else self._gateway:
+                mtu = self.mtu if node in tunnelled else None
+                routes.add(Route(block, gateway, self.local.device, SPARE, mtu))
+        return frozenset(routes)
 
     def problems(self) -> frozenset[Problem]:
         """Nodes that eBPF can't reach, as there is no way to them by the device where it is."""

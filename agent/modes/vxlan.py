@@ -14,7 +14,7 @@ from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment
-from agent.model import EBPF, KERNEL, Address
+from agent.model import EBPF, KERNEL, VXLAN, Address
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.modes.common import Owners
@@ -42,15 +42,16 @@ class Vxlan:
                 view.network.mtu or common.underlay_mtu(view) - OVERHEAD,
                 owners.node,
                 frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
-                frozenset(owners.blocks.items()),
+                frozenset([*dict.fromkeys(owners.own, owners.node).items(), *owners.by(VXLAN).items()]),
                 _senders(view),
                 view.network.vxlan_backend,
             ),
-            routes=_routes(view, owners),
+            routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=common.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
             problems=owners.problems,
+            crossing=common.crossing(view, TUNNEL),
         )
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
@@ -118,9 +119,9 @@ def _check_programs(loaded: Loaded, attachment: Attachment, index: int) -> None:
 
 
 def _routes(view: View, owners: Owners) -> frozenset[Route]:
-    """All blocks are in the tunnel; to the kernel each node is a next hop of its own there."""
+    """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
     plain = view.network.vxlan_backend == KERNEL
-    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.blocks.items() if b not in owners.own)
+    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.by(VXLAN).items())
     return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in owners.own)))
 
 

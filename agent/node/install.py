@@ -76,8 +76,11 @@ class Installer:
         try:
             for source in sorted(self._places.bundle.iterdir()):
                 _install(source.read_bytes(), self._places.bin_dir / source.name, 0o755)
-            if self._ready():
-                _install(self._places.template.read_bytes(), self._places.conflist, 0o600)
+            data = self._places.template.read_bytes()
+            if waiting := self._waits(data):
+                problems["conflist"] = Problem(str(self._places.template), waiting, "see the other problems")
+            elif waiting is None:
+                _install(data, self._places.conflist, 0o600)
         except OSError as error:
             remedy = "see that the host's folders are mounted and can be written"
             problems["install"] = Problem("install", str(error), remedy)
@@ -86,13 +89,20 @@ class Installer:
             problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
         self._problems.publish(problems)
 
-    def _ready(self) -> bool:
-        """Whether every network of the conflist takes pods now; once installed, it stays."""
-        if self.installed:
-            return True
-        found = confs.read_file(self._places.template)
+    def _waits(self, data: bytes) -> str | None:
+        """Why the conflist is not to be installed, None: it is; the installed one stays in force till then."""
+        try:
+            networks = confs.of(data).networks
+        except CniError:
+            return ""  # who reads the confs tells
+        if not networks:
+            return "has no plugin of type testcni"
         prepared = self._status.get().blocks
-        return bool(found.networks) and all(prepared.get(network) for network in found.networks)
+        missing = sorted(f"{n.name} ({n.mode})" for n in networks if not prepared.get(n))
+        if not missing:
+            return None
+        installed = self.installed and not _same(self._places.conflist, data)
+        return f"network {', '.join(missing)} is not prepared, so the old conflist stays" if installed else ""
 
     def _watch(self, folder: Path, stop: threading.Event) -> None:
         watch = FolderWatch(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,10 +16,10 @@ from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
-from agent.model import IPIP, Network, Problem, Snapshot, Subnet
+from agent.model import IPIP, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
-from agent.node import prepared, program
+from agent.node import change, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally
@@ -57,6 +57,7 @@ class Facts:
     local: tuple[LocalAddress, ...]
     options: BgpOptions
     underlay: Underlay
+    receives: Receives
 
 
 class Reconciler:
@@ -78,6 +79,7 @@ class Reconciler:
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
+        self._leaving = change.Leaving(earlier)
         listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
@@ -117,7 +119,7 @@ class Reconciler:
 
     def _round(self, snapshot: Snapshot) -> bool:
         verify, self._verify = self._verify, False
-        networks = self._networks()
+        networks = self._networks(snapshot)
         self._claimer.want({n: self._blocks_wanted(n) for n in networks if not n.hand_made})
         try:
             kernel = program.read(links.host(), gateways=any(n.link_mode for n in networks))
@@ -132,7 +134,7 @@ class Reconciler:
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
         problems += wrong
-        facts = Facts(snapshot, kernel.local, options, underlay)
+        facts = Facts(snapshot, kernel.local, options, underlay, self._receives(self.status.get().blocks))
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         nft = (desired.masquerade, desired.senders)
         done = program.program(
@@ -157,6 +159,9 @@ class Reconciler:
             and (own := blocks.node_blocks(snapshot, network, self._node))
         }
         problems += [*sorted(desired.problems, key=str), *done.problems]
+        receives = self._receives(ready)
+        if receives != facts.receives:
+            self._wake.set()  # ways to peers depend on it
         self._publish(
             NodeStatus(
                 synced=True,
@@ -165,20 +170,28 @@ class Reconciler:
                 routes=len(desired.routes),
                 programmed=done.routes,
                 problems=self._with_reported(problems),
+                receives=receives,
             )
         )
         return not done.failures
 
-    def _networks(self) -> list[Network]:
-        """The networks in force: named by confs, used by pods, or asked for just now."""
+    def _networks(self, snapshot: Snapshot) -> list[Network]:
+        """The networks in force: named by confs, used by pods, asked for just now, or on the way to peers."""
         now = time.monotonic()
         demand = self._inputs.demand.get()
         if any(want.until <= now for want in demand.values()):
             self._inputs.demand.update(lambda d: {n: want for n, want in d.items() if want.until > now})
         asked = {network for network, want in demand.items() if want.until > now}
-        known = self._inputs.confs.get().networks | self._inputs.attachments.networks() | asked
+        confs, leaving = self._inputs.confs.get(), self._leaving
+        needed = confs.networks | self._inputs.attachments.networks() | asked
+        peers = (node for node in snapshot.nodes.values() if node.name != self._node)
+        needed |= change.siblings(confs.chosen, peers, needed, leaving.in_force)
+        known = needed | leaving.keep(needed, confs.chosen, snapshot.nodes.get(self._node), now)
         self._memory = {network: entry for network, entry in self._memory.items() if network in known}
         return sorted(known, key=str)
+
+    def _receives(self, ready: Iterable[Network]) -> Receives:
+        return change.receives(self._inputs.confs.get().chosen, ready, self._leaving.networks)
 
     def _blocks_wanted(self, network: Network) -> int:
         want = self._inputs.demand.get().get(network)
@@ -193,7 +206,16 @@ class Reconciler:
     def _view(self, facts: Facts, network: Network) -> View:
         own = blocks.node_blocks(facts.snapshot, network, self._node)
         kept = sorted(self._used(network) - set(own), key=str)
-        return View(facts.snapshot, self._node, facts.local, network, (*own, *kept), facts.options, facts.underlay)
+        return View(
+            facts.snapshot,
+            self._node,
+            facts.local,
+            network,
+            (*own, *kept),
+            facts.options,
+            facts.underlay,
+            dict(facts.receives).get(network.name, ()),
+        )
 
     def _desired(self, view: View) -> NodeState:
         known = self._memory.get(view.network)
@@ -221,8 +243,8 @@ class Reconciler:
         self.status.publish(status)
 
     def _until_next(self) -> float:
-        """Seconds to the next round: the resync, or the end of a demand if that is sooner."""
-        ends = [want.until for want in self._inputs.demand.get().values()]
+        """Seconds to the next round: the resync, or the end of a demand or a network if that is sooner."""
+        ends = [*(want.until for want in self._inputs.demand.get().values()), *self._leaving.ends]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
 
 
