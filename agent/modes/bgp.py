@@ -91,8 +91,9 @@ def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def _peers(view: View, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        if node.name == view.node or IPIP not in (node.modes(view.network.name) or (IPIP,)):
-            continue  # nobody there to speak BGP with
+        modes = node.modes(view.network.name) or (IPIP,)
+        if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
+            continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"
         address = common.first_ipv4(node)
         if address is None:

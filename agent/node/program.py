@@ -129,6 +129,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
             done.unready.update(desired.devices)
     if _attempt(done, ROUTES, lambda: _routes(nl, desired, done)):
         _attempt(done, OVERLAY, lambda: tunnel.tidy(desired.overlay))
+        _attempt(done, TUNNELS, ipip.tidy)
     return done
 
 
