@@ -92,7 +92,7 @@ class Installer:
     def _waits(self, data: bytes) -> str | None:
         """Why the conflist is not to be installed, None: it is; the installed one stays in force till then."""
         try:
-            networks = confs.of(data).networks
+            networks = confs.of(data).networks if confs.PLUGIN.encode() in data else frozenset()
         except CniError:
             return ""  # who reads the confs tells
         if not networks:
