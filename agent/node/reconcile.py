@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -80,6 +80,7 @@ class Reconciler:
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._leaving = change.Leaving(earlier)
+        self._ready: frozenset[Network] = frozenset(earlier)
         listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
@@ -134,7 +135,7 @@ class Reconciler:
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
         problems += wrong
-        facts = Facts(snapshot, kernel.local, options, underlay, self._receives(self.status.get().blocks))
+        facts = Facts(snapshot, kernel.local, options, underlay, self._receives())
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         nft = (desired.masquerade, desired.senders)
         done = program.program(
@@ -159,7 +160,10 @@ class Reconciler:
             and (own := blocks.node_blocks(snapshot, network, self._node))
         }
         problems += [*sorted(desired.problems, key=str), *done.problems]
-        receives = self._receives(ready)
+        # where nothing is ready for a moment, ways to peers stay as they are
+        names = {network.name for network in ready}
+        self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
+        receives = self._receives()
         if receives != facts.receives:
             self._wake.set()  # ways to peers depend on it
         self._publish(
@@ -190,8 +194,8 @@ class Reconciler:
         self._memory = {network: entry for network, entry in self._memory.items() if network in known}
         return sorted(known, key=str)
 
-    def _receives(self, ready: Iterable[Network]) -> Receives:
-        return change.receives(self._inputs.confs.get().chosen, ready, self._leaving.networks)
+    def _receives(self) -> Receives:
+        return change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
 
     def _blocks_wanted(self, network: Network) -> int:
         want = self._inputs.demand.get().get(network)

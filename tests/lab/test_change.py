@@ -176,3 +176,27 @@ def test_a_change_is_rolled_back_mid_way(old: str, new: str) -> None:
         gone(it, new)
         assert unreached(it) == []
         assert lost == {}
+
+
+def test_an_underlay_that_is_strict_about_sources() -> None:
+    with three("host-gw") as it:
+        one, two, _ = it.nodes
+        a, b = one.add_pod("old-1"), two.add_pod("old-2")
+        for node in it.nodes:
+            node.space.exec("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
+        with Servers() as servers:
+            flows = Flows(servers, (a, b), (b, a))
+            time.sleep(1)
+            assert {strictness(node) for node in it.nodes} == {"0"}, "nothing is touched before modes differ"
+            for node in (one, two):
+                put(node, "vxlan")
+                takes(it, node, "vxlan")
+                node.add_pod(f"new-{node.number}")
+                time.sleep(PAUSE)
+                assert unreached(it) == []
+            assert flows.end("host-gw to vxlan, strict") == {}
+        assert {strictness(node) for node in it.nodes} == {"2"}
+
+
+def strictness(node: LabNode) -> str:
+    return node.space.exec("sysctl", "-n", "net.ipv4.conf.eth0.rp_filter").stdout.strip()
