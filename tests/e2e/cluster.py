@@ -232,8 +232,20 @@ class Cluster(Segment):
         try:
             return eventually(look, within) or []
         except AssertionError as error:
-            events = self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-3000:]
-            raise AssertionError(f"{count} pods of {selector} are not ready: {events}") from error
+            said = "\n".join(self._last_words(pod) for pod in self.pods(selector, namespace))
+            raise AssertionError(f"{count} pods of {selector} are not ready after {within} s:\n{said}") from error
+
+    def _last_words(self, pod: dict[str, Any]) -> str:
+        """Why a pod is not ready: its conditions, its events, and what it said last."""
+        metadata = pod["metadata"]
+        name, namespace = metadata["name"], metadata["namespace"]
+        of = ("--field-selector", f"involvedObject.name={name}", "--sort-by=.lastTimestamp", "--no-headers")
+        events = self.kubectl("get", "events", "-n", namespace, *of)
+        try:
+            log = self.kubectl("logs", "-n", namespace, name, "--tail=30")
+        except SpaceError as error:
+            log = str(error)
+        return f"{name}: {json.dumps(pod.get('status', {}).get('conditions'))}\n{events[-1500:]}\n{log[-4000:]}"
 
     def exec(self, pod: dict[str, Any], *argv: str, within: float = 30) -> str:
         """What a command in a pod prints."""
