@@ -12,7 +12,8 @@ SELDOM = {("create", "ipblocks")}  # only where the cluster allocates no podCIDR
 
 
 def test_no_verb_is_granted_that_is_not_used(cluster: Cluster) -> None:
-    used, refused = set(), set()
+    used: set[tuple[str, str]] = set()
+    refused: set[tuple[str, str]] = set()
     for line in (cluster.control.folder / "audit.log").read_text().splitlines():
         entry = json.loads(line)
         if entry["user"]["username"] != USER or "objectRef" not in entry:
