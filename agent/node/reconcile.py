@@ -79,8 +79,8 @@ class Reconciler:
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
-        self._leaving = change.Leaving(earlier)
-        self._ready: frozenset[Network] = frozenset(earlier)
+        self._leaving = change.Leaving(earlier.blocks)
+        self._ready: frozenset[Network] = frozenset(earlier.blocks)
         listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
