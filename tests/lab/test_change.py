@@ -18,7 +18,7 @@ from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, eventually
 
 MODES = "host-gw", "vxlan", "ipip"
 PAUSE = 2.0  # seconds between two nodes
-# Linux stops an interface's queue while its clsact qdisc is made or deleted: with ipip by eBPF, that of the underlay.
+# Linux stops an interface while its clsact qdisc is made or deleted: with ipip by eBPF, that of the underlay.
 # 24 datagrams were lost to 20 such steps with nothing else changing; a loaded machine takes longer over each.
 QUEUE_STOPPED = 150
 
