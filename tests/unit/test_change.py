@@ -67,7 +67,7 @@ def test_who_says_nothing_is_as_this_node(name: str) -> None:
     assert alone == silent
 
 
-@pytest.mark.parametrize(("old", "new"), itertools.permutations(ROUTED, 2))
+@pytest.mark.parametrize(("old", "new"), list(itertools.permutations(ROUTED, 2)))
 def test_each_peer_is_reached_in_the_mode_that_it_takes(old: str, new: str) -> None:
     made = state((new, old), node(2, old), node(3, new, old))
     two, three = IPv4Network("10.244.2.0/24"), IPv4Network("10.244.3.0/24")
