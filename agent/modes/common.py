@@ -303,11 +303,13 @@ def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRo
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
     with netns.netlink_in(netns_fd) as inside:
         end = pod_end(inside, attachment)
+        gateway = host_route(GATEWAY, end.index)
+        if any(route.dst == gateway.dst for route in rtnl.routes(inside, 4)):  # of an earlier interface
+            gateway = replace(gateway, metric=end.index)
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),
             rtnl.add_neighbour(end.index, GATEWAY, host_mac(attachment)),
-            # with a metric, as each interface of the pod has such a gateway
-            rtnl.add_route(replace(host_route(GATEWAY, end.index), metric=end.index)),
+            rtnl.add_route(gateway),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
         ways = pod_routes({4: GATEWAY}, by_gateway)
