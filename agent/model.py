@@ -31,6 +31,14 @@ class IPPool:
     cidr: Subnet
     block_size: int
     resource_version: str = field(default="", compare=False)
+    start: Address | None = None
+    """The first address of `cidr` that pods may have; None: its first."""
+    end: Address | None = None
+    """The last one."""
+    exclude: tuple[Subnet, ...] = ()
+    """What within `cidr` is others'."""
+    gateway: Address | None = None
+    """The router of pods that share their subnet with others; no pod's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,8 @@ class IPBlock:
     node: str
     pool: str
     resource_version: str = field(default="", compare=False)
+    uid: str = ""
+    """Tells it from one of the same name that was there before (Kubernetes); empty where nobody gives one."""
 
     @property
     def name(self) -> str:

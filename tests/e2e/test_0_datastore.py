@@ -48,8 +48,8 @@ def store(control: ControlPlane) -> Kubernetes:
     return Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig())))
 
 
-def pool(name: str, cidr: str, size: int | None = None) -> dict[str, Any]:
-    spec = {"cidr": cidr, **({"blockSize": size} if size else {})}
+def pool(name: str, cidr: str, size: int | None = None, **more: Any) -> dict[str, Any]:
+    spec = {"cidr": cidr, **({"blockSize": size} if size else {}), **more}
     return {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec}
 
 
@@ -94,6 +94,16 @@ def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
         (pool("p", "10.244.0.0/16", 31), "leaves a pod no address"),
         (pool("p", "10.244.0.0/16", 4), "should be greater than or equal to 8"),
         ({**pool("p", ""), "spec": {}}, "spec.cidr: Required value"),
+        (pool("p", "10.244.0.0/16", start="10.244.0"), "an address, such as 10.244.0.10"),
+        (pool("p", "10.244.0.0/16", start="10.245.0.9"), "start must be an address of cidr"),
+        (pool("p", "10.244.0.0/16", end="fd00::1"), "end must be an address of cidr"),
+        (pool("p", "10.244.0.0/16", start="10.244.10.9", end="10.244.9.10"), "end must not be below start"),
+        (pool("p", "10.244.0.0/16", gateway="fd00::1"), "gateway must be of the IP version of cidr"),
+        (pool("p", "10.244.0.0/16", gateway="router"), "an address, such as 10.244.0.1"),
+        (pool("p", "10.244.0.0/16", exclude=["10.244.0.1/24"]), "an address, or a CIDR with no host bits set"),
+        (pool("p", "10.244.0.0/16", exclude=["10.0.0.0/8"]), "what is in exclude must lie in cidr"),
+        (pool("p", "10.244.0.0/16", exclude=["10.244.0.1", "fd00::1"]), "what is in exclude must lie in cidr"),
+        (pool("p", "10.244.0.0/16", exclude=["10.244.0.1", "10.244.0.1"]), "Duplicate value"),
         (block("10-244-3-0-24", "10.244.4.0/24"), "an IPBlock is named for its cidr"),
         (block("10-244-3-7-24", "10.244.3.7/24"), "a CIDR with no host bits set"),
         (block("10-244-3-0-24", "10.244.3.0/24", ""), "should be at least 1 chars long"),
@@ -123,9 +133,11 @@ def test_what_is_in_use_can_not_be_moved(
 
 
 def test_columns_and_short_names(control: ControlPlane) -> None:
-    apply(control, pool("p", "10.244.0.0/16", 26))
+    part = {"start": "10.244.1.0", "end": "10.244.9.255", "gateway": "10.244.0.1"}
+    apply(control, pool("p", "10.244.0.0/16", 26, **part, exclude=["10.244.2.0/24", "10.244.1.7"]))
     apply(control, block("10-244-3-0-24", "10.244.3.0/24", "node7"))
     assert control.kubectl("get", "pool").splitlines()[1].split()[:3] == ["p", "10.244.0.0/16", "26"]
+    assert control.kubectl("get", "pool", "-o", "wide").splitlines()[1].split()[3:6] == [*part.values()]
     assert control.kubectl("get", "block").splitlines()[1].split()[:4] == [
         "10-244-3-0-24", "10.244.3.0/24", "node7", "p",
     ]  # fmt: skip
