@@ -97,8 +97,8 @@ VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had 
 ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
 IPVLAN, MACVLAN = "ipvlan", "macvlan"
 MODES = (HOST_GW, VXLAN, IPIP, IPVLAN, MACVLAN)
-L3 = "l3"
-LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", "passthru")}
+L3, PASSTHRU = "l3", "passthru"
+LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", PASSTHRU)}
 """How slaves of one parent see each other, as the kernel and the reference plugins name it; the default first."""
 SERVICES = (ipaddress.IPv4Network("10.96.0.0/12"),)  # kubeadm's default
 

@@ -20,8 +20,9 @@ from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import ConflictError, NotFoundError
 from agent.model import IPBlock, IPPool, Network, Node, Snapshot
-from agent.node.claims import claim
+from agent.node.claims import Claimer, Rules, claim
 from agent.node.follower import Follower
+from agent.shared import Latest
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
@@ -157,6 +158,38 @@ def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
     store.delete("IPPool", "p")
     with pytest.raises(NotFoundError):
         store.delete("IPPool", "p")
+
+
+def test_a_delete_is_of_the_very_object_that_was_known(store: Kubernetes) -> None:
+    claimed = store.create(IPBlock(ipaddress.ip_network("10.244.3.0/24"), "one", "p"))
+    assert isinstance(claimed, IPBlock)
+    assert claimed.uid
+    store.delete("IPBlock", claimed.name, claimed)
+    with pytest.raises(NotFoundError):
+        store.delete("IPBlock", claimed.name, claimed)
+    anew = store.create(IPBlock(claimed.cidr, "one", "p"))
+    assert anew != claimed
+    with pytest.raises(ConflictError, match="UID"):
+        store.delete("IPBlock", claimed.name, claimed)
+    assert store.list("IPBlock") == (anew,)
+    store.delete("IPBlock", claimed.name, anew)
+
+
+def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) -> None:
+    pods = IPPool("p", ipaddress.ip_network("10.244.0.0/24"), 24)
+    store.create(pods)
+    left = store.create(IPBlock(pods.cidr, "gone", "p"))
+    assert isinstance(left, IPBlock)
+    snapshot = Snapshot(True, {"one": Node("one")}, {"p": pods}, {left.name: left})
+    claimer = Claimer(store, "one", Latest(snapshot), Rules(node_gone=0.0))
+    claimer.want({Network("n"): 1})
+    claimer.once()
+    (mine,) = store.list("IPBlock")
+    assert isinstance(mine, IPBlock)
+    assert (mine.cidr, mine.node) == (pods.cidr, "one")
+    assert mine.uid != left.uid
+    store.delete("IPBlock", mine.name)
+    store.delete("IPPool", "p")
 
 
 def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> None:

@@ -9,21 +9,25 @@ import pytest
 
 from agent.model import Network
 from agent.node import prepared
+from agent.shared import NodeStatus
 
-BLOCKS = {
-    Network("a", subnet=ipaddress.ip_network("10.244.0.0/16")): (ipaddress.ip_network("10.244.1.0/24"),),
-    Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
-}
+A = Network("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
+B = Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5"))
+STATUS = NodeStatus(
+    blocks={A: (ipaddress.ip_network("10.244.1.0/24"),), B: ()},
+    withheld={A: frozenset({ipaddress.ip_network("10.244.1.64/28")}), B: frozenset()},
+)
+NOTHING = NodeStatus()
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "prepared.json"
-    assert prepared.load(path) == {}
-    prepared.save(path, BLOCKS)
-    assert prepared.load(path) == BLOCKS
+    assert prepared.load(path) == NOTHING
+    assert prepared.save(path, STATUS)
+    assert prepared.load(path) == STATUS
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    prepared.save(path, {})
+    assert prepared.save(path, NOTHING)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -33,7 +37,7 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
 ) -> None:
     path = tmp_path / "prepared.json"
     path.write_text(text)
-    assert prepared.load(path) == {}
+    assert prepared.load(path) == NOTHING
     assert str(path) in caplog.text
 
 
@@ -41,11 +45,30 @@ def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "prepared.json"
-    prepared.save(path, {Network("a", mode="warp"): ()})
-    assert prepared.load(path) == {}
+    prepared.save(path, NodeStatus(blocks={Network("a", mode="warp"): ()}))
+    assert prepared.load(path) == NOTHING
     assert "mode 'warp' is none of host-gw" in caplog.text
 
 
 def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prepared.save(tmp_path / "missing" / "prepared.json", BLOCKS)
+    assert prepared.save(tmp_path / "missing" / "prepared.json", STATUS), "there is no old note that promises more"
     assert "can't be written" in caplog.text
+
+
+def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "prepared.json"
+    prepared.save(path, STATUS)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    fewer = NodeStatus(blocks={A: ()})
+    assert prepared.save(path, fewer)
+    assert prepared.load(path) == NOTHING
+    monkeypatch.undo()
+    prepared.save(path, STATUS)
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "unlink", full)
+    assert not prepared.save(path, fewer), "an old note is left, which promises a block that may go"
+    assert prepared.load(path) == STATUS
