@@ -27,7 +27,7 @@ from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Want
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
-ATTEMPTS = 5  # of one ADD at getting an address: more blocks, and next addresses where somebody else has one
+ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
 DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
@@ -232,7 +232,8 @@ class Verbs:
 
     def _reserve(self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]) -> Attachment:
         deadline = time.monotonic() + COOLED_WITHIN
-        for _ in range(ATTEMPTS):
+        refused = 0
+        while refused < ATTEMPTS:
             ranges = self._ranges(conf.network, own)
             try:
                 reserved = self._attachments.reserve(wanted, ranges, conf.ips, deadline)
@@ -243,12 +244,14 @@ class Verbs:
             except ExhaustedError as error:
                 more = self._more_blocks(conf.network, own, PREPARED_WITHIN)
                 if more is None:
-                    code = Code.ADDRESSES if error.wait is None else Code.TRY_AGAIN
+                    for_good = error.wait is None and conf.network in self._status.get().limits
+                    code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
                     raise self._exhausted(conf.network, ranges, code) from error
                 own = more
             else:
                 if self._may_have(reserved, conf):
                     return reserved
+                refused += 1
                 own = self._prepared(conf.network, PREPARED_WITHIN)
         raise CniError(
             Code.TRY_AGAIN,

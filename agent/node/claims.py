@@ -109,6 +109,7 @@ class Claimer:
         self._pending: dict[Subnet, Pending] = {}
         self._withdrawn: dict[IPBlock, Stage] = {}
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}
+        self._full: Mapping[str, str] = {}
         self._missed: dict[str, float] = {}
         """Nodes that own blocks and have no Node object, since when."""
         self._lock = threading.Lock()
@@ -124,6 +125,10 @@ class Claimer:
     def pending(self) -> tuple[IPBlock, ...]:
         """Blocks that were claimed but are in no list yet."""
         return tuple(pending.block for pending in tuple(self._pending.values()))
+
+    def full(self, network: Network) -> str:
+        """Why no block is left for a network, as the last look found; empty where one may be."""
+        return self._full.get(network.name, "")
 
     def well(self) -> bool:
         """Whether the datastore is as it should be, so that what is given back is soon gone."""
@@ -166,14 +171,17 @@ class Claimer:
         now = time.monotonic()
         self._refused = {block: told for block, told in self._refused.items() if told[1] > now}
         problems = {block.name: problem for block, (problem, _until) in self._refused.items()}
+        full: dict[str, str] = {}
         for network, count in dict(self._wanted).items():
             try:
                 self._claim_up_to(count, network)
             except NoBlockError as error:
+                full[network.name] = str(error)
                 problems[network.name] = Problem(f"network {network.name}", str(error), error.remedy)
             except StoreError as error:
                 what = f"a block can't be claimed: {error}"
                 problems[network.name] = Problem(f"network {network.name}", what, "see the datastore")
+        self._full = full
         self.problems.publish(problems)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:

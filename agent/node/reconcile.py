@@ -204,8 +204,7 @@ class Reconciler:
             return "its range is all that the netconf gives this node"
         if blocks.assigned(snapshot, network, self._node):
             return "the node's podCIDRs are all that it has"
-        problem = self._claimer.problems.get().get(network.name)
-        return problem.what if problem else ""
+        return self._claimer.full(network)
 
     def _used(self, network: Network) -> frozenset[Subnet]:
         """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
