@@ -10,8 +10,10 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
-from agent.ipam.attachments import decode_network, encode_network
+from agent.ipam.attachments import decode_network, decode_uplink, encode_network, encode_uplink
+from agent.model import Subnet
 from agent.shared import NodeStatus
 
 FORMAT = 1
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def load(path: Path) -> NodeStatus:
-    """Blocks and what of them is withheld, as an earlier run noted them; nothing where that can't be read."""
+    """Blocks, what of them is withheld, and uplinks, as an earlier run noted them; nothing if it did not."""
     try:
         doc = json.loads(path.read_bytes())
         if doc["format"] != FORMAT:
@@ -28,7 +30,8 @@ def load(path: Path) -> NodeStatus:
         entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]
         return NodeStatus(
             blocks={n: tuple(map(ipaddress.ip_network, entry["blocks"])) for n, entry in entries},
-            withheld={n: frozenset(map(ipaddress.ip_network, entry.get("withheld", ()))) for n, entry in entries},
+            withheld={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},
+            uplinks={n: decode_uplink(entry["uplink"]) for n, entry in entries if "uplink" in entry},
         )
     except FileNotFoundError:
         return NodeStatus()
@@ -37,19 +40,21 @@ def load(path: Path) -> NodeStatus:
         return NodeStatus()
 
 
-def save(path: Path, status: NodeStatus) -> bool:
-    """Note what is prepared now, or else nothing; False when an old note may be left, which says something else.
+def alike(one: NodeStatus, other: NodeStatus) -> bool:
+    """Whether the notes of two are the same."""
+    return (one.blocks, one.withheld, one.uplinks) == (other.blocks, other.withheld, other.uplinks)
 
-    Networks whose pods have a slave of a parent are found out anew: the parent may have changed.
-    """
-    entries = [
+
+def save(path: Path, status: NodeStatus) -> bool:
+    """Note what is prepared now, or else nothing; False when an old note may be left, which says other things."""
+    entries: list[dict[str, Any]] = [
         {
             "network": encode_network(network),
             "blocks": list(map(str, own)),
-            "withheld": sorted(map(str, status.withheld.get(network, ()))),
+            **({"withheld": sorted(map(str, status.withheld[network]))} if network in status.withheld else {}),
+            **({"uplink": encode_uplink(status.uplinks[network])} if network in status.uplinks else {}),
         }
         for network, own in status.blocks.items()
-        if not network.link_mode
     ]
     new = path.with_suffix(".new")
     try:
@@ -63,6 +68,10 @@ def save(path: Path, status: NodeStatus) -> bool:
         log.warning("%s can't be written: %s", path, error)
         return _forget(path)
     return True
+
+
+def _networks(texts: list[str]) -> frozenset[Subnet]:
+    return frozenset(map(ipaddress.ip_network, texts))
 
 
 def _forget(path: Path) -> bool:

@@ -66,9 +66,8 @@ class Reconciler:
     """The node path's loop: desired minus actual, per kind."""
 
     def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
-        self.status: Latest[NodeStatus] = Latest(
-            prepared.load(inputs.prepared) if inputs.prepared else NodeStatus()
-        )
+        earlier = prepared.load(inputs.prepared) if inputs.prepared else NodeStatus()
+        self.status: Latest[NodeStatus] = Latest(earlier)
         self._noted = True
         """Whether the file of what is prepared says nothing else."""
         self.errors = Tally((NETLINK,), *((kind,) for kind in program.KINDS))
@@ -135,7 +134,8 @@ class Reconciler:
         except OSError as error:
             self.errors.add(NETLINK)
             problem = Problem(NETLINK, str(error), "it is tried again")
-            self._publish(NodeStatus(synced=True, problems=self._with_reported([problem])))
+            still = self.status.get()  # what can't be looked at is taken to be as it was
+            self._publish(replace(still, synced=True, problems=self._with_reported([problem])))
             return False
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
@@ -239,8 +239,7 @@ class Reconciler:
             log.info("solved: %s: %s", problem.where, problem.what)
         self._told = now
         before = self.status.get()
-        changed = (status.blocks, status.withheld) != (before.blocks, before.withheld)
-        if self._inputs.prepared and (changed or not self._noted):
+        if self._inputs.prepared and not (self._noted and prepared.alike(status, before)):
             self._noted = prepared.save(self._inputs.prepared, status)
         self.status.publish(status)
 

@@ -165,6 +165,7 @@ def test_a_vast_pool_of_which_half_is_excluded() -> None:
         assert all(int(block.cidr[0]) >= int(ip("fd00:0:0:8000::")) for block in found)
 
 
+@settings(max_examples=40, deadline=None)
 @given_by(st.data())
 def test_what_is_left_of_a_pool_is_what_a_simple_count_says(data: st.DataObject) -> None:
     """Against each address looked at by itself."""
@@ -187,6 +188,7 @@ def test_what_is_left_of_a_pool_is_what_a_simple_count_says(data: st.DataObject)
         assert left == allowed & set(range(first, first + 8))
 
 
+@settings(deadline=None)
 @given_by(
     st.dictionaries(st.integers(0, 15), st.booleans(), max_size=12),
     st.sets(st.integers(0, 15)),

@@ -7,15 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import Network
+from agent.model import MACVLAN, Network, Uplink
 from agent.node import prepared
 from agent.shared import NodeStatus
 
 A = Network("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
-B = Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5"))
-STATUS = NodeStatus(
-    blocks={A: (ipaddress.ip_network("10.244.1.0/24"),), B: ()},
-    withheld={A: frozenset({ipaddress.ip_network("10.244.1.64/28")}), B: frozenset()},
+LAN = Network("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
+PREPARED = NodeStatus(
+    blocks={
+        A: (ipaddress.ip_network("10.244.1.0/24"),),
+        Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
+        LAN: (ipaddress.ip_network("192.0.2.64/28"),),
+    },
+    withheld={A: frozenset({ipaddress.ip_network("10.244.1.64/28")})},
+    uplinks={
+        LAN: Uplink(
+            "eth0",
+            (ipaddress.ip_address("192.0.2.1"),),
+            ipaddress.ip_address("192.0.2.254"),
+            (ipaddress.ip_network("10.96.0.0/12"),),
+            frozenset({ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.254")}),
+        )
+    },
 )
 NOTHING = NodeStatus()
 
@@ -23,8 +36,8 @@ NOTHING = NodeStatus()
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "prepared.json"
     assert prepared.load(path) == NOTHING
-    assert prepared.save(path, STATUS)
-    assert prepared.load(path) == STATUS
+    assert prepared.save(path, PREPARED)
+    assert prepared.load(path) == PREPARED
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
     assert prepared.save(path, NOTHING)
@@ -51,13 +64,13 @@ def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
 
 
 def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert prepared.save(tmp_path / "missing" / "prepared.json", STATUS), "there is no old note that promises more"
+    assert prepared.save(tmp_path / "missing" / "prepared.json", PREPARED), "no old note promises more"
     assert "can't be written" in caplog.text
 
 
 def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "prepared.json"
-    prepared.save(path, STATUS)
+    prepared.save(path, PREPARED)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -67,8 +80,8 @@ def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest
     assert prepared.save(path, fewer)
     assert prepared.load(path) == NOTHING
     monkeypatch.undo()
-    prepared.save(path, STATUS)
+    prepared.save(path, PREPARED)
     monkeypatch.setattr(Path, "write_text", full)
     monkeypatch.setattr(Path, "unlink", full)
     assert not prepared.save(path, fewer), "an old note is left, which promises a block that may go"
-    assert prepared.load(path) == STATUS
+    assert prepared.load(path) == PREPARED
