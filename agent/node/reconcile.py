@@ -270,7 +270,7 @@ class Reconciler:
         self.status.publish(status)
 
     def _until_next(self) -> float:
-        """Seconds to the next round: the resync, or sooner the end of a demand, a network or a block's idleness."""
+        """Seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
         ends = [
             *(want.until for want in self._inputs.demand.get().values()),
             self._giveback.next(),
