@@ -96,6 +96,10 @@ bench: deps plugin build/ebpf/.done ## side by side with the reference plugins b
 bench-rtt: deps plugin build/ebpf/.done build/.debs-bench ## vxlan side by side with a bridge and the kernel's own vxlan: round trips, CPU, ADD
 	@$(BIN)/python -m tests.bench.rtt
 
+.PHONY: bench-ipip
+bench-ipip: deps plugin build/ebpf/.done build/.debs-bench ## ipip by eBPF side by side with the kernel's own vxlan: round trips, CPU
+	@$(BIN)/python -m tests.bench.rtt --mode ipip
+
 .PHONY: bench-pods
 bench-pods: deps build/.debs-e2e image ## how long a pod takes to run in Kubernetes, by turns with bridge + host-local (needs Go)
 	@$(BIN)/python -m tests.bench.pods
