@@ -1,4 +1,4 @@
-"""`make bench-rtt` and `make bench-ipip`: what a packet costs, side by side with a bridge and the kernel's own vxlan.
+"""`make bench-rtt`, `make bench-ipip`: what a packet costs, side by side with a bridge and the kernel's own vxlan.
 
 All contenders are in the same lab, and sockperf runs in them by turns, its two ends pinned to one core: a round
 trip is then all that the kernel does for two packets, and no wake-up of another core.

@@ -36,16 +36,21 @@ def run(
     within: float,
     say: Say,
     out: BinaryIO | None = None,
+    core: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run a command in a guest, its output to `out` (stdout); its exit code, or CRASHED, or TIMED_OUT."""
+    """Run a command in a guest, its output to `out` (stdout); its exit code, or CRASHED, or TIMED_OUT.
+
+    On one core it is quicker: each system call in it is two switches between processes, one running at a time.
+    """
+    pinned = () if core is None else ("taskset", "-c", str(core))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="testcni-guest-") as name:
         folder, log = Path(name), Path(name) / "log"
         _write_init(folder / "init", argv, {**os.environ, **(environment or {}), MARK: "1"})
         with log.open("wb") as words:
             process = subprocess.Popen(
-                (*CAGE, *HOLDER, str(kernel), *_options(folder)), stdin=subprocess.DEVNULL,
+                (*pinned, *CAGE, *HOLDER, str(kernel), *_options(folder)), stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=words, env={**os.environ, "TMPDIR": _memory_folder(folder)},
             )  # fmt: skip
         with process:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tests.lab.lab import LabNode, Pod
+from tests.lab.lab import SERVICE_TABLE, LabNode, Pod
 from tests.lab.space import REPO, Space
 
 SERVICE, SERVICE_PORT, NODE_PORT, HOST_PORT, TARGET = "10.96.0.1", 80, 30080, 8080, 9376
@@ -20,6 +20,7 @@ SERVER = """
 import socket, threading
 tcp = socket.create_server(("", PORT), backlog=64)
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE: nothing is lost here, however late we run
 udp.bind(("", PORT))
 def datagrams():
     while True:
@@ -53,6 +54,7 @@ except OSError as error:
 FLOW = """
 import os, select, socket, sys, threading, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
 s.connect((sys.argv[1], int(sys.argv[2])))
 s.settimeout(1)
 got = set()
@@ -127,7 +129,7 @@ def serve(nodes: Sequence[LabNode], backend: Pod) -> None:
             {host_port if node is backend.node else ""}
         """
         script = f"""
-            table ip kube {{
+            table {SERVICE_TABLE} {{
               chain pre {{ type nat hook prerouting priority dstnat; {rules} }}
               chain out {{ type nat hook output priority -100; {rules} }}
               chain post {{ type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }}
