@@ -22,6 +22,7 @@ DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-li
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
 DEBS_BENCH := sockperf
 DEBS_KERNEL := linux-source make flex bison bc xz-utils
+DEBS_EMULATION := qemu-system-x86
 DEBS_E2E := etcd-server containerd runc busybox-static iptables conntrack openssl curl kmod prometheus
 
 .PHONY: help
@@ -41,8 +42,9 @@ build/.debs-image: WANTED = $(DEBS_IMAGE)
 build/.debs-e2e: WANTED = $(DEBS_E2E)
 build/.debs-bench: WANTED = $(DEBS_BENCH)
 build/.debs-kernel: WANTED = $(DEBS_KERNEL)
+build/.debs-emulation: WANTED = $(DEBS_EMULATION)
 # Packages of services are wanted for their programs: policy-rc.d keeps them from being started.
-build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-kernel: Makefile
+build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-kernel build/.debs-emulation: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(WANTED); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
@@ -79,6 +81,14 @@ test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin
 .PHONY: test-kernel
 test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kernel with ipip, ipvlan, macvlan (User Mode Linux; TESTS=)
 	@$(BIN)/python -m tests.kernel $(TESTS)
+
+.PHONY: test-scale
+test-scale: deps plugin build/ebpf/.done ## ipip with 200 nodes in full mesh: what is rendered, memory, a node that joins
+	@$(BIN)/pytest -q -s -m scale tests/lab
+
+.PHONY: ebpf-kernels
+ebpf-kernels: deps build/ebpf/.done build/.debs-emulation ## what the verifiers of Debian's other kernels make of the objects (qemu)
+	@$(BIN)/python -m tests.kernel.verifier
 
 .PHONY: demo
 demo: deps plugin build/ebpf/.done ## nodes, pods and who reaches whom (NODES=3 MODE=host-gw PODS=1 KEEP=)

@@ -20,13 +20,13 @@ from agent import ctl
 from agent.model import LINK_MODES
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
-from tests.lab.space import REPO, Space
+from tests.lab.space import PATIENCE, REPO, Space
 
 SERVICE_TABLE = "ip kube"
 """The nft table of rules as kube-proxy sets them."""
 CONF_FILE = "/etc/cni/net.d/10-testcni.conf"
 PLUGIN = REPO / "build/testcni"
-READY_WITHIN = 30.0  # seconds
+READY_WITHIN = 30.0 * PATIENCE  # seconds
 SEED_CONF = """{
   "cniVersion": "0.3.0",
   "name": "testcni",

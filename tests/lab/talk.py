@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tests.lab.lab import SERVICE_TABLE, LabNode, Pod
-from tests.lab.space import REPO, Space
+from tests.lab.space import PATIENCE, REPO, Space
 
 SERVICE, SERVICE_PORT, NODE_PORT, HOST_PORT, TARGET = "10.96.0.1", 80, 30080, 8080, 9376
 
@@ -50,42 +50,45 @@ except OSError as error:
     print(type(error).__name__)
 """
 
-# A datagram each ms, back and forth; at the end of input it says how many went and how many came back.
+RATE = 1000 // (10 if PATIENCE > 1 else 1)  # datagrams a second
+# So many, back and forth; at the end of input it says how many went and how many came back.
 FLOW = """
 import os, select, socket, sys, threading, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
 s.connect((sys.argv[1], int(sys.argv[2])))
 s.settimeout(1)
-got = set()
+got, over = set(), threading.Event()
 def receive():
-    try:
-        while True:
+    while True:
+        try:
             got.add(s.recv(100).split()[1])
-    except TimeoutError:
-        pass
+        except TimeoutError:
+            if over.is_set():
+                return
 receiver = threading.Thread(target=receive)
 receiver.start()
 sent, begin = 0, time.monotonic()
 while not select.select([sys.stdin], [], [], 0)[0]:
     s.send(b"%d" % sent)
     sent += 1
-    time.sleep(max(0, begin + sent / 1000 - time.monotonic()))
+    time.sleep(max(0, begin + sent / int(sys.argv[3]) - time.monotonic()))
+over.set()
 receiver.join()
 print(sent, len(got))
 """
 
 
 class Flow:
-    """A datagram each ms from a pod to the server of another, and back."""
+    """Datagrams, RATE a second, from a pod to the server of another, and back."""
 
     def __init__(self, source: Pod, target: str) -> None:
-        argv = source.argv("python3", "-c", FLOW, target, str(TARGET))
+        argv = source.argv("python3", "-c", FLOW, target, str(TARGET), str(RATE))
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def end(self) -> tuple[int, int]:
         """How many went, and how many of them did not come back."""
-        sent, got = map(int, self._process.communicate("\n", timeout=10)[0].split())
+        sent, got = map(int, self._process.communicate("\n", timeout=10 * PATIENCE)[0].split())
         return sent, sent - got
 
 
@@ -154,9 +157,9 @@ def counters(node: LabNode) -> dict[str, int]:
 
 
 def eventually(what: Any, within: float = 5.0) -> float:
-    """Seconds until `what` is true; fails after `within`."""
+    """Seconds until `what` is true; fails after `within`, in a guest after a multiple of that."""
     began = time.monotonic()
     while not what():
-        assert time.monotonic() - began < within, f"not within {within} s"
+        assert time.monotonic() - began < within * PATIENCE, f"not within {within * PATIENCE} s"
         time.sleep(0.02)
     return time.monotonic() - began

@@ -30,6 +30,7 @@ from agent.shared import Latest
 
 T = TypeVar("T")
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
 OBJECTS = Path(__file__).resolve().parents[2] / "build/ebpf"
 SEED: dict[str, Any] = {  # the seed's host-gw conf
     "cniVersion": "0.3.0",
@@ -107,8 +108,10 @@ def private_bpffs() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
-    command("mount", "--make-rprivate", "/")
-    command("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+    if libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "making mounts private")
+    if libc.mount(b"bpf", b"/sys/fs/bpf", b"bpf", 0, None):
+        raise OSError(ctypes.get_errno(), "mounting bpf")
 
 
 class NoStore:
