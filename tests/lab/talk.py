@@ -156,10 +156,10 @@ def counters(node: LabNode) -> dict[str, int]:
     return answer
 
 
-def eventually(what: Any, within: float = 5.0) -> float:
-    """Seconds until `what` is true; fails after `within`, in a guest after a multiple of that."""
+def eventually(what: Any, within: float = 5.0, pause: float = 0.02) -> float:
+    """Seconds until `what` is true, looking every `pause`; fails after `within`, in a guest a multiple of that."""
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < within * PATIENCE, f"not within {within * PATIENCE} s"
-        time.sleep(0.02)
+        time.sleep(pause)
     return time.monotonic() - began
