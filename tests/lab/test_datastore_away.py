@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import pytest
 
 from tests.lab.lab import Lab, LabNode, conf_of, lab
@@ -54,6 +58,25 @@ def test_pods_come_and_go_and_reach_other_nodes(mode: str) -> None:
         eventually(lambda: one.problems() == [], 10)
         assert ask(old, "tcp", far.address, TARGET) == old.address
         assert difference(before, net_state(one)) == []
+
+
+@needs_bird
+def test_bird_dies_meanwhile_and_its_routes_stay() -> None:
+    with lab(2, conf=conf_of("ipip")) as it, Servers() as servers:
+        it.wait_converged()
+        one, two = it.nodes
+        near, far = one.add_pod("near"), two.add_pod("far")
+        for pod in (near, far):
+            servers.start(pod)
+        restart(one, *AWAY)
+        os.kill(int(one.path("/run/testcni/bird/bird.pid").read_text()), signal.SIGKILL)
+        time.sleep(7)  # longer than peers keep a route as if nothing had happened
+        assert ask(near, "tcp", far.address, TARGET) == near.address
+        assert ask(far, "tcp", near.address, TARGET) == far.address
+        restart(one)
+        eventually(lambda: bird_of(one) and one.problems() == [], 20)
+        assert it.wait_converged() < 5
+        assert ask(near, "tcp", far.address, TARGET) == near.address
 
 
 def test_a_network_that_was_never_prepared_waits_for_the_datastore() -> None:
