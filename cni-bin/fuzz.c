@@ -1,63 +1,9 @@
 /* Fuzzes all of the plugin that reads foreign bytes, under the sanitizers: fuzz_testcni SECONDS [SEED].
- * libFuzzer may drive it as well: clang -DLIBFUZZER -fsanitize=fuzzer,address fuzz.c
+ * With LIBFUZZER defined, libFuzzer makes the inputs: `make fuzz`.
  */
 #define main plugin_main
 #include "testcni.c"
 #undef main
-
-static uint64_t state;
-
-static uint32_t dice(uint32_t sides)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (uint32_t)(state >> 20) % sides;
-}
-
-static const char *const corpus[] = {
-    "{\"cniVersion\":\"0.3.0\",\"name\":\"testcni\",\"type\":\"testcni\",\"subnet\":\"10.244.0.0/16\"}",
-    "{\"socket\":\"/run/testcni/agent.sock\",\"agentWait\":20,\"stateDir\":\"/var/lib/testcni\"}",
-    "{\"socket\":\"\\/a\\\\b\\\"c\",\"agentWait\":-1e999,\"stateDir\":null,\"x\":[[[{\"y\":[1,2.5e3]}]],true,false]}",
-    "{\"s\\u006fcket\":\"/\\ud83d\\ude00\\ud83d\\u00e9\\b\\f\\n\\r\\t\",\"stateDir\":\"/\\u0000\"}",
-    "{\"cniVersion\":\"1.1.0\",\"code\":11,\"msg\":\"\\u00e9 \\n\",\"details\":\"\"}",
-    "{ \"ips\" : [ { \"address\" : \"10.244.1.2/24\" , \"interface\" : 2 } ] , \"code\" : -0.5E+2 }",
-    "{}",
-    "[]",
-};
-
-static size_t mutate(char *out, size_t room)
-{
-	static const char bits[] = "{}[]\",:\\/0123456789eE+-.tfnu \n\t\x01\x7f\x80\xff";
-	const char *seed = corpus[dice(sizeof corpus / sizeof *corpus)];
-	size_t size = strlen(seed);
-	memcpy(out, seed, size);
-	for (uint32_t n = dice(6); n; n--) {
-		size_t at = dice((uint32_t)size + 1), length = dice(8) ? dice(40) : dice(700);
-		switch (dice(4)) {
-		case 0: /* change a byte, or make it NUL */
-			if (at < size)
-				out[at] = bits[dice(sizeof bits)];
-			break;
-		case 1: /* cut */
-			size = at;
-			break;
-		case 2: /* repeat a byte: deep nesting, long numbers */
-			if (size + length < room && at < size) {
-				memmove(out + at + length, out + at, size - at);
-				memset(out + at, out[at + length], length);
-				size += length;
-			}
-			break;
-		default: /* drop some */
-			if (at + length < size) {
-				memmove(out + at, out + at + length, size - at - length);
-				size -= length;
-			}
-		}
-	}
-	return size;
-}
 
 static void expect(bool good, const char *what, const struct buffer *text)
 {
@@ -118,6 +64,60 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 }
 
 #ifndef LIBFUZZER
+static uint64_t state;
+
+static uint32_t dice(uint32_t sides)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return (uint32_t)(state >> 20) % sides;
+}
+
+static const char *const corpus[] = {
+    "{\"cniVersion\":\"0.3.0\",\"name\":\"testcni\",\"type\":\"testcni\",\"subnet\":\"10.244.0.0/16\"}",
+    "{\"socket\":\"/run/testcni/agent.sock\",\"agentWait\":20,\"stateDir\":\"/var/lib/testcni\"}",
+    "{\"socket\":\"\\/a\\\\b\\\"c\",\"agentWait\":-1e999,\"stateDir\":null,\"x\":[[[{\"y\":[1,2.5e3]}]],true,false]}",
+    "{\"s\\u006fcket\":\"/\\ud83d\\ude00\\ud83d\\u00e9\\b\\f\\n\\r\\t\",\"stateDir\":\"/\\u0000\"}",
+    "{\"cniVersion\":\"1.1.0\",\"code\":11,\"msg\":\"\\u00e9 \\n\",\"details\":\"\"}",
+    "{ \"ips\" : [ { \"address\" : \"10.244.1.2/24\" , \"interface\" : 2 } ] , \"code\" : -0.5E+2 }",
+    "{}",
+    "[]",
+};
+
+static size_t mutate(char *out, size_t room)
+{
+	static const char bits[] = "{}[]\",:\\/0123456789eE+-.tfnu \n\t\x01\x7f\x80\xff";
+	const char *seed = corpus[dice(sizeof corpus / sizeof *corpus)];
+	size_t size = strlen(seed);
+	memcpy(out, seed, size);
+	for (uint32_t n = dice(6); n; n--) {
+		size_t at = dice((uint32_t)size + 1), length = dice(8) ? dice(40) : dice(700);
+		switch (dice(4)) {
+		case 0: /* change a byte, or make it NUL */
+			if (at < size)
+				out[at] = bits[dice(sizeof bits)];
+			break;
+		case 1: /* cut */
+			size = at;
+			break;
+		case 2: /* repeat a byte: deep nesting, long numbers */
+			if (size + length < room && at < size) {
+				memmove(out + at + length, out + at, size - at);
+				memset(out + at, out[at + length], length);
+				size += length;
+			}
+			break;
+		default: /* drop some */
+			if (at + length < size) {
+				memmove(out + at, out + at + length, size - at - length);
+				size -= length;
+			}
+		}
+	}
+	return size;
+}
+
 int main(int argc, char **argv)
 {
 	static char text[1 << 13];

@@ -17,7 +17,6 @@ from tenacity import (
     stop_when_event_set,
     wait_random_exponential,
 )
-from tenacity import sleep_using_event as sleep_until
 
 from agent.cluster import objects
 from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream
@@ -51,6 +50,7 @@ PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parse
 WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
 SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
+BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)
 SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class Kubernetes:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self.watches = tuple(Watch(api, kind) for kind in KINDS)
+        answers = threading.Condition()
+        self.watches = tuple(Watch(api, kind, answers) for kind in KINDS)
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind that can be used. Raises StoreError."""
@@ -122,11 +123,16 @@ class Kubernetes:
 
 
 class Watch:
-    """One kind: what is known of it, and from which resourceVersion on it is to be followed."""
+    """One kind: what is known of it, and from which resourceVersion on it is to be followed.
 
-    def __init__(self, api: Api, kind: Kind) -> None:
+    `answers` is notified when a server that had not answered does again: the other kinds need not wait any longer.
+    """
+
+    def __init__(self, api: Api, kind: Kind, answers: threading.Condition | None = None) -> None:
         self.kind = kind
         self._api = api
+        self._answers = answers or threading.Condition()
+        self._away = False
         self._server = f"API server, {kind}"
         self._version = ""
         self._heard = 0
@@ -144,7 +150,7 @@ class Watch:
                 retry=retry_if_exception_type(StoreError),
                 wait=lambda state: max(backoff(state), _retry_after(state)),
                 stop=stop_when_event_set(stop),
-                sleep=sleep_until(stop),
+                sleep=lambda seconds: self._wait(seconds, stop),
                 before_sleep=self._failed,
                 retry_error_callback=lambda _state: None,  # stopped
             )
@@ -152,13 +158,31 @@ class Watch:
 
     def close(self) -> None:
         """End the connection; `run` begins another one unless it was told to stop."""
+        with self._answers:
+            self._answers.notify_all()
         if stream := self._stream:
             stream.close()
+
+    def _wait(self, seconds: float, stop: threading.Event) -> None:
+        """Until the time is over, or a server that was away has answered somebody else."""
+        if not self._away:
+            stop.wait(seconds)
+            return
+        with self._answers:
+            if not stop.is_set():
+                self._answers.wait(seconds)
+
+    def _answered(self) -> None:
+        if self._away:
+            self._away = False
+            with self._answers:
+                self._answers.notify_all()
 
     def _session(self) -> None:
         """List where needed, then watch for as long as it goes; raises StoreError if nothing came of it."""
         if not self._version:
             self._list()
+            self._answered()
         began, heard = time.monotonic(), self._heard
         query = {
             "watch": "1",
@@ -168,6 +192,7 @@ class Watch:
         }
         try:
             self._stream = self._api.watch(PATHS[self.kind], query, SILENCE)
+            self._answered()
             for event in self._stream:
                 self._take(event)
         except GoneError as error:
@@ -189,6 +214,7 @@ class Watch:
 
     def _failed(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        self._away = isinstance(error, ApiError) and (error.status == 0 or error.status >= BROKEN)
         remedy = "it is tried again; until then the last state stays in force"
         if isinstance(error, NotFoundError):
             remedy = "install the CustomResourceDefinitions: kubectl apply -f manifests/"

@@ -257,7 +257,10 @@ def _write(path: str, line: bytes, flags: int) -> None:
 
 
 def encode(attachment: Attachment) -> bytes:
-    """An attachment as the first line of its file: JSON, addresses as text."""
+    """An attachment as the first line of its file: JSON, addresses as text.
+
+    What its uplink reserves is left out, as that concerns addresses yet to be given.
+    """
     doc = {
         "format": FORMAT,
         "container_id": attachment.container_id,
@@ -267,7 +270,11 @@ def encode(attachment: Attachment) -> bytes:
         "pod": attachment.pod,
         "leases": [{"address": str(lease.address), "block": str(lease.block)} for lease in attachment.leases],
         "mac": attachment.mac,
-        **({"uplink": _encode_uplink(attachment.uplink)} if attachment.uplink else {}),
+        **(
+            {"uplink": encode_uplink(replace(attachment.uplink, reserved=frozenset()))}
+            if attachment.uplink
+            else {}
+        ),
     }
     return json.dumps(doc).encode()
 
@@ -282,22 +289,25 @@ def _plain(value: object) -> str | list[str]:
     return [str(item) for item in value] if isinstance(value, tuple) else str(value)
 
 
-def _encode_uplink(uplink: Uplink) -> dict[str, Any]:
-    """An uplink as JSON, without what is reserved, as that concerns addresses yet to be given."""
+def encode_uplink(uplink: Uplink) -> dict[str, Any]:
+    """An uplink as JSON."""
     return {
         "device": uplink.device,
         "hosts": _plain(uplink.hosts),
         "gateway": str(uplink.gateway) if uplink.gateway else None,
         "via_host": _plain(uplink.via_host),
+        **({"reserved": sorted(map(str, uplink.reserved))} if uplink.reserved else {}),
     }
 
 
-def _decode_uplink(doc: dict[str, Any]) -> Uplink:
+def decode_uplink(doc: dict[str, Any]) -> Uplink:
+    """What `encode_uplink` made it of. Raises KeyError, TypeError, ValueError."""
     return Uplink(
         doc["device"],
         tuple(map(ipaddress.ip_address, doc["hosts"])),
         ipaddress.ip_address(doc["gateway"]) if doc["gateway"] else None,
         tuple(map(ipaddress.ip_network, doc["via_host"])),
+        frozenset(map(ipaddress.ip_address, doc.get("reserved", ()))),
     )
 
 
@@ -326,7 +336,7 @@ def decode(data: bytes, *, whole: bool) -> Attachment:
             for item in doc["leases"]
         )
         if "uplink" in doc:
-            doc["uplink"] = _decode_uplink(doc["uplink"])
+            doc["uplink"] = decode_uplink(doc["uplink"])
         return Attachment(**doc, wired=json.loads(second) if whole else None)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an attachment: {error!r}") from error

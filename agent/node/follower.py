@@ -99,6 +99,7 @@ def _with(known: Mapping[str, Problem], troubles: Sequence[Trouble]) -> Mapping[
             if now.pop(trouble.source, None):
                 log.info("%s is well again", trouble.source)
         else:
-            log.warning("%s", trouble.problem)
+            if now.get(trouble.source) != trouble.problem:
+                log.warning("%s", trouble.problem)
             now[trouble.source] = trouble.problem
     return now

@@ -9,46 +9,44 @@ import ipaddress
 import json
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from agent.ipam.attachments import decode_network, encode_network
-from agent.model import Network, Subnet
+from agent.ipam.attachments import decode_network, decode_uplink, encode_network, encode_uplink
+from agent.shared import NodeStatus
 
 FORMAT = 1
 
 log = logging.getLogger(__name__)
 
-Blocks = Mapping[Network, tuple[Subnet, ...]]
-"""The blocks of each network whose node state is in the kernel."""
 
-
-def load(path: Path) -> Blocks:
-    """What an earlier run noted; nothing where that can't be read."""
+def load(path: Path) -> NodeStatus:
+    """Blocks and uplinks that an earlier run noted; nothing where that can't be read."""
     try:
         doc = json.loads(path.read_bytes())
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        return {
-            decode_network(entry["network"]): tuple(map(ipaddress.ip_network, entry["blocks"]))
-            for entry in doc["networks"]
-        }
+        entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]
+        return NodeStatus(
+            blocks={network: tuple(map(ipaddress.ip_network, entry["blocks"])) for network, entry in entries},
+            uplinks={network: decode_uplink(entry["uplink"]) for network, entry in entries if "uplink" in entry},
+        )
     except FileNotFoundError:
-        return {}
+        return NodeStatus()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s can't be used, so pods wait for the datastore: %r", path, error)
-        return {}
+        return NodeStatus()
 
 
-def save(path: Path, blocks: Blocks) -> None:
-    """Note what is prepared now; a failure costs no more than the note.
-
-    Networks whose pods have a slave of a parent are found out anew: the parent may have changed.
-    """
-    entries = [
-        {"network": encode_network(network), "blocks": list(map(str, own))}
-        for network, own in blocks.items()
-        if not network.link_mode
+def save(path: Path, status: NodeStatus) -> None:
+    """Note what is prepared now; a failure costs no more than the note."""
+    entries: list[dict[str, Any]] = [
+        {
+            "network": encode_network(network),
+            "blocks": list(map(str, own)),
+            **({"uplink": encode_uplink(status.uplinks[network])} if network in status.uplinks else {}),
+        }
+        for network, own in status.blocks.items()
     ]
     new = path.with_suffix(".new")
     try:

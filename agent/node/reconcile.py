@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -63,8 +63,8 @@ class Reconciler:
     """The node path's loop: desired minus actual, per kind."""
 
     def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
-        earlier = prepared.load(inputs.prepared) if inputs.prepared else {}
-        self.status: Latest[NodeStatus] = Latest(NodeStatus(blocks=earlier))
+        earlier = prepared.load(inputs.prepared) if inputs.prepared else NodeStatus()
+        self.status: Latest[NodeStatus] = Latest(earlier)
         self.errors = Tally((NETLINK,), *((kind,) for kind in program.KINDS))
         """Rounds in which something of a kind failed."""
         self.drift = program.Drift()
@@ -107,7 +107,7 @@ class Reconciler:
         snapshot = self._claimer.complete(self._inputs.snapshot.get())
         if not snapshot.synced:  # nothing is made or removed on half a picture
             still = self.status.get()  # of an earlier run
-            self._publish(NodeStatus(blocks=still.blocks, uplinks=still.uplinks, problems=self._with_reported([])))
+            self._publish(replace(still, synced=False, problems=self._with_reported([])))
             return True
         began = time.monotonic()
         try:
@@ -127,7 +127,8 @@ class Reconciler:
         except OSError as error:
             self.errors.add(NETLINK)
             problem = Problem(NETLINK, str(error), "it is tried again")
-            self._publish(NodeStatus(synced=True, problems=self._with_reported([problem])))
+            still = self.status.get()  # what can't be looked at is taken to be as it was
+            self._publish(replace(still, synced=True, problems=self._with_reported([problem])))
             return False
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
@@ -216,8 +217,9 @@ class Reconciler:
         for problem in self._told - now:
             log.info("solved: %s: %s", problem.where, problem.what)
         self._told = now
-        if self._inputs.prepared and status.blocks != self.status.get().blocks:
-            prepared.save(self._inputs.prepared, status.blocks)
+        before = self.status.get()
+        if self._inputs.prepared and (status.blocks, status.uplinks) != (before.blocks, before.uplinks):
+            prepared.save(self._inputs.prepared, status)
         self.status.publish(status)
 
     def _until_next(self) -> float:

@@ -39,12 +39,15 @@ class Announcer:
 
     def run(self, stop: threading.Event) -> None:
         """Tell what there is to tell until `stop` is set."""
+        failed = False
         while not stop.is_set():
             self._wake.clear()
             try:
                 self.once()
+                failed = False
             except StoreError as error:
-                log.warning("the cluster can't be told of this node: %s", error)
+                log.log(logging.DEBUG if failed else logging.WARNING, "the cluster can't be told: %s", error)
+                failed = True
             self._wake.wait(LOOK_AGAIN)
 
     def once(self) -> None:

@@ -19,6 +19,9 @@ from tests.lab.space import REPO, Space, SpaceError, kill_all, processes_in
 T = TypeVar("T")
 MANIFESTS = REPO / "manifests"
 DEFAULT = "host-gw"
+ON_THE_SUBNET = ("macvlan", "ipvlan")  # modes whose pods are on the nodes' own
+EXAMPLE_SUBNET, EXAMPLE_POOL = "192.168.64.0/24", "192.168.64.128/25"  # of the overlays macvlan and ipvlan
+POOL = f"{UNDERLAY}.128.0/22"
 CONTAINERD = """version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "%s"
@@ -197,7 +200,21 @@ class Cluster(Segment):
         """What installs testcni in this cluster's mode: the rendered file for the default, else an overlay."""
         if self.mode == DEFAULT:
             return (MANIFESTS / "testcni.yaml").read_text()
-        return self.kubectl("kustomize", str(MANIFESTS / "overlays" / self.mode))
+        text = self.kubectl("kustomize", str(MANIFESTS / "overlays" / self.mode))
+        return text.replace(EXAMPLE_SUBNET, f"{UNDERLAY}.0.0/{PREFIX}")  # as the overlay says one should
+
+    def install(self) -> None:
+        """Apply the manifests, and where pods are on the nodes' subnet what they may have of it."""
+        self.apply(self.manifests())
+        pool = MANIFESTS / "overlays" / self.mode / "ippool.yaml"
+        if pool.exists():
+            text = pool.read_text().replace(EXAMPLE_POOL, POOL)
+
+            def made() -> bool:  # until the API server knows the kind, and the policy about it
+                self.apply(text)
+                return True
+
+            eventually(made, 60)
 
     def apply(self, what: Path | str | dict[str, Any] | Sequence[dict[str, Any]]) -> None:
         """Apply a file, a folder or documents."""
@@ -232,8 +249,20 @@ class Cluster(Segment):
         try:
             return eventually(look, within) or []
         except AssertionError as error:
-            events = self.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-3000:]
-            raise AssertionError(f"{count} pods of {selector} are not ready: {events}") from error
+            said = "\n".join(self._last_words(pod) for pod in self.pods(selector, namespace))
+            raise AssertionError(f"{count} pods of {selector} are not ready after {within} s:\n{said}") from error
+
+    def _last_words(self, pod: dict[str, Any]) -> str:
+        """Why a pod is not ready: its conditions, its events, and what it said last."""
+        metadata = pod["metadata"]
+        name, namespace = metadata["name"], metadata["namespace"]
+        of = ("--field-selector", f"involvedObject.name={name}", "--sort-by=.lastTimestamp", "--no-headers")
+        events = self.kubectl("get", "events", "-n", namespace, *of)
+        try:
+            log = self.kubectl("logs", "-n", namespace, name, "--tail=30")
+        except SpaceError as error:
+            log = str(error)
+        return f"{name}: {json.dumps(pod.get('status', {}).get('conditions'))}\n{events[-1500:]}\n{log[-4000:]}"
 
     def exec(self, pod: dict[str, Any], *argv: str, within: float = 30) -> str:
         """What a command in a pod prints."""

@@ -31,7 +31,7 @@ def bare() -> Iterator[Cluster]:
 def cluster(bare: Cluster) -> Cluster:
     """With testcni, and every node Ready."""
     if not bare.get("daemonsets", "-n", "testcni"):
-        bare.apply(bare.manifests())
+        bare.install()
     eventually(lambda: len(bare.ready_nodes()) == NODES, 60)
     eventually(lambda: not any(node["spec"].get("taints") for node in bare.get("nodes")), 30)
     return bare

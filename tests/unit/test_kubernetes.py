@@ -15,6 +15,7 @@ from agent.cluster import api, kubernetes
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import (
+    KINDS,
     Change,
     ConflictError,
     Gone,
@@ -193,6 +194,23 @@ def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) ->
     (trouble, *_) = followed.until(lambda changes: changes)
     assert isinstance(trouble, Trouble)
     assert "Connection refused" in str(trouble.problem)
+
+
+def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
+    opened: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = iter([0.3, *[30.0] * len(KINDS)])
+    failures: Iterator[Answer] = iter([(503, {})] * len(KINDS))
+    monkeypatch.setattr(kubernetes, "wait_random_exponential", lambda **_: lambda _state: next(waits))
+
+    def answer(asked: Asked) -> Answer:
+        return held() if asked.is_watch else next(failures, (200, page()))
+
+    server = Awkward(answer)
+    opened.append(server)
+    followed = Followed(Kubernetes(Api(lambda: config(server.port, "t"))))
+    opened.append(followed)
+    followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Replaced)]) == len(KINDS), 5)
 
 
 def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:

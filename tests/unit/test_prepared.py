@@ -7,23 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import Network
+from agent.model import MACVLAN, Network, Uplink
 from agent.node import prepared
+from agent.shared import NodeStatus
 
-BLOCKS = {
-    Network("a", subnet=ipaddress.ip_network("10.244.0.0/16")): (ipaddress.ip_network("10.244.1.0/24"),),
-    Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
-}
+LAN = Network("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
+PREPARED = NodeStatus(
+    blocks={
+        Network("a", subnet=ipaddress.ip_network("10.244.0.0/16")): (ipaddress.ip_network("10.244.1.0/24"),),
+        Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
+        LAN: (ipaddress.ip_network("192.0.2.64/28"),),
+    },
+    uplinks={
+        LAN: Uplink(
+            "eth0",
+            (ipaddress.ip_address("192.0.2.1"),),
+            ipaddress.ip_address("192.0.2.254"),
+            (ipaddress.ip_network("10.96.0.0/12"),),
+            frozenset({ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.254")}),
+        )
+    },
+)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "prepared.json"
-    assert prepared.load(path) == {}
-    prepared.save(path, BLOCKS)
-    assert prepared.load(path) == BLOCKS
+    assert prepared.load(path) == NodeStatus()
+    prepared.save(path, PREPARED)
+    assert prepared.load(path) == PREPARED
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    prepared.save(path, {})
+    prepared.save(path, NodeStatus())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -33,7 +47,7 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
 ) -> None:
     path = tmp_path / "prepared.json"
     path.write_text(text)
-    assert prepared.load(path) == {}
+    assert prepared.load(path) == NodeStatus()
     assert str(path) in caplog.text
 
 
@@ -41,11 +55,11 @@ def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "prepared.json"
-    prepared.save(path, {Network("a", mode="warp"): ()})
-    assert prepared.load(path) == {}
+    prepared.save(path, NodeStatus(blocks={Network("a", mode="warp"): ()}))
+    assert prepared.load(path) == NodeStatus()
     assert "mode 'warp' is none of host-gw" in caplog.text
 
 
 def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prepared.save(tmp_path / "missing" / "prepared.json", BLOCKS)
+    prepared.save(tmp_path / "missing" / "prepared.json", PREPARED)
     assert "can't be written" in caplog.text

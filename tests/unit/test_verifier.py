@@ -14,7 +14,7 @@ from tests.kernel import verifier
 
 def listed(data: bytes) -> dict[str, tuple[int, bytes]]:
     """Modes and contents by name of a cpio archive."""
-    found = {}
+    found: dict[str, tuple[int, bytes]] = {}
     while True:
         assert data[:6] == b"070701"
         fields = [int(data[6 + 8 * n : 14 + 8 * n], 16) for n in range(13)]

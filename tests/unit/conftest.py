@@ -1,0 +1,28 @@
+"""The plugin's binaries, built once a session, and an agent for them to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.plugin import Agent, Builds, Plugin
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds.into(tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    agent = Agent(tmp_path / "agent.sock")
+    agent.start()
+    yield agent
+    agent.stop()
+
+
+@pytest.fixture
+def plugin(builds: Builds, tmp_path: Path) -> Plugin:
+    return Plugin(builds.plugin, tmp_path)
