@@ -86,12 +86,13 @@ test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kerne
 	@$(BIN)/python -m tests.kernel $(TESTS)
 
 .PHONY: test-scale
-test-scale: deps plugin build/ebpf/.done ## ipip with 200 nodes in full mesh: what is rendered, memory, a node that joins
+test-scale: deps plugin build/ebpf/.done ## ipip with 60 and 200 nodes in full mesh: what is rendered, memory, a node that joins
 	@$(BIN)/pytest -q -s -m scale tests/lab
 
 .PHONY: ebpf-kernels
 ebpf-kernels: deps build/ebpf/.done build/.debs-emulation ## what the verifiers of Debian's other kernels make of the objects (qemu)
 	@$(BIN)/python -m tests.kernel.verifier
+
 .PHONY: fuzz
 fuzz: build/.debs build/.debs-fuzz ## the plugin by libFuzzer (SECONDS=60)
 	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build libfuzzer

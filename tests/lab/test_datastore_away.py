@@ -16,7 +16,7 @@ from tests.lab.talk import TARGET, Servers, ask, eventually
 from tests.netns.birds import needs_bird
 
 AWAY = ("--datastore", "dir:/var/lib/nowhere")
-MODES = ["host-gw", "vxlan", pytest.param("ipip", marks=needs_bird)]
+MODES = ["host-gw", "vxlan", pytest.param("ipip", marks=needs_bird), "macvlan"]
 
 
 def restart(node: LabNode, *options: str) -> None:
