@@ -32,7 +32,7 @@ pytestmark = [needs_bird, pytest.mark.scale, pytest.mark.timeout(600)]
 
 AGENTS = 4
 RENDERED = 0.050  # seconds
-# Seconds until all know a new node. Of 200, it is what two cores take to tell 200 BIRDs, which are one a machine elsewhere.
+# Seconds until all know a new node. With 200, most of it is one machine telling 200 BIRDs, one after the other.
 JOINED = {60: 3.0, 200: 60.0}
 NETWORK = Network("testcni", mode="ipip", subnet=ipaddress.ip_network("10.244.0.0/16"))
 
