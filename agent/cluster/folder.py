@@ -119,10 +119,12 @@ class Folder:
                 temporary.rename(path)
             return self._alone(kind, obj.name)[1]
 
-    def delete(self, kind: Kind, name: str) -> None:
-        """Delete the object with its file."""
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
+        """Delete the object with its file, if it says what is known of it."""
         with self._exclusive():
-            path, _found = self._alone(kind, name)
+            path, found = self._alone(kind, name)
+            if known is not None and found != known:
+                raise ConflictError(f"{kind} {name} is another one than was known")
             try:
                 path.unlink()
             except FileNotFoundError as error:

@@ -23,11 +23,13 @@ from typing import Any
 
 from agent.datapath.state import LINK_PREFIX
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
-from agent.model import MODES, Address, Network, Subnet, Uplink
+from agent.model import MODES, Address, Network, Problem, Subnet, Uplink
+from agent.shared import Latest
 
 FORMAT = 2
 AT_WORK, WHOLE = ".new", ".json"  # suffixes
 MAC_PREFIX = "0a:58"  # locally administered
+ASIDE_FOR = 300.0  # seconds until an address that somebody else has is looked at again
 LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
 
 PARSED: Mapping[str, Callable[[str], Any]] = {
@@ -86,6 +88,16 @@ class Attachment:
         return link_name(self.container_id, self.ifname)
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Who has an address that should be a pod's: the MAC that answered on a device, and until when that counts."""
+
+    device: str
+    mac: str
+    until: float
+    """Seconds since the node was booted."""
+
+
 class Attachments:
     """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
 
@@ -97,6 +109,8 @@ class Attachments:
         self._all: dict[tuple[str, str], Attachment] = {}
         self._allocator = Allocator(cool_down)
         self._lines = 0
+        self.aside: Latest[Mapping[Address, Aside]] = Latest({})
+        """Addresses that were found to be somebody else's."""
 
     def load(self) -> None:
         """Read what an earlier run left; a file that can't be read is set aside and said. Raises OSError."""
@@ -136,6 +150,24 @@ class Attachments:
         """How many addresses of a range are in use, cooling and free."""
         with self._lock:
             return self._allocator.counts(candidates, _now())
+
+    def busy(self, block: Subnet) -> bool:
+        """Whether any address of a block is in use or cooling."""
+        used, cooling, _free = self.counts(Range(block, int(block[0]), int(block[-1])))
+        return used + cooling > 0
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Who has addresses that should be pods', as long as these are set aside."""
+        now = _now()
+        return tuple(
+            Problem(
+                f"interface {one.device}",
+                f"{address} is of this node's block, but {one.mac} answers for it",
+                "give that machine another address, or name it in `exclude` of the IPPool",
+            )
+            for address, one in self.aside.get().items()
+            if one.until > now
+        )
 
     def reserve(
         self, wanted: Attachment, ranges: Sequence[Range], asked: Sequence[Address], deadline: float
@@ -182,6 +214,14 @@ class Attachments:
                 self._allocator.release(lease.address, now)
             self._note_released(attachment.leases, now)
             self._cooled.notify_all()
+
+    def set_aside(self, address: Address, device: str, mac: str) -> None:
+        """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
+        now = _now()
+        with self._lock:
+            self._allocator.set_aside(address, now, now + ASIDE_FOR)
+        found = Aside(device, mac, now + ASIDE_FOR)
+        self.aside.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
 
     def _take(self, ranges: Sequence[Range], asked: Sequence[Address], deadline: float) -> tuple[Lease, ...]:
         """One address for each IP version; all or none."""

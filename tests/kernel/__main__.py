@@ -20,7 +20,7 @@ from tests.lab.space import REPO
 
 # What `make test-kernel` runs: a guest for each, at once, as a guest has one processor.
 SELECTION = (
-    ("tests/kernel", "tests/lab/test_ipip.py", "tests/lab/test_ipip_trouble.py"),
+    ("tests/kernel", "tests/netns/test_probe.py", "tests/lab/test_ipip.py", "tests/lab/test_ipip_trouble.py"),
     (
         "tests/lab/test_l2.py",
         "tests/lab/test_topology.py",

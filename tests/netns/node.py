@@ -129,7 +129,7 @@ class NoStore:
     def update(self, obj: Resource) -> Resource:
         raise NotImplementedError(obj)
 
-    def delete(self, kind: Kind, name: str) -> None:
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         raise NotImplementedError(kind)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from agent.datapath.arp import announcement
 from agent.datapath.state import Detour, LocalAddress, Masquerade, Route
 from agent.errors import CniError, Code
 from agent.ipam import blocks
-from agent.ipam.attachments import decode_network, encode_network
-from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet, Uplink
+from agent.ipam.attachments import Attachment, Lease, decode_network, encode_network, mac_for
+from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
+from agent.modes.slaves import Slaves
 
 SEED: dict[str, Any] = {
     "cniVersion": "0.3.0",
@@ -133,8 +135,8 @@ def test_blocks_of_a_shared_subnet_are_the_netconfs_or_claimed_and_never_guessed
 
 
 def test_ranges_leave_out_what_is_reserved() -> None:
-    uplink = Uplink("eth0", (), None, (), frozenset({ip("192.168.64.91"), ip("192.168.64.0")}))
-    (there,) = blocks.ranges(view().network, (net("192.168.64.0/24"),), uplink)
+    reserved = frozenset({ip("192.168.64.91"), ip("192.168.64.0")})
+    (there,) = blocks.ranges(view().network, (net("192.168.64.0/24"),), frozenset(), reserved)
     assert (there.size, ip("192.168.64.91") in there, ip("192.168.64.100") in there) == (10, False, True)
     assert ip("192.168.64.101") not in there
 
@@ -182,3 +184,43 @@ def test_an_announcement_has_one_address_twice() -> None:
     assert len(frame) == 42
     assert frame[:6] == b"\xff" * 6
     assert frame[28:32] == frame[38:42] == ip("192.0.2.7").packed
+
+
+def test_the_pools_router_comes_after_the_netconfs_and_before_the_parents() -> None:
+    lan = IPPool("lan", net("192.168.64.128/25"), 28, gateway=ip("192.168.64.2"))
+    far = IPPool("far", net("10.7.0.0/16"), 24, gateway=ip("10.7.0.1"))
+    astray = IPPool("a", net("192.168.64.96/27"), 28, gateway=ip("192.168.65.1"))  # not of this subnet
+    (uplink,) = mode("macvlan").desired(view(mode="macvlan", pools=(far, lan, astray))).uplinks
+    assert uplink.gateway == ip("192.168.64.2")
+    given: dict[str, Any] = {"ipam": {**SEED["ipam"], "gateway": "192.168.64.9"}}
+    (uplink,) = mode("macvlan").desired(view(mode="macvlan", pools=(lan,), **given)).uplinks
+    assert uplink.gateway == ip("192.168.64.9")
+    l3: dict[str, Any] = {"linkMode": "l3", "subnet": "10.244.0.0/16", "ipam": {}}
+    pods = IPPool("pods", net("10.244.0.0/16"), 24, gateway=ip("10.244.0.1"))
+    (uplink,) = mode("ipvlan").desired(view(pools=(pods,), **l3)).uplinks
+    assert uplink.gateway is None, "a subnet of pods has no router of its own"
+
+
+@pytest.mark.parametrize(
+    ("conf", "given"),
+    [
+        ({"mode": "ipvlan"}, None),
+        ({"mode": "macvlan", "linkMode": "passthru", "master": "eth9"}, None),
+        ({"mode": "macvlan"}, "0a:58:c0:a8:40:5a"),
+    ],
+)
+def test_a_mac_can_be_asked_for_where_a_pod_has_one_of_its_own(conf: dict[str, Any], given: str | None) -> None:
+    network = view(**conf).network
+    lease = Lease(ip("192.168.64.90"), net("192.168.64.0/24"))
+    plain = Attachment("c", "eth0", network, "/x", "", (lease,), mac_for(lease.address))
+    wish = replace(plain, mac="02:00:00:00:00:07")
+    way = mode(network.mode)
+    assert isinstance(way, Slaves)
+    assert way.mac(plain) == given
+    if given:
+        assert way.mac(wish) == "02:00:00:00:00:07"
+        return
+    with pytest.raises(CniError, match="mac: '02:00:00:00:00:07' is not allowed") as caught:
+        way.mac(wish)
+    assert caught.value.code == Code.INVALID_CONFIG
+    assert "use macvlan in another linkMode" in caught.value.details
