@@ -27,6 +27,7 @@ from agent.node.confs import Confs
 from agent.node.follower import apply
 from agent.node.reconcile import Inputs, Reconciler
 from agent.shared import Latest
+from tests.lab.space import PATIENCE
 
 T = TypeVar("T")
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
@@ -217,9 +218,9 @@ class Host:
 
 
 def eventually(what: Callable[[], T], within: float = 2.0) -> T:
-    """What `what` returns once that is true; fails with its last value after `within` seconds."""
-    end = time.monotonic() + within
+    """What `what` returns once that is true; fails with its last value after `within` s, in a guest a multiple."""
+    end = time.monotonic() + within * PATIENCE
     while not (value := what()):
-        assert time.monotonic() < end, f"still {value!r} after {within} s"
+        assert time.monotonic() < end, f"still {value!r} after {within * PATIENCE} s"
         time.sleep(0.005)
     return value
