@@ -33,6 +33,7 @@ from agent.model import Problem
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
+from agent.node.herald import Herald
 from agent.node.install import Installer, Places
 from agent.node.reconcile import Inputs, Reconciler
 from agent.node.segment import SegmentTest
@@ -76,6 +77,7 @@ class Agent:
         alone: Latest[Mapping[str, Problem]] = Latest({})
         self._bird = Supervisor(conf.run_dir / "bird")
         self._selftest = SelfTest()
+        heralding: Latest[Mapping[str, Problem]] = Latest({})
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
@@ -89,6 +91,7 @@ class Agent:
                 alone,
                 self._bird.problems,
                 self._selftest.problems,
+                heralding,
             ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
@@ -97,6 +100,7 @@ class Agent:
             conf.block_idle,
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
+        self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
         self._announce = announcer(api, conf.node, self._reconciler.status) if api else None
         self._installer: Installer | None = None
@@ -144,6 +148,7 @@ class Agent:
             "confs": self._confs.run,
             "claimer": self._claimer.run,
             "reconciler": self._reconciler.run,
+            "herald": self._herald.run,
             "journal": self._journal.run,
             "bird": self._bird.run,
             "selftest": self._selftest.run,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from agent.model import Network, Problem, Subnet, Uplink
+from agent.model import Network, Problem, Receives, Subnet, Uplink
 
 T = TypeVar("T")
 
@@ -70,6 +70,8 @@ class NodeStatus:
     programmed: int = 0
     """How many of them are in the kernel."""
     problems: tuple[Problem, ...] = ()
+    receives: Receives = ()
+    """What peers are to be told."""
 
 
 def _nowhere(*_: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from agent.cluster import receives
 from agent.model import API_VERSION, Address, IPBlock, IPPool, Node, Resource, Subnet, block_name
 
 DEFAULT_BLOCK_SIZE = {4: 24, 6: 122}
@@ -68,7 +69,8 @@ def parse(doc: object) -> Resource:
     match kind:
         case "Node":
             addresses = _internal_ips(_mapping(doc, "status"))
-            return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata))
+            said = receives.decode(_mapping(metadata, "annotations").get(receives.ANNOTATION))
+            return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata), said)
         case "IPPool":
             return _pool(name, spec, version)
         case _:
@@ -87,6 +89,8 @@ def to_doc(obj: Resource) -> dict[str, Any]:
             addresses = [{"type": "InternalIP", "address": str(address)} for address in obj.addresses]
             if obj.labels:
                 metadata["labels"] = dict(obj.labels)
+            if obj.receives:
+                metadata["annotations"] = {receives.ANNOTATION: receives.encode(obj.receives)}
             if obj.blocks:
                 spec = {"podCIDR": str(obj.blocks[0]), **spec}
             kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}

@@ -24,6 +24,13 @@ class View:
     blocks: tuple[Subnet, ...]
     bgp: BgpOptions = field(default_factory=BgpOptions)
     underlay: Underlay = field(default_factory=Underlay)
+    receives: tuple[str, ...] = ()
+    """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Modes in which packets of the network may be sent here."""
+        return self.receives or (self.network.mode,)
 
 
 class Wired(TypedDict):
