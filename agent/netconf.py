@@ -9,11 +9,11 @@ import functools
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from agent import cniargs
+from agent import cniargs, values
 from agent.errors import CniError, Code, invalid_config
 from agent.model import (
     ALWAYS,
@@ -31,16 +31,14 @@ from agent.model import (
     Network,
     Subnet,
 )
+from agent.values import Fields
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
 LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
-MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 NAME_LIMIT = 63
 CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
 MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
-T = TypeVar("T")
-D = TypeVar("D")
 
 # Keys that others read: the runtime, the plugin binary, and the specification's own.
 FOREIGN = frozenset({"cniVersions", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins"})
@@ -71,33 +69,6 @@ class NetConf:
     prev_result: Mapping[str, Any] | None = None
     valid_attachments: frozenset[tuple[str, str]] | None = None
     """What GC must keep; None where the runtime does not say."""
-
-
-class Fields:
-    """A JSON object whose fields are taken one by one; what nobody took is an error."""
-
-    def __init__(self, doc: object, where: str, allowed: str = "a JSON object") -> None:
-        if not isinstance(doc, dict):
-            raise invalid_config(where or "netconf", doc, allowed)
-        self._doc: dict[str, Any] = doc
-        self._where = f"{where}." if where else ""
-        self._taken: list[str] = []
-
-    def take(self, name: str, parse: Callable[[str, Any], T], default: D) -> T | D:
-        """The parsed field, or the default where it is absent or null."""
-        self._taken.append(name)
-        value = self._doc.get(name)
-        return default if value is None else parse(self._where + name, value)
-
-    def finish(self, ignored: frozenset[str] = frozenset()) -> None:
-        """Raise for the first unknown field; keys with a `/` belong to whoever owns that prefix."""
-        for name, value in self._doc.items():
-            if name not in self._taken and name not in ignored and "/" not in name:
-                raise CniError(
-                    Code.INVALID_CONFIG,
-                    f"unknown field {self._where + name} (value {value!r})",
-                    f"allowed: {', '.join(sorted({*self._taken, *ignored}))}",
-                )
 
 
 def parse_json(data: bytes | str) -> dict[str, Any]:
@@ -136,60 +107,50 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
     name = fields.take("name", _name, "")
     if not name:
         raise invalid_config("name", doc.get("name"), "a network name, as the specification demands")
-    ipam = fields.take("ipam", _fields, Fields({}, "ipam"))
+    ipam = fields.take("ipam", values.nested, Fields({}, "ipam"))
     network = Network(
         name=name,
         mode=fields.take("mode", _mode, HOST_GW),
         subnet=fields.take("subnet", _subnet, None),
         bridge=fields.take("bridge", _link_name, "testcni0"),
         mtu=fields.take("mtu", _mtu, None),
-        masquerade=fields.take("ipMasq", _boolean, True),
-        hairpin=fields.take("hairpinMode", _boolean, True),
-        range_start=ipam.take("rangeStart", address, None),
-        range_end=ipam.take("rangeEnd", address, None),
+        masquerade=fields.take("ipMasq", values.boolean, True),
+        hairpin=fields.take("hairpinMode", values.boolean, True),
+        range_start=ipam.take("rangeStart", values.address, None),
+        range_end=ipam.take("rangeEnd", values.address, None),
         vni=fields.take("vni", _vni, VNI),
         port=fields.take("port", _port, VXLAN_PORT),
         encapsulate=fields.take("encapsulate", _encapsulate, ALWAYS),
         master=fields.take("master", _link_name, None),
-        link_mode=fields.take("linkMode", _string, ""),
-        gateway=ipam.take("gateway", address, None),
+        link_mode=fields.take("linkMode", values.string, ""),
+        gateway=ipam.take("gateway", values.address, None),
         via_host=fields.take("viaHost", _subnets, ()),
         vxlan_backend=fields.take("vxlanBackend", _backend, EBPF),
     )
     network = _with_parent(network, via_host="viaHost" in doc)
     _check_range(network)
-    probe = ipam.take("probe", _boolean, network.shared)
+    probe = ipam.take("probe", values.boolean, network.shared)
     if probe and not network.shared:
         raise invalid_config("ipam.probe", probe, "false where pods are not on their parent's own subnet")
     routes = ipam.take("routes", _routes, ())
     ipam.finish()
-    runtime = fields.take("runtimeConfig", _fields, Fields({}, "runtimeConfig"))
+    runtime = fields.take("runtimeConfig", values.nested, Fields({}, "runtimeConfig"))
     asked = fields.take("args", _args, ())
-    capability = runtime.take("ips", _ips, ())
+    capability = runtime.take("ips", values.addresses, ())
     conf = NetConf(
         cni_version=version,
         network=network,
         routes=routes,
         dns=fields.take("dns", _dns, {}),
         ips=asked or capability,
-        mac=runtime.take("mac", _mac, None),
+        mac=runtime.take("mac", values.mac, None),
         probe=probe,
-        prev_result=fields.take("prevResult", _object, None),
+        prev_result=fields.take("prevResult", values.mapping, None),
         valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, None),
     )
     fields.take("capabilities", _capabilities, None)
     fields.finish(FOREIGN | PLUGIN_KEYS)
     return conf
-
-
-def address(where: str, value: object) -> Address:
-    """An IP address without a mask."""
-    try:
-        if isinstance(value, str):
-            return ipaddress.ip_address(value)
-    except ValueError:
-        pass
-    raise invalid_config(where, value, "an IP address such as 10.244.1.5")
 
 
 def pod_of(args: str) -> str:
@@ -235,12 +196,6 @@ def _link_name(where: str, value: object) -> str:
     return value
 
 
-def _boolean(where: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise invalid_config(where, value, "true, false")
-    return value
-
-
 def _mtu(where: str, value: object) -> int | None:
     low, high = MTU_LIMITS
     if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or low <= value <= high):
@@ -255,17 +210,11 @@ def _encapsulate(where: str, value: object) -> str:
 
 
 def _vni(where: str, value: object) -> int:
-    return _number(where, value, 1, (1 << 24) - 1)
+    return values.number(where, value, 1, (1 << 24) - 1)
 
 
 def _port(where: str, value: object) -> int:
-    return _number(where, value, 1, 65535)
-
-
-def _number(where: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise invalid_config(where, value, f"{low} to {high}")
-    return value
+    return values.number(where, value, 1, 65535)
 
 
 def _subnet(where: str, value: object) -> Subnet:
@@ -288,8 +237,8 @@ def _subnet(where: str, value: object) -> Subnet:
 
 
 def _subnets(where: str, value: object) -> tuple[Subnet, ...]:
-    items = (_destination(f"{where}[{n}]", item) for n, item in enumerate(_list(where, value, "CIDRs")))
-    return tuple(item for item in items if item is not None)
+    items = enumerate(values.listed(where, value, "CIDRs"))
+    return tuple(values.destination(f"{where}[{number}]", item) for number, item in items)
 
 
 def _with_parent(network: Network, *, via_host: bool) -> Network:
@@ -322,20 +271,14 @@ def _check_range(network: Network) -> None:
         raise invalid_config("ipam.rangeEnd", str(end), f"an address not below ipam.rangeStart {start}")
 
 
-def _list(where: str, value: object, of: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise invalid_config(where, value, f"a list of {of}")
-    return value
-
-
 def _routes(where: str, value: object) -> tuple[ExtraRoute, ...]:
     routes = []
-    for number, item in enumerate(_list(where, value, '{"dst": CIDR, "gw": address}')):
+    for number, item in enumerate(values.listed(where, value, '{"dst": CIDR, "gw": address}')):
         fields = Fields(item, f"{where}[{number}]")
-        dst = fields.take("dst", _destination, None)
+        dst = fields.take("dst", values.destination, None)
         if dst is None:
             raise invalid_config(f"{where}[{number}]", item, "an object with dst")
-        gateway = fields.take("gw", address, None)
+        gateway = fields.take("gw", values.address, None)
         if gateway and gateway.version != dst.version:
             raise invalid_config(f"{where}[{number}].gw", str(gateway), f"an IPv{dst.version} address, as dst is")
         fields.finish()
@@ -343,51 +286,21 @@ def _routes(where: str, value: object) -> tuple[ExtraRoute, ...]:
     return tuple(routes)
 
 
-def _destination(where: str, value: object) -> Subnet | None:
-    try:
-        if isinstance(value, str):
-            return ipaddress.ip_network(value)
-    except ValueError:
-        pass
-    raise invalid_config(where, value, "a CIDR with no host bits set, such as 10.0.0.0/8 or 0.0.0.0/0")
-
-
 def _dns(where: str, value: object) -> dict[str, Any]:
     fields = Fields(value, where)
-    dns: dict[str, Any] = {name: fields.take(name, _strings, []) for name in ("nameservers", "search", "options")}
-    domain = fields.take("domain", _string, "")
+    dns: dict[str, Any] = {
+        name: fields.take(name, values.strings, []) for name in ("nameservers", "search", "options")
+    }
+    domain = fields.take("domain", values.string, "")
     fields.finish()
     return {name: entry for name, entry in {**dns, "domain": domain}.items() if entry}
 
 
-def _string(where: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise invalid_config(where, value, "a string")
-    return value
-
-
-def _strings(where: str, value: object) -> list[str]:
-    return [_string(f"{where}[{number}]", item) for number, item in enumerate(_list(where, value, "strings"))]
-
-
-def _ips(where: str, value: object) -> tuple[Address, ...]:
-    items = _list(where, value, "IP addresses, each with or without a mask")
-    return tuple(_masked(f"{where}[{number}]", item) for number, item in enumerate(items))
-
-
-def _masked(where: str, value: object) -> Address:
-    return address(where, value.partition("/")[0] if isinstance(value, str) else value)
-
-
-def _fields(where: str, value: object) -> Fields:
-    return Fields(value, where)
-
-
 def _args(where: str, value: object) -> tuple[Address, ...]:
     """The addresses of `args.cni.ips` (CNI conventions); other args are for others."""
-    cni = _object(where, value).get("cni") or {}
-    ips = _object(f"{where}.cni", cni).get("ips")
-    return () if ips is None else _ips(f"{where}.cni.ips", ips)
+    cni = values.mapping(where, value).get("cni") or {}
+    ips = values.mapping(f"{where}.cni", cni).get("ips")
+    return () if ips is None else values.addresses(f"{where}.cni.ips", ips)
 
 
 def _with_args(conf: NetConf, args: str) -> NetConf:
@@ -397,35 +310,22 @@ def _with_args(conf: NetConf, args: str) -> NetConf:
     pairs = cniargs.pairs(args)
     ips, mac = conf.ips, conf.mac
     if "IP" in pairs and not ips:
-        ips = tuple(_masked("CNI_ARGS IP", part.strip()) for part in pairs["IP"].split(","))
+        ips = tuple(values.masked("CNI_ARGS IP", part.strip()) for part in pairs["IP"].split(","))
     if "MAC" in pairs and not mac:
-        mac = _mac("CNI_ARGS MAC", pairs["MAC"])
+        mac = values.mac("CNI_ARGS MAC", pairs["MAC"])
     return replace(conf, ips=ips, mac=mac)
-
-
-def _mac(where: str, value: object) -> str | None:
-    text = value.lower().replace("-", ":") if isinstance(value, str) else ""
-    if not MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
-        raise invalid_config(where, value, "a unicast MAC address such as 0a:58:0a:f4:01:05")
-    return text
-
-
-def _object(where: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise invalid_config(where, value, "a JSON object")
-    return value
 
 
 def _attachments(where: str, value: object) -> frozenset[tuple[str, str]]:
     found = set()
-    for number, item in enumerate(_list(where, value, '{"containerID": ..., "ifname": ...}')):
+    for number, item in enumerate(values.listed(where, value, '{"containerID": ..., "ifname": ...}')):
         fields = Fields(item, f"{where}[{number}]")
-        found.add((fields.take("containerID", _string, ""), fields.take("ifname", _string, "")))
+        found.add((fields.take("containerID", values.string, ""), fields.take("ifname", values.string, "")))
         fields.finish()
     return frozenset(found)
 
 
 def _capabilities(where: str, value: object) -> None:
-    for name in _object(where, value):
+    for name in values.mapping(where, value):
         if name not in CAPABILITIES:
             raise invalid_config(where, name, ", ".join(CAPABILITIES))

@@ -15,7 +15,7 @@ import yaml
 from agent.datapath.bird.values import DEFAULT_AS, BirdError, External, Secret, read_secret
 from agent.errors import CniError, invalid_config
 from agent.model import Problem
-from agent.netconf import Fields, address
+from agent.values import Fields, address
 
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
 Labels = tuple[tuple[str, str], ...]
