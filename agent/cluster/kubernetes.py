@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from agent.cluster import objects
-from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream
+from agent.cluster.api import GONE, JSON, METADATA, Api, ApiError, GoneError, Request, Stream
 from agent.cluster.objects import ObjectError
 from agent.cluster.store import (
     ENDED,
@@ -45,6 +45,8 @@ PATHS: dict[Kind, str] = {
     "Node": "/api/v1/nodes",
     "IPPool": "/apis/testcni.io/v1/ippools",
     "IPBlock": "/apis/testcni.io/v1/ipblocks",
+    "IPReservation": "/apis/testcni.io/v1/ipreservations",
+    "Namespace": "/api/v1/namespaces",
 }
 PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
 WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
@@ -73,6 +75,12 @@ class Kubernetes:
             except ObjectError:
                 continue  # the watch tells
         return tuple(found)
+
+    def get(self, kind: Kind, name: str) -> Resource:
+        """The object now, read from a majority of etcd. Raises NotFoundError, StoreError."""
+        accept = METADATA if kind in ("Pod", "Namespace") else JSON
+        doc = self._api.ask(Request("GET", _path(kind, name), accept=accept))
+        return _parsed({**doc, "apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind})
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
@@ -103,8 +111,9 @@ class Kubernetes:
             watch.close()
         if failed:
             raise failed[0]
+        end = time.monotonic() + 1
         for thread in threads:
-            thread.join(1)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def create(self, obj: Resource) -> Resource:
         """Create the object, if there is none of its name."""
@@ -117,9 +126,10 @@ class Kubernetes:
         path = _path(kind_of(obj), obj.name)
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
 
-    def delete(self, kind: Kind, name: str) -> None:
-        """Delete the object."""
-        self._api.ask(Request("DELETE", _path(kind, name)))
+    def delete(self, kind: Kind, name: str, version: str = "") -> None:
+        """Delete the object, if it is of that version."""
+        only = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"resourceVersion": version}}
+        self._api.ask(Request("DELETE", _path(kind, name), body=only if version else None))
 
 
 class Watch:
@@ -309,6 +319,9 @@ def _source(kind: Kind, item: dict[str, Any]) -> str:
 
 
 def _path(kind: Kind, name: str) -> str:
+    if kind == "Pod":
+        namespace, _, name = name.partition("/")
+        return f"{PATHS['Namespace']}/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
     return f"{PATHS[kind]}/{quote(name, safe='')}"
 
 

@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,7 @@ from agent.cluster import api
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import ConflictError, NotFoundError
-from agent.model import IPBlock, IPPool, Network, Node, Snapshot
+from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
 from agent.node.claims import claim
 from agent.node.follower import Follower
 from tests.e2e.cluster import eventually
@@ -37,7 +39,8 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         it.start(controllers=False)
         for name in ("crds.yaml", "admission.yaml"):
             it.kubectl("apply", "-f", str(MANIFESTS / name))
-        it.kubectl("wait", "--for=condition=Established", "crd/ippools.testcni.io", "crd/ipblocks.testcni.io")
+        crds = [f"crd/{plural}.testcni.io" for plural in ("ippools", "ipblocks", "ipreservations")]
+        it.kubectl("wait", "--for=condition=Established", *crds)
         yield it
     finally:
         it.stop()
@@ -56,6 +59,12 @@ def pool(name: str, cidr: str, size: int | None = None) -> dict[str, Any]:
 def block(name: str, cidr: str, node: str = "n") -> dict[str, Any]:
     spec = {"cidr": cidr, "node": node, "pool": "p"}
     return {"apiVersion": "testcni.io/v1", "kind": "IPBlock", "metadata": {"name": name}, "spec": spec}
+
+
+def reservation(name: str, address: str, **more: str) -> dict[str, Any]:
+    who = {"owner": "a/b", "pod": "a/b", "node": "n", "network": "testcni", "since": "2026-01-31T12:00:00Z"}
+    spec = {"address": address, **who, **more}
+    return {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": name}, "spec": spec}
 
 
 def apply(control: ControlPlane, doc: Mapping[str, Any]) -> None:
@@ -97,6 +106,10 @@ def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
         (block("10-244-3-0-24", "10.244.4.0/24"), "an IPBlock is named for its cidr"),
         (block("10-244-3-7-24", "10.244.3.7/24"), "a CIDR with no host bits set"),
         (block("10-244-3-0-24", "10.244.3.0/24", ""), "should be at least 1 chars long"),
+        (reservation("10-244-3-7", "10.244.3.8"), "an IPReservation is named for its address"),
+        (reservation("10-244-3-7", "10.244.3"), "an IP address, such as 10.244.1.7"),
+        (reservation("10-244-3-7", "10.244.3.7", owner=""), "should be at least 1 chars long"),
+        (reservation("10-244-3-7", "10.244.3.7", released="yesterday"), "must be of type date-time"),
     ],
 )
 def test_wrong_objects_are_refused_with_a_message(
@@ -111,6 +124,7 @@ def test_wrong_objects_are_refused_with_a_message(
         (pool("p", "10.244.0.0/16"), {"cidr": "10.245.0.0/16"}, "a pool's cidr can't be moved"),
         (pool("p", "10.244.0.0/16", 24), {"blockSize": 26}, "blockSize can't change"),
         (block("10-244-3-0-24", "10.244.3.0/24"), {"node": "other"}, "a block can't change its owner"),
+        (reservation("10-244-3-7", "10.244.3.7"), {"address": "10.244.3.8"}, "a reservation is for one address"),
     ],
 )
 def test_what_is_in_use_can_not_be_moved(
@@ -126,10 +140,14 @@ def test_columns_and_short_names(control: ControlPlane) -> None:
     apply(control, pool("p", "10.244.0.0/16", 26))
     apply(control, block("10-244-3-0-24", "10.244.3.0/24", "node7"))
     assert control.kubectl("get", "pool").splitlines()[1].split()[:3] == ["p", "10.244.0.0/16", "26"]
+    apply(control, reservation("10-244-3-7", "10.244.3.7"))
+    assert control.kubectl("get", "reservation").splitlines()[1].split()[:5] == [
+        "10-244-3-7", "10.244.3.7", "a/b", "a/b", "n",
+    ]  # fmt: skip
     assert control.kubectl("get", "block").splitlines()[1].split()[:4] == [
         "10-244-3-0-24", "10.244.3.0/24", "node7", "p",
     ]  # fmt: skip
-    control.kubectl("delete", "pool,block", "--all")
+    control.kubectl("delete", "pool,block,reservation", "--all")
 
 
 def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
@@ -145,6 +163,40 @@ def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
     store.delete("IPPool", "p")
     with pytest.raises(NotFoundError):
         store.delete("IPPool", "p")
+
+
+def test_a_reservation_moves_by_its_version_only(store: Kubernetes) -> None:
+    who = ("default/web-0", "default/web-0", "one", "testcni")
+    mine = IPReservation(ipaddress.ip_address("10.244.3.7"), *who, datetime(2026, 1, 31, 12, tzinfo=UTC))
+    made = store.create(mine)
+    assert made == mine
+    assert isinstance(made, IPReservation)
+    moved = store.update(replace(made, node="two", released=datetime(2026, 1, 31, 13, tzinfo=UTC)))
+    assert store.get("IPReservation", "10-244-3-7") == moved
+    with pytest.raises(ConflictError):
+        store.update(replace(made, node="three"))
+    with pytest.raises(ConflictError):
+        store.delete("IPReservation", made.name, made.resource_version)
+    store.delete("IPReservation", made.name, moved.resource_version)
+    with pytest.raises(NotFoundError):
+        store.get("IPReservation", made.name)
+
+
+def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: Kubernetes) -> None:
+    control.kubectl("create", "namespace", "shop")
+    control.kubectl("annotate", "namespace", "shop", "testcni.io/pool=gold", "other=x")
+    control.kubectl("create", "serviceaccount", "default", "-n", "shop")
+    body = {"containers": [{"name": "main", "image": "none"}]}
+    metadata = {"name": "web-0", "namespace": "shop", "annotations": {"testcni.io/sticky": "true"}}
+    apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body})
+    found = store.get("Pod", "shop/web-0")
+    assert isinstance(found, Described)
+    assert (found.name, found.annotations, len(found.uid)) == ("shop/web-0", (("testcni.io/sticky", "true"),), 36)
+    namespace = store.get("Namespace", "shop")
+    assert isinstance(namespace, Described)
+    assert namespace.annotations == (("testcni.io/pool", "gold"),)
+    with pytest.raises(NotFoundError):
+        store.get("Pod", "shop/web-1")
 
 
 def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> None:

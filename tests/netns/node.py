@@ -126,7 +126,10 @@ class NoStore:
     def update(self, obj: Resource) -> Resource:
         raise NotImplementedError(obj)
 
-    def delete(self, kind: Kind, name: str) -> None:
+    def get(self, kind: Kind, name: str) -> Resource:
+        raise NotImplementedError(kind)
+
+    def delete(self, kind: Kind, name: str, version: str = "") -> None:
         raise NotImplementedError(kind)
 
 
