@@ -80,6 +80,7 @@ class Allocator:
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
         self._fresh: dict[Range, int] = {}  # below it, none was never used
+        self._withheld: frozenset[Address] = frozenset()
 
     @property
     def used(self) -> frozenset[Address]:
@@ -99,6 +100,12 @@ class Allocator:
                 self._released.pop(address, None)
                 self._released[address] = when
 
+    def withhold(self, addresses: frozenset[Address], now: float) -> None:
+        """Give none of these to anybody who doesn't ask for it; those that no longer are cool from `now` on."""
+        for address in self._withheld - addresses - self._used - self._released.keys():
+            self._released[address] = now
+        self._withheld = addresses
+
     def take(self, ranges: Sequence[Range], now: float) -> Address:
         """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
         for candidates in ranges:
@@ -106,20 +113,25 @@ class Allocator:
             if number is not None:
                 return self._mark(candidates.at(number))
         for address, when in self._released.items():
-            if any(address in candidates for candidates in ranges):
+            if address not in self._withheld and any(address in candidates for candidates in ranges):
                 left = self._cool_down - (now - when)
                 if left > 0 and now >= when:  # a clock set back must not lock addresses up
                     raise ExhaustedError(left)
                 return self._mark(address)
         raise ExhaustedError(None)
 
-    def take_this(self, address: Address, ranges: Sequence[Range]) -> Address:
-        """This very address, even one that is cooling (who asks for it knows); raises UnavailableError."""
+    def take_this(self, address: Address, ranges: Sequence[Range], *, withheld: bool = False) -> Address:
+        """This very address, even one that is cooling (who asks for it knows); raises UnavailableError.
+
+        One that is withheld only where `withheld` says that it is for who asks.
+        """
         if not any(address in candidates for candidates in ranges):
             allowed = ", ".join(f"{r.at(r.first)}-{r.at(r.last)}" for r in ranges if r.size) or "none"
             raise UnavailableError(f"{address} is not an address for pods of this node; those are {allowed}")
         if address in self._used:
             raise UnavailableError(f"{address} is in use")
+        if address in self._withheld and not withheld:
+            raise UnavailableError(f"{address} is reserved (kubectl get ipreservations)")
         return self._mark(address)
 
     def release(self, address: Address, now: float) -> None:
@@ -130,20 +142,26 @@ class Allocator:
             self._released[address] = now
 
     def counts(self, candidates: Range, now: float) -> tuple[int, int, int]:
-        """How many addresses of a range are in use, cooling and free."""
-        used = sum(address in candidates for address in self._used)
-        cooling = sum(a in candidates and now - t < self._cool_down for a, t in self._released.items())
+        """How many addresses of a range are in use or withheld, cooling, and free."""
+        used = sum(address in candidates for address in self._used | self._withheld)
+        cooling = sum(
+            a in candidates and a not in self._withheld and now - t < self._cool_down
+            for a, t in self._released.items()
+        )
         return used, cooling, candidates.size - used - cooling
 
     def _next_fresh(self, candidates: Range) -> int | None:
         number = self._fresh.get(candidates, candidates.first)
         while number <= candidates.last:
             address = candidates.at(number)
-            if address in candidates and address not in self._used and address not in self._released:
+            if address in candidates and self._is_fresh(address):
                 break
             number += 1
         self._fresh[candidates] = number
         return number if number <= candidates.last else None
+
+    def _is_fresh(self, address: Address) -> bool:
+        return not any(address in known for known in (self._used, self._released, self._withheld))
 
     def _mark(self, address: Address) -> Address:
         self._released.pop(address, None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Iterator
 
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
 from agent.ipam import allocator
 from agent.ipam.allocator import Range
-from agent.model import IPBlock, IPPool, Network, Snapshot, Subnet, Uplink
+from agent.model import Address, IPBlock, IPPool, Network, Snapshot, Subnet, Uplink
 
 IMPLICIT_POOL = "netconf"
 
@@ -18,6 +19,16 @@ def within(block: Subnet, subnet: Subnet | None) -> bool:
     if subnet is None:
         return True
     return block.version == subnet.version and bool(block.subnet_of(subnet))  # type: ignore[arg-type]
+
+
+def single(address: Address) -> Subnet:
+    """An address as a network of its own."""
+    return ipaddress.ip_network(address)
+
+
+def is_single(block: Subnet) -> bool:
+    """Whether it is one address: that of a pod that is not at home here, and no block of the node's."""
+    return block.prefixlen == block.max_prefixlen
 
 
 def overlaps(one: Subnet, other: Subnet) -> bool:
@@ -32,11 +43,19 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
     """
     if network.hand_made and network.subnet:
         return (network.subnet,)
+    if network.pool:
+        return _claimed(snapshot, network, node)
     me = snapshot.nodes.get(node)
     assigned = tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
-    if assigned:
-        return assigned
-    mine = (b.cidr for b in snapshot.blocks.values() if b.node == node and within(b.cidr, network.subnet))
+    return assigned or _claimed(snapshot, network, node)
+
+
+def _claimed(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
+    mine = (
+        block.cidr
+        for block in snapshot.blocks.values()
+        if block.node == node and network.pool in ("", block.pool) and within(block.cidr, network.subnet)
+    )
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
 
 
@@ -54,9 +73,10 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
     fitting = tuple(
         pool
         for pool in sorted(snapshot.pools.values(), key=lambda p: p.name)
-        if network.subnet is None or overlaps(pool.cidr, network.subnet)
+        if network.pool in ("", pool.name) and (network.subnet is None or overlaps(pool.cidr, network.subnet))
     )
-    if fitting or network.subnet is None or network.shared:  # others live on a shared subnet: nothing is guessed
+    # others live on a shared subnet: nothing is guessed
+    if fitting or network.pool or network.subnet is None or network.shared:
         return fitting
     size = max(DEFAULT_BLOCK_SIZE[network.subnet.version], network.subnet.prefixlen)
     return (IPPool(IMPLICIT_POOL, network.subnet, size),)
