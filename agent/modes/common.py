@@ -12,7 +12,7 @@ from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface, Masquerade, Route
-from agent.ipam import blocks
+from agent.ipam import blocks, reservations
 from agent.ipam.attachments import Attachment
 from agent.model import Address, Node, Problem, Subnet
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
@@ -57,7 +57,7 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
     # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
     near = [local.interface.network for local in view.local]
     exempt = {subnet for subnet in exempt if subnet.prefixlen == subnet.max_prefixlen or not _any(subnet, near)}
-    return Masquerade(frozenset(view.blocks), frozenset(exempt))
+    return Masquerade(frozenset(view.blocks) | view.guests, frozenset(exempt))
 
 
 def _any(subnet: Subnet, others: Iterable[Subnet]) -> bool:
@@ -80,6 +80,20 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
                 continue
             owner[block] = peer.name
             yield _overlap(view, peer, block) or (peer, block)
+
+
+def away(view: View) -> Iterator[tuple[Node, Subnet]]:
+    """Single addresses that pods of peers have though they are in blocks of others: more specific than those."""
+    for held in reservations.away(view.snapshot, view.network, view.node):
+        alone = blocks.single(held.address)
+        if alone not in view.held:
+            yield view.snapshot.nodes[held.node], alone
+
+
+def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """All that is behind each peer: its blocks, and what is away from its own."""
+    yield from peer_blocks(view)
+    yield from away(view)
 
 
 def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
@@ -146,6 +160,11 @@ def host_route(address: IPv4Address, index: int) -> KernelRoute:
     return KernelRoute(IPv4Network(address), None, index)
 
 
+def lone_gateway(index: int, mac: str) -> list[Request]:
+    """The gateway of a pod with a /32, which is on no interface: a neighbour for good."""
+    return [rtnl.add_neighbour(index, GATEWAY, mac), rtnl.add_route(host_route(GATEWAY, index))]
+
+
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
     with netns.netlink_in(netns_fd) as inside:
@@ -154,8 +173,7 @@ def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRo
             raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),
-            rtnl.add_neighbour(end.index, GATEWAY, host_mac(attachment)),
-            rtnl.add_route(host_route(GATEWAY, end.index)),
+            *lone_gateway(end.index, host_mac(attachment)),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
         return configure(inside, end.index, steps, *pod_routes({4: GATEWAY}, by_gateway))

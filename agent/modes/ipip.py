@@ -32,8 +32,9 @@ class Ipip:
         if not own or not here:
             missing = {_no_address(view.node)} if own else set()
             return NodeState(problems=frozenset(problems | missing))
-        owners = dict.fromkeys(own, here.node)
-        for found in common.peer_blocks(view):
+        guests = [guest for guest in view.guests if isinstance(guest, IPv4Network)]
+        owners = dict.fromkeys([*own, *guests], here.node)
+        for found in common.peers(view):
             owner = found if isinstance(found, Problem) else _owner(*found)
             if isinstance(owner, Problem):
                 problems.add(owner)

@@ -11,10 +11,10 @@ import ipaddress
 from dataclasses import replace
 
 from agent.datapath import arp, links, rtnl, slaves
-from agent.datapath.state import NodeState, Route
+from agent.datapath.state import NodeState, Route, mac_for
 from agent.errors import invalid_config
 from agent.ipam import blocks
-from agent.ipam.attachments import Attachment, mac_for
+from agent.ipam.attachments import Attachment
 from agent.model import IPVLAN, L3, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, View, Wired
@@ -36,7 +36,7 @@ class Ipvlan(Slaves):
             return state
         problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set()
         routes: set[Route] = set()
-        for found in () if view.network.hand_made else common.peer_blocks(view):
+        for found in () if view.network.hand_made else common.peers(view):
             route = found if isinstance(found, Problem) else common.peer_route(view, *found)
             if isinstance(route, Route):
                 routes.add(route)

@@ -40,7 +40,9 @@ class Vxlan:
                 problems.add(_no_address(view.node))
             return NodeState(problems=frozenset(problems))
         owners = dict.fromkeys(own, mine[0])
-        for found in common.peer_blocks(view):
+        guests = [guest for guest in view.guests if isinstance(guest, IPv4Network)]
+        owners.update(dict.fromkeys(guests, mine[0]))
+        for found in common.peers(view):
             owner = found if isinstance(found, Problem) else _owner(*found)
             if isinstance(owner, Problem):
                 problems.add(owner)
@@ -58,7 +60,7 @@ class Vxlan:
                 _senders(view),
                 view.network.vxlan_backend,
             ),
-            routes=_routes(view, own, owners),
+            routes=_routes(view, own, {block: node for block, node in owners.items() if block not in view.guests}),
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=common.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
