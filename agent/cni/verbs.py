@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 from agent import netconf
 from agent.cni import result
+from agent.cni.locks import KeyedLocks
 from agent.cni.protocol import Call
+from agent.cni.stays import TRIES, Stay, Stays, TakenError
+from agent.cni.wishes import IP, Wish
 from agent.datapath import links, netns, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code, invalid_config
@@ -34,29 +37,6 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 log = logging.getLogger(__name__)
 
 
-class KeyedLocks:
-    """A lock for each attachment, there as long as somebody holds it or waits for it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def hold(self, key: tuple[str, str]) -> Iterator[None]:
-        """Hold the lock of `key`."""
-        with self._guard:
-            lock, holders = self._locks.get(key, (threading.Lock(), 0))
-            self._locks[key] = (lock, holders + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, holders = self._locks.pop(key)
-                if holders > 1:
-                    self._locks[key] = (lock, holders - 1)
-
-
 class Verbs:
     """The pod path: from a call of the plugin to the kernel and back."""
 
@@ -66,9 +46,12 @@ class Verbs:
         status: Latest[NodeStatus],
         demand: Latest[Demand],
         sink: Sink = NOBODY,
+        stays: Stays | None = None,
     ) -> None:
+        """`stays`: who knows of pods' annotations; None: they are not looked at."""
         self._attachments = attachments
         self._sink = sink
+        self._stays = stays
         self._status = status
         self._demand = demand
         self._locks = KeyedLocks()
@@ -113,30 +96,36 @@ class Verbs:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
         way, fd = mode(conf.network.mode), _netns(call)
         container_id, ifname = _identity(call)
-        own = self._prepared(conf.network, PREPARED_WITHIN)
         with self._locks.hold((container_id, ifname)):
             known = self._attachments.get(container_id, ifname)
             if known and (wired := self._still_wired(known, call, conf)):
                 return result.render(conf, wired)
+            wish = self._stays.wish(call.args, conf.network) if self._stays else None
+            if wish and wish.pool:
+                conf = replace(conf, network=replace(conf.network, pool=wish.pool))
+            own = self._prepared(conf.network, PREPARED_WITHIN)
             attachment = Attachment(
                 container_id, ifname, conf.network, call.netns, netconf.pod_of(call.args), (), conf.mac or "",
                 uplink=self._status.get().uplinks.get(conf.network),
             )  # fmt: skip
-            attachment = self._reserve(attachment, conf, own)
-            try:
-                wired = self._wire(way, attachment, fd, conf)
-                answer = result.render(conf, wired)
-                self._attachments.finish(attachment, wired)
-            except BaseException as error:
-                self._undo(attachment)
-                if isinstance(error, OSError):
-                    _raise_os(error, f"connecting {ifname} of container {container_id}")
-                raise
-            addresses = " ".join(str(lease.address) for lease in attachment.leases)
-            log.info(
-                "added %s %s %s to %s: %s", attachment.pod, container_id, ifname, conf.network.name, addresses
-            )
-            return answer
+            with self._staying(wish, conf, own) as stay:
+                attachment = self._addressed(attachment, conf, own, stay)
+                return self._connect(way, attachment, fd, conf)
+
+    def _connect(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf) -> dict[str, Any]:
+        """Wire a pod that has its addresses; the result of ADD."""
+        try:
+            wired = self._wire(way, attachment, fd, conf)
+            answer = result.render(conf, wired)
+            self._attachments.finish(attachment, wired)
+        except BaseException as error:
+            self._undo(attachment)
+            if isinstance(error, OSError):
+                _raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
+            raise
+        addresses = " ".join(str(lease.address) for lease in attachment.leases)
+        log.info("added %s %s %s to %s: %s", attachment.pod, *attachment.key, conf.network.name, addresses)
+        return answer
 
     def delete(self, call: Call, network: object) -> dict[str, Any]:
         """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""
@@ -250,12 +239,42 @@ class Verbs:
         self._remove(known)
         return None
 
-    def _reserve(self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]) -> Attachment:
+    def _staying(
+        self, wish: Wish | None, conf: NetConf, own: tuple[Subnet, ...]
+    ) -> AbstractContextManager[Stay | None]:
+        if self._stays is None or wish is None:
+            return nullcontext()
+        return self._stays.staying(wish, conf.network, self._ranges(conf.network, own))
+
+    def _addressed(
+        self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None
+    ) -> Attachment:
+        """The attachment with its addresses, those that stay claimed; a failure leaves nothing."""
+        if self._stays is None or stay is None:
+            return self._reserve(wanted, conf, own)
+        if stay.asked and any(address.version == 4 for address in conf.ips):
+            raise invalid_config("ips", ", ".join(map(str, conf.ips)), f"none: the pod's annotations say {IP}")
+        for tries in range(TRIES):
+            attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay)
+            try:
+                self._stays.settle(stay, attachment)
+            except BaseException as error:
+                self._undo(attachment)
+                if isinstance(error, TakenError) and not stay.asked and tries + 1 < TRIES:
+                    continue  # somebody reserved what the allocator chose
+                raise
+            return attachment
+        raise AssertionError
+
+    def _reserve(
+        self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None = None
+    ) -> Attachment:
         ranges = self._ranges(conf.network, own)
+        guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
         deadline = time.monotonic() + COOLED_WITHIN
         while True:
             try:
-                return self._attachments.reserve(wanted, ranges, conf.ips, deadline)
+                return self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
             except UnavailableError as error:
                 raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
             except OSError as error:
