@@ -32,12 +32,13 @@ from agent.datapath.monitor import Monitor
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
 from agent.node import keeper
-from agent.node.claims import Claimer
+from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
 from agent.node.install import Installer, Places
 from agent.node.keeper import Keeper, Kept
 from agent.node.reconcile import Inputs, Reconciler
+from agent.node.segment import SegmentTest
 from agent.node.selftest import SelfTest
 from agent.observe import health, metrics
 from agent.observe import log as logs
@@ -79,10 +80,12 @@ class Agent:
             Kept(self._follower.snapshot, busy, self._attachments, kept),
             conf.keep_address,
         )
-        self._claimer = Claimer(store, conf.node, self._follower.snapshot)
+        rules = Rules(conf.node_gone, whole=lambda: not self._follower.troubles.get())
+        self._claimer = Claimer(store, conf.node, self._follower.snapshot, rules)
         self._confs = ConfFolder(conf.conf_dir, conf.conflist)
         installing: Latest[Mapping[str, Problem]] = Latest({})
         listening: Latest[Mapping[str, Problem]] = Latest({})
+        alone: Latest[Mapping[str, Problem]] = Latest({})
         self._bird = Supervisor(conf.run_dir / "bird")
         self._selftest = SelfTest()
         inputs = Inputs(
@@ -96,6 +99,7 @@ class Agent:
                 self._keeper.problems,
                 installing,
                 listening,
+                alone,
                 self._bird.problems,
                 self._selftest.problems,
             ),
@@ -103,8 +107,10 @@ class Agent:
             conf.run_dir / "prepared.json",
             OptionsFile(conf.bgp),
             self._bird.want,
+            conf.block_idle,
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
+        self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
         notices = Notices()
         self._announce = announcer(api, conf.node, self._reconciler.status, notices) if api else None
         self._installer: Installer | None = None
@@ -160,6 +166,7 @@ class Agent:
             "journal": self._journal.run,
             "bird": self._bird.run,
             "selftest": self._selftest.run,
+            "segment": self._segment.run,
             "monitor": lambda stop: self._watch_kernel(stop, nft=False),
             "nft-monitor": lambda stop: self._watch_kernel(stop, nft=True),
         }

@@ -14,7 +14,15 @@ import yaml
 
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 IPIP = ("device", "ebpf", "auto")
-YEAR = 365 * 86400
+DAY = 86400
+SECONDS = {
+    "cool_down": (0, 3600),
+    "keep_address": (0, 365 * DAY),
+    "resync": (1, 3600),
+    "block_idle": (1, 30 * DAY),
+    "node_gone": (1, 30 * DAY),
+}
+"""Options that are seconds, and their limits."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -47,6 +55,10 @@ class AgentConfig:
     keep_address: float
     """For how many seconds a reservation outlives its pod."""
     resync: float
+    block_idle: float
+    """Seconds without use after which a claimed block goes back to its pool."""
+    node_gone: float
+    """Seconds without its Node object after which a node's blocks may be taken."""
     listen: tuple[str, int] | None
     """Address and port of metrics and health; None: there are none."""
     log_level: str
@@ -97,6 +109,8 @@ OPTIONS = (
     Option("pod-annotations", "off", "on: an ADD looks at testcni.io/ip, sticky and pool of pod and namespace"),
     Option("keep-address", "3600", "seconds that a reserved address is kept for its owner after its pod is gone"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
+    Option("block-idle", "300", "seconds without use after which a claimed block is given back, but not the last"),
+    Option("node-gone", "900", "seconds without its Node object after which a node's blocks may be claimed"),
     Option("listen", "127.0.0.1:9480", "ADDRESS:PORT of metrics and health, or off"),
     Option("log-level", "info", f"one of {', '.join(LEVELS)}"),
 )
@@ -156,7 +170,7 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
         values[name] = Path(values[name]) if values[name] else None
         if values[name] and not values[name].is_absolute():
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
-    for name, low, high in (("cool_down", 0, 3600), ("keep_address", 0, YEAR), ("resync", 1, 3600)):
+    for name, (low, high) in SECONDS.items():
         values[name] = _seconds(*chosen[name], low, high)
     values["pod_annotations"] = _switch(*chosen["pod_annotations"])
     values["listen"] = _listen(*chosen["listen"])

@@ -45,11 +45,12 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
         f"  {doc['nodes']} nodes, {doc['routes']} routes to peers, {doc['attachments']} pod interfaces, "
         f"up {doc['uptimeSeconds']:.0f} s, datastore {doc['datastore']}"
     )
-    rows = [("NETWORK", "MODE", "BRIDGE", "USED", "COOLING", "FREE", "BLOCKS")]
+    rows = [("NETWORK", "MODE", "DEVICE", "USED", "COOLING", "FREE", "BLOCKS")]
     for network in doc["networks"]:
         addresses = network["addresses"]
         counts = (str(addresses[key]) for key in ("used", "cooling", "free"))
-        rows.append((network["name"], network["mode"], network["bridge"], *counts, " ".join(network["blocks"])))
+        device = network.get("parent") or network["bridge"]
+        rows.append((network["name"], network["mode"], device, *counts, " ".join(network["blocks"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if bgp := doc.get("bgp"):

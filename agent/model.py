@@ -33,6 +33,14 @@ class IPPool:
     cidr: Subnet
     block_size: int
     resource_version: str = field(default="", compare=False)
+    start: Address | None = None
+    """The first address of `cidr` that pods may have; None: its first."""
+    end: Address | None = None
+    """The last one."""
+    exclude: tuple[Subnet, ...] = ()
+    """What within `cidr` is others'."""
+    gateway: Address | None = None
+    """The router of pods that share their subnet with others; no pod's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class IPBlock:
     node: str
     pool: str
     resource_version: str = field(default="", compare=False)
+    uid: str = ""
+    """Tells it from one of the same name that was there before (Kubernetes); empty where nobody gives one."""
 
     @property
     def name(self) -> str:
@@ -146,8 +156,8 @@ VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had 
 ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
 IPVLAN, MACVLAN = "ipvlan", "macvlan"
 MODES = (HOST_GW, VXLAN, IPIP, IPVLAN, MACVLAN)
-L3 = "l3"
-LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", "passthru")}
+L3, PASSTHRU = "l3", "passthru"
+LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", PASSTHRU)}
 """How slaves of one parent see each other, as the kernel and the reference plugins name it; the default first."""
 SERVICES = (ipaddress.IPv4Network("10.96.0.0/12"),)  # kubeadm's default
 

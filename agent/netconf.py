@@ -23,6 +23,7 @@ from agent.model import (
     HOST_GW,
     LINK_MODES,
     MODES,
+    PASSTHRU,
     SERVICES,
     VNI,
     VXLAN_PORT,
@@ -65,6 +66,8 @@ class NetConf:
     dns: Mapping[str, Any] = field(default_factory=dict)
     ips: tuple[Address, ...] = ()
     mac: str | None = None
+    probe: bool = False
+    """Whether to ask on the segment if somebody has an address before a pod gets it."""
     prev_result: Mapping[str, Any] | None = None
     valid_attachments: frozenset[tuple[str, str]] | None = None
     """What GC must keep; None where the runtime does not say."""
@@ -155,6 +158,9 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
     )
     network = _with_parent(network, via_host="viaHost" in doc)
     _check_range(network)
+    probe = ipam.take("probe", _boolean, network.shared)
+    if probe and not network.shared:
+        raise invalid_config("ipam.probe", probe, "false where pods are not on their parent's own subnet")
     routes = ipam.take("routes", _routes, ())
     ipam.finish()
     runtime = fields.take("runtimeConfig", _fields, Fields({}, "runtimeConfig"))
@@ -167,6 +173,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         dns=fields.take("dns", _dns, {}),
         ips=asked or capability,
         mac=runtime.take("mac", _mac, None),
+        probe=probe,
         prev_result=fields.take("prevResult", _object, None),
         valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, None),
     )
@@ -301,7 +308,7 @@ def _with_parent(network: Network, *, via_host: bool) -> Network:
         raise invalid_config("subnet", str(subnet), f"the IPv4 network of the parent, in mode {network.mode}")
     if network.gateway and network.gateway not in subnet:
         raise invalid_config("ipam.gateway", str(network.gateway), f"an address of subnet {subnet}")
-    if mode == "passthru" and not network.master:
+    if mode == PASSTHRU and not network.master:
         raise invalid_config("master", None, "an interface that the node can do without, as linkMode is passthru")
     return replace(network, link_mode=mode, via_host=network.via_host if via_host else SERVICES)
 

@@ -60,6 +60,10 @@ class NodeStatus:
     synced: bool = False
     blocks: Mapping[Network, tuple[Subnet, ...]] = field(default_factory=dict)
     """The blocks of each network whose node state is in the kernel."""
+    withheld: Mapping[Network, frozenset[Subnet]] = field(default_factory=dict)
+    """What of these blocks no pod may have."""
+    limits: Mapping[Network, str] = field(default_factory=dict)
+    """Why a network can have no more blocks, for those that can't."""
     uplinks: Mapping[Network, Uplink] = field(default_factory=dict)
     """Where the pods of those networks hang that have slaves of a parent."""
     routes: int = 0

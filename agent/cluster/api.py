@@ -42,6 +42,7 @@ class ApiError(StoreError):
 
     def __init__(self, what: str, status: int = 0, retry_after: float = 0.0) -> None:
         super().__init__(what)
+        self.unsure = not 400 <= status < 500
         self.status = status
         self.retry_after = retry_after
 

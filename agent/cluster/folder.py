@@ -126,12 +126,12 @@ class Folder:
                 temporary.rename(path)
             return self._alone(kind, obj.name)[1]
 
-    def delete(self, kind: Kind, name: str, version: str = "") -> None:
-        """Delete the object with its file."""
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
+        """Delete the object with its file, if it says what is known of it."""
         with self._exclusive():
             path, found = self._alone(kind, name)
-            if version and found.resource_version != version:
-                raise ConflictError(f"{kind} {name} has changed since it was read")
+            if known is not None and found != known:
+                raise ConflictError(f"{kind} {name} is another one than was known")
             try:
                 path.unlink()
             except FileNotFoundError as error:

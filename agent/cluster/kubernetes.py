@@ -39,7 +39,7 @@ from agent.cluster.store import (
     Trouble,
     kind_of,
 )
-from agent.model import Problem, Resource
+from agent.model import IPBlock, Problem, Resource
 
 PATHS: dict[Kind, str] = {
     "Node": "/api/v1/nodes",
@@ -126,10 +126,14 @@ class Kubernetes:
         path = _path(kind_of(obj), obj.name)
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
 
-    def delete(self, kind: Kind, name: str, version: str = "") -> None:
-        """Delete the object, if it is of that version."""
-        only = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"resourceVersion": version}}
-        self._api.ask(Request("DELETE", _path(kind, name), body=only if version else None))
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
+        """Delete the object, if it is the one that is known; one with its name may have come after it."""
+        body = None
+        if known:
+            uid = known.uid if isinstance(known, IPBlock) else ""
+            which = {"uid": uid} if uid else {"resourceVersion": known.resource_version}
+            body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": which}
+        self._api.ask(Request("DELETE", _path(kind, name), body=body))
 
 
 class Watch:

@@ -7,6 +7,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def parse(doc: object) -> Resource:
         case "IPPool":
             return _pool(name, spec, version)
         case "IPBlock":
-            return _block(name, spec, version)
+            return replace(_block(name, spec, version), uid=str(metadata.get("uid") or ""))
         case "IPReservation":
             return _reservation(name, spec, version)
         case "Pod":
@@ -117,7 +118,7 @@ def to_doc(obj: Resource) -> dict[str, Any]:
                 spec = {"podCIDR": str(obj.blocks[0]), **spec}
             kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}
         case IPPool():
-            kind, rest = "IPPool", {"spec": {"cidr": str(obj.cidr), "blockSize": obj.block_size}}
+            kind, rest = "IPPool", {"spec": _pool_spec(obj)}
         case IPBlock():
             kind, rest = "IPBlock", {"spec": {"cidr": str(obj.cidr), "node": obj.node, "pool": obj.pool}}
         case IPReservation():
@@ -184,7 +185,44 @@ def _pool(name: str, spec: dict[str, Any], version: str) -> IPPool:
         raise ObjectError(
             "spec.blockSize", f"is {short(size)}", f"a prefix length from {cidr.prefixlen} to {largest}"
         )
-    return IPPool(name, cidr, size, version)
+    start, end = (_bound(cidr, spec, key) for key in ("start", "end"))
+    if start and end and int(start) > int(end):
+        raise ObjectError("spec.end", f"{end} is below start", f"an address not below {start}")
+    items = enumerate(_items(spec, "spec.exclude"))
+    exclude = dict.fromkeys(_excluded(cidr, f"spec.exclude[{n}]", item) for n, item in items)
+    gateway = None if spec.get("gateway") is None else _address("spec.gateway", spec["gateway"])
+    if gateway and gateway.version != cidr.version:
+        raise ObjectError("spec.gateway", f"{gateway} is of another IP version", f"an address as {cidr} has them")
+    return IPPool(name, cidr, size, version, start, end, tuple(exclude), gateway)
+
+
+def _bound(cidr: Subnet, spec: dict[str, Any], key: str) -> Address | None:
+    if spec.get(key) is None:
+        return None
+    address = _address(f"spec.{key}", spec[key])
+    if address not in cidr:
+        raise ObjectError(f"spec.{key}", f"{address} is not in cidr", f"an address of {cidr}")
+    return address
+
+
+def _excluded(cidr: Subnet, path: str, value: object) -> Subnet:
+    """An address or a CIDR, as a CIDR."""
+    alone = isinstance(value, str) and "/" not in value
+    subnet = ipaddress.ip_network(_address(path, value)) if alone else _cidr(path, value)
+    if subnet.version != cidr.version or not subnet.subnet_of(cidr):  # type: ignore[arg-type]
+        raise ObjectError(path, f"{short(value)} is not in cidr", f"an address or a CIDR of {cidr}")
+    return subnet
+
+
+def _pool_spec(pool: IPPool) -> dict[str, Any]:
+    exclude = [str(e.network_address if e.prefixlen == e.max_prefixlen else e) for e in pool.exclude]
+    bounds = {"start": pool.start, "end": pool.end, "gateway": pool.gateway}
+    return {
+        "cidr": str(pool.cidr),
+        "blockSize": pool.block_size,
+        **{key: str(value) for key, value in bounds.items() if value},
+        **({"exclude": exclude} if exclude else {}),
+    }
 
 
 def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:

@@ -87,6 +87,9 @@ Deliver = Callable[[Sequence[Change]], None]
 class StoreError(Exception):
     """The datastore could not do what was asked (full disk, API away, refused)."""
 
+    unsure = False
+    """Whether it may have been done nevertheless, or may yet be (an answer that did not come)."""
+
 
 class ConflictError(StoreError):
     """An object of that name exists already (create), or it changed since it was read (update)."""
@@ -120,5 +123,5 @@ class Datastore(Protocol):
     def update(self, obj: Resource) -> Resource:
         """Replace the object if its resource_version is still `obj.resource_version`, else ConflictError."""
 
-    def delete(self, kind: Kind, name: str, version: str = "") -> None:
-        """Delete the object; NotFoundError when there is none, ConflictError when it is not of that version."""
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
+        """Delete the object; NotFoundError when there is none, ConflictError when it is not the `known` one."""

@@ -1,4 +1,4 @@
-"""Calls of one attachment come one after the other, those of different ones at once."""
+"""Locks by attachment."""
 
 from __future__ import annotations
 

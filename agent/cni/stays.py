@@ -193,7 +193,9 @@ class Stays:
             allowed = f"those of network {network.name}: {', '.join(map(str, places)) or 'there is no IPPool'}"
             return invalid_config("address", str(address), allowed)
         uplink = self._known.status.get().uplinks.get(network)
-        if any(address in r for r in blocks.ranges(network, inside, uplink)) or network.hand_made:
+        barred = blocks.withheld(snapshot, network, self._known.node, inside)
+        reserved = uplink.reserved if uplink else frozenset()
+        if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.hand_made:
             return None
         what = f"{address} is no address for pods: a network's, a gateway's or a node's own, or out of range"
         return CniError(Code.ADDRESSES, what, "ask for another")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 from agent import netconf
-from agent.cni import result
+from agent.cni import probe, result
 from agent.cni.locks import KeyedLocks
 from agent.cni.protocol import Call
 from agent.cni.stays import TRIES, Stay, Stays, TakenError
@@ -22,7 +22,7 @@ from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachments import Attachment, Attachments, link_name
-from agent.model import HOST_GW, Network, Subnet
+from agent.model import HOST_GW, Address, Network, Subnet
 from agent.modes import mode
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import LINK_NAME, NAME, NetConf
@@ -31,6 +31,7 @@ from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Want
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
+ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
 DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
@@ -185,9 +186,9 @@ class Verbs:
         mode(conf.network.mode)
         own = self._prepared(conf.network, STATUS_WITHIN, Code.NOT_AVAILABLE)
         ranges = self._ranges(conf.network, own)
-        if not any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)]):
-            self._ask(conf.network, len(own) + 1)
-            raise CniError(Code.NOT_AVAILABLE, _exhausted(ranges), "delete pods, or give the node a larger block")
+        room = any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)])
+        if not room and not self._more_blocks(conf.network, own, STATUS_WITHIN):
+            raise self._exhausted(conf.network, ranges, Code.NOT_AVAILABLE)
         return {}
 
     def heal(self) -> None:
@@ -201,7 +202,10 @@ class Verbs:
     def _prepared(self, network: Network, within: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
         """The node's blocks for a network, once the node path has them in the kernel."""
         self._ask(network, 1)
-        if not self._status.wait(lambda s: bool(s.blocks.get(network)), time.monotonic() + within):
+        end = time.monotonic() + within
+        while not (own := self._status.get().blocks.get(network)):
+            if self._status.wait(lambda s: bool(s.blocks.get(network)), end):
+                continue
             status = self._status.get()
             why = "; ".join(str(problem) for problem in status.problems[:3])
             if not status.synced:
@@ -211,7 +215,7 @@ class Verbs:
                 f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}",
                 "see `testcnictl status` on the node",
             )
-        return self._status.get().blocks[network]
+        return own
 
     def _ask(self, network: Network, count: int) -> None:
         """Tell the node path that a network is in use, at most once in half the time that it remembers."""
@@ -269,40 +273,85 @@ class Verbs:
     def _reserve(
         self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None = None
     ) -> Attachment:
-        ranges = self._ranges(conf.network, own)
         guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
         deadline = time.monotonic() + COOLED_WITHIN
-        while True:
+        refused = 0
+        while refused < ATTEMPTS:
+            ranges = self._ranges(conf.network, own)
             try:
-                return self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
+                reserved = self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
             except UnavailableError as error:
                 raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
             except OSError as error:
                 raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
             except ExhaustedError as error:
-                more = self._more_blocks(conf.network, own)
+                more = self._more_blocks(conf.network, own, PREPARED_WITHIN)
                 if more is None:
-                    code = Code.ADDRESSES if error.wait is None else Code.TRY_AGAIN
-                    raise CniError(
-                        code, _exhausted(ranges), "delete pods, or give the node more blocks"
-                    ) from error
-                own, ranges = more, self._ranges(conf.network, more)
+                    for_good = error.wait is None and conf.network in self._status.get().limits
+                    code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
+                    raise self._exhausted(conf.network, ranges, code) from error
+                own = more
+            else:
+                if self._may_have(reserved, conf, asked):
+                    return reserved
+                refused += 1
+                own = self._prepared(conf.network, PREPARED_WITHIN)
+        raise CniError(
+            Code.TRY_AGAIN,
+            f"{ATTEMPTS} addresses one after the other turned out not to be this node's to give",
+            "see `testcnictl status`; where something answers ARP for every address, set `ipam.probe` to false",
+        )
+
+    def _may_have(self, reserved: Attachment, conf: NetConf, asked: tuple[Address, ...]) -> bool:
+        """Whether the pod may have what is reserved; else that is free again. Raises CniError."""
+        try:
+            # a block that was given back meanwhile is gone from the status before anybody looks who has addresses
+            held = self._status.get().blocks.get(conf.network, ())
+            still = all(lease.block in held or blocks.is_single(lease.block) for lease in reserved.leases)
+            owner = probe.owner(reserved) if still and conf.probe else None
+        except BaseException as error:
+            self._undo(reserved)
+            if isinstance(error, OSError):
+                _raise_os(error, f"probing for addresses of {reserved.network.name}")
+            raise
+        if still and owner is None:
+            return True
+        self._undo(reserved)
+        if owner:
+            self._attachments.set_aside(owner.address, owner.device, owner.mac)
+            if owner.address in asked:
+                what = f"{owner.address} is in use by {owner.mac}, which answers for it on {owner.device}"
+                raise CniError(Code.ADDRESSES, what, "ask for another, or for none")
+        return False
 
     def _ranges(self, network: Network, own: tuple[Subnet, ...]) -> list[Range]:
         """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
-        ranges = [r for r in blocks.ranges(network, own, self._status.get().uplinks.get(network)) if r.size]
+        ranges = [r for r in blocks.prepared(self._status.get(), network, own) if r.size]
         if not ranges:
             bounds = f"{network.range_start or ''}-{network.range_end or ''}"
             raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
         return ranges
 
-    def _more_blocks(self, network: Network, own: tuple[Subnet, ...]) -> tuple[Subnet, ...] | None:
-        """The node's blocks once it has claimed one more, None if it does not get one in time."""
+    def _more_blocks(self, network: Network, own: tuple[Subnet, ...], within: float) -> tuple[Subnet, ...] | None:
+        """The node's blocks once it has claimed one more, None if it can't, or not in time."""
         self._ask(network, len(own) + 1)
-        grown = self._status.wait(
-            lambda s: len(s.blocks.get(network, ())) > len(own), time.monotonic() + STATUS_WITHIN
+
+        def more(status: NodeStatus) -> tuple[Subnet, ...]:
+            now = status.blocks.get(network, ())
+            return now if not set(now) <= set(own) else ()
+
+        self._status.wait(lambda s: bool(more(s) or s.limits.get(network)), time.monotonic() + within)
+        return more(self._status.get()) or None
+
+    def _exhausted(self, network: Network, ranges: list[Range], code: Code) -> CniError:
+        """The error that says how many addresses there are, and why there are no more."""
+        where, size = ", ".join(str(r.block) for r in ranges), sum(r.size for r in ranges)
+        why = self._status.get().limits.get(network, "the node has not got another block in time")
+        return CniError(
+            code,
+            f"no address is free in {where} ({size} in all), and {why}",
+            "delete pods, or give the node more addresses",
         )
-        return self._status.get().blocks[network] if grown else None
 
     def _wire(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf) -> Wired:
         deadline = time.monotonic() + PREPARED_WITHIN
@@ -380,12 +429,6 @@ def _netns(call: Call) -> int:
             "give the pod's",
         )
     return call.netns_fd
-
-
-def _exhausted(ranges: list[Range]) -> str:
-    return (
-        f"no address is free in {', '.join(str(r.block) for r in ranges)} ({sum(r.size for r in ranges)} in all)"
-    )
 
 
 def _raise_os(error: OSError, doing: str) -> NoReturn:

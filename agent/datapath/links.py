@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from agent.datapath import rtnl, slaves
@@ -46,6 +47,11 @@ def delete(nl: Netlink, name: str, netnsid: int | None = None) -> bool:
             raise TimeoutError(errno.ETIMEDOUT, f"link {name} is still there after {GONE_WITHIN:.0f} s")
         time.sleep(POLL)
     return True
+
+
+def later(do: Callable[[], object]) -> None:
+    """Do in another thread what waits for an RCU grace period, and whose outcome nobody needs."""
+    _reapers.submit(do)
 
 
 def group(name: str) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.model import Address, Subnet
+
+RANGES_KEPT = 64
 
 
 class ExhaustedError(Exception):
@@ -23,21 +26,28 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The addresses of `block` from `first` to `last`, without those that are `excluded`."""
+    """The addresses of `block` from `first` to `last`, without those in `gaps`."""
 
     block: Subnet
     first: int
     last: int
-    excluded: frozenset[Address] = frozenset()
+    gaps: tuple[tuple[int, int], ...] = field(default=(), hash=False)  # may be long, and differs seldom
+    """First and last of what no pod gets, within the range, ascending and apart."""
 
     @property
     def size(self) -> int:
         """How many addresses pods can have."""
-        return max(0, self.last - self.first + 1 - len(self.excluded))
+        return max(0, self.last - self.first + 1 - sum(high - low + 1 for low, high in self.gaps))
 
     def __contains__(self, address: Address) -> bool:
-        within = address.version == self.block.version and self.first <= int(address) <= self.last
-        return within and address not in self.excluded
+        number = int(address)
+        within = address.version == self.block.version and self.first <= number <= self.last
+        return within and self.past_gap(number) == number
+
+    def past_gap(self, number: int) -> int:
+        """The same number, or the one after the gap that it is in."""
+        position = bisect.bisect_left(self.gaps, (number + 1, 0)) - 1
+        return max(number, self.gaps[position][1] + 1) if position >= 0 else number
 
     def at(self, number: int) -> Address:
         """The address whose value is `number`."""
@@ -49,27 +59,42 @@ def gateway(block: Subnet) -> Address:
     return block.network_address + 1
 
 
-def usable(block: Subnet, start: Address | None = None, end: Address | None = None) -> Range:
-    """What pods may have of a block, narrowed to [start, end] where the netconf says so."""
+def usable(
+    block: Subnet, start: Address | None = None, end: Address | None = None, withheld: Iterable[Subnet] = ()
+) -> Range:
+    """What pods may have of a block that is routed to its node: within [start, end], and not withheld."""
     first, last = int(block.network_address) + 2, int(block.broadcast_address)
     if block.version == 4:  # the last address of an IPv6 block is an ordinary one (RFC 4291, 2.6.1)
         last -= 1
-    if start and start.version == block.version:
-        first = max(first, int(start))
-    if end and end.version == block.version:
-        last = min(last, int(end))
-    return Range(block, first, last)
+    return _narrowed(Range(block, first, last), start, end, withheld)
 
 
-def shared(block: Subnet, start: Address | None, end: Address | None, reserved: frozenset[Address]) -> Range:
-    """What pods may have of a block on a subnet that they share with others: all but what is reserved."""
-    first, last = int(block.network_address), int(block.broadcast_address)
-    if start and start.version == block.version:
+def shared(block: Subnet, start: Address | None, end: Address | None, withheld: Iterable[Subnet]) -> Range:
+    """The same on a subnet that pods share with others: the block's first and last are ordinary addresses."""
+    whole = Range(block, int(block.network_address), int(block.broadcast_address))
+    return _narrowed(whole, start, end, withheld)
+
+
+def _narrowed(whole: Range, start: Address | None, end: Address | None, withheld: Iterable[Subnet]) -> Range:
+    first, last, version = whole.first, whole.last, whole.block.version
+    if start and start.version == version:
         first = max(first, int(start))
-    if end and end.version == block.version:
+    if end and end.version == version:
         last = min(last, int(end))
-    excluded = (a for a in reserved if a.version == block.version and first <= int(a) <= last)
-    return Range(block, first, last, frozenset(excluded))
+    gaps = spans(subnet for subnet in withheld if subnet.version == version)
+    clipped = ((max(low, first), min(high, last)) for low, high in gaps)
+    return Range(whole.block, first, last, tuple((low, high) for low, high in clipped if low <= high))
+
+
+def spans(subnets: Iterable[Subnet]) -> list[tuple[int, int]]:
+    """First and last address of what these subnets of one IP version cover, ascending and apart."""
+    found: list[tuple[int, int]] = []
+    for low, high in sorted((int(s.network_address), int(s.broadcast_address)) for s in subnets):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], high))
+        else:
+            found.append((low, high))
+    return found
 
 
 class Allocator:
@@ -79,6 +104,7 @@ class Allocator:
         self._cool_down = cool_down
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
+        self._aside: dict[Address, float] = {}  # until when
         self._fresh: dict[Range, int] = {}  # below it, none was never used
         self._withheld: frozenset[Address] = frozenset()
 
@@ -113,7 +139,7 @@ class Allocator:
             if number is not None:
                 return self._mark(candidates.at(number))
         for address, when in self._released.items():
-            if address not in self._withheld and any(address in candidates for candidates in ranges):
+            if self._may_give(address, now) and any(address in candidates for candidates in ranges):
                 left = self._cool_down - (now - when)
                 if left > 0 and now >= when:  # a clock set back must not lock addresses up
                     raise ExhaustedError(left)
@@ -141,29 +167,44 @@ class Allocator:
             self._released.pop(address, None)
             self._released[address] = now
 
+    def set_aside(self, address: Address, now: float, until: float) -> None:
+        """Give a free address, as somebody else has it, only to who asks for this very one until `until`."""
+        self._aside = {other: end for other, end in self._aside.items() if end > now}
+        if address not in self._used:
+            self._aside[address] = until
+
     def counts(self, candidates: Range, now: float) -> tuple[int, int, int]:
-        """How many addresses of a range are in use or withheld, cooling, and free."""
+        """How many addresses of a range are in use or withheld, cooling (or set aside), and free."""
         used = sum(address in candidates for address in self._used | self._withheld)
         cooling = sum(
-            a in candidates and a not in self._withheld and now - t < self._cool_down
-            for a, t in self._released.items()
+            address in candidates
+            and address not in self._withheld
+            and (now - when < self._cool_down or self._aside.get(address, now) > now)
+            for address, when in self._released.items()
         )
         return used, cooling, candidates.size - used - cooling
 
     def _next_fresh(self, candidates: Range) -> int | None:
         number = self._fresh.get(candidates, candidates.first)
-        while number <= candidates.last:
+        while (number := candidates.past_gap(number)) <= candidates.last:
             address = candidates.at(number)
-            if address in candidates and self._is_fresh(address):
+            if self._is_fresh(address):
                 break
             number += 1
+        if len(self._fresh) >= RANGES_KEPT:  # one that is found anew costs no more than time
+            self._fresh.clear()
         self._fresh[candidates] = number
         return number if number <= candidates.last else None
+
+    def _may_give(self, address: Address, now: float) -> bool:
+        """Whether it may go to who does not ask for this very one."""
+        return address not in self._withheld and self._aside.get(address, now) <= now
 
     def _is_fresh(self, address: Address) -> bool:
         return not any(address in known for known in (self._used, self._released, self._withheld))
 
     def _mark(self, address: Address) -> Address:
         self._released.pop(address, None)
+        self._aside.pop(address, None)
         self._used.add(address)
         return address

@@ -24,10 +24,12 @@ from typing import Any
 from agent.datapath.state import LINK_PREFIX, mac_for
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.ipam.blocks import is_single
-from agent.model import MODES, Address, Network, Subnet, Uplink
+from agent.model import MODES, Address, Network, Problem, Subnet, Uplink
+from agent.shared import Latest
 
 FORMAT = 2
 AT_WORK, WHOLE = ".new", ".json"  # suffixes
+ASIDE_FOR = 300.0  # seconds until an address that somebody else has is looked at again
 LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
 
 PARSED: Mapping[str, Callable[[str], Any]] = {
@@ -93,6 +95,16 @@ class Attachment:
         return link_name(self.container_id, self.ifname)
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Who has an address that should be a pod's: the MAC that answered on a device, and until when that counts."""
+
+    device: str
+    mac: str
+    until: float
+    """Seconds since the node was booted."""
+
+
 class Attachments:
     """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
 
@@ -105,6 +117,8 @@ class Attachments:
         self._allocator = Allocator(cool_down)
         self._lines = 0
         self._listeners: list[Callable[[], None]] = []
+        self.aside: Latest[Mapping[Address, Aside]] = Latest({})
+        """Addresses that were found to be somebody else's."""
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever an attachment with a reserved address has come or gone."""
@@ -155,6 +169,24 @@ class Attachments:
         with self._lock:
             return self._allocator.counts(candidates, _now())
 
+    def busy(self, block: Subnet) -> bool:
+        """Whether any address of a block is in use or cooling."""
+        used, cooling, _free = self.counts(Range(block, int(block[0]), int(block[-1])))
+        return used + cooling > 0
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Who has addresses that should be pods', as long as these are set aside."""
+        now = _now()
+        return tuple(
+            Problem(
+                f"interface {one.device}",
+                f"{address} is of this node's block, but {one.mac} answers for it",
+                "give that machine another address, or name it in `exclude` of the IPPool",
+            )
+            for address, one in self.aside.get().items()
+            if one.until > now
+        )
+
     def reserve(
         self, wanted: Attachment, ranges: Sequence[Range], asked: Sequence[Address], deadline: float
     ) -> Attachment:
@@ -202,6 +234,14 @@ class Attachments:
             self._note_released(attachment.leases, now)
             self._cooled.notify_all()
         self._tell(attachment)
+
+    def set_aside(self, address: Address, device: str, mac: str) -> None:
+        """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
+        now = _now()
+        with self._lock:
+            self._allocator.set_aside(address, now, now + ASIDE_FOR)
+        others = {a: one for a, one in self.aside.get().items() if one.until > now}
+        self.aside.publish({**others, address: Aside(device, mac, now + ASIDE_FOR)})
 
     def _tell(self, attachment: Attachment) -> None:
         for listener in self._listeners if attachment.owner else ():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
 from agent.ipam import allocator
 from agent.ipam.allocator import Range
-from agent.model import Address, IPBlock, IPPool, Network, Snapshot, Subnet, Uplink
+from agent.model import Address, IPBlock, IPPool, Network, Snapshot, Subnet
+from agent.shared import NodeStatus
 
 IMPLICIT_POOL = "netconf"
+NOBODY: frozenset[Address] = frozenset()
 
 
 def within(block: Subnet, subnet: Subnet | None) -> bool:
@@ -31,9 +34,25 @@ def is_single(block: Subnet) -> bool:
     return block.prefixlen == block.max_prefixlen
 
 
+def contains(subnet: Subnet | None, address: Address | None) -> bool:
+    """Whether both are there, and the one has the other."""
+    return bool(address and subnet and address.version == subnet.version and address in subnet)
+
+
 def overlaps(one: Subnet, other: Subnet) -> bool:
     """Whether two networks share an address."""
     return one.version == other.version and one.overlaps(other)
+
+
+def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
+    """The blocks that the cluster has given the node for a network: then it need not claim any, nor may it.
+
+    Blocks of a pool that is asked for by name are always claimed.
+    """
+    if network.pool:
+        return ()
+    me = snapshot.nodes.get(node)
+    return tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
 
 
 def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
@@ -43,14 +62,8 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
     """
     if network.hand_made and network.subnet:
         return (network.subnet,)
-    if network.pool:
-        return _claimed(snapshot, network, node)
-    me = snapshot.nodes.get(node)
-    assigned = tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
-    return assigned or _claimed(snapshot, network, node)
-
-
-def _claimed(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
+    if given := assigned(snapshot, network, node):
+        return given
     mine = (
         block.cidr
         for block in snapshot.blocks.values()
@@ -59,13 +72,47 @@ def _claimed(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, .
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
 
 
-def ranges(network: Network, own: tuple[Subnet, ...], uplink: Uplink | None) -> list[Range]:
-    """Where in the node's blocks pods' addresses may be; a range may be empty."""
-    start, end = network.range_start, network.range_end
-    if network.link_mode:
-        reserved = uplink.reserved if uplink else frozenset()
-        return [allocator.shared(block, start, end, reserved) for block in own]
-    return [allocator.usable(block, start, end) for block in own]
+def withheld(snapshot: Snapshot, network: Network, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
+    """What of the node's blocks no pod may have: what the pools there leave out, and their routers.
+
+    Where netconfs divide a subnet by hand they say from where to where, but what others have claimed is theirs.
+    """
+    found: set[Subnet] = set()
+    for pool in snapshot.pools.values():
+        found.update(pool.exclude)
+        if pool.gateway:
+            found.add(ipaddress.ip_network(pool.gateway))
+        if not network.hand_made:
+            found.update(_outside(pool))
+    if network.hand_made:
+        found.update(block.cidr for block in snapshot.blocks.values() if block.node != node)
+    return frozenset(subnet for subnet in found if any(overlaps(subnet, block) for block in own))
+
+
+def _outside(pool: IPPool) -> Iterator[Subnet]:
+    """What of the pool's CIDR lies before its start or after its end."""
+    first, last = pool.cidr.network_address, pool.cidr.broadcast_address
+    if pool.start and pool.start != first:
+        yield from ipaddress.summarize_address_range(first, pool.start - 1)
+    if pool.end and pool.end != last:
+        yield from ipaddress.summarize_address_range(pool.end + 1, last)
+
+
+@functools.lru_cache(64)
+def ranges(
+    network: Network, own: tuple[Subnet, ...], barred: frozenset[Subnet], reserved: frozenset[Address]
+) -> tuple[Range, ...]:
+    """Where in the node's blocks pods' addresses may be, without what is barred or reserved; one may be empty."""
+    part = allocator.shared if network.link_mode else allocator.usable
+    without = [*barred, *map(ipaddress.ip_network, reserved)]
+    return tuple(part(block, network.range_start, network.range_end, without) for block in own)
+
+
+def prepared(status: NodeStatus, network: Network, own: tuple[Subnet, ...]) -> tuple[Range, ...]:
+    """The ranges of these blocks by what the node path found out."""
+    uplink = status.uplinks.get(network)
+    barred = status.withheld.get(network, frozenset())
+    return ranges(network, own, barred, uplink.reserved if uplink else frozenset())
 
 
 def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
@@ -89,15 +136,60 @@ def candidates(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPBl
     exact = set(taken)
     odd = [cidr for cidr in taken if not _is_regular(cidr, snapshot, network)]
     for pool in pools(snapshot, network):
-        step = 1 << (pool.cidr.max_prefixlen - pool.block_size)
-        count = 1 << (pool.block_size - pool.cidr.prefixlen)
-        start = int.from_bytes(hashlib.sha256(f"{pool.name}/{node}".encode()).digest()[:8]) % count
-        base = int(pool.cidr.network_address)
-        for number in range(count):
-            cidr = type(pool.cidr)((base + (start + number) % count * step, pool.block_size))
+        begin = int.from_bytes(hashlib.sha256(f"{pool.name}/{node}".encode()).digest()[:8])
+        for cidr in _blocks_from(pool, begin):
             if cidr in exact or not within(cidr, network.subnet) or any(overlaps(cidr, o) for o in odd):
                 continue
-            yield IPBlock(cidr, node, pool.name)
+            if any(r.size for r in ranges(network, (cidr,), withheld(snapshot, network, node, (cidr,)), NOBODY)):
+                yield IPBlock(cidr, node, pool.name)
+
+
+def _blocks_from(pool: IPPool, begin: int) -> Iterator[Subnet]:
+    """The pool's blocks but those that lie wholly before its start, after its end or in what it excludes.
+
+    Round about from the one whose number is `begin`, in ranges, as a pool may have 2^100 blocks.
+    """
+    step, base = 1 << (pool.cidr.max_prefixlen - pool.block_size), int(pool.cidr.network_address)
+    number = (int(pool.start) - base) // step if pool.start else 0
+    end = (int(pool.end or pool.cidr.broadcast_address) - base) // step + 1
+    parts = []
+    for low, high in allocator.spans(pool.exclude):
+        first, after = -(-(low - base) // step), (high + 1 - base) // step  # blocks that are excluded
+        if first < after:
+            parts.append((number, min(first, end)))
+            number = max(number, after)
+    parts = [(low, high) for low, high in (*parts, (number, end)) if low < high]
+    begin %= sum(high - low for low, high in parts) or 1
+    later: list[tuple[int, int]] = []
+    sooner: list[tuple[int, int]] = []
+    for low, high in parts:
+        middle = min(low + begin, high)
+        begin -= middle - low
+        sooner.append((low, middle))
+        later.append((middle, high))
+    for low, high in (*later, *sooner):
+        for block in range(low, high):
+            yield type(pool.cidr)((base + block * step, pool.block_size))
+
+
+def surplus(
+    snapshot: Snapshot, node: str, wanted: Mapping[Network, int], busy: Collection[Subnet]
+) -> frozenset[IPBlock]:
+    """Claimed blocks that the node can do without: none of `busy`, and each network keeps as many as it wants.
+
+    It keeps one of each IP version, too; of those that are alike the first ones stay.
+    """
+    left = {network: list(node_blocks(snapshot, network, node)) for network in wanted}
+    mine = [block for block in snapshot.blocks.values() if block.node == node and block.cidr not in busy]
+    found = []
+    for block in sorted(mine, key=lambda b: (b.cidr.version, int(b.cidr.network_address)), reverse=True):
+        using = [network for network, own in left.items() if block.cidr in own]
+        alike = (sum(cidr.version == block.cidr.version for cidr in left[network]) for network in using)
+        if min(alike, default=2) > 1 and all(len(left[network]) > wanted[network] for network in using):
+            for network in using:
+                left[network].remove(block.cidr)
+            found.append(block)
+    return frozenset(found)
 
 
 def _is_regular(cidr: Subnet, snapshot: Snapshot, network: Network) -> bool:

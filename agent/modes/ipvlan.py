@@ -11,14 +11,13 @@ import ipaddress
 from dataclasses import replace
 
 from agent.datapath import arp, links, rtnl, slaves
-from agent.datapath.state import NodeState, Route, mac_for
-from agent.errors import invalid_config
+from agent.datapath.state import NodeState, Route
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachment
 from agent.model import IPVLAN, L3, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, View, Wired
-from agent.modes.slaves import DEFAULT, Slaves, Way
+from agent.modes.slaves import DEFAULT, Slaves, Way, only_parents
 from agent.netconf import ExtraRoute
 
 L3S = "l3s"
@@ -52,8 +51,7 @@ class Ipvlan(Slaves):
 
     def mac(self, attachment: Attachment) -> str | None:
         """None: it has the parent's. Raises CniError 7 for one that was asked for."""
-        if attachment.mac != mac_for(attachment.leases[0].address):
-            raise invalid_config("mac", attachment.mac, "none: an ipvlan has its parent's; use macvlan")
+        only_parents(attachment)
         return None
 
     def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:

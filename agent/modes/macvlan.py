@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from agent.ipam.attachments import Attachment
-from agent.model import MACVLAN
-from agent.modes.slaves import Slaves
+from agent.model import MACVLAN, PASSTHRU
+from agent.modes.slaves import Slaves, only_parents
 
 
 class Macvlan(Slaves):
@@ -13,5 +13,11 @@ class Macvlan(Slaves):
     kind = MACVLAN
 
     def mac(self, attachment: Attachment) -> str | None:
-        """That of its address, or the one asked for; with passthru the parent's, which must stay as it is."""
-        return None if attachment.network.link_mode == "passthru" else attachment.mac
+        """That of its address, or the one asked for; with passthru the parent's, which must stay as it is.
+
+        Raises CniError 7 where one was asked for with passthru.
+        """
+        if attachment.network.link_mode != PASSTHRU:
+            return attachment.mac
+        only_parents(attachment)
+        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -17,10 +18,11 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.overlay import GATEWAY
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.slaves import Slave
-from agent.datapath.state import Detour, LocalAddress, Masquerade, NodeState
+from agent.datapath.state import Detour, LocalAddress, Masquerade, NodeState, mac_for
+from agent.errors import invalid_config
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachment
-from agent.model import Address, Problem, Subnet, Uplink
+from agent.model import PASSTHRU, Address, Problem, Subnet, Uplink
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
@@ -185,6 +187,13 @@ class Slaves:
                 raise CheckError(f"the pod lacks route {way.dst} via {way.gateway}")
 
 
+def only_parents(attachment: Attachment) -> None:
+    """Where a slave has its parent's MAC in any case. Raises CniError 7 for another that was asked for."""
+    if attachment.mac != mac_for(attachment.leases[0].address):
+        what = f"none: with linkMode {attachment.network.link_mode} a pod has its parent's"
+        raise invalid_config("mac", attachment.mac, f"{what}; use macvlan in another linkMode")
+
+
 def find_uplink(view: View) -> Uplink | Problem:
     """The parent, by name or as what holds the node's address, and what pods must know of this node."""
     network, where = view.network, f"node {view.node}"
@@ -198,18 +207,17 @@ def find_uplink(view: View) -> Uplink | Problem:
     if wrong := _unfit(view, device, on_parent):
         return wrong
     source = next((local for local in mine if local.device == device), mine[0])
-    near = (local.interface.ip for local in ipv4 if _in(local.interface.ip, network.subnet))
+    near = (local.interface.ip for local in ipv4 if blocks.contains(network.subnet, local.interface.ip))
     hosts: tuple[Address, ...] = tuple(dict.fromkeys((source.interface.ip, *near)))
-    gateway = network.gateway or next((local.gateway for local in on_parent if local.gateway), None)
-    if not _in(gateway, network.subnet):
-        gateway = None
+    routers = (network.gateway, *_pools_routers(view), *(local.gateway for local in on_parent))
+    gateway = next((router for router in routers if blocks.contains(network.subnet, router)), None)
     return Uplink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
 
 
 def _unfit(view: View, device: str, on_parent: list[LocalAddress]) -> Problem | None:
     """Why pods of the network can't hang on this parent."""
     network, where = view.network, f"network {view.network.name}"
-    if network.link_mode == "passthru" and on_parent:
+    if network.link_mode == PASSTHRU and on_parent:
         return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")
     if network.shared and on_parent and not any(_within(network.subnet, local) for local in on_parent):
         held = ", ".join(str(local.interface) for local in on_parent)
@@ -223,8 +231,10 @@ def _within(subnet: Subnet | None, local: LocalAddress) -> bool:
     return isinstance(subnet, IPv4Network) and isinstance(parent, IPv4Network) and subnet.subnet_of(parent)
 
 
-def _in(address: Address | None, subnet: Subnet | None) -> bool:
-    return bool(address and subnet and address.version == subnet.version and address in subnet)
+def _pools_routers(view: View) -> Iterator[Address]:
+    """Those of the pools that lie on the network's subnet."""
+    if view.network.shared:
+        yield from (pool.gateway for pool in blocks.pools(view.snapshot, view.network) if pool.gateway)
 
 
 def _via_host(view: View) -> tuple[Subnet, ...]:
@@ -243,7 +253,7 @@ def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -
         known |= {subnet.network_address, subnet.broadcast_address}
     if gateway:
         known.add(gateway)
-    return frozenset(address for address in known if _in(address, subnet))
+    return frozenset(address for address in known if blocks.contains(subnet, address))
 
 
 def _first_name(attachment: Attachment) -> str:

@@ -1,16 +1,21 @@
-"""Claims of blocks: creating an IPBlock is the claim, and a conflict means that another node was first."""
+"""Claims of blocks: creating an IPBlock is the claim, and a conflict means that another node was first.
+
+A block goes back by being deleted. What is withdrawn is not this node's any more for who looks, but nobody
+else's either, until the datastore shows that it is gone: a delete whose answer is lost may still be done.
+"""
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import tenacity
 
-from agent.cluster.store import ConflictError, Datastore, StoreError
+from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
 from agent.model import IPBlock, Network, Problem, Snapshot, Subnet
 from agent.shared import Latest
@@ -18,8 +23,30 @@ from agent.shared import Latest
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
 TRIES = 4  # of one StoreError, 0.2 s to 2 s apart, before it is told and tried again later
 AGAIN = 5.0  # seconds
+NODE_GONE = 900.0  # seconds
+TOLD_FOR = 600.0  # seconds that a block which can't be given back is a problem
 
 log = logging.getLogger(__name__)
+
+
+class Stage(enum.Enum):
+    """How far a block is on its way back to the pool."""
+
+    WITHDRAWN = 1
+    """Nobody may see it as this node's any more, but who saw it before may still be at work."""
+    LEAVING = 2
+    """It is to be deleted, or perhaps has been."""
+    DELETED = 3
+    """It is, but the datastore has not shown it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A block that was claimed, when (time.monotonic), and what the datastore showed in its place until then."""
+
+    block: IPBlock
+    since: float
+    before: IPBlock | None
 
 
 class NoBlockError(Exception):
@@ -42,11 +69,11 @@ def claim(store: Datastore, snapshot: Snapshot, network: Network, node: str) -> 
     )
     for candidate in blocks.candidates(snapshot, network, node):
         try:
-            create(store.create, candidate)
+            created = create(store.create, candidate)
         except ConflictError:
             continue
         log.info("claimed block %s of pool %s for network %s", candidate.cidr, candidate.pool, network.name)
-        return candidate
+        return created if isinstance(created, IPBlock) else candidate
     pools = blocks.pools(snapshot, network)
     if not pools:
         raise NoBlockError(
@@ -54,19 +81,38 @@ def claim(store: Datastore, snapshot: Snapshot, network: Network, node: str) -> 
             "let the cluster allocate podCIDRs, create an IPPool, or set `subnet` in the netconf",
         )
     names = ", ".join(f"{pool.name} ({pool.cidr})" for pool in pools)
-    raise NoBlockError(f"no block is left in {names}", "add an IPPool, or delete IPBlocks of nodes that are gone")
+    raise NoBlockError(f"no block is left in {names}", "add an IPPool, or let nodes that hold blocks go")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When blocks of others may be taken."""
+
+    node_gone: float = NODE_GONE
+    """Seconds without its Node object after which a node counts as gone for good."""
+    whole: Callable[[], bool] = lambda: True
+    """Whether the snapshot is all that there is: no object is left out, and no watch hangs."""
 
 
 class Claimer:
     """Claims blocks for the networks that need more than this node has; alone in its thread, as stores hang."""
 
-    def __init__(self, store: Datastore, node: str, snapshot: Latest[Snapshot]) -> None:
+    def __init__(
+        self, store: Datastore, node: str, snapshot: Latest[Snapshot], rules: Rules | None = None
+    ) -> None:
         self.problems: Latest[Mapping[str, Problem]] = Latest({})
         self._store = store
         self._node = node
         self._snapshot = snapshot
+        self._rules = rules or Rules()
         self._wanted: Mapping[Network, int] = {}
-        self._pending: dict[Subnet, tuple[IPBlock, float]] = {}
+        self._pending: dict[Subnet, Pending] = {}
+        self._withdrawn: dict[IPBlock, Stage] = {}
+        self._refused: dict[IPBlock, tuple[Problem, float]] = {}
+        self._full: Mapping[str, str] = {}
+        self._missed: dict[str, float] = {}
+        """Nodes that own blocks and have no Node object, since when."""
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         snapshot.listen(self._wake.set)
 
@@ -78,42 +124,162 @@ class Claimer:
 
     def pending(self) -> tuple[IPBlock, ...]:
         """Blocks that were claimed but are in no list yet."""
-        return tuple(block for block, _since in tuple(self._pending.values()))
+        return tuple(pending.block for pending in tuple(self._pending.values()))
+
+    def full(self, network: Network) -> str:
+        """Why no block is left for a network, as the last look found; empty where one may be."""
+        return self._full.get(network.name, "")
+
+    def well(self) -> bool:
+        """Whether the datastore is as it should be, so that what is given back is soon gone."""
+        return self._rules.whole()
+
+    def withdraw(self, given: Iterable[IPBlock]) -> None:
+        """Leave these out of every complete snapshot from now on."""
+        with self._lock:
+            self._withdrawn.update(dict.fromkeys(given, Stage.WITHDRAWN))
+
+    def withdrawn(self, stage: Stage) -> tuple[IPBlock, ...]:
+        """The withdrawn blocks of a stage."""
+        with self._lock:
+            return tuple(block for block, reached in self._withdrawn.items() if reached == stage)
+
+    def restore(self, block: IPBlock) -> None:
+        """Have a withdrawn block back that is not deleted."""
+        with self._lock:
+            self._withdrawn.pop(block, None)
+
+    def give_back(self, block: IPBlock) -> None:
+        """Delete a withdrawn block, as soon as the datastore can."""
+        with self._lock:
+            self._withdrawn[block] = Stage.LEAVING
+        self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Claim what is wanted until `stop` is set."""
+        """Claim what is wanted, and give back what is not, until `stop` is set."""
         while not stop.is_set():
             self._wake.wait(AGAIN)
             self._wake.clear()
-            snapshot = self._snapshot.get()
-            if not snapshot.synced:
-                continue
-            problems = {}
-            for network, count in dict(self._wanted).items():
-                try:
-                    self._claim_up_to(count, network)
-                except NoBlockError as error:
-                    problems[network.name] = Problem(f"network {network.name}", str(error), error.remedy)
-                except StoreError as error:
-                    what = f"a block can't be claimed: {error}"
-                    problems[network.name] = Problem(f"network {network.name}", what, "see the datastore")
-            self.problems.publish(problems)
+            if self._snapshot.get().synced:
+                self.once()
 
-    def _claim_up_to(self, count: int, network: Network) -> None:
-        while True:
-            snapshot = self.complete(self._snapshot.get())
-            if self._node not in snapshot.nodes or len(blocks.node_blocks(snapshot, network, self._node)) >= count:
-                return
-            claimed = claim(self._store, snapshot, network, self._node)
-            self._pending[claimed.cidr] = (claimed, time.monotonic())
-            self.problems.update(lambda known: {k: v for k, v in known.items() if k != network.name})
+    def once(self) -> None:
+        """One look at what is to be done."""
+        self._note_missed(self._snapshot.get())
+        for block in self.withdrawn(Stage.LEAVING):
+            self._delete(block)
+        now = time.monotonic()
+        self._refused = {block: told for block, told in self._refused.items() if told[1] > now}
+        problems = {block.name: problem for block, (problem, _until) in self._refused.items()}
+        full: dict[str, str] = {}
+        for network, count in dict(self._wanted).items():
+            try:
+                self._claim_up_to(count, network)
+            except NoBlockError as error:
+                full[network.name] = str(error)
+                problems[network.name] = Problem(f"network {network.name}", str(error), error.remedy)
+            except StoreError as error:
+                what = f"a block can't be claimed: {error}"
+                problems[network.name] = Problem(f"network {network.name}", what, "see the datastore")
+        self._full = full
+        self.problems.publish(problems)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with the blocks that were claimed since; those that it has are pending no longer."""
+        """The snapshot with the blocks that were claimed since, and without those that are withdrawn."""
+        with self._lock:
+            seen = {b: stage for b, stage in self._withdrawn.items() if snapshot.blocks.get(b.name) == b}
+            self._withdrawn = seen  # the others are gone, or another's
+        whole = self._with_pending(snapshot)
+        if not seen:
+            return whole
+        return replace(whole, blocks={name: b for name, b in whole.blocks.items() if b not in seen})
+
+    def _with_pending(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with what was claimed since; what it has is pending no longer."""
         late = time.monotonic() - SEEN_WITHIN
-        for cidr, (block, since) in list(self._pending.items()):
-            if block.name in snapshot.blocks or since < late:
+        for cidr, pending in list(self._pending.items()):
+            if snapshot.blocks.get(pending.block.name) != pending.before or pending.since < late:
                 self._pending.pop(cidr, None)
         if not self._pending:
             return snapshot
         return replace(snapshot, blocks={**snapshot.blocks, **{b.name: b for b in self.pending()}})
+
+    def _claim_up_to(self, count: int, network: Network) -> None:
+        while True:
+            snapshot = self._snapshot.get()
+            mine = self.complete(snapshot)
+            if self._node not in mine.nodes or blocks.assigned(mine, network, self._node):
+                return
+            if len(blocks.node_blocks(mine, network, self._node)) >= count:
+                return
+            claimed = self._claim(self._with_pending(snapshot), network)
+            before = snapshot.blocks.get(claimed.name)
+            self._pending[claimed.cidr] = Pending(claimed, time.monotonic(), before)
+            self.problems.update(lambda known: {k: v for k, v in known.items() if k != network.name})
+
+    def _claim(self, snapshot: Snapshot, network: Network) -> IPBlock:
+        """A block that nobody has, else one of a node that is gone for good. Raises NoBlockError, StoreError."""
+        while True:
+            try:
+                return claim(self._store, snapshot, network, self._node)
+            except NoBlockError:
+                freed = self._free(snapshot, network)
+                if freed is None:
+                    raise
+                left = {name: block for name, block in snapshot.blocks.items() if block != freed}
+                snapshot = replace(snapshot, blocks=left)
+
+    def _free(self, snapshot: Snapshot, network: Network) -> IPBlock | None:
+        """Delete a block of a node that is gone for good, if there is one. Raises StoreError.
+
+        Only that very object: another agent may have been quicker, and a third may have claimed it anew.
+        """
+        abandoned = list(self._abandoned(snapshot, network))
+        if not abandoned:
+            return None
+        nodes = {node.name for node in self._store.list("Node")}  # what the watch has told may be old
+        for block in abandoned:
+            if block.node in nodes:
+                continue
+            try:
+                self._store.delete("IPBlock", block.name, block)
+                log.warning("block %s is free, as its node %s is gone for good", block.cidr, block.node)
+            except (NotFoundError, ConflictError) as error:
+                log.info("block %s of node %s was freed by another: %s", block.cidr, block.node, error)
+            return block
+        return None
+
+    def _abandoned(self, snapshot: Snapshot, network: Network) -> Iterator[IPBlock]:
+        long_ago = time.monotonic() - self._rules.node_gone
+        pools = blocks.pools(snapshot, network)
+        for block in snapshot.blocks.values():
+            gone = self._missed.get(block.node, long_ago + 1) <= long_ago
+            fits = blocks.within(block.cidr, network.subnet)
+            if gone and fits and any(blocks.overlaps(block.cidr, pool.cidr) for pool in pools):
+                yield block
+
+    def _note_missed(self, snapshot: Snapshot) -> None:
+        """A node counts as missed only as long as each look finds the snapshot complete, and it not there."""
+        owners = {block.node for block in snapshot.blocks.values()} if self._rules.whole() else set()
+        now = time.monotonic()
+        self._missed = {name: self._missed.get(name, now) for name in owners - snapshot.nodes.keys()}
+
+    def _delete(self, block: IPBlock) -> None:
+        """Delete a block of ours; it stays withdrawn until the datastore shows that it is gone."""
+        self._refused.pop(block, None)
+        try:
+            self._store.delete("IPBlock", block.name, block)
+        except (NotFoundError, ConflictError) as error:
+            log.info("block %s was given back already: %s", block.cidr, error)
+        except StoreError as error:
+            remedy = "it is tried again; until then pods get no address of it"
+            if not error.unsure:
+                self.restore(block)
+                remedy = "the agent's ClusterRole must let it delete ipblocks; the block stays in use"
+            problem = Problem(f"IPBlock {block.name}", f"can't be given back: {error}", remedy)
+            self._refused[block] = (problem, time.monotonic() + TOLD_FOR)
+            return
+        else:
+            log.info("gave back block %s of pool %s", block.cidr, block.pool)
+        with self._lock:
+            self._withdrawn[block] = Stage.DELETED

@@ -111,7 +111,7 @@ class Keeper:
     def _take(self, step: Step) -> None:
         held = step.reservation
         if isinstance(step, Delete):
-            self._store.delete("IPReservation", held.name, held.resource_version)
+            self._store.delete("IPReservation", held.name, held)
             log.info("reservation of %s for %s is over", held.address, held.owner)
             return
         self._store.update(held)

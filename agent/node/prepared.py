@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.ipam.attachments import decode_network, decode_uplink, encode_network, encode_uplink
+from agent.model import Subnet
 from agent.shared import NodeStatus
 
 FORMAT = 1
@@ -21,15 +22,16 @@ log = logging.getLogger(__name__)
 
 
 def load(path: Path) -> NodeStatus:
-    """Blocks and uplinks that an earlier run noted; nothing where that can't be read."""
+    """Blocks, what of them is withheld, and uplinks, as an earlier run noted them; nothing if it did not."""
     try:
         doc = json.loads(path.read_bytes())
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]
         return NodeStatus(
-            blocks={network: tuple(map(ipaddress.ip_network, entry["blocks"])) for network, entry in entries},
-            uplinks={network: decode_uplink(entry["uplink"]) for network, entry in entries if "uplink" in entry},
+            blocks={n: tuple(map(ipaddress.ip_network, entry["blocks"])) for n, entry in entries},
+            withheld={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},
+            uplinks={n: decode_uplink(entry["uplink"]) for n, entry in entries if "uplink" in entry},
         )
     except FileNotFoundError:
         return NodeStatus()
@@ -38,12 +40,18 @@ def load(path: Path) -> NodeStatus:
         return NodeStatus()
 
 
-def save(path: Path, status: NodeStatus) -> None:
-    """Note what is prepared now; a failure costs no more than the note."""
+def alike(one: NodeStatus, other: NodeStatus) -> bool:
+    """Whether the notes of two are the same."""
+    return (one.blocks, one.withheld, one.uplinks) == (other.blocks, other.withheld, other.uplinks)
+
+
+def save(path: Path, status: NodeStatus) -> bool:
+    """Note what is prepared now, or else nothing; False when an old note may be left, which says other things."""
     entries: list[dict[str, Any]] = [
         {
             "network": encode_network(network),
             "blocks": list(map(str, own)),
+            **({"withheld": sorted(map(str, status.withheld[network]))} if network in status.withheld else {}),
             **({"uplink": encode_uplink(status.uplinks[network])} if network in status.uplinks else {}),
         }
         for network, own in status.blocks.items()
@@ -52,9 +60,25 @@ def save(path: Path, status: NodeStatus) -> None:
     try:
         if not entries:
             path.unlink(missing_ok=True)
-            return
+            return True
         new.write_text(json.dumps({"format": FORMAT, "networks": entries}))
         os.chmod(new, 0o600)  # noqa: PTH101
         new.rename(path)
     except OSError as error:
         log.warning("%s can't be written: %s", path, error)
+        return _forget(path)
+    return True
+
+
+def _networks(texts: list[str]) -> frozenset[Subnet]:
+    return frozenset(map(ipaddress.ip_network, texts))
+
+
+def _forget(path: Path) -> bool:
+    """Rather no note than one that promises blocks that may be another node's by then."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s can't be removed: %s", path, error)
+        return False
+    return True

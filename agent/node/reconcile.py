@@ -22,6 +22,7 @@ from agent.modes.base import View
 from agent.node import prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
+from agent.node.giveback import BLOCK_IDLE, GiveBack
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally
 
 DEBOUNCE = 0.02  # seconds: what happens together is done together
@@ -47,6 +48,8 @@ class Inputs:
     bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
     bird: Callable[[BirdConfig | None], None] = lambda _config: None
     """Takes what BIRD should do; what comes of it are troubles."""
+    block_idle: float = BLOCK_IDLE
+    """Seconds without use after which a claimed block goes back to its pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Reconciler:
     def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
         earlier = prepared.load(inputs.prepared) if inputs.prepared else NodeStatus()
         self.status: Latest[NodeStatus] = Latest(earlier)
+        self._noted = True
+        """Whether the file of what is prepared says nothing else."""
         self.errors = Tally((NETLINK,), *((kind,) for kind in program.KINDS))
         """Rounds in which something of a kind failed."""
         self.drift = program.Drift()
@@ -74,12 +79,14 @@ class Reconciler:
         self._claimer = claimer
         self._resync = resync
         self._wake = threading.Event()
+        self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
         self._verify = True
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
-        listens = (inputs.snapshot.listen, inputs.confs.listen, inputs.demand.listen)
-        for listen in (*listens, inputs.attachments.listen, *(source.listen for source in inputs.troubles)):
+        told = (inputs.snapshot, inputs.confs, inputs.demand, inputs.attachments, inputs.attachments.aside)
+        listens = tuple(source.listen for source in told)
+        for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
 
     def drifted(self) -> None:
@@ -159,10 +166,13 @@ class Reconciler:
         }
         guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
         problems += [*sorted(desired.problems, key=str), *done.problems]
+        barred = {n: blocks.withheld(snapshot, n, self._node, own) for n, own in ready.items()}
         self._publish(
             NodeStatus(
                 synced=True,
                 blocks=ready,
+                withheld={network: subnets for network, subnets in barred.items() if subnets},
+                limits={network: why for network in ready if (why := self._limit(snapshot, network))},
                 uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
                 routes=len(desired.routes),
                 programmed=done.routes,
@@ -171,6 +181,9 @@ class Reconciler:
                 away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
             )
         )
+        wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
+        if self._giveback.look(snapshot, wanted, noted=self._noted):
+            self._wake.set()
         return not done.failures
 
     def _networks(self) -> list[Network]:
@@ -187,6 +200,14 @@ class Reconciler:
     def _blocks_wanted(self, network: Network) -> int:
         want = self._inputs.demand.get().get(network)
         return max(1, want.blocks if want else 0, len(self._used(network)))
+
+    def _limit(self, snapshot: Snapshot, network: Network) -> str:
+        """Why a network can have no more blocks than it has; empty where nothing is known against it."""
+        if network.hand_made:
+            return "its range is all that the netconf gives this node"
+        if blocks.assigned(snapshot, network, self._node):
+            return "the node's podCIDRs are all that it has"
+        return self._claimer.full(network)
 
     def _used(self, network: Network) -> frozenset[Subnet]:
         """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
@@ -229,7 +250,7 @@ class Reconciler:
 
     def _with_reported(self, problems: list[Problem]) -> tuple[Problem, ...]:
         sources = [problem for source in self._inputs.troubles for problem in source.get().values()]
-        return (*problems, *self._inputs.confs.get().problems, *sources)
+        return (*problems, *self._inputs.confs.get().problems, *sources, *self._inputs.attachments.problems())
 
     def _publish(self, status: NodeStatus) -> None:
         """Hand the status to the pod path, and tell each problem once when it comes and when it goes."""
@@ -241,13 +262,13 @@ class Reconciler:
             log.info("solved: %s: %s", problem.where, problem.what)
         self._told = now
         before = self.status.get()
-        if self._inputs.prepared and (status.blocks, status.uplinks) != (before.blocks, before.uplinks):
-            prepared.save(self._inputs.prepared, status)
+        if self._inputs.prepared and not (self._noted and prepared.alike(status, before)):
+            self._noted = prepared.save(self._inputs.prepared, status)
         self.status.publish(status)
 
     def _until_next(self) -> float:
-        """Seconds to the next round: the resync, or the end of a demand if that is sooner."""
-        ends = [want.until for want in self._inputs.demand.get().values()]
+        """Seconds to the next round: the resync, or the end of a demand or of a block's idleness if sooner."""
+        ends = [*(want.until for want in self._inputs.demand.get().values()), self._giveback.next()]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
 
 

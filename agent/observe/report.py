@@ -11,7 +11,7 @@ from agent.datapath import bpf, overlay
 from agent.datapath.bird.values import BirdStatus
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
-from agent.model import Network, Snapshot, Subnet, Uplink
+from agent.model import Network, Snapshot, Subnet
 from agent.shared import NodeStatus
 
 
@@ -28,10 +28,7 @@ def report(
         "nodes": len(snapshot.nodes),
         "routes": status.routes,
         "attachments": len(attachments.all()),
-        "networks": [
-            _network(network, own, status.uplinks.get(network), attachments)
-            for network, own in status.blocks.items()
-        ],
+        "networks": [_network(network, own, status, attachments) for network, own in status.blocks.items()],
         "ebpf": _ebpf(),
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
@@ -73,9 +70,9 @@ def _ebpf() -> dict[str, Any] | None:
 
 
 def _network(
-    network: Network, own: tuple[Subnet, ...], uplink: Uplink | None, attachments: Attachments
+    network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: Attachments
 ) -> dict[str, Any]:
-    ranges = blocks.ranges(network, own, uplink)
+    uplink, ranges = status.uplinks.get(network), blocks.prepared(status, network, own)
     used, cooling, free = (sum(counts) for counts in zip(*map(attachments.counts, ranges), strict=True))
     return {
         "name": network.name,

@@ -22,8 +22,9 @@ from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import ConflictError, NotFoundError
 from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
-from agent.node.claims import claim
+from agent.node.claims import Claimer, Rules, claim
 from agent.node.follower import Follower
+from agent.shared import Latest
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
@@ -51,8 +52,8 @@ def store(control: ControlPlane) -> Kubernetes:
     return Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig())))
 
 
-def pool(name: str, cidr: str, size: int | None = None) -> dict[str, Any]:
-    spec = {"cidr": cidr, **({"blockSize": size} if size else {})}
+def pool(name: str, cidr: str, size: int | None = None, **more: Any) -> dict[str, Any]:
+    spec = {"cidr": cidr, **({"blockSize": size} if size else {}), **more}
     return {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec}
 
 
@@ -103,6 +104,16 @@ def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
         (pool("p", "10.244.0.0/16", 31), "leaves a pod no address"),
         (pool("p", "10.244.0.0/16", 4), "should be greater than or equal to 8"),
         ({**pool("p", ""), "spec": {}}, "spec.cidr: Required value"),
+        (pool("p", "10.244.0.0/16", start="10.244.0"), "an address, such as 10.244.0.10"),
+        (pool("p", "10.244.0.0/16", start="10.245.0.9"), "start must be an address of cidr"),
+        (pool("p", "10.244.0.0/16", end="fd00::1"), "end must be an address of cidr"),
+        (pool("p", "10.244.0.0/16", start="10.244.10.9", end="10.244.9.10"), "end must not be below start"),
+        (pool("p", "10.244.0.0/16", gateway="fd00::1"), "gateway must be of the IP version of cidr"),
+        (pool("p", "10.244.0.0/16", gateway="router"), "an address, such as 10.244.0.1"),
+        (pool("p", "10.244.0.0/16", exclude=["10.244.0.1/24"]), "an address, or a CIDR with no host bits set"),
+        (pool("p", "10.244.0.0/16", exclude=["10.0.0.0/8"]), "what is in exclude must lie in cidr"),
+        (pool("p", "10.244.0.0/16", exclude=["10.244.0.1", "fd00::1"]), "what is in exclude must lie in cidr"),
+        (pool("p", "10.244.0.0/16", exclude=["10.244.0.1", "10.244.0.1"]), "Duplicate value"),
         (block("10-244-3-0-24", "10.244.4.0/24"), "an IPBlock is named for its cidr"),
         (block("10-244-3-7-24", "10.244.3.7/24"), "a CIDR with no host bits set"),
         (block("10-244-3-0-24", "10.244.3.0/24", ""), "should be at least 1 chars long"),
@@ -137,13 +148,15 @@ def test_what_is_in_use_can_not_be_moved(
 
 
 def test_columns_and_short_names(control: ControlPlane) -> None:
-    apply(control, pool("p", "10.244.0.0/16", 26))
+    part = {"start": "10.244.1.0", "end": "10.244.9.255", "gateway": "10.244.0.1"}
+    apply(control, pool("p", "10.244.0.0/16", 26, **part, exclude=["10.244.2.0/24", "10.244.1.7"]))
     apply(control, block("10-244-3-0-24", "10.244.3.0/24", "node7"))
     assert control.kubectl("get", "pool").splitlines()[1].split()[:3] == ["p", "10.244.0.0/16", "26"]
     apply(control, reservation("10-244-3-7", "10.244.3.7"))
     assert control.kubectl("get", "reservation").splitlines()[1].split()[:5] == [
         "10-244-3-7", "10.244.3.7", "a/b", "a/b", "n",
     ]  # fmt: skip
+    assert control.kubectl("get", "pool", "-o", "wide").splitlines()[1].split()[3:6] == [*part.values()]
     assert control.kubectl("get", "block").splitlines()[1].split()[:4] == [
         "10-244-3-0-24", "10.244.3.0/24", "node7", "p",
     ]  # fmt: skip
@@ -176,8 +189,8 @@ def test_a_reservation_moves_by_its_version_only(store: Kubernetes) -> None:
     with pytest.raises(ConflictError):
         store.update(replace(made, node="three"))
     with pytest.raises(ConflictError):
-        store.delete("IPReservation", made.name, made.resource_version)
-    store.delete("IPReservation", made.name, moved.resource_version)
+        store.delete("IPReservation", made.name, made)
+    store.delete("IPReservation", made.name, moved)
     with pytest.raises(NotFoundError):
         store.get("IPReservation", made.name)
 
@@ -197,6 +210,38 @@ def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: K
     assert namespace.annotations == (("testcni.io/pool", "gold"),)
     with pytest.raises(NotFoundError):
         store.get("Pod", "shop/web-1")
+
+
+def test_a_delete_is_of_the_very_object_that_was_known(store: Kubernetes) -> None:
+    claimed = store.create(IPBlock(ipaddress.ip_network("10.244.3.0/24"), "one", "p"))
+    assert isinstance(claimed, IPBlock)
+    assert claimed.uid
+    store.delete("IPBlock", claimed.name, claimed)
+    with pytest.raises(NotFoundError):
+        store.delete("IPBlock", claimed.name, claimed)
+    anew = store.create(IPBlock(claimed.cidr, "one", "p"))
+    assert anew != claimed
+    with pytest.raises(ConflictError, match="UID"):
+        store.delete("IPBlock", claimed.name, claimed)
+    assert store.list("IPBlock") == (anew,)
+    store.delete("IPBlock", claimed.name, anew)
+
+
+def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) -> None:
+    pods = IPPool("p", ipaddress.ip_network("10.244.0.0/24"), 24)
+    store.create(pods)
+    left = store.create(IPBlock(pods.cidr, "gone", "p"))
+    assert isinstance(left, IPBlock)
+    snapshot = Snapshot(True, {"one": Node("one")}, {"p": pods}, {left.name: left})
+    claimer = Claimer(store, "one", Latest(snapshot), Rules(node_gone=0.0))
+    claimer.want({Network("n"): 1})
+    claimer.once()
+    (mine,) = store.list("IPBlock")
+    assert isinstance(mine, IPBlock)
+    assert (mine.cidr, mine.node) == (pods.cidr, "one")
+    assert mine.uid != left.uid
+    store.delete("IPBlock", mine.name)
+    store.delete("IPPool", "p")
 
 
 def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> None:

@@ -129,7 +129,7 @@ class NoStore:
     def get(self, kind: Kind, name: str) -> Resource:
         raise NotImplementedError(kind)
 
-    def delete(self, kind: Kind, name: str, version: str = "") -> None:
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         raise NotImplementedError(kind)
 
 

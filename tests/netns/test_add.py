@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError, Code
-from agent.model import Node
-from tests.netns.node import CONF, SEED, Host, Pod, command, ip, net
+from agent.ipam.attachments import Attachment
+from agent.model import Address, IPPool, Node
+from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 
 
 def test_a_pod_gets_address_routes_and_reaches_its_node(tmp_path: Path) -> None:
@@ -246,6 +247,43 @@ def test_a_full_block_says_so_and_frees_on_del(tmp_path: Path) -> None:
     host.delete(pods[2])
     assert host.call("STATUS") == {}
     assert host.add(Pod("late"))["ips"][0]["address"] == "10.244.1.4/29"
+
+
+def test_what_the_pool_excludes_is_given_to_nobody(tmp_path: Path) -> None:
+    host = Host(tmp_path, ["10.244.1.0/28"])
+    part = {"start": ip("10.244.1.3"), "end": ip("10.244.1.8"), "exclude": (net("10.244.1.4/31"),)}
+    host.put(IPPool("pods", net("10.244.0.0/16"), 28, gateway=ip("10.244.1.7"), **part))  # type: ignore[arg-type]
+    eventually(lambda: host.reconciler.status.get().withheld or host.call("STATUS"))
+    given = [host.add(Pod(f"c{number}"))["ips"][0]["address"] for number in range(3)]
+    assert given == ["10.244.1.3/28", "10.244.1.6/28", "10.244.1.8/28"]
+    with pytest.raises(CniError, match=r"\(3 in all\), and the node's podCIDRs are all that it has") as caught:
+        host.add(Pod("late"))
+    assert caught.value.code == Code.ADDRESSES
+    with pytest.raises(CniError, match="not an address for pods"):
+        host.add(Pod("asked"), {**CONF, "runtimeConfig": {"ips": ["10.244.1.4"]}})
+
+
+def test_a_block_that_was_withdrawn_after_the_add_had_looked_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, ["10.244.1.0/24", "10.244.2.0/24"])
+    host.call("STATUS")
+    reserve, taken = host.attachments.reserve, list[Address]()
+
+    def slow(*args: Any) -> Attachment:
+        made = reserve(*args)
+        taken.append(made.leases[0].address)
+        if len(taken) == 1:  # the node path: publish first, then look who has addresses
+            host.put(Node("one", host.me.addresses, (net("10.244.2.0/24"),)))
+            eventually(lambda: host.reconciler.status.get().blocks[made.network] == (net("10.244.2.0/24"),))
+            assert host.attachments.busy(net("10.244.1.0/24")), "either of the two sees the other"
+        return made
+
+    monkeypatch.setattr(host.attachments, "reserve", slow)
+    assert host.add(Pod("c1"))["ips"][0]["address"] == "10.244.2.2/24"
+    assert taken == [ip("10.244.1.2"), ip("10.244.2.2")]
+    assert not host.attachments.busy(net("10.244.1.0/24"))
+    assert len(host.attachments.all()) == 1
 
 
 def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_what_can_not_work_is_told(tmp_path: Path, more: dict[str, Any], message
         host.call("STATUS")
 
 
+def test_with_passthru_a_mac_can_not_be_asked_for(tmp_path: Path) -> None:
+    command("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    command("ip", "link", "set", "lan0", "up")
+    host = Host(tmp_path, conf={**MACVLAN, "linkMode": "passthru", "master": "lan0"})
+    host.call("STATUS")
+    before = host.state()
+    with pytest.raises(CniError, match="mac: '02:00:00:00:00:07' is not allowed") as error:
+        host.add(Pod("c1"), {**host.conf, "runtimeConfig": {"mac": "02:00:00:00:00:07"}})
+    assert error.value.code == Code.INVALID_CONFIG
+    assert host.state() == before
+
+
 def test_a_mac_of_ones_own(tmp_path: Path) -> None:
     _, pod, result = added(tmp_path, runtimeConfig={"mac": "02:00:00:00:00:07"})
     assert result["interfaces"][-1]["mac"] == "02:00:00:00:00:07"

@@ -36,6 +36,37 @@ def test_a_range_narrows_the_block() -> None:
     assert usable(BLOCK, ip("10.244.1.0"), ip("10.244.1.7")) == RANGE
 
 
+def test_what_is_withheld_is_in_no_range() -> None:
+    barred = ("10.244.1.3/32", "10.244.0.0/30", "fd00::/64", "10.244.1.4/31")
+    there = usable(BLOCK, None, None, map(ipaddress.ip_network, barred))
+    assert there.gaps == ((int(ip("10.244.1.3")), int(ip("10.244.1.5"))),)
+    assert [str(a) for a in BLOCK if a in there] == ["10.244.1.2", "10.244.1.6"]
+    allocator = Allocator(COOL)
+    assert [str(allocator.take([there], 0)) for _ in range(2)] == ["10.244.1.2", "10.244.1.6"]
+    with pytest.raises(UnavailableError, match="not an address for pods"):
+        allocator.take_this(ip("10.244.1.4"), [there])
+    assert str(allocator.take([RANGE], 0)) == "10.244.1.3", "once it is withheld no more, it is given"
+
+
+def test_a_vast_gap_is_passed_at_once() -> None:
+    there = usable(ipaddress.ip_network("fd00::/64"), None, None, [ipaddress.ip_network("fd00::/65")])
+    assert str(Allocator(COOL).take([there], 0)) == "fd00::8000:0:0:0"
+
+
+def test_who_asks_for_what_is_set_aside_gets_it() -> None:
+    allocator, address = Allocator(0), ip("10.244.1.2")
+    assert allocator.take([RANGE], 0) == address
+    allocator.release(address, 0)
+    allocator.set_aside(address, 0, 50)
+    others = [allocator.take([RANGE], 1) for _ in range(RANGE.size - 1)]
+    assert address not in others
+    with pytest.raises(ExhaustedError):
+        allocator.take([RANGE], 49)
+    assert allocator.take_this(address, [RANGE]) == address
+    allocator.set_aside(address, 0, 50)
+    assert address in allocator.used, "what somebody has is not taken from him"
+
+
 def test_an_exhausted_range_says_when_the_next_address_has_cooled() -> None:
     allocator = Allocator(COOL)
     taken = [allocator.take([RANGE], 0) for _ in range(RANGE.size)]
@@ -79,6 +110,7 @@ class Model(RuleBasedStateMachine):
         self.allocator = Allocator(COOL)
         self.now = 1000.0
         self.used: set[Address] = set()
+        self.aside: dict[Address, float] = {}
         self.idle: list[tuple[float, Address]] = [
             (float("-inf"), RANGE.at(n)) for n in range(RANGE.first, RANGE.last + 1)
         ]
@@ -89,7 +121,9 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        ready = [(when, a) for when, a in self.idle if self.now - when >= COOL]
+        ready = [
+            (when, a) for when, a in self.idle if self.now - when >= COOL and self.aside.get(a, 0) <= self.now
+        ]
         if not ready:
             with pytest.raises(ExhaustedError):
                 self.allocator.take([RANGE], self.now)
@@ -109,17 +143,31 @@ class Model(RuleBasedStateMachine):
         self.idle.append((self.now, address))
         self.now += 0.001  # no two at one moment, so that the oldest is one
 
+    @precondition(lambda self: self.used)
+    @rule(data=st.data(), seconds=st.floats(1, 40))
+    def set_aside(self, data: st.DataObject, seconds: float) -> None:
+        address = data.draw(st.sampled_from(sorted(self.used)))
+        self.allocator.release(address, self.now)
+        self.allocator.set_aside(address, self.now, self.now + seconds)
+        self.used.remove(address)
+        self.idle.append((self.now, address))
+        self.aside[address] = self.now + seconds
+        self.now += 0.001
+
     @rule()
     def restart(self) -> None:
         fresh = Allocator(COOL)
         fresh.restore(self.allocator.used, list(self.allocator.released.items()))
         self.allocator = fresh
+        self.aside = {}  # they are looked at again when they are given
 
     @invariant()
     def agrees(self) -> None:
         assert self.allocator.used == self.used
         used, cooling, free = self.allocator.counts(RANGE, self.now)
         assert (used, used + cooling + free) == (len(self.used), RANGE.size)
+        ready = [a for when, a in self.idle if self.now - when >= COOL and self.aside.get(a, 0) <= self.now]
+        assert free == len(ready)
 
 
 Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

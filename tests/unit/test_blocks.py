@@ -5,16 +5,25 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import given as given_by
+from hypothesis import settings
 from hypothesis import strategies as st
 
+from agent import netconf
 from agent.ipam import blocks
-from agent.model import IPBlock, IPPool, Network, Node, Snapshot, Subnet, block_name
+from agent.model import MODES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet, block_name
+from agent.shared import NodeStatus
 
 
 def net(text: str) -> Subnet:
     return ipaddress.ip_network(text)
+
+
+def ip(text: str) -> Address:
+    return ipaddress.ip_address(text)
 
 
 POOL = IPPool("pods", net("10.244.0.0/20"), 24)
@@ -51,7 +60,7 @@ def test_nodes_begin_their_search_at_different_places() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
+@given_by(
     st.sets(st.integers(0, 15)), st.sets(st.integers(0, 60), max_size=4), st.text("abc", min_size=1, max_size=3)
 )
 def test_candidates_are_all_that_nobody_has(claimed: set[int], odd: set[int], node: str) -> None:
@@ -67,6 +76,160 @@ def test_a_vast_pool_costs_nothing_before_it_is_searched() -> None:
     network = Network("net", subnet=net("fd00::/48"))
     found = list(islice(blocks.candidates(cluster(pools=(vast,)), network, "one"), 3))
     assert len({block.cidr for block in found}) == 3
+
+
+PART = IPPool(
+    "part",
+    net("192.0.2.0/24"),
+    29,
+    start=ip("192.0.2.20"),
+    end=ip("192.0.2.99"),
+    exclude=(net("192.0.2.32/28"), net("192.0.2.64/30"), net("192.0.2.68/30"), net("192.0.2.81/32")),
+    gateway=ip("192.0.2.80"),
+)
+LAN = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
+
+
+def given(network: Network, block: str, *pools: IPPool) -> list[str]:
+    """What pods may have of a block: the last bytes of the addresses."""
+    own, snapshot = (net(block),), cluster(pools=pools)
+    barred = blocks.withheld(snapshot, network, "one", own)
+    (there,) = blocks.prepared(NodeStatus(withheld={network: barred}), network, own)
+    return [str(address).rpartition(".")[2] for address in own[0] if address in there]
+
+
+def test_blocks_wholly_outside_or_excluded_are_never_claimed() -> None:
+    found = [str(block.cidr) for block in blocks.candidates(cluster(pools=(PART,)), LAN, "one")]
+    firsts = [16, 24, 48, 56, 72, 80, 88, 96]  # 64: two exclusions together are the whole block
+    assert sorted(found, key=lambda cidr: int(net(cidr)[0])) == [f"192.0.2.{first}/29" for first in firsts]
+
+
+@pytest.mark.parametrize(
+    ("block", "rest"),
+    [
+        ("192.0.2.16/29", ["20", "21", "22", "23"]),
+        ("192.0.2.80/29", ["82", "83", "84", "85", "86", "87"]),
+        ("192.0.2.96/29", ["96", "97", "98", "99"]),
+        ("192.0.2.64/29", []),
+    ],
+)
+def test_addresses_outside_or_excluded_are_never_given(block: str, rest: list[str]) -> None:
+    assert given(LAN, block, PART) == rest
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_that_holds_in_every_mode(mode: str) -> None:
+    conf: dict[str, Any] = {"cniVersion": "1.0.0", "name": "n", "mode": mode, "subnet": "192.0.2.0/24"}
+    network = netconf.parse(conf).network
+    left = given(network, "192.0.2.80/28", PART)
+    assert left == [str(n) for n in range(82, 96 if network.link_mode else 95)]
+
+
+def test_a_podcidr_that_lies_in_a_pool_is_bound_by_it_too() -> None:
+    me = Node("one", (), (net("192.0.2.96/28"),))
+    snapshot = cluster(nodes=(me,), pools=(PART,))
+    network = Network("n")
+    own = blocks.node_blocks(snapshot, network, "one")
+    barred = blocks.withheld(snapshot, network, "one", own)
+    assert [r.size for r in blocks.ranges(network, own, barred, frozenset())] == [2]  # .98 and .99
+
+
+def test_a_range_by_hand_may_be_where_a_pool_gives_none_but_not_what_is_others() -> None:
+    network = replace(LAN, range_start=ip("192.0.2.78"), range_end=ip("192.0.2.110"))
+    snapshot = cluster(IPBlock(net("192.0.2.88/29"), "two", "part"), pools=(PART,))
+    own = blocks.node_blocks(snapshot, network, "one")
+    (there,) = blocks.ranges(network, own, blocks.withheld(snapshot, network, "one", own), frozenset())
+    free = [int(str(a).rpartition(".")[2]) for a in own[0] if a in there]
+    assert free == [78, 79, *range(82, 88), *range(96, 111)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "exclude", "found"),
+    [
+        ("fd00::5:0", "fd00::6:9", [], ["fd00::5:0/112", "fd00::6:0/112"]),
+        ("fd00::5:0", "fd00::6:1", [], ["fd00::5:0/112"]),  # of fd00::6:0/112 a pod can have nothing below ::6:2
+        ("fd00::5:0", "fd00::8:9", ["fd00::6:0/111"], ["fd00::5:0/112", "fd00::8:0/112"]),
+        ("fd00::", "fd00::8:9", ["fd00::/110", "fd00::4:0/110"], ["fd00::8:0/112"]),
+    ],
+)
+def test_a_vast_pool_of_which_little_is_used(start: str, end: str, exclude: list[str], found: list[str]) -> None:
+    vast = IPPool("vast", net("fd00::/48"), 112, "", ip(start), ip(end), tuple(map(net, exclude)))
+    network = Network("net", subnet=net("fd00::/48"))
+    assert sorted(str(c.cidr) for c in blocks.candidates(cluster(pools=(vast,)), network, "one")) == found
+
+
+def test_a_vast_pool_of_which_half_is_excluded() -> None:
+    vast = IPPool("vast", net("fd00::/48"), 112, exclude=(net("fd00::/49"),))
+    for node in ("one", "two", "three", "four"):
+        found = islice(blocks.candidates(cluster(pools=(vast,)), Network("n"), node), 3)
+        assert all(int(block.cidr[0]) >= int(ip("fd00:0:0:8000::")) for block in found)
+
+
+@settings(max_examples=40, deadline=None)
+@given_by(st.data())
+def test_what_is_left_of_a_pool_is_what_a_simple_count_says(data: st.DataObject) -> None:
+    """Against each address looked at by itself."""
+    numbers = st.integers(0, 127)
+    start, end = sorted(data.draw(st.tuples(numbers, numbers)))
+    nets = st.integers(25, 32).flatmap(
+        lambda length: st.integers(0, (1 << (length - 25)) - 1).map(
+            lambda n: net(f"192.0.2.{n << (32 - length)}/{length}")
+        )
+    )
+    exclude = tuple(data.draw(st.lists(nets, max_size=4, unique=True)))
+    pool = IPPool("p", net("192.0.2.0/25"), 29, "", net("192.0.2.0/25")[start], net("192.0.2.0/25")[end], exclude)
+    allowed = {n for n in range(start, end + 1) if not any(net("192.0.2.0/25")[n] in e for e in exclude)}
+    found = [c.cidr for c in blocks.candidates(cluster(pools=(pool,)), LAN, data.draw(st.text("ab", min_size=1)))]
+    assert len(found) == len(set(found))
+    assert {int(cidr[0]) % 256 for cidr in found} == {n // 8 * 8 for n in allowed}
+    for cidr in found:
+        first = int(cidr[0]) % 256
+        left = {int(last) for last in given(LAN, str(cidr), pool)}
+        assert left == allowed & set(range(first, first + 8))
+
+
+@settings(deadline=None)
+@given_by(
+    st.dictionaries(st.integers(0, 15), st.booleans(), max_size=12),
+    st.sets(st.integers(0, 15)),
+    st.integers(0, 5),
+    st.booleans(),
+)
+def test_what_is_given_back_is_neither_busy_nor_wanted_nor_the_last(
+    claimed: dict[int, bool], busy: set[int], wanted: int, in_force: bool
+) -> None:
+    mine = [
+        IPBlock(net(f"10.244.{n}.0/24"), "one" if is_mine else "two", "pods") for n, is_mine in claimed.items()
+    ]
+    snapshot = cluster(*mine)
+    networks = {NETWORK: max(1, wanted)} if in_force else {}
+    used = {net(f"10.244.{n}.0/24") for n in busy}
+    gone = blocks.surplus(snapshot, "one", networks, used)
+    assert all(block.node == "one" and block.cidr not in used for block in gone)
+    had = set(blocks.node_blocks(snapshot, NETWORK, "one"))
+    left = had - {block.cidr for block in gone}
+    if in_force:
+        assert len(left) >= min(len(had), max(1, wanted))
+        assert len(left) == min(len(had), max(1, wanted)) or left <= used, "nothing idle is kept for nothing"
+    else:
+        assert left == had & used
+
+
+def test_each_network_keeps_its_own_and_each_ip_version() -> None:
+    four, six = net("10.244.1.0/24"), net("fd00::/122")
+    other = net("10.9.1.0/24")
+    snapshot = cluster(*(IPBlock(cidr, "one", "p") for cidr in (four, six, other, net("10.9.2.0/24"))))
+    networks = {Network("all"): 1, Network("nine", subnet=net("10.9.0.0/16")): 1}
+    assert {str(b.cidr) for b in blocks.surplus(snapshot, "one", networks, set())} == {
+        "10.9.2.0/24",
+        "10.244.1.0/24",
+    }
+
+
+def test_blocks_that_were_claimed_before_the_node_got_a_podcidr_go_back() -> None:
+    me = Node("one", (), (net("10.244.9.0/24"),))
+    claimed = IPBlock(net("10.244.1.0/24"), "one", "pods")
+    assert blocks.surplus(cluster(claimed, nodes=(me,)), "one", {NETWORK: 1}, set()) == {claimed}
 
 
 def test_a_blocks_name_is_its_cidr() -> None:

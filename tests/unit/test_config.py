@@ -56,6 +56,8 @@ def test_where_to_listen(text: str, listen: tuple[str, int] | None) -> None:
         (["--datastore", "kubernetes:"], {}, "--datastore: 'kubernetes:' is none"),
         (NEEDED, {"TESTCNI_RESYNC": "soon"}, "TESTCNI_RESYNC: 'soon' must be a number of seconds from 1 to 3600"),
         (NEEDED, {"TESTCNI_RESYNC": "nan"}, "TESTCNI_RESYNC: 'nan' must be"),
+        ([*NEEDED, "--block-idle", "0"], {}, "--block-idle: '0' must be a number of seconds from 1 to 2592000"),
+        ([*NEEDED, "--node-gone", "never"], {}, "--node-gone: 'never' must be a number"),
         ([*NEEDED, "--run-dir", "here"], {}, "--run-dir: here must be an absolute path"),
         ([*NEEDED, "--log-level", "loud"], {}, "--log-level: 'loud' is none of debug, info"),
         ([*NEEDED, "--listen", "9480"], {}, "--listen: '9480' must be an address and a port, as 0.0.0.0:9480"),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -532,6 +533,10 @@ def test_update(tmp_path: Path, suffix: str) -> None:
 
 def test_delete(tmp_path: Path) -> None:
     store = Folder(tmp_path)
+    known = store.create(block(1))
+    with pytest.raises(ConflictError, match="is another one than was known"):
+        store.delete("IPBlock", block(1).name, replace(block(1), node="other"))
+    store.delete("IPBlock", block(1).name, known)
     store.create(block(1))
     store.delete("IPBlock", block(1).name)
     assert store.list("IPBlock") == ()

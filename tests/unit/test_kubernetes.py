@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -316,6 +317,21 @@ def test_writing(opened: list[Any]) -> None:
         ("PUT", "/apis/testcni.io/v1/ipblocks/10-244-3-0-24"),
         ("DELETE", "/apis/testcni.io/v1/ipblocks/odd%2Fname%3F"),
     ]
+
+
+def test_a_delete_of_what_is_known_is_one_of_that_very_object(opened: list[Any]) -> None:
+    server, store = serve(opened, lambda _asked: (200, {"status": "Success"}))
+    store.delete("IPBlock", BLOCK.name, replace(BLOCK, uid="u-1"))
+    store.delete("IPBlock", BLOCK.name, replace(BLOCK, resource_version="77"))
+    assert [one.body["preconditions"] for one in server.asked] == [{"uid": "u-1"}, {"resourceVersion": "77"}]
+
+
+@pytest.mark.parametrize(("status", "unsure"), [(403, False), (409, False), (500, True), (504, True)])
+def test_what_was_refused_was_not_done(opened: list[Any], status: int, unsure: bool) -> None:
+    _server, store = serve(opened, lambda _asked: (status, {"message": "because"}))
+    with pytest.raises(StoreError) as caught:
+        store.delete("IPBlock", "x")
+    assert caught.value.unsure == unsure
 
 
 @pytest.mark.parametrize(

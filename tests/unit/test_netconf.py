@@ -65,7 +65,7 @@ BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "testcni"}
     ],
 )
 def test_the_seeds_confs_letter_for_letter(text: str, network: Network) -> None:
-    assert netconf.read(text) == netconf.NetConf("0.3.0", network)
+    assert netconf.read(text) == netconf.NetConf("0.3.0", network, probe=network.shared)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"subnet": "10.244.0.0/16", "ipam": {"rangeEnd": "10.245.0.1"}}, "ipam.rangeEnd"),
     ({"ipam": {"rangeStart": "10.244.0.9", "rangeEnd": "10.244.0.8"}}, "ipam.rangeEnd"),
     ({"ipam": {"type": "host-local"}}, "ipam.type"),
+    ({"ipam": {"probe": "yes"}}, "ipam.probe"),
+    ({"ipam": {"probe": True}}, "ipam.probe"),
+    ({"mode": "ipvlan", "linkMode": "l3", "subnet": "10.9.0.0/16", "ipam": {"probe": True}}, "ipam.probe"),
     ({"ipam": {"routes": [{"gw": "10.0.0.1"}]}}, r"ipam.routes\[0\]"),
     ({"ipam": {"routes": [{"dst": "10.0.0.1/8"}]}}, r"ipam.routes\[0\].dst"),
     ({"ipam": {"routes": [{"dst": "10.0.0.0/8", "gw": "fd00::1"}]}}, r"ipam.routes\[0\].gw"),

@@ -34,6 +34,17 @@ POOL: dict[str, Any] = {
     "metadata": {"name": "default"},
     "spec": {"cidr": "10.244.0.0/16", "blockSize": 26},
 }
+LAN = {
+    **POOL,
+    "spec": {
+        "cidr": "192.0.2.0/24",
+        "blockSize": 29,
+        "start": "192.0.2.16",
+        "end": "192.0.2.99",
+        "gateway": "192.0.2.1",
+        "exclude": ["192.0.2.20", "192.0.2.64/28"],
+    },
+}
 BLOCK: dict[str, Any] = {
     "apiVersion": "testcni.io/v1",
     "kind": "IPBlock",
@@ -141,6 +152,15 @@ BAD: list[tuple[object, str]] = [
     *((changed(POOL, "spec.blockSize", size), "spec.blockSize") for size in (15, 31, "26", True, 26.0, -1)),
     (changed(changed(POOL, "spec.cidr", "fd00::/64"), "spec.blockSize", 127), "spec.blockSize"),
     (changed(changed(POOL, "spec.cidr", "0.0.0.0/0"), "spec.blockSize", True), "spec.blockSize"),
+    *((changed(LAN, f"spec.{k}", v), f"spec.{k}") for k in ("start", "end") for v in ("", 7, "192.0.3.1", "::1")),
+    (changed(LAN, "spec.end", "192.0.2.15"), "spec.end"),
+    (changed(LAN, "spec.gateway", "fd00::1"), "spec.gateway"),
+    (changed(LAN, "spec.gateway", ""), "spec.gateway"),
+    (changed(LAN, "spec.exclude", "192.0.2.20"), "spec.exclude"),
+    *(
+        (changed(LAN, "spec.exclude", ["192.0.2.20", wrong]), "spec.exclude[1]")
+        for wrong in (None, "", "192.0.2.65/28", "192.0.0.0/16", "192.0.3.1", "fd00::/64", 7, ["192.0.2.21"])
+    ),
     (changed(BLOCK, "metadata.name", "10-244-4-0-24"), "metadata.name"),
     (changed(BLOCK, "spec.cidr", "10.244.3.1/24"), "spec.cidr"),
     *((changed(BLOCK, f"spec.{key}", v), f"spec.{key}") for key in ("node", "pool") for v in (None, "", 1)),
@@ -202,9 +222,26 @@ def test_documents_are_as_kubernetes_has_them() -> None:
         "status": {"addresses": NODE["status"]["addresses"][1:3]},
     }
     assert to_doc(parse(POOL)) == POOL
+    assert to_doc(parse(LAN)) == LAN
     assert to_doc(parse(BLOCK)) == BLOCK
     assert to_doc(parse(HELD)) == HELD
     assert to_doc(parse(POD)) == POD
+
+
+def test_a_pool_on_a_subnet_of_others() -> None:
+    pool = parse(LAN)
+    assert isinstance(pool, IPPool)
+    assert (str(pool.start), str(pool.end), str(pool.gateway)) == ("192.0.2.16", "192.0.2.99", "192.0.2.1")
+    assert [str(cidr) for cidr in pool.exclude] == ["192.0.2.20/32", "192.0.2.64/28"]
+    router = parse(changed(LAN, "spec.gateway", "192.0.3.1"))  # of a subnet that the pool is a part of
+    assert isinstance(router, IPPool)
+
+
+def test_a_blocks_identity_is_that_of_its_object() -> None:
+    one, other = (parse(changed(BLOCK, "metadata.uid", uid)) for uid in ("a", "b"))
+    assert one != other
+    assert isinstance(one, IPBlock)
+    assert one.uid == "a"
 
 
 def test_lists() -> None:
@@ -237,7 +274,12 @@ def subnets(draw: st.DrawFn) -> Subnet:
 @st.composite
 def pools(draw: st.DrawFn) -> IPPool:
     cidr = draw(subnets())
-    return IPPool(draw(names), cidr, draw(st.integers(cidr.prefixlen, cidr.max_prefixlen - 2)))
+    size = draw(st.integers(cidr.prefixlen, cidr.max_prefixlen - 2))
+    within = st.integers(0, cidr.num_addresses - 1).map(lambda number: cidr[number])
+    start, end = sorted(draw(st.tuples(within, within)), key=int)
+    gateway = draw(st.none() | st.ip_addresses(v=cidr.version))
+    exclude = map(ipaddress.ip_network, draw(st.lists(within, unique=True, max_size=3)))
+    return IPPool(draw(names), cidr, size, "", start, end, tuple(exclude), gateway)
 
 
 nodes = st.builds(

@@ -11,13 +11,15 @@ from agent.model import MACVLAN, Network, Uplink
 from agent.node import prepared
 from agent.shared import NodeStatus
 
+A = Network("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
 LAN = Network("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
 PREPARED = NodeStatus(
     blocks={
-        Network("a", subnet=ipaddress.ip_network("10.244.0.0/16")): (ipaddress.ip_network("10.244.1.0/24"),),
+        A: (ipaddress.ip_network("10.244.1.0/24"),),
         Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
         LAN: (ipaddress.ip_network("192.0.2.64/28"),),
     },
+    withheld={A: frozenset({ipaddress.ip_network("10.244.1.64/28")})},
     uplinks={
         LAN: Uplink(
             "eth0",
@@ -28,16 +30,17 @@ PREPARED = NodeStatus(
         )
     },
 )
+NOTHING = NodeStatus()
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "prepared.json"
-    assert prepared.load(path) == NodeStatus()
-    prepared.save(path, PREPARED)
+    assert prepared.load(path) == NOTHING
+    assert prepared.save(path, PREPARED)
     assert prepared.load(path) == PREPARED
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    prepared.save(path, NodeStatus())
+    assert prepared.save(path, NOTHING)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,7 +50,7 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
 ) -> None:
     path = tmp_path / "prepared.json"
     path.write_text(text)
-    assert prepared.load(path) == NodeStatus()
+    assert prepared.load(path) == NOTHING
     assert str(path) in caplog.text
 
 
@@ -56,10 +59,29 @@ def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
 ) -> None:
     path = tmp_path / "prepared.json"
     prepared.save(path, NodeStatus(blocks={Network("a", mode="warp"): ()}))
-    assert prepared.load(path) == NodeStatus()
+    assert prepared.load(path) == NOTHING
     assert "mode 'warp' is none of host-gw" in caplog.text
 
 
 def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prepared.save(tmp_path / "missing" / "prepared.json", PREPARED)
+    assert prepared.save(tmp_path / "missing" / "prepared.json", PREPARED), "no old note promises more"
     assert "can't be written" in caplog.text
+
+
+def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "prepared.json"
+    prepared.save(path, PREPARED)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    fewer = NodeStatus(blocks={A: ()})
+    assert prepared.save(path, fewer)
+    assert prepared.load(path) == NOTHING
+    monkeypatch.undo()
+    prepared.save(path, PREPARED)
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "unlink", full)
+    assert not prepared.save(path, fewer), "an old note is left, which promises a block that may go"
+    assert prepared.load(path) == PREPARED

@@ -14,7 +14,7 @@ from agent.datapath.state import Detour, LocalAddress, Masquerade, Route
 from agent.errors import CniError, Code
 from agent.ipam import blocks
 from agent.ipam.attachments import decode_network, encode_network
-from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet, Uplink
+from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
 
@@ -133,8 +133,8 @@ def test_blocks_of_a_shared_subnet_are_the_netconfs_or_claimed_and_never_guessed
 
 
 def test_ranges_leave_out_what_is_reserved() -> None:
-    uplink = Uplink("eth0", (), None, (), frozenset({ip("192.168.64.91"), ip("192.168.64.0")}))
-    (there,) = blocks.ranges(view().network, (net("192.168.64.0/24"),), uplink)
+    reserved = frozenset({ip("192.168.64.91"), ip("192.168.64.0")})
+    (there,) = blocks.ranges(view().network, (net("192.168.64.0/24"),), frozenset(), reserved)
     assert (there.size, ip("192.168.64.91") in there, ip("192.168.64.100") in there) == (10, False, True)
     assert ip("192.168.64.101") not in there
 
@@ -182,3 +182,18 @@ def test_an_announcement_has_one_address_twice() -> None:
     assert len(frame) == 42
     assert frame[:6] == b"\xff" * 6
     assert frame[28:32] == frame[38:42] == ip("192.0.2.7").packed
+
+
+def test_the_pools_router_comes_after_the_netconfs_and_before_the_parents() -> None:
+    lan = IPPool("lan", net("192.168.64.128/25"), 28, gateway=ip("192.168.64.2"))
+    far = IPPool("far", net("10.7.0.0/16"), 24, gateway=ip("10.7.0.1"))
+    astray = IPPool("a", net("192.168.64.96/27"), 28, gateway=ip("192.168.65.1"))  # not of this subnet
+    (uplink,) = mode("macvlan").desired(view(mode="macvlan", pools=(far, lan, astray))).uplinks
+    assert uplink.gateway == ip("192.168.64.2")
+    given: dict[str, Any] = {"ipam": {**SEED["ipam"], "gateway": "192.168.64.9"}}
+    (uplink,) = mode("macvlan").desired(view(mode="macvlan", pools=(lan,), **given)).uplinks
+    assert uplink.gateway == ip("192.168.64.9")
+    l3: dict[str, Any] = {"linkMode": "l3", "subnet": "10.244.0.0/16", "ipam": {}}
+    pods = IPPool("pods", net("10.244.0.0/16"), 24, gateway=ip("10.244.0.1"))
+    (uplink,) = mode("ipvlan").desired(view(pools=(pods,), **l3)).uplinks
+    assert uplink.gateway is None, "a subnet of pods has no router of its own"

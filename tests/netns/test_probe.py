@@ -1,0 +1,239 @@
+"""ARP probes on the real kernel: no address that somebody answers for, and a segment that drops unknown MACs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cni import verbs
+from agent.datapath import arp
+from agent.errors import CniError, Code
+from agent.ipam import attachments
+from agent.model import Problem
+from agent.node.segment import AGAIN, LONGEST, WELL_FOR, SegmentTest
+from agent.shared import Latest
+from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
+
+IPVLAN: dict[str, Any] = {**MACVLAN, "mode": "ipvlan"}
+OTHER = "192.0.2.254"
+MAC = "02:00:00:00:00:99"
+
+
+def segment(tmp_path: Path, conf: Mapping[str, Any] = MACVLAN) -> tuple[Host, Pod]:
+    """A node on a bridge, and another machine of the segment."""
+    host, other = Host(tmp_path, conf=conf), Pod("other")
+    inside = f"/proc/{os.getpid()}/fd/{other.fd}"
+    command("ip", "link", "add", "br0", "type", "bridge", "stp_state", "0")
+    command("ip", "link", "add", "port", "type", "veth", "peer", "name", "eth0", "address", MAC, "netns", inside)
+    for port in ("wire", "port"):
+        command("ip", "link", "set", port, "master", "br0", "up")
+    command("ip", "link", "set", "br0", "up")
+    other.run("ip", "link", "set", "eth0", "up")
+    other.run("ip", "address", "add", f"{OTHER}/24", "dev", "eth0")
+    return host, other
+
+
+@contextmanager
+def sending(frame: bytes) -> Iterator[None]:
+    """A machine of the segment that sends this frame again and again."""
+    stop = threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("br0", 0))
+            while not stop.wait(0.005):
+                sock.send(frame)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def test_who_has_an_address(tmp_path: Path) -> None:
+    _, other = segment(tmp_path)
+    assert arp.who_has("eth0", ip(OTHER)) == MAC
+    assert arp.who_has("eth0", ip(OTHER), mac="0a:58:c0:00:02:01") == MAC
+    began = time.monotonic()
+    assert arp.who_has("eth0", ip("192.0.2.77")) is None
+    assert arp.PATIENCE * 0.9 < time.monotonic() - began < arp.PATIENCE * 4
+    assert other.json("neigh") == [], "a probe tells nobody that the asker has an address"
+
+
+def test_frames_with_a_vlan_tag_are_another_devices(tmp_path: Path) -> None:
+    segment(tmp_path)
+    with sending(arp.announcement("02:00:00:00:00:01", ip("192.0.2.90"))):
+        assert arp.who_has("eth0", ip("192.0.2.90")) == "02:00:00:00:00:01"
+    tagged = arp.announcement("02:00:00:00:00:01", ip("192.0.2.90"))
+    with sending(tagged[:12] + bytes.fromhex("81000007") + tagged[12:]):
+        assert arp.who_has("eth0", ip("192.0.2.90")) is None
+
+
+def test_who_is_about_to_take_the_address_counts_where_that_is_asked(tmp_path: Path) -> None:
+    segment(tmp_path)
+    with sending(arp.request(bytes.fromhex("020000000001"), arp.NO_ADDRESS, ip("192.0.2.90").packed)):
+        assert arp.who_has("eth0", ip("192.0.2.90"), rivals=True) == "02:00:00:00:00:01"
+        assert arp.who_has("eth0", ip("192.0.2.90")) is None
+
+
+def test_an_interface_that_is_down_is_an_error(tmp_path: Path) -> None:
+    segment(tmp_path)
+    command("ip", "link", "set", "eth0", "down")
+    with pytest.raises(OSError, match="down"):
+        arp.who_has("eth0", ip(OTHER))
+
+
+@pytest.mark.parametrize("conf", [MACVLAN, IPVLAN, {**IPVLAN, "linkMode": "l3s"}], ids=["macvlan", "l2", "l3s"])
+def test_an_address_that_somebody_has_is_set_aside_and_told(tmp_path: Path, conf: dict[str, Any]) -> None:
+    host, other = segment(tmp_path, conf)
+    other.run("ip", "address", "add", "192.0.2.90/24", "dev", "eth0")
+    try:
+        given = host.add(Pod("c1"))["ips"][0]["address"]
+    except CniError as error:
+        if "create ipvlan" in str(error):
+            pytest.skip("this kernel has no ipvlan")
+        raise
+    assert given == "192.0.2.91/24"
+    assert [a.leases[0].address for a in host.attachments.all()] == [ip("192.0.2.91")]
+    told = eventually(lambda: host.reconciler.status.get().problems)
+    assert told == (
+        Problem(
+            "interface eth0",
+            f"192.0.2.90 is of this node's block, but {MAC} answers for it",
+            "give that machine another address, or name it in `exclude` of the IPPool",
+        ),
+    )
+    assert host.add(Pod("c2"))["ips"][0]["address"] == "192.0.2.92/24"
+
+
+def test_what_is_set_aside_is_looked_at_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "ASIDE_FOR", 0.5)
+    ipam = {"rangeStart": "192.0.2.90", "rangeEnd": "192.0.2.91"}
+    host, other = segment(tmp_path, {**MACVLAN, "ipam": ipam})
+    other.run("ip", "address", "add", "192.0.2.90/24", "dev", "eth0")
+    host.add(Pod("c1"))
+    with pytest.raises(
+        CniError, match=r"no address is free in 192\.0\.2\.0/24 \(2 in all\), and its range is all"
+    ):
+        host.add(Pod("c2"))
+    other.run("ip", "address", "delete", "192.0.2.90/24", "dev", "eth0")
+    time.sleep(0.5)
+    assert host.add(Pod("c2"))["ips"][0]["address"] == "192.0.2.90/24"
+    assert host.attachments.problems() == ()
+
+
+def test_an_address_asked_for_that_somebody_has_is_refused(tmp_path: Path) -> None:
+    (host, _), pod = segment(tmp_path), Pod("c1")
+    host.call("STATUS")
+    before = host.state()
+    with pytest.raises(CniError, match=f"{OTHER} is in use by {MAC}, which answers for it on eth0") as caught:
+        host.add(pod, {**MACVLAN, "ipam": {"rangeStart": "192.0.2.90"}, "runtimeConfig": {"ips": [OTHER]}})
+    assert caught.value.code == Code.ADDRESSES
+    assert host.state() == before
+
+
+def test_a_machine_that_answers_for_all_costs_an_add_a_few_addresses(tmp_path: Path) -> None:
+    host, other = segment(tmp_path)
+    other.run("sh", "-c", "for n in $(seq 90 100); do ip address add 192.0.2.$n/24 dev eth0; done")
+    with pytest.raises(CniError, match="one after the other turned out not to be this node's") as caught:
+        host.add(Pod("c1"))
+    assert caught.value.code == Code.TRY_AGAIN
+    assert "ipam.probe" in caught.value.details
+    assert host.attachments.all() == ()
+    assert len(host.attachments.problems()) == verbs.ATTEMPTS
+    trusting = {**MACVLAN, "ipam": {**MACVLAN["ipam"], "probe": False}}
+    assert host.add(Pod("c1"), trusting)["ips"][0]["address"] == f"192.0.2.{90 + verbs.ATTEMPTS}/24"
+
+
+def test_what_a_probe_costs(tmp_path: Path) -> None:
+    host, _ = segment(tmp_path)
+    trusting = {**MACVLAN, "ipam": {**MACVLAN["ipam"], "probe": False}}
+
+    def took(conf: Mapping[str, Any], name: str) -> float:
+        pod, began = Pod(name), time.monotonic()
+        host.add(pod, conf)
+        seconds = time.monotonic() - began
+        host.delete(pod, conf)
+        return seconds
+
+    host.add(Pod("first"))
+    with_it = statistics.median(took(MACVLAN, f"a{n}") for n in range(9))
+    without = statistics.median(took(trusting, f"b{n}") for n in range(9))
+    print(f"ADD with a probe {1000 * with_it:.1f} ms, without {1000 * without:.1f} ms")
+    assert arp.PATIENCE < with_it - without + 0.01 < arp.PATIENCE + 0.05
+
+
+class Watched:
+    """The segment test of a node, and what it says."""
+
+    def __init__(self, host: Host) -> None:
+        host.call("STATUS")
+        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        self.test = SegmentTest("one", host.reconciler.status, host.snapshot, self.problems)
+
+    def at(self, now: float) -> list[str]:
+        self.test.once(now)
+        return [str(problem) for problem in self.problems.get().values()]
+
+
+def test_a_segment_that_drops_unknown_macs_is_told_until_it_does_not(tmp_path: Path) -> None:
+    host, _ = segment(tmp_path, {**MACVLAN, "ipam": {**MACVLAN["ipam"], "gateway": OTHER}})
+    watched = Watched(host)
+    assert watched.at(1) == []
+    own = command("ip", "-br", "link", "show", "eth0").split()[2]
+    command("bridge", "fdb", "replace", own, "dev", "wire", "master", "static")
+    command("bridge", "fdb", "delete", "0a:58:c0:00:02:01", "dev", "wire", "master")  # learned a moment ago
+    command("bridge", "link", "set", "dev", "wire", "learning", "off", "locked", "on")
+    assert not host_reaches(host)
+    assert watched.at(2) == [], "it is well for a while"
+    (told,) = watched.at(2 + WELL_FOR)
+    assert told.startswith(
+        f"interface eth0: {OTHER} answers its own MAC but not 0a:58:c0:00:02:01: something between"
+    )
+    assert watched.at(3 + WELL_FOR) == [told]
+    command("bridge", "link", "set", "dev", "wire", "learning", "on", "locked", "off")
+    assert watched.at(3 + WELL_FOR + AGAIN) == []
+    assert host_reaches(host)
+
+
+def host_reaches(host: Host) -> bool:
+    """Whether a pod of the node reaches the other machine."""
+    pod = Pod("reach")
+    host.add(pod)
+    reached = pod.reaches(OTHER)
+    host.delete(pod)
+    return reached
+
+
+def test_where_nobody_answers_nothing_is_said_and_it_is_asked_ever_more_seldom(tmp_path: Path) -> None:
+    host, _ = segment(tmp_path, {**MACVLAN, "ipam": {**MACVLAN["ipam"], "gateway": "192.0.2.253"}})
+    watched, now, asked = Watched(host), 0.0, []
+    for _ in range(12):
+        assert watched.at(now) == []
+        asked.append(watched.test._due["eth0"].pause)
+        now = watched.test._due["eth0"].at
+    assert asked == sorted(asked)
+    assert asked[-1] == LONGEST
+
+
+def test_only_parents_of_macvlan_are_tested(tmp_path: Path) -> None:
+    host, _ = segment(tmp_path, {**IPVLAN, "ipam": {**MACVLAN["ipam"], "gateway": OTHER}})
+    assert Watched(host).at(1) == []
+    host.close()
+
+
+def test_a_parent_that_goes_takes_its_problem_along(tmp_path: Path) -> None:
+    host, _ = segment(tmp_path)
+    watched = Watched(host)
+    watched.problems.publish({"eth9": Problem("interface eth9", "x", "y")})
+    assert watched.at(1) == []

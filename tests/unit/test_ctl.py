@@ -1,0 +1,44 @@
+"""What `testcnictl status` shows of what the agent says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agent import config, ctl, netconf
+from agent.ipam.attachments import Attachments
+from agent.model import Snapshot, Uplink
+from agent.observe.report import report
+from agent.shared import NodeStatus
+
+
+def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
+    """The table of networks, from the report of a node that has prepared them, in words."""
+    networks = [netconf.parse({"cniVersion": "1.0.0", "type": "testcni", **conf}).network for conf in confs]
+    status = NodeStatus(
+        synced=True,
+        blocks={network: (network.subnet,) for network in networks if network.subnet},
+        uplinks={network: Uplink("bond0", ()) for network in networks if network.link_mode},
+    )
+    conf = config.load(["--datastore", "dir:/x", "--node", "one"], {})
+    doc = report(conf, 0.0, Snapshot(synced=True), status, Attachments(tmp_path, 0))
+    text = ctl.render({**doc, "bgp": None}, colour=False)
+    return [" ".join(line.split()) for line in text.splitlines()[2:]]
+
+
+def test_a_network_of_any_mode_is_shown_with_what_its_pods_hang_on(tmp_path: Path) -> None:
+    lan = {"name": "lan", "mode": "macvlan", "subnet": "192.0.2.0/24", "ipam": {"rangeStart": "192.0.2.250"}}
+    pods = {"name": "pods", "bridge": "br7", "subnet": "10.244.1.0/24"}
+    assert shown(tmp_path, lan, pods) == [
+        "NETWORK MODE DEVICE USED COOLING FREE BLOCKS",
+        "lan macvlan bond0 0 0 6 192.0.2.0/24",
+        "pods host-gw br7 0 0 253 10.244.1.0/24",
+    ]
+
+
+def test_a_problem_is_shown_with_its_remedy() -> None:
+    doc = {
+        "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,
+        "datastore": "dir:/x", "networks": [], "problems": [{"where": "eth0", "what": "is down", "remedy": "up"}],
+    }  # fmt: skip
+    assert "problem eth0: is down; up" in ctl.render(doc, colour=False)
