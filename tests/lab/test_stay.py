@@ -13,13 +13,16 @@ from tests.lab.runner import Conf, RunnerError
 from tests.lab.state import difference, net_state
 from tests.lab.stays import STICKY, add, converge, describe, reservations, staying
 from tests.lab.talk import eventually
+from tests.lab.test_l2 import lacks
 
 MOVES = 20
 WITHIN = 1.0  # seconds
 
 
-@pytest.mark.parametrize("mode", ["host-gw", "vxlan", "ipip"])
+@pytest.mark.parametrize("mode", ["host-gw", "vxlan", "ipip", "macvlan"])
 def test_a_sticky_pod_keeps_its_address_wherever_it_goes(mode: str) -> None:
+    if mode == "macvlan" and (why := lacks(mode)):
+        pytest.skip(why)
     with staying(3, conf=conf_of(mode)) as it:
         if mode == "ipip":
             it.wait_converged()
