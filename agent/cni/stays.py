@@ -117,7 +117,7 @@ class Stays:
         """Raises CniError 7 for a pool that there is not, or that the network does not have."""
         wanted = replace(network, pool=wish.pool)
         snapshot = self._known.snapshot.get()
-        if network.hand_made or not blocks.pools(snapshot, wanted):
+        if network.hand_made or (snapshot.synced and not blocks.pools(snapshot, wanted)):
             names = [] if network.hand_made else [pool.name for pool in blocks.pools(snapshot, network)]
             known = ", ".join(name for name in names if name in snapshot.pools) or "there is none"
             field = f"annotation {POOL} of pod {wish.pod}"
@@ -184,6 +184,8 @@ class Stays:
     def _misplaced(self, address: Address, network: Network) -> CniError | None:
         """Why no pod of the network may have an address; None: it may."""
         snapshot = self._known.snapshot.get()
+        if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
+            return None
         places = [network.subnet] if network.subnet else [pool.cidr for pool in snapshot.pools.values()]
         found = reservations.home(snapshot, address)
         if found and blocks.within(found[0], network.subnet):
@@ -207,6 +209,8 @@ class Stays:
         held = self._known.snapshot.get().reservations.get(address_name(address))
         for _ in range(TRIES):
             try:
+                if held is None and not self._known.snapshot.get().synced:  # nobody knows who has to agree
+                    raise _unclaimed(address, "the datastore has not been read completely yet")
                 wanted = reservations.claimed(held, claim, self._asks(address), datetime.now(UTC), self._keep)
                 made = self._store.update(wanted) if held else self._store.create(wanted)
                 break

@@ -314,6 +314,20 @@ def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cl
     assert one.held().in_use
 
 
+def test_an_agent_that_has_not_read_all_yet_claims_nothing_new(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("web-0", sticky="true")
+    cluster.pod("new", ip="10.244.2.9")
+    first = one.add("web-0")
+    one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
+    one.attachments.remove(first)
+    early = Agent("one", cluster.folder, cluster.run)
+    with pytest.raises(CniError, match="has not been read completely") as caught:
+        early.add("new")
+    assert caught.value.code == 11
+    assert address(early.add("web-0")) == address(first)
+
+
 def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
     one = cluster.agent("one", keep=1)
     cluster.pod("a", ip="10.244.1.7")
