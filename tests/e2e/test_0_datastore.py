@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from agent.cluster import api
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import ConflictError, NotFoundError
+from agent.cni.stays import TakenError
 from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
 from agent.node.claims import Claimer, Rules, claim
 from agent.node.follower import Follower
@@ -28,6 +30,7 @@ from agent.shared import Latest
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
+from tests.unit.test_stays import BLOCKS, Agent
 
 MANIFESTS = REPO / "manifests/base"
 MEMORY = 96  # MiB of a whole agent that knows 5,000 nodes
@@ -212,6 +215,40 @@ def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: K
         store.get("Pod", "shop/web-1")
 
 
+def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kubernetes, tmp_path: Path) -> None:
+    for name, cidr in BLOCKS.items():
+        node = {"metadata": {"name": name}, "spec": {"podCIDR": str(cidr)}}
+        apply(control, {"apiVersion": "v1", "kind": "Node", **node})
+    control.kubectl("create", "serviceaccount", "default")
+    for name, key, value in (("web-0", "sticky", "true"), ("a", "ip", "10.244.1.50"), ("b", "ip", "10.244.1.50")):
+        metadata: dict[str, Any] = {"name": name, "annotations": {f"testcni.io/{key}": value}}
+        spec = {"containers": [{"name": "main", "image": "none"}], "automountServiceAccountToken": False}
+        apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    one, two = (
+        Agent(name, Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig()), 2.0)), tmp_path)
+        for name in BLOCKS
+    )
+    for agent in (one, two):
+        agent.start()
+    try:
+        for agent in (one, two):
+            agent.until(lambda agent=agent: agent.follower.snapshot.get().synced, 15)
+        for agent in (one, two, one):
+            made = agent.add("web-0")
+            assert str(made.leases[0].address) == "10.244.1.2"
+            agent.attachments.remove(made)
+            agent.until(lambda agent=agent: agent.held().released)
+        assert two.add("a").guests
+        with pytest.raises(TakenError, match="is reserved for default/a"):
+            one.add("b")
+        assert [notice.pod for notice in one.told] == ["default/b"]
+    finally:
+        for agent in (one, two):
+            agent.stop()
+    control.kubectl("delete", "ipreservations,pods", "--all", "--grace-period=0", "--force")
+    control.kubectl("delete", "nodes", "--all")
+
+
 def test_a_delete_is_of_the_very_object_that_was_known(store: Kubernetes) -> None:
     claimed = store.create(IPBlock(ipaddress.ip_network("10.244.3.0/24"), "one", "p"))
     assert isinstance(claimed, IPBlock)
@@ -302,6 +339,7 @@ def test_five_thousand_nodes_fit_into_the_agents_memory(control: ControlPlane) -
 FOLLOW = """
 import sys, threading, time
 from functools import partial
+from pathlib import Path
 from pathlib import Path
 from agent import cli
 from agent.cluster import api

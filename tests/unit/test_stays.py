@@ -15,7 +15,7 @@ import pytest
 
 from agent.cluster.folder import Folder
 from agent.cluster.objects import to_doc
-from agent.cluster.store import Kind, StoreError
+from agent.cluster.store import Datastore, Kind, StoreError
 from agent.cni import stays
 from agent.cni.stays import Known, Stay, Stays, TakenError
 from agent.errors import CniError
@@ -65,9 +65,9 @@ class Store(Folder):
 class Agent:
     """What of an agent concerns addresses that stay; its kernel knows everything at once."""
 
-    def __init__(self, node: str, folder: Path, run: Path, keep: float = 3600) -> None:
+    def __init__(self, node: str, store: Datastore, run: Path, keep: float = 3600) -> None:
         self.node = node
-        self.store = Store(folder)
+        self.store = store
         self.told: list[Notice] = []
         self.attachments = Attachments(run / node, 0)
         self.attachments.load()
@@ -140,6 +140,7 @@ class Cluster:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.folder, self.run = path / "cluster", path / "run"
         self.folder.mkdir()
+        self.store = Store(self.folder)
         self._stack = stack
         for node in NODES:
             self.put(node)
@@ -153,7 +154,7 @@ class Cluster:
         self.put(Described("Pod", f"default/{name}", "", named, controller))
 
     def agent(self, node: str, *, keep: float = 3600, keeping: bool = True) -> Agent:
-        agent = Agent(node, self.folder, self.run, keep).start(keeping=keeping)
+        agent = Agent(node, self.store, self.run, keep).start(keeping=keeping)
         self._stack.callback(agent.stop)
         agent.until(lambda: agent.follower.snapshot.get().synced)
         return agent
@@ -288,7 +289,7 @@ def test_reservations_are_known_before_the_datastore_has_told(cluster: Cluster) 
     cluster.pod("web-0", sticky="true")
     one.attachments.remove(one.add("web-0"))
     one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
-    early = Agent("one", cluster.folder, cluster.run)
+    early = Agent("one", cluster.store, cluster.run)
     own = [usable(BLOCKS["one"])]
     made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, (), 0)
     assert address(made) == "10.244.1.3"
@@ -302,13 +303,13 @@ def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cl
     cluster.pod("web-1", sticky="true")
     first = one.add("web-0")
     one.until(one.known)
-    one.store.away = True
+    cluster.store.away = True
     one.attachments.remove(first)
     assert address(one.add("web-0", "sandbox-2")) == address(first)
     with pytest.raises(CniError, match="annotations of pod default/web-1 can't be read") as caught:
         one.add("web-1")
     assert caught.value.code == 11
-    one.store.away = False
+    cluster.store.away = False
     one.keeper._wake.set()
     one.until(lambda: not one.keeper.problems.get())
     assert one.held().in_use
@@ -321,7 +322,7 @@ def test_an_agent_that_has_not_read_all_yet_claims_nothing_new(cluster: Cluster)
     first = one.add("web-0")
     one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
     one.attachments.remove(first)
-    early = Agent("one", cluster.folder, cluster.run)
+    early = Agent("one", cluster.store, cluster.run)
     with pytest.raises(CniError, match="has not been read completely") as caught:
         early.add("new")
     assert caught.value.code == 11
