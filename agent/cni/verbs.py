@@ -326,11 +326,12 @@ class Verbs:
 
     def _ranges(self, network: Network, own: tuple[Subnet, ...]) -> list[Range]:
         """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
-        ranges = [r for r in blocks.prepared(self._status.get(), network, own) if r.size]
-        if not ranges:
+        every = list(blocks.prepared(self._status.get(), network, own))
+        ranges = [r for r in every if r.size]
+        if not ranges and (network.range_start or network.range_end):
             bounds = f"{network.range_start or ''}-{network.range_end or ''}"
             raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
-        return ranges
+        return ranges or every  # where the pool excludes all that the node has, it needs another block
 
     def _more_blocks(self, network: Network, own: tuple[Subnet, ...], within: float) -> tuple[Subnet, ...] | None:
         """The node's blocks once it has claimed one more, None if it can't, or not in time."""

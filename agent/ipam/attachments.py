@@ -240,8 +240,8 @@ class Attachments:
         now = _now()
         with self._lock:
             self._allocator.set_aside(address, now, now + ASIDE_FOR)
-        others = {a: one for a, one in self.aside.get().items() if one.until > now}
-        self.aside.publish({**others, address: Aside(device, mac, now + ASIDE_FOR)})
+        found = Aside(device, mac, now + ASIDE_FOR)
+        self.aside.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
 
     def _tell(self, attachment: Attachment) -> None:
         for listener in self._listeners if attachment.owner else ():

@@ -15,6 +15,7 @@ from tests.lab.space import REPO
 # What `make test-kernel` runs; what is not there (yet) is left out.
 SELECTION = (
     "tests/kernel",
+    "tests/netns/test_probe.py",
     "tests/lab/test_topology.py",
     "tests/lab/test_ipip.py",
     "tests/lab/test_l2.py",

@@ -64,6 +64,21 @@ def test_blocks_that_are_claimed_are_used_whole(tmp_path: Path) -> None:
     assert given == [f"192.0.2.{n}/24" for n in range(64, 68)]
 
 
+def test_a_block_that_the_pool_excludes_by_now_makes_room_for_another(tmp_path: Path) -> None:
+    conf = {key: value for key, value in MACVLAN.items() if key != "ipam"}
+    host = Host(tmp_path, blocks=(), conf=conf)
+    pool = IPPool("lan", net("192.0.2.64/27"), 30, exclude=(net("192.0.2.64/29"),))
+    host.put(pool, IPBlock(net("192.0.2.64/30"), "one", "lan"))
+    host.demand.listen(lambda: asked(host))
+    assert host.add(Pod("c1"))["ips"][0]["address"] == "192.0.2.72/24"
+
+
+def asked(host: Host) -> None:
+    """Claim a second block as soon as an ADD asks for it; there is no datastore here."""
+    if any(want.blocks == 2 for want in host.demand.get().values()):
+        host.put(IPBlock(net("192.0.2.72/30"), "one", "lan"))
+
+
 PARENTS = {
     "vlan": ["ip link add link wire0 name eth0 type vlan id 7"],
     "bridge": ["ip link add eth0 type bridge", "ip link set wire0 master eth0"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from agent.datapath.arp import announcement
 from agent.datapath.state import Detour, LocalAddress, Masquerade, Route
 from agent.errors import CniError, Code
 from agent.ipam import blocks
-from agent.ipam.attachments import decode_network, encode_network
+from agent.ipam.attachments import Attachment, Lease, decode_network, encode_network, mac_for
 from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
+from agent.modes.slaves import Slaves
 
 SEED: dict[str, Any] = {
     "cniVersion": "0.3.0",
@@ -197,3 +199,28 @@ def test_the_pools_router_comes_after_the_netconfs_and_before_the_parents() -> N
     pods = IPPool("pods", net("10.244.0.0/16"), 24, gateway=ip("10.244.0.1"))
     (uplink,) = mode("ipvlan").desired(view(pools=(pods,), **l3)).uplinks
     assert uplink.gateway is None, "a subnet of pods has no router of its own"
+
+
+@pytest.mark.parametrize(
+    ("conf", "given"),
+    [
+        ({"mode": "ipvlan"}, None),
+        ({"mode": "macvlan", "linkMode": "passthru", "master": "eth9"}, None),
+        ({"mode": "macvlan"}, "0a:58:c0:a8:40:5a"),
+    ],
+)
+def test_a_mac_can_be_asked_for_where_a_pod_has_one_of_its_own(conf: dict[str, Any], given: str | None) -> None:
+    network = view(**conf).network
+    lease = Lease(ip("192.168.64.90"), net("192.168.64.0/24"))
+    plain = Attachment("c", "eth0", network, "/x", "", (lease,), mac_for(lease.address))
+    wish = replace(plain, mac="02:00:00:00:00:07")
+    way = mode(network.mode)
+    assert isinstance(way, Slaves)
+    assert way.mac(plain) == given
+    if given:
+        assert way.mac(wish) == "02:00:00:00:00:07"
+        return
+    with pytest.raises(CniError, match="mac: '02:00:00:00:00:07' is not allowed") as caught:
+        way.mac(wish)
+    assert caught.value.code == Code.INVALID_CONFIG
+    assert "use macvlan in another linkMode" in caught.value.details
