@@ -35,6 +35,7 @@ from agent.node import keeper
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
+from agent.node.herald import Herald
 from agent.node.install import Installer, Places
 from agent.node.keeper import Keeper, Kept
 from agent.node.reconcile import Inputs, Reconciler
@@ -88,6 +89,7 @@ class Agent:
         alone: Latest[Mapping[str, Problem]] = Latest({})
         self._bird = Supervisor(conf.run_dir / "bird")
         self._selftest = SelfTest()
+        heralding: Latest[Mapping[str, Problem]] = Latest({})
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
@@ -102,6 +104,7 @@ class Agent:
                 alone,
                 self._bird.problems,
                 self._selftest.problems,
+                heralding,
             ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
@@ -110,6 +113,7 @@ class Agent:
             conf.block_idle,
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
+        self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
         notices = Notices()
         self._announce = announcer(api, conf.node, self._reconciler.status, notices) if api else None
@@ -163,6 +167,7 @@ class Agent:
             "claimer": self._claimer.run,
             "keeper": self._keeper.run,
             "reconciler": self._reconciler.run,
+            "herald": self._herald.run,
             "journal": self._journal.run,
             "bird": self._bird.run,
             "selftest": self._selftest.run,

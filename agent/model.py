@@ -14,6 +14,10 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 API_VERSION = "testcni.io/v1"
 
 
+Receives = tuple[tuple[str, tuple[str, ...]], ...]
+"""By the name of a network the modes in which a node takes packets for pods now; that of its conf first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What we need of a v1 Node: its InternalIPs in their order, its podCIDRs and its labels, sorted."""
@@ -23,6 +27,11 @@ class Node:
     blocks: tuple[Subnet, ...] = ()
     resource_version: str = field(default="", compare=False)
     labels: tuple[tuple[str, str], ...] = ()
+    receives: Receives = ()
+
+    def modes(self, network: str) -> tuple[str, ...]:
+        """In which modes it takes packets of a network; none: it does not say."""
+        return dict(self.receives).get(network, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,8 @@ VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had 
 ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
 IPVLAN, MACVLAN = "ipvlan", "macvlan"
 MODES = (HOST_GW, VXLAN, IPIP, IPVLAN, MACVLAN)
+ROUTED = (VXLAN, IPIP, HOST_GW)
+"""Modes whose pods are in the nodes' blocks, so that one can follow the other; the preferred first."""
 L3, PASSTHRU = "l3", "passthru"
 LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", PASSTHRU)}
 """How slaves of one parent see each other, as the kernel and the reference plugins name it; the default first."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from agent.model import Address, Network, Problem, Subnet, Uplink
+from agent.model import Address, Network, Problem, Receives, Subnet, Uplink
 
 T = TypeVar("T")
 
@@ -71,6 +71,8 @@ class NodeStatus:
     programmed: int = 0
     """How many of them are in the kernel."""
     problems: tuple[Problem, ...] = ()
+    receives: Receives = ()
+    """What peers are to be told."""
     guests: frozenset[Subnet] = frozenset()
     """Addresses of this node's pods that are in none of its blocks, and for which its state is in the kernel."""
     away: frozenset[Subnet] = frozenset()

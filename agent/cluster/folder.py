@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -13,12 +14,13 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import yaml
 
-from agent.cluster import manifests, objects
+from agent.cluster import manifests, objects, receives
 from agent.cluster.inotify import FolderWatch
 from agent.cluster.manifests import ManifestError
 from agent.cluster.store import (
@@ -35,8 +37,9 @@ from agent.cluster.store import (
     Trouble,
     kind_of,
 )
-from agent.model import Problem, Resource
+from agent.model import Node, Problem, Receives, Resource
 
+RECEIVES = ".receives"  # suffix of what a node has announced
 SUFFIXES = (".yaml", ".yml", ".json")
 DEBOUNCE = 0.02  # seconds: files that come together are read together
 LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
@@ -75,6 +78,7 @@ class Folder:
         self._lock = threading.Lock()
         self._files: dict[Path, _File] = {}
         self._identity: tuple[int, int] | None = None
+        self._said: dict[str, Receives] = {}
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind now. Raises StoreError when the folder can't be read."""
@@ -139,6 +143,16 @@ class Folder:
             except OSError as error:
                 raise StoreError(f"{kind} {name} can't be deleted: {error}") from error
 
+    def announce(self, node: str, text: str) -> None:
+        """A small file beside the manifests, which are their owner's."""
+        path = self._path / f"{quote(node, safe='')}{RECEIVES}"
+        hidden = path.with_name(f".{path.name}")
+        try:
+            hidden.write_text(f"{text}\n")
+            hidden.rename(path)
+        except OSError as error:
+            raise StoreError(f"{path} can't be written: {error}") from error
+
     def _alone(self, kind: Kind, name: str) -> tuple[Path, Resource]:
         """The object and its file, which must be well and hold no other."""
         seen = self._scan()
@@ -194,6 +208,7 @@ class Folder:
             problems: dict[str, Problem] = {}
             try:
                 self._files, self._identity = self._read(busy)
+                self._said = self._hear()
             except OSError as error:  # a folder that went away takes nothing with it
                 remedy = "make it readable; until then its last state stays in force"
                 problems[str(self._path)] = Problem(str(self._path), str(error), remedy)
@@ -241,7 +256,19 @@ class Folder:
                     problems[str(path)] = Problem(str(path), what, "remove one; the first file's is in force")
                     continue
                 found[key], paths[key] = obj, path
+        for key, obj in found.items():
+            if isinstance(obj, Node) and (said := self._said.get(obj.name)):
+                found[key] = replace(obj, receives=said)
         return _Seen(found, paths, self._files, problems, self._identity is not None)
+
+    def _hear(self) -> dict[str, Receives]:
+        """What nodes have announced. Raises OSError."""
+        said = {}
+        for path in self._path.glob(f"*{RECEIVES}"):
+            with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):  # it went, or is no text of ours
+                if path.name[0] != ".":
+                    said[unquote(path.name.removesuffix(RECEIVES))] = receives.decode(path.read_text())
+        return said
 
 
 def _identity(path: Path) -> tuple[int, int]:

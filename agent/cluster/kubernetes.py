@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from agent.cluster import objects
+from agent.cluster import objects, receives
 from agent.cluster.api import GONE, JSON, METADATA, Api, ApiError, GoneError, Request, Stream
 from agent.cluster.objects import ObjectError
 from agent.cluster.store import (
@@ -48,6 +48,7 @@ PATHS: dict[Kind, str] = {
     "IPReservation": "/apis/testcni.io/v1/ipreservations",
     "Namespace": "/api/v1/namespaces",
 }
+MERGE = "application/merge-patch+json"
 PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
 WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
 SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
@@ -125,6 +126,11 @@ class Kubernetes:
         """Replace the object, if nobody else did since it was read."""
         path = _path(kind_of(obj), obj.name)
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
+
+    def announce(self, node: str, text: str) -> None:
+        """An annotation of the Node, by its status, which is what an agent may change of it."""
+        body = {"metadata": {"annotations": {receives.ANNOTATION: text}}}
+        self._api.ask(Request("PATCH", f"{_path('Node', node)}/status", body=body, content_type=MERGE))
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         """Delete the object, if it is the one that is known; one with its name may have come after it."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from agent.cluster import receives
 from agent.model import (
     API_VERSION,
     Address,
@@ -89,7 +90,8 @@ def parse(doc: object) -> Resource:
     match kind:
         case "Node":
             addresses = _internal_ips(_mapping(doc, "status"))
-            return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata))
+            said = receives.decode(_mapping(metadata, "annotations").get(receives.ANNOTATION))
+            return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata), said)
         case "IPPool":
             return _pool(name, spec, version)
         case "IPBlock":
@@ -114,6 +116,8 @@ def to_doc(obj: Resource) -> dict[str, Any]:
             addresses = [{"type": "InternalIP", "address": str(address)} for address in obj.addresses]
             if obj.labels:
                 metadata["labels"] = dict(obj.labels)
+            if obj.receives:
+                metadata["annotations"] = {receives.ANNOTATION: receives.encode(obj.receives)}
             if obj.blocks:
                 spec = {"podCIDR": str(obj.blocks[0]), **spec}
             kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}

@@ -125,3 +125,6 @@ class Datastore(Protocol):
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         """Delete the object; NotFoundError when there is none, ConflictError when it is not the `known` one."""
+
+    def announce(self, node: str, text: str) -> None:
+        """Say of a node what it receives (agent.cluster.receives), beside what its Node object holds."""

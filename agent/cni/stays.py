@@ -206,8 +206,9 @@ class Stays:
         """The reservation becomes this pod's. Raises TakenError, CniError."""
         wish, node = stay.wish, self._known.node
         claim = Claim(address, wish.owner, wish.pod, node, stay.network.name)
-        held = self._known.snapshot.get().reservations.get(address_name(address))
+        held, seen = self._known.snapshot.get().reservations.get(address_name(address)), set[str]()
         for _ in range(TRIES):
+            seen |= {held.resource_version} if held else set()
             try:
                 if held is None and not self._known.snapshot.get().synced:  # nobody knows who has to agree
                     raise _unclaimed(address, "the datastore has not been read completely yet")
@@ -230,7 +231,7 @@ class Stays:
             raise _unclaimed(address, "it changes all the time")
         assert isinstance(made, IPReservation)  # noqa: S101 - one was written
         if made.asks:
-            self._wait(made, held.resource_version if held else "")
+            self._wait(made, frozenset({*seen, made.resource_version}))
         stay.claimed.add(address)
         log.info("%s has %s, reserved for %s", wish.pod, address, wish.owner)
 
@@ -249,12 +250,12 @@ class Stays:
         found = reservations.home(snapshot, address)
         return found[1] if found and found[1] in snapshot.nodes and found[1] != self._known.node else ""
 
-    def _wait(self, made: IPReservation, before: str) -> None:
+    def _wait(self, made: IPReservation, seen: frozenset[str]) -> None:
         """Until the block's node has answered. Raises CniError when it does not agree, or not in time."""
 
         def answer(snapshot: Snapshot) -> IPReservation | None:
             now = snapshot.reservations.get(made.name)
-            return now if now and now.resource_version not in (before, made.resource_version) else None
+            return now if now and now.resource_version not in seen else None
 
         snapshot, where = self._known.snapshot, f"{made.address} lies in a block of node {made.asks}"
         snapshot.wait(lambda s: answer(s) is not None, time.monotonic() + GRANTED_WITHIN)

@@ -144,6 +144,21 @@ def retire(objects: Path | None = None, folder: Path = FOLDER, family: Family = 
     return old
 
 
+def drop(folder: Path = FOLDER, family: Family = VXLAN) -> bool:
+    """Remove the pins of a family that is attached nowhere any more; whether there were any. Raises OSError."""
+    known = _place.loaded.pop(family, None)
+    _place.left.pop(family, None)
+    root = folder / LAYOUT
+    pins = [*root.glob(f"{family.prefix}*"), *root.glob(f"new-{family.prefix}*")] if root.exists() else []
+    pins += [path for path in map(root.joinpath, family.maps) if path.exists()]
+    for path in pins:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return bool(known or pins)
+
+
 def forget(folder: Path = FOLDER) -> bool:
     """Remove all pins, when nothing is attached any more; whether there were any. Raises OSError."""
     _place.loaded.clear()

@@ -9,7 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import BRIDGE_ALIAS, Bridge, Interface
-from agent.model import Problem
+from agent.model import Problem, Subnet
 
 
 def is_ours(link: Link) -> bool:
@@ -37,11 +37,12 @@ def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[
     actual = read(links, addresses)
     wanted = {bridge.name for bridge in desired}
     stale = [link for link in links if is_ours(link) and link.name not in wanted and not _ports(link, links)]
-    todo = desired - actual
+    problems = _clashes(desired, actual)
+    clashing = {problem.where.removeprefix("bridge ") for problem in problems}
+    todo = {bridge for bridge in desired - actual if bridge.name not in clashing}
     if not todo and not stale:
-        return []
+        return problems
     by_name = {link.name: link for link in links}
-    problems = []
     with IPRoute() as ipr:
         for link in stale:
             try:
@@ -57,6 +58,23 @@ def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[
                 _ensure(ipr, bridge, known, addresses)
             except NetlinkError as error:
                 problems.append(_refused(bridge.name, error))
+    return problems
+
+
+def _clashes(desired: frozenset[Bridge], actual: frozenset[Bridge]) -> list[Problem]:
+    """Bridges that share a subnet with another, which has it already or is the first by name."""
+    there = {bridge.name: bridge.addresses for bridge in actual}
+    owners: dict[Subnet, str] = {}
+    problems = []
+    for bridge in sorted(desired, key=lambda b: (not b.addresses & there.get(b.name, frozenset()), b.name)):
+        subnets = {interface.network for interface in bridge.addresses}
+        taken = next((subnet for subnet in subnets if subnet in owners), None)
+        if taken is None:
+            owners.update(dict.fromkeys(subnets, bridge.name))
+            continue
+        what = f"its block {taken} is that of bridge {owners[taken]}"
+        remedy = "give each network a `subnet` of its own, or all of them one bridge"
+        problems.append(Problem(f"bridge {bridge.name}", what, remedy))
     return problems
 
 

@@ -6,7 +6,7 @@ import errno
 import functools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from agent.datapath import bpf, ipipmaps, links, netlink, nft, rtnl, tc, tunnel
@@ -39,6 +39,8 @@ class _Done:
     """That device."""
     wanted: Ipip | None = None
     """What is in force."""
+    late: bool = False
+    """Whether packets to some nodes still get an outer header that they should not."""
     by: str = "auto"
     """Who is to encapsulate."""
 
@@ -88,7 +90,7 @@ def sync(
     verify: bool,
 ) -> list[Problem]:
     """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
-    _done.wanted = wanted
+    earlier, _done.wanted = _done.wanted, wanted
     device = next((link for link in there if link.name == IPIP), None)
     if device and not is_ours(device):
         if wanted is None:
@@ -99,11 +101,14 @@ def sync(
         if device:  # as long as it is there, there may be programs
             _detach(nl, there)
             links.delete(nl, IPIP)
+        bpf.drop(family=bpf.IPIP)
         return []
     problems = []
     try:
         if wanted.underlay:
-            problems = _encapsulate(nl, wanted, there, verify=verify)
+            tunnelled = wanted.tunnelled | (earlier.tunnelled & wanted.nodes if earlier else frozenset())
+            _done.late = tunnelled != wanted.tunnelled
+            problems = _encapsulate(nl, replace(wanted, tunnelled=tunnelled), there, verify=verify)
         elif wanted.underlay is None and (verify or _done.at):
             _detach(nl, there)
     except BpfError as error:
@@ -111,6 +116,16 @@ def sync(
     index = _ensure(nl, wanted, device)
     tunnel.sync_addresses(nl, index, wanted.addresses, addresses)
     return problems
+
+
+def tidy() -> None:
+    """Send plainly to nodes that need no outer header any more, now that routes are as they should be.
+
+    Raises OSError.
+    """
+    if _done.late and _done.wanted and (loaded := bpf.current(bpf.IPIP)):
+        ipipmaps.sync(loaded.maps, _done.wanted)
+    _done.late = False
 
 
 def counted() -> dict[str, int]:

@@ -113,17 +113,29 @@ def remove_pod(maps: Mapping[str, Map], address: IPv4Address) -> bool:
     return maps["pods"].remove(address.packed)
 
 
-def sync_nodes(
+def put_nodes(
     maps: Mapping[str, Map], blocks: Mapping[IPv4Network, IPv4Address], nodes: Iterable[IPv4Address]
-) -> tuple[int, int]:
-    """Make blocks and the nodes' addresses those wanted; how many entries were set and deleted. Raises BpfError.
+) -> int:
+    """Say which blocks nodes have; how many entries were set. Raises BpfError.
 
     A node is believed before packets are sent to it, and for as long as they are.
     """
-    senders = {address.packed: _KEY.pack(1) for address in nodes}
-    owners = {_BLOCK.pack(b.prefixlen, b.network_address.packed): node.packed for b, node in blocks.items()}
-    put = put_changed(maps["nodes"], senders) + put_changed(maps["blocks"], owners)
-    return put, remove_others(maps["blocks"], owners) + remove_others(maps["nodes"], senders)
+    return put_changed(maps["nodes"], _senders(nodes)) + put_changed(maps["blocks"], _owners(blocks))
+
+
+def remove_other_nodes(
+    maps: Mapping[str, Map], blocks: Mapping[IPv4Network, IPv4Address], nodes: Iterable[IPv4Address]
+) -> int:
+    """Forget all other blocks and nodes; how many entries there were. Raises BpfError."""
+    return remove_others(maps["blocks"], _owners(blocks)) + remove_others(maps["nodes"], _senders(nodes))
+
+
+def _senders(nodes: Iterable[IPv4Address]) -> dict[bytes, bytes]:
+    return {address.packed: _KEY.pack(1) for address in nodes}
+
+
+def _owners(blocks: Mapping[IPv4Network, IPv4Address]) -> dict[bytes, bytes]:
+    return {_BLOCK.pack(b.prefixlen, b.network_address.packed): node.packed for b, node in blocks.items()}
 
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:

@@ -26,7 +26,7 @@ class Synced:
 def read(nl: Netlink, devices: Mapping[int, str]) -> frozenset[Route]:
     """Our routes of both families; `devices` names interfaces by index."""
     return frozenset(
-        Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric)
+        Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric, route.mtu)
         for version in (4, 6)
         for route in rtnl.routes(nl, version, ROUTE_PROTOCOL)
     )
@@ -42,9 +42,6 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
     replaced = {(route.dst, route.metric) for route in remove} & {(route.dst, route.metric) for route in add}
     steps: list[tuple[Route, Request]] = []
     problems: set[Problem] = set()
-    for route in remove:
-        if (route.dst, route.metric) not in replaced:
-            steps.append((route, rtnl.delete_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
     for route in add:
         if route.device not in indexes:
             problems.add(_problem(route, f"there is no interface {route.device}"))
@@ -52,6 +49,9 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
             steps.append((route, rtnl.replace_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
         else:
             steps.append((route, rtnl.add_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
+    for route in remove:  # after what may take its place with another metric
+        if (route.dst, route.metric) not in replaced:
+            steps.append((route, rtnl.delete_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
     errors = nl.batch([request for _route, request in steps])
     failed = {
         route: error
@@ -66,7 +66,7 @@ def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> 
 
 def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:
     return rtnl.KernelRoute(
-        route.dst, route.gateway, indexes.get(route.device, 0), route.metric, onlink=route.onlink
+        route.dst, route.gateway, indexes.get(route.device, 0), route.metric, onlink=route.onlink, mtu=route.mtu
     )
 
 

@@ -29,7 +29,8 @@ IFLA_BRPORT_MODE = 4
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+RTAX_MTU = 2
 RTNH_F_ONLINK = 4
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
@@ -100,6 +101,8 @@ class KernelRoute:
     """As whom the node itself speaks by it."""
     onlink: bool = False
     """The gateway need not be in a network of the interface."""
+    mtu: int | None = None
+    """Bytes of a packet that goes this way; None: the interface's own MTU."""
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -268,6 +271,8 @@ def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
         payload += netlink.u32(RTA_PRIORITY, route.metric)
     if route.gateway:
         payload += netlink.attribute(RTA_GATEWAY, route.gateway.packed)
+    if route.mtu:
+        payload += netlink.attribute(RTA_METRICS, netlink.u32(RTAX_MTU, route.mtu))
     verb = "delete" if kind == RTM_DELROUTE else "add"
     return Request(kind, flags, payload, f"{verb} route {route.dst} via {route.gateway}")
 
@@ -383,6 +388,7 @@ def _kernel_route(payload: bytes) -> KernelRoute:
     gateway = found.get(RTA_GATEWAY)
     metric = _number(found.get(RTA_PRIORITY))
     source = found.get(RTA_PREFSRC)
+    metrics = found.get(RTA_METRICS, b"")
     return KernelRoute(
         dst=ipaddress.ip_network((found.get(RTA_DST, zero), prefix)),
         gateway=ipaddress.ip_address(gateway) if gateway else None,
@@ -390,6 +396,7 @@ def _kernel_route(payload: bytes) -> KernelRoute:
         metric=0 if af == socket.AF_INET6 and metric == IP6_RT_PRIO_USER else metric,
         source=ipaddress.ip_address(source) if source else None,
         onlink=bool(flags & RTNH_F_ONLINK),
+        mtu=_number(netlink.attributes(metrics, 0, len(metrics)).get(RTAX_MTU)) or None,
     )
 
 

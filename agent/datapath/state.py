@@ -61,11 +61,13 @@ class Route:
     gateway: Address | None
     device: str
     metric: int = 0
+    mtu: int | None = None
+    """Bytes of a packet that goes this way; None: the device's own MTU."""
 
     @property
     def onlink(self) -> bool:
         """Whether the gateway is behind the device though no address of the device says so."""
-        return self.gateway is not None and self.device == TUNNEL
+        return self.gateway is not None and self.device in (TUNNEL, IPIP)
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
@@ -168,6 +170,10 @@ class NodeState:
     ipip: Ipip | None = None
     uplinks: frozenset[Uplink] = frozenset()
     proxies: frozenset[Proxy] = frozenset()
+    crossing: frozenset[str] = frozenset()
+    """Interfaces where packets arrive that would go back another way."""
+    answering: frozenset[str] = frozenset()
+    """Bridges that answer ARP for pods that are not on them."""
 
     @property
     def senders(self) -> frozenset[IPv4Address] | None:
@@ -208,6 +214,8 @@ def union(states: Iterable[NodeState]) -> NodeState:
             bird=_together(total.bird, state.bird),
             uplinks=total.uplinks | state.uplinks,
             proxies=total.proxies | state.proxies,
+            crossing=total.crossing | state.crossing,
+            answering=total.answering | state.answering,
         )
     return total
 

@@ -50,6 +50,7 @@ def sync(
     if wanted is None:
         if device and is_ours(device):
             links.delete(nl, TUNNEL)
+        bpf.drop()
         return []
     if device and not is_ours(device):
         what, remedy = (
@@ -66,15 +67,23 @@ def sync(
     try:
         loaded = bpf.current() or bpf.load()
         index = _device(nl, wanted, device, loaded).index
-        put, removed = overlay.sync_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
+        put = overlay.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
     except BpfError as error:
         remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
         return [Problem("eBPF", str(error).replace("\n", "; "), remedy)]
-    if put or removed:
-        log.info("overlay: %d entries set, %d deleted", put, removed)
+    if put:
+        log.info("overlay: %d entries set", put)
     sync_addresses(nl, index, wanted.addresses, addresses)
     _sync_programs(nl, loaded, verify=verify)
     return []
+
+
+def tidy(wanted: Overlay | None) -> None:
+    """Forget blocks and nodes that are not wanted, once no route leads there by the tunnel. Raises OSError."""
+    if wanted and wanted.backend != KERNEL and (loaded := bpf.current()):
+        removed = overlay.remove_other_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
+        if removed:
+            log.info("overlay: %d entries deleted", removed)
 
 
 def _sync_programs(nl: Netlink, loaded: Loaded, *, verify: bool) -> None:

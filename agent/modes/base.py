@@ -28,6 +28,13 @@ class View:
     """Single addresses of this network's pods here that are in none of the blocks."""
     held: frozenset[Subnet] = frozenset()
     """Reserved addresses of this network's pods here, guests or at home: wherever they were, they are here now."""
+    receives: tuple[str, ...] = ()
+    """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Modes in which packets of the network may be sent here."""
+        return self.receives or (self.network.mode,)
 
 
 class Wired(TypedDict):

@@ -12,7 +12,8 @@ from agent import model
 from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
-from agent.model import Node, Problem
+from agent.model import IPIP, Node, Problem
+from agent.modes import common
 from agent.modes.base import View
 
 REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
@@ -43,7 +44,7 @@ def plan(
 ) -> Plan:
     """The BIRD of `view.node`: a session with each node, or with the reflectors where nodes are labelled so."""
     me = view.snapshot.nodes.get(view.node)
-    address = _address(me) if me else None
+    address = common.first_ipv4(me) if me else None
     if me is None or address is None:
         what = "has no IPv4 InternalIP" if me else "has no Node object"
         return Plan(None, frozenset({Problem(f"node {view.node}", what, "kubelet's --node-ip sets it")}))
@@ -83,10 +84,6 @@ def is_reflector(node: Node) -> bool:
     return any(key == REFLECTOR for key, _value in node.labels)
 
 
-def _address(node: Node) -> IPv4Address | None:
-    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
-
-
 def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
     """The subnet that this node's address is in."""
     networks = (local.interface.network for local in view.local if local.interface.ip == address)
@@ -95,10 +92,11 @@ def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def _peers(view: View, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        if node.name == view.node:
-            continue
+        modes = node.modes(view.network.name) or (IPIP,)
+        if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
+            continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"
-        address = _address(node)
+        address = common.first_ipv4(node)
         if address is None:
             yield Problem(where, "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
         elif address in taken:

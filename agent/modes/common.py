@@ -6,6 +6,7 @@ import errno
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import links, netns, rtnl
@@ -14,7 +15,7 @@ from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface, Masquerade, Route
 from agent.ipam import blocks, reservations
 from agent.ipam.attachments import Attachment
-from agent.model import Address, Node, Problem, Subnet
+from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -96,6 +97,101 @@ def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
     yield from away(view)
 
 
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The IPv4 blocks of a cluster whose nodes are the ends of tunnels, by the addresses of those nodes."""
+
+    node: IPv4Address | None
+    """This node's; None: it can't have a tunnel, for want of an address or of blocks."""
+    own: tuple[IPv4Network, ...] = ()
+    blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
+    """This node's blocks among them, and single addresses that are away from theirs."""
+    ways: Mapping[IPv4Network, str] = field(default_factory=dict)
+    """In which mode packets go to each peer's block."""
+    plain: frozenset[Route] = frozenset()
+    """To the blocks of peers that do without a tunnel just now."""
+    problems: frozenset[Problem] = frozenset()
+
+    @property
+    def here(self) -> dict[IPv4Network, IPv4Address]:
+        """This node's blocks, and its guests."""
+        return {block: node for block, node in self.blocks.items() if block not in self.ways}
+
+    def by(self, mode: str) -> dict[IPv4Network, IPv4Address]:
+        """Peers' blocks that packets go to in this mode."""
+        return {block: self.blocks[block] for block, way in self.ways.items() if way == mode}
+
+
+def owners(view: View) -> Owners:
+    """Which node each IPv4 block is on; the modes that ask carry nothing else."""
+    problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
+    own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
+    me = view.snapshot.nodes.get(view.node)
+    node = first_ipv4(me) if me else None
+    if not own or not node:
+        missing = {_no_address(view.node)} if own else set()
+        return Owners(None, problems=frozenset(problems | missing))
+    guests = (guest for guest in view.guests if isinstance(guest, IPv4Network))
+    found, ways = dict.fromkeys((*own, *guests), node), {}
+    plain: set[Route] = set()
+    for each in peers(view):
+        if isinstance(each, Problem):
+            problems.add(each)
+            continue
+        peer, block = each
+        address = first_ipv4(peer)
+        if not isinstance(block, IPv4Network):
+            problems.add(_no_ipv6(view, f"block {block} of node {peer.name}"))
+        elif address is None:
+            problems.add(_no_address(peer.name))
+        else:
+            found[block], ways[block] = address, way(view, peer)
+            if ways[block] == HOST_GW != view.network.mode:
+                route = peer_route(view, peer, block)
+                if isinstance(route, Route):
+                    plain.add(route)
+                else:
+                    problems.add(route)
+    return Owners(node, own, found, ways, frozenset(plain), frozenset(problems))
+
+
+def way(view: View, peer: Node) -> str:
+    """The mode in which packets go to a peer: by what both nodes say, so that those of the peer come the same way.
+
+    It is what both take and one of them has in its conf; plain packets are taken by every node.
+    """
+    theirs = peer.modes(view.network.name) or view.modes[:1]  # who says nothing is as we are
+    both = {HOST_GW, *(mode for mode in theirs if mode in view.modes)}
+    return min(both & {view.modes[0], theirs[0]} or both, key=ROUTED.index)
+
+
+def mixed(view: View) -> bool:
+    """Whether some node, this one included, has another mode beside that of this node's conf."""
+    peers = (peer.modes(view.network.name) for peer in view.snapshot.nodes.values() if peer.name != view.node)
+    return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
+
+
+def crossing(view: View, *devices: str) -> frozenset[str]:
+    """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
+    me = view.snapshot.nodes.get(view.node)
+    if me is None or not mixed(view):
+        return frozenset()
+    return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
+
+
+def first_ipv4(node: Node) -> IPv4Address | None:
+    """The node's end of tunnels."""
+    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
+
+
+def _no_address(node: str) -> Problem:
+    return Problem(f"node {node}", "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
+
+
+def _no_ipv6(view: View, where: str) -> Problem:
+    return Problem(where, f"is IPv6, which {view.network.mode} does not carry", "use host-gw for IPv6")
+
+
 def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
     """The route to a peer's block by its InternalIP, or why there is none: it must be on-link."""
     where = f"node {peer.name}"
@@ -115,6 +211,53 @@ def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
     )
 
 
+def needed(what: str, name: str) -> Link:
+    """A link of the node that a pod hangs on. Raises NodeNotReadyError, OSError."""
+    found = rtnl.link(links.host(), name)
+    if found is None:
+        raise NodeNotReadyError(f"{what} {name} is not there")
+    return found
+
+
+def check_up(what: str, name: str) -> Link:
+    """A link of the node that is there and up. Raises CheckError, OSError."""
+    found = rtnl.link(links.host(), name)
+    if found is None or not found.up:
+        raise CheckError(f"{what} {name} is {'down' if found else 'missing'}")
+    return found
+
+
+def create_veth(
+    attachment: Attachment, netns_fd: int, mtu: int, *, master: int = 0, peer: str | None = None
+) -> Request:
+    """A veth pair from the node into the pod, where its end is `ifname`, or `peer`."""
+    return rtnl.create_veth(
+        attachment.link,
+        host_mac(attachment),
+        peer or attachment.ifname,
+        attachment.mac,
+        peer_netns=netns_fd,
+        master=master,
+        mtu=mtu,
+    )
+
+
+def host_end(attachment: Attachment) -> Link:
+    """The host's end of a pair that was just made. Raises NodeNotReadyError, OSError."""
+    port = rtnl.link(links.host(), attachment.link)
+    if port is None:
+        raise NodeNotReadyError(f"{attachment.link} has vanished")
+    return port
+
+
+def pod_end(inside: Netlink, attachment: Attachment) -> Link:
+    """The pod's. Raises NodeNotReadyError, OSError."""
+    end = rtnl.link(inside, attachment.ifname)
+    if end is None:
+        raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+    return end
+
+
 def pod_routes(
     gateways: Mapping[int, Address], extra: tuple[ExtraRoute, ...]
 ) -> tuple[list[ExtraRoute], list[ExtraRoute]]:
@@ -129,9 +272,14 @@ def pod_routes(
 
 
 def configure(
-    inside: Netlink, index: int, steps: list[Request], wanted: list[ExtraRoute], default: list[ExtraRoute]
+    inside: Netlink,
+    index: int,
+    steps: list[Request],
+    subnet: Subnet | None,
+    routes: tuple[list[ExtraRoute], list[ExtraRoute]],
 ) -> list[ExtraRoute]:
-    """Bring the pod's end up, take the steps and set the routes; those that are in force. Raises OSError."""
+    """Bring the pod's end up, take the steps and set `pod_routes`; those that are in force. Raises OSError."""
+    wanted, default = routes
     must = [
         rtnl.link_up(1),  # lo: else a pod can't reach its own address
         rtnl.link_up(index),
@@ -143,8 +291,19 @@ def configure(
     for number, error in enumerate(errors):
         if error and (number < len(must) or error.errno != errno.EEXIST):
             raise error
-    # the default route of an earlier interface of the pod stays in force
-    return wanted + [route for route, error in zip(default, errors[len(must) :], strict=True) if error is None]
+    kept, ways = list(wanted), {route.dst for route in wanted}
+    for route, error in zip(default, errors[len(must) :], strict=True):
+        if error is None:
+            kept.append(route)
+        elif subnet and subnet.version == route.dst.version and subnet not in ways:
+            # an earlier interface of the pod has the default route: by this one its own network is reached
+            own = ExtraRoute(subnet, route.gateway)
+            (refused,) = inside.batch([rtnl.add_route(KernelRoute(own.dst, own.gateway, index))])
+            if refused is None:
+                kept.append(own)
+            elif refused.errno != errno.EEXIST:  # all of it is on-link
+                raise refused
+    return kept
 
 
 def routed_address(attachment: Attachment) -> IPv4Address:
@@ -160,23 +319,25 @@ def host_route(address: IPv4Address, index: int) -> KernelRoute:
     return KernelRoute(IPv4Network(address), None, index)
 
 
-def lone_gateway(index: int, mac: str) -> list[Request]:
-    """The gateway of a pod with a /32, which is on no interface: a neighbour for good."""
-    return [rtnl.add_neighbour(index, GATEWAY, mac), rtnl.add_route(host_route(GATEWAY, index))]
+def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
+    """The gateway of a pod with a /32, which is on no interface: a neighbour for good. Raises OSError."""
+    gateway = host_route(GATEWAY, index)
+    if any(route.dst == gateway.dst for route in rtnl.routes(inside, 4)):  # of an earlier interface
+        gateway = replace(gateway, metric=index)
+    return [rtnl.add_neighbour(index, GATEWAY, mac), rtnl.add_route(gateway)]
 
 
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
     with netns.netlink_in(netns_fd) as inside:
-        end = rtnl.link(inside, attachment.ifname)
-        if end is None:
-            raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+        end = pod_end(inside, attachment)
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),
-            *lone_gateway(end.index, host_mac(attachment)),
+            *lone_gateway(inside, end.index, host_mac(attachment)),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
-        return configure(inside, end.index, steps, *pod_routes({4: GATEWAY}, by_gateway))
+        ways = pod_routes({4: GATEWAY}, by_gateway)
+        return configure(inside, end.index, steps, attachment.network.subnet, ways)
 
 
 def routed(attachment: Attachment, mtu: int, made: list[ExtraRoute]) -> Wired:

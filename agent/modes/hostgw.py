@@ -11,9 +11,9 @@ from agent.datapath.state import Bridge, NodeState, Proxy, Route, mac_for
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment, Lease
 from agent.ipam.blocks import is_single
-from agent.model import Address, Problem
+from agent.model import HOST_GW, Address, Problem
 from agent.modes import common
-from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.modes.base import CheckError, View, Wired
 from agent.netconf import ExtraRoute
 
 
@@ -25,7 +25,13 @@ class HostGw:
         routes: set[Route] = set()
         problems: set[Problem] = set()
         for found in common.peers(view):
-            route = found if isinstance(found, Problem) else common.peer_route(view, *found)
+            if isinstance(found, Problem):
+                problems.add(found)
+                continue
+            peer, block = found
+            if block.version == 4 and common.way(view, peer) != HOST_GW:
+                continue  # another mode's network has a way to it
+            route = common.peer_route(view, peer, block)
             if isinstance(route, Route):
                 routes.add(route)
             else:
@@ -38,25 +44,18 @@ class HostGw:
             masquerade=common.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
+            crossing=common.crossing(view),
+            # pods on it look for all of their block there, and some may have another mode
+            answering=frozenset({view.network.bridge} if view.blocks and common.mixed(view) else ()),
         )
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
-        bridge = rtnl.link(nl, network.bridge)
-        if bridge is None:
-            raise NodeNotReadyError(f"bridge {network.bridge} is not there")
-        mtu, host_mac = network.mtu or bridge.mtu, common.host_mac(attachment)
+        bridge = common.needed("bridge", network.bridge)
+        mtu = network.mtu or bridge.mtu
         nl.request(
-            rtnl.create_veth(
-                attachment.link,
-                host_mac,
-                attachment.ifname,
-                attachment.mac,
-                peer_netns=netns_fd,
-                master=bridge.index,
-                mtu=mtu,
-            ),
+            common.create_veth(attachment, netns_fd, mtu, master=bridge.index),
             rtnl.bridge_port(attachment.link, common.alias(attachment), hairpin=network.hairpin),
         )
         with netns.netlink_in(netns_fd) as inside:
@@ -64,7 +63,7 @@ class HostGw:
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
-                {"name": attachment.link, "mac": host_mac, "mtu": mtu},
+                {"name": attachment.link, "mac": common.host_mac(attachment), "mtu": mtu},
                 {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
             ],
             ips=[
@@ -80,15 +79,11 @@ class HostGw:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        nl = links.host()
-        bridge, port = rtnl.link(nl, attachment.network.bridge), rtnl.link(nl, attachment.link)
-        if bridge is None or not bridge.up:
-            raise CheckError(f"bridge {attachment.network.bridge} is {'down' if bridge else 'missing'}")
-        if port is None or not port.up:
-            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
+        bridge = common.check_up("bridge", attachment.network.bridge)
+        port = common.check_up("host link", attachment.link)
         if port.master != bridge.index:
             raise CheckError(f"host link {attachment.link} is no port of bridge {bridge.name}")
-        held = {a.address for a in rtnl.addresses(nl, bridge.index)}
+        held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
         for lease in attachment.leases:
             if not is_single(lease.block) and allocator.gateway(lease.block) not in held:
                 raise CheckError(f"bridge {bridge.name} lacks the gateway {allocator.gateway(lease.block)}")
@@ -130,11 +125,10 @@ def _gateway(lease: Lease) -> Address:
 def _configure(
     inside: Netlink, attachment: Attachment, bridge_mac: str, routes: tuple[ExtraRoute, ...]
 ) -> list[ExtraRoute]:
-    end = rtnl.link(inside, attachment.ifname)
-    if end is None:
-        raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+    end = common.pod_end(inside, attachment)
     gateways: dict[int, Address] = {lease.address.version: _gateway(lease) for lease in attachment.leases}
     steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
     if common.GATEWAY in gateways.values():
-        steps += common.lone_gateway(end.index, bridge_mac)
-    return common.configure(inside, end.index, steps, *common.pod_routes(gateways, routes))
+        steps += common.lone_gateway(inside, end.index, bridge_mac)
+    ways = common.pod_routes(gateways, routes)
+    return common.configure(inside, end.index, steps, attachment.network.subnet, ways)

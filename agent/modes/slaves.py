@@ -74,15 +74,11 @@ class Slaves:
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
         nl, uplink, address = links.host(), _uplink(attachment), _address(attachment)
-        parent = rtnl.link(nl, uplink.device)
-        if parent is None:
-            raise NodeNotReadyError(f"interface {uplink.device} is not there")
+        parent = common.needed("interface", uplink.device)
         network, host_mac = attachment.network, common.host_mac(attachment)
         mtu, name = network.mtu or parent.mtu, attachment.link
-        nl.request(rtnl.create_veth(name, host_mac, name, attachment.mac, peer_netns=netns_fd, master=0, mtu=mtu))
-        port = rtnl.link(nl, name)
-        if port is None:
-            raise NodeNotReadyError(f"{name} has vanished")
+        nl.request(common.create_veth(attachment, netns_fd, mtu, peer=name))
+        port = common.host_end(attachment)
         nl.request(
             rtnl.set_up(name, common.alias(attachment)),
             rtnl.add_neighbour(port.index, address, attachment.mac),
@@ -114,13 +110,9 @@ class Slaves:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
-        nl, uplink = links.host(), _uplink(attachment)
-        parent, port = rtnl.link(nl, uplink.device), rtnl.link(nl, attachment.link)
-        if parent is None or not parent.up:
-            raise CheckError(f"interface {uplink.device} is {'down' if parent else 'missing'}")
-        if port is None or not port.up:
-            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
-        if _to_pod(attachment, port) not in rtnl.routes(nl, 4):
+        parent = common.check_up("interface", _uplink(attachment).device)
+        port = common.check_up("host link", attachment.link)
+        if _to_pod(attachment, port) not in rtnl.routes(links.host(), 4):
             raise CheckError(f"the node lacks the route to {_address(attachment)} by {attachment.link}")
         with netns.netlink_in(netns_fd) as inside:
             self._check_pod(inside, attachment, wired, parent)
@@ -137,7 +129,7 @@ class Slaves:
         if slave is None or veth is None:
             raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
         interface = self.interface(attachment)
-        extra, others = self._ways(attachment, routes)
+        extra, others, services = self._ways(attachment, routes)
         must = [
             rtnl.link_up(1),  # lo: else a pod can't reach its own address
             slaves.rename(slave.index, attachment.ifname),
@@ -148,23 +140,32 @@ class Slaves:
             rtnl.add_neighbour(veth.index, GATEWAY, host_mac),
             *(rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
         ]
-        may = [rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in others]
-        errors = inside.batch(must + may)
-        for number, error in enumerate(errors):
-            if error and (number < len(must) or error.errno != errno.EEXIST):
-                raise error
-        # what an earlier interface of the pod has a route for stays its own
-        kept = [way for way, error in zip(others, errors[len(must) :], strict=True) if error is None]
+
+        def add(ways: list[Way]) -> list[Way]:
+            """Those that are in force: what an earlier interface of the pod has a route for stays its own."""
+            errors = inside.batch([rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in ways])
+            for error in errors:
+                if error and error.errno != errno.EEXIST:
+                    raise error
+            return [way for way, error in zip(ways, errors, strict=True) if error is None]
+
+        inside.request(*must)
+        kept = add(others)
+        if any(way.dst == DEFAULT for way in (*extra, *kept, *services)):
+            kept += add(services)  # else an earlier interface of the pod leads there already
         return slave.mac, extra + kept
 
-    def _ways(self, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> tuple[list[Way], list[Way]]:
-        """Routes that the netconf demands, and the others, which an earlier interface of the pod may have."""
+    def _ways(
+        self, attachment: Attachment, routes: tuple[ExtraRoute, ...]
+    ) -> tuple[list[Way], list[Way], list[Way]]:
+        """Routes that the netconf demands, others to the pod's world, and those to what only the node leads to."""
         default, uplink = self.default(attachment), _uplink(attachment)
         extra = [Way(r.dst, r.gateway or default.gateway) for r in routes if r.dst.version == 4]
         by_host = [ipaddress.ip_network(address) for address in uplink.hosts]
-        others = [Way(dst, GATEWAY) for dst in (*by_host, *uplink.via_host)]
-        named = {way.dst for way in (*extra, *others)}
-        return extra, [*others, *([] if default.dst in named else [default])]
+        others = [Way(dst, GATEWAY) for dst in by_host]
+        services = [Way(dst, GATEWAY) for dst in uplink.via_host]
+        named = {way.dst for way in (*extra, *services)}
+        return extra, [*others, *([] if default.dst in named else [default])], services
 
     def _check_pod(self, inside: Netlink, attachment: Attachment, wired: Wired, parent: Link) -> None:
         name, interface = attachment.ifname, self.interface(attachment)

@@ -5,8 +5,7 @@ With the backend `kernel`, the stack and the kernel's own vxlan do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from agent.datapath import bpf, links, overlay, rtnl, tc, tunnel
 from agent.datapath.bpf import Loaded
@@ -15,9 +14,10 @@ from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachments import Attachment
-from agent.model import EBPF, KERNEL, Address, Node, Problem
+from agent.model import EBPF, KERNEL, VXLAN, Address
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.modes.common import Owners
 from agent.netconf import ExtraRoute
 
 OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
@@ -31,40 +31,27 @@ class Vxlan:
 
     def desired(self, view: View) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
-        own = [block for block in view.blocks if isinstance(block, IPv4Network)]
-        problems = {_no_ipv6(block) for block in view.blocks if block.version == 6}
-        me = view.snapshot.nodes.get(view.node)
-        mine = [a for a in (me.addresses if me else ()) if isinstance(a, IPv4Address)]
-        if not own or not mine:
-            if own:
-                problems.add(_no_address(view.node))
-            return NodeState(problems=frozenset(problems))
-        owners = dict.fromkeys(own, mine[0])
-        guests = [guest for guest in view.guests if isinstance(guest, IPv4Network)]
-        owners.update(dict.fromkeys(guests, mine[0]))
-        for found in common.peers(view):
-            owner = found if isinstance(found, Problem) else _owner(*found)
-            if isinstance(owner, Problem):
-                problems.add(owner)
-            else:
-                owners[owner[0]] = owner[1]
+        owners = common.owners(view)
+        if not owners.node:
+            return NodeState(problems=owners.problems)
         return NodeState(
             overlay=Overlay(
                 TUNNEL,
                 view.network.vni,
                 view.network.port,
                 view.network.mtu or common.underlay_mtu(view) - OVERHEAD,
-                mine[0],
-                frozenset(IPv4Address(int(allocator.gateway(block))) for block in own),
-                frozenset(owners.items()),
+                owners.node,
+                frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
+                frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
                 _senders(view),
                 view.network.vxlan_backend,
             ),
-            routes=_routes(view, own, {block: node for block, node in owners.items() if block not in view.guests}),
+            routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=common.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
-            problems=frozenset(problems),
+            problems=owners.problems,
+            crossing=common.crossing(view, TUNNEL),
         )
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
@@ -75,20 +62,8 @@ class Vxlan:
             attachment.network.mtu or device.mtu,
             common.host_mac(attachment),
         )
-        nl.request(
-            rtnl.create_veth(
-                attachment.link,
-                host_mac,
-                attachment.ifname,
-                attachment.mac,
-                peer_netns=netns_fd,
-                master=0,
-                mtu=mtu,
-            )
-        )
-        port = rtnl.link(nl, attachment.link)
-        if port is None:
-            raise NodeNotReadyError(f"{attachment.link} has vanished")
+        nl.request(common.create_veth(attachment, netns_fd, mtu))
+        port = common.host_end(attachment)
         if loaded:
             tc.attach(nl, port.index, tunnel.pod_programs(loaded))
             overlay.put_pod(loaded.maps, address, Endpoint(port.index, attachment.mac, host_mac))
@@ -101,16 +76,12 @@ class Vxlan:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
-        nl = links.host()
         try:
-            loaded, device = _ready(attachment)
+            loaded, _device = _ready(attachment)
         except NodeNotReadyError as error:
             raise CheckError(str(error)) from error
-        if not device.up:
-            raise CheckError(f"device {TUNNEL} is down")
-        port = rtnl.link(nl, attachment.link)
-        if port is None or not port.up:
-            raise CheckError(f"host link {attachment.link} is {'down' if port else 'missing'}")
+        common.check_up("device", TUNNEL)
+        port = common.check_up("host link", attachment.link)
         if loaded:
             _check_programs(loaded, attachment, port.index)
         common.check_routed(attachment, wired, port, netns_fd)
@@ -129,9 +100,7 @@ def _ready(attachment: Attachment) -> tuple[Loaded | None, Link]:
 
     Those of an earlier agent do while the datastore is away.
     """
-    device = rtnl.link(links.host(), TUNNEL)
-    if device is None:
-        raise NodeNotReadyError(f"device {TUNNEL} is not there")
+    device = common.needed("device", TUNNEL)
     if attachment.network.vxlan_backend != EBPF:
         return None, device
     loaded = bpf.current() or bpf.adopt()
@@ -149,28 +118,13 @@ def _check_programs(loaded: Loaded, attachment: Attachment, index: int) -> None:
         raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
 
 
-def _routes(view: View, own: Sequence[IPv4Network], owners: Mapping[IPv4Network, IPv4Address]) -> frozenset[Route]:
-    """All blocks are in the tunnel; to the kernel each node is a next hop of its own there."""
+def _routes(view: View, owners: Owners) -> frozenset[Route]:
+    """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
     plain = view.network.vxlan_backend == KERNEL
-    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.items() if b not in own)
-    return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in own)))
-
-
-def _owner(peer: Node, block: object) -> tuple[IPv4Network, IPv4Address] | Problem:
-    address = next((a for a in peer.addresses if isinstance(a, IPv4Address)), None)
-    if not isinstance(block, IPv4Network):
-        return Problem(f"node {peer.name}", f"block {block} is IPv6", "vxlan carries IPv4 only")
-    return (block, address) if address else _no_address(peer.name)
+    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.by(VXLAN).items())
+    return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in owners.own)))
 
 
 def _senders(view: View) -> frozenset[IPv4Address]:
     addresses: list[Address] = [a for node in view.snapshot.nodes.values() for a in node.addresses]
     return frozenset(a for a in addresses if isinstance(a, IPv4Address))
-
-
-def _no_address(node: str) -> Problem:
-    return Problem(f"node {node}", "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
-
-
-def _no_ipv6(block: object) -> Problem:
-    return Problem(f"block {block}", "is IPv6, which vxlan does not carry", "use host-gw for IPv6")

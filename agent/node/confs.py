@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Confs:
 
     networks: frozenset[Network] = frozenset()
     problems: tuple[Problem, ...] = ()
+    chosen: Mapping[str, Network] = field(default_factory=dict)
+    """Of several confs of one name the first: the one that is to be installed, where there is one."""
 
 
 def read(folder: Path, template: Path | None = None) -> Confs:
@@ -40,6 +42,7 @@ def read(folder: Path, template: Path | None = None) -> Confs:
     return Confs(
         frozenset(network for confs in found for network in confs.networks),
         tuple(problem for confs in found for problem in confs.problems),
+        {name: network for confs in reversed(found) for name, network in confs.chosen.items()},
     )
 
 
@@ -49,20 +52,31 @@ def read_file(path: Path) -> Confs:
         data = path.read_bytes()
         if PLUGIN.encode() not in data:  # other plugins' files are not ours to judge
             return Confs()
-        return Confs(frozenset(netconf.parse(doc).network for doc in plugins(netconf.parse_json(data))))
+        return of(data)
     except FileNotFoundError:
         return Confs()  # it went while we looked
     except (CniError, OSError) as error:
         return Confs(problems=(Problem(str(path), str(error), "mend or remove the file"),))
 
 
+def of(data: bytes) -> Confs:
+    """The networks of a file's content. Raises CniError."""
+    networks = [netconf.parse(doc).network for doc in plugins(netconf.parse_json(data))]
+    return Confs(frozenset(networks), chosen={network.name: network for network in reversed(networks)})
+
+
+def entries(doc: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a .conf or a .conflist says of each plugin; raises CniError 7."""
+    found = doc.get("plugins", [doc])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise invalid_config("plugins", found, "a list of JSON objects")
+    return found
+
+
 def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The netconfs of type testcni of a .conf or a .conflist; raises CniError 7."""
-    entries = doc.get("plugins", [doc])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise invalid_config("plugins", entries, "a list of JSON objects")
     inherited: dict[str, Any] = {key: doc[key] for key in ("name", "cniVersion") if key in doc}
-    for entry in entries:
+    for entry in entries(doc):
         if entry.get("type") == PLUGIN:
             yield {**entry, **inherited}
 

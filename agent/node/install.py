@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import netconf
 from agent.cluster.inotify import FolderWatch
+from agent.errors import CniError
 from agent.model import Problem
 from agent.node import confs
 from agent.shared import Latest, NodeStatus
 
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
+DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 log = logging.getLogger(__name__)
@@ -73,8 +76,11 @@ class Installer:
         try:
             for source in sorted(self._places.bundle.iterdir()):
                 _install(source.read_bytes(), self._places.bin_dir / source.name, 0o755)
-            if self._ready():
-                _install(self._places.template.read_bytes(), self._places.conflist, 0o600)
+            data = self._places.template.read_bytes()
+            if waiting := self._waits(data):
+                problems["conflist"] = Problem(str(self._places.template), waiting, "see the other problems")
+            elif waiting is None:
+                _install(data, self._places.conflist, 0o600)
         except OSError as error:
             remedy = "see that the host's folders are mounted and can be written"
             problems["install"] = Problem("install", str(error), remedy)
@@ -83,13 +89,20 @@ class Installer:
             problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
         self._problems.publish(problems)
 
-    def _ready(self) -> bool:
-        """Whether every network of the conflist takes pods now; once installed, it stays."""
-        if self.installed:
-            return True
-        found = confs.read_file(self._places.template)
+    def _waits(self, data: bytes) -> str | None:
+        """Why the conflist is not to be installed, None: it is; the installed one stays in force till then."""
+        try:
+            networks = confs.of(data).networks if confs.PLUGIN.encode() in data else frozenset()
+        except CniError:
+            return ""  # who reads the confs tells
+        if not networks:
+            return "has no plugin of type testcni"
         prepared = self._status.get().blocks
-        return bool(found.networks) and all(prepared.get(network) for network in found.networks)
+        missing = sorted(f"{n.name} ({n.mode})" for n in networks if not prepared.get(n))
+        if not missing:
+            return None
+        installed = self.installed and not _same(self._places.conflist, data)
+        return f"network {', '.join(missing)} is not prepared, so the old conflist stays" if installed else ""
 
     def _watch(self, folder: Path, stop: threading.Event) -> None:
         watch = FolderWatch(folder)
@@ -102,12 +115,20 @@ class Installer:
 
 
 def foreign(conf_dir: Path) -> list[Path]:
-    """Confs that the runtime would take instead of ours."""
+    """Confs that the runtime would take instead of ours; one of a plugin that calls ours may come first."""
     try:
         names = sorted(path.name for path in conf_dir.iterdir() if path.suffix in confs.SUFFIXES)
     except OSError:
         return []  # the runtime's folder isn't there yet
-    return [conf_dir / name for name in names if name < CONFLIST]
+    return [conf_dir / name for name in names if name < CONFLIST and not _delegates(conf_dir / name)]
+
+
+def _delegates(path: Path) -> bool:
+    try:
+        types = {plugin.get("type") for plugin in confs.entries(netconf.parse_json(path.read_bytes()))}
+    except (CniError, OSError):
+        return False  # whatever it is, the runtime would take it
+    return not types.isdisjoint(DELEGATING)
 
 
 def uninstall(places: Places) -> list[Path]:

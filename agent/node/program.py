@@ -107,6 +107,10 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
         for version in forwarding.sync(desired.forwarding, sysctls):
             log.info("forwarding of IPv%d turned on", version)
             done.changed[FORWARDING] = done.changed.get(FORWARDING, 0) + 1
+        for device in forwarding.loosen(desired.crossing, sysctls):
+            log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
+        for bridge in forwarding.answer(desired.answering, sysctls):
+            log.info("%s answers ARP for pods of other modes", bridge)
 
     def masquerade() -> None:
         if verify and nft.sync(desired.masquerade, desired.senders, desired.quiet):
@@ -124,7 +128,9 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
     for what, step in steps:
         if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
             done.unready.update(desired.devices)
-    _attempt(done, ROUTES, lambda: _routes(nl, desired, done))
+    if _attempt(done, ROUTES, lambda: _routes(nl, desired, done)):
+        _attempt(done, OVERLAY, lambda: tunnel.tidy(desired.overlay))
+        _attempt(done, TUNNELS, ipip.tidy)
     _attempt(done, PROXIES, lambda: _proxies(nl, desired, done, sysctls))
     return done
 

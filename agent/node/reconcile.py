@@ -16,10 +16,10 @@ from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
-from agent.model import IPIP, Network, Problem, Snapshot, Subnet
+from agent.model import IPIP, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
-from agent.node import prepared, program
+from agent.node import change, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
@@ -60,6 +60,7 @@ class Facts:
     local: tuple[LocalAddress, ...]
     options: BgpOptions
     underlay: Underlay
+    receives: Receives
 
 
 class Reconciler:
@@ -84,6 +85,8 @@ class Reconciler:
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
+        self._leaving = change.Leaving(earlier.blocks)
+        self._ready: frozenset[Network] = frozenset(earlier.blocks)
         told = (inputs.snapshot, inputs.confs, inputs.demand, inputs.attachments, inputs.attachments.aside)
         listens = tuple(source.listen for source in told)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
@@ -124,7 +127,7 @@ class Reconciler:
 
     def _round(self, snapshot: Snapshot) -> bool:
         verify, self._verify = self._verify, False
-        networks = self._networks()
+        networks = self._networks(snapshot)
         self._claimer.want({n: self._blocks_wanted(n) for n in networks if not n.hand_made})
         try:
             kernel = program.read(links.host(), gateways=any(n.link_mode for n in networks))
@@ -140,7 +143,7 @@ class Reconciler:
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
         problems += wrong
-        facts = Facts(snapshot, kernel.local, options, underlay)
+        facts = Facts(snapshot, kernel.local, options, underlay, self._receives())
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         nft = (desired.masquerade, desired.senders, desired.quiet)
         done = program.program(
@@ -166,6 +169,12 @@ class Reconciler:
         }
         guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
         problems += [*sorted(desired.problems, key=str), *done.problems]
+        # where nothing is ready for a moment, ways to peers stay as they are
+        names = {network.name for network in ready}
+        self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
+        receives = self._receives()
+        if receives != facts.receives:
+            self._wake.set()  # ways to peers depend on it
         barred = {n: blocks.withheld(snapshot, n, self._node, own) for n, own in ready.items()}
         self._publish(
             NodeStatus(
@@ -179,6 +188,7 @@ class Reconciler:
                 problems=self._with_reported(problems),
                 guests=guests,
                 away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
+                receives=receives,
             )
         )
         wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
@@ -186,16 +196,23 @@ class Reconciler:
             self._wake.set()
         return not done.failures
 
-    def _networks(self) -> list[Network]:
-        """The networks in force: named by confs, used by pods, or asked for just now."""
+    def _networks(self, snapshot: Snapshot) -> list[Network]:
+        """The networks in force: named by confs, used by pods, asked for just now, or on the way to peers."""
         now = time.monotonic()
         demand = self._inputs.demand.get()
         if any(want.until <= now for want in demand.values()):
             self._inputs.demand.update(lambda d: {n: want for n, want in d.items() if want.until > now})
         asked = {network for network, want in demand.items() if want.until > now}
-        known = self._inputs.confs.get().networks | self._inputs.attachments.networks() | asked
+        confs, leaving = self._inputs.confs.get(), self._leaving
+        needed = confs.networks | self._inputs.attachments.networks() | asked
+        peers = (node for node in snapshot.nodes.values() if node.name != self._node)
+        needed |= change.siblings(confs.chosen, peers, needed, leaving.in_force)
+        known = needed | leaving.keep(needed, confs.chosen, snapshot.nodes.get(self._node), now)
         self._memory = {network: entry for network, entry in self._memory.items() if network in known}
         return sorted(known, key=str)
+
+    def _receives(self) -> Receives:
+        return change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
 
     def _blocks_wanted(self, network: Network) -> int:
         want = self._inputs.demand.get().get(network)
@@ -238,6 +255,7 @@ class Reconciler:
             facts.underlay,
             guests,
             held,
+            dict(facts.receives).get(network.name, ()),
         )
 
     def _desired(self, view: View) -> NodeState:
@@ -267,8 +285,12 @@ class Reconciler:
         self.status.publish(status)
 
     def _until_next(self) -> float:
-        """Seconds to the next round: the resync, or the end of a demand or of a block's idleness if sooner."""
-        ends = [*(want.until for want in self._inputs.demand.get().values()), self._giveback.next()]
+        """Seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
+        ends = [
+            *(want.until for want in self._inputs.demand.get().values()),
+            self._giveback.next(),
+            *self._leaving.ends,
+        ]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
 
 

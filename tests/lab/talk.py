@@ -20,6 +20,7 @@ SERVER = """
 import socket, threading
 tcp = socket.create_server(("", PORT), backlog=64)
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE: a slow machine is no lossy network
 udp.bind(("", PORT))
 def datagrams():
     while True:
@@ -53,6 +54,7 @@ except OSError as error:
 FLOW = """
 import os, select, socket, sys, threading, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE
 s.connect((sys.argv[1], int(sys.argv[2])))
 s.settimeout(1)
 got = set()
@@ -71,6 +73,29 @@ while not select.select([sys.stdin], [], [], 0)[0]:
     time.sleep(max(0, begin + sent / 1000 - time.monotonic()))
 receiver.join()
 print(sent, len(got))
+"""
+
+
+# As many bytes as asked for, and their checksum at both ends.
+SINK = """
+import hashlib, socket
+server = socket.create_server(("", 5001))
+print("ready", flush=True)
+connection, _ = server.accept()
+total = hashlib.sha256()
+while data := connection.recv(1 << 20):
+    total.update(data)
+print(total.hexdigest(), flush=True)
+"""
+SOURCE = """
+import hashlib, os, socket, sys
+connection = socket.create_connection((sys.argv[1], 5001))
+total = hashlib.sha256()
+for _ in range(int(sys.argv[2])):
+    data = os.urandom(1 << 20)
+    total.update(data)
+    connection.sendall(data)
+print(total.hexdigest())
 """
 
 
@@ -113,6 +138,15 @@ def ask(where: Pod | Space, kind: str, host: str, port: int, *, source: int = 0,
     """As whom a server saw us; the name of the error where there was no answer."""
     arguments = (kind, host, str(port), str(source), str(size))
     return where.exec("python3", "-c", CLIENT, *arguments, check=False).stdout.strip()
+
+
+def arrives_whole(source: Pod, target: Pod, size: int) -> bool:
+    """Whether as many MiB, by one TCP connection, arrive as they were sent."""
+    sink = subprocess.Popen(target.argv("python3", "-c", SINK), stdout=subprocess.PIPE, text=True)
+    assert sink.stdout
+    sink.stdout.readline()
+    sent = source.exec("python3", "-c", SOURCE, target.address, str(size)).stdout
+    return sink.communicate(timeout=20)[0] == sent
 
 
 def serve(nodes: Sequence[LabNode], backend: Pod) -> None:

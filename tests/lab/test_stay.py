@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -192,6 +193,7 @@ def test_a_pod_chooses_the_pool_of_its_address() -> None:
             it.put(f"pool-{name}", {
                 "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec,
             })  # fmt: skip
+        time.sleep(0.5)  # until agents have read them: a pool that is not known is none
         ordinary = [node.add_pod(f"pod{node.number}") for node in it.nodes]
         assert all(pod.address.startswith("10.244.") for pod in ordinary)
         describe(it, "rich", {"testcni.io/pool": "gold", **STICKY})

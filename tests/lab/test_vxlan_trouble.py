@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from tests.lab.lab import VXLAN_CONF, Lab, LabNode, Pod, lab
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import REPO
-from tests.lab.talk import TARGET, Flow, Servers, ask, counters, eventually
+from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, counters, eventually
 from tests.netns.frames import ethernet, ipv4, udp, vxlan
 
 SEND = """
@@ -27,27 +26,6 @@ s.send(bytes.fromhex(sys.argv[1]))
 SEND_TUNNEL = """
 import socket, sys
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], 8472))
-"""
-# As many bytes as asked for, and their checksum at both ends.
-SINK = """
-import hashlib, socket
-server = socket.create_server(("", 5001))
-print("ready", flush=True)
-connection, _ = server.accept()
-total = hashlib.sha256()
-while data := connection.recv(1 << 20):
-    total.update(data)
-print(total.hexdigest(), flush=True)
-"""
-SOURCE = """
-import hashlib, os, socket, sys
-connection = socket.create_connection((sys.argv[1], 5001))
-total = hashlib.sha256()
-for _ in range(int(sys.argv[2])):
-    data = os.urandom(1 << 20)
-    total.update(data)
-    connection.sendall(data)
-print(total.hexdigest())
 """
 MACS = "0e:76:ac:12:00:02", "0a:76:78:6c:61:6e"
 
@@ -136,11 +114,7 @@ def test_what_no_pod_has_is_dropped_not_leaked(two: Lab) -> None:
 @pytest.mark.parametrize("same", [True, False])
 def test_streams_arrive_whole(two: Lab, same: bool) -> None:
     a, b = two.nodes[0].add_pod("a"), two.nodes[0 if same else 1].add_pod("b")
-    sink = subprocess.Popen(b.argv("python3", "-c", SINK), stdout=subprocess.PIPE, text=True)
-    assert sink.stdout
-    sink.stdout.readline()
-    sent = a.exec("python3", "-c", SOURCE, b.address, "200").stdout
-    assert sink.communicate(timeout=20)[0] == sent
+    assert arrives_whole(a, b, 200)
     assert counters(two.nodes[0])["to_stack"] < 20, "segments to be cut take the short way too"
 
 

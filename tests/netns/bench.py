@@ -41,7 +41,7 @@ class Bench:
         for pod in (A, B):
             overlay.put_pod(self.maps, IPv4Address(pod), Endpoint(self.device[pod], MAC[pod], HOST[pod]))
         blocks = {"10.244.1.0/24": NODE, "10.244.2.0/24": PEER, "10.244.3.0/24": "172.18.0.4"}
-        overlay.sync_nodes(
+        overlay.put_nodes(
             self.maps,
             {IPv4Network(block): IPv4Address(node) for block, node in blocks.items()},
             [IPv4Address(node) for node in blocks.values()],

@@ -132,6 +132,9 @@ class NoStore:
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         raise NotImplementedError(kind)
 
+    def announce(self, node: str, text: str) -> None:
+        raise NotImplementedError(node, text)
+
 
 class Host:
     """The node `one` at 192.0.2.1 on a link eth0, with its loops run by hand or in threads."""

@@ -32,7 +32,9 @@ def blocks(count: int, first: int = 0) -> dict[IPv4Network, IPv4Address]:
 
 def synced(maps: dict[str, bpfcall.Map], wanted: dict[IPv4Network, IPv4Address]) -> tuple[tuple[int, int], float]:
     began = time.monotonic()
-    return overlay.sync_nodes(maps, wanted, wanted.values()), time.monotonic() - began
+    put = overlay.put_nodes(maps, wanted, wanted.values())
+    removed = overlay.remove_other_nodes(maps, wanted, wanted.values())
+    return (put, removed), time.monotonic() - began
 
 
 def test_programs_are_adopted_after_a_restart() -> None:

@@ -23,8 +23,8 @@ def test_a_pod_is_a_machine_on_the_nodes_subnet(tmp_path: Path) -> None:
     assert result["ips"] == [{"address": "192.0.2.90/24", "interface": 1}]
     assert result["routes"] == [
         {"dst": "192.0.2.1/32", "gw": "169.254.1.1"},
-        {"dst": "10.96.0.0/12", "gw": "169.254.1.1"},
         {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},  # the node has no router
+        {"dst": "10.96.0.0/12", "gw": "169.254.1.1"},
     ]
     link = next(link for link in pod.json("-d", "link") if link["ifname"] == "eth0")
     assert link["linkinfo"]["info_kind"] == "macvlan"

@@ -61,6 +61,9 @@ class Stubborn:
         self.deleted.append(name)
         self.after()
 
+    def announce(self, node: str, text: str) -> None:
+        self._folder.announce(node, text)
+
 
 class Member:
     """A node's claimer, with what it has seen of the folder."""

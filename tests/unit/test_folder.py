@@ -671,3 +671,20 @@ def test_after_any_edits_what_was_delivered_is_what_is_there(steps: list[tuple[s
                 path.write_text(json.dumps(to_doc(node("mended"))))
         fresh = listed(Folder(folder))
         follower.until(lambda: len(follower.history) >= 3 and follower.state == fresh)
+
+
+def test_what_a_node_announces_is_beside_its_manifest(tmp_path: Path) -> None:
+    store = Folder(tmp_path)
+    (tmp_path / "nodes.yaml").write_text(text(node("n1"), node("n2", 2)))
+    with following(tmp_path) as seen:
+        seen.until_names("n1", "n2")
+        store.announce("n1", "net=vxlan,host-gw")
+        seen.until(lambda: getattr(seen.state["Node", "n1"], "receives", ()) == (("net", ("vxlan", "host-gw")),))
+        store.announce("n1", "net=vxlan")
+        seen.until(lambda: getattr(seen.state["Node", "n1"], "receives", ()) == (("net", ("vxlan",)),))
+        (tmp_path / "n2.receives").write_bytes(b"\xff\xfe")
+        (tmp_path / "n1.receives").unlink()
+        seen.until(lambda: seen.state["Node", "n1"] == node("n1"))
+    assert (tmp_path / "nodes.yaml").read_text() == text(node("n1"), node("n2", 2))
+    with pytest.raises(StoreError, match="can't be written"):
+        Folder(tmp_path / "none").announce("n1", "net=vxlan")

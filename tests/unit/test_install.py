@@ -7,12 +7,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agent.model import Problem
 from agent.node import confs, install
 from agent.node.install import Installer, Places
 from agent.shared import Latest, NodeStatus
@@ -121,3 +122,57 @@ def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
     assert removed == [places.conflist, places.bin_dir / "testcni"]
     assert sorted(path.name for path in places.bin_dir.iterdir()) == ["bridge", "portmap"]
     assert install.uninstall(places) == []
+
+
+@pytest.mark.parametrize("kind", ["multus", "multus-shim"])
+def test_a_plugin_that_calls_ours_may_sort_first(places: Places, kind: str) -> None:
+    for number, doc in enumerate([{"name": "meta", "type": kind}, {"name": "meta", "plugins": [{"type": kind}]}]):
+        (places.conf_dir / f"0{number}-multus.conf").write_text(json.dumps(doc))
+    assert install.foreign(places.conf_dir) == []
+    for number, text in enumerate(['{"type": "calico"}', '{"plugins": 7}', "{", '{"plugins": [{}]}']):
+        (places.conf_dir / f"03-{number}.conf").write_text(text)
+    assert len(install.foreign(places.conf_dir)) == 4
+
+
+def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) -> None:
+    status, problems = Latest(ready(places)), Latest[Mapping[str, Problem]]({})
+    installer = Installer(places, status, problems)
+    installer.once()
+    old = places.conflist.read_bytes()
+    new = json.dumps({**CONFLIST, "plugins": [{"type": "testcni", "mode": "vxlan"}]})
+    places.template.write_text(new)
+    installer.once()
+    assert places.conflist.read_bytes() == old
+    assert "network testcni (vxlan) is not prepared, so the old conflist stays" in str(problems.get()["conflist"])
+    status.publish(ready(places))
+    installer.once()
+    assert places.conflist.read_text() == new
+    assert problems.get() == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "testcni", ',
+        '{"name": "testcni", "plugins": [{"type": "testcni", "mode": "wireguard"}]}',
+        "",
+        "[]",
+    ],
+)
+def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) -> None:
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    installer.once()
+    places.template.write_text(text)
+    installer.once()
+    assert json.loads(places.conflist.read_text()) == CONFLIST
+    told = [*confs.read(places.conf_dir, places.template).problems, *installer._problems.get().values()]
+    assert [problem.where for problem in told] == [str(places.template)]
+    assert confs.read(places.conf_dir, places.template).chosen["testcni"].mode == "host-gw"
+
+
+def test_a_conflist_without_our_plugin_is_told(places: Places) -> None:
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    places.template.write_text('{"name": "testcni", "plugins": [{"type": "portmap"}]}')
+    installer.once()
+    assert "has no plugin of type testcni" in str(installer._problems.get()["conflist"])
+    assert not places.conflist.exists()

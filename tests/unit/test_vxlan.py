@@ -120,7 +120,8 @@ def test_what_is_wrong_with_a_peer_is_told() -> None:
 def test_ipv6_is_not_carried() -> None:
     network = Network("net", mode="vxlan")
     state = desired(node("two", "192.0.2.2", "10.244.2.0/24", "2001:db8:2::/64"), network=network)
-    assert [problem.what for problem in state.problems] == ["block 2001:db8:2::/64 is IPv6"]
+    (problem,) = state.problems
+    assert str(problem).startswith("block 2001:db8:2::/64 of node two: is IPv6, which vxlan does not carry")
     assert len(overlay(state).blocks) == 2
 
 

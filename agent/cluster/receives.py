@@ -1,0 +1,26 @@
+"""What nodes say of the modes in which they take packets for pods: as text, in an annotation or a file."""
+
+from __future__ import annotations
+
+from agent.model import ROUTED, Receives
+
+ANNOTATION = "testcni.io/receives"
+
+
+def encode(receives: Receives) -> str:
+    """`NETWORK=MODE,MODE` for each network, with a blank between."""
+    return " ".join(f"{network}={','.join(modes)}" for network, modes in receives)
+
+
+def decode(text: object) -> Receives:
+    """What `encode` made the text of.
+
+    Words that are not understood count for nothing, as of an agent that knows more modes: its node is still there.
+    """
+    found = {}
+    for word in text.split() if isinstance(text, str) else ():
+        network, _, modes = word.partition("=")
+        known = tuple(dict.fromkeys(mode for mode in modes.split(",") if mode in ROUTED))
+        if network and known:
+            found[network] = known
+    return tuple(sorted(found.items()))

@@ -1,0 +1,193 @@
+"""A change of modes: what nodes say, what stays in force, and in which mode packets go to whom."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.cluster import receives
+from agent.cluster.store import Datastore, StoreError
+from agent.datapath.state import LocalAddress, NodeState, Route, union
+from agent.model import HOST_GW, IPIP, ROUTED, VXLAN, Network, Node, Problem, Snapshot
+from agent.modes import common, mode
+from agent.modes.base import View
+from agent.node import change
+from agent.node.change import GRACE, Leaving
+from agent.node.herald import Herald
+from agent.shared import Latest, NodeStatus
+
+NET = Network("net")
+BY = {name: replace(NET, mode=name) for name in ROUTED}
+LOCAL = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
+
+
+def node(number: int, *modes: str) -> Node:
+    address, block = f"192.0.2.{number}", f"10.244.{number}.0/24"
+    said = (("net", modes),) if modes else ()
+    return Node(f"n{number}", (ipaddress.ip_address(address),), (ipaddress.ip_network(block),), receives=said)
+
+
+def view(name: str, mine: tuple[str, ...], *peers: Node) -> View:
+    me = node(1, *mine)
+    snapshot = Snapshot(synced=True, nodes={n.name: n for n in (me, *peers)})
+    return View(snapshot, "n1", LOCAL, BY[name], me.blocks, receives=mine)
+
+
+def state(mine: tuple[str, ...], *peers: Node) -> NodeState:
+    """What all modes that a node has in force want together."""
+    return union(mode(name).desired(view(name, mine, *peers)) for name in mine)
+
+
+said = st.lists(st.sampled_from(ROUTED), unique=True, max_size=3).map(tuple)
+
+
+@given(said.filter(bool), said.filter(bool))
+def test_both_ends_choose_the_same_way(mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
+    there = common.way(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
+    back = common.way(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
+    assert there == back
+    assert there == HOST_GW or there in set(mine) & set(theirs)
+    if mine[0] == theirs[0]:
+        assert there == mine[0]
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_who_says_nothing_is_as_this_node(name: str) -> None:
+    silent = state((name,), node(2), node(3))
+    assert silent == state((name,), node(2, name), node(3, name))
+    assert (silent.crossing, silent.answering) == (frozenset(), frozenset()), "nothing is changed on the node"
+    alone = mode(name).desired(replace(view(name, (), node(2), node(3)), receives=()))
+    assert alone == silent
+
+
+@pytest.mark.parametrize(("old", "new"), list(itertools.permutations(ROUTED, 2)))
+def test_each_peer_is_reached_in_the_mode_that_it_takes(old: str, new: str) -> None:
+    made = state((new, old), node(2, old), node(3, new, old))
+    two, three = IPv4Network("10.244.2.0/24"), IPv4Network("10.244.3.0/24")
+    first = {route.dst: route for route in sorted(made.routes, key=lambda r: -r.metric)}
+    tunnelled = {block for block, _node in made.overlay.blocks} if made.overlay else set()
+    by_ipip = {str(address) for address in made.ipip.tunnelled} if made.ipip else set()
+    for block, address, way in ((two, "192.0.2.2", old), (three, "192.0.2.3", new)):
+        assert (block in tunnelled) == (way == VXLAN)
+        assert (address in by_ipip) == (way == IPIP)
+        device = {VXLAN: "testcni-vxlan", IPIP: "testcni-ipip", HOST_GW: "eth0"}[way]
+        assert first[block].device == device
+        assert (first[block].metric > 84) == (way == IPIP), "BIRD's own route comes first, and no other does"
+    assert "eth0" in made.crossing
+    assert ("testcni0" in made.answering) == (HOST_GW in (old, new))
+
+
+def test_routes_that_stand_in_for_birds_by_ebpf_tell_the_mtu() -> None:
+    seen = view(IPIP, (IPIP, HOST_GW), node(2, IPIP))
+    seen = replace(seen, underlay=replace(seen.underlay, ipip=False))
+    (route,) = mode(IPIP).desired(seen).routes
+    assert route == Route(IPv4Network("10.244.2.0/24"), ipaddress.ip_address("192.0.2.2"), "eth0", 85, 1480)
+
+
+def test_bird_speaks_with_those_that_take_ipip() -> None:
+    peers = (node(2, IPIP), node(3, VXLAN), node(4))
+    bird = mode(IPIP).desired(view(IPIP, (IPIP, VXLAN), *peers)).bird
+    assert bird
+    assert [peer.name for peer in bird.peers] == ["n2", "n4"]
+    leaving = mode(IPIP).desired(replace(view(IPIP, (VXLAN,), *peers))).bird
+    assert leaving
+    assert leaving.peers == ()
+
+
+def test_what_is_told_is_what_is_ready() -> None:
+    chosen = {"net": BY[VXLAN], "lan": Network("lan", mode="macvlan", link_mode="bridge")}
+    others = [Network("elsewhere"), chosen["lan"]]
+    assert change.receives(chosen, others, ()) == ()
+    assert change.receives(chosen, [BY[HOST_GW], *others], ()) == (("net", (HOST_GW,)),)
+    both = [BY[HOST_GW], BY[VXLAN]]
+    assert change.receives(chosen, both, ()) == (("net", (VXLAN, HOST_GW)),)
+    assert change.receives(chosen, both, {BY[HOST_GW]}) == (("net", (VXLAN,)),)
+
+
+def test_tunnels_to_peers_that_do_not_take_the_new_mode() -> None:
+    chosen = {"net": BY[IPIP]}
+    needed = {BY[IPIP]}
+    assert change.siblings(chosen, [node(2, IPIP), node(3), node(4, HOST_GW)], needed, ()) == frozenset()
+    assert change.siblings(chosen, [node(2, VXLAN)], needed, ()) == {BY[VXLAN]}
+    earlier = replace(BY[VXLAN], mtu=1400)
+    assert change.siblings(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
+    assert change.siblings(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
+    assert change.siblings({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
+
+
+def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
+    chosen, needed, other = {"net": BY[VXLAN]}, frozenset({BY[VXLAN]}), Network("gone")
+    leaving = Leaving([BY[HOST_GW], other])
+    assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 0) == {BY[HOST_GW]}
+    assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 1000) == {BY[HOST_GW]}, "nobody was told"
+    assert leaving.ends == []
+    assert leaving.keep(needed, chosen, node(1, VXLAN), 1001) == {BY[HOST_GW]}
+    assert leaving.ends == [1001 + GRACE]
+    again = needed | {BY[HOST_GW]}
+    assert leaving.keep(again, chosen, node(1, VXLAN), 1002) == frozenset()
+    assert leaving.keep(needed, chosen, node(1, VXLAN), 1003) == {BY[HOST_GW]}, "the time begins anew"
+    assert leaving.keep(needed, chosen, node(1, VXLAN), 1003 + GRACE) == frozenset()
+    assert leaving.in_force == needed
+
+
+@pytest.mark.parametrize("text", [None, 7, "", "=", "net", "net=", "net=macvlan,wireguard", "=vxlan", "net:vxlan"])
+def test_what_is_not_understood_counts_for_nothing(text: object) -> None:
+    assert receives.decode(text) == ()
+
+
+@given(st.dictionaries(st.sampled_from(["net", "a.b", "c_d-e", "0"]), said.filter(bool)))
+def test_what_is_told_is_read_as_it_was_meant(modes: dict[str, tuple[str, ...]]) -> None:
+    told = tuple(sorted(modes.items()))
+    assert receives.decode(receives.encode(told) + " odd other=new-mode") == told
+
+
+class Store:
+    """Takes announcements, or refuses."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.away = False
+
+    def announce(self, node: str, text: str) -> None:
+        if self.away:
+            raise StoreError("away")
+        self.told.append((node, text))
+
+
+def test_peers_are_told_until_the_snapshot_says_so() -> None:
+    store = Store()
+    snapshot, status = Latest(Snapshot()), Latest(NodeStatus())
+    problems: Latest[Mapping[str, Problem]] = Latest({})
+    herald = Herald(as_store(store), "n1", snapshot, status, problems)
+    herald.once()
+    status.publish(NodeStatus(synced=True, receives=(("net", (VXLAN,)),)))
+    herald.once()
+    assert store.told == [], "there is no Node to tell it of"
+    snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1)}))
+    herald.once()
+    herald.once()
+    assert store.told == [("n1", "net=vxlan")]
+    snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
+    herald.once()
+    store.away = True
+    status.publish(NodeStatus(synced=True, receives=(("net", (VXLAN, HOST_GW)),)))
+    herald.once()
+    assert "peers can't be told of the modes net=vxlan,host-gw: away" in str(problems.get()["receives"])
+    store.away = False
+    herald._told = None  # as some seconds later
+    herald.once()
+    snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1, VXLAN, HOST_GW)}))
+    herald.once()
+    assert store.told[1:] == [("n1", "net=vxlan,host-gw")]
+    assert problems.get() == {}
+
+
+def as_store(store: object) -> Datastore:
+    return store  # type: ignore[return-value]
