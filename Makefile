@@ -24,6 +24,7 @@ DEBS_IMAGE := buildah mmdebstrap ca-certificates
 DEBS_BENCH := sockperf
 DEBS_FUZZ := libclang-rt-dev
 DEBS_KERNEL := linux-source make flex bison bc xz-utils
+DEBS_EMULATION := qemu-system-x86
 DEBS_E2E := etcd-server containerd runc busybox-static iptables conntrack openssl curl kmod prometheus
 
 .PHONY: help
@@ -44,8 +45,9 @@ build/.debs-e2e: WANTED = $(DEBS_E2E)
 build/.debs-bench: WANTED = $(DEBS_BENCH)
 build/.debs-fuzz: WANTED = $(DEBS_FUZZ)
 build/.debs-kernel: WANTED = $(DEBS_KERNEL)
+build/.debs-emulation: WANTED = $(DEBS_EMULATION)
 # Packages of services are wanted for their programs: policy-rc.d keeps them from being started.
-build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-fuzz build/.debs-kernel: Makefile
+build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-fuzz build/.debs-kernel build/.debs-emulation: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(WANTED); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
@@ -83,6 +85,14 @@ test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin
 test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kernel with ipip, ipvlan, macvlan (User Mode Linux; TESTS=)
 	@$(BIN)/python -m tests.kernel $(TESTS)
 
+.PHONY: test-scale
+test-scale: deps plugin build/ebpf/.done ## ipip with 60 and 200 nodes in full mesh: what is rendered, memory, a node that joins
+	@$(BIN)/pytest -q -s -m scale tests/lab
+
+.PHONY: ebpf-kernels
+ebpf-kernels: deps build/ebpf/.done build/.debs-emulation ## what the verifiers of Debian's other kernels make of the objects (qemu)
+	@$(BIN)/python -m tests.kernel.verifier
+
 .PHONY: fuzz
 fuzz: build/.debs build/.debs-fuzz ## the plugin by libFuzzer (SECONDS=60)
 	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build libfuzzer
@@ -103,6 +113,10 @@ bench: deps plugin build/ebpf/.done ## side by side with the reference plugins b
 .PHONY: bench-rtt
 bench-rtt: deps plugin build/ebpf/.done build/.debs-bench ## vxlan side by side with a bridge and the kernel's own vxlan: round trips, CPU, ADD
 	@$(BIN)/python -m tests.bench.rtt
+
+.PHONY: bench-ipip
+bench-ipip: deps plugin build/ebpf/.done build/.debs-bench ## ipip by eBPF side by side with the kernel's own vxlan: round trips, CPU
+	@$(BIN)/python -m tests.bench.rtt --mode ipip
 
 .PHONY: bench-pods
 bench-pods: deps build/.debs-e2e image ## how long a pod takes to run in Kubernetes, by turns with bridge + host-local (needs Go)

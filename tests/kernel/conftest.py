@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.guest import MARK
 from tests.kernel.nets import Nets
+from tests.lab.space import GUEST
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if MARK not in os.environ:
+    if GUEST not in os.environ:
         for item in items:
             if "kernel" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason="for the guest of `make test-kernel`"))

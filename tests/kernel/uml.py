@@ -42,9 +42,9 @@ def build(say: Say) -> Path:
     if os.uname().machine != "x86_64":
         raise KernelError(f"User Mode Linux is not for {os.uname().machine}, only for x86_64")
     origin = source()
-    folder = _cache() / f"uml-{_digest(origin)}"
+    folder = cache() / f"uml-{_digest(origin)}"
     kernel = folder / "linux"
-    with _alone(folder.with_suffix(".lock"), say):
+    with alone(folder.with_suffix(".lock"), say):
         if not kernel.exists():
             unfinished = folder.with_suffix(".new")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -72,7 +72,7 @@ def options(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("CONFIG_")]
 
 
-def _cache() -> Path:
+def cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -137,7 +137,7 @@ def _runs(process: subprocess.Popen[bytes]) -> bool:
 
 
 @contextmanager
-def _alone(lock: Path, say: Say) -> Iterator[None]:
+def alone(lock: Path, say: Say) -> Iterator[None]:
     """Two that want the same kernel build it once."""
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

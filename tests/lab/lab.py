@@ -20,11 +20,13 @@ from agent import ctl
 from agent.model import LINK_MODES
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
-from tests.lab.space import REPO, Space
+from tests.lab.space import PATIENCE, REPO, Space
 
+SERVICE_TABLE = "ip kube"
+"""The nft table of rules as kube-proxy sets them."""
 CONF_FILE = "/etc/cni/net.d/10-testcni.conf"
 PLUGIN = REPO / "build/testcni"
-READY_WITHIN = 30.0  # seconds
+READY_WITHIN = 30.0 * PATIENCE  # seconds
 SEED_CONF = """{
   "cniVersion": "0.3.0",
   "name": "testcni",
@@ -223,6 +225,13 @@ class LabNode:
         self.space.exec("ip", "netns", "delete", pod.name)
         del self.pods[pod.name]
 
+    def tidy(self) -> None:
+        """Remove all pods, other network namespaces, and the rules of a Service."""
+        for pod in list(self.pods.values()):
+            self.delete_pod(pod)
+        self.space.exec("ip", "-all", "netns", "delete")
+        self.space.exec("nft", f"add table {SERVICE_TABLE}; delete table {SERVICE_TABLE}")
+
     def _execute(self, path: str, environment: Mapping[str, str], stdin: str) -> tuple[int, str, str]:
         if not os.path.lexists(self.path(path)):
             raise FileNotFoundError(path)
@@ -327,6 +336,10 @@ class Lab(Segment):
         ])  # fmt: skip
         node.address = address
         self.put_node(node)
+
+    def tidy(self) -> None:
+        """Remove all pods, other network namespaces, and the Service that tests serve: for the next one."""
+        self.each(LabNode.tidy)
 
     def down(self) -> None:
         """End it, agents included."""

@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
+GUEST = "TESTCNI_GUEST"
+"""Set in the environment of all that runs in a guest of the kernel tier."""
+PATIENCE = 4 if GUEST in os.environ else 1
+"""How much longer things may take here than on the machine itself."""
 
 # Runs inside the new namespaces: an overlay of the machine's own root, so that nothing is written to it.
 SETUP = r"""

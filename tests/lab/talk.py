@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tests.lab.lab import LabNode, Pod
-from tests.lab.space import REPO, Space
+from tests.lab.lab import SERVICE_TABLE, LabNode, Pod
+from tests.lab.space import PATIENCE, REPO, Space
 
 SERVICE, SERVICE_PORT, NODE_PORT, HOST_PORT, TARGET = "10.96.0.1", 80, 30080, 8080, 9376
 
@@ -50,27 +50,30 @@ except OSError as error:
     print(type(error).__name__)
 """
 
-# A datagram each ms, back and forth; at the end of input it says how many went and how many came back.
+RATE = 1000 // (10 if PATIENCE > 1 else 1)  # datagrams a second
+# So many, back and forth; at the end of input it says how many went and how many came back.
 FLOW = """
 import os, select, socket, sys, threading, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE
 s.connect((sys.argv[1], int(sys.argv[2])))
 s.settimeout(1)
-got = set()
+got, over = set(), threading.Event()
 def receive():
-    try:
-        while True:
+    while True:
+        try:
             got.add(s.recv(100).split()[1])
-    except TimeoutError:
-        pass
+        except TimeoutError:
+            if over.is_set():
+                return
 receiver = threading.Thread(target=receive)
 receiver.start()
 sent, begin = 0, time.monotonic()
 while not select.select([sys.stdin], [], [], 0)[0]:
     s.send(b"%d" % sent)
     sent += 1
-    time.sleep(max(0, begin + sent / 1000 - time.monotonic()))
+    time.sleep(max(0, begin + sent / int(sys.argv[3]) - time.monotonic()))
+over.set()
 receiver.join()
 print(sent, len(got))
 """
@@ -100,15 +103,15 @@ print(total.hexdigest())
 
 
 class Flow:
-    """A datagram each ms from a pod to the server of another, and back."""
+    """Datagrams, RATE a second, from a pod to the server of another, and back."""
 
     def __init__(self, source: Pod, target: str) -> None:
-        argv = source.argv("python3", "-c", FLOW, target, str(TARGET))
+        argv = source.argv("python3", "-c", FLOW, target, str(TARGET), str(RATE))
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def end(self) -> tuple[int, int]:
         """How many went, and how many of them did not come back."""
-        sent, got = map(int, self._process.communicate("\n", timeout=10)[0].split())
+        sent, got = map(int, self._process.communicate("\n", timeout=10 * PATIENCE)[0].split())
         return sent, sent - got
 
 
@@ -161,7 +164,7 @@ def serve(nodes: Sequence[LabNode], backend: Pod) -> None:
             {host_port if node is backend.node else ""}
         """
         script = f"""
-            table ip kube {{
+            table {SERVICE_TABLE} {{
               chain pre {{ type nat hook prerouting priority dstnat; {rules} }}
               chain out {{ type nat hook output priority -100; {rules} }}
               chain post {{ type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }}
@@ -185,10 +188,10 @@ def counters(node: LabNode) -> dict[str, int]:
     return answer
 
 
-def eventually(what: Any, within: float = 5.0) -> float:
-    """Seconds until `what` is true; fails after `within`."""
+def eventually(what: Any, within: float = 5.0, pause: float = 0.02) -> float:
+    """Seconds until `what` is true, looking every `pause`; fails after `within`, in a guest a multiple of that."""
     began = time.monotonic()
     while not what():
-        assert time.monotonic() - began < within, f"not within {within} s"
-        time.sleep(0.02)
+        assert time.monotonic() - began < within * PATIENCE, f"not within {within * PATIENCE} s"
+        time.sleep(pause)
     return time.monotonic() - began

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.lab import matrix, talk
-from tests.lab.lab import IPIP_CONF, Lab, LabNode, Pod, lab
+from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, Pod, lab
 from tests.lab.segment import GATEWAY, OUTSIDE
 from tests.lab.space import Space
 from tests.lab.talk import HOST_PORT, NODE_PORT, SERVICE, SERVICE_PORT, TARGET, Servers, ask, eventually
@@ -26,11 +27,18 @@ s.sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], 0))
 """
 
 
-@pytest.fixture
-def three() -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lab]:
+    """Three nodes for many tests, as nodes take longer than most of them."""
     with lab(3, conf=IPIP_CONF) as it:
         it.wait_converged()
         yield it
+
+
+@pytest.fixture
+def three(shared: Lab) -> Iterator[Lab]:
+    yield shared
+    shared.tidy()
 
 
 @pytest.fixture
@@ -58,6 +66,17 @@ def by_device(node: LabNode) -> bool:
     )
 
 
+@contextmanager
+def rp_filter(it: Lab, strict: int) -> Iterator[None]:
+    """Nodes that are strict, or not, about the device that a packet comes by."""
+    switch = "net.ipv4.conf.all.rp_filter"
+    before = [node.space.exec("sysctl", "-n", switch).stdout.strip() for node in it.nodes]
+    it.each(lambda node: node.space.exec("sysctl", "-qw", f"{switch}={strict}"))
+    yield
+    for node, value_before in zip(it.nodes, before, strict=True):
+        node.space.exec("sysctl", "-qw", f"{switch}={value_before}")
+
+
 def conf_with(mode: str) -> str:
     return json.dumps({**json.loads(IPIP_CONF), "encapsulate": mode})
 
@@ -79,7 +98,7 @@ def test_every_pair_reaches_every_other_and_nothing_is_dropped(three: Lab) -> No
 def test_pods_are_as_the_seed_had_them(three: Lab) -> None:
     pod = three.nodes[0].add_pod("a")
     shown = pod.exec("ip", "-br", "address", "show", "eth0").stdout
-    assert "10.244.1.2/32" in shown
+    assert f"{pod.address}/32" in shown
     routes = pod.exec("ip", "route").stdout.split("\n")
     assert routes[0].split() == ["default", "via", "169.254.1.1", "dev", "eth0"]
     assert routes[1].split() == ["169.254.1.1", "dev", "eth0", "scope", "link"]
@@ -87,7 +106,7 @@ def test_pods_are_as_the_seed_had_them(three: Lab) -> None:
     link = pod.result["interfaces"][0]["name"]
     node = three.nodes[0].space
     assert node.exec("sysctl", "-n", f"net.ipv4.conf.{link}.proxy_arp").stdout == "1\n"
-    assert "10.244.1.2 scope link" in node.exec("ip", "route", "show", "dev", link).stdout
+    assert f"{pod.address} scope link" in node.exec("ip", "route", "show", "dev", link).stdout
     assert "10.244.1.1/32" in node.exec("ip", "-br", "address", "show", "testcni-ipip").stdout
 
 
@@ -138,15 +157,14 @@ def test_a_service_from_everywhere(served: tuple[Lab, dict[str, Pod]], kind: str
 def test_node_ports_and_host_ports(served: tuple[Lab, dict[str, Pod]], strict: int) -> None:
     it, pods = served
     one, two, three = it.nodes
-    for node in it.nodes:
-        node.space.exec("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={strict}")
     seen = {}
     clients: dict[str, Pod | Space] = {**pods, "outside": it.outside, "node3": three.space}
-    for name, where in clients.items():
-        for node in (one, two):
-            seen[f"{name} by the node port of {node.name}"] = ask(where, "tcp", node.address, NODE_PORT)
-        if name != "backend":
-            seen[f"{name} by the host port"] = ask(where, "tcp", one.address, HOST_PORT)
+    with rp_filter(it, strict):
+        for name, where in clients.items():
+            for node in (one, two):
+                seen[f"{name} by the node port of {node.name}"] = ask(where, "tcp", node.address, NODE_PORT)
+            if name != "backend":
+                seen[f"{name} by the host port"] = ask(where, "tcp", one.address, HOST_PORT)
     assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
     assert seen["near by the host port"] == pods["near"].address
 
@@ -166,7 +184,13 @@ def test_datagrams_in_pieces(served: tuple[Lab, dict[str, Pod]], size: int) -> N
     assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
 
 
-def test_the_tunnel_takes_packets_of_nodes_only(three: Lab) -> None:
+def test_the_tunnel_takes_packets_of_nodes_only() -> None:
+    with lab(3, conf=IPIP_CONF) as it:
+        it.wait_converged()
+        send_from_strangers(it)
+
+
+def send_from_strangers(three: Lab) -> None:
     one, two, _ = three.nodes
     pod = one.add_pod("a")
     inside = ipv4("10.244.2.2", pod.address, 17, b"\0" * 20).hex()
@@ -267,6 +291,6 @@ def test_a_node_with_ebpf_and_one_with_a_device(strict: int) -> None:
                         seen = ask(client, "tcp", node.address, NODE_PORT)
                         assert seen.startswith(("10.244.", "172.18.")), (backend.name, node.name, seen)
                 for node in it.nodes:
-                    node.space.exec("nft", "delete", "table", "ip", "kube")
+                    node.space.exec("nft", "delete", "table", *SERVICE_TABLE.split())
         assert fates(one).keys() == {"sent", "received"}
         assert fates(two) == {}

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, Pod, lab
-from tests.lab.space import REPO, start_time
+from tests.lab.space import PATIENCE, REPO, start_time
 from tests.lab.state import difference, net_state
-from tests.lab.talk import TARGET, Flow, Servers, ask, eventually
+from tests.lab.talk import RATE, TARGET, Flow, Servers, ask, eventually
 from tests.netns.birds import needs_bird
 
 pytestmark = needs_bird
 
-SOON = 3.0  # seconds until all nodes know what one of them has
+SOON = 3.0 * PATIENCE  # seconds until all nodes know what one of them has; in a guest they share a slow processor
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def pods() -> Iterator[tuple[Lab, list[Pod]]]:
 
 @contextmanager
 def flowing(*pairs: tuple[Pod, Pod], settle: float = 1.0) -> Iterator[None]:
-    """A datagram each ms to and fro between pods, of which none may be lost."""
+    """Datagrams to and fro between pods, one each ms where there is time for it, of which none may be lost."""
     with Servers() as servers:
         for pod in {id(target): target for _, target in pairs}.values():
             servers.start(pod)
@@ -42,7 +42,7 @@ def flowing(*pairs: tuple[Pod, Pod], settle: float = 1.0) -> Iterator[None]:
         time.sleep(settle)
         told = {f"{s.name} to {t.name}": flow.end() for (s, t), flow in zip(pairs, flows, strict=True)}
         print(f"datagrams sent and lost: {told}")
-        assert all(sent > 500 for sent, _ in told.values())
+        assert all(sent > RATE / 2 for sent, _ in told.values())
         assert [lost for _, lost in told.values()] == [0] * len(pairs)
 
 

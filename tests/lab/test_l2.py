@@ -42,16 +42,23 @@ def conf_for(kind: str, mode: str, **more: Any) -> str | OwnConf:
     return OWN_SUBNET if mode == "l3" else shared_conf(kind, linkMode=mode, **more)
 
 
-@pytest.fixture(params=WAYS, ids="-".join)
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def way(request: pytest.FixtureRequest) -> tuple[str, str]:
     kind, mode = request.param
     return kind, mode
 
 
-@pytest.fixture
-def three(way: tuple[str, str]) -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def shared(way: tuple[str, str]) -> Iterator[Lab]:
+    """Three nodes for many tests, as nodes take longer than most of them."""
     with lab(3, conf=conf_for(*way)) as it:
         yield it
+
+
+@pytest.fixture
+def three(shared: Lab) -> Iterator[Lab]:
+    yield shared
+    shared.tidy()
 
 
 @pytest.fixture

@@ -27,9 +27,11 @@ from agent.node.confs import Confs
 from agent.node.follower import apply
 from agent.node.reconcile import Inputs, Reconciler
 from agent.shared import Latest
+from tests.lab.space import PATIENCE
 
 T = TypeVar("T")
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
 OBJECTS = Path(__file__).resolve().parents[2] / "build/ebpf"
 SEED: dict[str, Any] = {  # the seed's host-gw conf
     "cniVersion": "0.3.0",
@@ -107,8 +109,10 @@ def private_bpffs() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
-    command("mount", "--make-rprivate", "/")
-    command("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+    if libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "making mounts private")
+    if libc.mount(b"bpf", b"/sys/fs/bpf", b"bpf", 0, None):
+        raise OSError(ctypes.get_errno(), "mounting bpf")
 
 
 class NoStore:
@@ -220,9 +224,9 @@ class Host:
 
 
 def eventually(what: Callable[[], T], within: float = 2.0) -> T:
-    """What `what` returns once that is true; fails with its last value after `within` seconds."""
-    end = time.monotonic() + within
+    """What `what` returns once that is true; fails with its last value after `within` s, in a guest a multiple."""
+    end = time.monotonic() + within * PATIENCE
     while not (value := what()):
-        assert time.monotonic() < end, f"still {value!r} after {within} s"
+        assert time.monotonic() < end, f"still {value!r} after {within * PATIENCE} s"
         time.sleep(0.005)
     return value

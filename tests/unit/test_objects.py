@@ -268,7 +268,10 @@ addresses = st.ip_addresses()
 def subnets(draw: st.DrawFn) -> Subnet:
     address = draw(addresses)
     length = draw(st.integers(0, address.max_prefixlen - 2))
-    return ipaddress.ip_network((int(address), length) if address.version == 6 else f"{address}/{length}", False)
+    kind = (
+        ipaddress.IPv4Network if address.version == 4 else ipaddress.IPv6Network
+    )  # a small number could be either
+    return kind((int(address), length), strict=False)
 
 
 @st.composite

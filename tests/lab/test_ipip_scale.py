@@ -1,0 +1,162 @@
+"""The mode ipip with hundreds of nodes in full mesh: what is rendered, what it weighs, and a node that joins.
+
+One machine does the work of all nodes. A few have a whole agent; on the others BIRD is told, by the same plan and
+the same renderer, what their agents would tell it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from agent.datapath.bird.control import Control, ControlError
+from agent.datapath.bird.daemon import Files
+from agent.datapath.bird.render import render
+from agent.datapath.bird.values import BirdConfig, State
+from agent.datapath.state import LocalAddress, Underlay
+from agent.model import Network, Node, Snapshot
+from agent.modes import mode
+from agent.modes.base import View
+from tests.lab.lab import IPIP_CONF, LabNode, lab
+from tests.lab.segment import PREFIX
+from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.netns.birds import needs_bird
+
+pytestmark = [needs_bird, pytest.mark.scale, pytest.mark.timeout(600)]
+
+AGENTS = 4
+RENDERED = 0.050  # seconds
+# Seconds until all know a new node. With 200, most of it is one machine telling 200 BIRDs, one after the other.
+JOINED = {60: 3.0, 200: 60.0}
+NETWORK = Network("testcni", mode="ipip", subnet=ipaddress.ip_network("10.244.0.0/16"))
+
+
+def introduce(nodes: Sequence[LabNode]) -> None:
+    """Neighbours for good: the kernel has room for 1024 others (gc_thresh3), in all namespaces together."""
+    macs = {
+        node.name: json.loads(node.space.exec("ip", "-j", "link", "show", "eth0").stdout)[0]["address"]
+        for node in nodes
+    }
+    for node in nodes:
+        others = (other for other in nodes if other is not node)
+        node.space.batch([f"neigh add {o.address} lladdr {macs[o.name]} dev eth0 nud permanent" for o in others])
+
+
+def object_of(node: LabNode) -> Node:
+    return Node(node.name, (ipaddress.ip_address(node.address),), (ipaddress.ip_network(node.block),))
+
+
+def snapshot_of(nodes: Iterable[LabNode]) -> Snapshot:
+    return Snapshot(synced=True, nodes={node.name: object_of(node) for node in nodes})
+
+
+def plan(node: LabNode, snapshot: Snapshot) -> BirdConfig:
+    """What the agent of this node would have BIRD do."""
+    local = LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{node.address}/{PREFIX}"))
+    blocks = (ipaddress.ip_network(node.block),)
+    desired = mode("ipip").desired(View(snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False)))
+    assert desired.bird
+    assert desired.problems == frozenset()
+    return desired.bird
+
+
+class Bird:
+    """BIRD on a node without an agent."""
+
+    def __init__(self, node: LabNode) -> None:
+        self.node = node
+        self.files = Files(node.path("/run/testcni/bird"))
+
+    def begin(self, snapshot: Snapshot) -> None:
+        self.files.folder.mkdir(parents=True)
+        self.node.space.batch([f"address add {self.node.block.replace('.0/24', '.1/32')} dev lo"])
+        self._write(snapshot)
+        inside = Path("/run/testcni/bird")
+        self.node.space.exec("bird", "-c", f"{inside}/bird.conf", "-s", f"{inside}/bird.ctl")
+
+    def tell(self, snapshot: Snapshot) -> None:
+        self._write(snapshot)
+        with Control(self.files.socket, change=True) as connection:
+            connection.configure()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        self.files.conf.write_text(render(plan(self.node, snapshot)))
+
+
+def established(node: LabNode, peers: int) -> bool:
+    try:
+        with Control(node.path("/run/testcni/bird/bird.ctl")) as connection:
+            found = connection.protocols()
+    except ControlError:  # an agent has not started it yet
+        return False
+    return sum(protocol.bgp is State.ESTABLISHED for protocol in found) == peers
+
+
+def complete(node: LabNode, others: Sequence[LabNode]) -> bool:
+    return node.bird_routes().keys() == {other.block for other in others if other is not node}
+
+
+def memory(pid: int) -> float:
+    """MiB that a process holds."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) / 1024
+
+
+def rendering(nodes: Sequence[LabNode]) -> list[float]:
+    """Seconds of this thread for each node's configuration."""
+    snapshot = snapshot_of(nodes)
+    configs = [plan(node, snapshot) for node in nodes]
+    taken = []
+    for config in configs:
+        began = time.thread_time()
+        text = render(config)
+        taken.append(time.thread_time() - began)
+        assert text.count("protocol bgp") == len(nodes) - 1
+    return taken
+
+
+@pytest.mark.parametrize("number", JOINED)
+def test_nodes_in_full_mesh(number: int) -> None:
+    with lab(number + 1, conf=IPIP_CONF, agents=False) as it, Servers() as servers:
+        *nodes, newcomer = it.nodes
+        it.delete_node(newcomer)
+        introduce(it.nodes)
+        took = rendering(nodes)
+        print(f"rendered in {1e3 * statistics.median(took):.1f} ms, the slowest in {1e3 * max(took):.1f} ms")
+        assert max(took) <= RENDERED
+        whole, birds = nodes[:AGENTS], {node.name: Bird(node) for node in nodes[AGENTS:]}
+        snapshot = snapshot_of(nodes)
+        it.each(lambda node: node.start_agent(), [*whole, newcomer])
+        it.each(LabNode.wait_ready, whole)
+        began = time.monotonic()
+        it.each(lambda node: birds[node.name].begin(snapshot), nodes[AGENTS:])
+        # seldom: to look costs BIRD as much as to work
+        it.each(lambda node: eventually(lambda: established(node, number - 1), 400, 3), nodes)
+        print(f"{number * (number - 1) // 2} sessions established in {time.monotonic() - began:.0f} s")
+        it.each(lambda node: eventually(lambda: complete(node, nodes), 60, 1), nodes)
+        print(f"{number * (number - 1)} routes in all kernels in {time.monotonic() - began:.0f} s")
+        told = [(memory(node.agent_pid), memory(node.ask()["bgp"]["pid"])) for node in whole]
+        for (agent, bird), node in zip(told, whole, strict=True):
+            print(f"{node.name}: agent {agent:.1f} MiB, BIRD {bird:.1f} MiB")
+        pods = it.each(lambda node: node.add_pod("a"), whole)
+
+        began = time.monotonic()
+        it.put_node(newcomer)
+        snapshot = snapshot_of(it.nodes)
+        it.each(lambda node: birds[node.name].tell(snapshot), nodes[AGENTS:])
+        print(f"all nodes without an agent were told of the new one in {time.monotonic() - began:.2f} s")
+        it.each(lambda node: eventually(lambda: newcomer.block in node.bird_routes(), 60), nodes)
+        joined = time.monotonic() - began
+        print(f"the block of a new node is in all kernels {joined:.2f} s after its Node object")
+        servers.start(newcomer.add_pod("b"))
+        address = newcomer.pods["b"].address
+        assert [ask(pod, "tcp", address, TARGET) for pod in pods] == [pod.address for pod in pods]
+        it.each(lambda node: eventually(lambda: complete(node, it.nodes), 60, 1))
+        assert [node.problems() for node in (*whole, newcomer)] == [[]] * (AGENTS + 1)
+        assert joined <= JOINED[number]
