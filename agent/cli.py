@@ -22,6 +22,7 @@ from agent.cluster.store import Datastore
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
+from agent.cni.stays import Known, Stays
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
 from agent.datapath import bpf, ipip
@@ -30,11 +31,13 @@ from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
+from agent.node import keeper
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
 from agent.node.follower import Follower
 from agent.node.herald import Herald
 from agent.node.install import Installer, Places
+from agent.node.keeper import Keeper, Kept
 from agent.node.reconcile import Inputs, Reconciler
 from agent.node.segment import SegmentTest
 from agent.node.selftest import SelfTest
@@ -42,12 +45,13 @@ from agent.observe import health, metrics
 from agent.observe import log as logs
 from agent.observe.http import Http, Page, Pages
 from agent.observe.report import bgp, report
-from agent.shared import Demand, Latest, NodeStatus
+from agent.shared import Busy, Demand, Latest, NodeStatus, Notices
 
 if TYPE_CHECKING:
     from agent.cluster.api import Api
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
+ADD_WAITS = 2.0  # seconds for an answer of the API server
 FINISH_WITHIN = 10.0  # seconds for calls at work when the agent is told to stop
 
 log = logging.getLogger("agent")
@@ -65,10 +69,18 @@ class Agent:
         self._began = time.monotonic()
         bpf.use(conf.ebpf)
         ipip.use(conf.ipip)
-        store, api = datastore(conf.datastore)
+        store, quick, api = datastores(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)
-        self._follower = Follower(store)
+        kept = conf.run_dir / "reservations.json"
+        self._follower = Follower(store, keeper.load(kept))
+        busy: Latest[Busy] = Latest(frozenset())
+        self._keeper = Keeper(
+            store,
+            conf.node,
+            Kept(self._follower.snapshot, busy, self._attachments, kept),
+            conf.keep_address,
+        )
         rules = Rules(conf.node_gone, whole=lambda: not self._follower.troubles.get())
         self._claimer = Claimer(store, conf.node, self._follower.snapshot, rules)
         self._confs = ConfFolder(conf.conf_dir, conf.conflist)
@@ -86,6 +98,7 @@ class Agent:
             (
                 self._follower.troubles,
                 self._claimer.problems,
+                self._keeper.problems,
                 installing,
                 listening,
                 alone,
@@ -102,12 +115,17 @@ class Agent:
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
-        self._announce = announcer(api, conf.node, self._reconciler.status) if api else None
+        notices = Notices()
+        self._announce = announcer(api, conf.node, self._reconciler.status, notices) if api else None
         self._installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
             self._installer = Installer(places, self._reconciler.status, installing)
-        self._verbs = Verbs(self._attachments, self._reconciler.status, demand, self._metrics.sink)
+        stays: Stays | None = None
+        if conf.pod_annotations:
+            known = Known(conf.node, self._follower.snapshot, self._reconciler.status, busy, notices.put)
+            stays = Stays(quick, known, conf.keep_address)
+        self._verbs = Verbs(self._attachments, self._reconciler.status, demand, self._metrics.sink, stays)
         self._journal = Journal(conf.state_dir, self._verbs.answer)
         self._server = Server(conf.socket, self.answer)
         self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None
@@ -147,6 +165,7 @@ class Agent:
             "follower": self._follower.run,
             "confs": self._confs.run,
             "claimer": self._claimer.run,
+            "keeper": self._keeper.run,
             "reconciler": self._reconciler.run,
             "herald": self._herald.run,
             "journal": self._journal.run,
@@ -207,24 +226,31 @@ class Agent:
             self._stop.set()
 
 
-def datastore(text: str) -> tuple[Datastore, Api | None]:
-    """The datastore of `dir:PATH`, `kubernetes` or `kubernetes:KUBECONFIG`, and its API server."""
+def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
+    """The datastore of `dir:PATH`, `kubernetes` or `kubernetes:KUBECONFIG`, and its API server.
+
+    The second one is the same for those who can't wait long for an answer.
+    """
     kind, _, where = text.partition(":")
     if kind == "dir":
-        return Folder(Path(where)), None
+        folder = Folder(Path(where))
+        return folder, folder, None
     # the client costs 30 MiB and 0.3 s: only those who use it pay
     from agent.cluster import api  # noqa: PLC0415
     from agent.cluster.kubernetes import Kubernetes  # noqa: PLC0415
 
-    server = api.Api(partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster)
-    return Kubernetes(server), server
+    load = partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster
+    server = api.Api(load)
+    return Kubernetes(server), Kubernetes(api.Api(load, ADD_WAITS)), server
 
 
-def announcer(api: Api, node: str, status: Latest[NodeStatus]) -> Callable[[threading.Event], None]:
+def announcer(
+    api: Api, node: str, status: Latest[NodeStatus], notices: Notices
+) -> Callable[[threading.Event], None]:
     """What tells the cluster of this node."""
     from agent.observe.announce import Announcer  # noqa: PLC0415
 
-    return Announcer(api, node, status).run
+    return Announcer(api, node, status, notices).run
 
 
 def lock(run_dir: Path) -> int:

@@ -15,7 +15,13 @@ import yaml
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 IPIP = ("device", "ebpf", "auto")
 DAY = 86400
-SECONDS = {"cool_down": (0, 3600), "resync": (1, 3600), "block_idle": (1, 30 * DAY), "node_gone": (1, 30 * DAY)}
+SECONDS = {
+    "cool_down": (0, 3600),
+    "keep_address": (0, 365 * DAY),
+    "resync": (1, 3600),
+    "block_idle": (1, 30 * DAY),
+    "node_gone": (1, 30 * DAY),
+}
 """Options that are seconds, and their limits."""
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -44,6 +50,10 @@ class AgentConfig:
     bgp: Path | None
     """How this cluster speaks BGP, for the modes that do; None: AS 64512, and no router outside."""
     cool_down: float
+    pod_annotations: bool
+    """Whether pods' annotations are looked at, which costs each ADD a question to the datastore."""
+    keep_address: float
+    """For how many seconds a reservation outlives its pod."""
     resync: float
     block_idle: float
     """Seconds without use after which a claimed block goes back to its pool."""
@@ -80,7 +90,7 @@ class Option:
 
 OPTIONS = (
     Option("node", None, "name of this node's Node object (default: the host name)"),
-    Option("datastore", None, f"where Node, IPPool and IPBlock objects are: {DATASTORES}"),
+    Option("datastore", None, f"where Node, IPPool, IPBlock and IPReservation objects are: {DATASTORES}"),
     Option("conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"),
     Option("run-dir", "/run/testcni", "socket and attachments: a tmpfs, so that a reboot forgets them"),
     Option("state-dir", "/var/lib/testcni", "the journal of deletes: a disk, so that a reboot keeps it"),
@@ -96,6 +106,8 @@ OPTIONS = (
     ),
     Option("bgp", "", "a YAML file: AS number, passwords and routers outside (default: AS 64512 and none)"),
     Option("cool-down", "10", "seconds before a freed address is given again"),
+    Option("pod-annotations", "off", "on: an ADD looks at testcni.io/ip, sticky and pool of pod and namespace"),
+    Option("keep-address", "3600", "seconds that a reserved address is kept for its owner after its pod is gone"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
     Option("block-idle", "300", "seconds without use after which a claimed block is given back, but not the last"),
     Option("node-gone", "900", "seconds without its Node object after which a node's blocks may be claimed"),
@@ -160,11 +172,18 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
     for name, (low, high) in SECONDS.items():
         values[name] = _seconds(*chosen[name], low, high)
+    values["pod_annotations"] = _switch(*chosen["pod_annotations"])
     values["listen"] = _listen(*chosen["listen"])
     for name, allowed in (("log_level", LEVELS), ("ipip", IPIP)):
         if values[name] not in allowed:
             raise ConfigError(f"{chosen[name][1]}: {values[name]!r} is none of {', '.join(allowed)}")
     return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig)})
+
+
+def _switch(text: str, where: str) -> bool:
+    if text.lower() in ("on", "off", "true", "false"):  # YAML says true for on
+        return text.lower() in ("on", "true")
+    raise ConfigError(f"{where}: {text!r} is none of on, off")
 
 
 def _listen(text: str, where: str) -> tuple[str, int] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -68,12 +70,68 @@ class IPBlock:
 
 
 def block_name(cidr: Subnet) -> str:
-    """`10.244.3.0/24` as `10-244-3-0-24`; IPv6 is written out in full, as a name must not end in `-`."""
-    text = cidr.network_address.exploded if cidr.version == 6 else str(cidr.network_address)
-    return f"{text.replace('.', '-').replace(':', '-')}-{cidr.prefixlen}"
+    """`10.244.3.0/24` as `10-244-3-0-24`."""
+    return f"{address_name(cidr.network_address)}-{cidr.prefixlen}"
 
 
-Resource = Node | IPPool | IPBlock
+def address_name(address: Address) -> str:
+    """`10.244.3.7` as `10-244-3-7`; IPv6 is written out in full, as a name must not end in `-`."""
+    text = address.exploded if address.version == 6 else str(address)
+    return text.replace(".", "-").replace(":", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class IPReservation:
+    """An address that stays with its owner; named for the address, so creating it is the claim."""
+
+    address: Address
+    owner: str
+    """`namespace/pod` where pods keep their names, else `namespace/Kind/name` of their controller."""
+    pod: str
+    """`namespace/name` of who has it, or had it last."""
+    node: str
+    """Where that pod is, or was."""
+    network: str
+    """The network's name in the netconf."""
+    since: datetime
+    """When that pod got it."""
+    released: datetime | None = None
+    """When that pod gave it back; None: it is in use."""
+    asks: str = ""
+    """The node that has to agree, as the address is in its block; empty: none has to, or it has agreed."""
+    refused: str = ""
+    """Why that node did not agree."""
+    resource_version: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The object's name: the address with every `.` and `:` as `-`."""
+        return address_name(self.address)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a pod has it, or is about to."""
+        return self.released is None and not self.asks
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What we need of a v1 Pod or Namespace: what people wrote on it, and who made it."""
+
+    kind: Literal["Pod", "Namespace"]
+    name: str
+    """A pod's is `namespace/name`."""
+    uid: str = ""
+    annotations: tuple[tuple[str, str], ...] = ()
+    """Only those that begin with `testcni.io/`."""
+    controller: str = ""
+    """`Kind/name` of the controller; empty: a pod of its own."""
+    template: str = ""
+    """The label pod-template-hash, which the name of a Deployment's ReplicaSet ends with."""
+    resource_version: str = field(default="", compare=False)
+
+
+Resource = Node | IPPool | IPBlock | IPReservation | Described
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +142,7 @@ class Snapshot:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     pools: Mapping[str, IPPool] = field(default_factory=dict)
     blocks: Mapping[str, IPBlock] = field(default_factory=dict)
+    reservations: Mapping[str, IPReservation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +204,8 @@ class Network:
     """What pods of ipvlan and macvlan reach through their node: Services, pods of other networks."""
     vxlan_backend: str = EBPF
     """Who carries packets (mode vxlan): eBPF programs, or the kernel's stack and its own vxlan."""
+    pool: str = ""
+    """The IPPool that pods of this network asked for by name, which makes it a network of its own; empty: any."""
 
     @property
     def shared(self) -> bool:

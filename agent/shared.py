@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from agent.model import Network, Problem, Receives, Subnet, Uplink
+from agent.model import Address, Network, Problem, Receives, Subnet, Uplink
 
 T = TypeVar("T")
 
@@ -72,6 +73,51 @@ class NodeStatus:
     problems: tuple[Problem, ...] = ()
     receives: Receives = ()
     """What peers are to be told."""
+    guests: frozenset[Subnet] = frozenset()
+    """Addresses of this node's pods that are in none of its blocks, and for which its state is in the kernel."""
+    away: frozenset[Subnet] = frozenset()
+    """Single addresses for which this node has a route to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What went wrong for a pod, for those who look at the pod."""
+
+    pod: str
+    """`namespace/name`."""
+    uid: str
+    reason: str
+    """In CamelCase, for machines."""
+    message: str
+
+
+class Notices:
+    """Notices on their way from the pod path, which does not wait: the oldest go where nobody takes them."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Notice] = deque(maxlen=256)
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each notice, in its thread."""
+        self._listeners.append(listener)
+
+    def put(self, notice: Notice) -> None:
+        """Hand one over."""
+        self._waiting.append(notice)
+        for listener in self._listeners:
+            listener()
+
+    def take(self) -> Notice | None:
+        """The oldest one, which is then gone."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+
+Busy = frozenset[Address]
+"""From the pod path to the node path: reserved addresses that an ADD is at work on."""
 
 
 def _nowhere(*_: object) -> None:

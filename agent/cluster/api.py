@@ -21,6 +21,8 @@ from agent.cluster.store import ConflictError, NotFoundError, StoreError
 
 CONNECT_WITHIN = 5.0  # seconds
 ANSWER_WITHIN = 15.0  # seconds
+JSON = "application/json"
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a tenth of a Pod (API concepts)
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
 NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
 # A connection whose other end is gone without a word is dead after 15 + 3 x 5 s (tcp(7)).
@@ -58,22 +60,24 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     body: object = None
     content_type: str = ""
+    accept: str = JSON
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
 
 class Api:
-    """Requests to one API server; for several threads at once."""
+    """Requests to one API server, each answered `within` so many seconds; for several threads at once."""
 
-    def __init__(self, load: Callable[[], Configuration]) -> None:
+    def __init__(self, load: Callable[[], Configuration], within: float = ANSWER_WITHIN) -> None:
         self._load = load
+        self._within = within
         self._lock = threading.Lock()
         self._client: ApiClient | None = None
 
     def ask(self, request: Request) -> dict[str, Any]:
         """The JSON answer. Raises ApiError, ConflictError, NotFoundError."""
-        response = self._open(request, ANSWER_WITHIN)
+        response = self._open(request, self._within)
         try:
             doc = json.loads(response.data)
         except (ValueError, urllib3.exceptions.HTTPError, OSError) as error:
@@ -88,7 +92,7 @@ class Api:
 
     def _open(self, request: Request, within: float) -> urllib3.BaseHTTPResponse:
         client = self._connected()
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": request.accept}
         if request.content_type:
             headers["Content-Type"] = request.content_type
         serialized = client.param_serialize(
@@ -96,7 +100,7 @@ class Api:
             body=request.body, auth_settings=["BearerToken"],
         )  # fmt: skip
         try:
-            response = client.call_api(*serialized, _request_timeout=(CONNECT_WITHIN, within))
+            response = client.call_api(*serialized, _request_timeout=(min(CONNECT_WITHIN, self._within), within))
         except (urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, urllib3.exceptions.SSLError):
                 self._forget(client)  # the CA may have been rotated

@@ -87,6 +87,13 @@ class Folder:
             raise StoreError(str(seen.problems.get(str(self._path), f"{self._path} can't be read")))
         return tuple(obj for (k, _name), obj in seen.objects.items() if k == kind)
 
+    def get(self, kind: Kind, name: str) -> Resource:
+        """The object now; NotFoundError where no manifest has it."""
+        found = self._scan().objects.get((kind, name))
+        if found is None:
+            raise NotFoundError(f"there is no {kind} {name} in {self._path}")
+        return found
+
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
         before = _Seen()
@@ -300,12 +307,16 @@ def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
         for kind in KINDS:
             yield Replaced(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
     else:
-        yield from _edits(before.objects, seen.objects)
+        yield from _edits(_followed(before.objects), _followed(seen.objects))
     for source in before.problems.keys() - seen.problems.keys():
         yield Trouble(source, None)
     for source, problem in seen.problems.items():
         if before.problems.get(source) != problem:
             yield Trouble(source, problem)
+
+
+def _followed(objects: Mapping[Key, Resource]) -> Mapping[Key, Resource]:
+    return {key: obj for key, obj in objects.items() if key[0] in KINDS}
 
 
 def _edits(before: Mapping[Key, Resource], now: Mapping[Key, Resource]) -> Iterator[Change]:

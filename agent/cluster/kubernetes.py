@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from agent.cluster import objects, receives
-from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream
+from agent.cluster.api import GONE, JSON, METADATA, Api, ApiError, GoneError, Request, Stream
 from agent.cluster.objects import ObjectError
 from agent.cluster.store import (
     ENDED,
@@ -45,6 +45,8 @@ PATHS: dict[Kind, str] = {
     "Node": "/api/v1/nodes",
     "IPPool": "/apis/testcni.io/v1/ippools",
     "IPBlock": "/apis/testcni.io/v1/ipblocks",
+    "IPReservation": "/apis/testcni.io/v1/ipreservations",
+    "Namespace": "/api/v1/namespaces",
 }
 MERGE = "application/merge-patch+json"
 PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
@@ -75,6 +77,12 @@ class Kubernetes:
                 continue  # the watch tells
         return tuple(found)
 
+    def get(self, kind: Kind, name: str) -> Resource:
+        """The object now, read from a majority of etcd. Raises NotFoundError, StoreError."""
+        accept = METADATA if kind in ("Pod", "Namespace") else JSON
+        doc = self._api.ask(Request("GET", _path(kind, name), accept=accept))
+        return _parsed({**doc, "apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind})
+
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
         one_at_a_time = threading.Lock()
@@ -104,8 +112,9 @@ class Kubernetes:
             watch.close()
         if failed:
             raise failed[0]
+        end = time.monotonic() + 1
         for thread in threads:
-            thread.join(1)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def create(self, obj: Resource) -> Resource:
         """Create the object, if there is none of its name."""
@@ -320,6 +329,9 @@ def _source(kind: Kind, item: dict[str, Any]) -> str:
 
 
 def _path(kind: Kind, name: str) -> str:
+    if kind == "Pod":
+        namespace, _, name = name.partition("/")
+        return f"{PATHS['Namespace']}/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
     return f"{PATHS[kind]}/{quote(name, safe='')}"
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from agent.cluster import objects
 from agent.cluster.objects import ObjectError
+from agent.cluster.store import Kind, kind_of
 from agent.model import Problem, Resource
 
 LARGEST = 64 << 20  # bytes
@@ -41,7 +42,7 @@ def parse(path: Path, data: bytes) -> tuple[Resource, ...]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ManifestError(line, "is not UTF-8", "save it as UTF-8") from error
-    found: dict[tuple[str, str], Resource] = {}
+    found: dict[tuple[Kind, str], Resource] = {}
     for node, line, doc in _json(text) if path.suffix == ".json" else _yaml(text):
         if doc is None:  # an empty document
             continue
@@ -50,7 +51,7 @@ def parse(path: Path, data: bytes) -> tuple[Resource, ...]:
             for number, item in enumerate(objects.expand(doc)):
                 where = "" if item is doc else f"items[{number}]."
                 obj = replace(objects.parse(item), resource_version=digest(item))
-                key = (type(obj).__name__, obj.name)
+                key = (kind_of(obj), obj.name)
                 if key in found:
                     raise ObjectError("metadata.name", f"{' '.join(key)} stands here twice", "remove one")
                 found[key] = obj

@@ -1,4 +1,4 @@
-"""Kubernetes documents to frozen values and back: v1 Node, testcni.io/v1 IPPool and IPBlock."""
+"""Kubernetes documents to frozen values and back: those of v1 and of testcni.io/v1 that we know."""
 
 from __future__ import annotations
 
@@ -8,14 +8,35 @@ import reprlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from agent.cluster import receives
-from agent.model import API_VERSION, Address, IPBlock, IPPool, Node, Resource, Subnet, block_name
+from agent.model import (
+    API_VERSION,
+    Address,
+    Described,
+    IPBlock,
+    IPPool,
+    IPReservation,
+    Node,
+    Resource,
+    Subnet,
+    address_name,
+    block_name,
+)
 
 DEFAULT_BLOCK_SIZE = {4: 24, 6: 122}
 LARGEST_BLOCK_SIZE = {4: 30, 6: 126}  # smaller blocks leave a pod no address
-KINDS_BY_VERSION = {"Node": "v1", "IPPool": API_VERSION, "IPBlock": API_VERSION}
+KINDS_BY_VERSION = {
+    "Node": "v1",
+    "IPPool": API_VERSION,
+    "IPBlock": API_VERSION,
+    "IPReservation": API_VERSION,
+    "Pod": "v1",
+    "Namespace": "v1",
+}
+OURS = "testcni.io/"  # begins the annotations that are for us
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123 subdomain
 NAME_LIMIT = 253
 
@@ -73,8 +94,14 @@ def parse(doc: object) -> Resource:
             return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata), said)
         case "IPPool":
             return _pool(name, spec, version)
-        case _:
+        case "IPBlock":
             return replace(_block(name, spec, version), uid=str(metadata.get("uid") or ""))
+        case "IPReservation":
+            return _reservation(name, spec, version)
+        case "Pod":
+            return _described("Pod", metadata, version)
+        case _:
+            return _described("Namespace", metadata, version)
 
 
 def to_doc(obj: Resource) -> dict[str, Any]:
@@ -98,6 +125,10 @@ def to_doc(obj: Resource) -> dict[str, Any]:
             kind, rest = "IPPool", {"spec": _pool_spec(obj)}
         case IPBlock():
             kind, rest = "IPBlock", {"spec": {"cidr": str(obj.cidr), "node": obj.node, "pool": obj.pool}}
+        case IPReservation():
+            kind, rest = "IPReservation", {"spec": _reservation_spec(obj)}
+        case Described():
+            return _described_doc(obj)
     return {"apiVersion": KINDS_BY_VERSION[kind], "kind": kind, "metadata": metadata, **rest}
 
 
@@ -117,13 +148,13 @@ def _items(mapping: dict[str, Any], path: str) -> list[Any]:
     return value
 
 
-def _labels(metadata: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    labels = metadata.get("labels") or {}
+def _labels(metadata: dict[str, Any], field: str = "labels") -> tuple[tuple[str, str], ...]:
+    path, labels = f"metadata.{field}", metadata.get(field) or {}
     if not isinstance(labels, dict):
-        raise ObjectError("metadata.labels", f"is {short(labels)}, not a mapping", "write it as Kubernetes has it")
+        raise ObjectError(path, f"is {short(labels)}, not a mapping", "write it as Kubernetes has it")
     for key, value in labels.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise ObjectError("metadata.labels", f"{short(key)}: {short(value)} is no label", "quote both")
+            raise ObjectError(path, f"{short(key)}: {short(value)} is no {field[:-1]}", "quote both")
     # thousands of nodes have the same few
     return tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in labels.items()))
 
@@ -206,6 +237,89 @@ def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
         if not isinstance(spec.get(key), str) or not spec[key]:
             raise ObjectError(f"spec.{key}", f"is {short(spec.get(key))}", f"name the {key}")
     return IPBlock(cidr, spec["node"], spec["pool"], version)
+
+
+def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation:
+    address = _address("spec.address", spec.get("address"))
+    if name != address_name(address):
+        what = f"the reservation of {address} is named {address_name(address)}"
+        raise ObjectError("metadata.name", f"is {name}", what)
+    for key in ("owner", "pod", "node", "network"):
+        if not isinstance(spec.get(key), str) or not spec[key]:
+            raise ObjectError(f"spec.{key}", f"is {short(spec.get(key))}", f"name the {key}")
+    for key in ("asks", "refused"):
+        if not isinstance(spec.get(key, ""), str):
+            raise ObjectError(f"spec.{key}", f"is {short(spec[key])}, not a string", "write text, or leave it out")
+    return IPReservation(
+        address,
+        spec["owner"],
+        spec["pod"],
+        spec["node"],
+        spec["network"],
+        _time("spec.since", spec.get("since")),
+        _time("spec.released", spec["released"]) if spec.get("released") is not None else None,
+        spec.get("asks", ""),
+        spec.get("refused", ""),
+        version,
+    )
+
+
+def _reservation_spec(obj: IPReservation) -> dict[str, Any]:
+    texts = {"owner": obj.owner, "pod": obj.pod, "node": obj.node, "network": obj.network}
+    times = {"since": obj.since, "released": obj.released}
+    return {
+        "address": str(obj.address),
+        **texts,
+        **{key: rfc3339(when) for key, when in times.items() if when},
+        **{key: text for key, text in (("asks", obj.asks), ("refused", obj.refused)) if text},
+    }
+
+
+def rfc3339(when: datetime) -> str:
+    """A time as Kubernetes writes it, to the second."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(path: str, value: object) -> datetime:
+    remedy = "a time as in RFC 3339, such as 2026-01-31T12:00:00Z"
+    try:  # YAML makes a time of what has no quotes
+        when = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise ObjectError(path, f"is {short(value)}", remedy) from error
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def _described(kind: Literal["Pod", "Namespace"], metadata: dict[str, Any], version: str) -> Described:
+    annotations = _labels(metadata, "annotations")
+    controller = ""
+    for number, owner in enumerate(_items(metadata, "metadata.ownerReferences")):
+        if not isinstance(owner, dict):
+            raise ObjectError(f"metadata.ownerReferences[{number}]", f"is {short(owner)}", "kind and name")
+        if owner.get("controller") is True:
+            controller = f"{owner.get('kind')}/{owner.get('name')}"
+    return Described(
+        kind,
+        f"{metadata.get('namespace') or 'default'}/{metadata['name']}" if kind == "Pod" else metadata["name"],
+        str(metadata.get("uid") or ""),
+        tuple((key, value) for key, value in annotations if key.startswith(OURS)),
+        controller,
+        dict(_labels(metadata)).get("pod-template-hash", ""),
+        version,
+    )
+
+
+def _described_doc(obj: Described) -> dict[str, Any]:
+    namespace, _, name = obj.name.rpartition("/")
+    kind, _, controller = obj.controller.partition("/")
+    metadata = {
+        "name": name,
+        **({"namespace": namespace} if namespace else {}),
+        **({"uid": obj.uid} if obj.uid else {}),
+        **({"annotations": dict(obj.annotations)} if obj.annotations else {}),
+        **({"labels": {"pod-template-hash": obj.template}} if obj.template else {}),
+        **({"ownerReferences": [{"kind": kind, "name": controller, "controller": True}]} if controller else {}),
+    }
+    return {"apiVersion": KINDS_BY_VERSION[obj.kind], "kind": obj.kind, "metadata": metadata}
 
 
 def _cidr(path: str, value: object) -> Subnet:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agent.model import IPBlock, IPPool, Node, Problem, Resource
+from agent.model import Described, IPBlock, IPPool, IPReservation, Node, Problem, Resource
 
-Kind = Literal["Node", "IPPool", "IPBlock"]
-KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock")
+Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
+KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock", "IPReservation")
+"""Those that are followed; the others are only asked for, one by one."""
 
 
 def kind_of(obj: Resource) -> Kind:
@@ -22,6 +23,10 @@ def kind_of(obj: Resource) -> Kind:
             return "IPPool"
         case IPBlock():
             return "IPBlock"
+        case IPReservation():
+            return "IPReservation"
+        case Described():
+            return obj.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +100,16 @@ class NotFoundError(StoreError):
 
 
 class Datastore(Protocol):
-    """List, watch, create, update, delete of Node, IPPool and IPBlock objects.
+    """List, watch, get, create, update, delete of objects of KINDS; of other kinds only get.
 
     Every method may raise StoreError and none retries by itself, but for `watch`, which never gives up.
     """
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind now."""
+
+    def get(self, kind: Kind, name: str) -> Resource:
+        """The object now, a Pod by `namespace/name`; NotFoundError when there is none."""
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a Replaced for each kind, then every change, in batches, until `stop` is set.

@@ -6,19 +6,23 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 from agent import netconf
 from agent.cni import probe, result
 from agent.cni.locks import KeyedLocks
 from agent.cni.protocol import Call
+from agent.cni.stays import TRIES, Stay, Stays, TakenError
+from agent.cni.wishes import IP, Wish
 from agent.datapath import links, netns, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachments import Attachment, Attachments, link_name
-from agent.model import HOST_GW, Network, Subnet
+from agent.model import HOST_GW, Address, Network, Subnet
 from agent.modes import mode
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import LINK_NAME, NAME, NetConf
@@ -43,9 +47,12 @@ class Verbs:
         status: Latest[NodeStatus],
         demand: Latest[Demand],
         sink: Sink = NOBODY,
+        stays: Stays | None = None,
     ) -> None:
+        """`stays`: who knows of pods' annotations; None: they are not looked at."""
         self._attachments = attachments
         self._sink = sink
+        self._stays = stays
         self._status = status
         self._demand = demand
         self._locks = KeyedLocks()
@@ -90,30 +97,36 @@ class Verbs:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
         way, fd = mode(conf.network.mode), _netns(call)
         container_id, ifname = _identity(call)
-        own = self._prepared(conf.network, PREPARED_WITHIN)
         with self._locks.hold((container_id, ifname)):
             known = self._attachments.get(container_id, ifname)
             if known and (wired := self._still_wired(known, call, conf)):
                 return result.render(conf, wired)
+            wish = self._stays.wish(call.args, conf.network) if self._stays else None
+            if wish and wish.pool:
+                conf = replace(conf, network=replace(conf.network, pool=wish.pool))
+            own = self._prepared(conf.network, PREPARED_WITHIN)
             attachment = Attachment(
                 container_id, ifname, conf.network, call.netns, netconf.pod_of(call.args), (), conf.mac or "",
                 uplink=self._status.get().uplinks.get(conf.network),
             )  # fmt: skip
-            attachment = self._reserve(attachment, conf, own)
-            try:
-                wired = self._wire(way, attachment, fd, conf)
-                answer = result.render(conf, wired)
-                self._attachments.finish(attachment, wired)
-            except BaseException as error:
-                self._undo(attachment)
-                if isinstance(error, OSError):
-                    _raise_os(error, f"connecting {ifname} of container {container_id}")
-                raise
-            addresses = " ".join(str(lease.address) for lease in attachment.leases)
-            log.info(
-                "added %s %s %s to %s: %s", attachment.pod, container_id, ifname, conf.network.name, addresses
-            )
-            return answer
+            with self._staying(wish, conf, own) as stay:
+                attachment = self._addressed(attachment, conf, own, stay)
+                return self._connect(way, attachment, fd, conf)
+
+    def _connect(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf) -> dict[str, Any]:
+        """Wire a pod that has its addresses; the result of ADD."""
+        try:
+            wired = self._wire(way, attachment, fd, conf)
+            answer = result.render(conf, wired)
+            self._attachments.finish(attachment, wired)
+        except BaseException as error:
+            self._undo(attachment)
+            if isinstance(error, OSError):
+                _raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
+            raise
+        addresses = " ".join(str(lease.address) for lease in attachment.leases)
+        log.info("added %s %s %s to %s: %s", attachment.pod, *attachment.key, conf.network.name, addresses)
+        return answer
 
     def delete(self, call: Call, network: object) -> dict[str, Any]:
         """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""
@@ -230,13 +243,43 @@ class Verbs:
         self._remove(known)
         return None
 
-    def _reserve(self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]) -> Attachment:
+    def _staying(
+        self, wish: Wish | None, conf: NetConf, own: tuple[Subnet, ...]
+    ) -> AbstractContextManager[Stay | None]:
+        if self._stays is None or wish is None:
+            return nullcontext()
+        return self._stays.staying(wish, conf.network, self._ranges(conf.network, own))
+
+    def _addressed(
+        self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None
+    ) -> Attachment:
+        """The attachment with its addresses, those that stay claimed; a failure leaves nothing."""
+        if self._stays is None or stay is None:
+            return self._reserve(wanted, conf, own)
+        if stay.asked and any(address.version == 4 for address in conf.ips):
+            raise invalid_config("ips", ", ".join(map(str, conf.ips)), f"none: the pod's annotations say {IP}")
+        for tries in range(TRIES):
+            attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay)
+            try:
+                self._stays.settle(stay, attachment)
+            except BaseException as error:
+                self._undo(attachment)
+                if isinstance(error, TakenError) and not stay.asked and tries + 1 < TRIES:
+                    continue  # somebody reserved what the allocator chose
+                raise
+            return attachment
+        raise AssertionError
+
+    def _reserve(
+        self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None = None
+    ) -> Attachment:
+        guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
         deadline = time.monotonic() + COOLED_WITHIN
         refused = 0
         while refused < ATTEMPTS:
             ranges = self._ranges(conf.network, own)
             try:
-                reserved = self._attachments.reserve(wanted, ranges, conf.ips, deadline)
+                reserved = self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
             except UnavailableError as error:
                 raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
             except OSError as error:
@@ -249,7 +292,7 @@ class Verbs:
                     raise self._exhausted(conf.network, ranges, code) from error
                 own = more
             else:
-                if self._may_have(reserved, conf):
+                if self._may_have(reserved, conf, asked):
                     return reserved
                 refused += 1
                 own = self._prepared(conf.network, PREPARED_WITHIN)
@@ -259,12 +302,12 @@ class Verbs:
             "see `testcnictl status`; where something answers ARP for every address, set `ipam.probe` to false",
         )
 
-    def _may_have(self, reserved: Attachment, conf: NetConf) -> bool:
+    def _may_have(self, reserved: Attachment, conf: NetConf, asked: tuple[Address, ...]) -> bool:
         """Whether the pod may have what is reserved; else that is free again. Raises CniError."""
         try:
             # a block that was given back meanwhile is gone from the status before anybody looks who has addresses
             held = self._status.get().blocks.get(conf.network, ())
-            still = all(lease.block in held for lease in reserved.leases)
+            still = all(lease.block in held or blocks.is_single(lease.block) for lease in reserved.leases)
             owner = probe.owner(reserved) if still and conf.probe else None
         except BaseException as error:
             self._undo(reserved)
@@ -276,7 +319,7 @@ class Verbs:
         self._undo(reserved)
         if owner:
             self._attachments.set_aside(owner.address, owner.device, owner.mac)
-            if owner.address in conf.ips:
+            if owner.address in asked:
                 what = f"{owner.address} is in use by {owner.mac}, which answers for it on {owner.device}"
                 raise CniError(Code.ADDRESSES, what, "ask for another, or for none")
         return False

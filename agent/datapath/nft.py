@@ -23,6 +23,7 @@ INSIDE = {"family": "inet", "table": NFT_TABLE}
 CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
 
 INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
+OUTPUT = {**INPUT, "name": "output", "hook": "output"}
 IPIP_NAMES = 4, "ipip", "ipencap"  # what nft says depends on its version and on /etc/protocols
 
 Object = dict[str, dict[str, Any]]
@@ -35,12 +36,15 @@ class NftError(OSError):
 
 
 def objects(
-    masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None, counted: Counted | None = None
+    masquerade: Masquerade,
+    senders: frozenset[IPv4Address] | None = None,
+    counted: Counted | None = None,
+    quiet: frozenset[str] = frozenset(),
 ) -> list[Object]:
     """The table that does it, none without sources; multicast is never masqueraded.
 
     Of ipip packets only those of `senders` are taken, and the others `counted` on from what was counted before;
-    None: of anybody, as there is nothing to take them.
+    None: of anybody, as there is nothing to take them. By the devices `quiet` no ICMP redirects are sent.
     """
     sets: list[Object] = []
     rules: list[Object] = []
@@ -58,13 +62,20 @@ def objects(
         sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
         chains += [{"chain": {**INSIDE, **INPUT}}]
         rules.append(_only_senders(counted))
+    if quiet:
+        chains += [{"chain": {**INSIDE, **OUTPUT}}]
+        rules += [_no_redirects(device) for device in sorted(quiet)]
     return [{"table": TABLE}, *sets, *chains, *rules] if rules else []
 
 
-def sync(masquerade: Masquerade, senders: frozenset[IPv4Address] | None = None) -> bool:
+def sync(
+    masquerade: Masquerade,
+    senders: frozenset[IPv4Address] | None = None,
+    quiet: frozenset[str] = frozenset(),
+) -> bool:
     """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
     actual = _list()
-    wanted = objects(masquerade, senders, next(_counters(actual), None))
+    wanted = objects(masquerade, senders, next(_counters(actual), None), quiet)
     if is_same(wanted, actual):
         return False
     commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": obj} for obj in wanted)]
@@ -145,6 +156,20 @@ def _only_senders(counted: Counted | None) -> Object:
         {"drop": None},
     ]
     return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}
+
+
+def _no_redirects(device: str) -> Object:
+    """A guest is by the same device as who asks for it, but is reached by the node only (RFC 792, redirect)."""
+
+    def match(left: dict[str, Any], right: str) -> dict[str, Any]:
+        return {"match": {"op": "==", "left": left, "right": right}}
+
+    steps = [
+        match({"meta": {"key": "oifname"}}, device),
+        match({"payload": {"protocol": "icmp", "field": "type"}}, "redirect"),
+        {"drop": None},
+    ]
+    return {"rule": {**INSIDE, "chain": OUTPUT["name"], "expr": steps}}
 
 
 def _detour(detour: Detour) -> list[Object]:

@@ -20,8 +20,14 @@ TUNNEL = "testcni-vxlan"
 TUNNEL_ALIAS = f"{ALIAS} vxlan port"
 IPIP = "testcni-ipip"
 IPIP_ALIAS = f"{ALIAS} ipip"
+MAC_PREFIX = "0a:58"  # locally administered
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+def mac_for(address: Address) -> str:
+    """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
+    return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,14 @@ class Bridge:
     mac: str
     mtu: int
     addresses: frozenset[Interface]
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A bridge answers ARP for an address that is elsewhere, though its ports believe it among them."""
+
+    bridge: str
+    address: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +169,7 @@ class NodeState:
     overlay: Overlay | None = None
     ipip: Ipip | None = None
     uplinks: frozenset[Uplink] = frozenset()
+    proxies: frozenset[Proxy] = frozenset()
     crossing: frozenset[str] = frozenset()
     """Interfaces where packets arrive that would go back another way."""
     answering: frozenset[str] = frozenset()
@@ -164,6 +179,12 @@ class NodeState:
     def senders(self) -> frozenset[IPv4Address] | None:
         """Who may send packets to the ipip device, which by itself takes those of anybody; None: there is none."""
         return self.ipip.nodes if self.ipip and self.ipip.device else None
+
+    @property
+    def quiet(self) -> frozenset[str]:
+        """Bridges with guests: their other ports must not hear that a guest is on their link, as it moves on."""
+        lone = {route.device for route in self.routes if route.gateway is None}
+        return frozenset(bridge.name for bridge in self.bridges if bridge.name in lone)
 
     @property
     def devices(self) -> frozenset[str]:
@@ -192,6 +213,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
             ipip=_tunnels(total.ipip, state.ipip),
             bird=_together(total.bird, state.bird),
             uplinks=total.uplinks | state.uplinks,
+            proxies=total.proxies | state.proxies,
             crossing=total.crossing | state.crossing,
             answering=total.answering | state.answering,
         )

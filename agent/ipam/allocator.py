@@ -106,6 +106,7 @@ class Allocator:
         self._released: dict[Address, float] = {}  # oldest first
         self._aside: dict[Address, float] = {}  # until when
         self._fresh: dict[Range, int] = {}  # below it, none was never used
+        self._withheld: frozenset[Address] = frozenset()
 
     @property
     def used(self) -> frozenset[Address]:
@@ -125,6 +126,12 @@ class Allocator:
                 self._released.pop(address, None)
                 self._released[address] = when
 
+    def withhold(self, addresses: frozenset[Address], now: float) -> None:
+        """Give none of these to anybody who doesn't ask for it; those that no longer are cool from `now` on."""
+        for address in self._withheld - addresses - self._used - self._released.keys():
+            self._released[address] = now
+        self._withheld = addresses
+
     def take(self, ranges: Sequence[Range], now: float) -> Address:
         """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
         for candidates in ranges:
@@ -132,20 +139,25 @@ class Allocator:
             if number is not None:
                 return self._mark(candidates.at(number))
         for address, when in self._released.items():
-            if self._aside.get(address, now) <= now and any(address in candidates for candidates in ranges):
+            if self._may_give(address, now) and any(address in candidates for candidates in ranges):
                 left = self._cool_down - (now - when)
                 if left > 0 and now >= when:  # a clock set back must not lock addresses up
                     raise ExhaustedError(left)
                 return self._mark(address)
         raise ExhaustedError(None)
 
-    def take_this(self, address: Address, ranges: Sequence[Range]) -> Address:
-        """This very address, even one that is cooling (who asks for it knows); raises UnavailableError."""
+    def take_this(self, address: Address, ranges: Sequence[Range], *, withheld: bool = False) -> Address:
+        """This very address, even one that is cooling (who asks for it knows); raises UnavailableError.
+
+        One that is withheld only where `withheld` says that it is for who asks.
+        """
         if not any(address in candidates for candidates in ranges):
             allowed = ", ".join(f"{r.at(r.first)}-{r.at(r.last)}" for r in ranges if r.size) or "none"
             raise UnavailableError(f"{address} is not an address for pods of this node; those are {allowed}")
         if address in self._used:
             raise UnavailableError(f"{address} is in use")
+        if address in self._withheld and not withheld:
+            raise UnavailableError(f"{address} is reserved (kubectl get ipreservations)")
         return self._mark(address)
 
     def release(self, address: Address, now: float) -> None:
@@ -162,10 +174,12 @@ class Allocator:
             self._aside[address] = until
 
     def counts(self, candidates: Range, now: float) -> tuple[int, int, int]:
-        """How many addresses of a range are in use, cooling (or set aside) and free."""
-        used = sum(address in candidates for address in self._used)
+        """How many addresses of a range are in use or withheld, cooling (or set aside), and free."""
+        used = sum(address in candidates for address in self._used | self._withheld)
         cooling = sum(
-            address in candidates and (now - when < self._cool_down or self._aside.get(address, now) > now)
+            address in candidates
+            and address not in self._withheld
+            and (now - when < self._cool_down or self._aside.get(address, now) > now)
             for address, when in self._released.items()
         )
         return used, cooling, candidates.size - used - cooling
@@ -174,13 +188,20 @@ class Allocator:
         number = self._fresh.get(candidates, candidates.first)
         while (number := candidates.past_gap(number)) <= candidates.last:
             address = candidates.at(number)
-            if address not in self._used and address not in self._released:
+            if self._is_fresh(address):
                 break
             number += 1
         if len(self._fresh) >= RANGES_KEPT:  # one that is found anew costs no more than time
             self._fresh.clear()
         self._fresh[candidates] = number
         return number if number <= candidates.last else None
+
+    def _may_give(self, address: Address, now: float) -> bool:
+        """Whether it may go to who does not ask for this very one."""
+        return address not in self._withheld and self._aside.get(address, now) <= now
+
+    def _is_fresh(self, address: Address) -> bool:
+        return not any(address in known for known in (self._used, self._released, self._withheld))
 
     def _mark(self, address: Address) -> Address:
         self._released.pop(address, None)

@@ -21,14 +21,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agent.datapath.state import LINK_PREFIX
+from agent.datapath.state import LINK_PREFIX, mac_for
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
+from agent.ipam.blocks import is_single
 from agent.model import MODES, Address, Network, Problem, Subnet, Uplink
 from agent.shared import Latest
 
 FORMAT = 2
 AT_WORK, WHOLE = ".new", ".json"  # suffixes
-MAC_PREFIX = "0a:58"  # locally administered
 ASIDE_FOR = 300.0  # seconds until an address that somebody else has is looked at again
 LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
 
@@ -46,11 +46,6 @@ log = logging.getLogger(__name__)
 def link_name(container_id: str, ifname: str) -> str:
     """The host's end of an attachment: always the same for the same one, so a crash can't lose it."""
     return LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
-
-
-def mac_for(address: Address) -> str:
-    """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
-    return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +71,18 @@ class Attachment:
     """Interfaces, ips and routes of ADD's answer; None while ADD is at work."""
     uplink: Uplink | None = None
     """Where its slave hangs, in modes that have slaves."""
+    owner: str = ""
+    """Of its reserved address; empty: none of its addresses is reserved."""
+
+    @property
+    def held(self) -> tuple[Address, ...]:
+        """Those of its addresses that are reserved."""
+        return tuple(lease.address for lease in self.leases if self.owner and lease.address.version == 4)
+
+    @property
+    def guests(self) -> tuple[Subnet, ...]:
+        """Those of its addresses that are in no block of this node."""
+        return tuple(lease.block for lease in self.leases if is_single(lease.block))
 
     @property
     def key(self) -> tuple[str, str]:
@@ -109,8 +116,19 @@ class Attachments:
         self._all: dict[tuple[str, str], Attachment] = {}
         self._allocator = Allocator(cool_down)
         self._lines = 0
+        self._listeners: list[Callable[[], None]] = []
         self.aside: Latest[Mapping[Address, Aside]] = Latest({})
         """Addresses that were found to be somebody else's."""
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever an attachment with a reserved address has come or gone."""
+        self._listeners.append(listener)
+
+    def withhold(self, addresses: frozenset[Address]) -> None:
+        """Give these only to who asks for them as their own."""
+        with self._lock:
+            self._allocator.withhold(addresses, _now())
+            self._cooled.notify_all()
 
     def load(self) -> None:
         """Read what an earlier run left; a file that can't be read is set aside and said. Raises OSError."""
@@ -180,7 +198,7 @@ class Attachments:
         Raises ExhaustedError, UnavailableError, OSError.
         """
         with self._lock:
-            leases = self._take(ranges, asked, deadline)
+            leases = self._take(ranges, asked, deadline, withheld=bool(wanted.owner))
             attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
             try:
                 _write(self._path(attachment, AT_WORK), encode(attachment), os.O_CREAT | os.O_EXCL)
@@ -189,7 +207,8 @@ class Attachments:
                     self._allocator.release(lease.address, 0)
                 raise
             self._all[attachment.key] = attachment
-            return attachment
+        self._tell(attachment)
+        return attachment
 
     def finish(self, attachment: Attachment, wired: Mapping[str, Any]) -> None:
         """Note that the attachment is wired, and how. Raises OSError."""
@@ -214,6 +233,7 @@ class Attachments:
                 self._allocator.release(lease.address, now)
             self._note_released(attachment.leases, now)
             self._cooled.notify_all()
+        self._tell(attachment)
 
     def set_aside(self, address: Address, device: str, mac: str) -> None:
         """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
@@ -223,12 +243,18 @@ class Attachments:
         found = Aside(device, mac, now + ASIDE_FOR)
         self.aside.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
 
-    def _take(self, ranges: Sequence[Range], asked: Sequence[Address], deadline: float) -> tuple[Lease, ...]:
+    def _tell(self, attachment: Attachment) -> None:
+        for listener in self._listeners if attachment.owner else ():
+            listener()
+
+    def _take(
+        self, ranges: Sequence[Range], asked: Sequence[Address], deadline: float, *, withheld: bool
+    ) -> tuple[Lease, ...]:
         """One address for each IP version; all or none."""
         taken: list[Address] = []
         try:
             for address in asked:
-                taken.append(self._allocator.take_this(address, ranges))
+                taken.append(self._allocator.take_this(address, ranges, withheld=withheld))
             for version in sorted({r.block.version for r in ranges} - {a.version for a in asked}):
                 taken.append(self._take_any([r for r in ranges if r.block.version == version], deadline))
         except Exception:
@@ -310,6 +336,7 @@ def encode(attachment: Attachment) -> bytes:
         "pod": attachment.pod,
         "leases": [{"address": str(lease.address), "block": str(lease.block)} for lease in attachment.leases],
         "mac": attachment.mac,
+        **({"owner": attachment.owner} if attachment.owner else {}),
         **(
             {"uplink": encode_uplink(replace(attachment.uplink, reserved=frozenset()))}
             if attachment.uplink

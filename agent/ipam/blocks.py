@@ -24,6 +24,16 @@ def within(block: Subnet, subnet: Subnet | None) -> bool:
     return block.version == subnet.version and bool(block.subnet_of(subnet))  # type: ignore[arg-type]
 
 
+def single(address: Address) -> Subnet:
+    """An address as a network of its own."""
+    return ipaddress.ip_network(address)
+
+
+def is_single(block: Subnet) -> bool:
+    """Whether it is one address: that of a pod that is not at home here, and no block of the node's."""
+    return block.prefixlen == block.max_prefixlen
+
+
 def contains(subnet: Subnet | None, address: Address | None) -> bool:
     """Whether both are there, and the one has the other."""
     return bool(address and subnet and address.version == subnet.version and address in subnet)
@@ -35,7 +45,12 @@ def overlaps(one: Subnet, other: Subnet) -> bool:
 
 
 def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
-    """The blocks that the cluster has given the node for a network: then it need not claim any, nor may it."""
+    """The blocks that the cluster has given the node for a network: then it need not claim any, nor may it.
+
+    Blocks of a pool that is asked for by name are always claimed.
+    """
+    if network.pool:
+        return ()
     me = snapshot.nodes.get(node)
     return tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
 
@@ -49,7 +64,11 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
         return (network.subnet,)
     if given := assigned(snapshot, network, node):
         return given
-    mine = (b.cidr for b in snapshot.blocks.values() if b.node == node and within(b.cidr, network.subnet))
+    mine = (
+        block.cidr
+        for block in snapshot.blocks.values()
+        if block.node == node and network.pool in ("", block.pool) and within(block.cidr, network.subnet)
+    )
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
 
 
@@ -101,9 +120,10 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
     fitting = tuple(
         pool
         for pool in sorted(snapshot.pools.values(), key=lambda p: p.name)
-        if network.subnet is None or overlaps(pool.cidr, network.subnet)
+        if network.pool in ("", pool.name) and (network.subnet is None or overlaps(pool.cidr, network.subnet))
     )
-    if fitting or network.subnet is None or network.shared:  # others live on a shared subnet: nothing is guessed
+    # others live on a shared subnet: nothing is guessed
+    if fitting or network.pool or network.subnet is None or network.shared:
         return fitting
     size = max(DEFAULT_BLOCK_SIZE[network.subnet.version], network.subnet.prefixlen)
     return (IPPool(IMPLICIT_POOL, network.subnet, size),)

@@ -24,6 +24,10 @@ class View:
     blocks: tuple[Subnet, ...]
     bgp: BgpOptions = field(default_factory=BgpOptions)
     underlay: Underlay = field(default_factory=Underlay)
+    guests: frozenset[Subnet] = frozenset()
+    """Single addresses of this network's pods here that are in none of the blocks."""
+    held: frozenset[Subnet] = frozenset()
+    """Reserved addresses of this network's pods here, guests or at home: wherever they were, they are here now."""
     receives: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
 

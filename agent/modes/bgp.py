@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent import model
 from agent.datapath.bird.options import BgpOptions
+from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
 from agent.model import IPIP, Node, Problem
 from agent.modes import common
@@ -64,7 +65,7 @@ def plan(
         node=view.node,
         address=address,
         asn=options.asn,
-        blocks=tuple(block for block in view.blocks if isinstance(block, IPv4Network)),
+        blocks=networks((*view.blocks, *sorted(view.guests, key=str))),
         pools=tuple(_pools(view)),
         peers=tuple(peers),
         externals=tuple(external for external in routers if external.address not in taken),

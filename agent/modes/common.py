@@ -13,7 +13,7 @@ from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface, Masquerade, Route
-from agent.ipam import blocks
+from agent.ipam import blocks, reservations
 from agent.ipam.attachments import Attachment
 from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
@@ -58,7 +58,7 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
     # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
     near = [local.interface.network for local in view.local]
     exempt = {subnet for subnet in exempt if subnet.prefixlen == subnet.max_prefixlen or not _any(subnet, near)}
-    return Masquerade(frozenset(view.blocks), frozenset(exempt))
+    return Masquerade(frozenset(view.blocks) | view.guests, frozenset(exempt))
 
 
 def _any(subnet: Subnet, others: Iterable[Subnet]) -> bool:
@@ -83,6 +83,20 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
             yield _overlap(view, peer, block) or (peer, block)
 
 
+def away(view: View) -> Iterator[tuple[Node, Subnet]]:
+    """Single addresses that pods of peers have though they are in blocks of others: more specific than those."""
+    for held in reservations.away(view.snapshot, view.network, view.node):
+        alone = blocks.single(held.address)
+        if alone not in view.held:
+            yield view.snapshot.nodes[held.node], alone
+
+
+def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """All that is behind each peer: its blocks, and what is away from its own."""
+    yield from peer_blocks(view)
+    yield from away(view)
+
+
 @dataclass(frozen=True, slots=True)
 class Owners:
     """The IPv4 blocks of a cluster whose nodes are the ends of tunnels, by the addresses of those nodes."""
@@ -91,12 +105,17 @@ class Owners:
     """This node's; None: it can't have a tunnel, for want of an address or of blocks."""
     own: tuple[IPv4Network, ...] = ()
     blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
-    """This node's blocks among them."""
+    """This node's blocks among them, and single addresses that are away from theirs."""
     ways: Mapping[IPv4Network, str] = field(default_factory=dict)
     """In which mode packets go to each peer's block."""
     plain: frozenset[Route] = frozenset()
     """To the blocks of peers that do without a tunnel just now."""
     problems: frozenset[Problem] = frozenset()
+
+    @property
+    def here(self) -> dict[IPv4Network, IPv4Address]:
+        """This node's blocks, and its guests."""
+        return {block: node for block, node in self.blocks.items() if block not in self.ways}
 
     def by(self, mode: str) -> dict[IPv4Network, IPv4Address]:
         """Peers' blocks that packets go to in this mode."""
@@ -112,9 +131,10 @@ def owners(view: View) -> Owners:
     if not own or not node:
         missing = {_no_address(view.node)} if own else set()
         return Owners(None, problems=frozenset(problems | missing))
-    found, ways = dict.fromkeys(own, node), {}
+    guests = (guest for guest in view.guests if isinstance(guest, IPv4Network))
+    found, ways = dict.fromkeys((*own, *guests), node), {}
     plain: set[Route] = set()
-    for each in peer_blocks(view):
+    for each in peers(view):
         if isinstance(each, Problem):
             problems.add(each)
             continue
@@ -299,17 +319,21 @@ def host_route(address: IPv4Address, index: int) -> KernelRoute:
     return KernelRoute(IPv4Network(address), None, index)
 
 
+def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
+    """The gateway of a pod with a /32, which is on no interface: a neighbour for good. Raises OSError."""
+    gateway = host_route(GATEWAY, index)
+    if any(route.dst == gateway.dst for route in rtnl.routes(inside, 4)):  # of an earlier interface
+        gateway = replace(gateway, metric=index)
+    return [rtnl.add_neighbour(index, GATEWAY, mac), rtnl.add_route(gateway)]
+
+
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
     with netns.netlink_in(netns_fd) as inside:
         end = pod_end(inside, attachment)
-        gateway = host_route(GATEWAY, end.index)
-        if any(route.dst == gateway.dst for route in rtnl.routes(inside, 4)):  # of an earlier interface
-            gateway = replace(gateway, metric=end.index)
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),
-            rtnl.add_neighbour(end.index, GATEWAY, host_mac(attachment)),
-            rtnl.add_route(gateway),
+            *lone_gateway(inside, end.index, host_mac(attachment)),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
         ways = pod_routes({4: GATEWAY}, by_gateway)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from ipaddress import IPv4Address
 
 from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink
-from agent.datapath.state import Bridge, NodeState, Route
+from agent.datapath.state import Bridge, NodeState, Proxy, Route, mac_for
 from agent.ipam import allocator
-from agent.ipam.attachments import Attachment, mac_for
+from agent.ipam.attachments import Attachment, Lease
+from agent.ipam.blocks import is_single
 from agent.model import HOST_GW, Address, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, View, Wired
@@ -22,7 +24,7 @@ class HostGw:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
         routes: set[Route] = set()
         problems: set[Problem] = set()
-        for found in common.peer_blocks(view):
+        for found in common.peers(view):
             if isinstance(found, Problem):
                 problems.add(found)
                 continue
@@ -34,9 +36,11 @@ class HostGw:
                 routes.add(route)
             else:
                 problems.add(route)
+        routes.update(Route(guest, None, view.network.bridge) for guest in view.guests)
         return NodeState(
             bridges=_bridge(view),
             routes=frozenset(routes),
+            proxies=_proxies(view),
             masquerade=common.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
@@ -55,7 +59,7 @@ class HostGw:
             rtnl.bridge_port(attachment.link, common.alias(attachment), hairpin=network.hairpin),
         )
         with netns.netlink_in(netns_fd) as inside:
-            made = _configure(inside, attachment, routes)
+            made = _configure(inside, attachment, bridge.mac, routes)
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
@@ -65,7 +69,7 @@ class HostGw:
             ips=[
                 {
                     "address": f"{lease.address}/{lease.block.prefixlen}",
-                    "gateway": str(allocator.gateway(lease.block)),
+                    "gateway": str(_gateway(lease)),
                     "interface": 2,
                 }
                 for lease in attachment.leases
@@ -81,7 +85,7 @@ class HostGw:
             raise CheckError(f"host link {attachment.link} is no port of bridge {bridge.name}")
         held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
         for lease in attachment.leases:
-            if allocator.gateway(lease.block) not in held:
+            if not is_single(lease.block) and allocator.gateway(lease.block) not in held:
                 raise CheckError(f"bridge {bridge.name} lacks the gateway {allocator.gateway(lease.block)}")
         with netns.netlink_in(netns_fd) as inside:
             addresses = tuple(
@@ -103,11 +107,28 @@ def _bridge(view: View) -> frozenset[Bridge]:
     return frozenset({Bridge(view.network.bridge, mac_for(first), mtu, frozenset(addresses))})
 
 
-def _configure(inside: Netlink, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
+def _proxies(view: View) -> frozenset[Proxy]:
+    """The pods on the bridge believe that all of the block is there: for what is away the node answers."""
+    gone = (alone.network_address for _node, alone in common.away(view))
+    return frozenset(
+        Proxy(view.network.bridge, address)
+        for address in gone
+        if isinstance(address, IPv4Address) and any(address in block for block in view.blocks)
+    )
+
+
+def _gateway(lease: Lease) -> Address:
+    """The bridge's address in the block; a guest, whose block is not here, has the one that is on no interface."""
+    return common.GATEWAY if is_single(lease.block) else allocator.gateway(lease.block)
+
+
+def _configure(
+    inside: Netlink, attachment: Attachment, bridge_mac: str, routes: tuple[ExtraRoute, ...]
+) -> list[ExtraRoute]:
     end = common.pod_end(inside, attachment)
-    gateways: dict[int, Address] = {
-        lease.address.version: allocator.gateway(lease.block) for lease in attachment.leases
-    }
+    gateways: dict[int, Address] = {lease.address.version: _gateway(lease) for lease in attachment.leases}
     steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
+    if common.GATEWAY in gateways.values():
+        steps += common.lone_gateway(inside, end.index, bridge_mac)
     ways = common.pod_routes(gateways, routes)
     return common.configure(inside, end.index, steps, attachment.network.subnet, ways)

@@ -35,7 +35,7 @@ class Ipvlan(Slaves):
             return state
         problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set()
         routes: set[Route] = set()
-        for found in () if view.network.hand_made else common.peer_blocks(view):
+        for found in () if view.network.hand_made else common.peers(view):
             route = found if isinstance(found, Problem) else common.peer_route(view, *found)
             if isinstance(route, Route):
                 routes.add(route)

@@ -42,7 +42,7 @@ class Vxlan:
                 view.network.mtu or common.underlay_mtu(view) - OVERHEAD,
                 owners.node,
                 frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
-                frozenset([*dict.fromkeys(owners.own, owners.node).items(), *owners.by(VXLAN).items()]),
+                frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
                 _senders(view),
                 view.network.vxlan_backend,
             ),

@@ -24,10 +24,15 @@ from agent.cluster.store import (
     Trouble,
     kind_of,
 )
-from agent.model import Problem, Resource, Snapshot
+from agent.model import IPReservation, Problem, Resource, Snapshot
 from agent.shared import Latest, Tally
 
-FIELDS: dict[Kind, str] = {"Node": "nodes", "IPPool": "pools", "IPBlock": "blocks"}
+FIELDS: dict[Kind, str] = {
+    "Node": "nodes",
+    "IPPool": "pools",
+    "IPBlock": "blocks",
+    "IPReservation": "reservations",
+}
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +63,9 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
 class Follower:
     """Keeps the newest snapshot, and what hinders the datastore, for the node path."""
 
-    def __init__(self, store: Datastore) -> None:
-        self.snapshot: Latest[Snapshot] = Latest(Snapshot())
+    def __init__(self, store: Datastore, earlier: Mapping[str, IPReservation] | None = None) -> None:
+        """`earlier`: the reservations that an agent knew before this one, until the datastore has told."""
+        self.snapshot: Latest[Snapshot] = Latest(Snapshot(reservations=earlier or {}))
         self.troubles: Latest[Mapping[str, Problem]] = Latest({})
         self.restarts = Tally(*itertools.product(KINDS, REASONS))
         """Restarted watches by kind and reason."""

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.datapath import bridges, forwarding, ipip, nft, routes, rtnl, tunnel
+from agent.datapath import bridges, forwarding, ipip, nft, proxies, routes, rtnl, tunnel
 from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
 from agent.model import Address, Node, Problem
 from agent.shared import Tally
 
-KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES = (
+KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES = (
     "bridges",
     "overlay",
     "ipip",
     "forwarding",
     "nft",
     "routes",
+    "proxies",
 )
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
             log.info("%s answers ARP for pods of other modes", bridge)
 
     def masquerade() -> None:
-        if verify and nft.sync(desired.masquerade, desired.senders):
+        if verify and nft.sync(desired.masquerade, desired.senders, desired.quiet):
             log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
             done.changed[NFT] = 1
 
@@ -130,6 +131,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
     if _attempt(done, ROUTES, lambda: _routes(nl, desired, done)):
         _attempt(done, OVERLAY, lambda: tunnel.tidy(desired.overlay))
         _attempt(done, TUNNELS, ipip.tidy)
+    _attempt(done, PROXIES, lambda: _proxies(nl, desired, done, sysctls))
     return done
 
 
@@ -147,8 +149,9 @@ class Drift:
             desired.overlay,
             desired.ipip,
             desired.forwarding,
-            (desired.masquerade, desired.senders),
+            (desired.masquerade, desired.senders, desired.quiet),
             desired.routes,
+            desired.proxies,
         )
         for kind, want in zip(KINDS, wanted, strict=True):
             if self._settled.get(kind) == want:
@@ -197,6 +200,11 @@ def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:
     done.routes = len(desired.routes) - synced.missing
     if synced.added or synced.removed:
         log.info("routes: %d added, %d removed", synced.added, synced.removed)
+
+
+def _proxies(nl: Netlink, desired: NodeState, done: Programmed, sysctls: Path) -> None:
+    """After the routes: who is told that the node knows the way comes at once."""
+    done.changed[PROXIES] = proxies.sync(nl, desired.proxies, rtnl.links(nl), sysctls)
 
 
 def _attempt(done: Programmed, what: str, step: Callable[[], None]) -> bool:

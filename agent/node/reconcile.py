@@ -82,12 +82,12 @@ class Reconciler:
         self._wake = threading.Event()
         self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
         self._verify = True
-        self._nft: tuple[Masquerade, frozenset[IPv4Address] | None] | None = None
+        self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._leaving = change.Leaving(earlier.blocks)
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
-        told = (inputs.snapshot, inputs.confs, inputs.demand, inputs.attachments.aside)
+        told = (inputs.snapshot, inputs.confs, inputs.demand, inputs.attachments, inputs.attachments.aside)
         listens = tuple(source.listen for source in told)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
@@ -145,7 +145,7 @@ class Reconciler:
         problems += wrong
         facts = Facts(snapshot, kernel.local, options, underlay, self._receives())
         desired = union(self._desired(self._view(facts, network)) for network in networks)
-        nft = (desired.masquerade, desired.senders)
+        nft = (desired.masquerade, desired.senders, desired.quiet)
         done = program.program(
             links.host(),
             desired,
@@ -167,6 +167,7 @@ class Reconciler:
             and bool(network.link_mode) == bool(self._memory[network][1].uplinks)
             and (own := blocks.node_blocks(snapshot, network, self._node))
         }
+        guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
         problems += [*sorted(desired.problems, key=str), *done.problems]
         # where nothing is ready for a moment, ways to peers stay as they are
         names = {network.name for network in ready}
@@ -185,6 +186,8 @@ class Reconciler:
                 routes=len(desired.routes),
                 programmed=done.routes,
                 problems=self._with_reported(problems),
+                guests=guests,
+                away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
                 receives=receives,
             )
         )
@@ -226,12 +229,22 @@ class Reconciler:
     def _used(self, network: Network) -> frozenset[Subnet]:
         """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
         return frozenset(
-            lease.block for a in self._inputs.attachments.all() if a.network == network for lease in a.leases
+            lease.block
+            for a in self._inputs.attachments.all()
+            if a.network == network
+            for lease in a.leases
+            if not blocks.is_single(lease.block)
         )
 
     def _view(self, facts: Facts, network: Network) -> View:
         own = blocks.node_blocks(facts.snapshot, network, self._node)
+        if network.pool:  # what all pods share, as a bridge's MAC, follows from the first block
+            common = blocks.node_blocks(facts.snapshot, replace(network, pool=""), self._node)
+            own = tuple(dict.fromkeys((*common, *own)))
         kept = sorted(self._used(network) - set(own), key=str)
+        pods = [a for a in self._inputs.attachments.all() if a.network == network and a.owner]
+        guests = frozenset(guest for pod in pods for guest in pod.guests)
+        held = frozenset(blocks.single(address) for pod in pods for address in pod.held)
         return View(
             facts.snapshot,
             self._node,
@@ -240,6 +253,8 @@ class Reconciler:
             (*own, *kept),
             facts.options,
             facts.underlay,
+            guests,
+            held,
             dict(facts.receives).get(network.name, ()),
         )
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.datapath import arp
+from agent.datapath.state import mac_for
 from agent.ipam import blocks
-from agent.ipam.attachments import mac_for
 from agent.model import MACVLAN, PASSTHRU, Address, Network, Problem, Snapshot, Uplink
 from agent.shared import Latest, NodeStatus
 

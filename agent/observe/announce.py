@@ -11,21 +11,42 @@ from urllib.parse import quote
 from agent.cluster.api import Api, Request
 from agent.cluster.store import StoreError
 from agent.model import Problem
-from agent.shared import Latest, NodeStatus
+from agent.shared import Latest, NodeStatus, Notice, Notices
 
 LASTING = 5.0  # seconds: what solves itself sooner is not worth an Event
 LOOK_AGAIN = 5.0  # seconds
 EVENTS_AT_ONCE, EVENT_EVERY = 10, 60.0  # then one in so many seconds: events cost the API server too
+POD_EVENTS = 30, 2.0  # of all pods of the node, in the same way
+NOTICE_EVERY = 60.0  # seconds
 STRATEGIC = "application/strategic-merge-patch+json"
 LONGEST_MESSAGE = 1024  # bytes (events.k8s.io)
 
 log = logging.getLogger(__name__)
 
 
-class Announcer:
-    """Follows the node's status; an API server that is away hears of it later."""
+class Credit:
+    """So many at once, then one in so many seconds."""
 
-    def __init__(self, api: Api, node: str, status: Latest[NodeStatus]) -> None:
+    def __init__(self, at_once: int, every: float) -> None:
+        self._most = self._left = float(at_once)
+        self._every = every
+        self._since = time.monotonic()
+
+    def spend(self) -> bool:
+        """Whether there is one left; it is gone then."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._since) / self._every)
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Announcer:
+    """Follows the node's status, and what pods should hear; an API server that is away hears of it later."""
+
+    def __init__(self, api: Api, node: str, status: Latest[NodeStatus], notices: Notices | None = None) -> None:
         self._api = api
         self._node = node
         self._status = status
@@ -33,9 +54,12 @@ class Announcer:
         self._cleared = False
         self._since: dict[Problem, float] = {}
         self._told: set[Problem] = set()
-        self._credit = float(EVENTS_AT_ONCE)
-        self._credited = time.monotonic()
+        self._credit = Credit(EVENTS_AT_ONCE, EVENT_EVERY)
+        self._notices = notices or Notices()
+        self._noticed: dict[Notice, float] = {}
+        self._pods_credit = Credit(*POD_EVENTS)
         status.listen(self._wake.set)
+        self._notices.listen(self._wake.set)
 
     def run(self, stop: threading.Event) -> None:
         """Tell what there is to tell until `stop` is set."""
@@ -58,13 +82,24 @@ class Announcer:
             self._cleared = True
         self._since = {problem: self._since.get(problem, now) for problem in status.problems}
         self._told &= self._since.keys()
-        self._credit = min(EVENTS_AT_ONCE, self._credit + (now - self._credited) / EVENT_EVERY)
-        self._credited = now
         for problem, since in self._since.items():
-            if now - since >= LASTING and problem not in self._told and self._credit >= 1:
-                self._event(problem)
+            if now - since >= LASTING and problem not in self._told and self._credit.spend():
+                # kubelet's events have the name as uid, too: `kubectl describe node` looks for that
+                about = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
+                self._event("default", about, "PodNetworkProblem", str(problem))
                 self._told.add(problem)
-                self._credit -= 1
+        self._tell_pods(now)
+
+    def _tell_pods(self, now: float) -> None:
+        """The same about the same pod once in a while only, as its runtime tries again. Raises StoreError."""
+        self._noticed = {notice: when for notice, when in self._noticed.items() if now - when < NOTICE_EVERY}
+        while notice := self._notices.take():
+            if notice in self._noticed or not self._pods_credit.spend():
+                continue
+            namespace, _, name = notice.pod.partition("/")
+            about = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": notice.uid}
+            self._event(namespace, about, notice.reason, notice.message)
+            self._noticed[notice] = now
 
     def _clear(self) -> None:
         """Say that the network is there; a cloud's kubelet waits for it."""
@@ -80,22 +115,22 @@ class Announcer:
         self._api.ask(Request("PATCH", path, {}, {"status": {"conditions": [condition]}}, STRATEGIC))
         log.info("condition NetworkUnavailable of node %s is cleared", self._node)
 
-    def _event(self, problem: Problem) -> None:
+    def _event(self, namespace: str, about: dict[str, str], reason: str, message: str) -> None:
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": "testcni-", "namespace": "default"},
-            # kubelet's events have the name as uid, too: `kubectl describe node` looks for that
-            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node},
+            "metadata": {"generateName": "testcni-", "namespace": namespace},
+            "involvedObject": about,
             "type": "Warning",
-            "reason": "PodNetworkProblem",
-            "message": str(problem)[:LONGEST_MESSAGE],
+            "reason": reason,
+            "message": message[:LONGEST_MESSAGE],
             "source": {"component": "testcni", "host": self._node},
             "firstTimestamp": _now(),
             "lastTimestamp": _now(),
             "count": 1,
         }
-        self._api.ask(Request("POST", "/api/v1/namespaces/default/events", {}, event))
+        path = f"/api/v1/namespaces/{quote(namespace, safe='')}/events"
+        self._api.ask(Request("POST", path, {}, event))
 
 
 def _now() -> str:

@@ -111,6 +111,9 @@ class _State(Collector):
             ("problems", "What a person must mend; testcnictl status tells them", len(status.problems)),
         ):
             yield _gauge(name, text, [], {(): value})
+        yield _gauge(
+            "reservations", "Addresses that stay, of pods of this node", ["state"], _held(snapshot, sources.node)
+        )
         try:
             yield _gauge("journal_length", "Journaled DELs still to be done", [], {(): sources.journal.waiting()})
         except OSError:
@@ -178,6 +181,13 @@ def _ebpf(counted: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
     for unit, text in (("packets", "Packets that the eBPF programs saw"), ("bytes", "Their bytes")):
         values: dict[tuple[str, ...], float] = {(reason,): count[unit] for reason, count in counted.items()}
         yield _counter(f"ebpf_{unit}", f"{text}, by what became of them", ["reason"], values)
+
+
+def _held(snapshot: Snapshot, node: str) -> dict[tuple[str, ...], float]:
+    """Reservations of this node by what they wait for: their pod's end, their own, another node's word."""
+    mine = [held for held in snapshot.reservations.values() if held.node == node]
+    used, asked = sum(held.in_use for held in mine), sum(bool(held.asks) for held in mine)
+    return {("used",): used, ("asked",): asked, ("kept",): len(mine) - used - asked}
 
 
 def _peers(snapshot: Snapshot, node: str) -> int:

@@ -9,7 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +22,15 @@ from agent.cluster import api
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import ConflictError, NotFoundError
-from agent.model import IPBlock, IPPool, Network, Node, Snapshot
+from agent.cni.stays import TakenError
+from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
 from agent.node.claims import Claimer, Rules, claim
 from agent.node.follower import Follower
 from agent.shared import Latest
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
+from tests.unit.test_stays import BLOCKS, Agent
 
 MANIFESTS = REPO / "manifests/base"
 MEMORY = 96  # MiB of a whole agent that knows 5,000 nodes
@@ -38,7 +43,8 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         it.start(controllers=False)
         for name in ("crds.yaml", "admission.yaml"):
             it.kubectl("apply", "-f", str(MANIFESTS / name))
-        it.kubectl("wait", "--for=condition=Established", "crd/ippools.testcni.io", "crd/ipblocks.testcni.io")
+        crds = [f"crd/{plural}.testcni.io" for plural in ("ippools", "ipblocks", "ipreservations")]
+        it.kubectl("wait", "--for=condition=Established", *crds)
         yield it
     finally:
         it.stop()
@@ -57,6 +63,12 @@ def pool(name: str, cidr: str, size: int | None = None, **more: Any) -> dict[str
 def block(name: str, cidr: str, node: str = "n") -> dict[str, Any]:
     spec = {"cidr": cidr, "node": node, "pool": "p"}
     return {"apiVersion": "testcni.io/v1", "kind": "IPBlock", "metadata": {"name": name}, "spec": spec}
+
+
+def reservation(name: str, address: str, **more: str) -> dict[str, Any]:
+    who = {"owner": "a/b", "pod": "a/b", "node": "n", "network": "testcni", "since": "2026-01-31T12:00:00Z"}
+    spec = {"address": address, **who, **more}
+    return {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": name}, "spec": spec}
 
 
 def apply(control: ControlPlane, doc: Mapping[str, Any]) -> None:
@@ -108,6 +120,10 @@ def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
         (block("10-244-3-0-24", "10.244.4.0/24"), "an IPBlock is named for its cidr"),
         (block("10-244-3-7-24", "10.244.3.7/24"), "a CIDR with no host bits set"),
         (block("10-244-3-0-24", "10.244.3.0/24", ""), "should be at least 1 chars long"),
+        (reservation("10-244-3-7", "10.244.3.8"), "an IPReservation is named for its address"),
+        (reservation("10-244-3-7", "10.244.3"), "an IP address, such as 10.244.1.7"),
+        (reservation("10-244-3-7", "10.244.3.7", owner=""), "should be at least 1 chars long"),
+        (reservation("10-244-3-7", "10.244.3.7", released="yesterday"), "must be of type date-time"),
     ],
 )
 def test_wrong_objects_are_refused_with_a_message(
@@ -122,6 +138,7 @@ def test_wrong_objects_are_refused_with_a_message(
         (pool("p", "10.244.0.0/16"), {"cidr": "10.245.0.0/16"}, "a pool's cidr can't be moved"),
         (pool("p", "10.244.0.0/16", 24), {"blockSize": 26}, "blockSize can't change"),
         (block("10-244-3-0-24", "10.244.3.0/24"), {"node": "other"}, "a block can't change its owner"),
+        (reservation("10-244-3-7", "10.244.3.7"), {"address": "10.244.3.8"}, "a reservation is for one address"),
     ],
 )
 def test_what_is_in_use_can_not_be_moved(
@@ -138,11 +155,15 @@ def test_columns_and_short_names(control: ControlPlane) -> None:
     apply(control, pool("p", "10.244.0.0/16", 26, **part, exclude=["10.244.2.0/24", "10.244.1.7"]))
     apply(control, block("10-244-3-0-24", "10.244.3.0/24", "node7"))
     assert control.kubectl("get", "pool").splitlines()[1].split()[:3] == ["p", "10.244.0.0/16", "26"]
+    apply(control, reservation("10-244-3-7", "10.244.3.7"))
+    assert control.kubectl("get", "reservation").splitlines()[1].split()[:5] == [
+        "10-244-3-7", "10.244.3.7", "a/b", "a/b", "n",
+    ]  # fmt: skip
     assert control.kubectl("get", "pool", "-o", "wide").splitlines()[1].split()[3:6] == [*part.values()]
     assert control.kubectl("get", "block").splitlines()[1].split()[:4] == [
         "10-244-3-0-24", "10.244.3.0/24", "node7", "p",
     ]  # fmt: skip
-    control.kubectl("delete", "pool,block", "--all")
+    control.kubectl("delete", "pool,block,reservation", "--all")
 
 
 def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
@@ -158,6 +179,74 @@ def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
     store.delete("IPPool", "p")
     with pytest.raises(NotFoundError):
         store.delete("IPPool", "p")
+
+
+def test_a_reservation_moves_by_its_version_only(store: Kubernetes) -> None:
+    who = ("default/web-0", "default/web-0", "one", "testcni")
+    mine = IPReservation(ipaddress.ip_address("10.244.3.7"), *who, datetime(2026, 1, 31, 12, tzinfo=UTC))
+    made = store.create(mine)
+    assert made == mine
+    assert isinstance(made, IPReservation)
+    moved = store.update(replace(made, node="two", released=datetime(2026, 1, 31, 13, tzinfo=UTC)))
+    assert store.get("IPReservation", "10-244-3-7") == moved
+    with pytest.raises(ConflictError):
+        store.update(replace(made, node="three"))
+    with pytest.raises(ConflictError):
+        store.delete("IPReservation", made.name, made)
+    store.delete("IPReservation", made.name, moved)
+    with pytest.raises(NotFoundError):
+        store.get("IPReservation", made.name)
+
+
+def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: Kubernetes) -> None:
+    control.kubectl("create", "namespace", "shop")
+    control.kubectl("annotate", "namespace", "shop", "testcni.io/pool=gold", "other=x")
+    control.kubectl("create", "serviceaccount", "default", "-n", "shop")
+    body = {"containers": [{"name": "main", "image": "none"}]}
+    metadata = {"name": "web-0", "namespace": "shop", "annotations": {"testcni.io/sticky": "true"}}
+    apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body})
+    found = store.get("Pod", "shop/web-0")
+    assert isinstance(found, Described)
+    assert (found.name, found.annotations, len(found.uid)) == ("shop/web-0", (("testcni.io/sticky", "true"),), 36)
+    namespace = store.get("Namespace", "shop")
+    assert isinstance(namespace, Described)
+    assert namespace.annotations == (("testcni.io/pool", "gold"),)
+    with pytest.raises(NotFoundError):
+        store.get("Pod", "shop/web-1")
+
+
+def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kubernetes, tmp_path: Path) -> None:
+    for name, cidr in BLOCKS.items():
+        node = {"metadata": {"name": name}, "spec": {"podCIDR": str(cidr)}}
+        apply(control, {"apiVersion": "v1", "kind": "Node", **node})
+    control.kubectl("create", "serviceaccount", "default")
+    for name, key, value in (("web-0", "sticky", "true"), ("a", "ip", "10.244.1.50"), ("b", "ip", "10.244.1.50")):
+        metadata: dict[str, Any] = {"name": name, "annotations": {f"testcni.io/{key}": value}}
+        spec = {"containers": [{"name": "main", "image": "none"}], "automountServiceAccountToken": False}
+        apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    one, two = (
+        Agent(name, Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig()), 2.0)), tmp_path)
+        for name in BLOCKS
+    )
+    for agent in (one, two):
+        agent.start()
+    try:
+        for agent in (one, two):
+            agent.until(lambda agent=agent: agent.follower.snapshot.get().synced, 15)
+        for agent in (one, two, one):
+            made = agent.add("web-0")
+            assert str(made.leases[0].address) == "10.244.1.2"
+            agent.attachments.remove(made)
+            agent.until(lambda agent=agent: agent.held().released)
+        assert two.add("a").guests
+        with pytest.raises(TakenError, match="is reserved for default/a"):
+            one.add("b")
+        assert [notice.pod for notice in one.told] == ["default/b"]
+    finally:
+        for agent in (one, two):
+            agent.stop()
+    control.kubectl("delete", "ipreservations,pods", "--all", "--grace-period=0", "--force")
+    control.kubectl("delete", "nodes", "--all")
 
 
 def test_a_delete_is_of_the_very_object_that_was_known(store: Kubernetes) -> None:
@@ -250,6 +339,7 @@ def test_five_thousand_nodes_fit_into_the_agents_memory(control: ControlPlane) -
 FOLLOW = """
 import sys, threading, time
 from functools import partial
+from pathlib import Path
 from pathlib import Path
 from agent import cli
 from agent.cluster import api

@@ -130,6 +130,9 @@ class NoStore:
     def update(self, obj: Resource) -> Resource:
         raise NotImplementedError(obj)
 
+    def get(self, kind: Kind, name: str) -> Resource:
+        raise NotImplementedError(kind)
+
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         raise NotImplementedError(kind)
 

@@ -85,3 +85,12 @@ def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
     assert nft.strangers() == 0
     assert nft.sync(Masquerade(), senders)
     assert nft.sync(Masquerade())
+
+
+def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
+    quiet = frozenset({"testcni0"})
+    assert nft.sync(WANTED, None, quiet)
+    assert not nft.sync(WANTED, None, quiet)
+    assert 'oifname "testcni0" icmp type redirect drop' in command("nft", "list", "ruleset")
+    assert nft.sync(WANTED)
+    assert "redirect" not in command("nft", "list", "ruleset")

@@ -172,3 +172,32 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
+
+
+def test_what_is_withheld_is_given_only_to_who_asks_for_it_as_its_own() -> None:
+    allocator = Allocator(COOL)
+    allocator.withhold(frozenset({ip("10.244.1.2"), ip("10.244.1.4")}), 0)
+    assert [str(allocator.take([RANGE], 0)) for _ in range(3)] == ["10.244.1.3", "10.244.1.5", "10.244.1.6"]
+    with pytest.raises(ExhaustedError) as caught:
+        allocator.take([RANGE], 0)
+    assert caught.value.wait is None
+    with pytest.raises(UnavailableError, match="is reserved"):
+        allocator.take_this(ip("10.244.1.2"), [RANGE])
+    allocator.take_this(ip("10.244.1.2"), [RANGE], withheld=True)
+    assert allocator.counts(RANGE, 0) == (5, 0, 0)
+    allocator.release(ip("10.244.1.2"), 1)
+    with pytest.raises(ExhaustedError) as caught:
+        allocator.take([RANGE], 100)
+    assert caught.value.wait is None
+
+
+def test_what_is_no_longer_withheld_cools_and_then_comes_back() -> None:
+    allocator = Allocator(COOL)
+    allocator.withhold(frozenset({ip("10.244.1.2")}), 0)
+    for _ in range(4):
+        allocator.take([RANGE], 0)
+    allocator.withhold(frozenset(), 5)
+    with pytest.raises(ExhaustedError) as caught:
+        allocator.take([RANGE], 6)
+    assert caught.value.wait == COOL - 1
+    assert allocator.take([RANGE], 5 + COOL) == ip("10.244.1.2")

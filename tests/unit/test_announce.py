@@ -14,7 +14,7 @@ from agent.cluster.api import Api
 from agent.model import Network, Problem
 from agent.observe import announce
 from agent.observe.announce import Announcer
-from agent.shared import Latest, NodeStatus
+from agent.shared import Latest, NodeStatus, Notice, Notices
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
@@ -28,8 +28,9 @@ class Told:
         self.refuse = False
         self.server = Awkward(self._answer)
         self.status: Latest[NodeStatus] = Latest(NodeStatus())
+        self.notices = Notices()
         self.stop = threading.Event()
-        announcer = Announcer(Api(lambda: config(self.server.port, "t")), "node/1", self.status)
+        announcer = Announcer(Api(lambda: config(self.server.port, "t")), "node/1", self.status, self.notices)
         self._thread = threading.Thread(target=announcer.run, args=(self.stop,))
         self._thread.start()
 
@@ -116,3 +117,21 @@ def test_an_api_server_that_is_away_hears_of_it_later(told: Told) -> None:
     eventually(lambda: len(told.all("PATCH")) > before)
     time.sleep(0.2)
     assert len(told.all("PATCH")) == before + 1
+
+
+def test_a_pod_hears_of_its_trouble_once_in_a_while(told: Told) -> None:
+    notice = Notice("shop/web-0", "0f0e", "AddressNotGiven", "10.244.1.7 is reserved")
+    for _ in range(3):
+        told.notices.put(notice)
+    eventually(lambda: told.all("POST"))
+    told.notices.put(Notice("shop/web-1", "", "AddressNotGiven", "x" * 3000))
+    eventually(lambda: len(told.all("POST")) == 2)
+    time.sleep(0.2)
+    first, second = told.all("POST")
+    assert first["involvedObject"] == {
+        "apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "web-0", "uid": "0f0e",
+    }  # fmt: skip
+    assert (first["metadata"]["namespace"], first["reason"]) == ("shop", "AddressNotGiven")
+    assert len(second["message"]) == 1024
+    path = next(asked.path for asked in told.server.asked if asked.method == "POST")
+    assert path.startswith("/api/v1/namespaces/shop/events")

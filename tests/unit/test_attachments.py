@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from agent.datapath.state import mac_for
 from agent.ipam.allocator import ExhaustedError, usable
-from agent.ipam.attachments import Attachment, Attachments, link_name, mac_for
+from agent.ipam.attachments import Attachment, Attachments, link_name
 from agent.model import Network
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")

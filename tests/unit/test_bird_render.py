@@ -206,3 +206,16 @@ def test_bird_takes_whatever_is_rendered(tmp_path_factory: pytest.TempPathFactor
         return
     assert accepted(text, tmp_path_factory.getbasetemp()) == "", text
     assert set(symbols(config).values()) >= {peer.name for peer in config.peers}
+
+
+def test_a_guest_is_announced_and_taken_by_its_blocks_node(tmp_path: Path) -> None:
+    guest = IPv4Network("10.244.2.7/32")
+    text = render(replace(ME, blocks=(*ME.blocks, guest)))
+    assert f"route {guest} unreachable;" in section(text, "protocol static testcni_blocks")
+    # nothing else changes, so that no session has to be asked again for all its routes
+    more = [line for line in text.splitlines() if line not in render(ME).splitlines()]
+    assert more == [f"  route {guest} unreachable;"]
+    for name in ("filter from_node", "filter from_reflector"):
+        assert "if net ~ OWN && net.len < 32 then reject;" in section(text, name)
+    if shutil.which("bird"):
+        assert accepted(text, tmp_path) == ""

@@ -235,3 +235,17 @@ def test_blocks_that_were_claimed_before_the_node_got_a_podcidr_go_back() -> Non
 def test_a_blocks_name_is_its_cidr() -> None:
     assert block_name(net("10.244.3.0/24")) == "10-244-3-0-24"
     assert block_name(net("fd00::/122")) == "fd00-0000-0000-0000-0000-0000-0000-0000-122"
+
+
+def test_who_asks_for_a_pool_by_name_has_blocks_of_that_pool_only() -> None:
+    gold = IPPool("gold", net("10.244.64.0/20"), 26)
+    me = Node("one", (), (net("10.244.9.0/24"),))
+    named = replace(NETWORK, pool="gold")
+    mine = IPBlock(net("10.244.64.0/26"), "one", "gold")
+    others = IPBlock(net("10.244.1.0/24"), "one", "pods")
+    snapshot = cluster(mine, others, nodes=(me,), pools=(POOL, gold))
+    assert blocks.node_blocks(snapshot, named, "one") == (mine.cidr,)
+    assert blocks.pools(snapshot, named) == (gold,)
+    assert all(block.pool == "gold" for block in islice(blocks.candidates(snapshot, named, "one"), 5))
+    assert blocks.pools(snapshot, replace(NETWORK, pool="silver")) == ()
+    assert blocks.node_blocks(snapshot, NETWORK, "one") == me.blocks

@@ -34,6 +34,9 @@ RULES = Rules(node_gone=0.0)
 class Stubborn:
     """A folder whose deletes a test may disturb."""
 
+    def get(self, kind: Kind, name: str) -> Resource:
+        return self._folder.get(kind, name)
+
     def __init__(self, path: Path) -> None:
         self._folder = Folder(path)
         self.before: Callable[[], None] = lambda: None

@@ -26,6 +26,15 @@ def test_the_file_may_be_named_by_environment(tmp_path: Path) -> None:
     assert load([], {"TESTCNI_CONFIG": str(tmp_path / "c")}).datastore == "dir:/y"
 
 
+@pytest.mark.parametrize(("text", "on"), [("on", True), ("true", True), ("off", False), ("False", False)])
+def test_switches(text: str, on: bool, tmp_path: Path) -> None:
+    assert load([*NEEDED, "--pod-annotations", text], {}).pod_annotations == on
+    (tmp_path / "c").write_text(f"pod-annotations: {text}\n")  # YAML says true for on
+    assert load([*NEEDED, "--config", str(tmp_path / "c")], {}).pod_annotations == on
+    with pytest.raises(ConfigError, match="--pod-annotations: 'yes' is none of on, off"):
+        load([*NEEDED, "--pod-annotations", "yes"], {})
+
+
 @pytest.mark.parametrize(
     ("text", "listen"),
     [

@@ -314,12 +314,13 @@ def test_a_watch_begins_with_a_complete_list_of_each_kind(tmp_path: Path) -> Non
             Replaced("Node", (node("n1"),)),
             Replaced("IPPool", ()),
             Replaced("IPBlock", ()),
+            Replaced("IPReservation", ()),
         ]
 
 
 def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path) -> None:
     with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == 3)
+        follower.until(lambda: len(follower.history) == len(KINDS))
         (tmp_path / "a.yaml").write_text(text(node("n1"), node("n2")))
         follower.until_names("n1", "n2")
         (tmp_path / ".tmp").write_text(text(node("n1"), node("n3")))
@@ -329,7 +330,7 @@ def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text(text(POOL))
         follower.until_names("n1", "n3", "pool")
         puts = [Put(node("n1")), Put(node("n2")), Gone("Node", "n2"), Put(node("n3")), Put(POOL)]
-        assert follower.history[3:] == puts
+        assert follower.history[len(KINDS) :] == puts
 
 
 def test_a_new_version_is_told_though_the_object_is_equal_to_us(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(tmp_path: 
 def test_a_writer_that_stalls_does_not_hide_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "STALLED", 0)
     with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == 3)
+        follower.until(lambda: len(follower.history) == len(KINDS))
         with (tmp_path / "a.yaml").open("w") as writer:
             writer.write(text(node("n1")))
             writer.flush()
@@ -402,7 +403,7 @@ def test_a_folder_that_appears_later(tmp_path: Path) -> None:
         (tmp_path / "new").rename(path)
         follower.until_names("n1")
         follower.until(lambda: not follower.troubles)
-        assert len([change for change in follower.history if isinstance(change, Replaced)]) == 3
+        assert len([change for change in follower.history if isinstance(change, Replaced)]) == len(KINDS)
 
 
 def test_a_folder_that_vanishes_takes_nothing_with_it(tmp_path: Path) -> None:
@@ -467,7 +468,7 @@ def test_emptying_a_folder_is_no_vanishing(tmp_path: Path) -> None:
 def test_stop_and_errors_of_the_receiver_end_a_watch_and_leave_nothing_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == 3)
+        follower.until(lambda: len(follower.history) == len(KINDS))
 
     def refuse(changes: Sequence[Change]) -> None:
         raise ZeroDivisionError
@@ -508,10 +509,10 @@ def test_create_of_what_exists(tmp_path: Path) -> None:
 
 def test_a_created_object_reaches_the_watches_of_others(tmp_path: Path) -> None:
     with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == 3)
+        follower.until(lambda: len(follower.history) == len(KINDS))
         made = Folder(tmp_path).create(block(1))
         follower.until_names(made.name)
-        assert follower.history[3:] == [Put(made)]
+        assert follower.history[len(KINDS) :] == [Put(made)]
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cluster.objects import ObjectError, expand, parse, to_doc
-from agent.model import IPBlock, IPPool, Node, Resource, Subnet, block_name
+from agent.model import IPBlock, IPPool, IPReservation, Node, Resource, Subnet, block_name
 
 NODE: dict[str, Any] = {
     "apiVersion": "v1",
@@ -50,6 +51,23 @@ BLOCK: dict[str, Any] = {
     "metadata": {"name": "10-244-3-0-24"},
     "spec": {"cidr": "10.244.3.0/24", "node": "worker-1", "pool": "default"},
 }
+
+
+HELD: dict[str, Any] = {
+    "apiVersion": "testcni.io/v1",
+    "kind": "IPReservation",
+    "metadata": {"name": "10-244-3-7"},
+    "spec": {
+        "address": "10.244.3.7",
+        "owner": "shop/web-0",
+        "pod": "shop/web-0",
+        "node": "worker-1",
+        "network": "testcni",
+        "since": "2026-01-31T12:00:00Z",
+        "released": "2026-01-31T13:00:00Z",
+    },
+}
+POD: dict[str, Any] = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespace": "shop"}}
 
 
 def changed(doc: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -105,7 +123,7 @@ BAD: list[tuple[object, str]] = [
     ("text", "document"),
     (["a"], "document"),
     (None, "document"),
-    (changed(NODE, "kind", "Pod"), "kind"),
+    (changed(NODE, "kind", "Job"), "kind"),
     (changed(NODE, "kind", ["Node"]), "kind"),
     (changed(NODE, "kind", None), "kind"),
     (changed(NODE, "apiVersion", "v2"), "apiVersion"),
@@ -146,6 +164,20 @@ BAD: list[tuple[object, str]] = [
     (changed(BLOCK, "metadata.name", "10-244-4-0-24"), "metadata.name"),
     (changed(BLOCK, "spec.cidr", "10.244.3.1/24"), "spec.cidr"),
     *((changed(BLOCK, f"spec.{key}", v), f"spec.{key}") for key in ("node", "pool") for v in (None, "", 1)),
+    (changed(HELD, "metadata.name", "10-244-3-8"), "metadata.name"),
+    *((changed(HELD, "spec.address", v), "spec.address") for v in (None, "", "10.244.3", "10.244.3.0/24", 7)),
+    *(
+        (changed(HELD, f"spec.{key}", v), f"spec.{key}")
+        for key in ("owner", "pod", "node", "network")
+        for v in (None, "", 1, ["a"])
+    ),
+    *((changed(HELD, f"spec.{key}", v), f"spec.{key}") for key in ("since", "released") for v in ("", "today", 7)),
+    (changed(HELD, "spec.since", None), "spec.since"),
+    *((changed(HELD, f"spec.{key}", 1), f"spec.{key}") for key in ("asks", "refused")),
+    (changed(POD, "metadata.annotations", ["a"]), "metadata.annotations"),
+    (changed(POD, "metadata.annotations", {"testcni.io/sticky": True}), "metadata.annotations"),
+    (changed(POD, "metadata.ownerReferences", "web"), "metadata.ownerReferences"),
+    (changed(POD, "metadata.ownerReferences", ["web"]), "metadata.ownerReferences[0]"),
 ]
 
 
@@ -192,6 +224,8 @@ def test_documents_are_as_kubernetes_has_them() -> None:
     assert to_doc(parse(POOL)) == POOL
     assert to_doc(parse(LAN)) == LAN
     assert to_doc(parse(BLOCK)) == BLOCK
+    assert to_doc(parse(HELD)) == HELD
+    assert to_doc(parse(POD)) == POD
 
 
 def test_a_pool_on_a_subnet_of_others() -> None:
@@ -259,8 +293,14 @@ nodes = st.builds(
 )
 
 
+times = st.integers(0, 2**31).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
+reservations = st.builds(
+    IPReservation, addresses, names, names, names, names, times, st.none() | times, names | st.just(""), st.text()
+)
+
+
 @settings(max_examples=50)
-@given(nodes | pools() | st.builds(IPBlock, subnets(), names, names))
+@given(nodes | pools() | st.builds(IPBlock, subnets(), names, names) | reservations)
 def test_what_is_written_is_read_back(obj: Resource) -> None:
     assert parse(to_doc(obj)) == obj
 

@@ -1,0 +1,278 @@
+"""Addresses that stay: an ADD claims them by objects; only the ADD of a pod that asks for one waits for that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
+from agent.cni.wishes import POOL, UnknownError, Wish, Wishes, identity
+from agent.errors import CniError, Code, invalid_config
+from agent.ipam import blocks, reservations
+from agent.ipam.allocator import Range
+from agent.ipam.attachments import Attachment
+from agent.ipam.reservations import Claim, RefusedError
+from agent.model import Address, IPReservation, Network, Snapshot, address_name
+from agent.shared import Busy, Latest, NodeStatus, Notice
+
+GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
+KNOWN_WITHIN = 5.0  # seconds that an ADD waits for its own node to make the way to a guest
+TRIES = 5  # of a claim that others change at the same time
+REASON = "AddressNotGiven"
+SEE = "see `testcnictl status` on the node"
+
+log = logging.getLogger(__name__)
+
+
+class TakenError(CniError):
+    """Somebody else has reserved the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What this path reads of the node path, and whom it tells."""
+
+    node: str
+    snapshot: Latest[Snapshot]
+    status: Latest[NodeStatus]
+    busy: Latest[Busy]
+    tell: Callable[[Notice], None] = lambda _notice: None
+
+
+@dataclass
+class Stay:
+    """A pod's addresses that stay: those that are known before the allocator is asked, and where they may be."""
+
+    wish: Wish
+    network: Network
+    asked: tuple[Address, ...] = ()
+    guests: tuple[Range, ...] = ()
+    """Those of them that are not in this node's blocks, each a range of its own."""
+    claimed: set[Address] = field(default_factory=set)
+
+    @property
+    def owner(self) -> str:
+        """Of its addresses, as the attachment's file has it."""
+        return self.wish.owner if self.wish.stays else ""
+
+
+class Stays:
+    """Finds, claims and takes over reservations. For several threads at once."""
+
+    def __init__(self, store: Datastore, known: Known, keep: float) -> None:
+        """`store` answers within the time that an ADD may take for it; `keep` in seconds."""
+        self._store = store
+        self._wishes = Wishes(store)
+        self._known = known
+        self._keep = timedelta(seconds=keep)
+
+    def wish(self, args: str, network: Network) -> Wish | None:
+        """What the pod of these CNI_ARGS asks for; None: it is an ordinary pod. Raises CniError."""
+        with self._telling(identity(args)):
+            wish = self._read(args, network)
+            if wish and wish.pool:
+                self._check_pool(wish, network)
+            return wish
+
+    @contextmanager
+    def staying(self, wish: Wish, network: Network, own: Sequence[Range]) -> Iterator[Stay]:
+        """The addresses that a pod keeps, for the time of its ADD.
+
+        What has a reservation, or is not in this node's blocks, is claimed at once; the rest by `settle`, when the
+        allocator has it. What is claimed and then not used is released by the node path, which leaves it alone
+        until then. Raises CniError.
+        """
+        held: Busy = frozenset()
+        try:
+            with self._telling((wish.pod, wish.uid)):
+                stay = Stay(wish, network, self._find(wish, network))
+                held = frozenset(stay.asked)
+                self._known.busy.update(lambda busy: busy | held)
+                away = [address for address in stay.asked if not _at_home(address, network, own)]
+                stay.guests = tuple(self._guest(address, stay) for address in away)
+                reserved = self._known.snapshot.get().reservations
+                for address in stay.asked:
+                    if address in away or address_name(address) in reserved:
+                        self._claim(stay, address)
+                yield stay
+        finally:
+            if held:
+                self._known.busy.update(lambda busy: busy - held)
+
+    @contextmanager
+    def _telling(self, pod: tuple[str, str] | None) -> Iterator[None]:
+        """What goes wrong is told to the pod, too."""
+        try:
+            yield
+        except CniError as error:
+            if pod:
+                self._known.tell(Notice(*pod, REASON, str(error)))
+            raise
+
+    def _check_pool(self, wish: Wish, network: Network) -> None:
+        """Raises CniError 7 for a pool that there is not, or that the network does not have."""
+        wanted = replace(network, pool=wish.pool)
+        snapshot = self._known.snapshot.get()
+        if network.hand_made or (snapshot.synced and not blocks.pools(snapshot, wanted)):
+            names = [] if network.hand_made else [pool.name for pool in blocks.pools(snapshot, network)]
+            known = ", ".join(name for name in names if name in snapshot.pools) or "there is none"
+            field = f"annotation {POOL} of pod {wish.pod}"
+            raise invalid_config(field, wish.pool, f"an IPPool of network {network.name}: {known}")
+
+    def settle(self, stay: Stay, attachment: Attachment) -> None:
+        """Claim the addresses that the attachment has of this node's blocks; wait until the node knows them here.
+
+        Raises TakenError for one that somebody else has reserved, CniError.
+        """
+        for address in attachment.held:
+            if address not in stay.claimed and (stay.wish.sticky or address in stay.asked):
+                self._claim(stay, address)
+        here, guests = frozenset(map(blocks.single, attachment.held)), frozenset(attachment.guests)
+
+        def known(status: NodeStatus) -> bool:
+            return guests <= status.guests and here.isdisjoint(status.away)
+
+        if not self._known.status.wait(known, time.monotonic() + KNOWN_WITHIN):
+            what = f"the node has not found out yet that {', '.join(map(str, attachment.held))} is here"
+            raise CniError(Code.TRY_AGAIN, what, SEE)
+
+    def _read(self, args: str, network: Network) -> Wish | None:
+        """The pod's wish; while it can't be read, what it had here last is what it wants."""
+        try:
+            return self._wishes.of(args)
+        except UnknownError as error:
+            for held in self._known.snapshot.get().reservations.values():
+                here = (held.pod, held.node, held.network) == (error.pod, self._known.node, network.name)
+                if here and not held.asks:
+                    log.warning("%s gets %s again, as %s", error.pod, held.address, error)
+                    return Wish(error.pod, error.uid, held.owner, sticky=True)
+            raise
+
+    def _find(self, wish: Wish, network: Network) -> tuple[Address, ...]:
+        """The address that is asked for, or the one that the owner had."""
+        if wish.address or not wish.sticky:
+            return (wish.address,) if wish.address else ()
+        held = self._fitting(self._known.snapshot.get().reservations.values(), wish, network)
+        if held is None:  # before the owner gets a second one: a watch may be late
+            try:
+                found = self._store.list("IPReservation")
+            except StoreError as error:
+                what = f"whether {wish.owner} has an address can't be read: {error}"
+                raise CniError(Code.TRY_AGAIN, what, "the runtime tries again") from error
+            held = self._fitting((r for r in found if isinstance(r, IPReservation)), wish, network)
+        return (held.address,) if held else ()
+
+    def _fitting(self, known: Iterable[IPReservation], wish: Wish, network: Network) -> IPReservation | None:
+        """Of the owner's addresses the first that the network still has."""
+        mine = reservations.of_owner(known, wish.owner, network.name)
+        return next((r for r in mine if self._misplaced(r.address, network) is None), None)
+
+    def _guest(self, address: Address, stay: Stay) -> Range:
+        """An address of no block of this node. Raises CniError for one that no pod may have."""
+        if wrong := self._misplaced(address, stay.network):
+            raise wrong
+        known = self._known.snapshot.get().reservations.get(address_name(address))
+        if stay.network.hand_made and (known is None or known.owner != stay.wish.owner):
+            what = f"{address} is not in this node's part of {stay.network.subnet}, and whose it is, is not known"
+            raise CniError(Code.ADDRESSES, what, "ask for one of this node's range, or use an IPPool")
+        return Range(blocks.single(address), int(address), int(address))
+
+    def _misplaced(self, address: Address, network: Network) -> CniError | None:
+        """Why no pod of the network may have an address; None: it may."""
+        snapshot = self._known.snapshot.get()
+        if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
+            return None
+        places = [network.subnet] if network.subnet else [pool.cidr for pool in snapshot.pools.values()]
+        found = reservations.home(snapshot, address)
+        if found and blocks.within(found[0], network.subnet):
+            places = [found[0]]
+        inside = tuple(place for place in places if address in place)
+        if not inside:
+            allowed = f"those of network {network.name}: {', '.join(map(str, places)) or 'there is no IPPool'}"
+            return invalid_config("address", str(address), allowed)
+        uplink = self._known.status.get().uplinks.get(network)
+        barred = blocks.withheld(snapshot, network, self._known.node, inside)
+        reserved = uplink.reserved if uplink else frozenset()
+        if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.hand_made:
+            return None
+        what = f"{address} is no address for pods: a network's, a gateway's or a node's own, or out of range"
+        return CniError(Code.ADDRESSES, what, "ask for another")
+
+    def _claim(self, stay: Stay, address: Address) -> None:
+        """The reservation becomes this pod's. Raises TakenError, CniError."""
+        wish, node = stay.wish, self._known.node
+        claim = Claim(address, wish.owner, wish.pod, node, stay.network.name)
+        held, seen = self._known.snapshot.get().reservations.get(address_name(address)), set[str]()
+        for _ in range(TRIES):
+            seen |= {held.resource_version} if held else set()
+            try:
+                if held is None and not self._known.snapshot.get().synced:  # nobody knows who has to agree
+                    raise _unclaimed(address, "the datastore has not been read completely yet")
+                wanted = reservations.claimed(held, claim, self._asks(address), datetime.now(UTC), self._keep)
+                made = self._store.update(wanted) if held else self._store.create(wanted)
+                break
+            except RefusedError as error:
+                if (fresh := self._look(address)) == held:
+                    raise TakenError(Code.ADDRESSES, str(error), error.remedy) from error
+                held = fresh
+            except (ConflictError, NotFoundError):
+                held = self._look(address)
+            except StoreError as error:
+                if held and (held.owner, held.pod, held.node, held.asks) == (wish.owner, wish.pod, node, ""):
+                    log.warning("%s keeps %s, which the datastore hears of later: %s", wish.pod, address, error)
+                    stay.claimed.add(address)
+                    return
+                raise _unclaimed(address, error) from error
+        else:
+            raise _unclaimed(address, "it changes all the time")
+        assert isinstance(made, IPReservation)  # noqa: S101 - one was written
+        if made.asks:
+            self._wait(made, frozenset({*seen, made.resource_version}))
+        stay.claimed.add(address)
+        log.info("%s has %s, reserved for %s", wish.pod, address, wish.owner)
+
+    def _look(self, address: Address) -> IPReservation | None:
+        try:
+            found = self._store.get("IPReservation", address_name(address))
+        except NotFoundError:
+            return None
+        except StoreError as error:
+            raise _unclaimed(address, error) from error
+        return found if isinstance(found, IPReservation) else None
+
+    def _asks(self, address: Address) -> str:
+        """The live node that has to agree, as it may have given the address to an ordinary pod."""
+        snapshot = self._known.snapshot.get()
+        found = reservations.home(snapshot, address)
+        return found[1] if found and found[1] in snapshot.nodes and found[1] != self._known.node else ""
+
+    def _wait(self, made: IPReservation, seen: frozenset[str]) -> None:
+        """Until the block's node has answered. Raises CniError when it does not agree, or not in time."""
+
+        def answer(snapshot: Snapshot) -> IPReservation | None:
+            now = snapshot.reservations.get(made.name)
+            return now if now and now.resource_version not in seen else None
+
+        snapshot, where = self._known.snapshot, f"{made.address} lies in a block of node {made.asks}"
+        snapshot.wait(lambda s: answer(s) is not None, time.monotonic() + GRANTED_WITHIN)
+        found = answer(snapshot.get())
+        if found is None:
+            what = f"{where}, which has not agreed within {GRANTED_WITHIN:.0f} s"
+            raise CniError(Code.TRY_AGAIN, what, f"look whether testcni runs on node {made.asks}")
+        if found.asks:
+            raise TakenError(Code.ADDRESSES, f"{where}, and {found.refused}", "ask for another")
+
+
+def _at_home(address: Address, network: Network, own: Sequence[Range]) -> bool:
+    """Whether it is for this node's allocator to say whether it is free."""
+    if network.hand_made:  # all nodes have one block there, and parts of it
+        return any(address in mine for mine in own)
+    return any(address in mine.block for mine in own)
+
+
+def _unclaimed(address: Address, why: object) -> CniError:
+    return CniError(Code.TRY_AGAIN, f"{address} can't be reserved: {why}", "the runtime tries again")

@@ -1,0 +1,158 @@
+"""What a pod's annotations ask for: its metadata is read once an ADD, with a deadline, and only if that is on."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import time
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from agent import cniargs
+from agent.cluster.store import Datastore, NotFoundError, StoreError
+from agent.errors import CniError, Code, invalid_config
+from agent.model import Described
+
+IP, STICKY, POOL = "testcni.io/ip", "testcni.io/sticky", "testcni.io/pool"
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
+REMEMBERED = 1024  # pods
+NAMESPACE_FOR = 30.0  # seconds that a namespace's annotations are believed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a pod wants of its address."""
+
+    pod: str
+    """`namespace/name`."""
+    uid: str
+    owner: str
+    address: IPv4Address | None = None
+    sticky: bool = False
+    pool: str = ""
+    """Name of the IPPool that its addresses come from; empty: any."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it wants an address of its own."""
+        return self.sticky or self.address is not None
+
+
+def identity(args: str) -> tuple[str, str] | None:
+    """The pod of CNI_ARGS as `namespace/name`, and its UID, which may be empty; None: they name none.
+
+    Raises CniError 4.
+    """
+    pairs = cniargs.pairs(args)
+    namespace, name = pairs.get("K8S_POD_NAMESPACE"), pairs.get("K8S_POD_NAME")
+    return (f"{namespace}/{name}", pairs.get("K8S_POD_UID", "")) if namespace and name else None
+
+
+class UnknownError(CniError):
+    """The annotations of a pod can't be had just now."""
+
+    def __init__(self, pod: str, uid: str, why: object) -> None:
+        super().__init__(
+            Code.TRY_AGAIN,
+            f"the annotations of pod {pod} can't be read, and it may ask for an address: {why}",
+            "the runtime tries again; see the API server, or turn pod-annotations off",
+        )
+        self.pod = pod
+        self.uid = uid
+
+
+class Wishes:
+    """Reads annotations. For several threads at once."""
+
+    def __init__(self, store: Datastore) -> None:
+        """`store` answers within the time that an ADD may take for it."""
+        self._store = store
+        self._known: dict[str, Wish] = {}
+        self._namespaces: dict[str, tuple[float, Described]] = {}
+
+    def of(self, args: str) -> Wish | None:
+        """What the pod of these CNI_ARGS asks for; None: nothing. Raises CniError 7, 11, UnknownError."""
+        found = identity(args)
+        if found is None:
+            return None
+        pod, uid = found
+        if uid and not UUID.fullmatch(
+            uid
+        ):  # a static pod, whose UID is a hash of its file: it may be the API server
+            return None
+        try:
+            wish = self._read(pod, uid)
+        except StoreError as error:
+            if (known := self._known.get(uid)) is None:
+                raise UnknownError(pod, uid, error) from error
+            log.warning("annotations of %s are taken as they were, as they can't be read: %s", pod, error)
+            wish = known
+        return wish if wish.stays or wish.pool else None
+
+    def _read(self, pod: str, uid: str) -> Wish:
+        try:
+            found = self._store.get("Pod", pod)
+        except NotFoundError:  # it was deleted meanwhile, or the runtime made it up
+            return Wish(pod, uid, pod)
+        assert isinstance(found, Described)  # noqa: S101 - it was asked for
+        if uid and found.uid and found.uid != uid:
+            what = f"there is another pod {pod} now, with UID {found.uid}"
+            raise CniError(Code.TRY_AGAIN, what, "the runtime deletes this one")
+        wish = parse(found)
+        if not wish.pool and (pool := dict(self._namespace(pod.partition("/")[0]).annotations).get(POOL)):
+            wish = replace(wish, pool=pool)
+        if uid:
+            self._known[uid] = wish
+            if len(self._known) > REMEMBERED:
+                self._known.pop(next(iter(self._known)), None)
+        return wish
+
+    def _namespace(self, name: str) -> Described:
+        now = time.monotonic()
+        since, known = self._namespaces.get(name, (now - NAMESPACE_FOR, Described("Namespace", name)))
+        if since + NAMESPACE_FOR > now:
+            return known
+        try:
+            found = self._store.get("Namespace", name)
+        except NotFoundError:
+            found = Described("Namespace", name)
+        assert isinstance(found, Described)  # noqa: S101 - it was asked for
+        self._namespaces[name] = (now, found)
+        return found
+
+
+def parse(pod: Described) -> Wish:
+    """What the annotations of a pod say. Raises CniError 7 that names the annotation."""
+    annotations = dict(pod.annotations)
+    sticky = annotations.get(STICKY, "false").strip().lower()
+    if sticky not in ("true", "false"):
+        raise _wrong(pod, STICKY, annotations[STICKY], 'allowed: "true", "false"')
+    if sticky == "true" and pod.controller and not pod.controller.startswith("StatefulSet/"):
+        allowed = f"it is for pods that keep their names, and those of {pod.controller} don't; use {IP}"
+        raise _wrong(pod, STICKY, annotations[STICKY], allowed)
+    address = None
+    if (text := annotations.get(IP)) is not None:
+        try:
+            address = ipaddress.IPv4Address(text.strip())
+        except ValueError as error:
+            raise _wrong(pod, IP, text, "allowed: an IPv4 address such as 10.244.1.7") from error
+    return Wish(pod.name, pod.uid, owner_of(pod), address, sticky == "true", annotations.get(POOL, "").strip())
+
+
+def owner_of(pod: Described) -> str:
+    """Whose its address is: its own where the name stays, else that of what makes its successors."""
+    kind, _, name = pod.controller.partition("/")
+    namespace = pod.name.partition("/")[0]
+    if kind in ("", "StatefulSet"):
+        return pod.name
+    if kind == "ReplicaSet" and pod.template and name.endswith(f"-{pod.template}"):
+        kind, name = "Deployment", name.removesuffix(f"-{pod.template}")
+    return f"{namespace}/{kind}/{name}"
+
+
+def _wrong(pod: Described, key: str, value: str, remedy: str) -> CniError:
+    error = invalid_config(f"annotation {key} of pod {pod.name}", value, "")
+    return CniError(error.code, error.msg, remedy)

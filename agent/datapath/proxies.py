@@ -1,0 +1,61 @@
+"""Addresses of a bridge's block that are elsewhere: the bridge answers ARP for them, and tells its ports so."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.datapath import arp, bridges, links, slaves
+from agent.datapath.netlink import Netlink, Request
+from agent.datapath.rtnl import Link
+from agent.datapath.state import Proxy, mac_for
+from agent.model import Address
+
+AGAIN = 1.1  # seconds: neighbours change their mind once a second at most (locktime of arp(7))
+DELAY = "ipv4/neigh/{}/proxy_delay"  # else an answer takes up to 0.8 s, as if other hosts answered too
+
+log = logging.getLogger(__name__)
+
+
+def sync(nl: Netlink, desired: frozenset[Proxy], there: Sequence[Link], sysctls: Path) -> int:
+    """Make what our bridges answer for what is desired; how many answers changed. Raises OSError."""
+    ours = {link.index: link for link in there if bridges.is_ours(link)}
+    indexes = {link.name: index for index, link in ours.items()}
+    wanted: set[tuple[int, Address]] = {
+        (indexes[proxy.bridge], proxy.address) for proxy in desired if proxy.bridge in indexes
+    }
+    if not ours:
+        return 0
+    actual = {(index, address) for index, address in slaves.proxies(nl) if index in ours}
+    for name in {ours[index].name for index, _address in wanted - actual}:
+        (sysctls / DELAY.format(name)).write_text("0")
+    steps: list[Request] = [slaves.add_proxy(*entry) for entry in wanted - actual]
+    steps += [slaves.delete_proxy(*entry) for entry in actual - wanted]
+    for error in nl.batch(steps):
+        if error and error.errno != errno.ENOENT:
+            raise error
+    for index, address in wanted - actual:
+        _tell(ours[index], address, ours[index].mac)
+    for index, address in actual - wanted:
+        _tell(ours[index], address, mac_for(address))
+    return len(steps)
+
+
+def _tell(bridge: Link, address: Address, mac: str) -> None:
+    """Pods that know where the address was learn where it is."""
+    arp.announce(bridge.name, mac, address)
+    again = threading.Timer(AGAIN, _tell_again, (bridge, address, mac))
+    again.daemon = True
+    again.start()
+
+
+def _tell_again(bridge: Link, address: Address, mac: str) -> None:
+    """The same again, if it is still so."""
+    try:
+        if ((bridge.index, address) in slaves.proxies(links.host())) == (mac == bridge.mac):
+            arp.announce(bridge.name, mac, address)
+    except OSError as error:  # the bridge has gone meanwhile, and its ports with it
+        log.warning("%s is not announced on %s: %s", address, bridge.name, error)

@@ -1,0 +1,159 @@
+"""Keeps reservations true: a thread compares those of this node with its pods, and answers other nodes' claims.
+
+A DEL does not wait for it, so it also works after crashes, reboots, and while the datastore is away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from agent.cluster import objects
+from agent.cluster.objects import ObjectError
+from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
+from agent.ipam import reservations
+from agent.ipam.attachments import Attachments
+from agent.ipam.reservations import Claim, Delete, Here, Step
+from agent.model import IPReservation, Problem, Snapshot
+from agent.shared import Busy, Latest
+
+AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
+ROUND = 30.0  # seconds after which no more is tried when something failed
+WHERE = "reservations"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the keeper goes by."""
+
+    snapshot: Latest[Snapshot]
+    busy: Latest[Busy]
+    attachments: Attachments
+    file: Path
+    """Where a restarted agent finds the reservations while the datastore is away."""
+
+
+class Keeper:
+    """Releases, answers and deletes; alone in its thread, as stores hang."""
+
+    def __init__(self, store: Datastore, node: str, kept: Kept, keep: float) -> None:
+        """`keep`: for how many seconds a reservation outlives its pod."""
+        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        self._store = store
+        self._node = node
+        self._kept = kept
+        self._keep = timedelta(seconds=keep)
+        self._withheld: Mapping[str, IPReservation] = {}
+        self._wake = threading.Event()
+        kept.snapshot.listen(self._changed)
+        kept.busy.listen(self._wake.set)
+        kept.attachments.listen(self._wake.set)
+        self._withhold()
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep them until `stop` is set."""
+        saved: Mapping[str, IPReservation] = {}
+        while not stop.is_set():
+            self._wake.wait(AGAIN)
+            self._wake.clear()
+            snapshot = self._kept.snapshot.get()
+            if not snapshot.synced:
+                continue
+            if snapshot.reservations is not saved:
+                save(self._kept.file, snapshot.reservations)
+                saved = snapshot.reservations
+            self.problems.publish(self.once())
+
+    def once(self) -> dict[str, Problem]:
+        """One comparison; what can't be done now."""
+        self._withhold()  # before anything is granted
+        # in this order: what the snapshot has of a pod here is busy, or else on file
+        snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
+        here = self._here(self._kept.busy.get())
+        changes = [
+            *(partial(self._take, step) for step in reservations.steps(snapshot, here, now, self._keep)),
+            *(partial(self._create, missing) for missing in reservations.lost(snapshot, here, now)),
+        ]
+        problems, end = {}, time.monotonic() + ROUND
+        random.shuffle(changes)  # one that can't be made does not keep another from its turn for good
+        for change in changes:
+            try:
+                change()
+            except (ConflictError, NotFoundError) as error:  # what others changed comes with the next snapshot
+                log.debug("a reservation was changed by others: %s", error)
+            except StoreError as error:
+                problems[WHERE] = Problem(WHERE, f"they can't be kept: {error}", "see the datastore")
+                if time.monotonic() > end:
+                    break
+        return problems
+
+    def _here(self, busy: Busy) -> Here:
+        used, claims = {}, set()
+        for attachment in self._kept.attachments.all():
+            for lease in attachment.leases:
+                used[lease.address] = f"pod {attachment.pod}" if attachment.pod else attachment.container_id
+            if attachment.wired is None:  # whoever is at work on it will claim it
+                busy |= frozenset(attachment.held)
+            for address in attachment.held:
+                claims.add(Claim(address, attachment.owner, attachment.pod, self._node, attachment.network.name))
+        return Here(self._node, used, frozenset(claims), busy)
+
+    def _take(self, step: Step) -> None:
+        held = step.reservation
+        if isinstance(step, Delete):
+            self._store.delete("IPReservation", held.name, held)
+            log.info("reservation of %s for %s is over", held.address, held.owner)
+            return
+        self._store.update(held)
+        if held.node != self._node:
+            answer = f"refused: {held.refused}" if held.refused else "granted"
+            log.info("claim of %s by %s on node %s: %s", held.address, held.pod, held.node, answer)
+        elif held.released:
+            log.info("%s released %s, which is kept for %s", held.pod, held.address, held.owner)
+
+    def _create(self, missing: IPReservation) -> None:
+        self._store.create(missing)
+        log.warning("reservation of %s was deleted, but pod %s has it: made again", missing.address, missing.pod)
+
+    def _changed(self) -> None:
+        self._withhold()
+        self._wake.set()
+
+    def _withhold(self) -> None:
+        """No pod that does not ask for it gets an address that is reserved."""
+        known = self._kept.snapshot.get().reservations
+        if known is not self._withheld:
+            self._kept.attachments.withhold(frozenset(held.address for held in known.values()))
+            self._withheld = known
+
+
+def save(path: Path, known: Mapping[str, IPReservation]) -> None:
+    """Keep what is known; without it a restart while the datastore is away only knows less."""
+    new = path.with_suffix(".new")
+    try:
+        new.write_text(json.dumps([objects.to_doc(held) for held in known.values()]))
+        new.replace(path)
+    except OSError as error:
+        log.warning("%s can't be written: %s", path, error)
+
+
+def load(path: Path) -> dict[str, IPReservation]:
+    """What an earlier agent kept; a file that can't be used is as none."""
+    try:
+        found = [objects.parse(doc) for doc in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, ObjectError) as error:
+        log.warning("%s is of no use, and reservations are known when the datastore tells: %s", path, error)
+        return {}
+    return {held.name: held for held in found if isinstance(held, IPReservation)}

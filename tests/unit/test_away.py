@@ -1,0 +1,105 @@
+"""Addresses that are away from their block, as each mode wants them of the kernel: pure functions."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from agent.datapath.state import LocalAddress, NodeState, Proxy, Route, Underlay
+from agent.model import EBPF, KERNEL, IPPool, IPReservation, Network, Node, Snapshot
+from agent.modes import mode
+from agent.modes.base import View
+
+X = IPv4Address("10.244.1.7")
+ALONE = IPv4Network("10.244.1.7/32")
+NODES = {
+    name: Node(name, (IPv4Address(f"192.0.2.{number}"),), (IPv4Network(f"10.244.{number}.0/24"),))
+    for number, name in enumerate(("one", "two", "three"), 1)
+}
+SINCE = datetime(2026, 1, 31, 12, tzinfo=UTC)
+AWAY = IPReservation(X, "default/web-0", "default/web-0", "two", "net", SINCE)
+POOLS = {"pods": IPPool("pods", IPv4Network("10.244.0.0/16"), 24)}
+
+
+def desired(
+    way: str, node: str, held: IPReservation = AWAY, *, here: bool = False, backend: str = EBPF
+) -> NodeState:
+    """What a node wants while `held` is reserved, and `here` where its pod is on this node."""
+    network = Network("net", way, IPv4Network("10.244.0.0/16"), vxlan_backend=backend)
+    snapshot = Snapshot(True, NODES, POOLS, {}, {held.name: held})
+    me = NODES[node]
+    local = (LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{me.addresses[0]}/24")),)
+    alone = frozenset({ALONE}) if here else frozenset()
+    guests = frozenset() if node == "one" else alone
+    view = View(snapshot, node, local, network, me.blocks, underlay=Underlay(), guests=guests, held=alone)
+    return mode(way).desired(view)
+
+
+def routes(state: NodeState) -> list[Route]:
+    return [route for route in state.routes if route.dst == ALONE]
+
+
+@pytest.mark.parametrize("node", ["one", "three"])
+def test_host_gw_routes_it_to_where_it_is(node: str) -> None:
+    state = desired("host-gw", node)
+    assert routes(state) == [Route(ALONE, IPv4Address("192.0.2.2"), "eth0")]
+    assert state.proxies == (frozenset({Proxy("testcni0", X)}) if node == "one" else frozenset())
+    assert not state.problems
+    assert not state.quiet
+
+
+def test_host_gw_has_a_guest_on_its_bridge() -> None:
+    state = desired("host-gw", "two", here=True)
+    assert routes(state) == [Route(ALONE, None, "testcni0")]
+    assert state.quiet == {"testcni0"}
+    assert ALONE in state.masquerade.sources
+    assert all(bridge.addresses == {ipaddress.ip_interface("10.244.2.1/24")} for bridge in state.bridges)
+
+
+def test_one_that_came_home_needs_nothing_though_the_datastore_says_otherwise() -> None:
+    for way in ("host-gw", "vxlan"):
+        state = desired(way, "one", here=True)
+        assert not routes(state)
+        assert not state.proxies
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        replace(AWAY, released=SINCE),
+        replace(AWAY, asks="one"),
+        replace(AWAY, node="gone"),
+        replace(AWAY, network="n"),
+    ],
+)
+def test_what_is_not_in_use_has_no_route(held: IPReservation) -> None:
+    for way in ("host-gw", "vxlan"):
+        assert not routes(desired(way, "three", held))
+
+
+@pytest.mark.parametrize("backend", [EBPF, KERNEL])
+def test_vxlan_knows_the_node(backend: str) -> None:
+    for node, here in (("one", False), ("two", True), ("three", False)):
+        state = desired("vxlan", node, here=here, backend=backend)
+        assert state.overlay
+        assert dict(state.overlay.blocks)[ALONE] == IPv4Address("192.0.2.2")
+        gateway = IPv4Address("192.0.2.2") if backend == KERNEL else None
+        assert routes(state) == ([] if here else [Route(ALONE, gateway, "testcni-vxlan")])
+
+
+def test_ipip_announces_a_guest() -> None:
+    guest, home, other = (desired("ipip", node, here=node == "two") for node in ("two", "one", "three"))
+    for state in (guest, home, other):
+        assert state.ipip
+        assert dict(state.ipip.blocks)[ALONE] == IPv4Address("192.0.2.2")
+    assert guest.bird
+    assert guest.bird.blocks == (IPv4Network("10.244.2.0/24"), ALONE)
+    for state in (home, other):
+        assert state.bird
+        assert ALONE not in state.bird.blocks
+    assert guest.ipip
+    assert guest.ipip.addresses == {IPv4Address("10.244.2.1")}

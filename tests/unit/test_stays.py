@@ -1,0 +1,362 @@
+"""The pod path's and the node path's parts of addresses that stay, on a real datastore in a folder."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.cluster.folder import Folder
+from agent.cluster.objects import to_doc
+from agent.cluster.store import Datastore, Kind, StoreError
+from agent.cni import stays
+from agent.cni.stays import Known, Stay, Stays, TakenError
+from agent.errors import CniError
+from agent.ipam.allocator import UnavailableError, usable
+from agent.ipam.attachments import Attachment, Attachments
+from agent.model import Address, Described, IPReservation, Network, Node, Resource
+from agent.node import keeper
+from agent.node.follower import Follower
+from agent.node.keeper import Keeper, Kept
+from agent.shared import Busy, Latest, NodeStatus, Notice
+
+NET = Network("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
+BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}
+NODES = [Node(name, (), (block,)) for name, block in BLOCKS.items()]
+
+
+def ip(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+class Store(Folder):
+    """A folder that can be away."""
+
+    away = False
+
+    def get(self, kind: Kind, name: str) -> Resource:
+        self._there()
+        return super().get(kind, name)
+
+    def list(self, kind: Kind) -> tuple[Resource, ...]:
+        self._there()
+        return super().list(kind)
+
+    def create(self, obj: Resource) -> Resource:
+        self._there()
+        return super().create(obj)
+
+    def update(self, obj: Resource) -> Resource:
+        self._there()
+        return super().update(obj)
+
+    def _there(self) -> None:
+        if self.away:
+            raise StoreError("HTTP 503: away")
+
+
+class Agent:
+    """What of an agent concerns addresses that stay; its kernel knows everything at once."""
+
+    def __init__(self, node: str, store: Datastore, run: Path, keep: float = 3600) -> None:
+        self.node = node
+        self.store = store
+        self.told: list[Notice] = []
+        self.attachments = Attachments(run / node, 0)
+        self.attachments.load()
+        self.follower = Follower(self.store, keeper.load(run / node / "reservations.json"))
+        self.status = Latest(NodeStatus(synced=True))
+        busy: Latest[Busy] = Latest(frozenset())
+        kept = Kept(self.follower.snapshot, busy, self.attachments, run / node / "reservations.json")
+        self.keeper = Keeper(self.store, node, kept, keep)
+        self.attachments.listen(self._program)
+        known = Known(node, self.follower.snapshot, self.status, busy, self.told.append)
+        self.stays = Stays(self.store, known, keep)
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=run, args=(self._stop,)) for run in (self.follower.run,)]
+
+    def start(self, *, keeping: bool = True) -> Agent:
+        if keeping:
+            self._threads.append(threading.Thread(target=self.keeper.run, args=(self._stop,)))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.follower.snapshot.update(lambda s: replace(s, synced=not s.synced))
+        for thread in self._threads:
+            thread.join()
+
+    def _program(self) -> None:
+        guests = frozenset(guest for pod in self.attachments.all() for guest in pod.guests)
+        self.status.publish(NodeStatus(synced=True, guests=guests))
+
+    def add(self, pod: str, container: str = "") -> Attachment:
+        own = [usable(BLOCKS[self.node])]
+        args = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"
+        wanted = Attachment(container or pod, "eth0", NET, "", f"default/{pod}", (), "")
+        wish = self.stays.wish(args, NET)
+        if wish is None:
+            return self.attachments.reserve(wanted, own, (), 0)
+        with self.stays.staying(wish, NET, own) as stay:
+            made = self.attachments.reserve(replace(wanted, owner=stay.owner), [*own, *stay.guests], stay.asked, 0)
+            self._settle(stay, made)
+            self.attachments.finish(made, {})
+        return made
+
+    def _settle(self, stay: Stay, made: Attachment) -> None:
+        try:
+            self.stays.settle(stay, made)
+        except CniError:
+            self.attachments.remove(made)
+            raise
+
+    def known(self) -> Mapping[str, IPReservation]:
+        return self.follower.snapshot.get().reservations
+
+    def held(self, name: str = "10-244-1-2") -> IPReservation:
+        """The reservation, once the watch has told of it."""
+        self.until(lambda: name in self.known())
+        return self.known()[name]
+
+    def until(self, true: object, within: float = 5) -> None:
+        end = time.monotonic() + within
+        while not true():  # type: ignore[operator]
+            assert time.monotonic() < end, self.known()
+            time.sleep(0.01)
+
+
+class Cluster:
+    """A folder of objects, and agents."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.folder, self.run = path / "cluster", path / "run"
+        self.folder.mkdir()
+        self.store = Store(self.folder)
+        self._stack = stack
+        for node in NODES:
+            self.put(node)
+
+    def put(self, obj: Resource) -> None:
+        name = f"{type(obj).__name__}-{obj.name}".replace("/", "-").lower()
+        (self.folder / f"{name}.json").write_text(json.dumps(to_doc(obj)))
+
+    def pod(self, name: str, controller: str = "", **annotations: str) -> None:
+        named = tuple((f"testcni.io/{key}", value) for key, value in annotations.items())
+        self.put(Described("Pod", f"default/{name}", "", named, controller))
+
+    def agent(self, node: str, *, keep: float = 3600, keeping: bool = True) -> Agent:
+        agent = Agent(node, self.store, self.run, keep).start(keeping=keeping)
+        self._stack.callback(agent.stop)
+        agent.until(lambda: agent.follower.snapshot.get().synced)
+        return agent
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield Cluster(tmp_path, stack)
+
+
+def address(made: Attachment) -> str:
+    return str(made.leases[0].address)
+
+
+def test_an_ordinary_pod_reserves_nothing(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("plain")
+    assert address(one.add("plain")) == "10.244.1.2"
+    assert not one.known()
+
+
+def test_a_sticky_pod_comes_back_to_its_address_on_any_node(cluster: Cluster) -> None:
+    one, two = cluster.agent("one"), cluster.agent("two")
+    cluster.pod("web-0", "StatefulSet/web", sticky="true")
+    first = one.add("web-0")
+    assert first.held == (ip("10.244.1.2"),)
+    assert not first.guests
+    one.attachments.remove(first)
+    one.until(lambda: one.held().released)
+    for agent in (two, one, two):
+        again = agent.add("web-0")
+        assert address(again) == "10.244.1.2"
+        assert bool(again.guests) == (agent is two)
+        agent.attachments.remove(again)
+    assert one.told + two.told == []
+
+
+def test_a_pod_that_moves_without_a_word_takes_its_address_over(cluster: Cluster) -> None:
+    one, two = cluster.agent("one"), cluster.agent("two")
+    cluster.pod("web-0", sticky="true")
+    first = one.add("web-0")
+    assert address(two.add("web-0")) == address(first)
+    one.until(lambda: one.held().node == "two")
+    one.attachments.remove(first)  # the old node comes back
+    time.sleep(0.2)
+    assert one.held().in_use
+
+
+def test_nobody_is_given_a_reserved_address(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("web-0", sticky="true")
+    one.attachments.remove(one.add("web-0"))
+    one.until(lambda: one.held().released)
+    assert address(one.add("plain")) == "10.244.1.3"
+    wanted = Attachment("asks", "eth0", NET, "", "", (), "")
+    with pytest.raises(UnavailableError, match=r"10.244.1.2 is reserved"):
+        one.attachments.reserve(wanted, [usable(BLOCKS["one"])], [ip("10.244.1.2")], 0)
+
+
+def test_the_second_claim_is_refused_and_told_to_the_pod(cluster: Cluster) -> None:
+    one, two = cluster.agent("one"), cluster.agent("two")
+    for name in ("a", "b"):
+        cluster.pod(name, ip="10.244.1.7")
+    one.add("a")
+    one.held("10-244-1-7")
+    for agent in (two, one):
+        with pytest.raises(TakenError, match=r"10.244.1.7 is reserved for default/a: pod default/a on node one"):
+            agent.add("b")
+        (notice,) = agent.told
+        assert (notice.pod, notice.reason) == ("default/b", "AddressNotGiven")
+        assert "10.244.1.7 is reserved" in notice.message
+    assert one.held("10-244-1-7").pod == "default/a"
+
+
+def test_two_claims_at_once_have_one_winner(cluster: Cluster) -> None:
+    agents = [cluster.agent("one"), cluster.agent("two")]
+    for name in ("a", "b"):
+        cluster.pod(name, ip="10.244.200.7")
+    results: list[object] = []
+
+    def claim(agent: Agent, name: str) -> None:
+        try:
+            results.append(address(agent.add(name)))
+        except TakenError as error:
+            results.append(error.code)
+
+    threads = [threading.Thread(target=claim, args=pair) for pair in zip(agents, ("a", "b"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, results)) == ["10.244.200.7", "102"]
+
+
+def test_the_blocks_node_agrees_or_says_why_not(cluster: Cluster) -> None:
+    one, two = cluster.agent("one"), cluster.agent("two")
+    plain = one.add("plain")
+    cluster.pod("far", ip=address(plain))
+    with pytest.raises(TakenError, match="in a block of node one, and pod default/plain on node one has it"):
+        two.add("far")
+    two.until(lambda: not two.known())
+    one.attachments.remove(plain)
+    assert two.add("far").guests == (ipaddress.ip_network("10.244.1.2/32"),)
+    assert address(one.add("next")) == "10.244.1.3"
+
+
+def test_a_node_that_does_not_answer_makes_the_add_try_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stays, "GRANTED_WITHIN", 0.3)
+    two = cluster.agent("two")
+    cluster.pod("far", ip="10.244.1.9")
+    with pytest.raises(CniError, match="node one, which has not agreed") as caught:
+        two.add("far")
+    assert caught.value.code == 11
+    two.until(lambda: not two.known())
+    assert not two.attachments.all()
+
+
+def test_what_a_crash_left_is_released_by_the_next_agent(cluster: Cluster) -> None:
+    one = cluster.agent("one", keeping=False)
+    cluster.pod("web-0", sticky="true")
+    one.attachments.remove(one.add("web-0"))  # and the agent dies before it could say so
+    assert one.held().in_use
+    again = cluster.agent("one")
+    again.until(lambda: again.held().released)
+
+
+def test_reservations_are_known_before_the_datastore_has_told(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("web-0", sticky="true")
+    one.attachments.remove(one.add("web-0"))
+    one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
+    early = Agent("one", cluster.store, cluster.run)
+    own = [usable(BLOCKS["one"])]
+    made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, (), 0)
+    assert address(made) == "10.244.1.3"
+    (cluster.run / "one/reservations.json").write_text("[{]")
+    assert keeper.load(cluster.run / "one/reservations.json") == {}
+
+
+def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("web-0", sticky="true")
+    cluster.pod("web-1", sticky="true")
+    first = one.add("web-0")
+    one.until(one.known)
+    cluster.store.away = True
+    one.attachments.remove(first)
+    assert address(one.add("web-0", "sandbox-2")) == address(first)
+    with pytest.raises(CniError, match="annotations of pod default/web-1 can't be read") as caught:
+        one.add("web-1")
+    assert caught.value.code == 11
+    cluster.store.away = False
+    one.keeper._wake.set()
+    one.until(lambda: not one.keeper.problems.get())
+    assert one.held().in_use
+
+
+def test_an_agent_that_has_not_read_all_yet_claims_nothing_new(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("web-0", sticky="true")
+    cluster.pod("new", ip="10.244.2.9")
+    first = one.add("web-0")
+    one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
+    one.attachments.remove(first)
+    early = Agent("one", cluster.store, cluster.run)
+    with pytest.raises(CniError, match="has not been read completely") as caught:
+        early.add("new")
+    assert caught.value.code == 11
+    assert address(early.add("web-0")) == address(first)
+
+
+def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
+    one = cluster.agent("one", keep=1)
+    cluster.pod("a", ip="10.244.1.7")
+    one.attachments.remove(one.add("a"))
+    one.until(lambda: one.held("10-244-1-7").released)
+    one.until(lambda: one.keeper._wake.set() or not one.known())  # type: ignore[func-returns-value]
+
+
+def test_a_deleted_reservation_of_a_pod_is_made_again(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    cluster.pod("a", ip="10.244.1.7")
+    one.add("a")
+    one.until(one.known)
+    one.store.delete("IPReservation", "10-244-1-7")
+    one.until(lambda: not one.known())
+    one.until(one.known)
+    assert one.held("10-244-1-7").owner == "default/a"
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [("192.0.2.7", 7), ("10.244.2.1", 102), ("10.244.2.255", 102), ("10.244.0.0", 102), ("10.244.255.255", 102)],
+)
+def test_addresses_that_no_pod_may_have(cluster: Cluster, asked: str, code: int) -> None:
+    one = cluster.agent("one")
+    cluster.pod("a", ip=asked)
+    with pytest.raises(CniError) as caught:
+        one.add("a")
+    assert (caught.value.code, bool(caught.value.details)) == (code, True)
+    assert not one.known()
+    assert len(one.told) == 1

@@ -1,0 +1,143 @@
+"""What annotations ask for, and what an ADD does when they can't be read."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from agent.cluster.folder import Folder
+from agent.cluster.objects import parse as parse_doc
+from agent.cluster.store import Kind, StoreError
+from agent.cni.wishes import UnknownError, Wish, Wishes, identity, owner_of, parse
+from agent.errors import CniError
+from agent.model import Described, Resource
+
+UID = "0f0e0d0c-1111-4222-8333-123456789abc"
+ARGS = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID={UID}"
+
+
+def pod(controller: str = "", template: str = "", **annotations: str) -> Described:
+    named = tuple((f"testcni.io/{key}", value) for key, value in annotations.items())
+    return Described("Pod", "shop/web-0", UID, named, controller, template)
+
+
+class Store(Folder):
+    """A datastore that knows what it is given, and can be away."""
+
+    def __init__(self, *known: Described) -> None:
+        super().__init__(Path("/nowhere"))
+        self.known: dict[tuple[Kind, str], Described] = {(one.kind, one.name): one for one in known}
+        self.away = False
+        self.asked: list[str] = []
+
+    def get(self, kind: Kind, name: str) -> Resource:
+        self.asked.append(f"{kind} {name}")
+        if self.away:
+            raise StoreError("HTTP 503: away")
+        if (kind, name) not in self.known:
+            return super().get(kind, name)
+        return self.known[kind, name]
+
+
+@pytest.mark.parametrize(
+    ("controller", "template", "owner"),
+    [
+        ("", "", "shop/web-0"),
+        ("StatefulSet/web", "", "shop/web-0"),
+        ("ReplicaSet/web-5d8f", "5d8f", "shop/Deployment/web"),
+        ("ReplicaSet/web-5d8f", "", "shop/ReplicaSet/web-5d8f"),
+        ("Job/once", "", "shop/Job/once"),
+    ],
+)
+def test_owners(controller: str, template: str, owner: str) -> None:
+    assert owner_of(pod(controller, template)) == owner
+
+
+def test_annotations() -> None:
+    assert parse(pod()) == Wish("shop/web-0", UID, "shop/web-0")
+    wish = parse(pod(ip=" 10.244.1.7 ", sticky="True", pool="gold"))
+    assert (wish.address, wish.sticky, wish.pool) == (ipaddress.ip_address("10.244.1.7"), True, "gold")
+    assert not parse(pod(sticky="false")).stays
+
+
+@pytest.mark.parametrize(
+    ("annotations", "controller"),
+    [
+        ({"ip": "10.244.1"}, ""),
+        ({"ip": ""}, ""),
+        ({"ip": "fd00::7"}, ""),
+        ({"ip": "10.244.1.7/24"}, ""),
+        ({"sticky": "1"}, ""),
+        ({"sticky": "true"}, "ReplicaSet/web-5d8f"),
+        ({"sticky": "true"}, "DaemonSet/web"),
+    ],
+)
+def test_wrong_annotations_say_which(annotations: dict[str, str], controller: str) -> None:
+    with pytest.raises(CniError, match=r"annotation testcni.io/.* of pod shop/web-0") as caught:
+        parse(pod(controller, **annotations))
+    assert (caught.value.code, bool(caught.value.details)) == (7, True)
+
+
+def test_an_add_asks_once_and_only_for_pods_of_the_api_server() -> None:
+    store = Store(pod(sticky="true"))
+    wishes = Wishes(store)
+    assert wishes.of("") is None
+    assert wishes.of("IP=10.0.0.1") is None
+    assert wishes.of(ARGS.replace(UID, "6f1ed002ab5595859014ebf0951522d9")) is None  # a static pod's
+    assert store.asked == []
+    wish = wishes.of(ARGS)
+    assert wish
+    assert wish.sticky
+    assert store.asked == ["Pod shop/web-0", "Namespace shop"]
+    assert wishes.of(ARGS) == wish
+    assert store.asked == ["Pod shop/web-0", "Namespace shop", "Pod shop/web-0"]
+    assert identity(ARGS) == ("shop/web-0", UID)
+
+
+def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_none() -> None:
+    assert Wishes(Store()).of(ARGS) is None
+    with pytest.raises(CniError, match="another pod shop/web-0") as caught:
+        Wishes(Store(pod(sticky="true"))).of(ARGS.replace("0f0e", "ffff"))
+    assert caught.value.code == 11
+
+
+def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
+    namespace = Described("Namespace", "shop", "", (("testcni.io/pool", "silver"),))
+    found = Wishes(Store(pod(), namespace)).of(ARGS)
+    assert found
+    assert (found.pool, found.stays) == ("silver", False)
+    found = Wishes(Store(pod(pool="gold"), namespace)).of(ARGS)
+    assert found
+    assert found.pool == "gold"
+
+
+def test_while_the_api_server_is_away_a_pod_that_was_seen_starts_again_and_others_wait() -> None:
+    store = Store(pod(sticky="true"))
+    wishes = Wishes(store)
+    first = wishes.of(ARGS)
+    store.away = True
+    assert wishes.of(ARGS) == first
+    with pytest.raises(UnknownError, match="can't be read, and it may ask for an address: HTTP 503") as caught:
+        wishes.of(ARGS.replace("web-0", "web-1").replace("0f0e", "ffff"))
+    assert (caught.value.code, caught.value.pod) == (11, "shop/web-1")
+
+
+def test_a_pods_metadata_as_the_api_server_has_it() -> None:
+    doc = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "web-0",
+            "namespace": "shop",
+            "uid": UID,
+            "annotations": {"testcni.io/sticky": "true", "other/thing": "x"},
+            "labels": {"pod-template-hash": "5d8f"},
+            "ownerReferences": [
+                {"kind": "Other", "name": "o"},
+                {"kind": "ReplicaSet", "name": "web-5d8f", "controller": True},
+            ],
+        },
+    }
+    assert parse_doc(doc) == pod("ReplicaSet/web-5d8f", "5d8f", sticky="true")
