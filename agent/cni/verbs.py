@@ -117,6 +117,7 @@ class Verbs:
         """Wire a pod that has its addresses; the result of ADD."""
         try:
             wired = self._wire(way, attachment, fd, conf)
+            links.settle(links.host(), attachment.link)
             answer = result.render(conf, wired)
             self._attachments.finish(attachment, wired)
         except BaseException as error:

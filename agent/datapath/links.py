@@ -13,6 +13,7 @@ from agent.datapath.netlink import Netlink, NetlinkError
 
 REAPERS = 16
 GONE_WITHIN = 30.0  # seconds; it takes 1 ms, unless something else holds the kernel's rtnl lock
+RUNNING_WITHIN = 1.5  # seconds; mostly it is so at once, and the kernel never puts it off for more than one
 POLL = 0.0002
 
 _reapers = ThreadPoolExecutor(REAPERS, thread_name_prefix="reaper")
@@ -47,6 +48,17 @@ def delete(nl: Netlink, name: str, netnsid: int | None = None) -> bool:
             raise TimeoutError(errno.ETIMEDOUT, f"link {name} is still there after {GONE_WITHIN:.0f} s")
         time.sleep(POLL)
     return True
+
+
+def settle(nl: Netlink, name: str) -> None:
+    """Wait until a link sends: what it is given before is lost, as an ARP answer, which is missed for a second.
+
+    That is so for a moment after its carrier came, with the other end of a pair or the first port of a bridge: a
+    worker of the kernel sees to it, or whoever asks for the link (net/core/link_watch.c). Raises OSError.
+    """
+    end = time.monotonic() + RUNNING_WITHIN
+    while (link := rtnl.link(nl, name)) and not link.running and time.monotonic() < end:
+        time.sleep(POLL)
 
 
 def later(do: Callable[[], object]) -> None:

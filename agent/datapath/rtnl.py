@@ -20,6 +20,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_EXT_MASK, SKIP_STATS = 29, 8  # RTEXT_FILTER_SKIP_STATS
+IFLA_OPERSTATE, IF_OPER_UP = 16, b"\x06"
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 20, 26, 28
 IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 27, 37, 46
@@ -72,6 +73,8 @@ class Link:
     """A number that any link may have (IFLA_GROUP); with slaves, the mark of their attachment."""
     netnsid: int | None = None
     """The number by which this namespace knows that of `peer`; None: `peer` is in this one."""
+    running: bool = False
+    """Whether it sends what it is given (IFLA_OPERSTATE), which comes some time after both ends are up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +375,7 @@ def _link(payload: bytes) -> Link:
         alias=_text(found.get(IFLA_IFALIAS)),
         group=_number(found.get(IFLA_GROUP)),
         netnsid=_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else None,
+        running=found.get(IFLA_OPERSTATE) == IF_OPER_UP,
     )
 
 

@@ -60,6 +60,7 @@ class HostGw:
         )
         with netns.netlink_in(netns_fd) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
+        links.settle(nl, bridge.name)
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
 from agent.ipam.attachments import Attachment
 from agent.model import Address, IPPool, Node
@@ -32,6 +33,19 @@ def test_a_pod_gets_address_routes_and_reaches_its_node(tmp_path: Path) -> None:
         ("default", "10.244.1.1", "eth0"),
         ("10.244.1.0/24", None, "eth0"),
     ]
+
+
+def test_links_send_as_soon_as_a_pod_is_added(tmp_path: Path) -> None:
+    """What a bridge is given just after it got its first port is lost: an ARP answer, and with it a second."""
+    host = Host(tmp_path)
+    for number in range(100):
+        pod = Pod(f"c{number}")
+        names = {interface["name"] for interface in host.add(pod)["interfaces"][:2]}
+        # a list, as whoever asks for one link makes the kernel see to it
+        silent = [link for link in rtnl.links(links.host()) if link.name in names and not link.running]
+        assert silent == [], f"pod {number}"
+        host.delete(pod)
+        pod.close()
 
 
 def test_the_seeds_conf_answers_in_its_own_version(tmp_path: Path) -> None:
