@@ -12,11 +12,10 @@ import pytest
 
 from tests.e2e.cluster import ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.e2e.images import TESTCNI
-from tests.e2e.workload import HOST, container, daemonset, deployment, pod, service, web
+from tests.e2e.workload import FETCH, HOST, container, daemonset, deployment, pod, service, web
 from tests.lab.segment import OUTSIDE
 
 Boxes = dict[str, dict[str, Any]]
-FETCH = ("timeout", "3", "wget", "-q", "-O-")  # Debian's wget -T crashes
 ECHO = """
 import http.server as h
 class A(h.BaseHTTPRequestHandler):

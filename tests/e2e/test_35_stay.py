@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.e2e.cluster import Cluster, ClusterNode, eventually
 from tests.e2e.test_3_scale import nothing_leaked
-from tests.e2e.workload import Doc, container, pod, web
+from tests.e2e.workload import FETCH, Doc, container, pod, web
 
 ROUNDS = 20
 REPLICAS = 3
@@ -54,7 +54,7 @@ def reached(cluster: Cluster, boxes: dict[str, Any], pods: list[Any]) -> float:
             name, address = one["metadata"]["name"], one["status"]["podIP"]
 
             def look(box: Any = box, address: str = address) -> str:
-                return cluster.exec(box, "wget", "-qO-", "-T", "1", f"http://{address}").strip()
+                return cluster.exec(box, *FETCH, f"http://{address}").strip()
 
             assert eventually(look, 10) == name
     return time.monotonic() - began

@@ -9,6 +9,7 @@ from tests.e2e.images import BUSYBOX
 
 TOOLBOX = "app=toolbox"
 HOST = "app=host"
+FETCH = ("timeout", "3", "wget", "-q", "-O-")  # Debian's wget -T crashes
 Doc = dict[str, Any]
 
 
