@@ -21,7 +21,7 @@ import yaml
 from agent.cluster import api
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
-from agent.cluster.store import ConflictError, NotFoundError
+from agent.cluster.store import KINDS, ConflictError, NotFoundError
 from agent.cni.stays import TakenError
 from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
 from agent.node.claims import Claimer, Rules, claim
@@ -312,7 +312,7 @@ def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, sto
         store.create(IPPool("before", ipaddress.ip_network("10.1.0.0/16"), 24))
         eventually(lambda: "before" in follower.snapshot.get().pools, 2)
         control.end("kube-apiserver")
-        eventually(lambda: len(follower.troubles.get()) == 3, 10)
+        eventually(lambda: len(follower.troubles.get()) == len(KINDS), 10)
         assert "before" in follower.snapshot.get().pools, "the last state stays in force"
         control.start_apiserver()
         after = IPPool("after", ipaddress.ip_network("10.2.0.0/16"), 24)
