@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from agent import netconf
-from agent.cni import probe, result
+from agent.cni import calls, probe, result
 from agent.cni.locks import KeyedLocks
 from agent.cni.protocol import Call
 from agent.cni.stays import TRIES, Stay, Stays, TakenError
 from agent.cni.wishes import IP, Wish
-from agent.datapath import links, netns, rtnl
+from agent.datapath import links, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
@@ -25,7 +24,7 @@ from agent.ipam.attachments import Attachment, Attachments, link_name
 from agent.model import HOST_GW, Address, Network, Subnet
 from agent.modes import mode
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
-from agent.netconf import LINK_NAME, NAME, NetConf
+from agent.netconf import NetConf
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Want
 
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
@@ -75,7 +74,7 @@ class Verbs:
             way = conf.network.mode
             return self._verbs[call.command](call, conf)
         except BaseException as error:
-            told = str(int(_code(error)))
+            told = str(int(calls.code(error)))
             raise
         finally:
             self._sink.call(call.command, way, told, time.monotonic() - began)
@@ -95,8 +94,8 @@ class Verbs:
 
     def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
-        way, fd = mode(conf.network.mode), _netns(call)
-        container_id, ifname = _identity(call)
+        way, fd = mode(conf.network.mode), calls.pod_netns(call)
+        container_id, ifname = calls.identity(call)
         with self._locks.hold((container_id, ifname)):
             known = self._attachments.get(container_id, ifname)
             if known and (wired := self._still_wired(known, call, conf)):
@@ -123,7 +122,7 @@ class Verbs:
         except BaseException as error:
             self._undo(attachment)
             if isinstance(error, OSError):
-                _raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
+                calls.raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
             raise
         addresses = " ".join(str(lease.address) for lease in attachment.leases)
         log.info("added %s %s %s to %s: %s", attachment.pod, *attachment.key, conf.network.name, addresses)
@@ -131,7 +130,7 @@ class Verbs:
 
     def delete(self, call: Call, network: object) -> dict[str, Any]:
         """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""
-        container_id, ifname = _identity(call)
+        container_id, ifname = calls.identity(call)
         with self._locks.hold((container_id, ifname)):
             attachment = self._attachments.get(container_id, ifname)
             if attachment and network and attachment.network.name != network:
@@ -143,13 +142,13 @@ class Verbs:
                 else:
                     links.detach(links.host(), link_name(container_id, ifname))
             except OSError as error:
-                _raise_os(error, f"disconnecting {ifname} of container {container_id}")
+                calls.raise_os(error, f"disconnecting {ifname} of container {container_id}")
         return {}
 
     def check(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Compare kernel and prevResult with what ADD made."""
-        fd = _netns(call)
-        container_id, ifname = _identity(call)
+        fd = calls.pod_netns(call)
+        container_id, ifname = calls.identity(call)
         with self._locks.hold((container_id, ifname)):
             attachment = self._attachments.get(container_id, ifname)
             if attachment is None or attachment.wired is None:
@@ -159,7 +158,7 @@ class Verbs:
             try:
                 mode(attachment.network.mode).check(attachment, wired, fd)
             except OSError as error:
-                _raise_os(error, f"checking {ifname} of container {container_id}")
+                calls.raise_os(error, f"checking {ifname} of container {container_id}")
         return {}
 
     def collect(self, _call: Call, conf: NetConf) -> dict[str, Any]:
@@ -231,7 +230,7 @@ class Verbs:
         try:
             if known.wired is not None and known.network.name == conf.network.name:
                 wired = cast("Wired", known.wired)
-                mode(known.network.mode).check(known, wired, _netns(call))
+                mode(known.network.mode).check(known, wired, calls.pod_netns(call))
                 return wired
         except (CheckError, OSError) as error:
             log.warning("%s %s is added anew: %s", *known.key, error)
@@ -313,7 +312,7 @@ class Verbs:
         except BaseException as error:
             self._undo(reserved)
             if isinstance(error, OSError):
-                _raise_os(error, f"probing for addresses of {reserved.network.name}")
+                calls.raise_os(error, f"probing for addresses of {reserved.network.name}")
             raise
         if still and owner is None:
             return True
@@ -391,48 +390,3 @@ class Verbs:
                 except OSError as error:
                     failures.append(f"{link.name}: {error}")
         return failures
-
-
-def _code(error: BaseException) -> Code:
-    """The code by which the server tells an error."""
-    if isinstance(error, CniError):
-        return error.code
-    return Code.TRY_AGAIN if isinstance(error, netns.NetnsLostError) else Code.INTERNAL
-
-
-def _identity(call: Call) -> tuple[str, str]:
-    if not NAME.fullmatch(call.container_id):
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_CONTAINERID: {call.container_id!r} is not allowed",
-            "letters, digits, _ . and -, beginning with a letter or digit",
-        )
-    if not LINK_NAME.fullmatch(call.ifname) or call.ifname in (".", ".."):
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_IFNAME: {call.ifname!r} is not allowed",
-            "1 to 15 characters, no blank, / : or %",
-        )
-    return call.container_id, call.ifname
-
-
-def _netns(call: Call) -> int:
-    """The descriptor of the pod's namespace, which is neither missing nor the node's own."""
-    if call.netns_fd is None:
-        raise CniError(
-            Code.UNKNOWN_CONTAINER,
-            f"CNI_NETNS: {call.netns!r} can't be opened: {call.netns_error or 'it is not set'}",
-            "the container is gone, or the runtime gave a wrong path",
-        )
-    if netns.same_netns(call.netns_fd):
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_NETNS: {call.netns!r} is the node's own namespace",
-            "give the pod's",
-        )
-    return call.netns_fd
-
-
-def _raise_os(error: OSError, doing: str) -> NoReturn:
-    code = Code.IO_FAILURE if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT) else Code.KERNEL
-    raise CniError(code, f"{doing}: {error}") from error

@@ -1,4 +1,4 @@
-"""The plugin's binaries, built once a session, and an agent for them to talk to."""
+"""The plugin's binaries, built once a session, and an agent for them to talk to; watches that stop quickly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.cluster import inotify
 from tests.unit.plugin import Agent, Builds, Plugin
 
 
@@ -26,3 +27,11 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 @pytest.fixture
 def plugin(builds: Builds, tmp_path: Path) -> Plugin:
     return Plugin(builds.plugin, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def quick_stop() -> Iterator[None]:
+    """A watch of a folder looks at `stop` more often, as many are stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inotify, "POLL", 0.02)
+        yield
