@@ -45,8 +45,8 @@ def sync(nl: Netlink, desired: frozenset[Proxy], there: Sequence[Link], sysctls:
 
 
 def _tell(bridge: Link, address: Address, mac: str) -> None:
-    """Pods that know where the address was learn where it is."""
-    arp.announce(bridge.name, mac, address)
+    """Pods that know where the address was learn where it is, now and a little later."""
+    _announce(bridge, address, mac)
     again = threading.Timer(AGAIN, _tell_again, (bridge, address, mac))
     again.daemon = True
     again.start()
@@ -55,7 +55,17 @@ def _tell(bridge: Link, address: Address, mac: str) -> None:
 def _tell_again(bridge: Link, address: Address, mac: str) -> None:
     """The same again, if it is still so."""
     try:
-        if ((bridge.index, address) in slaves.proxies(links.host())) == (mac == bridge.mac):
-            arp.announce(bridge.name, mac, address)
-    except OSError as error:  # the bridge has gone meanwhile, and its ports with it
+        still = ((bridge.index, address) in slaves.proxies(links.host())) == (mac == bridge.mac)
+    except OSError as error:
+        log.warning("%s is not announced again on %s: %s", address, bridge.name, error)
+        return
+    if still:
+        _announce(bridge, address, mac)
+
+
+def _announce(bridge: Link, address: Address, mac: str) -> None:
+    """One that can't be told keeps no other from being told, and finds out when its neighbours grow stale."""
+    try:
+        arp.announce(bridge.name, mac, address)
+    except OSError as error:  # the bridge has gone meanwhile, or the agent lacks CAP_NET_RAW
         log.warning("%s is not announced on %s: %s", address, bridge.name, error)
