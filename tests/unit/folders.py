@@ -1,0 +1,104 @@
+"""Objects for folders, and what a watch of one has delivered."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from agent.cluster.folder import Folder
+from agent.cluster.objects import to_doc
+from agent.cluster.store import (
+    KINDS,
+    Change,
+    Gone,
+    Kind,
+    Put,
+    Replaced,
+    Trouble,
+    kind_of,
+)
+from agent.model import IPBlock, IPPool, Node, Problem, Resource
+
+SOON = 5.0  # seconds: well below the watch's own LOOK_AGAIN, so what is seen was seen by inotify
+State = dict[tuple[Kind, str], Resource]
+
+
+def node(name: str, number: int = 1) -> Node:
+    address = ipaddress.ip_address(f"192.0.2.{number}")
+    return Node(name, (address,), (ipaddress.ip_network(f"10.244.{number}.0/24"),))
+
+
+def block(number: int, owner: str = "n1") -> IPBlock:
+    return IPBlock(ipaddress.ip_network(f"10.9.{number}.0/24"), owner, "pool")
+
+
+POOL = IPPool("pool", ipaddress.ip_network("10.9.0.0/16"), 24)
+
+
+def text(*objs: Resource) -> str:
+    return yaml.safe_dump_all([to_doc(obj) for obj in objs], sort_keys=False)
+
+
+def listed(store: Folder) -> State:
+    return {(kind, obj.name): obj for kind in KINDS for obj in store.list(kind)}
+
+
+class Follower:
+    """What a watch has delivered: all of it, and what follows from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.history: list[Change] = []
+        self.state: State = {}
+        self.troubles: dict[str, Problem] = {}
+        self.stop = threading.Event()
+        self._told = threading.Condition()
+        self.thread = threading.Thread(target=Folder(path).watch, args=(self._deliver, self.stop))
+
+    def _deliver(self, changes: Sequence[Change]) -> None:
+        with self._told:
+            for change in changes:
+                self._apply(change)
+            self.history += changes
+            self._told.notify_all()
+
+    def _apply(self, change: Change) -> None:
+        match change:
+            case Replaced(kind, objects):
+                self.state = {key: obj for key, obj in self.state.items() if key[0] != kind}
+                self.state.update({(kind, obj.name): obj for obj in objects})
+            case Put(obj):
+                self.state[(kind_of(obj), obj.name)] = obj
+            case Gone(kind, name):
+                del self.state[(kind, name)]
+            case Trouble(source, None):
+                del self.troubles[source]
+            case Trouble(source, problem):
+                assert problem
+                self.troubles[source] = problem
+
+    def until(self, true: Callable[[], bool]) -> None:
+        with self._told:
+            assert self._told.wait_for(true, SOON), f"{self.state=} {self.troubles=}"
+
+    def until_names(self, *names: str) -> None:
+        self.until(lambda: sorted(name for _kind, name in self.state) == sorted(names))
+
+    def gone(self) -> list[Gone]:
+        return [change for change in self.history if isinstance(change, Gone)]
+
+
+@contextmanager
+def following(path: Path) -> Iterator[Follower]:
+    follower = Follower(path)
+    follower.thread.start()
+    try:
+        yield follower
+    finally:
+        follower.stop.set()
+        follower.thread.join(SOON)
+        assert not follower.thread.is_alive()
