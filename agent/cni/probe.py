@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from agent.datapath import arp
@@ -18,16 +19,21 @@ class Owner:
     mac: str
 
 
-def owner(attachment: Attachment) -> Owner | None:
-    """Who has one of the addresses that the pod is to have on its parent's segment. Raises OSError.
+AGAIN = 0.2  # seconds
+
+
+def owner(attachment: Attachment, within: float = 0.0) -> Owner | None:
+    """Who has one of the addresses that the pod is to have on its parent's segment, still after `within` seconds.
 
     It is asked before anything is wired, not meanwhile: wiring takes a few milliseconds of the 50, and ends with
-    telling everybody that the address is the pod's.
+    telling everybody that the address is the pod's. Raises OSError.
     """
     if attachment.uplink is None or not attachment.network.shared:
         return None
-    device = attachment.uplink.device
+    device, end = attachment.uplink.device, time.monotonic() + within
     for lease in attachment.leases:
-        if lease.address.version == 4 and (mac := arp.who_has(device, lease.address, rivals=True)):
-            return Owner(lease.address, device, mac)
+        while lease.address.version == 4 and (mac := arp.who_has(device, lease.address, rivals=True)):
+            if time.monotonic() >= end:
+                return Owner(lease.address, device, mac)
+            time.sleep(AGAIN)
     return None

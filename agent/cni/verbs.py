@@ -30,6 +30,7 @@ from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Want
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
+GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may take to go, on another node
 ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
 DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -308,7 +309,8 @@ class Verbs:
             # a block that was given back meanwhile is gone from the status before anybody looks who has addresses
             held = self._status.get().blocks.get(conf.network, ())
             still = all(lease.block in held or blocks.is_single(lease.block) for lease in reserved.leases)
-            owner = probe.owner(reserved) if still and conf.probe else None
+            within = GOING_WITHIN if reserved.owner else 0.0
+            owner = probe.owner(reserved, within) if still and conf.probe else None
         except BaseException as error:
             self._undo(reserved)
             if isinstance(error, OSError):

@@ -9,15 +9,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.cni import verbs
+from agent.cni import probe, verbs
 from agent.datapath import arp
 from agent.errors import CniError, Code
 from agent.ipam import attachments
+from agent.ipam.attachments import Lease
 from agent.model import Problem
 from agent.node.segment import AGAIN, LONGEST, WELL_FOR, SegmentTest
 from agent.shared import Latest
@@ -140,6 +142,18 @@ def test_an_address_asked_for_that_somebody_has_is_refused(tmp_path: Path) -> No
         host.add(pod, {**MACVLAN, "ipam": {"rangeStart": "192.0.2.90"}, "runtimeConfig": {"ips": [OTHER]}})
     assert caught.value.code == Code.ADDRESSES
     assert host.state() == before
+
+
+def test_who_goes_meanwhile_is_waited_for_where_that_is_asked(tmp_path: Path) -> None:
+    host, other = segment(tmp_path)
+    host.add(Pod("c1"))
+    (attachment,) = host.attachments.all()
+    wanted = replace(attachment, leases=(Lease(ip(OTHER), attachment.leases[0].block),))
+    assert probe.owner(wanted) == probe.Owner(ip(OTHER), "eth0", MAC)
+    going = threading.Timer(0.3, other.run, ("ip", "address", "delete", f"{OTHER}/24", "dev", "eth0"))
+    going.start()
+    assert probe.owner(wanted, 5) is None
+    going.join()
 
 
 def test_a_machine_that_answers_for_all_costs_an_add_a_few_addresses(tmp_path: Path) -> None:
