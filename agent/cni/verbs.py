@@ -19,7 +19,7 @@ from agent.datapath import links, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
-from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
+from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
 from agent.ipam.attachments import Attachment, Attachments, link_name
 from agent.model import HOST_GW, Address, Network, Subnet
 from agent.modes import mode
@@ -30,7 +30,7 @@ from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Want
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
-GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may take to go, on another node
+GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may take to go, here or on another node
 ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
 DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -275,13 +275,16 @@ class Verbs:
         self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None = None
     ) -> Attachment:
         guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
-        deadline = time.monotonic() + COOLED_WITHIN
+        deadline, going = time.monotonic() + COOLED_WITHIN, time.monotonic() + GOING_WITHIN
         refused = 0
         while refused < ATTEMPTS:
             ranges = self._ranges(conf.network, own)
             try:
                 reserved = self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
             except UnavailableError as error:
+                if isinstance(error, InUseError) and wanted.owner and time.monotonic() < going:
+                    time.sleep(0.1)  # the pod of the same name that was here before: its DEL is on its way
+                    continue
                 raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
             except OSError as error:
                 raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error

@@ -24,6 +24,10 @@ class UnavailableError(Exception):
     """The very address that was asked for is in use, reserved or not in the range."""
 
 
+class InUseError(UnavailableError):
+    """It is a pod's of this node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """The addresses of `block` from `first` to `last`, without those in `gaps`."""
@@ -155,7 +159,7 @@ class Allocator:
             allowed = ", ".join(f"{r.at(r.first)}-{r.at(r.last)}" for r in ranges if r.size) or "none"
             raise UnavailableError(f"{address} is not an address for pods of this node; those are {allowed}")
         if address in self._used:
-            raise UnavailableError(f"{address} is in use")
+            raise InUseError(f"{address} is in use")
         if address in self._withheld and not withheld:
             raise UnavailableError(f"{address} is reserved (kubectl get ipreservations)")
         return self._mark(address)

@@ -56,8 +56,7 @@ def reservations(it: Lab) -> dict[str, dict[str, Any]]:
 def converge(it: Lab, within: float) -> float:
     """Seconds until all pods and nodes reach all others, and pods the outside too; fails after `within`.
 
-    The clock starts when each pod reaches its own node: once in some hundred times the kernel takes a second to
-    bring a veth pair up, whoever made it.
+    The clock starts when each pod reaches its own node.
     """
     began, up = time.monotonic(), False
     while True:

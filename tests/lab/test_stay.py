@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,6 +87,17 @@ def test_a_second_claim_is_refused_until_the_first_is_over(pair: Lab) -> None:
     two.delete_pod(second)
     eventually(lambda: not reservations(pair), 10)
     assert [node.problems() for node in pair.nodes] == [[], []]
+
+
+def test_a_pod_of_the_same_name_that_is_just_going_is_waited_for(pair: Lab) -> None:
+    one = pair.nodes[0]
+    describe(pair, "web-0", STICKY, "StatefulSet/web")
+    old = add(one, "web-0", "old")
+    going = threading.Timer(1.0, one.delete_pod, (old,))
+    going.start()
+    new = add(one, "web-0", "new")
+    going.join()
+    assert new.address == old.address
 
 
 def test_the_node_of_the_block_has_to_agree(pair: Lab) -> None:
