@@ -264,6 +264,11 @@ class Cluster(Segment):
             log = str(error)
         return f"{name}: {json.dumps(pod.get('status', {}).get('conditions'))}\n{events[-1500:]}\n{log[-4000:]}"
 
+    def refused(self, prefix: str) -> list[str]:
+        """Why sandboxes could not be made of pods whose names begin so."""
+        events = self.get("events", "--field-selector", "reason=FailedCreatePodSandBox")
+        return [event["message"] for event in events if event["involvedObject"]["name"].startswith(prefix)]
+
     def exec(self, pod: dict[str, Any], *argv: str, within: float = 30) -> str:
         """What a command in a pod prints."""
         where = ("-n", pod["metadata"]["namespace"], pod["metadata"]["name"])

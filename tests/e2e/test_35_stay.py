@@ -84,8 +84,7 @@ def test_a_statefulset_keeps_its_addresses_through_drains(cluster: Cluster, boxe
         print(f"round {number + 1}: on {to.name}, all pages fetched in {took:.1f} s")
     print(f"{ROUNDS} rounds of {REPLICAS} pods: {time.monotonic() - began:.0f} s")
     assert reservations(cluster).keys() == before.keys()
-    failed = cluster.get("events", "--field-selector", "reason=FailedCreatePodSandBox")
-    assert [event["message"] for event in failed if event["involvedObject"]["name"].startswith("keeps")] == []
+    assert cluster.refused("keeps") == []
 
 
 def test_a_statefulset_that_is_deleted_comes_back_to_its_addresses(

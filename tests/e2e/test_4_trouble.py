@@ -37,7 +37,7 @@ def test_agents_killed_while_pods_start_and_a_flow_runs(
     cluster.kubectl("delete", "pods", "-n", "testcni", "-l", AGENT, "--wait=false")
     cluster.running("app=during", 20, 90)
     cluster.running(AGENT, len(cluster.nodes), 60, "testcni")
-    assert failures(cluster) == []
+    assert cluster.refused("during") == []
     sent, got = flow.counts()
     print(f"agents deleted: {sent} datagrams sent, {sent - got} lost")
     assert sent > 15_000
@@ -57,7 +57,7 @@ def test_a_rolling_upgrade_loses_no_packet_and_fails_no_pod(
     cluster.kubectl("rollout", "status", "-n", "testcni", "daemonset/testcni", "--timeout=90s", within=100)
     print(f"rolling upgrade of {len(cluster.nodes)} nodes: {time.monotonic() - began:.1f} s")
     cluster.running("app=upgraded", 20, 90)
-    assert failures(cluster) == []
+    assert cluster.refused("upgraded") == []
     sent, got = flow.counts()
     print(f"rolling upgrade: {sent} datagrams sent, {sent - got} lost")
     assert got == sent
@@ -154,12 +154,6 @@ def agents_are_back(cluster: Cluster) -> None:
         eventually(lambda run=node.machine.exec, argv=argv: run(*argv, check=False).returncode == 0, 150, 0.5)  # type: ignore[misc]
     print(f"the API server's Service works again after {time.monotonic() - began:.1f} s")
     cluster.running(AGENT, len(cluster.nodes), 30, "testcni")
-
-
-def failures(cluster: Cluster) -> list[str]:
-    """Sandboxes that could not be made."""
-    events = cluster.get("events", "--field-selector", "reason=FailedCreatePodSandBox")
-    return [event["message"] for event in events]
 
 
 def static(node: ClusterNode, name: str) -> None:
