@@ -23,6 +23,7 @@ from agent.ipam import reservations
 from agent.ipam.attachments import Attachments
 from agent.ipam.reservations import Claim, Delete, Here, Step
 from agent.model import IPReservation, Problem, Snapshot
+from agent.node import notes
 from agent.shared import Busy, Latest
 
 AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
@@ -139,12 +140,7 @@ class Keeper:
 
 def save(path: Path, known: Mapping[str, IPReservation]) -> None:
     """Keep what is known; without it a restart while the datastore is away only knows less."""
-    new = path.with_suffix(".new")
-    try:
-        new.write_text(json.dumps([objects.to_doc(held) for held in known.values()]))
-        new.replace(path)
-    except OSError as error:
-        log.warning("%s can't be written: %s", path, error)
+    notes.write(path, [objects.to_doc(held) for held in known.values()])
 
 
 def load(path: Path) -> dict[str, IPReservation]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from agent.ipam.attachments import decode_network, decode_uplink, encode_network, encode_uplink
 from agent.model import Subnet
+from agent.node import notes
 from agent.shared import NodeStatus
 
 FORMAT = 1
@@ -56,18 +56,9 @@ def save(path: Path, status: NodeStatus) -> bool:
         }
         for network, own in status.blocks.items()
     ]
-    new = path.with_suffix(".new")
-    try:
-        if not entries:
-            path.unlink(missing_ok=True)
-            return True
-        new.write_text(json.dumps({"format": FORMAT, "networks": entries}))
-        os.chmod(new, 0o600)  # noqa: PTH101
-        new.rename(path)
-    except OSError as error:
-        log.warning("%s can't be written: %s", path, error)
+    if not entries:
         return _forget(path)
-    return True
+    return notes.write(path, {"format": FORMAT, "networks": entries}) or _forget(path)
 
 
 def _networks(texts: list[str]) -> frozenset[Subnet]:
