@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.cni.wishes import POOL, UnknownError, Wish, Wishes, identity
@@ -16,7 +17,7 @@ from agent.ipam import blocks, reservations
 from agent.ipam.allocator import Range
 from agent.ipam.attachments import Attachment
 from agent.ipam.reservations import Claim, RefusedError
-from agent.model import Address, IPReservation, Network, Snapshot, address_name
+from agent.model import Address, IPBlock, IPReservation, Network, Resource, Snapshot, address_name
 from agent.shared import Busy, Latest, NodeStatus, Notice
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
@@ -213,7 +214,7 @@ class Stays:
                 if held is None and not self._known.snapshot.get().synced:  # nobody knows who has to agree
                     raise _unclaimed(address, "the datastore has not been read completely yet")
                 wanted = reservations.claimed(held, claim, self._asks(address), datetime.now(UTC), self._keep)
-                made = self._store.update(wanted) if held else self._store.create(wanted)
+                made = self._store.update(wanted) if held else self._create(wanted, seen)
                 break
             except RefusedError as error:
                 if (fresh := self._look(address)) == held:
@@ -234,6 +235,25 @@ class Stays:
             self._wait(made, frozenset({*seen, made.resource_version}))
         stay.claimed.add(address)
         log.info("%s has %s, reserved for %s", wish.pod, address, wish.owner)
+
+    def _create(self, wanted: IPReservation, seen: set[str]) -> Resource:
+        """A new reservation; who has claimed the block since the snapshot was taken has to agree, too.
+
+        Both write first and then read, so one of the two sees the other: see claims.py for the other way round.
+        Raises StoreError.
+        """
+        made, node = cast(IPReservation, self._store.create(wanted)), self._known.node
+        found = reservations.home(self._known.snapshot.get(), wanted.address)
+        if wanted.asks or (found and found[1] == node):
+            return made
+        seen.add(made.resource_version)
+        claimed = (b for b in self._store.list("IPBlock") if isinstance(b, IPBlock) and wanted.address in b.cidr)
+        late = next((block.node for block in claimed if not self._is_gone(block)), node)
+        return made if late == node else self._store.update(replace(made, asks=late))
+
+    def _is_gone(self, block: IPBlock) -> bool:
+        snapshot = self._known.snapshot.get()
+        return snapshot.blocks.get(block.name) == block and block.node not in snapshot.nodes
 
     def _look(self, address: Address) -> IPReservation | None:
         try:

@@ -17,13 +17,14 @@ import tenacity
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
-from agent.model import IPBlock, Network, Problem, Snapshot, Subnet
+from agent.model import IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
 from agent.shared import Latest
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
 TRIES = 4  # of one StoreError, 0.2 s to 2 s apart, before it is told and tried again later
 AGAIN = 5.0  # seconds
 NODE_GONE = 900.0  # seconds
+RESERVED = "reservations in new blocks"
 TOLD_FOR = 600.0  # seconds that a block which can't be given back is a problem
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,9 @@ class NoBlockError(Exception):
         self.remedy = remedy
 
 
-def claim(store: Datastore, snapshot: Snapshot, network: Network, node: str) -> IPBlock:
+def claim(create: Callable[[IPBlock], Resource], snapshot: Snapshot, network: Network, node: str) -> IPBlock:
     """A block that is this node's from now on. Raises NoBlockError, StoreError."""
-    create = tenacity.Retrying(
+    retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(
             lambda e: isinstance(e, StoreError) and not isinstance(e, ConflictError)
         ),
@@ -69,7 +70,7 @@ def claim(store: Datastore, snapshot: Snapshot, network: Network, node: str) -> 
     )
     for candidate in blocks.candidates(snapshot, network, node):
         try:
-            created = create(store.create, candidate)
+            created = retrying(create, candidate)
         except ConflictError:
             continue
         log.info("claimed block %s of pool %s for network %s", candidate.cidr, candidate.pool, network.name)
@@ -107,6 +108,8 @@ class Claimer:
         self._rules = rules or Rules()
         self._wanted: Mapping[Network, int] = {}
         self._pending: dict[Subnet, Pending] = {}
+        self.unseen: Latest[frozenset[Subnet]] = Latest(frozenset())
+        """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
         self._withdrawn: dict[IPBlock, Stage] = {}
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}
         self._full: Mapping[str, str] = {}
@@ -181,10 +184,20 @@ class Claimer:
             except StoreError as error:
                 what = f"a block can't be claimed: {error}"
                 problems[network.name] = Problem(f"network {network.name}", what, "see the datastore")
+        if problem := self._see_reserved():
+            problems[RESERVED] = problem
         self._full = full
         self.problems.publish(problems)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with the blocks that were claimed since, and without those that pods may not have (yet)."""
+        whole, unseen = self._claimed(snapshot), self.unseen.get()
+        if not unseen:
+            return whole
+        known = {name: b for name, b in whole.blocks.items() if b.node != self._node or b.cidr not in unseen}
+        return replace(whole, blocks=known)
+
+    def _claimed(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with the blocks that were claimed since, and without those that are withdrawn."""
         with self._lock:
             seen = {b: stage for b, stage in self._withdrawn.items() if snapshot.blocks.get(b.name) == b}
@@ -193,6 +206,24 @@ class Claimer:
         if not seen:
             return whole
         return replace(whole, blocks={name: b for name, b in whole.blocks.items() if b not in seen})
+
+    def _see_reserved(self) -> Problem | None:
+        """Let pods have the blocks just claimed, once the snapshot has what others reserved there before.
+
+        Both write first and then read, so one of the two sees the other: see stays.py for the other way round.
+        """
+        unseen = self.unseen.get()
+        if not unseen:
+            return None
+        try:
+            found = [r for r in self._store.list("IPReservation") if isinstance(r, IPReservation)]
+        except StoreError as error:
+            what = f"who has reserved addresses in new blocks can't be read: {error}"
+            return Problem(RESERVED, what, "no pod gets an address of them until it is")
+        there = {held.name for held in found if any(held.address in block for block in unseen)}
+        if there <= self._snapshot.get().reservations.keys():
+            self.unseen.update(lambda now: now - unseen)
+        return None
 
     def _with_pending(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with what was claimed since; what it has is pending no longer."""
@@ -207,7 +238,7 @@ class Claimer:
     def _claim_up_to(self, count: int, network: Network) -> None:
         while True:
             snapshot = self._snapshot.get()
-            mine = self.complete(snapshot)
+            mine = self._claimed(snapshot)
             if self._node not in mine.nodes or blocks.assigned(mine, network, self._node):
                 return
             if len(blocks.node_blocks(mine, network, self._node)) >= count:
@@ -221,13 +252,17 @@ class Claimer:
         """A block that nobody has, else one of a node that is gone for good. Raises NoBlockError, StoreError."""
         while True:
             try:
-                return claim(self._store, snapshot, network, self._node)
+                return claim(self._create, snapshot, network, self._node)
             except NoBlockError:
                 freed = self._free(snapshot, network)
                 if freed is None:
                     raise
                 left = {name: block for name, block in snapshot.blocks.items() if block != freed}
                 snapshot = replace(snapshot, blocks=left)
+
+    def _create(self, block: IPBlock) -> Resource:
+        self.unseen.update(lambda now: now | {block.cidr})  # before anybody can see it as this node's
+        return self._store.create(block)
 
     def _free(self, snapshot: Snapshot, network: Network) -> IPBlock | None:
         """Delete a block of a node that is gone for good, if there is one. Raises StoreError.

@@ -88,7 +88,7 @@ class Reconciler:
         self._leaving = change.Leaving(earlier.blocks)
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
         told = (inputs.snapshot, inputs.confs, inputs.demand, inputs.attachments, inputs.attachments.aside)
-        listens = tuple(source.listen for source in told)
+        listens = (*(source.listen for source in told), claimer.unseen.listen)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
 

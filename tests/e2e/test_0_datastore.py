@@ -290,7 +290,7 @@ def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> N
 
     def run(name: str) -> IPBlock:
         begin.wait()
-        return claim(store, snapshot, Network("n"), name)
+        return claim(store.create, snapshot, Network("n"), name)
 
     with ThreadPoolExecutor(50) as threads:
         claimed = list(threads.map(run, nodes))

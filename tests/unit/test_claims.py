@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,99 +11,13 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.folder import Folder
-from agent.cluster.store import Deliver, Kind, StoreError
-from agent.ipam import blocks
-from agent.ipam.attachments import Attachment, Attachments
-from agent.model import IPBlock, IPPool, Network, Node, Resource, Snapshot, Subnet
+from agent.cluster.store import StoreError
+from agent.ipam.attachments import Attachments
+from agent.model import IPBlock, Node, Subnet
 from agent.node import claims
-from agent.node.claims import Claimer, Rules, Stage
+from agent.node.claims import Rules, Stage
 from agent.node.giveback import GiveBack
-from agent.shared import Latest
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-NETWORK = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
-POOL = IPPool("lan", net("192.0.2.0/27"), 29)  # four blocks
-RULES = Rules(node_gone=0.0)
-
-
-class Stubborn:
-    """A folder whose deletes a test may disturb."""
-
-    def get(self, kind: Kind, name: str) -> Resource:
-        return self._folder.get(kind, name)
-
-    def __init__(self, path: Path) -> None:
-        self._folder = Folder(path)
-        self.before: Callable[[], None] = lambda: None
-        self.after: Callable[[], None] = lambda: None
-        self.deleted: list[str] = []
-
-    def list(self, kind: Kind) -> tuple[Resource, ...]:
-        return self._folder.list(kind)
-
-    def watch(self, deliver: Deliver, stop: threading.Event) -> None:
-        self._folder.watch(deliver, stop)
-
-    def create(self, obj: Resource) -> Resource:
-        return self._folder.create(obj)
-
-    def update(self, obj: Resource) -> Resource:
-        return self._folder.update(obj)
-
-    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
-        self.before()
-        self._folder.delete(kind, name, known)
-        self.deleted.append(name)
-        self.after()
-
-    def announce(self, node: str, text: str) -> None:
-        self._folder.announce(node, text)
-
-
-class Member:
-    """A node's claimer, with what it has seen of the folder."""
-
-    def __init__(self, folder: Path, name: str, rules: Rules = RULES) -> None:
-        self.name = name
-        self.store = Stubborn(folder)
-        self.snapshot = Latest(Snapshot())
-        self.claimer = Claimer(self.store, name, self.snapshot, rules)
-        self.attachments = Attachments(folder / f".{name}", 0)
-        self.attachments.load()
-        self.giveback = GiveBack(name, self.claimer, self.attachments, idle=0.0)
-        self.see()
-
-    def see(self) -> Snapshot:
-        """Look at the folder, as its watch would."""
-        maps: dict[str, dict[str, Resource]] = {"Node": {}, "IPPool": {}, "IPBlock": {}}
-        for kind in ("Node", "IPPool", "IPBlock"):
-            maps[kind] = {obj.name: obj for obj in self.store.list(kind)}
-        self.snapshot.publish(Snapshot(True, maps["Node"], maps["IPPool"], maps["IPBlock"]))  # type: ignore[arg-type]
-        return self.snapshot.get()
-
-    def claim(self, count: int) -> tuple[Subnet, ...]:
-        self.claimer.want({NETWORK: count})
-        self.claimer.once()
-        return self.own()
-
-    def own(self) -> tuple[Subnet, ...]:
-        """What pods may get addresses of, as the reconciler would publish it."""
-        return blocks.node_blocks(self.claimer.complete(self.snapshot.get()), NETWORK, self.name)
-
-    def round(self, wanted: int = 1) -> bool:
-        """What a round of the reconciler does about blocks."""
-        demand = {NETWORK: wanted} if wanted else {}
-        self.claimer.want(demand)
-        return self.giveback.look(self.claimer.complete(self.snapshot.get()), demand, noted=True)
-
-    def take(self, block: Subnet) -> Attachment:
-        wanted = Attachment(f"c-{block}".replace("/", "-"), "eth0", NETWORK, "/x", "", (), "")
-        ranges = blocks.ranges(NETWORK, (block,), frozenset(), frozenset())
-        return self.attachments.reserve(wanted, ranges, (), 0)
+from tests.unit.member import NETWORK, POOL, Member, in_store, net
 
 
 @pytest.fixture
@@ -114,10 +27,6 @@ def folder(tmp_path: Path) -> Path:
     for name in ("one", "two"):
         store.create(Node(name))
     return tmp_path
-
-
-def in_store(folder: Path) -> dict[Subnet, str]:
-    return {b.cidr: b.node for b in Folder(folder).list("IPBlock") if isinstance(b, IPBlock)}
 
 
 def test_an_idle_block_goes_back_but_never_the_last(folder: Path) -> None:

@@ -21,7 +21,7 @@ from agent.cni.stays import Known, Stay, Stays, TakenError
 from agent.errors import CniError
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachments import Attachment, Attachments
-from agent.model import Address, Described, IPReservation, Network, Node, Resource
+from agent.model import Address, Described, IPBlock, IPReservation, Network, Node, Resource
 from agent.node import keeper
 from agent.node.follower import Follower
 from agent.node.keeper import Keeper, Kept
@@ -360,3 +360,27 @@ def test_addresses_that_no_pod_may_have(cluster: Cluster, asked: str, code: int)
     assert (caught.value.code, bool(caught.value.details)) == (code, True)
     assert not one.known()
     assert len(one.told) == 1
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_claims_the_block_at_the_same_moment_has_to_agree(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *, answers: bool
+) -> None:
+    monkeypatch.setattr(stays, "GRANTED_WITHIN", 5 if answers else 0.3)
+    two = cluster.agent("two")
+    if answers:
+        cluster.agent("one")
+    cluster.pod("a", ip="10.244.200.7")
+    create = cluster.store.create
+
+    def quicker(obj: Resource) -> Resource:
+        create(IPBlock(ipaddress.ip_network("10.244.200.0/26"), "one", "pods"))
+        return create(obj)
+
+    monkeypatch.setattr(cluster.store, "create", quicker)
+    if answers:
+        assert address(two.add("a")) == "10.244.200.7"
+        return
+    with pytest.raises(CniError, match=r"lies in a block of node one, which has not agreed"):
+        two.add("a")
+    two.until(lambda: not two.known())

@@ -1,0 +1,84 @@
+"""A node's claimer on a real datastore, with what it has seen of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.cluster.folder import Folder
+from agent.cluster.store import KINDS, Kind
+from agent.ipam import blocks
+from agent.ipam.attachments import Attachment, Attachments
+from agent.model import IPBlock, IPPool, Network, Resource, Snapshot, Subnet
+from agent.node.claims import Claimer, Rules
+from agent.node.giveback import GiveBack
+from agent.shared import Latest
+
+
+def net(text: str) -> Subnet:
+    return ipaddress.ip_network(text)
+
+
+NETWORK = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
+POOL = IPPool("lan", net("192.0.2.0/27"), 29)  # four blocks
+RULES = Rules(node_gone=0.0)
+
+
+class Stubborn(Folder):
+    """A folder whose deletes a test may disturb."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.before: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None
+        self.deleted: list[str] = []
+
+    def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
+        self.before()
+        super().delete(kind, name, known)
+        self.deleted.append(name)
+        self.after()
+
+
+class Member:
+    """A node's claimer, with what it has seen of the folder."""
+
+    def __init__(self, folder: Path, name: str, rules: Rules = RULES) -> None:
+        self.name = name
+        self.store = Stubborn(folder)
+        self.snapshot = Latest(Snapshot())
+        self.claimer = Claimer(self.store, name, self.snapshot, rules)
+        self.attachments = Attachments(folder / f".{name}", 0)
+        self.attachments.load()
+        self.giveback = GiveBack(name, self.claimer, self.attachments, idle=0.0)
+        self.see()
+
+    def see(self) -> Snapshot:
+        """Look at the folder, as its watch would."""
+        self.snapshot.publish(Snapshot(True, *({o.name: o for o in self.store.list(kind)} for kind in KINDS)))  # type: ignore[arg-type]
+        return self.snapshot.get()
+
+    def claim(self, count: int) -> tuple[Subnet, ...]:
+        self.claimer.want({NETWORK: count})
+        self.claimer.once()
+        return self.own()
+
+    def own(self) -> tuple[Subnet, ...]:
+        """What pods may get addresses of, as the reconciler would publish it."""
+        return blocks.node_blocks(self.claimer.complete(self.snapshot.get()), NETWORK, self.name)
+
+    def round(self, wanted: int = 1) -> bool:
+        """What a round of the reconciler does about blocks."""
+        demand = {NETWORK: wanted} if wanted else {}
+        self.claimer.want(demand)
+        return self.giveback.look(self.claimer.complete(self.snapshot.get()), demand, noted=True)
+
+    def take(self, block: Subnet) -> Attachment:
+        wanted = Attachment(f"c-{block}".replace("/", "-"), "eth0", NETWORK, "/x", "", (), "")
+        ranges = blocks.ranges(NETWORK, (block,), frozenset(), frozenset())
+        return self.attachments.reserve(wanted, ranges, (), 0)
+
+
+def in_store(folder: Path) -> dict[Subnet, str]:
+    return {b.cidr: b.node for b in Folder(folder).list("IPBlock") if isinstance(b, IPBlock)}

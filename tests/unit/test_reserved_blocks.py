@@ -1,0 +1,64 @@
+"""A block is claimed while an address of it is reserved: the second sees the first, however late watches are."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent.cluster.folder import Folder
+from agent.cluster.store import Kind, StoreError
+from agent.model import IPReservation, Node, Resource
+from tests.unit.member import POOL, Member, in_store
+
+ADDRESS = ipaddress.ip_address("192.0.2.5")
+RESERVED = IPReservation(ADDRESS, "default/a", "default/a", "two", "lan", datetime.now(UTC).replace(microsecond=0))
+
+
+class Quick(Member):
+    """A node that claims all four blocks of the pool."""
+
+    def all(self) -> int:
+        return len(self.claim(4))
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Quick:
+    store = Folder(tmp_path)
+    for obj in (POOL, Node("one"), Node("two")):
+        store.create(obj)
+    return Quick(tmp_path, "one")
+
+
+def test_a_block_is_given_to_pods_when_its_reservations_are_known(one: Quick, tmp_path: Path) -> None:
+    one.store.create(RESERVED)  # of which no watch has told
+    assert one.all() == 0
+    assert len(in_store(tmp_path)) == 4, "they are claimed"
+    assert one.all() == 0, "nor are others claimed instead"
+    one.see()
+    assert one.own() == (), "not before it has been looked at"
+    one.claimer.once()
+    assert len(one.own()) == 4
+
+
+def test_who_waits_for_blocks_is_told(one: Quick) -> None:
+    told: list[frozenset[object]] = []
+    one.claimer.unseen.listen(lambda: told.append(frozenset(one.claimer.unseen.get())))
+    assert one.all() == 4
+    assert told[-1] == frozenset()
+
+
+def test_a_list_that_fails_is_a_problem_until_it_succeeds(one: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_kind: Kind) -> tuple[Resource, ...]:
+        raise StoreError("HTTP 503: away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(one.store, "list", away)
+        assert one.all() == 0
+        (problem,) = one.claimer.problems.get().values()
+        assert "HTTP 503: away" in str(problem)
+    one.claimer.once()
+    assert one.claimer.problems.get() == {}
+    assert len(one.own()) == 4
