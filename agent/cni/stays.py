@@ -240,16 +240,16 @@ class Stays:
         """A new reservation; who has claimed the block since the snapshot was taken has to agree, too.
 
         Both write first and then read, so one of the two sees the other: see claims.py for the other way round.
-        Raises StoreError.
+        Until then it asks this node, which is to say that it is not in use. Raises StoreError.
         """
-        made, node = cast(IPReservation, self._store.create(wanted)), self._known.node
-        found = reservations.home(self._known.snapshot.get(), wanted.address)
+        node, found = self._known.node, reservations.home(self._known.snapshot.get(), wanted.address)
         if wanted.asks or (found and found[1] == node):
-            return made
+            return self._store.create(wanted)
+        made = cast(IPReservation, self._store.create(replace(wanted, asks=node)))
         seen.add(made.resource_version)
         claimed = (b for b in self._store.list("IPBlock") if isinstance(b, IPBlock) and wanted.address in b.cidr)
         late = next((block.node for block in claimed if not self._is_gone(block)), node)
-        return made if late == node else self._store.update(replace(made, asks=late))
+        return self._store.update(replace(made, asks="" if late == node else late))
 
     def _is_gone(self, block: IPBlock) -> bool:
         snapshot = self._known.snapshot.get()
