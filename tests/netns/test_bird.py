@@ -13,6 +13,7 @@ import pytest
 
 from agent.datapath.bird import render, supervisor
 from agent.datapath.bird.control import Control
+from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.bird.values import State, Tunnel
 from tests.netns.birds import POOLS, Node, converged, flow, lost, mesh, monitored, needs_bird, start_agent, wire
 from tests.netns.node import eventually
@@ -150,6 +151,31 @@ def test_killed_agent_is_replaced_under_the_same_bird(tmp_path: Path) -> None:
         assert "Deleted" not in heard.communicate()[0]
         os.kill(pid, signal.SIGKILL)  # nobody's child: its end is seen all the same
         eventually(lambda: one.status().starts == 1 and one.established() == {two.name, three.name}, 5)
+
+
+def test_a_bird_that_dies_while_nobody_says_what_is_wanted_is_started_again(tmp_path: Path) -> None:
+    with wire(tmp_path) as net:
+        one, two, _ = nodes = net.add(1, 2, 3)
+        mesh([one, two])
+        converged([one, two])
+        one.stop()
+        one.supervisor = Supervisor(one.folder)  # of an agent that is started while the datastore is away
+        one.run()
+        pid = one.pid()
+        eventually(lambda: one.status().pid == pid, 5)
+        listening = [monitored(node, 10) for node in (one, two)]
+        for starts in (1, 2):
+            os.kill(one.pid(), signal.SIGKILL)
+            eventually(lambda n=starts: one.status().starts == n and one.status().running, 5)  # type: ignore[misc]
+            eventually(lambda: two.established() == {one.name}, 7)
+        assert one.knows([one, two])
+        pid = one.pid()
+        mesh(nodes)
+        converged(nodes, 20)
+        assert one.pid() == pid, "it is adopted"
+        assert [each.communicate()[0].count("Deleted") for each in listening] == [0, 0]
+        one.supervisor.want(None)
+        eventually(lambda: not one.files.standby.exists(), supervisor.RETIRE_AFTER + 2)
 
 
 def test_a_bird_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

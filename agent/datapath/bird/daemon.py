@@ -36,6 +36,11 @@ class Files:
         return self.folder / "bird.conf"
 
     @property
+    def standby(self) -> Path:
+        """The same, but for a BIRD that leaves the kernel's routes alone."""
+        return self.folder / "bird.conf.standby"
+
+    @property
     def socket(self) -> Path:
         """Its control socket."""
         return self.folder / "bird.ctl"
@@ -71,12 +76,9 @@ def version(program: str) -> str:
     return found[1]
 
 
-def write(program: str, files: Files, text: str) -> None:
-    """Make `text` the configuration, after BIRD itself has found it good. Raises BirdError and OSError."""
-    new = files.folder / "bird.conf.new"
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+def write(program: str, files: Files, text: str, standby: str) -> None:
+    """Make these the configurations, after BIRD itself has found `text` good. Raises BirdError and OSError."""
+    new = _secret(files, text)
     try:
         done = subprocess.run(
             [program, "-p", "-c", str(new)], capture_output=True, text=True, timeout=CHECK_TIMEOUT, check=False
@@ -87,6 +89,21 @@ def write(program: str, files: Files, text: str) -> None:
         words = (done.stderr or done.stdout).strip().replace(f"{new}:", "line ")
         raise BirdError(f"bird -p refuses the configuration: {words}", f"see {new}; what was in force stays so")
     new.rename(files.conf)
+    _secret(files, standby).rename(files.standby)
+
+
+def restore(files: Files) -> None:
+    """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises OSError."""
+    _secret(files, files.standby.read_text()).rename(files.conf)
+
+
+def _secret(files: Files, text: str) -> Path:
+    """A new file that nobody else can read."""
+    new = files.folder / "bird.conf.new"
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    return new
 
 
 class Daemon:

@@ -61,7 +61,7 @@ class Supervisor:
         self._log = -1
 
     def want(self, config: BirdConfig | None) -> None:
-        """What BIRD should do; None: there should be none, nor routes of it. Before the first, nothing."""
+        """What BIRD should do; None: there should be none, nor routes of it. Before the first, what there was."""
         if self._told and config == self._wanted:
             return
         self._since = time.monotonic()
@@ -117,7 +117,7 @@ class Supervisor:
         """One life of BIRD, or the end of it when it is not wanted."""
         wanted = self._wanted
         if not self._told:
-            self._pause(None)
+            self._stand_by()
         elif wanted:
             self._live(wanted)
         elif time.monotonic() - self._since < RETIRE_AFTER:
@@ -125,6 +125,29 @@ class Supervisor:
         else:
             self._retire()
             self._pause(None)
+
+    def _stand_by(self) -> None:
+        """Until somebody says what is wanted, which may take long: a BIRD, if an earlier agent had one.
+
+        One that is started leaves the kernel's routes alone. Raises DiedError.
+        """
+        if not self._files.standby.exists():
+            self._pause(None)
+            return
+        version = daemon.version(self._program)
+        self._prepare()
+        found = daemon.find(self._files)
+        if not found:
+            daemon.restore(self._files)
+        running = found[0] if found else self._launch(recover=True)
+        began = time.monotonic()
+        try:
+            self._publish(BirdStatus(True, version, running.pid, self.status.get().starts))
+            while not self._told and not self._stop.is_set():
+                self._check_alive(running, began)
+                self._pause(None, running.fd)
+        finally:
+            running.forget()
 
     def _live(self, wanted: BirdConfig) -> None:
         version = daemon.version(self._program)
@@ -157,9 +180,18 @@ class Supervisor:
     def _start(self, wanted: BirdConfig) -> Daemon:
         self._recovery = _begin_recovery(wanted)
         recover = self._recovery is not None
-        daemon.write(self._program, self._files, render.render(wanted, kernel=not recover))
-        started = daemon.start(self._program, self._files, recover=recover, log_to=self._log)
+        self._write(wanted, kernel=not recover)
         self._applied, self._refused = wanted, None
+        return self._launch(recover=recover)
+
+    def _write(self, wanted: BirdConfig, *, kernel: bool) -> None:
+        """Both configurations: that in force, and that for an agent which is not told what is wanted."""
+        standby = render.render(wanted, kernel=False)
+        text = render.render(wanted, kernel=True) if kernel else standby
+        daemon.write(self._program, self._files, text, standby)
+
+    def _launch(self, *, recover: bool) -> Daemon:
+        started = daemon.start(self._program, self._files, recover=recover, log_to=self._log)
         self.status.update(lambda status: replace(status, starts=status.starts + 1))
         log.info("BIRD started, pid %d%s", started.pid, ", keeping the routes in the kernel" if recover else "")
         try:
@@ -177,9 +209,7 @@ class Supervisor:
         silent = 0.0
         while not self._stop.is_set() and (wanted := self._wanted or self._kept()):
             now = time.monotonic()
-            if not running.is_alive():
-                running.wait(0)
-                raise DiedError(f"BIRD {running.how_it_ended()}", lived_long=now - began > LIVED_LONG)
+            self._check_alive(running, began)
             if self._recovery and self._is_recovered(self._recovery):
                 self._recovery, self._applied = None, None
             self._apply(wanted)
@@ -190,6 +220,12 @@ class Supervisor:
                 log.error("BIRD has not answered for %.0f s: it is killed", HUNG)
                 running.signal(signal.SIGKILL)
             self._pause(RECOVERING if self._recovery else LOOK[self._is_calm(status)], running.fd)
+
+    def _check_alive(self, running: Daemon, began: float) -> None:
+        if not running.is_alive():
+            running.wait(0)
+            lived = time.monotonic() - began
+            raise DiedError(f"BIRD {running.how_it_ended()}", lived_long=lived > LIVED_LONG)
 
     def _is_recovered(self, recovery: Recovery) -> bool:
         try:
@@ -217,7 +253,7 @@ class Supervisor:
             self._refused = None  # what was refused is not wanted any more
             return
         try:
-            daemon.write(self._program, self._files, render.render(wanted, kernel=not self._recovery))
+            self._write(wanted, kernel=not self._recovery)
             with Control(self._files.socket, change=True) as connection:
                 connection.configure()
         except BirdError as error:
@@ -283,7 +319,8 @@ def retire(files: Files, table: int = MAIN_TABLE, metric: int = METRIC) -> tuple
     if found:
         daemon.dismiss(found[0])
         found[0].forget()
-    files.conf.unlink(missing_ok=True)
+    for path in (files.conf, files.standby):
+        path.unlink(missing_ok=True)
     return bool(found), kernel.flush(links.host(), table, metric)
 
 
