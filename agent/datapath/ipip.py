@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, ipipmaps, links, netlink, nft, rtnl, tc, tunnel
+from agent.datapath import bpf, ipipmaps, links, netlink, nft, rtnl, tc, tcx, tunnel
 from agent.datapath.bpf import Loaded
-from agent.datapath.bpfcall import BpfError
+from agent.datapath.bpfcall import BpfError, Program
 from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request
 from agent.datapath.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
 from agent.datapath.state import IPIP, IPIP_ALIAS, LINK_PREFIX, TUNNEL, Ipip
@@ -192,7 +192,7 @@ def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bo
         log.info("ipip: %d entries set, %d deleted", put, removed)
     fresh = (_done.settled, _done.at) != (loaded, device.name)
     if verify or fresh:
-        if tc.ensure(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
+        if _attach(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
             log.info("eBPF programs at %s encapsulate to other nodes", device.name)
         if fresh:
             _detach(nl, (link for link in there if link.index != device.index))
@@ -203,11 +203,17 @@ def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bo
     return []
 
 
+def _attach(nl: Netlink, device: int, programs: Mapping[tc.Hook, Program]) -> bool:
+    """Have the programs at a device; whether some were not. Raises OSError."""
+    return tcx.ensure(device, programs) if tcx.known() else tc.ensure(nl, device, programs)
+
+
 def _detach(nl: Netlink, there: Iterable[Link]) -> None:
     """Take the programs away from devices that they may be at: those that testcni did not make."""
     for link in there:
         if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (TUNNEL, IPIP):
-            if tc.detach(nl, link.index, PROGRAMS):
+            by_tcx = tcx.known() and tcx.detach(link.index, PROGRAMS)
+            if by_tcx or tc.detach(nl, link.index, PROGRAMS):
                 log.info("eBPF programs taken from %s", link.name)
             if link.name == _done.at:
                 _done.at = None

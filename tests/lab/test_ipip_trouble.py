@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.lab import underlay
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, Pod, lab
 from tests.lab.space import PATIENCE, REPO, start_time
 from tests.lab.state import difference, net_state
@@ -122,12 +123,13 @@ def test_routes_and_filters_that_somebody_deletes_come_back(pods: tuple[Lab, lis
     print(f"the device is back in {took:.2f} s")
     one.space.exec("ip", "route", "delete", "10.244.2.0/24", "proto", "bird")
     print(f"a route is back in {eventually(lambda: pings(a, b.address), 6):.2f} s")
-    one.space.exec("tc", "qdisc", "delete", "dev", "eth0", "clsact", check=False)
+    by_ebpf = underlay.take(one)  # none where the kernel has ipip devices
     one.space.exec(
         "ip", "link", "set", "testcni-ipip", "mtu", "1400"
     )  # wakes the agent, which looks at everything
     eventually(lambda: pings(a, b.address), 5)
     eventually(lambda: " mtu 1480 " in one.space.exec("ip", "link", "show", "testcni-ipip").stdout)
+    eventually(lambda: underlay.programs(one) == by_ebpf)
 
 
 def test_uninstall_leaves_nothing() -> None:
@@ -151,6 +153,7 @@ def test_uninstall_leaves_nothing() -> None:
         assert left == []
         assert one.space.exec("tc", "qdisc", "show", "dev", "eth0").stdout.startswith("qdisc noqueue")
         assert "clsact" not in one.space.exec("tc", "qdisc", "show", "dev", "eth0").stdout
+        assert underlay.programs(one) == []
         assert "testcni" not in one.space.exec("ls", "/sys/fs/bpf").stdout
         eventually(lambda: one.block not in it.nodes[1].bird_routes(), 5)
         one.start_agent()

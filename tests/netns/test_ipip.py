@@ -7,19 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import bpf, ipip, ipipmaps
+from agent.datapath import bpf, ipip, ipipmaps, netlink, rtnl, tc, tcx
 from agent.errors import CniError, Code
 from agent.model import Node
 from agent.node.confs import Confs
-from tests.netns.node import IPIP, Host, Pod, command, eventually, ip, net
+from tests.netns.node import IPIP, OBJECTS, Host, Pod, command, eventually, ip, net
 
 DEVICE = "testcni-ipip"
 DEFAULT = "default via 192.0.2.254"
 
 
-@pytest.fixture(autouse=True)
-def _by_ebpf() -> None:
-    ipip.use("ebpf")  # also on a kernel that has ipip devices
+@pytest.fixture(autouse=True, params=["tcx", "clsact"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How programs are attached; also on a kernel that has ipip devices."""
+    ipip.use("ebpf")
+    way: str = request.param
+    if way == "tcx" and not tcx.known():
+        pytest.skip("this kernel has no TCX (Linux 6.6)")
+    monkeypatch.setattr(tcx, "known", lambda: way == "tcx")
+    return way
+
+
+def eth0() -> int:
+    with netlink.Netlink() as nl:
+        link = rtnl.link(nl, "eth0")
+    assert link
+    return link.index
 
 
 def added(tmp_path: Path) -> tuple[Host, Pod]:
@@ -29,12 +42,22 @@ def added(tmp_path: Path) -> tuple[Host, Pod]:
 
 
 def filters() -> list[str]:
-    """The programs at the underlay's device."""
+    """The filters at the underlay's device."""
     shown = "".join(command("tc", "filter", "show", "dev", "eth0", hook) for hook in ("ingress", "egress"))
     return [name for name in ("ipip_ingress", "ipip_egress") if f" {name} " in shown]
 
 
-def test_a_pod_gets_one_address_and_one_neighbour(tmp_path: Path) -> None:
+def attached(by: str) -> list[str]:
+    """The programs at the underlay's device, which has them in no other way."""
+    by_tcx = [name for hook, name in ipip.PROGRAMS.items() if tcx.attached(eth0(), hook, name)]
+    if by == "clsact":
+        assert by_tcx == []
+        return filters()
+    assert "clsact" not in command("tc", "qdisc", "show", "dev", "eth0")
+    return by_tcx
+
+
+def test_a_pod_gets_one_address_and_one_neighbour(tmp_path: Path, by: str) -> None:
     host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
     result = host.add(pod)
     assert result["ips"] == [{"address": "10.244.1.2/32", "gateway": "169.254.1.1", "interface": 1}]
@@ -48,7 +71,7 @@ def test_a_pod_gets_one_address_and_one_neighbour(tmp_path: Path) -> None:
     assert (neighbour["dst"], neighbour["lladdr"]) == ("169.254.1.1", result["interfaces"][0]["mac"])
     for address in ("192.0.2.1", "10.244.1.1", "10.244.1.2"):
         assert pod.reaches(address)
-    assert filters() == ["ipip_ingress", "ipip_egress"]
+    assert attached(by) == ["ipip_ingress", "ipip_egress"]
 
 
 def test_two_pods_of_a_node_reach_each_other(tmp_path: Path) -> None:
@@ -109,11 +132,15 @@ def test_maps_follow_the_nodes(tmp_path: Path) -> None:
     assert ipipmaps.counters(maps)["drop_failed"].packets == 0
 
 
-def test_what_others_take_away_comes_back(tmp_path: Path) -> None:
+def test_what_others_take_away_comes_back(tmp_path: Path, by: str) -> None:
     host, _ = added(tmp_path)
-    command("tc", "qdisc", "delete", "dev", "eth0", "clsact")
+    if by == "tcx":
+        assert tcx.detach(eth0(), ipip.PROGRAMS)
+    else:
+        command("tc", "qdisc", "delete", "dev", "eth0", "clsact")
+    assert attached(by) == []
     host.reconciler.drifted()
-    eventually(lambda: len(filters()) == 2)
+    eventually(lambda: len(attached(by)) == 2)
     command("ip", "link", "delete", DEVICE)
     host.reconciler.drifted()
     eventually(lambda: "10.244.1.1/32" in command("ip", "-br", "address"))
@@ -129,9 +156,11 @@ def test_a_device_of_somebody_else_is_told_and_left_alone(tmp_path: Path) -> Non
     assert "mine" in command("ip", "link", "show", DEVICE)
 
 
-def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_path: Path) -> None:
+def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_path: Path, by: str) -> None:
     host, pod = added(tmp_path)
     (pin,) = bpf.FOLDER.glob("v1/ipip-*/ipip_egress")
+    if by == "tcx":
+        command("tc", "qdisc", "add", "dev", "eth0", "clsact")
     command("tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "bpf", "da", "object-pinned", str(pin))
     host.delete(pod)
     host.demand.publish({})
@@ -139,18 +168,40 @@ def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_pat
     eventually(lambda: DEVICE not in command("ip", "link"), 15)
     assert filters() == ["ipip_egress"]
     assert "pref 84" not in command("tc", "filter", "show", "dev", "eth0", "egress")
-    command("tc", "filter", "delete", "dev", "eth0", "egress", "prio", "7")
+    if by == "tcx":
+        command("tc", "qdisc", "delete", "dev", "eth0", "clsact")
+    else:
+        command("tc", "filter", "delete", "dev", "eth0", "egress", "prio", "7")
     host.add(pod)
-    assert len(filters()) == 2
+    assert len(attached(by)) == 2
     host.delete(pod)
     host.demand.publish({})
     eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    assert attached(by) == []
     assert "clsact" not in command("tc", "qdisc", "show", "dev", "eth0")
 
 
-def test_never_needs_no_programs(tmp_path: Path) -> None:
+def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path, by: str) -> None:
+    added(tmp_path)
+    old = bpf.current(bpf.IPIP)
+    assert old
+    newer = bpf.load(OBJECTS, bpf.BPFFS / "newer", bpf.IPIP)
+    assert newer.programs["ipip_egress"].id != old.programs["ipip_egress"].id
+    with netlink.Netlink() as nl:
+        programs = {hook: newer.programs[name] for hook, name in ipip.PROGRAMS.items()}
+        assert ipip._attach(nl, eth0(), programs)
+        assert not ipip._attach(nl, eth0(), programs)
+        assert attached(by) == ["ipip_ingress", "ipip_egress"]
+        if by == "tcx":
+            assert tcx.detach(eth0(), {"egress": "ipip_egress"})
+            assert not tcx.detach(eth0(), {"egress": "ipip_egress"}), "the old one was still there"
+        else:
+            assert tc.attached(nl, eth0(), "egress") == newer.programs["ipip_egress"].id
+
+
+def test_never_needs_no_programs(tmp_path: Path, by: str) -> None:
     host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
     result = host.add(pod, {**IPIP, "encapsulate": "never"})
     assert result["interfaces"][1]["mtu"] == 1500
-    assert filters() == []
+    assert attached(by) == []
     assert "10.244.1.1" not in command("ip", "address")
