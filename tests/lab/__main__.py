@@ -22,10 +22,12 @@ EXIT_UNREACHED, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 def say(text: str) -> None:
     """Progress goes to stderr, results to stdout."""
+    resume_interrupt()
     print(f"{time.monotonic() - BEGAN:5.1f} s  {text}", file=sys.stderr, flush=True)
 
 
 BEGAN = time.monotonic()
+_signals: list[int] = []
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -52,6 +54,7 @@ def demo(options: argparse.Namespace) -> int:
         missed = [reach for reach in reaches if reach.ms is None]
         if missed:
             what_is_wrong(lab, missed)
+        resume_interrupt()
         if options.keep:
             lab.keep()
             what_next(lab)
@@ -118,7 +121,7 @@ def main() -> int:
             nodes = max(len(lab["holders"]) - 2, 0)
             print(f"{lab['id']}  {nodes} nodes  {'kept' if lab['keep'] else ''}".rstrip())
         return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         return down(options.id) if options.command == "down" else demo(options)
@@ -145,8 +148,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(_number: int, _frame: object) -> NoReturn:
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    _signals.append(number)
     raise KeyboardInterrupt
+
+
+def resume_interrupt() -> None:
+    """Raise it again: Python ignores what is raised while a destructor or a weak reference's callback runs."""
+    if _signals:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -310,7 +310,7 @@ def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
 
 
 def test_a_node_without_addresses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.3)
+    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 0.3)
     host, pod = Host(tmp_path, []), Pod("c1")
     host.me = Node("one", (ip("192.0.2.1"),))
     conf = {key: value for key, value in CONF.items() if key != "subnet"}

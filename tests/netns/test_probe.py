@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent.cni import probe, verbs
+from agent.cni import addresses, probe
 from agent.datapath import arp
 from agent.errors import CniError, Code
 from agent.ipam import attachments
@@ -164,9 +164,9 @@ def test_a_machine_that_answers_for_all_costs_an_add_a_few_addresses(tmp_path: P
     assert caught.value.code == Code.TRY_AGAIN
     assert "ipam.probe" in caught.value.details
     assert host.attachments.all() == ()
-    assert len(host.attachments.problems()) == verbs.ATTEMPTS
+    assert len(host.attachments.problems()) == addresses.ATTEMPTS
     trusting = {**MACVLAN, "ipam": {**MACVLAN["ipam"], "probe": False}}
-    assert host.add(Pod("c1"), trusting)["ips"][0]["address"] == f"192.0.2.{90 + verbs.ATTEMPTS}/24"
+    assert host.add(Pod("c1"), trusting)["ips"][0]["address"] == f"192.0.2.{90 + addresses.ATTEMPTS}/24"
 
 
 def test_what_a_probe_costs(tmp_path: Path) -> None:

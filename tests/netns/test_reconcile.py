@@ -141,7 +141,7 @@ def test_a_peer_that_is_not_on_link_is_reported_not_guessed(tmp_path: Path) -> N
 
 
 def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.verbs.DEMANDED_FOR", 0.2)
+    monkeypatch.setattr("agent.cni.addresses.DEMANDED_FOR", 0.2)
     host, pod = Host(tmp_path), Pod("c1")
     before = {k: v for k, v in host.state().items() if k in ("links", "addresses", "routes", "nft")}
     host.confs.publish(Confs(frozenset({NETWORK})))

@@ -138,7 +138,7 @@ def test_another_mode_on_the_same_node(tmp_path: Path) -> None:
 
 
 def test_all_goes_with_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.verbs.DEMANDED_FOR", 0.2)
+    monkeypatch.setattr("agent.cni.addresses.DEMANDED_FOR", 0.2)
     host, pod = added(tmp_path)
     host.delete(pod)
     eventually(lambda: DEVICE not in command("ip", "link"), 3)
@@ -146,13 +146,13 @@ def test_all_goes_with_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.5)
+    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 0.5)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     command("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "x")
     with pytest.raises(CniError, match=f"device {DEVICE}: a veth of that name exists"):
         host.add(pod)
     command("ip", "link", "delete", DEVICE)
-    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 8)
+    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 8)
     host.add(pod)
 
 
@@ -165,7 +165,7 @@ def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.verbs.PREPARED_WITHIN", 0.5)
+    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 0.5)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     bpf.use(tmp_path)
     with pytest.raises(CniError, match=r'build the objects: make ebpf; .*"vxlanBackend": "kernel"'):

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import agent
 from agent.cluster.folder import Folder
 from agent.cluster.store import KINDS, Gone, Heard, Put, Replaced, Restarted
-from agent.cni import verbs
+from agent.cni import addresses
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
@@ -125,7 +125,7 @@ def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
 
 
 def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "STATUS_WITHIN", 0.0)
+    monkeypatch.setattr(addresses, "STATUS_WITHIN", 0.0)
     gateway = '{"cniVersion": "1.1.0", "name": "n", "type": "testcni"}'
     calls = {
         ("DEL", "unknown", "6"): Call("DEL", config="{"),

@@ -1,0 +1,199 @@
+"""The ADD's way to addresses: blocks from the node path, addresses from the allocator, and waiting for either."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from agent.cni import calls, probe
+from agent.cni.stays import TRIES, Stay, Stays, TakenError
+from agent.cni.wishes import IP, Wish
+from agent.errors import CniError, Code, invalid_config
+from agent.ipam import blocks
+from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
+from agent.ipam.attachments import Attachment, Attachments
+from agent.model import Address, Network, Subnet
+from agent.netconf import NetConf
+from agent.shared import Demand, Latest, NodeStatus, Want
+
+PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
+COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
+STATUS_WITHIN = 1.0
+GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may take to go, here or on another node
+ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
+DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
+
+
+class Addresses:
+    """Gives pods addresses, and takes back what is not this node's to give. For several threads at once."""
+
+    def __init__(
+        self,
+        attachments: Attachments,
+        status: Latest[NodeStatus],
+        demand: Latest[Demand],
+        stays: Stays | None,
+        undo: Callable[[Attachment], None],
+    ) -> None:
+        """`stays`: who knows of addresses that stay; `undo` takes an attachment back and never fails."""
+        self._attachments = attachments
+        self._status = status
+        self._demand = demand
+        self._stays = stays
+        self._undo = undo
+
+    @contextmanager
+    def given(self, wanted: Attachment, conf: NetConf, wish: Wish | None) -> Iterator[Attachment]:
+        """The attachment with its addresses, on file, for the time of its ADD; a failure leaves nothing.
+
+        Raises CniError.
+        """
+        own = self._prepared(conf.network, PREPARED_WITHIN)
+        wanted = replace(wanted, uplink=self._status.get().uplinks.get(conf.network))
+        if self._stays is None or wish is None:
+            yield self._reserve(wanted, conf, own)
+            return
+        with self._stays.staying(wish, conf.network, self._ranges(conf.network, own)) as stay:
+            yield self._settled(self._stays, stay, wanted, conf, own)
+
+    def look(self, network: Network) -> None:
+        """Raises CniError 50 when an ADD would get no address now."""
+        own = self._prepared(network, STATUS_WITHIN, Code.NOT_AVAILABLE)
+        ranges = self._ranges(network, own)
+        room = any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)])
+        if not room and not self._more_blocks(network, own, STATUS_WITHIN):
+            raise self._exhausted(network, ranges, Code.NOT_AVAILABLE)
+
+    def _prepared(self, network: Network, within: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
+        """The node's blocks for a network, once the node path has them in the kernel."""
+        self._ask(network, 1)
+        end = time.monotonic() + within
+        while not (own := self._status.get().blocks.get(network)):
+            if self._status.wait(lambda s: bool(s.blocks.get(network)), end):
+                continue
+            status = self._status.get()
+            why = "; ".join(str(problem) for problem in status.problems[:3])
+            if not status.synced:
+                why = why or "the datastore has not been read completely yet"
+            raise CniError(
+                code,
+                f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}",
+                "see `testcnictl status` on the node",
+            )
+        return own
+
+    def _ask(self, network: Network, count: int) -> None:
+        """Tell the node path that a network is in use, at most once in half the time that it remembers."""
+        now = time.monotonic()
+        known = self._demand.get().get(network)
+        if known is None or known.blocks < count or known.until < now + DEMANDED_FOR / 2:
+            want = Want(max(count, known.blocks if known else 0), now + DEMANDED_FOR)
+            self._demand.update(lambda demand: {**demand, network: want})
+
+    def _settled(
+        self, stays: Stays, stay: Stay, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]
+    ) -> Attachment:
+        """The attachment with its addresses, those that stay claimed."""
+        if stay.asked and any(address.version == 4 for address in conf.ips):
+            raise invalid_config("ips", ", ".join(map(str, conf.ips)), f"none: the pod's annotations say {IP}")
+        for tries in range(TRIES):
+            attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay)
+            try:
+                stays.settle(stay, attachment)
+            except BaseException as error:
+                self._undo(attachment)
+                if isinstance(error, TakenError) and not stay.asked and tries + 1 < TRIES:
+                    continue  # somebody reserved what the allocator chose
+                raise
+            return attachment
+        raise AssertionError
+
+    def _reserve(
+        self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None = None
+    ) -> Attachment:
+        guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
+        deadline, going = time.monotonic() + COOLED_WITHIN, time.monotonic() + GOING_WITHIN
+        refused = 0
+        while refused < ATTEMPTS:
+            ranges = self._ranges(conf.network, own)
+            try:
+                reserved = self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
+            except UnavailableError as error:
+                if isinstance(error, InUseError) and wanted.owner and time.monotonic() < going:
+                    time.sleep(0.1)  # the pod of the same name that was here before: its DEL is on its way
+                    continue
+                raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
+            except OSError as error:
+                raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
+            except ExhaustedError as error:
+                more = self._more_blocks(conf.network, own, PREPARED_WITHIN)
+                if more is None:
+                    for_good = error.wait is None and conf.network in self._status.get().limits
+                    code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
+                    raise self._exhausted(conf.network, ranges, code) from error
+                own = more
+            else:
+                if self._may_have(reserved, conf, asked):
+                    return reserved
+                refused += 1
+                own = self._prepared(conf.network, PREPARED_WITHIN)
+        raise CniError(
+            Code.TRY_AGAIN,
+            f"{ATTEMPTS} addresses one after the other turned out not to be this node's to give",
+            "see `testcnictl status`; where something answers ARP for every address, set `ipam.probe` to false",
+        )
+
+    def _may_have(self, reserved: Attachment, conf: NetConf, asked: tuple[Address, ...]) -> bool:
+        """Whether the pod may have what is reserved; else that is free again. Raises CniError."""
+        try:
+            # a block that was given back meanwhile is gone from the status before anybody looks who has addresses
+            held = self._status.get().blocks.get(conf.network, ())
+            still = all(lease.block in held or blocks.is_single(lease.block) for lease in reserved.leases)
+            within = GOING_WITHIN if reserved.owner else 0.0
+            owner = probe.owner(reserved, within) if still and conf.probe else None
+        except BaseException as error:
+            self._undo(reserved)
+            if isinstance(error, OSError):
+                calls.raise_os(error, f"probing for addresses of {reserved.network.name}")
+            raise
+        if still and owner is None:
+            return True
+        self._undo(reserved)
+        if owner:
+            self._attachments.set_aside(owner.address, owner.device, owner.mac)
+            if owner.address in asked:
+                what = f"{owner.address} is in use by {owner.mac}, which answers for it on {owner.device}"
+                raise CniError(Code.ADDRESSES, what, "ask for another, or for none")
+        return False
+
+    def _ranges(self, network: Network, own: tuple[Subnet, ...]) -> list[Range]:
+        """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
+        every = list(blocks.prepared(self._status.get(), network, own))
+        ranges = [r for r in every if r.size]
+        if not ranges and (network.range_start or network.range_end):
+            bounds = f"{network.range_start or ''}-{network.range_end or ''}"
+            raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
+        return ranges or every  # where the pool excludes all that the node has, it needs another block
+
+    def _more_blocks(self, network: Network, own: tuple[Subnet, ...], within: float) -> tuple[Subnet, ...] | None:
+        """The node's blocks once it has claimed one more, None if it can't, or not in time."""
+        self._ask(network, len(own) + 1)
+
+        def more(status: NodeStatus) -> tuple[Subnet, ...]:
+            now = status.blocks.get(network, ())
+            return now if not set(now) <= set(own) else ()
+
+        self._status.wait(lambda s: bool(more(s) or s.limits.get(network)), time.monotonic() + within)
+        return more(self._status.get()) or None
+
+    def _exhausted(self, network: Network, ranges: list[Range], code: Code) -> CniError:
+        """The error that says how many addresses there are, and why there are no more."""
+        where, size = ", ".join(str(r.block) for r in ranges), sum(r.size for r in ranges)
+        why = self._status.get().limits.get(network, "the node has not got another block in time")
+        return CniError(
+            code,
+            f"no address is free in {where} ({size} in all), and {why}",
+            "delete pods, or give the node more addresses",
+        )
