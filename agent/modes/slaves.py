@@ -56,6 +56,7 @@ class Slaves:
             masquerade=Masquerade(detours=frozenset({detour})),
             forwarding=frozenset({4}),
             uplinks=frozenset({found}),
+            problems=frozenset(_contradictions(view)),
         )
 
     def mac(self, attachment: Attachment) -> str | None:
@@ -210,7 +211,7 @@ def find_uplink(view: View) -> Uplink | Problem:
     source = next((local for local in mine if local.device == device), mine[0])
     near = (local.interface.ip for local in ipv4 if blocks.contains(network.subnet, local.interface.ip))
     hosts: tuple[Address, ...] = tuple(dict.fromkeys((source.interface.ip, *near)))
-    routers = (network.gateway, *_pools_routers(view), *(local.gateway for local in on_parent))
+    routers = (network.gateway, *_pools_routers(view).values(), *(local.gateway for local in on_parent))
     gateway = next((router for router in routers if blocks.contains(network.subnet, router)), None)
     return Uplink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
 
@@ -232,10 +233,22 @@ def _within(subnet: Subnet | None, local: LocalAddress) -> bool:
     return isinstance(subnet, IPv4Network) and isinstance(parent, IPv4Network) and subnet.subnet_of(parent)
 
 
-def _pools_routers(view: View) -> Iterator[Address]:
-    """Those of the pools that lie on the network's subnet."""
-    if view.network.shared:
-        yield from (pool.gateway for pool in blocks.pools(view.snapshot, view.network) if pool.gateway)
+def _pools_routers(view: View) -> dict[str, Address]:
+    """Those that the pools of a shared subnet name, by pool, in the order in which they count."""
+    subnet, pools = view.network.subnet, blocks.pools(view.snapshot, view.network)
+    named = ((pool.name, pool.gateway) for pool in pools if view.network.shared)
+    return {name: router for name, router in named if router and blocks.contains(subnet, router)}
+
+
+def _contradictions(view: View) -> Iterator[Problem]:
+    """Pools of one subnet that name different routers, where the netconf does not decide."""
+    named = _pools_routers(view)
+    if view.network.gateway is None and len({*named.values()}) > 1:
+        what = "they name different gateways of one subnet: " + ", ".join(f"{p}: {r}" for p, r in named.items())
+        remedy = (
+            f"pods use {next(iter(named.values()))}; name one in all pools, or by `ipam.gateway` in the netconf"
+        )
+        yield Problem(f"IPPools of network {view.network.name}", what, remedy)
 
 
 def _via_host(view: View) -> tuple[Subnet, ...]:

@@ -201,6 +201,18 @@ def test_the_pools_router_comes_after_the_netconfs_and_before_the_parents() -> N
     assert uplink.gateway is None, "a subnet of pods has no router of its own"
 
 
+def test_pools_that_contradict_each_other_are_a_problem_unless_the_netconf_decides() -> None:
+    lan = IPPool("lan", net("192.168.64.128/25"), 28, gateway=ip("192.168.64.2"))
+    wan = IPPool("wan", net("192.168.64.64/26"), 28, gateway=ip("192.168.64.3"))
+    state = mode("macvlan").desired(view(mode="macvlan", pools=(wan, lan)))
+    assert [uplink.gateway for uplink in state.uplinks] == [ip("192.168.64.2")]
+    (problem,) = state.problems
+    assert "lan: 192.168.64.2, wan: 192.168.64.3" in problem.what
+    given: dict[str, Any] = {"ipam": {**SEED["ipam"], "gateway": "192.168.64.2"}}
+    assert not mode("macvlan").desired(view(mode="macvlan", pools=(wan, lan), **given)).problems
+    assert not mode("macvlan").desired(view(mode="macvlan", pools=(lan, replace(wan, gateway=None)))).problems
+
+
 @pytest.mark.parametrize(
     ("conf", "given"),
     [
