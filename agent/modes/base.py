@@ -9,7 +9,7 @@ from agent.datapath.bird.options import BgpOptions
 from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
 from agent.ipam.attachments import Attachment
-from agent.model import Network, Snapshot, Subnet
+from agent.model import Address, Network, Snapshot, Subnet
 from agent.netconf import ExtraRoute
 
 
@@ -28,6 +28,8 @@ class View:
     """Single addresses of this network's pods here that are in none of the blocks."""
     held: frozenset[Subnet] = frozenset()
     """Reserved addresses of this network's pods here, guests or at home: wherever they were, they are here now."""
+    strays: frozenset[Address] = frozenset()
+    """Addresses of the blocks that pods of other modes here have, while the mode is being changed."""
     receives: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
 

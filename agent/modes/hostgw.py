@@ -109,11 +109,11 @@ def _bridge(view: View) -> frozenset[Bridge]:
 
 
 def _proxies(view: View) -> frozenset[Proxy]:
-    """The pods on the bridge believe that all of the block is there: for what is away the node answers."""
+    """The pods on the bridge believe that all of the block is there: for what is not the node answers."""
     gone = (alone.network_address for _node, alone in common.away(view))
     return frozenset(
         Proxy(view.network.bridge, address)
-        for address in gone
+        for address in (*gone, *view.strays)
         if isinstance(address, IPv4Address) and any(address in block for block in view.blocks)
     )
 

@@ -242,9 +242,12 @@ class Reconciler:
             common = blocks.node_blocks(facts.snapshot, replace(network, pool=""), self._node)
             own = tuple(dict.fromkeys((*common, *own)))
         kept = sorted(self._used(network) - set(own), key=str)
-        pods = [a for a in self._inputs.attachments.all() if a.network == network and a.owner]
+        all_pods = self._inputs.attachments.all()
+        pods = [a for a in all_pods if a.network == network and a.owner]
         guests = frozenset(guest for pod in pods for guest in pod.guests)
         held = frozenset(blocks.single(address) for pod in pods for address in pod.held)
+        others = (lease.address for a in all_pods if a.network.mode != network.mode for lease in a.leases)
+        strays = frozenset(address for address in others if any(address in block for block in (*own, *kept)))
         return View(
             facts.snapshot,
             self._node,
@@ -255,6 +258,7 @@ class Reconciler:
             facts.underlay,
             guests,
             held,
+            strays,
             dict(facts.receives).get(network.name, ()),
         )
 

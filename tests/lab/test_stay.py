@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from tests.lab.runner import Conf, RunnerError
 from tests.lab.state import difference, net_state
 from tests.lab.stays import STICKY, add, converge, describe, reservations, staying
 from tests.lab.talk import eventually
+from tests.lab.test_change import MODES, conf, put, takes
 from tests.lab.test_l2 import lacks
 
 MOVES = 20
@@ -41,6 +43,29 @@ def test_a_sticky_pod_keeps_its_address_wherever_it_goes(mode: str) -> None:
             assert pod.address == address
             took.append(converge(it, WITHIN))
         print(f"{mode}: {MOVES} moves of {address}, reached from everywhere after {max(took):.2f} s at most")
+        assert [node.problems() for node in it.nodes] == [[]] * 3
+
+
+@pytest.mark.parametrize(("old", "new"), list(itertools.permutations(MODES, 2)))
+def test_a_sticky_pod_moves_between_nodes_of_different_modes(old: str, new: str) -> None:
+    with staying(3, conf=conf(old)) as it:
+        _, two, _ = it.nodes
+        if old == "ipip":
+            it.wait_converged()
+        it.each(lambda node: node.add_pod(f"pod{node.number}"))
+        converge(it, 5)
+        describe(it, "web-0", STICKY, "StatefulSet/web")
+        pod = add(two, "web-0")
+        put(two, new)
+        takes(it, two, new)
+        converge(it, 5)
+        address, took = pod.address, []
+        for number in (0, 1, 2, 0, 2, 1):  # in and out of the node's own block
+            pod.node.delete_pod(pod)
+            pod = add(it.nodes[number], "web-0")
+            assert pod.address == address
+            took.append(converge(it, WITHIN))
+        print(f"{old} and {new}: {address} is reached from everywhere after {max(took):.2f} s at most")
         assert [node.problems() for node in it.nodes] == [[]] * 3
 
 

@@ -60,6 +60,14 @@ def test_host_gw_has_a_guest_on_its_bridge() -> None:
     assert all(bridge.addresses == {ipaddress.ip_interface("10.244.2.1/24")} for bridge in state.bridges)
 
 
+def test_the_bridge_answers_for_pods_of_another_mode_that_have_addresses_of_its_block() -> None:
+    network = Network("net", "host-gw", IPv4Network("10.244.0.0/16"))
+    local = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
+    strays = frozenset({IPv4Address("10.244.1.9"), IPv4Address("10.244.2.9")})  # one of no block of its own
+    view = View(Snapshot(True, NODES, POOLS), "one", local, network, NODES["one"].blocks, strays=strays)
+    assert mode("host-gw").desired(view).proxies == {Proxy("testcni0", IPv4Address("10.244.1.9"))}
+
+
 def test_one_that_came_home_needs_nothing_though_the_datastore_says_otherwise() -> None:
     for way in ("host-gw", "vxlan"):
         state = desired(way, "one", here=True)
