@@ -13,7 +13,8 @@ from agent.cni.wishes import IP, Wish
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
-from agent.ipam.attachments import Attachment, Attachments
+from agent.ipam.attachment import Attachment
+from agent.ipam.attachments import Attachments
 from agent.model import Address, Network, Subnet
 from agent.netconf import NetConf
 from agent.shared import Demand, Latest, NodeStatus, Want

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from agent.datapath import arp
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import Address
 
 

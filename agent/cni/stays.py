@@ -15,7 +15,7 @@ from agent.cni.wishes import POOL, UnknownError, Wish, Wishes, identity
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks, reservations
 from agent.ipam.allocator import Range
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.ipam.reservations import Claim, RefusedError
 from agent.model import Address, IPBlock, IPReservation, Network, Resource, Snapshot, address_name
 from agent.shared import Busy, Latest, NodeStatus, Notice

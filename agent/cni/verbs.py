@@ -17,7 +17,8 @@ from agent.cni.stays import Stays
 from agent.datapath import links, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code
-from agent.ipam.attachments import Attachment, Attachments, link_name
+from agent.ipam.attachment import Attachment, link_name
+from agent.ipam.attachments import Attachments
 from agent.model import HOST_GW
 from agent.modes import mode
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired

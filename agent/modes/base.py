@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypedDict
 from agent.datapath.bird.options import BgpOptions
 from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import Address, Network, Snapshot, Subnet
 from agent.netconf import ExtraRoute
 

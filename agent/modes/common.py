@@ -14,7 +14,7 @@ from agent.datapath.netlink import Netlink, Request
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface, Masquerade, Route
 from agent.ipam import blocks, reservations
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute

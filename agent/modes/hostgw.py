@@ -9,7 +9,7 @@ from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink
 from agent.datapath.state import Bridge, NodeState, Proxy, Route, mac_for
 from agent.ipam import allocator
-from agent.ipam.attachments import Attachment, Lease
+from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
 from agent.model import HOST_GW, Address, Problem
 from agent.modes import common

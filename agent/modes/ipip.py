@@ -11,7 +11,7 @@ from agent.datapath.bird.values import METRIC, Tunnel
 from agent.datapath.rtnl import IPV4_DEVCONF_PROXY_ARP
 from agent.datapath.state import IPIP, LocalAddress, NodeState, Route
 from agent.ipam import allocator
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import IPIP as MODE
 from agent.model import Problem
 from agent.modes import bgp, common

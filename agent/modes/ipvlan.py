@@ -13,7 +13,7 @@ from dataclasses import replace
 from agent.datapath import arp, links, rtnl, slaves
 from agent.datapath.state import NodeState, Route
 from agent.ipam import blocks
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import IPVLAN, L3, Problem
 from agent.modes import common
 from agent.modes.base import CheckError, View, Wired

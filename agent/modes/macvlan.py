@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import MACVLAN, PASSTHRU
 from agent.modes.slaves import Slaves, only_parents
 

@@ -21,7 +21,7 @@ from agent.datapath.slaves import Slave
 from agent.datapath.state import Detour, LocalAddress, Masquerade, NodeState, mac_for
 from agent.errors import invalid_config
 from agent.ipam import blocks
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import PASSTHRU, Address, Problem, Subnet, Uplink
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired

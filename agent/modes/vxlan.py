@@ -13,7 +13,7 @@ from agent.datapath.overlay import Endpoint
 from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import EBPF, KERNEL, VXLAN, Address
 from agent.modes import common
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from agent.ipam.attachments import decode_network, decode_uplink, encode_network, encode_uplink
+from agent.ipam.attachment import decode_network, decode_uplink, encode_network, encode_uplink
 from agent.model import Subnet
 from agent.node import notes
 from agent.shared import NodeStatus

@@ -45,8 +45,6 @@ def said(it: Lab) -> list[str]:
 
 def settle(it: Lab, *modes: str) -> None:
     """Wait until each node has said so, in the order of nodes, and has told its kernel."""
-    for node in it.nodes:  # a change of links makes it look at everything, as it does every 30 s by itself
-        node.space.batch(["link add other type bridge", "link delete other"])
     eventually(lambda: said(it) == list(modes), 10)
     time.sleep(0.5)
 

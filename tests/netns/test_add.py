@@ -12,7 +12,7 @@ import pytest
 
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
-from agent.ipam.attachments import Attachment
+from agent.ipam.attachment import Attachment
 from agent.model import Address, IPPool, Node
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 

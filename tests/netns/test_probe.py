@@ -19,7 +19,7 @@ from agent.cni import addresses, probe
 from agent.datapath import arp
 from agent.errors import CniError, Code
 from agent.ipam import attachments
-from agent.ipam.attachments import Lease
+from agent.ipam.attachment import Lease
 from agent.model import Problem
 from agent.node.segment import AGAIN, LONGEST, WELL_FOR, SegmentTest
 from agent.shared import Latest

@@ -9,7 +9,8 @@ from pathlib import Path
 from agent.cluster.folder import Folder
 from agent.cluster.store import KINDS, Kind
 from agent.ipam import blocks
-from agent.ipam.attachments import Attachment, Attachments
+from agent.ipam.attachment import Attachment
+from agent.ipam.attachments import Attachments
 from agent.model import IPBlock, IPPool, Network, Resource, Snapshot, Subnet
 from agent.node.claims import Claimer, Rules
 from agent.node.giveback import GiveBack

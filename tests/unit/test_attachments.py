@@ -7,6 +7,7 @@ import ipaddress
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from agent.datapath.state import mac_for
 from agent.ipam.allocator import ExhaustedError, usable
-from agent.ipam.attachments import Attachment, Attachments, link_name
+from agent.ipam.attachment import Attachment, link_name
+from agent.ipam.attachments import Attachments
 from agent.model import Network
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
@@ -151,3 +153,36 @@ def test_the_log_of_releases_stays_short(tmp_path: Path, monkeypatch: pytest.Mon
     assert len((tmp_path / "released").read_text().splitlines()) <= 21
     (tmp_path / "released").write_text("junk\n10.244.1.2 soon\n10.244.1.3 5.0\n")
     assert add(store(tmp_path), "a").leases[0].address == ipaddress.ip_address("10.244.1.2")
+
+
+def test_the_node_path_hears_of_those_that_change_what_it_does(tmp_path: Path) -> None:
+    attachments, told = store(tmp_path), list[str]()
+    attachments.listen(lambda: told.append("x"))
+
+    def heard() -> int:
+        count = len(told)
+        told.clear()
+        return count
+
+    first = add(attachments, "first")
+    assert heard() == 1, "the first of its network"
+    second = add(attachments, "second")
+    assert heard() == 0
+    attachments.remove(second)
+    assert heard() == 0
+    other = Attachment("other", "eth0", replace(NETWORK, mode="vxlan"), "/run/netns/x", "ns/pod", (), "")
+    attachments.reserve(other, [RANGE], (), 0)
+    assert heard() == 1
+    third = add(attachments, "third")
+    assert heard() == 1, "it has an address of a block that pods of another mode are in"
+    attachments.remove(third)
+    assert heard() == 1
+    attachments.remove(other)
+    assert heard() == 1
+    attachments.remove(first)
+    assert heard() == 1, "the last one"
+    staying = Attachment("s", "eth0", NETWORK, "/run/netns/x", "ns/pod", (), "", owner="ns/pod")
+    add(attachments, "fourth")
+    heard()
+    attachments.reserve(staying, [RANGE], (), 0)
+    assert heard() == 1

@@ -14,7 +14,7 @@ from agent.datapath.arp import announcement
 from agent.datapath.state import Detour, LocalAddress, Masquerade, Route, mac_for
 from agent.errors import CniError, Code
 from agent.ipam import blocks
-from agent.ipam.attachments import Attachment, Lease, decode_network, encode_network
+from agent.ipam.attachment import Attachment, Lease, decode_network, encode_network
 from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View

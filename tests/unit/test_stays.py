@@ -20,7 +20,8 @@ from agent.cni import stays
 from agent.cni.stays import Known, Stay, Stays, TakenError
 from agent.errors import CniError
 from agent.ipam.allocator import UnavailableError, usable
-from agent.ipam.attachments import Attachment, Attachments
+from agent.ipam.attachment import Attachment
+from agent.ipam.attachments import Attachments
 from agent.model import Address, Described, IPBlock, IPReservation, Network, Node, Resource
 from agent.node import keeper
 from agent.node.follower import Follower

@@ -17,7 +17,7 @@ from agent import ctl
 from agent.datapath import bpf, events, overlay
 from agent.datapath.events import Drop, Flow
 from agent.datapath.overlay import Count
-from agent.ipam.attachments import Attachment, Lease, encode
+from agent.ipam.attachment import Attachment, Lease, encode
 from agent.model import Network
 from agent.observe import watch
 
