@@ -185,7 +185,7 @@ class Attachments:
             listener()
 
     def _matters(self, attachment: Attachment) -> bool:
-        """Whether its address is reserved or of another mode's block, or it is the first or last of its network."""
+        """Whether its address is reserved, its block another mode's too, or it the first or last of its network."""
         others = [other for other in self.all() if other.key != attachment.key]
         if attachment.owner or not any(other.network == attachment.network for other in others):
             return True
