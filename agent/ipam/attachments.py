@@ -185,7 +185,7 @@ class Attachments:
             listener()
 
     def _matters(self, attachment: Attachment) -> bool:
-        """Whether its address is reserved, its block another mode's too, or it the first or last of its network."""
+        """Whether its address is reserved, two modes share its block, or it is a network's first or last."""
         others = [other for other in self.all() if other.key != attachment.key]
         if attachment.owner or not any(other.network == attachment.network for other in others):
             return True

@@ -13,7 +13,7 @@ from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
 from agent.model import IPIP, Node, Problem
-from agent.modes import common
+from agent.modes import ways
 from agent.modes.base import View
 
 REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
@@ -44,7 +44,7 @@ def plan(
 ) -> Plan:
     """The BIRD of `view.node`: a session with each node, or with the reflectors where nodes are labelled so."""
     me = view.snapshot.nodes.get(view.node)
-    address = common.first_ipv4(me) if me else None
+    address = ways.first_ipv4(me) if me else None
     if me is None or address is None:
         what = "has no IPv4 InternalIP" if me else "has no Node object"
         return Plan(None, frozenset({Problem(f"node {view.node}", what, "kubelet's --node-ip sets it")}))
@@ -96,7 +96,7 @@ def _peers(view: View, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem
         if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
             continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"
-        address = common.first_ipv4(node)
+        address = ways.first_ipv4(node)
         if address is None:
             yield Problem(where, "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
         elif address in taken:

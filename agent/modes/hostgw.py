@@ -12,7 +12,7 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
 from agent.model import HOST_GW, Address, Problem
-from agent.modes import common
+from agent.modes import ways, wiring
 from agent.modes.base import CheckError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -24,14 +24,14 @@ class HostGw:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
         routes: set[Route] = set()
         problems: set[Problem] = set()
-        for found in common.peers(view):
+        for found in ways.peers(view):
             if isinstance(found, Problem):
                 problems.add(found)
                 continue
             peer, block = found
-            if block.version == 4 and common.way(view, peer) != HOST_GW:
+            if block.version == 4 and ways.way(view, peer) != HOST_GW:
                 continue  # another mode's network has a way to it
-            route = common.peer_route(view, peer, block)
+            route = ways.peer_route(view, peer, block)
             if isinstance(route, Route):
                 routes.add(route)
             else:
@@ -41,22 +41,22 @@ class HostGw:
             bridges=_bridge(view),
             routes=frozenset(routes),
             proxies=_proxies(view),
-            masquerade=common.masquerade(view, nodes=True),
+            masquerade=ways.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
-            crossing=common.crossing(view),
+            crossing=ways.crossing(view),
             # pods on it look for all of their block there, and some may have another mode
-            answering=frozenset({view.network.bridge} if view.blocks and common.mixed(view) else ()),
+            answering=frozenset({view.network.bridge} if view.blocks and ways.mixed(view) else ()),
         )
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
-        bridge = common.needed("bridge", network.bridge)
+        bridge = wiring.needed("bridge", network.bridge)
         mtu = network.mtu or bridge.mtu
         nl.request(
-            common.create_veth(attachment, netns_fd, mtu, master=bridge.index),
-            rtnl.bridge_port(attachment.link, common.alias(attachment), hairpin=network.hairpin),
+            wiring.create_veth(attachment, netns_fd, mtu, master=bridge.index),
+            rtnl.bridge_port(attachment.link, wiring.alias(attachment), hairpin=network.hairpin),
         )
         with netns.netlink_in(netns_fd) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
@@ -64,7 +64,7 @@ class HostGw:
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
-                {"name": attachment.link, "mac": common.host_mac(attachment), "mtu": mtu},
+                {"name": attachment.link, "mac": wiring.host_mac(attachment), "mtu": mtu},
                 {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
             ],
             ips=[
@@ -80,8 +80,8 @@ class HostGw:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        bridge = common.check_up("bridge", attachment.network.bridge)
-        port = common.check_up("host link", attachment.link)
+        bridge = wiring.check_up("bridge", attachment.network.bridge)
+        port = wiring.check_up("host link", attachment.link)
         if port.master != bridge.index:
             raise CheckError(f"host link {attachment.link} is no port of bridge {bridge.name}")
         held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
@@ -92,7 +92,7 @@ class HostGw:
             addresses = tuple(
                 ipaddress.ip_interface((lease.address, lease.block.prefixlen)) for lease in attachment.leases
             )
-            common.check_pod(inside, attachment, wired, port.index, addresses)
+            wiring.check_pod(inside, attachment, wired, port.index, addresses)
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; the pod's end goes with it."""
@@ -104,13 +104,13 @@ def _bridge(view: View) -> frozenset[Bridge]:
         return frozenset()
     first = allocator.gateway(view.blocks[0])
     addresses = (ipaddress.ip_interface((allocator.gateway(b), b.prefixlen)) for b in view.blocks)
-    mtu = view.network.mtu or common.underlay_mtu(view)
+    mtu = view.network.mtu or ways.underlay_mtu(view)
     return frozenset({Bridge(view.network.bridge, mac_for(first), mtu, frozenset(addresses))})
 
 
 def _proxies(view: View) -> frozenset[Proxy]:
     """The pods on the bridge believe that all of the block is there: for what is not the node answers."""
-    gone = (alone.network_address for _node, alone in common.away(view))
+    gone = (alone.network_address for _node, alone in ways.away(view))
     return frozenset(
         Proxy(view.network.bridge, address)
         for address in (*gone, *view.strays)
@@ -120,16 +120,16 @@ def _proxies(view: View) -> frozenset[Proxy]:
 
 def _gateway(lease: Lease) -> Address:
     """The bridge's address in the block; a guest, whose block is not here, has the one that is on no interface."""
-    return common.GATEWAY if is_single(lease.block) else allocator.gateway(lease.block)
+    return wiring.GATEWAY if is_single(lease.block) else allocator.gateway(lease.block)
 
 
 def _configure(
     inside: Netlink, attachment: Attachment, bridge_mac: str, routes: tuple[ExtraRoute, ...]
 ) -> list[ExtraRoute]:
-    end = common.pod_end(inside, attachment)
+    end = wiring.pod_end(inside, attachment)
     gateways: dict[int, Address] = {lease.address.version: _gateway(lease) for lease in attachment.leases}
     steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
-    if common.GATEWAY in gateways.values():
-        steps += common.lone_gateway(inside, end.index, bridge_mac)
-    ways = common.pod_routes(gateways, routes)
-    return common.configure(inside, end.index, steps, attachment.network.subnet, ways)
+    if wiring.GATEWAY in gateways.values():
+        steps += wiring.lone_gateway(inside, end.index, bridge_mac)
+    ways = wiring.pod_routes(gateways, routes)
+    return wiring.configure(inside, end.index, steps, attachment.network.subnet, ways)

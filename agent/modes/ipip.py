@@ -14,10 +14,10 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.model import IPIP as MODE
 from agent.model import Problem
-from agent.modes import bgp, common
+from agent.modes import bgp, ways, wiring
 from agent.modes.base import View, Wired
 from agent.modes.bgp import Encapsulate
-from agent.modes.common import Owners
+from agent.modes.ways import Owners
 from agent.netconf import ExtraRoute
 
 OVERHEAD = 20  # bytes of the outer IPv4 header
@@ -29,7 +29,7 @@ class Ipip:
 
     def desired(self, view: View) -> NodeState:
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
-        owners = common.owners(view)
+        owners = ways.owners(view)
         if not owners.node:
             return NodeState(problems=owners.problems)
         here = _here(view, owners.node)
@@ -41,9 +41,9 @@ class Ipip:
             # while the node's address is on no interface, BIRD goes on as it did
             bird=plan.config if here.local else None,
             # nodes are an exception only where packets of pods may be seen between them
-            masquerade=common.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
-            routes=owners.plain | (here.spare(owners) if common.mixed(view) else frozenset()),
-            crossing=common.crossing(view, IPIP),
+            masquerade=ways.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
+            routes=owners.plain | (here.spare(owners) if ways.mixed(view) else frozenset()),
+            crossing=ways.crossing(view, IPIP),
             forwarding=frozenset({4}),
             problems=owners.problems | plan.problems | here.problems(),
         )
@@ -51,23 +51,23 @@ class Ipip:
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
         nl = links.host()
-        mtu = attachment.network.mtu or common.needed("device", IPIP).mtu
+        mtu = attachment.network.mtu or wiring.needed("device", IPIP).mtu
         nl.request(
-            common.create_veth(attachment, netns_fd, mtu),
-            rtnl.set_up(attachment.link, common.alias(attachment), {IPV4_DEVCONF_PROXY_ARP: 1}),
+            wiring.create_veth(attachment, netns_fd, mtu),
+            rtnl.set_up(attachment.link, wiring.alias(attachment), {IPV4_DEVCONF_PROXY_ARP: 1}),
         )
-        port, address = common.host_end(attachment), common.routed_address(attachment)
+        port, address = wiring.host_end(attachment), wiring.routed_address(attachment)
         # a neighbour for good: the pod's MAC is known, and nobody waits for ARP
         nl.request(
             rtnl.add_neighbour(port.index, address, attachment.mac),
-            rtnl.add_route(common.host_route(address, port.index)),
+            rtnl.add_route(wiring.host_route(address, port.index)),
         )
-        return common.routed(attachment, mtu, common.wire_routed_end(netns_fd, attachment, routes))
+        return wiring.routed(attachment, mtu, wiring.wire_routed_end(netns_fd, attachment, routes))
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        common.check_up("device", IPIP)
-        common.check_routed(attachment, wired, common.check_up("host link", attachment.link), netns_fd)
+        wiring.check_up("device", IPIP)
+        wiring.check_routed(attachment, wired, wiring.check_up("host link", attachment.link), netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; all else goes with it."""
@@ -99,7 +99,7 @@ class _Here:
     def peers(self) -> dict[str, IPv4Address]:
         """The addresses of other nodes."""
         nodes = (node for node in self.view.snapshot.nodes.values() if node.name != self.view.node)
-        return {node.name: address for node in nodes if (address := common.first_ipv4(node))}
+        return {node.name: address for node in nodes if (address := ways.first_ipv4(node))}
 
     @property
     def through(self) -> dict[str, IPv4Address]:
@@ -107,13 +107,13 @@ class _Here:
         nodes = {} if self.encapsulate is Encapsulate.NEVER else self.far
         nodes = self.peers if self.encapsulate is Encapsulate.ALWAYS else nodes
         known = self.view.snapshot.nodes
-        return {name: address for name, address in nodes.items() if common.way(self.view, known[name]) == MODE}
+        return {name: address for name, address in nodes.items() if ways.way(self.view, known[name]) == MODE}
 
     @property
     def mtu(self) -> int:
         """Bytes of an inner packet."""
         overhead = 0 if self.encapsulate is Encapsulate.NEVER else OVERHEAD
-        return self.view.network.mtu or common.underlay_mtu(self.view) - overhead
+        return self.view.network.mtu or ways.underlay_mtu(self.view) - overhead
 
     @property
     def tunnel(self) -> Tunnel:

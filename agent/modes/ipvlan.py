@@ -15,7 +15,7 @@ from agent.datapath.state import NodeState, Route
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.model import IPVLAN, L3, Problem
-from agent.modes import common
+from agent.modes import ways
 from agent.modes.base import CheckError, View, Wired
 from agent.modes.slaves import DEFAULT, Slaves, Way, only_parents
 from agent.netconf import ExtraRoute
@@ -35,13 +35,13 @@ class Ipvlan(Slaves):
             return state
         problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set()
         routes: set[Route] = set()
-        for found in () if view.network.hand_made else common.peers(view):
-            route = found if isinstance(found, Problem) else common.peer_route(view, *found)
+        for found in () if view.network.hand_made else ways.peers(view):
+            route = found if isinstance(found, Problem) else ways.peer_route(view, *found)
             if isinstance(route, Route):
                 routes.add(route)
             else:
                 problems.add(route)
-        masquerade = common.masquerade(view, nodes=True)
+        masquerade = ways.masquerade(view, nodes=True)
         return replace(
             state,
             routes=frozenset(routes),

@@ -23,7 +23,7 @@ from agent.errors import invalid_config
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.model import PASSTHRU, Address, Problem, Subnet, Uplink
-from agent.modes import common
+from agent.modes import wiring
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -75,13 +75,13 @@ class Slaves:
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
         nl, uplink, address = links.host(), _uplink(attachment), _address(attachment)
-        parent = common.needed("interface", uplink.device)
-        network, host_mac = attachment.network, common.host_mac(attachment)
+        parent = wiring.needed("interface", uplink.device)
+        network, host_mac = attachment.network, wiring.host_mac(attachment)
         mtu, name = network.mtu or parent.mtu, attachment.link
-        nl.request(common.create_veth(attachment, netns_fd, mtu, peer=name))
-        port = common.host_end(attachment)
+        nl.request(wiring.create_veth(attachment, netns_fd, mtu, peer=name))
+        port = wiring.host_end(attachment)
         nl.request(
-            rtnl.set_up(name, common.alias(attachment)),
+            rtnl.set_up(name, wiring.alias(attachment)),
             rtnl.add_neighbour(port.index, address, attachment.mac),
             rtnl.add_route(_to_pod(attachment, port)),
             slaves.create(
@@ -111,8 +111,8 @@ class Slaves:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
-        parent = common.check_up("interface", _uplink(attachment).device)
-        port = common.check_up("host link", attachment.link)
+        parent = wiring.check_up("interface", _uplink(attachment).device)
+        port = wiring.check_up("host link", attachment.link)
         if _to_pod(attachment, port) not in rtnl.routes(links.host(), 4):
             raise CheckError(f"the node lacks the route to {_address(attachment)} by {attachment.link}")
         with netns.netlink_in(netns_fd) as inside:

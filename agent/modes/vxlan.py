@@ -15,9 +15,9 @@ from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.model import EBPF, KERNEL, VXLAN, Address
-from agent.modes import common
+from agent.modes import ways, wiring
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
-from agent.modes.common import Owners
+from agent.modes.ways import Owners
 from agent.netconf import ExtraRoute
 
 OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
@@ -31,7 +31,7 @@ class Vxlan:
 
     def desired(self, view: View) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
-        owners = common.owners(view)
+        owners = ways.owners(view)
         if not owners.node:
             return NodeState(problems=owners.problems)
         return NodeState(
@@ -39,7 +39,7 @@ class Vxlan:
                 TUNNEL,
                 view.network.vni,
                 view.network.port,
-                view.network.mtu or common.underlay_mtu(view) - OVERHEAD,
+                view.network.mtu or ways.underlay_mtu(view) - OVERHEAD,
                 owners.node,
                 frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
                 frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
@@ -48,31 +48,31 @@ class Vxlan:
             ),
             routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
-            masquerade=common.masquerade(view, nodes=False),
+            masquerade=ways.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
             problems=owners.problems,
-            crossing=common.crossing(view, TUNNEL),
+            crossing=ways.crossing(view, TUNNEL),
         )
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
         nl, (loaded, device) = links.host(), _ready(attachment)
         address, mtu, host_mac = (
-            common.routed_address(attachment),
+            wiring.routed_address(attachment),
             attachment.network.mtu or device.mtu,
-            common.host_mac(attachment),
+            wiring.host_mac(attachment),
         )
-        nl.request(common.create_veth(attachment, netns_fd, mtu))
-        port = common.host_end(attachment)
+        nl.request(wiring.create_veth(attachment, netns_fd, mtu))
+        port = wiring.host_end(attachment)
         if loaded:
             tc.attach(nl, port.index, tunnel.pod_programs(loaded))
             overlay.put_pod(loaded.maps, address, Endpoint(port.index, attachment.mac, host_mac))
         nl.request(
-            rtnl.set_up(attachment.link, common.alias(attachment)),
+            rtnl.set_up(attachment.link, wiring.alias(attachment)),
             rtnl.add_neighbour(port.index, address, attachment.mac),
-            rtnl.add_route(common.host_route(address, port.index)),
+            rtnl.add_route(wiring.host_route(address, port.index)),
         )
-        return common.routed(attachment, mtu, common.wire_routed_end(netns_fd, attachment, routes))
+        return wiring.routed(attachment, mtu, wiring.wire_routed_end(netns_fd, attachment, routes))
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
@@ -80,11 +80,11 @@ class Vxlan:
             loaded, _device = _ready(attachment)
         except NodeNotReadyError as error:
             raise CheckError(str(error)) from error
-        common.check_up("device", TUNNEL)
-        port = common.check_up("host link", attachment.link)
+        wiring.check_up("device", TUNNEL)
+        port = wiring.check_up("host link", attachment.link)
         if loaded:
             _check_programs(loaded, attachment, port.index)
-        common.check_routed(attachment, wired, port, netns_fd)
+        wiring.check_routed(attachment, wired, port, netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
         """Forget the pod and delete the host's end; all else goes with it."""
@@ -100,7 +100,7 @@ def _ready(attachment: Attachment) -> tuple[Loaded | None, Link]:
 
     Those of an earlier agent do while the datastore is away.
     """
-    device = common.needed("device", TUNNEL)
+    device = wiring.needed("device", TUNNEL)
     if attachment.network.vxlan_backend != EBPF:
         return None, device
     loaded = bpf.current() or bpf.adopt()
@@ -113,8 +113,8 @@ def _check_programs(loaded: Loaded, attachment: Attachment, index: int) -> None:
     for hook, program in tunnel.pod_programs(loaded).items():
         if not tc.attached(links.host(), index, hook):
             raise CheckError(f"host link {attachment.link} lacks the program {program.name}")
-    address = common.routed_address(attachment)
-    if overlay.pod(loaded.maps, address) != Endpoint(index, attachment.mac, common.host_mac(attachment)):
+    address = wiring.routed_address(attachment)
+    if overlay.pod(loaded.maps, address) != Endpoint(index, attachment.mac, wiring.host_mac(attachment)):
         raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
 
 

@@ -16,7 +16,7 @@ from agent.cluster import receives
 from agent.cluster.store import Datastore, StoreError
 from agent.datapath.state import LocalAddress, NodeState, Route, union
 from agent.model import HOST_GW, IPIP, ROUTED, VXLAN, Network, Node, Problem, Snapshot
-from agent.modes import common, mode
+from agent.modes import mode, ways
 from agent.modes.base import View
 from agent.node import change
 from agent.node.change import GRACE, Leaving
@@ -50,8 +50,8 @@ said = st.lists(st.sampled_from(ROUTED), unique=True, max_size=3).map(tuple)
 
 @given(said.filter(bool), said.filter(bool))
 def test_both_ends_choose_the_same_way(mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    there = common.way(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
-    back = common.way(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
+    there = ways.way(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
+    back = ways.way(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
     assert there == back
     assert there == HOST_GW or there in set(mine) & set(theirs)
     if mine[0] == theirs[0]:
