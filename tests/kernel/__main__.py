@@ -20,11 +20,22 @@ from tests.lab.space import REPO
 
 # What `make test-kernel` runs: a guest for each, at once, as a guest has one processor.
 SELECTION = (
-    ("tests/kernel", "tests/netns/test_probe.py", "tests/lab/test_ipip.py", "tests/lab/test_ipip_trouble.py"),
+    (
+        "tests/kernel",
+        "tests/netns/test_probe.py",
+        "tests/lab/test_ipip.py",
+        "tests/lab/test_ipip_trouble.py",
+        "tests/lab/test_paths.py",
+        "-k",
+        "not test_paths or ipip",
+    ),
     (
         "tests/lab/test_l2.py",
+        "tests/lab/test_leaves.py",
+        "tests/lab/test_paths.py",
+        "-k",
+        "not (test_paths or test_leaves) or host-gw or macvlan or ipvlan",
         "tests/lab/test_topology.py",
-        "tests/lab/test_lab.py::test_every_pair_reaches_every_other",
         "tests/lab/test_lab.py::test_pods_keep_their_address_among_themselves_and_lose_it_outside",
         "tests/lab/test_lab.py::test_an_agent_that_is_restarted_changes_nothing",
         # it measures the machine, not the kernel's abilities

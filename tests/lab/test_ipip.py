@@ -1,18 +1,15 @@
-"""The mode ipip in the lab: every path a packet may take, and what must not pass."""
+"""The mode ipip in the lab: what is particular to it, and what must not pass."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests.lab import matrix, talk
-from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, Pod, lab
-from tests.lab.segment import GATEWAY, OUTSIDE
-from tests.lab.space import Space
-from tests.lab.talk import HOST_PORT, NODE_PORT, SERVICE, SERVICE_PORT, TARGET, Servers, ask, eventually
+from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, lab
+from tests.lab.talk import NODE_PORT, TARGET, Servers, ask, eventually
 from tests.lab.test_metrics import value
 from tests.netns.birds import needs_bird
 from tests.netns.frames import ipv4
@@ -41,17 +38,6 @@ def three(shared: Lab) -> Iterator[Lab]:
     shared.tidy()
 
 
-@pytest.fixture
-def served(three: Lab) -> Iterator[tuple[Lab, dict[str, Pod]]]:
-    """Pods `near` and `backend` on node1, `far` on node2; a service whose backend is the one."""
-    one, two, _ = three.nodes
-    pods = {"backend": one.add_pod("backend"), "near": one.add_pod("near"), "far": two.add_pod("far")}
-    with Servers() as servers:
-        servers.start(pods["backend"])
-        talk.serve(three.nodes, pods["backend"])
-        yield three, pods
-
-
 def fates(node: LabNode) -> dict[str, int]:
     """Packets by fate, those that there were."""
     names = ("sent", "received", "drop_unknown_node", "drop_spoofed", "drop_malformed", "drop_failed")
@@ -66,26 +52,13 @@ def by_device(node: LabNode) -> bool:
     )
 
 
-@contextmanager
-def rp_filter(it: Lab, strict: int) -> Iterator[None]:
-    """Nodes that are strict, or not, about the device that a packet comes by."""
-    switch = "net.ipv4.conf.all.rp_filter"
-    before = [node.space.exec("sysctl", "-n", switch).stdout.strip() for node in it.nodes]
-    it.each(lambda node: node.space.exec("sysctl", "-qw", f"{switch}={strict}"))
-    yield
-    for node, value_before in zip(it.nodes, before, strict=True):
-        node.space.exec("sysctl", "-qw", f"{switch}={value_before}")
-
-
 def conf_with(mode: str) -> str:
     return json.dumps({**json.loads(IPIP_CONF), "encapsulate": mode})
 
 
-def test_every_pair_reaches_every_other_and_nothing_is_dropped(three: Lab) -> None:
+def test_nothing_is_dropped_and_sessions_are_counted(three: Lab) -> None:
     three.each(lambda node: [node.add_pod(f"{node.name}-{n}") for n in range(2)])
-    reaches = matrix.measure(*matrix.ends(three))
-    assert len(reaches) == 9 * 10
-    assert [reach for reach in reaches if reach.ms is None] == []
+    assert all(reach.ms for reach in matrix.measure(*matrix.ends(three)))
     for node in three.nodes:
         assert node.problems() == []
         assert fates(node).keys() <= {"sent", "received"}
@@ -108,80 +81,6 @@ def test_pods_are_as_the_seed_had_them(three: Lab) -> None:
     assert node.exec("sysctl", "-n", f"net.ipv4.conf.{link}.proxy_arp").stdout == "1\n"
     assert f"{pod.address} scope link" in node.exec("ip", "route", "show", "dev", link).stdout
     assert "10.244.1.1/32" in node.exec("ip", "-br", "address", "show", "testcni-ipip").stdout
-
-
-def test_who_is_seen_as_whom(three: Lab) -> None:
-    one, two, _ = three.nodes
-    a, b, c = one.add_pod("a"), two.add_pod("b"), one.add_pod("c")
-    with Servers() as servers:
-        for where in (b, c, one.space, two.space, three.outside):
-            servers.start(where)
-        seen = {
-            "pod to pod": ask(a, "tcp", c.address, TARGET),
-            "pod to pod of another node": ask(a, "tcp", b.address, TARGET),
-            "pod to its node": ask(a, "tcp", one.address, TARGET),
-            "pod to another node": ask(a, "tcp", two.address, TARGET),
-            "pod to the outside": ask(a, "tcp", OUTSIDE, TARGET),
-            "node to its pod": ask(one.space, "tcp", c.address, TARGET),
-            "node to another node's pod": ask(one.space, "tcp", b.address, TARGET),
-        }
-    assert seen == {
-        "pod to pod": a.address,
-        "pod to pod of another node": a.address,
-        "pod to its node": a.address,
-        "pod to another node": one.address,
-        "pod to the outside": one.address,
-        "node to its pod": seen["node to its pod"],
-        "node to another node's pod": "10.244.1.1",
-    }
-    assert seen["node to its pod"] in (one.address, "10.244.1.1")
-
-
-@pytest.mark.parametrize("kind", ["tcp", "udp"])
-def test_a_service_from_everywhere(served: tuple[Lab, dict[str, Pod]], kind: str) -> None:
-    it, pods = served
-    one, two, _ = it.nodes
-    seen = {
-        "near": ask(pods["near"], kind, SERVICE, SERVICE_PORT),
-        "far": ask(pods["far"], kind, SERVICE, SERVICE_PORT),
-        "itself": ask(pods["backend"], kind, SERVICE, SERVICE_PORT),
-        "its node": ask(one.space, kind, SERVICE, SERVICE_PORT),
-        "other node": ask(two.space, kind, SERVICE, SERVICE_PORT),
-    }
-    assert seen["near"] == pods["near"].address
-    assert seen["far"] == pods["far"].address
-    assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
-
-
-@pytest.mark.parametrize("strict", [0, 1])
-def test_node_ports_and_host_ports(served: tuple[Lab, dict[str, Pod]], strict: int) -> None:
-    it, pods = served
-    one, two, three = it.nodes
-    seen = {}
-    clients: dict[str, Pod | Space] = {**pods, "outside": it.outside, "node3": three.space}
-    with rp_filter(it, strict):
-        for name, where in clients.items():
-            for node in (one, two):
-                seen[f"{name} by the node port of {node.name}"] = ask(where, "tcp", node.address, NODE_PORT)
-            if name != "backend":
-                seen[f"{name} by the host port"] = ask(where, "tcp", one.address, HOST_PORT)
-    assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
-    assert seen["near by the host port"] == pods["near"].address
-
-
-@pytest.mark.parametrize("size", [1400, 1472, 60000])
-def test_datagrams_in_pieces(served: tuple[Lab, dict[str, Pod]], size: int) -> None:
-    it, pods = served
-    with Servers() as servers:
-        servers.start(it.outside)
-        seen = {
-            "near": ask(pods["near"], "udp", pods["backend"].address, TARGET, size=size),
-            "far": ask(pods["far"], "udp", pods["backend"].address, TARGET, size=size),
-            "far, service": ask(pods["far"], "udp", SERVICE, SERVICE_PORT, size=size),
-            "far, node": ask(it.nodes[1].space, "udp", pods["backend"].address, TARGET, size=size),
-            "outside": ask(pods["far"], "udp", GATEWAY, TARGET, size=size),
-        }
-    assert not [who for who, answer in seen.items() if not answer.startswith(("10.244.", "172.18."))], seen
 
 
 def test_the_tunnel_takes_packets_of_nodes_only() -> None:

@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.lab import gotools, matrix, registry, space
+from tests.lab import gotools, registry, space
 from tests.lab.__main__ import main as lab_main
+from tests.lab.burst import killed_amid_adds
 from tests.lab.lab import SEED_CONF, Lab, LabNode, lab
 from tests.lab.registry import LABS
-from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.state import difference, fds, net_state
@@ -42,13 +43,6 @@ def routes(node: LabNode) -> list[str]:
     return sorted(
         line.strip() for line in node.space.exec("ip", "route", "show", "proto", "84").stdout.splitlines()
     )
-
-
-def test_every_pair_reaches_every_other(three: Lab) -> None:
-    three.each(lambda node: [node.add_pod(f"{node.name}-{n}") for n in range(2)])
-    reaches = matrix.measure(*matrix.ends(three))
-    assert len(reaches) == 9 * 10
-    assert [reach for reach in reaches if reach.ms is None] == []
 
 
 def test_pods_keep_their_address_among_themselves_and_lose_it_outside(three: Lab) -> None:
@@ -221,41 +215,11 @@ def test_an_add_waits_for_the_agent_and_a_del_does_not(three: Lab) -> None:
 
 def test_kill_9_amid_200_adds_then_gc_leaves_nothing(three: Lab) -> None:
     node = three.nodes[0]
-    conf = node.conf()
-    conf = Conf(conf.name, "1.1.0", conf.plugins, conf.path)
+    conf = replace(node.conf(), version="1.1.0")
     names = [f"p{number}" for number in range(200)]
     node.space.batch([f"netns add {name}" for name in names])
     before, before_fds = net_state(node), fds(agent_of(node))
-    done: list[str] = []
-    failed: list[str] = []
-    work = iter(names)
-    lock = threading.Lock()
-
-    def adds() -> None:
-        while True:
-            with lock:
-                name = next(work, None)
-            if name is None:
-                return
-            try:
-                node.runner.add(conf, name, f"/run/netns/{name}")
-                done.append(name)
-            except RunnerError as error:
-                failed.append(str(error))
-
-    threads = [threading.Thread(target=adds) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: len(done) > 60, 30)
-    node.stop_agent(signal.SIGKILL)
-    node.start_agent()
-    for thread in threads:
-        thread.join()
-    assert failed == [], "an ADD outlives the agent"
-    assert len(done) == 200
-    assert len({a.result["ips"][0]["address"] for a in node.runner.cache.all(conf.name)}) == 200, (
-        "no address twice"
-    )
+    killed_amid_adds(node, conf, names, workers=10, after=60)
     node.runner.collect(conf, [])
     assert difference(before, net_state(node)) == []
     assert fds(agent_of(node)) <= before_fds + 40, "reapers and callers keep a socket each, 16 of either at most"

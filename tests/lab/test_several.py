@@ -11,11 +11,11 @@ import pytest
 
 from tests.lab import gotools
 from tests.lab.lab import Lab, LabNode, Pod, lab
+from tests.lab.paths import lacks
 from tests.lab.runner import Conf, RunnerError, load
 from tests.lab.segment import OUTSIDE, PREFIX, UNDERLAY
 from tests.lab.state import difference, net_state
 from tests.lab.talk import TARGET, Servers, ask, eventually
-from tests.lab.test_l2 import lacks
 
 HERE = Path(__file__).parent
 CONFS = "/etc/cni/net.d"

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from tests.lab.lab import Lab, LabNode, conf_of
+from tests.lab.paths import lacks
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.state import difference, net_state
 from tests.lab.stays import STICKY, add, converge, describe, reservations, staying
 from tests.lab.talk import eventually
 from tests.lab.test_change import MODES, conf, put, takes
-from tests.lab.test_l2 import lacks
 
 MOVES = 20
 WITHIN = 1.0  # seconds
