@@ -196,6 +196,8 @@ def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bo
             log.info("eBPF programs at %s encapsulate to other nodes", device.name)
         if fresh:
             _detach(nl, (link for link in there if link.index != device.index))
+            if tcx.known():  # those of a version that knew no TCX
+                tc.detach(nl, device.index, PROGRAMS)
     if fresh:
         _done.settled, _done.at = loaded, device.name
         for path in bpf.retire(family=bpf.IPIP):
@@ -212,8 +214,7 @@ def _detach(nl: Netlink, there: Iterable[Link]) -> None:
     """Take the programs away from devices that they may be at: those that testcni did not make."""
     for link in there:
         if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (TUNNEL, IPIP):
-            by_tcx = tcx.known() and tcx.detach(link.index, PROGRAMS)
-            if by_tcx or tc.detach(nl, link.index, PROGRAMS):
+            if any([tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(nl, link.index, PROGRAMS)]):
                 log.info("eBPF programs taken from %s", link.name)
             if link.name == _done.at:
                 _done.at = None

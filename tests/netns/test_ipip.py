@@ -199,6 +199,25 @@ def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path,
             assert tc.attached(nl, eth0(), "egress") == newer.programs["ipip_egress"].id
 
 
+def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Path, by: str) -> None:
+    host, pod = added(tmp_path)
+    loaded = bpf.current(bpf.IPIP)
+    assert loaded
+    with netlink.Netlink() as nl:
+        tc.attach(nl, eth0(), {hook: loaded.programs[name] for hook, name in ipip.PROGRAMS.items()})
+    assert filters() == ["ipip_ingress", "ipip_egress"]
+    ipip._done.at = None  # as after a start
+    host.reconciler.drifted()
+    eventually(lambda: len(filters()) == (0 if by == "tcx" else 2))
+    assert len(attached(by)) == 2
+    host.delete(pod)
+    host.demand.publish({})
+    host.confs.publish(Confs())
+    eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    assert attached(by) == []
+    assert filters() == []
+
+
 def test_never_needs_no_programs(tmp_path: Path, by: str) -> None:
     host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
     result = host.add(pod, {**IPIP, "encapsulate": "never"})
