@@ -146,9 +146,10 @@ def claim(path: Path, start: Any, number: int, won: Any) -> None:
 
 
 def test_of_fifty_processes_one_wins_a_claim(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    start, won = fork.Barrier(50), fork.SimpleQueue()
-    claimants = [fork.Process(target=claim, args=(tmp_path, start, n, won)) for n in range(50)]
+    server = multiprocessing.get_context("forkserver")  # this process has threads, and they have locks
+    server.set_forkserver_preload([__name__])
+    start, won = server.Barrier(50), server.SimpleQueue()
+    claimants = [server.Process(target=claim, args=(tmp_path, start, n, won)) for n in range(50)]
     for claimant in claimants:
         claimant.start()
     winners = [n for _ in claimants if (n := won.get()) is not None]
