@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -108,6 +109,14 @@ def memory(pid: int) -> float:
     return int(status["VmRSS"].split()[0]) / 1024
 
 
+def busy() -> float:
+    """Seconds that all processors of this machine together have been at work (proc_stat(5))."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = (
+        Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
+
+
 def rendering(nodes: Sequence[LabNode]) -> list[float]:
     """Seconds of this thread for each node's configuration."""
     snapshot = snapshot_of(nodes)
@@ -146,7 +155,7 @@ def test_nodes_in_full_mesh(number: int) -> None:
             print(f"{node.name}: agent {agent:.1f} MiB, BIRD {bird:.1f} MiB")
         pods = it.each(lambda node: node.add_pod("a"), whole)
 
-        began = time.monotonic()
+        began, worked = time.monotonic(), busy()
         it.put_node(newcomer)
         snapshot = snapshot_of(it.nodes)
         it.each(lambda node: birds[node.name].tell(snapshot), nodes[AGENTS:])
@@ -154,6 +163,7 @@ def test_nodes_in_full_mesh(number: int) -> None:
         it.each(lambda node: eventually(lambda: newcomer.block in node.bird_routes(), 60), nodes)
         joined = time.monotonic() - began
         print(f"the block of a new node is in all kernels {joined:.2f} s after its Node object")
+        print(f"which took {1e3 * (busy() - worked) / len(it.nodes):.0f} ms of a processor for each node")
         servers.start(newcomer.add_pod("b"))
         address = newcomer.pods["b"].address
         assert [ask(pod, "tcp", address, TARGET) for pod in pods] == [pod.address for pod in pods]
