@@ -14,7 +14,7 @@ from tests.e2e import images, programs
 from tests.e2e.control import PODS, ControlPlane
 from tests.e2e.machine import Disk, Machine, remove_groups
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
-from tests.lab.space import REPO, Space, SpaceError, kill_all, processes_in
+from tests.lab.space import REPO, Space, SpaceError, end_all
 
 T = TypeVar("T")
 MANIFESTS = REPO / "manifests"
@@ -102,7 +102,7 @@ class ClusterNode:
 
     def crash(self) -> None:
         """Switch it off without a word: every process ends, its disk stays."""
-        kill_all(processes_in([self.machine.pid]))
+        end_all([self.machine.pid])
         self.machine.reap()
         remove_groups(f"{self._cluster.id}/{self.name}")  # else cAdvisor looks for their containers for minutes
 

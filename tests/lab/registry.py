@@ -75,7 +75,7 @@ def dismiss(guard: subprocess.Popen[bytes]) -> None:
 def _end(lab: Mapping[str, Any]) -> None:
     with _alone():
         alive = [pid for pid, began in lab["holders"] if space.start_time(pid) == began]
-        space.kill_all(space.processes_in(alive))
+        space.end_all(alive)
         if (LABS / lab["id"]).exists():
             space.remove_tree(LABS / lab["id"])
         (LABS / f"{lab['id']}.json").unlink(missing_ok=True)

@@ -184,6 +184,17 @@ def kill_all(pids: Sequence[int], within: float = 5.0) -> None:
         time.sleep(0.005)
 
 
+def end_all(holders: Sequence[int], within: float = 5.0) -> None:
+    """Kill all processes in the mount namespaces of some holders; these last, as by them others are found.
+
+    One look is not enough: who is killed may just have started another.
+    """
+    end = time.monotonic() + within
+    while (inside := processes_in(holders)[: -len(holders)]) and time.monotonic() < end:
+        kill_all(inside)
+    kill_all(holders)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a lab's folder; its mounts were only in the namespaces that are gone."""
     shutil.rmtree(folder, ignore_errors=False)

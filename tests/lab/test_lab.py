@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,6 +321,18 @@ def test_the_lab_leaves_nothing_even_when_its_creator_is_killed() -> None:
         assert _labs_of(creator) == []
     assert not (LABS / mine["id"]).exists()
     assert not any(space.start_time(pid) for pid, _began in mine["holders"])
+
+
+def test_what_is_started_while_the_lab_ends_ends_too() -> None:
+    with lab(1, agents=False) as it:
+        node = it.nodes[0].space
+        mount = (Path("/proc") / str(node.pid) / "ns/mnt").readlink()
+        forks = "while sleep 0.002; do setsid sleep 1000 & done"
+        for _ in range(4):
+            subprocess.Popen(node.argv("sh", "-c", forks))
+        time.sleep(0.3)
+    left = [pid for pid in Path("/proc").glob("[0-9]*") if space._mount_namespace(int(pid.name)) == mount]
+    assert left == []
 
 
 def test_the_demo_ends_well_and_cleans_up_after_ctrl_c() -> None:
