@@ -87,8 +87,9 @@ class Reconciler:
         self._told: frozenset[Problem] = frozenset()
         self._leaving = change.Leaving(earlier.blocks)
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
-        told = (inputs.snapshot, inputs.confs, inputs.demand, inputs.attachments, inputs.attachments.aside)
-        listens = (*(source.listen for source in told), claimer.unseen.listen)
+        pods = inputs.attachments
+        told = (inputs.snapshot, inputs.confs, inputs.demand, pods, pods.aside, claimer.unseen)
+        listens = tuple(source.listen for source in told)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
 

@@ -98,6 +98,9 @@ def test_a_service_from_everywhere(served: Served, way: Way, kind: str) -> None:
     assert lost(seen) == {}
     for name in ("near", "far"):
         assert who(pods[name])[seen[name]] == way.service
+    if way.service == "node":
+        nodes = {"near": one, "backend": one, "its node": one, "far": two, "another node": two}
+        assert seen == {name: node.address for name, node in nodes.items()}
 
 
 @pytest.mark.parametrize("strict", [0, 1])
