@@ -105,7 +105,8 @@ class Reconciler:
             pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures - 1)) if failures else self._until_next()
             if not self._wake.wait(pause):
                 self._verify = True
-            stop.wait(DEBOUNCE)
+            if stop.wait(DEBOUNCE):
+                return
             self._wake.clear()
             failures = 0 if self.once() else failures + 1
 

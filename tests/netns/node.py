@@ -172,11 +172,14 @@ class Host:
         self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
         self.verbs = Verbs(self.attachments, self.reconciler.status, self.demand)
         self._stop = threading.Event()
-        threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True).start()
+        self._loop = threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True)
+        self._loop.start()
 
     def close(self) -> None:
+        """Have nothing reconciled from now on; a round that is on its way ends before."""
         self._stop.set()
         self.reconciler.stop()
+        self._loop.join()
 
     def put(self, *objects: Node | IPPool | IPBlock) -> None:
         """Add objects to the snapshot."""
