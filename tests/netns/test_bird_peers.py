@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird import daemon, health
+from agent.datapath.bird import daemon, health, supervisor
 from agent.datapath.bird.control import Control
 from agent.datapath.bird.values import BirdError, External, Peer, Secret, State, Tunnel, read_secret
 from tests.netns.birds import Node, Wire, converged, mesh, monitored, needs_bird, wire
@@ -174,6 +174,9 @@ def test_what_is_refused_leaves_in_force_what_was(tmp_path: Path) -> None:
         assert one.knows(nodes)
         one.want(nodes, tunnel=None)
         eventually(lambda: not problems(one), 3)
+        (one.files.folder / "bird.conf.new").write_text("password")  # of an agent that was killed over it
+        one.supervisor.want(None)
+        eventually(lambda: not [*one.files.folder.glob("bird.conf*")], supervisor.RETIRE_AFTER + 2)
 
 
 ONE_OF_MANY = """

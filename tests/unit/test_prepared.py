@@ -72,16 +72,17 @@ def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "prepared.json"
     prepared.save(path, PREPARED)
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
     fewer = NodeStatus(blocks={A: ()})
+    in_the_way = tmp_path / "prepared.json.new"
+    in_the_way.mkdir()
     assert prepared.save(path, fewer)
     assert prepared.load(path) == NOTHING
-    monkeypatch.undo()
+    in_the_way.rmdir()
     prepared.save(path, PREPARED)
-    monkeypatch.setattr(Path, "write_text", full)
-    monkeypatch.setattr(Path, "unlink", full)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refused)
     assert not prepared.save(path, fewer), "an old note is left, which promises a block that may go"
     assert prepared.load(path) == PREPARED

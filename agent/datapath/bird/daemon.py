@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.datapath.bird.control import Control, ControlError
 from agent.datapath.bird.values import BirdError
+from agent.files import beside
 
 CHECK_TIMEOUT = 20.0  # seconds; bird -p takes 10 ms
 END_WITHIN = 5.0
@@ -78,7 +79,7 @@ def version(program: str) -> str:
 
 def write(program: str, files: Files, text: str, standby: str) -> None:
     """Make these the configurations, after BIRD itself has found `text` good. Raises BirdError and OSError."""
-    new = _secret(files, text)
+    new = beside(files.conf, text)
     try:
         done = subprocess.run(
             [program, "-p", "-c", str(new)], capture_output=True, text=True, timeout=CHECK_TIMEOUT, check=False
@@ -89,21 +90,12 @@ def write(program: str, files: Files, text: str, standby: str) -> None:
         words = (done.stderr or done.stdout).strip().replace(f"{new}:", "line ")
         raise BirdError(f"bird -p refuses the configuration: {words}", f"see {new}; what was in force stays so")
     new.rename(files.conf)
-    _secret(files, standby).rename(files.standby)
+    beside(files.standby, standby).rename(files.standby)
 
 
 def restore(files: Files) -> None:
     """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises OSError."""
-    _secret(files, files.standby.read_text()).rename(files.conf)
-
-
-def _secret(files: Files, text: str) -> Path:
-    """A new file that nobody else can read."""
-    new = files.folder / "bird.conf.new"
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    return new
+    beside(files.conf, files.standby.read_text()).rename(files.conf)
 
 
 class Daemon:

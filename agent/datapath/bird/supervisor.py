@@ -319,7 +319,7 @@ def retire(files: Files, table: int = MAIN_TABLE, metric: int = METRIC) -> tuple
     if found:
         daemon.dismiss(found[0])
         found[0].forget()
-    for path in (files.conf, files.standby):
+    for path in files.folder.glob("bird.conf*"):  # also one that was refused, or never whole
         path.unlink(missing_ok=True)
     return bool(found), kernel.flush(links.host(), table, metric)
 
