@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from agent.datapath import netlink
 from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, NetlinkError, Request
@@ -32,14 +31,11 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 RTAX_MTU = 2
-RTNH_F_ONLINK = 4
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_BOOT, RTNH_F_ONLINK = 3, 4
 IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
-IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
-IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_COLLECT_METADATA = 18, 25
 IFLA_INET_CONF, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_RP_FILTER = 1, 3, 8
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 29, 30, 1, 2, 0x80
 
@@ -176,33 +172,6 @@ def set_up(name: str, alias: str, switches: Mapping[int, int] | None = None) -> 
         + netlink.attribute(IFLA_AF_SPEC, inet4 + inet6)
     )
     return Request(RTM_NEWLINK, 0, payload, f"set up link {name}")
-
-
-def create_vxlan(
-    name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Address] | None = None
-) -> Request:
-    """A vxlan device without learning and ARP.
-
-    With `plain`, its VNI and the node's address, it looks peers up in its forwarding entries; else it asks its
-    programs where each packet goes.
-    """
-    data = netlink.u8(IFLA_VXLAN_LEARNING, 0) + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
-    if plain:
-        vni, node = plain
-        data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
-        data += netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
-    else:
-        data += netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
-    payload = (
-        IFINFO.pack(0, 0, 0, IFF_NOARP, IFF_NOARP)
-        + netlink.text(IFLA_IFNAME, name)
-        + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
-        + netlink.u32(IFLA_MTU, mtu)
-        + netlink.attribute(
-            IFLA_LINKINFO, netlink.text(IFLA_INFO_KIND, "vxlan") + netlink.attribute(IFLA_INFO_DATA, data)
-        )
-    )
-    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create vxlan device {name}, port {port}")
 
 
 def prepare(index: int, mtu: int) -> Request:

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, fdb, links, overlay, rtnl, tc
+from agent.datapath import bpf, fdb, links, netlink, overlay, rtnl, tc
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
-from agent.datapath.netlink import Netlink, NetlinkError, Request
+from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request
 from agent.datapath.overlay import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
 from agent.model import KERNEL, Problem
+
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
+IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_COLLECT_METADATA = 18, 25
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +113,7 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
         links.delete(nl, TUNNEL)
         device = None
     if device is None:
-        nl.request(rtnl.create_vxlan(TUNNEL, mac, wanted.port, wanted.mtu, plain))
+        nl.request(create(TUNNEL, mac, wanted.port, wanted.mtu, plain))
         device = rtnl.link(nl, TUNNEL)
         if device is None:
             raise NetlinkError(errno.ENODEV, f"device {TUNNEL} has vanished")
@@ -125,6 +128,34 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
     if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
         nl.request(rtnl.set_link(device.index, mac, wanted.mtu), rtnl.set_up(TUNNEL, alias))
     return device
+
+
+def create(name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Address] | None = None) -> Request:
+    """A vxlan device without learning and ARP.
+
+    With `plain`, its VNI and the node's address, it looks peers up in its forwarding entries; else it asks its
+    programs where each packet goes.
+    """
+    data = netlink.u8(IFLA_VXLAN_LEARNING, 0) + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
+    if plain:
+        vni, node = plain
+        data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
+        data += netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
+    else:
+        data += netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
+    payload = (
+        rtnl.IFINFO.pack(0, 0, 0, rtnl.IFF_NOARP, rtnl.IFF_NOARP)
+        + netlink.text(rtnl.IFLA_IFNAME, name)
+        + netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(mac))
+        + netlink.u32(rtnl.IFLA_MTU, mtu)
+        + netlink.attribute(
+            rtnl.IFLA_LINKINFO,
+            netlink.text(rtnl.IFLA_INFO_KIND, "vxlan") + netlink.attribute(rtnl.IFLA_INFO_DATA, data),
+        )
+    )
+    return Request(
+        rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create vxlan device {name}, port {port}"
+    )
 
 
 def sync_addresses(

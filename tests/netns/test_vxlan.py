@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import bpf, links, overlay, rtnl
+from agent.datapath import bpf, links, overlay, tunnel
 from agent.errors import CniError, Code
 from agent.model import Node
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
@@ -158,7 +158,7 @@ def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    links.host().request(rtnl.create_vxlan(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
+    links.host().request(tunnel.create(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
     host.add(pod)
     assert pod.reaches("10.244.1.1")
     assert " mtu 1450 " in command("ip", "link", "show", DEVICE)
