@@ -36,7 +36,7 @@ deps: build/.debs
 	@test -e $(BIN)/.done || { \
 	  echo "installing the Python packages of requirements-dev.lock"; \
 	  $(PYTHON) -m venv --clear $(VENV); \
-	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
+	  tests/thrice.sh $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
 	  touch $(BIN)/.done; }
 
 build/.debs: WANTED = $(DEBS)
@@ -53,7 +53,8 @@ build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-fuzz
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
 	  policy=/usr/sbin/policy-rc.d; \
 	  [ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; }; \
-	  apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	  export DEBIAN_FRONTEND=noninteractive; tests/thrice.sh apt-get update -qq; \
+	  tests/thrice.sh apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $$missing >/dev/null; fi
 	@touch $@
 
 .PHONY: plugin
@@ -79,6 +80,7 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests
+	@$(BIN)/python -m tests.lab.gotools
 	@$(BIN)/pytest tests/netns tests/lab
 
 .PHONY: test-kernel
@@ -132,7 +134,7 @@ image: build/.debs-image ## the container image, build/testcni.tar, by buildah; 
 ifeq ($(BASE),localhost/debian:bookworm)
 	@tests/image/base.sh $(BASE)
 endif
-	@buildah build --quiet --layers --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
+	@tests/thrice.sh buildah build --quiet --layers --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
 	  $(if $(CA),--volume $(CA):/run/ca.crt:ro --build-arg PIP_CERT=/run/ca.crt) -t $(IMAGE) . >/dev/null
 	@rm -f build/testcni.tar && buildah push --quiet $(IMAGE) docker-archive:build/testcni.tar:$(IMAGE)
 
@@ -143,6 +145,7 @@ manifests: ## manifests/testcni.yaml anew from base and overlay (needs Go)
 
 .PHONY: e2e
 e2e: deps build/.debs-e2e image ## a real Kubernetes with two nodes on this machine (MODE=host-gw PROXY=iptables; needs Go)
+	@$(BIN)/python -m tests.e2e.programs
 	@MODE=$(MODE) PROXY=$(PROXY) $(BIN)/pytest tests/e2e --timeout 600 --durations 15 -s \
 	  $(if $(filter-out host-gw,$(MODE)),--ignore-glob='*/test_0_*')
 

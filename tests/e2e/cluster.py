@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from agent.cluster.store import StoreError
 from tests.e2e import images, programs
-from tests.e2e.control import PODS, ControlPlane
+from tests.e2e.control import PODS, ControlError, ControlPlane
 from tests.e2e.machine import Disk, Machine, remove_groups
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import REPO, Space, SpaceError, end_all
@@ -105,6 +106,7 @@ class ClusterNode:
         end_all([self.machine.pid])
         self.machine.reap()
         remove_groups(f"{self._cluster.id}/{self.name}")  # else cAdvisor looks for their containers for minutes
+        self._cluster.unplug(self.machine)  # the kernel would, when it comes to it
 
     def boot(self) -> None:
         """Switch it on again."""
@@ -288,7 +290,7 @@ def eventually(look: Callable[[], T], within: float, every: float = 0.1) -> T:
             if found := look():
                 return found
             last = found
-        except (SpaceError, StoreError) as error:
+        except (SpaceError, ControlError, StoreError, subprocess.TimeoutExpired) as error:
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {within} s: {last}")

@@ -41,10 +41,10 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     it = ControlPlane(tmp_path_factory.mktemp("control"))
     try:
         it.start(controllers=False)
-        for name in ("crds.yaml", "admission.yaml"):
-            it.kubectl("apply", "-f", str(MANIFESTS / name))
+        it.kubectl("apply", "-f", str(MANIFESTS / "crds.yaml"))
         crds = [f"crd/{plural}.testcni.io" for plural in ("ippools", "ipblocks", "ipreservations")]
         it.kubectl("wait", "--for=condition=Established", *crds)
+        it.kubectl("apply", "-f", str(MANIFESTS / "admission.yaml"))
         yield it
     finally:
         it.stop()
@@ -76,11 +76,14 @@ def apply(control: ControlPlane, doc: Mapping[str, Any]) -> None:
 
 
 def test_an_overlapping_pool_is_refused(control: ControlPlane) -> None:
-    apply(control, pool("first", "10.240.0.0/16"))
+    def first() -> bool:  # once the policy knows the kind
+        apply(control, pool("first", "10.240.0.0/16"))
+        return True
+
+    eventually(first, 60)
     # the policy knows of the pool as soon as its informer does
-    refused = pool("second", "10.240.128.0/17")
-    message = eventually(lambda: refusal(control, refused), 20)
-    assert "its cidr 10.240.128.0/17 overlaps 10.240.0.0/16 of IPPool first" in message
+    words = "its cidr 10.240.128.0/17 overlaps 10.240.0.0/16 of IPPool first"
+    eventually(lambda: words in refusal(control, pool("second", "10.240.128.0/17")), 60)
     assert "overlaps" in refusal(control, pool("wider", "10.0.0.0/8"))
     apply(control, pool("beside", "10.241.0.0/16"))
     apply(control, pool("six", "fd00::/48"))
@@ -225,7 +228,7 @@ def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kuber
         spec = {"containers": [{"name": "main", "image": "none"}], "automountServiceAccountToken": False}
         apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     one, two = (
-        Agent(name, Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig()), 2.0)), tmp_path)
+        Agent(name, Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig()), 10.0)), tmp_path)
         for name in BLOCKS
     )
     for agent in (one, two):
@@ -310,7 +313,7 @@ def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, sto
     try:
         eventually(lambda: follower.snapshot.get().synced, 10)
         store.create(IPPool("before", ipaddress.ip_network("10.1.0.0/16"), 24))
-        eventually(lambda: "before" in follower.snapshot.get().pools, 2)
+        eventually(lambda: "before" in follower.snapshot.get().pools, 10)
         control.end("kube-apiserver")
         eventually(lambda: len(follower.troubles.get()) == len(KINDS), 10)
         assert "before" in follower.snapshot.get().pools, "the last state stays in force"
@@ -320,7 +323,7 @@ def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, sto
         eventually(lambda: "after" in follower.snapshot.get().pools, 35)
         eventually(lambda: not follower.troubles.get(), 35)
         store.delete("IPPool", "before")
-        eventually(lambda: "before" not in follower.snapshot.get().pools, 2)
+        eventually(lambda: "before" not in follower.snapshot.get().pools, 10)
     finally:
         stop.set()
         thread.join()

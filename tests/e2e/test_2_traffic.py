@@ -52,11 +52,14 @@ def hosts(cluster: Cluster, boxes: Boxes) -> Boxes:
 
 @pytest.fixture(scope="module")
 def services(cluster: Cluster, boxes: Boxes) -> dict[str, Any]:
-    """A Service with a NodePort over the toolboxes of all nodes."""
+    """A Service with a NodePort over the toolboxes of all nodes, once each node's kube-proxy knows it."""
     cluster.apply(service("toolbox", 8000, 80, type="NodePort"))
     (made,) = (one for one in cluster.get("services") if one["metadata"]["name"] == "toolbox")
     spec: dict[str, Any] = made["spec"]
-    fetched(cluster, next(iter(boxes.values())), f"http://{spec['clusterIP']}:8000")
+    port = spec["ports"][0]["nodePort"]
+    for box in boxes.values():
+        for at in (f"{spec['clusterIP']}:8000", *(f"{node.address}:{port}" for node in cluster.nodes)):
+            fetched(cluster, box, f"http://{at}")
     return spec
 
 
@@ -139,7 +142,7 @@ def host_port(cluster: Cluster) -> Iterator[dict[str, Any]]:
 def test_host_port(cluster: Cluster, boxes: Boxes, hosts: Boxes, host_port: dict[str, Any]) -> None:
     url = f"http://{cluster.nodes[0].address}:8081"
     for source in (*boxes.values(), *hosts.values()):
-        assert cluster.exec(source, *FETCH, url).strip() == "hostport"
+        assert fetched(cluster, source, url) == "hostport"
     assert cluster.outside.exec("curl", "-sSm2", url).stdout.strip() == "hostport"
 
 
@@ -184,16 +187,16 @@ def test_exec_logs_port_forward(cluster: Cluster, boxes: Boxes) -> None:
 
 def test_liveness_probes_reach_pods(cluster: Cluster) -> None:
     main = web()
-    main["livenessProbe"] = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1, "failureThreshold": 1}
+    main["livenessProbe"] = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1, "timeoutSeconds": 2}
     main["readinessProbe"] = {"tcpSocket": {"port": 80}, "periodSeconds": 1}
     cluster.apply(daemonset("probed", main))
     cluster.running("app=probed", len(cluster.nodes))
-    time.sleep(4)
+    time.sleep(10)  # three that get no answer would have it restarted
     for it in cluster.pods("app=probed"):
         assert it["status"]["containerStatuses"][0]["restartCount"] == 0
     first = cluster.pods("app=probed")[0]
     cluster.exec(first, "rm", "/tmp/www/index.html")  # noqa: S108
-    eventually(lambda: restarts(cluster, first) > 0, 20)
+    eventually(lambda: restarts(cluster, first) > 0, 30)
     cluster.kubectl("delete", "daemonset", "probed", "--wait=false")
 
 

@@ -19,7 +19,7 @@ def own_pods(cluster: Cluster, node: ClusterNode) -> list[dict[str, Any]]:
     return [pod for pod in everything if not pod["spec"].get("hostNetwork")]
 
 
-def nothing_leaked(cluster: Cluster, within: float = 30) -> None:
+def nothing_leaked(cluster: Cluster, within: float = 90) -> None:
     """On each node there is an attachment, a link and an address for each pod, and no other."""
     for node in cluster.nodes:
         end = time.monotonic() + within

@@ -62,7 +62,7 @@ def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: Clus
     overlay(cluster, NEW)
     eventually(lambda: conflists(cluster) == {NEW}, HEARD_WITHIN)
     print(f"{DEFAULT} to {NEW}: {time.monotonic() - began:.1f} s until all nodes have the new conflist")
-    assert set(receives(cluster)) == {f"testcni={NEW},{DEFAULT}"}
+    eventually(lambda: set(receives(cluster)) == {f"testcni={NEW},{DEFAULT}"}, 10)
     new = placed(cluster, "new", cluster.nodes)
     meet(cluster, *old, *new)
     sent, got = flow.counts()

@@ -63,8 +63,9 @@ def service(name: str, port: int, target: int, *, app: str = "", protocol: str =
 
 
 def web(*, port: int = 80) -> Doc:
-    """A container that answers HTTP with the name of its pod."""
-    script = f"mkdir -p /tmp/www && hostname > /tmp/www/index.html && exec httpd -f -p {port} -h /tmp/www"
+    """A container that answers HTTP with the name of its pod; it ends when it is told to."""
+    serve = f"httpd -f -p {port} -h /tmp/www & trap 'exit 0' TERM; wait"
+    script = f"mkdir -p /tmp/www && hostname > /tmp/www/index.html && {serve}"
     return container("sh", "-c", script, ports=[{"containerPort": port}])
 
 

@@ -1,14 +1,13 @@
 #!/bin/bash
 # The Debian base image, for machines that reach Debian's packages but no registry of images.
-# usage: base.sh TAG    (a day's packages are good for a day)
+# usage: base.sh TAG    (what was fetched is good for a day)
 set -euo pipefail
 tag=$1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/testcni
-tar=$cache/base-bookworm-$(date -u +%Y%m%d).tar
-if [ ! -s "$tar" ]; then
-  mkdir -p "$cache"
-  rm -f "$cache"/base-bookworm-*.tar
-  mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
+tar=$cache/base-bookworm.tar
+mkdir -p "$cache"
+if [ -z "$(find "$cache" -path "$tar" -mtime -1)" ]; then
+  "$(dirname "$0")/../thrice.sh" mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$cache/new-$$.tar"
   mv "$cache/new-$$.tar" "$tar"

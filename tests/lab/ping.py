@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from agent.model import Address
+from tests.lab.space import PATIENCE
 
 CLONE_NEWNET = 0x40000000
 ICMP_FILTER, ICMP6_FILTER = 1, 1  # options of SOL_RAW and of SOL_ICMPV6
@@ -168,7 +169,7 @@ def _reached(
     order = list(targets)
     missing = {(source, name) for source in sources for name in order}
     everybody = set(missing)
-    end = time.monotonic() + within
+    end = time.monotonic() + within * PATIENCE
     with selectors.DefaultSelector() as selector:
         for (source, _version), pinger in pingers.items():
             selector.register(pinger, selectors.EVENT_READ, (source, pinger))
@@ -187,8 +188,10 @@ def _gather(
     until: float,
 ) -> None:
     """Take replies until all have come, or until then."""
-    while missing and (left := until - time.monotonic()) > 0:
-        for key, _events in selector.select(left):
+    left = AGAIN_AFTER
+    while missing and left > 0:
+        left = until - time.monotonic()
+        for key, _events in selector.select(max(0.0, left)):  # what has come is read even if it is late
             source, pinger = key.data
             for sender, sequence in pinger.replies():
                 if sequence < len(order) and targets[order[sequence]] == sender:

@@ -27,9 +27,17 @@ class Segment:
         self.folder = LABS / self.id
         self._spaces: list[Space] = []
         self._kept = False
+        self._warden: subprocess.Popen[bytes] | None = None
         registry.purge()
+        try:
+            self._build()
+        except BaseException:  # Ctrl-C too: nobody has it yet who could end it
+            self.down()
+            raise
+
+    def _build(self) -> None:
         self._note()
-        self._warden: subprocess.Popen[bytes] | None = registry.warden(self.id)
+        self._warden = registry.warden(self.id)
         self.folder.mkdir(parents=True, mode=0o700)
         self.switch = Space("switch", self.folder / "switch")
         self.outside = Space("outside", self.folder / "outside")
@@ -61,6 +69,10 @@ class Segment:
             f"link set {one.name} master br0 up",
         ])  # fmt: skip
         one.batch(["link set eth0 up", f"address add {address}/{PREFIX} dev eth0", *default, *more])
+
+    def unplug(self, one: Space) -> None:
+        """Pull the cable of a space that may have ended."""
+        self.switch.exec("ip", "link", "delete", one.name, check=False)
 
     def keep(self) -> None:
         """Let it outlive this process."""

@@ -140,7 +140,7 @@ def test_uninstall_leaves_nothing() -> None:
         it.each(LabNode.wait_ready)
         it.wait_converged()
         pod = one.add_pod("a")
-        assert pings(pod, it.nodes[1].address)
+        eventually(lambda: pings(pod, it.nodes[1].address))
         pid = bird_of(one)
         one.delete_pod(pod)
         one.stop_agent()

@@ -157,7 +157,7 @@ def mesh(nodes: Sequence[Node], **more: Any) -> None:
         node.want(nodes, **more)
 
 
-def converged(nodes: Sequence[Node], within: float = 3.0) -> float:
+def converged(nodes: Sequence[Node], within: float = 15.0) -> float:
     """Wait until each node has the routes to all others; how many seconds that took."""
     began = time.monotonic()
     eventually(lambda: all(node.knows(nodes) for node in nodes), within)

@@ -183,13 +183,13 @@ class Host:
 
     def put(self, *objects: Node | IPPool | IPBlock) -> None:
         """Add objects to the snapshot."""
-        for obj in objects:
-            put = [Put(obj)]
-            self.snapshot.update(lambda s, put=put: apply(s, put, frozenset(KINDS)))  # type: ignore[misc]
+        puts = [Put(obj) for obj in objects]
+        self.snapshot.update(lambda s: apply(s, puts, frozenset(KINDS)))
 
-    def drop(self, name: str) -> None:
-        """Remove a Node from the snapshot."""
-        self.snapshot.update(lambda s: apply(s, [Gone("Node", name)], frozenset(KINDS)))
+    def drop(self, *names: str) -> None:
+        """Remove Nodes from the snapshot."""
+        gone = [Gone("Node", name) for name in names]
+        self.snapshot.update(lambda s: apply(s, gone, frozenset(KINDS)))
 
     def call(self, verb: str, pod: Pod | None = None, conf: object = None, **more: Any) -> dict[str, Any]:
         """Call a verb as the plugin does."""
@@ -226,7 +226,7 @@ class Host:
         }
 
 
-def eventually(what: Callable[[], T], within: float = 2.0) -> T:
+def eventually(what: Callable[[], T], within: float = 10.0) -> T:
     """What `what` returns once that is true; fails with its last value after `within` s, in a guest a multiple."""
     end = time.monotonic() + within * PATIENCE
     while not (value := what()):

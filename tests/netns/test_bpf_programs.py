@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Address
 
 import pytest
@@ -222,7 +223,9 @@ def test_few_of_many_drops_are_told() -> None:
     overlay.configure(bench.maps, Config(IPv4Address(NODE), 7, 8472, bench.vxlan, sample=63))
     for _ in range(130):
         bench.frame(ethernet(HOST[A], MAC[A], bytes(40), 0x88CC))
-    assert 3 <= len(frames.events(bench.maps["events"].fd)) <= 6, "on each CPU the first, 65th, 129th"
+    assert 3 <= len(frames.events(bench.maps["events"].fd)) <= 2 + (os.cpu_count() or 1), (
+        "on each CPU the first, 65th, 129th"
+    )
 
 
 def test_the_structures_are_as_long_as_python_thinks() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -112,7 +111,6 @@ def test_check_sees_what_is_wrong(tmp_path: Path, change: tuple[str, ...], messa
     conf = {**IPIP, "prevResult": host.add(pod)}
     assert host.call("CHECK", pod, conf) == {}
     host.close()  # it would mend that
-    time.sleep(0.2)
     command("ip", *change)
     with pytest.raises(CniError, match=message) as caught:
         host.call("CHECK", pod, conf)
@@ -209,7 +207,8 @@ def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Pat
     assert filters() == ["ipip_ingress", "ipip_egress"]
     ipip._done.at = None  # as after a start
     host.reconciler.drifted()
-    eventually(lambda: len(filters()) == (0 if by == "tcx" else 2))
+    eventually(lambda: filters() == [] if by == "tcx" else len(filters()) == 2)
+    eventually(lambda: by != "tcx" or "clsact" not in command("tc", "qdisc", "show", "dev", "eth0"))
     assert len(attached(by)) == 2
     host.delete(pod)
     host.demand.publish({})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -47,28 +46,35 @@ def segment(tmp_path: Path, conf: Mapping[str, Any] = MACVLAN) -> tuple[Host, Po
 @contextmanager
 def sending(frame: bytes) -> Iterator[None]:
     """A machine of the segment that sends this frame again and again."""
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
 
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
             sock.bind(("br0", 0))
             while not stop.wait(0.005):
                 sock.send(frame)
+                begun.set()
 
     thread = threading.Thread(target=send)
     thread.start()
-    yield
-    stop.set()
-    thread.join()
+    try:
+        assert begun.wait(10)
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_who_has_an_address(tmp_path: Path) -> None:
     _, other = segment(tmp_path)
     assert arp.who_has("eth0", ip(OTHER)) == MAC
     assert arp.who_has("eth0", ip(OTHER), mac="0a:58:c0:00:02:01") == MAC
-    began = time.monotonic()
-    assert arp.who_has("eth0", ip("192.0.2.77")) is None
-    assert arp.PATIENCE * 0.9 < time.monotonic() - began < arp.PATIENCE * 4
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert arp.who_has("eth0", ip("192.0.2.77")) is None
+        took.append(time.monotonic() - began)
+    assert arp.PATIENCE * 0.9 < min(took) < arp.PATIENCE * 4
     assert other.json("neigh") == [], "a probe tells nobody that the asker has an address"
 
 
@@ -181,10 +187,11 @@ def test_what_a_probe_costs(tmp_path: Path) -> None:
         return seconds
 
     host.add(Pod("first"))
-    with_it = statistics.median(took(MACVLAN, f"a{n}") for n in range(9))
-    without = statistics.median(took(trusting, f"b{n}") for n in range(9))
+    turns = [(took(MACVLAN, f"a{n}"), took(trusting, f"b{n}")) for n in range(9)]
+    with_it, without = map(min, zip(*turns, strict=True))  # a busy machine only adds
     print(f"ADD with a probe {1000 * with_it:.1f} ms, without {1000 * without:.1f} ms")
-    assert arp.PATIENCE < with_it - without + 0.01 < arp.PATIENCE + 0.05
+    assert with_it >= arp.PATIENCE
+    assert with_it - without < arp.PATIENCE + 0.04
 
 
 class Watched:

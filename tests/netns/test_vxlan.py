@@ -120,9 +120,9 @@ def test_peers_reach_the_maps_and_leave_them(tmp_path: Path) -> None:
     assert len(maps["blocks"].items()) == 1, "its own"
     for number in range(2, 5):
         host.put(Node(f"n{number}", (ip(f"192.0.2.{number}"),), (net(f"10.244.{number}.0/24"),)))
-    eventually(lambda: len(maps["blocks"].items()) == 4 and len(maps["nodes"].items()) == 4, 1)
+    eventually(lambda: len(maps["blocks"].items()) == 4 and len(maps["nodes"].items()) == 4)
     host.drop("n2")
-    eventually(lambda: len(maps["blocks"].items()) == 3 and len(maps["nodes"].items()) == 3, 1)
+    eventually(lambda: len(maps["blocks"].items()) == 3 and len(maps["nodes"].items()) == 3)
 
 
 def test_another_mode_on_the_same_node(tmp_path: Path) -> None:
@@ -137,16 +137,16 @@ def test_another_mode_on_the_same_node(tmp_path: Path) -> None:
     assert [p for p in host.reconciler.status.get().problems if "Node object" not in p.what] == []
 
 
-def test_all_goes_with_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.DEMANDED_FOR", 0.2)
+def test_all_goes_with_the_last_pod(tmp_path: Path) -> None:
     host, pod = added(tmp_path)
     host.delete(pod)
-    eventually(lambda: DEVICE not in command("ip", "link"), 3)
+    host.demand.publish({})
+    eventually(lambda: DEVICE not in command("ip", "link"))
     assert command("ip", "route", "show", "proto", "84") == ""
 
 
 def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 0.5)
+    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 3)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     command("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "x")
     with pytest.raises(CniError, match=f"device {DEVICE}: a veth of that name exists"):
@@ -165,7 +165,7 @@ def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 0.5)
+    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 3)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     bpf.use(tmp_path)
     with pytest.raises(CniError, match=r'build the objects: make ebpf; .*"vxlanBackend": "kernel"'):
@@ -205,8 +205,8 @@ def test_neighbours_and_forwarding_entries_are_those_of_the_peers(tmp_path: Path
     for number in (2, 3):
         host.put(Node(f"n{number}", (ip(f"192.0.2.{number}"),), (net(f"10.244.{number}.0/24"),)))
     both = [("192.0.2.2", "0e:76:c0:00:02:02"), ("192.0.2.3", "0e:76:c0:00:02:03")]
-    eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 2, 1)
-    eventually(lambda: len(command("ip", "route", "show", "proto", "84").splitlines()) == 3, 1)
+    eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 2)
+    eventually(lambda: len(command("ip", "route", "show", "proto", "84").splitlines()) == 3)
     assert entries() == both
     route = command("ip", "route", "show", "10.244.2.0/24")
     assert route.startswith(f"10.244.2.0/24 via 192.0.2.2 dev {DEVICE} proto 84 onlink")
@@ -218,8 +218,7 @@ def test_neighbours_and_forwarding_entries_are_those_of_the_peers(tmp_path: Path
             sorted(f.split()[2] for f in command("bridge", "fdb", "show", "dev", DEVICE).splitlines())
             == [both[0][0], both[1][0]]
         ),
-        1,
     )
     host.drop("n2")
-    eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 1, 1)
+    eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 1)
     assert entries() == both[1:]

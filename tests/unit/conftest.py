@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from agent.cluster import inotify
 from tests.unit.plugin import Agent, Builds, Plugin
+
+settings.register_profile("busy", deadline=None)  # an example that takes long is the machine's doing
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

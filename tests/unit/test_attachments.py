@@ -109,23 +109,24 @@ def test_cool_downs_outlive_a_restart(tmp_path: Path) -> None:
 def test_an_add_waits_for_an_address_to_cool_and_a_del_lets_it_go_on(tmp_path: Path) -> None:
     attachments = store(tmp_path, cool_down=0.2)
     taken = [add(attachments, f"c{n}") for n in range(RANGE.size)]
-    attachments.remove(taken[0])
     began = time.monotonic()
+    attachments.remove(taken[0])
     assert add(attachments, "waits", within=5).leases == taken[0].leases
-    assert 0.1 < time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 4
 
 
 def test_a_waiting_add_holds_up_nobody(tmp_path: Path) -> None:
-    attachments = store(tmp_path, cool_down=1)
+    attachments = store(tmp_path, cool_down=4)
     taken = [add(attachments, f"c{n}") for n in range(RANGE.size)]
     attachments.remove(taken[0])
-    waiting = threading.Thread(target=add, args=(attachments, "waits"), kwargs={"within": 5})
+    waiting = threading.Thread(target=add, args=(attachments, "waits"), kwargs={"within": 8})
     waiting.start()
     time.sleep(0.1)
     began = time.monotonic()
     attachments.remove(taken[1])
     attachments.all()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 3
+    assert waiting.is_alive()
     waiting.join()
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
@@ -176,7 +177,9 @@ def test_logs_come_through_a_pipe_that_outlives_its_reader(
     reader.start()
     os.write(second, b"<WARN> half")
     os.write(second, b" a line\n")
-    stop.wait(0.2)
+    end = time.monotonic() + 5
+    while len(caplog.records) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
     stop.set()
     reader.join()
     os.close(second)

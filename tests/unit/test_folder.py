@@ -219,7 +219,8 @@ def test_a_watch_begins_with_a_complete_list_of_each_kind(tmp_path: Path) -> Non
         ]
 
 
-def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path) -> None:
+def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "DEBOUNCE", 0.3)  # longer than a file is empty before it is written
     with following(tmp_path) as follower:
         follower.until(lambda: len(follower.history) == len(KINDS))
         (tmp_path / "a.yaml").write_text(text(node("n1"), node("n2")))
@@ -245,7 +246,10 @@ def test_a_new_version_is_told_though_the_object_is_equal_to_us(tmp_path: Path) 
         follower.until(lambda: follower.state[("IPPool", "pool")].resource_version != old.resource_version)
 
 
-def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(tmp_path: Path) -> None:
+def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "DEBOUNCE", 0.3)  # longer than a file is empty before it is written
     file = tmp_path / "a.yaml"
     file.write_text(text(node("n1"), node("n2")))
     with following(tmp_path) as follower:
@@ -376,4 +380,4 @@ def test_stop_and_errors_of_the_receiver_end_a_watch_and_leave_nothing_open(tmp_
 
     with pytest.raises(ZeroDivisionError):
         Folder(tmp_path).watch(refuse, threading.Event())
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

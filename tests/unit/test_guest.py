@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run(tmp_path: Path, script: str, within: float = 20) -> tuple[int, str, str]
 def test_the_commands_exit_code_is_passed_on(tmp_path: Path, code: int) -> None:
     got, out, said = run(tmp_path, f"echo Linux 1; printf 'a\\nb'; echo {guest.DONE} >&2; exit {code}")
     assert (got, out) == (code, "a\nb")
-    assert said.startswith("Linux 1 booted in 0.")
+    assert re.match(r"Linux 1 booted in \d", said)
 
 
 def test_a_panic_is_told_and_no_success(tmp_path: Path) -> None:
@@ -48,13 +49,14 @@ def test_a_guest_that_says_it_is_well_without_booting_is_a_crash(tmp_path: Path)
 
 @pytest.mark.parametrize("script", ["echo Linux 1; sleep 77", "sleep 77", "exec >&- ; sleep 77"])
 def test_a_guest_that_hangs_is_ended_with_all_its_processes(tmp_path: Path, script: str) -> None:
-    began = time.monotonic()
-    got, _, said = run(tmp_path, f"setsid sleep 7.7e1 & {script}", within=0.5)
+    began, mine = time.monotonic(), f"7{os.getpid()}.7"  # another's test may look for its own
+    got, _, said = run(tmp_path, f"setsid sleep {mine} & {script}", within=0.5)
     assert got == guest.TIMED_OUT
     assert "not done within" in said
     assert time.monotonic() - began < 8
-    time.sleep(0.1)
-    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if b"7.7e1" in _read(one)]
+    while [one for one in Path("/proc").glob("[0-9]*/cmdline") if mine.encode() in _read(one)]:
+        assert time.monotonic() - began < 8
+        time.sleep(0.05)
 
 
 def _read(path: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import select
 import socket
 import threading
 import time
@@ -135,19 +136,17 @@ def test_an_endless_request_is_not_kept(running: Running) -> None:
 
 
 def test_slow_clients_hold_up_nobody_and_are_ended(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "WITHIN", 1.0)
+    monkeypatch.setattr(http, "WITHIN", 5.0)
     slow = [running.connect() for _ in range(MOST // 2)]
     for byte in range(5):  # a byte now and then buys no time
         for client in slow:
             client.sendall(GET[byte : byte + 1])
         time.sleep(0.05)
-    began = time.monotonic()
     assert running.ask()[1] == b"hello\n"
-    assert time.monotonic() - began < 0.7, "it did not wait for the slow ones to be ended"
+    assert not select.select(slow, [], [], 0)[0], "it did not wait for the slow ones to be ended"
     for client in slow:
         assert is_ended(client)
         client.close()
-    assert time.monotonic() - began < 3
 
 
 def test_more_connections_than_allowed_end_the_oldest(running: Running) -> None:
@@ -168,7 +167,7 @@ def test_a_flood_leaves_neither_threads_nor_descriptors(running: Running) -> Non
     for _ in range(5):
         flood = [running.connect() for _ in range(2 * MOST)]
         time.sleep(0.05)
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         for client in flood:
             client.close()
     assert running.ask()[1] == b"hello\n"

@@ -255,4 +255,4 @@ def test_closing_leaves_no_descriptor(folder: Path) -> None:
     watch = FolderWatch(folder)
     watch.close()
     watch.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -208,7 +208,7 @@ def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) ->
 def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
     opened: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits = iter([0.3])  # of whichever kind fails first; the others are in for longer
+    waits = iter([1.0])  # of whichever kind fails first; the others are in for longer
     failures: Iterator[Answer] = iter([(503, {})] * len(KINDS))
     monkeypatch.setattr(kubernetes, "wait_random_exponential", lambda **_: lambda _state: next(waits, 30.0))
 
@@ -219,7 +219,9 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
     opened.append(server)
     followed = Followed(Kubernetes(Api(lambda: config(server.port, "t"))))
     opened.append(followed)
-    followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Replaced)]) == len(KINDS), 5)
+    followed.until(
+        lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Replaced)]) == len(KINDS), 10
+    )
 
 
 def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:

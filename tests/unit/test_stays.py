@@ -331,7 +331,7 @@ def test_an_agent_that_has_not_read_all_yet_claims_nothing_new(cluster: Cluster)
 
 
 def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
-    one = cluster.agent("one", keep=1)
+    one = cluster.agent("one", keep=2)
     cluster.pod("a", ip="10.244.1.7")
     one.attachments.remove(one.add("a"))
     one.until(lambda: one.held("10-244-1-7").released)
