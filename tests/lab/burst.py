@@ -37,6 +37,7 @@ def killed_amid_adds(node: LabNode, conf: Conf, names: Sequence[str], workers: i
     node.start_agent()
     for thread in adding:
         thread.join()
+    node.wait_ready()
     assert failed == [], "an ADD outlives the agent"
     assert len(done) == len(names)
     addresses = {a.result["ips"][0]["address"] for a in node.runner.cache.all(conf.name)}

@@ -20,9 +20,14 @@ STICKY = {"testcni.io/sticky": "true"}
 def staying(nodes: int, *options: str, **more: Any) -> Iterator[Lab]:
     """A lab with the feature on."""
     with lab(nodes, agents=False, **more) as it:
-        it.each(lambda node: node.start_agent("--pod-annotations", "on", *options))
-        it.each(LabNode.wait_ready)
+        start_agents(it, *options)
         yield it
+
+
+def start_agents(it: Lab, *options: str) -> None:
+    """Agents that read the annotations of pods."""
+    it.each(lambda node: node.start_agent("--pod-annotations", "on", *options))
+    it.each(LabNode.wait_ready)
 
 
 def describe(it: Lab, name: str, annotations: Mapping[str, str], controller: str = "") -> None:

@@ -84,7 +84,7 @@ def test_a_network_that_was_never_prepared_waits_for_the_datastore() -> None:
         (node,) = it.nodes
         node.start_agent(*AWAY)
         eventually(node.path("/run/testcni/agent.sock").exists, 10)
-        eventually(lambda: "/var/lib/nowhere" in str(node.ask()["problems"]), 10)
+        eventually(lambda: "/var/lib/nowhere" in str(node.problems()), 10)
         with pytest.raises(RunnerError) as failed:
             node.add_pod("a")
         assert "/var/lib/nowhere" in str(failed.value)

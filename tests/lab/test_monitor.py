@@ -57,13 +57,13 @@ def test_a_terminal_gets_a_table() -> None:
         (one,) = it.nodes
         a = one.add_pod("a")
         screen, terminal = pty.openpty()
-        with monitor(one, "--for", "3", stdout=terminal):
+        with monitor(one, "--for", "10", stdout=terminal):
             os.close(terminal)
             host_mac, mac = (a.result["interfaces"][n]["mac"] for n in (0, 1))
             frame = ethernet(host_mac, mac, ipv4("192.0.2.1", "192.0.2.2", 17, udp(1, 2)))
             shown = b""
             while b"drop_spoofed_ip" not in shown:
-                shown = os.read(screen, 65536)
+                shown += os.read(screen, 65536)
                 sends(a, frame)
             assert b"PACKETS SINCE THE START" in shown
         os.close(screen)

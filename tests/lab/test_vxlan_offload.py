@@ -63,4 +63,4 @@ def test_a_peer_that_does_not_answer_says_nothing() -> None:
         one.space.exec("ip", "link", "delete", "testcni-vxlan")
         eventually(lambda: one.space.exec("ip", "link", "show", "testcni-vxlan", check=False).returncode == 0)
         with pytest.raises(AssertionError):
-            eventually(lambda: one.problems() != [], 8)
+            eventually(lambda: any("datagrams" in str(p) or "checksum" in str(p) for p in one.problems()), 8)
