@@ -20,6 +20,7 @@ ETH_P_ARP, ETH_P_ALL, REQUEST = 0x0806, 0x0003, 1
 BROADCAST, NO_MAC, NO_ADDRESS = b"\xff" * 6, bytes(6), bytes(4)
 SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_UNICAST, SO_ATTACH_FILTER = 263, 1, 3, 26
 PROBES, PATIENCE = 3, 0.05  # seconds for all of them: the answer of a neighbour takes less than a millisecond
+LATE = 64  # frames that are read after that: a flood has no end
 
 _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter of linux/filter.h
 _ARP_FOR_US = b"".join(
@@ -74,16 +75,21 @@ def who_has(device: str, address: Address, *, mac: str | None = None, rivals: bo
             sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, member)
         for _ in range(PROBES):
             sock.send(request(asker, NO_ADDRESS, address.packed))
-            until = time.monotonic() + PATIENCE / PROBES
-            while (left := until - time.monotonic()) > 0:
-                sock.settimeout(left)
-                try:
-                    frame = sock.recv(64)
-                except TimeoutError:
-                    break
+            for frame in _heard(sock, time.monotonic() + PATIENCE / PROBES):
                 if _tells(frame, asker, address, rivals=rivals):
                     return frame[22:28].hex(":")
     return None
+
+
+def _heard(sock: socket.socket, until: float) -> Iterator[bytes]:
+    """What comes until then, and what has come by then when a busy machine did not let us look."""
+    late = iter(range(LATE))
+    while (left := until - time.monotonic()) > 0 or next(late, None) is not None:
+        sock.settimeout(max(0.0, left))
+        try:
+            yield sock.recv(64)
+        except (TimeoutError, BlockingIOError):
+            return
 
 
 @contextmanager

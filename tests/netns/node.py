@@ -151,9 +151,8 @@ class Host:
         conf: Mapping[str, Any] = CONF,
     ) -> None:
         self.conf = conf
-        if conf in (VXLAN, IPIP):
-            private_bpffs()
-            bpf.use(OBJECTS)
+        private_bpffs()
+        bpf.use(OBJECTS)
         command("ip", "link", "set", "lo", "up")
         if "eth0" not in command("ip", "link"):
             command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")

@@ -78,6 +78,22 @@ def test_who_has_an_address(tmp_path: Path) -> None:
     assert other.json("neigh") == [], "a probe tells nobody that the asker has an address"
 
 
+def test_an_answer_counts_though_the_machine_was_too_busy_to_look_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment(tmp_path)
+
+    class Starved:
+        @staticmethod
+        def monotonic() -> float:
+            time.sleep(2 * arp.PATIENCE)
+            return time.monotonic()
+
+    monkeypatch.setattr(arp, "time", Starved)
+    assert arp.who_has("eth0", ip(OTHER)) == MAC
+    assert arp.who_has("eth0", ip("192.0.2.77")) is None
+
+
 def test_frames_with_a_vlan_tag_are_another_devices(tmp_path: Path) -> None:
     segment(tmp_path)
     with sending(arp.announcement("02:00:00:00:00:01", ip("192.0.2.90"))):

@@ -160,12 +160,15 @@ class Control:
     def _line(self, end: float) -> str:
         while not self._lines:
             left = end - time.monotonic()
-            if left <= 0:
-                raise ControlError(f"BIRD has not answered within {self._timeout:g} s")
+            if left < -self._timeout:
+                raise ControlError("BIRD's answer has no end")
             if len(self._rest) > LONGEST:
                 raise ControlError("BIRD's line has no end")
-            self._socket.settimeout(left)
-            data = self._socket.recv(1 << 16)
+            self._socket.settimeout(max(0.0, left))  # what has come is read even if it is late
+            try:
+                data = self._socket.recv(1 << 16)
+            except (TimeoutError, BlockingIOError) as error:
+                raise ControlError(f"BIRD has not answered within {self._timeout:g} s") from error
             if not data:
                 raise ControlError("BIRD closed its control socket")
             *lines, self._rest = (self._rest + data).split(b"\n")
