@@ -243,11 +243,11 @@ class Lab(Segment):
     """Nodes on a switch, an agent in each."""
 
     def __init__(self) -> None:
+        self.nodes: list[LabNode] = []
+        self.pod_cidrs = True
         super().__init__()
         self.datastore = self.folder / "cluster"
         self.datastore.mkdir(mode=0o700)
-        self.nodes: list[LabNode] = []
-        self.pod_cidrs = True
 
     def up(
         self,

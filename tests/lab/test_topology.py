@@ -252,6 +252,19 @@ def test_a_failure_on_the_way_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     assert not [one for one in registry.labs() if one["creator"][0] == os.getpid()]
 
 
+def test_an_interrupt_before_anybody_has_the_lab_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = machine()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lab, "plug", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Lab()
+    assert machine() == before
+    assert not [one for one in registry.labs() if one["creator"][0] == os.getpid()]
+
+
 def test_how_many_nodes_there_may_be_is_told() -> None:
     with pytest.raises(LabError, match="251 nodes: 1 to 250"), lab(251, agents=False):
         pytest.fail("it is up")

@@ -85,6 +85,19 @@ def test_a_route_changes_without_a_moment_without_it(tmp_path: Path) -> None:
     assert not any("Deleted" in line for line in heard)
 
 
+def test_who_is_told_to_stop_begins_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, rounds = ready(tmp_path), list[float]()
+    time.sleep(0.5)  # what is ready has nothing to do
+
+    def once() -> bool:
+        rounds.append(time.monotonic())
+        return True
+
+    monkeypatch.setattr(host.reconciler, "once", once)
+    host.close()
+    assert rounds == []
+
+
 def test_foreign_routes_stay(tmp_path: Path) -> None:
     command("ip", "link", "set", "lo", "up")
     host = ready(tmp_path)

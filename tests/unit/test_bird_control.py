@@ -141,6 +141,22 @@ def test_who_answers_nothing_or_without_end_is_told(tmp_path: Path, monkeypatch:
         Control(tmp_path / "none")
 
 
+def test_an_answer_counts_though_nobody_could_look_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starved:
+        @staticmethod
+        def monotonic() -> float:
+            time.sleep(0.3)
+            return time.monotonic()
+
+    with server(tmp_path, "0013 up\n") as (path, _heard):
+        monkeypatch.setattr(control, "TIMEOUT", 0.2)
+        monkeypatch.setattr(control, "time", Starved)
+        with Control(path, change=True) as it:
+            assert it.ask("show status").text == "up"
+
+
 def test_a_command_is_one_line(tmp_path: Path) -> None:
     with server(tmp_path) as (path, _heard), Control(path, change=True) as it, pytest.raises(ControlError):
         it.ask("show status\ndown")
