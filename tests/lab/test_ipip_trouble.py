@@ -17,6 +17,7 @@ from tests.lab.space import PATIENCE, REPO, start_time
 from tests.lab.state import difference, net_state
 from tests.lab.talk import RATE, TARGET, Flow, Servers, ask, eventually
 from tests.netns.birds import needs_bird
+from tests.timing import in_time
 
 pytestmark = needs_bird
 
@@ -87,9 +88,6 @@ def test_bird_and_agent_are_killed_under_traffic(pods: tuple[Lab, list[Pod]]) ->
     assert [node.problems() for node in it.nodes] == [[]] * 4
 
 
-TURNS = 3  # again when the machine was busy with something else
-
-
 def reached(pods: Sequence[Pod], address: str) -> float:
     """Seconds until all pods reach an address."""
     began = time.monotonic()
@@ -101,7 +99,8 @@ def reached(pods: Sequence[Pod], address: str) -> float:
 def test_a_node_leaves_and_joins_under_traffic(pods: tuple[Lab, list[Pod]]) -> None:
     it, (a, b, c, d) = pods
     four = it.nodes[3]
-    for _ in range(TURNS):
+
+    def turn(_number: int) -> bool:
         with flowing((a, b), (b, c), (c, a)):
             it.delete_node(four)
             left = eventually(lambda: not any(four.block in node.bird_routes() for node in it.nodes[:3]), 20)
@@ -109,21 +108,22 @@ def test_a_node_leaves_and_joins_under_traffic(pods: tuple[Lab, list[Pod]]) -> N
             it.put_node(four)
             joined = reached((a, b, c), d.address)
         print(f"a node has left in {left:.2f} s, and is reached by all {joined:.2f} s after its Node object came")
-        if max(left, joined) <= SOON:
-            return
-    pytest.fail(f"never within {SOON} s")
+        return max(left, joined) <= SOON
+
+    in_time(turn)
 
 
 def test_a_node_is_readdressed_under_traffic(pods: tuple[Lab, list[Pod]]) -> None:
     it, (a, b, c, d) = pods
-    for turn in range(TURNS):
+
+    def turn(number: int) -> bool:
         with flowing((a, b), (b, c), (c, a)):
-            it.readdress(it.nodes[3], f"172.18.9.{9 + turn}")
+            it.readdress(it.nodes[3], f"172.18.9.{9 + number}")
             took = reached((a, b, c), d.address)
         print(f"a node with a new address is reached by all pods after {took:.2f} s")
-        if took <= SOON:
-            return
-    pytest.fail(f"never within {SOON} s")
+        return took <= SOON
+
+    in_time(turn)
 
 
 def test_routes_and_filters_that_somebody_deletes_come_back(pods: tuple[Lab, list[Pod]]) -> None:

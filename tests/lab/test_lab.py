@@ -23,15 +23,8 @@ from tests.lab.registry import LABS
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.state import difference, fds, net_state
-
-
-def eventually(what: Callable[[], object], within: float) -> float:
-    """Seconds until `what` is true; fails after `within`."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < within, f"not within {within} s"
-        time.sleep(0.01)
-    return time.monotonic() - began
+from tests.lab.talk import eventually
+from tests.timing import in_time
 
 
 @pytest.fixture
@@ -112,7 +105,7 @@ def test_the_seeds_walk_without_kubernetes(walk: Walk) -> None:
             node.space.exec("ip", "netns", "delete", "test.net.1")
             node.path("/etc/cni/net.d/10-testcni.conf").unlink()
         for node, state in zip(it.nodes, before, strict=True):
-            eventually(lambda node=node, state=state: _same(state, net_state(node)), 20)  # type: ignore[misc]
+            eventually(lambda node=node, state=state: _same(state, net_state(node)), 20)
 
 
 def _same(before: dict[str, list[str]], after: dict[str, list[str]]) -> bool:
@@ -155,12 +148,13 @@ def test_nodes_come_change_and_go_within_a_second(three: Lab) -> None:
         f"{three_.block} via {three_.address} dev eth0",
     ]
     bounds = {"leaves": 1.0, "joins": 1.0, "changes": 1.0, "is repaired": 2.0}
-    for number in range(77, 80):  # again when the machine was busy with something else
-        took = coming_and_going(three, f"10.244.{number}.0/24")
+
+    def turn(number: int) -> bool:
+        took = coming_and_going(three, f"10.244.{77 + number}.0/24")
         print("seconds until a node", ", ".join(f"{what}: {seconds:.3f}" for what, seconds in took.items()))
-        if all(took[what] <= bounds[what] for what in bounds):
-            return
-    pytest.fail("never in time")
+        return all(took[what] <= bounds[what] for what in bounds)
+
+    in_time(turn)
 
 
 def coming_and_going(it: Lab, block: str) -> dict[str, float]:

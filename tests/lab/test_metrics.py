@@ -8,7 +8,7 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.lab.lab import LabNode, lab
-from tests.lab.test_lab import eventually
+from tests.lab.talk import eventually
 
 FETCH = """
 import sys, urllib.error, urllib.request

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from tests.lab.registry import LABS
 from tests.lab.segment import GATEWAY, OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.state import difference, net_state
+from tests.lab.talk import eventually
+from tests.timing import in_time
 
 
 @pytest.fixture
@@ -49,13 +51,6 @@ def processes_of(it: Lab) -> list[int]:
 
 def gone(lab_id: str) -> bool:
     return not (LABS / lab_id).exists() and not (LABS / f"{lab_id}.json").exists()
-
-
-def eventually(what: Callable[[], object], within: float = 10) -> None:
-    end = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < end, f"not within {within} s"
-        time.sleep(0.01)
 
 
 def test_nodes_reach_each_other_and_the_outside_but_no_strangers(two: Lab) -> None:
@@ -193,8 +188,8 @@ def _killed_creator(what: str) -> tuple[str, list[int]]:
 def test_a_lab_ends_with_its_creator_even_by_kill_9() -> None:
     lab_id, pids = _killed_creator("don't keep")
     assert len(pids) == 5
-    eventually(lambda: not any(map(space.start_time, pids)))
-    eventually(lambda: gone(lab_id))
+    eventually(lambda: not any(map(space.start_time, pids)), 10)
+    eventually(lambda: gone(lab_id), 10)
 
 
 def test_a_kept_lab_outlives_its_creator_until_it_is_ended() -> None:
@@ -272,7 +267,7 @@ def test_how_many_nodes_there_may_be_is_told() -> None:
 
 @pytest.mark.parametrize("nodes", [50, 200])
 def test_hundreds_of_nodes_are_quick(nodes: int) -> None:
-    for _ in range(2):  # again when the machine was busy with something else
+    def turn(_number: int) -> bool:
         began = time.monotonic()
         with lab(nodes, agents=False) as it:
             up = time.monotonic() - began
@@ -280,6 +275,6 @@ def test_hundreds_of_nodes_are_quick(nodes: int) -> None:
             began = time.monotonic()
         down = time.monotonic() - began
         print(f"{nodes} nodes: up in {up:.2f} s ({1000 * up / nodes:.0f} ms a node), down in {down:.2f} s")
-        if up / nodes < 0.05:
-            return
-    pytest.fail("twice more than 50 ms a node")
+        return up / nodes < 0.05
+
+    in_time(turn, turns=2)

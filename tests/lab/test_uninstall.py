@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.lab import PLUGIN, SEED_CONF, VXLAN_CONF, LabNode, lab
 from tests.lab.state import difference, net_state
-from tests.lab.test_lab import eventually
+from tests.lab.talk import eventually
 
 OPTIONS = ("--conflist", "/opt/testcni/conflist")
 

@@ -303,10 +303,10 @@ def test_a_block_that_was_withdrawn_after_the_add_had_looked_is_not_used(
 def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
     host, pods = Host(tmp_path, ["10.244.1.0/30"], cool_down=0.3), [Pod("c1"), Pod("c2")]
     host.add(pods[0])
-    host.delete(pods[0])
     began = time.monotonic()
+    host.delete(pods[0])
     assert host.add(pods[1])["ips"][0]["address"] == "10.244.1.2/30"
-    assert time.monotonic() - began > 0.2
+    assert time.monotonic() - began > 0.29
 
 
 def test_a_node_without_addresses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from agent.model import Problem
 from agent.node.segment import AGAIN, LONGEST, WELL_FOR, SegmentTest
 from agent.shared import Latest
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
+from tests.timing import Starved
 
 IPVLAN: dict[str, Any] = {**MACVLAN, "mode": "ipvlan"}
 OTHER = "192.0.2.254"
@@ -82,14 +83,7 @@ def test_an_answer_counts_though_the_machine_was_too_busy_to_look_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment(tmp_path)
-
-    class Starved:
-        @staticmethod
-        def monotonic() -> float:
-            time.sleep(2 * arp.PATIENCE)
-            return time.monotonic()
-
-    monkeypatch.setattr(arp, "time", Starved)
+    monkeypatch.setattr(arp, "time", Starved(2 * arp.PATIENCE))
     assert arp.who_has("eth0", ip(OTHER)) == MAC
     assert arp.who_has("eth0", ip("192.0.2.77")) is None
 

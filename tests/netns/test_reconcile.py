@@ -16,6 +16,7 @@ from agent.datapath.monitor import Monitor
 from agent.model import Node
 from agent.node.confs import Confs
 from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
+from tests.timing import in_time
 
 NETWORK = netconf.parse(CONF).network
 
@@ -209,13 +210,13 @@ def test_three_thousand_peers_within_two_seconds(tmp_path: Path) -> None:
         assert len(ours()) == number
         return time.monotonic() - began
 
-    for _ in range(3):  # again when the machine was busy with something else
+    def turn(_number: int) -> bool:
         seconds = took(3000, lambda: host.put(*peers))
         print(f"3000 peers in {seconds:.2f} s")
-        if seconds < 2:
-            return
         took(0, lambda: host.drop(*(one.name for one in peers)))
-    pytest.fail("never within two seconds")
+        return seconds < 2
+
+    in_time(turn)
 
 
 def test_an_old_block_with_pods_keeps_its_gateway(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from agent.datapath.bird import control, health, logs, recovery
 from agent.datapath.bird.control import Control, ControlError
 from agent.datapath.bird.recovery import Recovery
 from agent.datapath.bird.values import BirdConfig, BirdError, BirdStatus, Peer, Session, State
+from tests.timing import Starved
 
 GREETING = "0001 BIRD 2.0.12 ready.\n"
 PROTOCOLS = """2002-Name       Proto      Table      State  Since         Info
@@ -144,15 +145,9 @@ def test_who_answers_nothing_or_without_end_is_told(tmp_path: Path, monkeypatch:
 def test_an_answer_counts_though_nobody_could_look_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Starved:
-        @staticmethod
-        def monotonic() -> float:
-            time.sleep(0.3)
-            return time.monotonic()
-
     with server(tmp_path, "0013 up\n") as (path, _heard):
         monkeypatch.setattr(control, "TIMEOUT", 0.2)
-        monkeypatch.setattr(control, "time", Starved)
+        monkeypatch.setattr(control, "time", Starved(0.3))
         with Control(path, change=True) as it:
             assert it.ask("show status").text == "up"
 
