@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from agent.datapath import bpf, ipipmaps, links, netlink, nft, rtnl, tc, tcx, tunnel
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
-from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request
+from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.datapath.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
 from agent.datapath.state import IPIP, IPIP_ALIAS, LINK_PREFIX, TUNNEL, Ipip
 from agent.model import Problem
@@ -168,15 +168,8 @@ def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, n
 
 
 def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP) -> Request:
-    info = netlink.text(rtnl.IFLA_INFO_KIND, kind)
-    info += netlink.attribute(rtnl.IFLA_INFO_DATA, data) if data else b""
-    payload = (
-        rtnl.IFINFO.pack(0, 0, 0, 0, 0)
-        + netlink.text(rtnl.IFLA_IFNAME, name)
-        + netlink.u32(rtnl.IFLA_MTU, mtu)
-        + netlink.attribute(rtnl.IFLA_LINKINFO, info)
-    )
-    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {kind} device {name}")
+    attributes = netlink.text(rtnl.IFLA_IFNAME, name) + netlink.u32(rtnl.IFLA_MTU, mtu)
+    return rtnl.create(kind, attributes, data, f"{kind} device {name}")
 
 
 def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bool) -> list[Problem]:

@@ -141,6 +141,13 @@ def create_veth(  # noqa: PLR0913 - both ends have a name and a MAC
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create veth pair {name} - {peer}")
 
 
+def create(kind: str, attributes: bytes, data: bytes, what: str, flags: int = 0) -> Request:
+    """A link of a kind, with its own attributes and the `data` of its kind; EEXIST where it is."""
+    info = netlink.text(IFLA_INFO_KIND, kind) + (netlink.attribute(IFLA_INFO_DATA, data) if data else b"")
+    payload = IFINFO.pack(0, 0, 0, flags, flags) + attributes + netlink.attribute(IFLA_LINKINFO, info)
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {what}")
+
+
 def bridge_port(name: str, alias: str, *, hairpin: bool) -> Request:
     """Bring a bridge port up: marked by its alias, without IPv6 address of its own, hairpin as wanted."""
     port = netlink.text(IFLA_INFO_SLAVE_KIND, "bridge") + netlink.attribute(

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from agent.datapath import netlink, rtnl
-from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, Request
+from agent.datapath.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
 from agent.datapath.rtnl import IFINFO, NDMSG
 from agent.model import IPVLAN, MACVLAN, Address
 
@@ -42,19 +42,15 @@ def create(slave: Slave) -> Request:
         data = netlink.u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[slave.mode])
     else:
         data = netlink.attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[slave.mode]))
-    info = netlink.text(rtnl.IFLA_INFO_KIND, slave.kind) + netlink.attribute(rtnl.IFLA_INFO_DATA, data)
-    payload = (
-        IFINFO.pack(0, 0, 0, 0, 0)
-        + netlink.text(rtnl.IFLA_IFNAME, slave.name)
+    attributes = (
+        netlink.text(rtnl.IFLA_IFNAME, slave.name)
         + netlink.u32(rtnl.IFLA_LINK, slave.parent)
         + netlink.u32(rtnl.IFLA_NET_NS_FD, slave.netns)
         + netlink.u32(rtnl.IFLA_MTU, slave.mtu)
         + netlink.u32(rtnl.IFLA_GROUP, slave.group)
         + (netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(slave.mac)) if slave.mac else b"")
-        + netlink.attribute(rtnl.IFLA_LINKINFO, info)
     )
-    what = f"create {slave.kind} {slave.name} in mode {slave.mode}"
-    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, what)
+    return rtnl.create(slave.kind, attributes, data, f"{slave.kind} {slave.name} in mode {slave.mode}")
 
 
 def rename(index: int, name: str) -> Request:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from agent.datapath import bpf, fdb, links, netlink, overlay, rtnl, tc
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
-from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request
+from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.datapath.overlay import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
@@ -143,19 +143,12 @@ def create(name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Addre
         data += netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
     else:
         data += netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
-    payload = (
-        rtnl.IFINFO.pack(0, 0, 0, rtnl.IFF_NOARP, rtnl.IFF_NOARP)
-        + netlink.text(rtnl.IFLA_IFNAME, name)
+    attributes = (
+        netlink.text(rtnl.IFLA_IFNAME, name)
         + netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(mac))
         + netlink.u32(rtnl.IFLA_MTU, mtu)
-        + netlink.attribute(
-            rtnl.IFLA_LINKINFO,
-            netlink.text(rtnl.IFLA_INFO_KIND, "vxlan") + netlink.attribute(rtnl.IFLA_INFO_DATA, data),
-        )
     )
-    return Request(
-        rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create vxlan device {name}, port {port}"
-    )
+    return rtnl.create("vxlan", attributes, data, f"vxlan device {name}, port {port}", rtnl.IFF_NOARP)
 
 
 def sync_addresses(
