@@ -1,24 +1,61 @@
-"""Bridges with our alias: set up by pyroute2 (rare), read by raw netlink (often)."""
+"""Bridges with our alias: set up by pyroute2 (rare), read by raw netlink (often).
+
+Pods know a bridge by its MAC, some for good. It is recorded as another name of the bridge, `NAME-mac-HEX`, and not
+in the alias, which earlier versions compare as a whole.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.datapath.rtnl import Link, LinkAddress
-from agent.datapath.state import BRIDGE_ALIAS, Bridge, Interface
+from agent.datapath.state import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX, Bridge, Interface
 from agent.model import Problem, Subnet
+
+MAC = re.compile(r"[0-9a-f]{12}")
+NETFILTER = "bridge"  # of /proc/sys/net: there while the module br_netfilter is loaded
 
 
 def is_ours(link: Link) -> bool:
-    """Whether testcni made this bridge."""
-    return link.kind == "bridge" and link.alias == BRIDGE_ALIAS
+    """Whether testcni made this bridge: it has its MAC from the start, its alias a moment later."""
+    return link.kind == "bridge" and (link.alias == BRIDGE_ALIAS or link.mac.startswith(BRIDGE_MAC_PREFIX))
+
+
+def adopt(desired: frozenset[Bridge], links: Iterable[Link]) -> frozenset[Bridge]:
+    """The desired bridges with the MACs of those that are there: the recorded one, else that which it has."""
+    macs = {link.name: _recorded(link) or link.mac for link in links if is_ours(link)}
+    return frozenset(replace(bridge, mac=macs.get(bridge.name, bridge.mac)) for bridge in desired)
+
+
+def without_netfilter(desired: frozenset[Bridge], sysctls: Path) -> list[Problem]:
+    """What fails on bridges where the kernel has no br_netfilter. `sysctls` is the folder /proc/sys/net."""
+    if (sysctls / NETFILTER).exists():
+        return []
+    what = "the kernel module br_netfilter is not loaded, so a pod that calls a Service gets no answer"
+    what += " from a pod of its own node"
+    remedy = "load it: modprobe br_netfilter (and name it in /etc/modules-load.d)"
+    return [Problem(f"bridge {name}", what, remedy) for name in sorted(bridge.name for bridge in desired)]
+
+
+def _record(name: str, mac: str) -> str:
+    return f"{name}-mac-{mac.replace(':', '')}"
+
+
+def _recorded(link: Link) -> str | None:
+    """The MAC that a bridge was given, if it was recorded."""
+    mark = _record(link.name, "")
+    found = (name.removeprefix(mark) for name in link.altnames if name.startswith(mark))
+    return next((bytes.fromhex(text).hex(":") for text in found if MAC.fullmatch(text)), None)
 
 
 def read(links: Sequence[Link], addresses: Iterable[LinkAddress]) -> frozenset[Bridge]:
-    """Our bridges that are up, as they are; IPv6 link-local addresses are the kernel's own."""
+    """Our bridges that are up and marked, as they are; IPv6 link-local addresses are the kernel's own."""
     held = list(addresses)
     return frozenset(
         Bridge(
@@ -26,14 +63,15 @@ def read(links: Sequence[Link], addresses: Iterable[LinkAddress]) -> frozenset[B
             link.mac,
             link.mtu,
             _interfaces(link.index, held),
+            nf_call=link.nf_call is not False,
         )
         for link in links
-        if is_ours(link) and link.up
+        if is_ours(link) and link.up and link.alias == BRIDGE_ALIAS and _recorded(link)
     )
 
 
 def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]) -> list[Problem]:
-    """Make our bridges those desired; one that is no longer wanted goes when its last port is gone."""
+    """Make our bridges those desired, with the MACs that `adopt` found; others go with their last port."""
     actual = read(links, addresses)
     wanted = {bridge.name for bridge in desired}
     stale = [link for link in links if is_ours(link) and link.name not in wanted and not _ports(link, links)]
@@ -104,9 +142,15 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
         # no spanning tree: a port forwards at once; the MAC is given, else it changes with the ports
         ipr.link("add", ifname=bridge.name, kind="bridge", address=bridge.mac, mtu=bridge.mtu, br_stp_state=0)
         index = ipr.link_lookup(ifname=bridge.name)[0]
-        ipr.link("set", index=index, ifalias=BRIDGE_ALIAS)
     else:
         index = link.index
+    if link is None or _recorded(link) is None:
+        ipr.link("property_add", index=index, altname=[_record(bridge.name, bridge.mac)])
+    if link is None or link.alias != BRIDGE_ALIAS:
+        ipr.link("set", index=index, ifalias=BRIDGE_ALIAS)
+    if link is None or link.nf_call is False:
+        # a kernel without br_netfilter ignores it
+        ipr.link("set", index=index, kind="bridge", br_nf_call_iptables=1, br_nf_call_ip6tables=1)
     if link is None or not link.up or link.mac != bridge.mac or link.mtu != bridge.mtu:
         ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")
     held = _interfaces(index, addresses)

@@ -67,6 +67,18 @@ def attributes(data: bytes, offset: int, end: int) -> dict[int, bytes]:
     return found
 
 
+def listed(data: bytes) -> list[bytes]:
+    """The values of a nest whose attributes are all of one type."""
+    found, offset = [], 0
+    while offset + 4 <= len(data):
+        length, _kind = ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
+        found.append(data[offset + 4 : offset + length])
+        offset += (length + 3) & ~3
+    return found
+
+
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
     """Each message of a datagram as (type, flags, sequence, offset of the payload, end)."""
     offset = 0

@@ -26,6 +26,8 @@ IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 27, 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRPORT_MODE = 4
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES = 36, 37
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD = 0x02
@@ -71,6 +73,10 @@ class Link:
     """The number by which this namespace knows that of `peer`; None: `peer` is in this one."""
     running: bool = False
     """Whether it sends what it is given (IFLA_OPERSTATE), which comes some time after both ends are up."""
+    altnames: tuple[str, ...] = ()
+    """Other names of it (ip-link(8), property)."""
+    nf_call: bool | None = None
+    """Whether a bridge itself has packets pass iptables and ip6tables; None: no bridge, or no such kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +344,8 @@ def neighbours(nl: Netlink) -> dict[tuple[int, Address], str]:
 def _link(payload: bytes) -> Link:
     _family, _type, index, flags, _change = IFINFO.unpack_from(payload)
     found = netlink.attributes(payload, IFINFO.size, len(payload))
-    info = found.get(IFLA_LINKINFO, b"")
+    info = netlink.attributes(nested := found.get(IFLA_LINKINFO, b""), 0, len(nested))
+    names = found.get(IFLA_PROP_LIST, b"")
     return Link(
         index=index,
         name=_text(found.get(IFLA_IFNAME)),
@@ -347,12 +354,20 @@ def _link(payload: bytes) -> Link:
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         master=_number(found.get(IFLA_MASTER)),
         peer=_number(found.get(IFLA_LINK)),
-        kind=_text(netlink.attributes(info, 0, len(info)).get(IFLA_INFO_KIND)),
+        kind=_text(info.get(IFLA_INFO_KIND)),
         alias=_text(found.get(IFLA_IFALIAS)),
         group=_number(found.get(IFLA_GROUP)),
         netnsid=_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else None,
         running=found.get(IFLA_OPERSTATE) == IF_OPER_UP,
+        altnames=tuple(map(_text, netlink.listed(names))) if names else (),
+        nf_call=_nf_call(info.get(IFLA_INFO_DATA, b"")) if info.get(IFLA_INFO_KIND) == b"bridge\0" else None,
     )
+
+
+def _nf_call(data: bytes) -> bool | None:
+    found = netlink.attributes(data, 0, len(data))
+    switches = [found.get(number) for number in (IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES)]
+    return None if None in switches else all(switch == b"\1" for switch in switches)
 
 
 def _address(payload: bytes) -> LinkAddress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ TUNNEL_ALIAS = f"{ALIAS} vxlan port"
 IPIP = "testcni-ipip"
 IPIP_ALIAS = f"{ALIAS} ipip"
 MAC_PREFIX = "0a:58"  # locally administered
+BRIDGE_MAC_PREFIX = "0a:62"  # so is this one, which no pod has
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -28,6 +30,11 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 def mac_for(address: Address) -> str:
     """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
     return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
+
+
+def bridge_mac(node: str, name: str) -> str:
+    """The MAC of a new bridge: neither the node's blocks nor the bridge's ports change it."""
+    return f"{BRIDGE_MAC_PREFIX}:{hashlib.sha256(f'{node}/{name}'.encode()).digest()[:4].hex(':')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +83,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """A bridge with its fixed MAC (else it follows its ports), MTU in bytes and addresses."""
+    """A bridge with its MTU in bytes and its addresses."""
 
     name: str
     mac: str
+    """That of a new bridge. One that is there keeps its own, as pods know it: `bridges.adopt`."""
     mtu: int
     addresses: frozenset[Interface]
+    nf_call: bool = True
+    """Whether packets between its ports pass nftables and iptables, as those of Services must."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from agent.datapath import links, netns, rtnl
 from agent.datapath.netlink import Netlink
-from agent.datapath.state import Bridge, NodeState, Proxy, Route, mac_for
+from agent.datapath.state import Bridge, NodeState, Proxy, Route, bridge_mac
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
@@ -102,10 +102,10 @@ class HostGw:
 def _bridge(view: View) -> frozenset[Bridge]:
     if not view.blocks:
         return frozenset()
-    first = allocator.gateway(view.blocks[0])
+    name = view.network.bridge
     addresses = (ipaddress.ip_interface((allocator.gateway(b), b.prefixlen)) for b in view.blocks)
     mtu = view.network.mtu or ways.underlay_mtu(view)
-    return frozenset({Bridge(view.network.bridge, mac_for(first), mtu, frozenset(addresses))})
+    return frozenset({Bridge(name, bridge_mac(view.node, name), mtu, frozenset(addresses))})
 
 
 def _proxies(view: View) -> frozenset[Proxy]:

@@ -118,7 +118,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
             done.changed[NFT] = 1
 
     steps = (
-        (BRIDGES, lambda: _bridges(desired, kernel, done)),
+        (BRIDGES, lambda: _bridges(desired, kernel, done, sysctls)),
         (OVERLAY, lambda: _overlay(nl, desired, kernel, done, verify=verify)),
         (TUNNELS, lambda: _tunnels(nl, desired, kernel, done, verify=verify)),
         (FORWARDING, forward),
@@ -162,10 +162,12 @@ class Drift:
                 self._settled[kind] = want
 
 
-def _bridges(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
-    lacking = desired.bridges - bridges.read(kernel.links, kernel.addresses)
-    for problem in bridges.sync(desired.bridges, kernel.links, kernel.addresses):
+def _bridges(desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
+    wanted = bridges.adopt(desired.bridges, kernel.links)
+    lacking = wanted - bridges.read(kernel.links, kernel.addresses)
+    for problem in bridges.sync(wanted, kernel.links, kernel.addresses):
         done.lacks(BRIDGES, problem.where.removeprefix("bridge "), problem)
+    done.problems += bridges.without_netfilter(wanted, sysctls)
     done.changed[BRIDGES] = sum(bridge.name not in done.unready for bridge in lacking)
 
 

@@ -240,7 +240,7 @@ class Reconciler:
 
     def _view(self, facts: Facts, network: Network) -> View:
         own = blocks.node_blocks(facts.snapshot, network, self._node)
-        if network.pool:  # what all pods share, as a bridge's MAC, follows from the first block
+        if network.pool:  # a bridge has the gateways of all blocks of its pods, whichever network they are of
             common = blocks.node_blocks(facts.snapshot, replace(network, pool=""), self._node)
             own = tuple(dict.fromkeys((*common, *own)))
         kept = sorted(self._used(network) - set(own), key=str)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.datapath.state import Bridge, LocalAddress, Masquerade, NodeState, Route, union
+from agent.datapath.state import Bridge, LocalAddress, Masquerade, NodeState, Route, bridge_mac, union
 from agent.model import Address, IPBlock, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
@@ -41,10 +41,10 @@ def view(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWO
     return View(snapshot, "one", LOCAL, network, ME.blocks)
 
 
-def test_a_bridge_with_the_first_address_and_the_underlays_mtu() -> None:
+def test_a_bridge_with_the_gateway_the_underlays_mtu_and_a_mac_of_the_nodes() -> None:
     (bridge,) = MODE.desired(view()).bridges
     assert bridge == Bridge(
-        "testcni0", "0a:58:0a:f4:01:01", 1400, frozenset({ipaddress.ip_interface("10.244.1.1/24")})
+        "testcni0", bridge_mac("one", "testcni0"), 1400, frozenset({ipaddress.ip_interface("10.244.1.1/24")})
     )
 
 

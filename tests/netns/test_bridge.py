@@ -1,0 +1,185 @@
+"""The bridge of host-gw: pods keep their network when the node's blocks change, and Services work on it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent import netconf
+from agent.datapath import links, netns, rtnl
+from agent.datapath.rtnl import Link
+from agent.datapath.state import bridge_mac
+from agent.model import Node
+from agent.node.confs import Confs
+from tests.netns.node import CONF, Host, Pod, command, eventually, net
+
+ANY = {key: value for key, value in CONF.items() if key != "subnet"}  # blocks of either IP version
+NETWORK = netconf.parse(ANY).network
+BRIDGE = NETWORK.bridge
+UPPER, LOWER = "10.244.0.8/29", "10.244.0.0/29"
+CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+
+
+def ready(tmp_path: Path, *blocks: str) -> Host:
+    host = Host(tmp_path, blocks, conf=ANY)
+    host.confs.publish(Confs(frozenset({NETWORK})))
+    host.call("STATUS")
+    return host
+
+
+def own(host: Host, *blocks: str) -> None:
+    """Give the node other blocks, and wait until its network has them."""
+    wanted = tuple(map(net, blocks))
+    host.put(Node("one", host.me.addresses, wanted))
+    eventually(lambda: host.reconciler.status.get().blocks.get(NETWORK) == wanted)
+
+
+def bridge() -> Link:
+    found = rtnl.link(links.host(), BRIDGE)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        (LOWER, UPPER),
+        ("fd00:10:244::/64", UPPER),
+        ("10.244.7.0/24",),
+        ("fd00:10:244::/64", "10.244.7.0/24"),
+    ],
+    ids=["a lower block first", "an IPv6 block first", "a podCIDR replaced", "all replaced, IPv6 first"],
+)
+def test_a_pod_that_knows_its_gateway_for_good_keeps_its_network(tmp_path: Path, after: Sequence[str]) -> None:
+    host, pod = ready(tmp_path, UPPER), Pod("c1")
+    host.add(pod)
+    before = bridge().mac
+    pod.run("ip", "neigh", "replace", "10.244.0.9", "lladdr", before, "dev", "eth0", "nud", "permanent")
+    own(host, *after)
+    assert bridge().mac == before
+    assert pod.reaches("192.0.2.1")
+    own(host, *reversed(after))  # and when blocks change again, or go back
+    own(host, after[-1])
+    assert bridge().mac == before
+    assert pod.reaches("192.0.2.1")
+
+
+def test_a_bridge_of_an_earlier_version_keeps_its_mac(tmp_path: Path) -> None:
+    command("ip", "link", "add", BRIDGE, "address", "0a:58:0a:f4:00:09", "type", "bridge")
+    command("ip", "link", "set", BRIDGE, "alias", "testcni bridge", "up")
+    host = ready(tmp_path, LOWER, UPPER)
+    pod = Pod("c1")
+    host.add(pod)
+    assert bridge().mac == "0a:58:0a:f4:00:09"
+    own(host, "10.244.7.0/24")
+    command("ip", "link", "set", BRIDGE, "address", "0a:58:00:00:00:01")
+    host.reconciler.drifted()
+    eventually(lambda: bridge().mac == "0a:58:0a:f4:00:09")
+    assert bridge().alias == "testcni bridge", "an earlier version knows it as its own"
+
+
+def test_a_mac_that_somebody_changed_is_repaired_also_by_an_agent_that_just_began(tmp_path: Path) -> None:
+    host = ready(tmp_path, UPPER)
+    before = bridge().mac
+    host.close()
+    command("ip", "link", "set", BRIDGE, "address", "0a:58:00:00:00:01")
+    ready(tmp_path, LOWER)
+    eventually(lambda: bridge().mac == before)
+
+
+def test_a_bridge_that_comes_anew_has_the_mac_it_had(tmp_path: Path) -> None:
+    host = ready(tmp_path, UPPER)
+    before = bridge().mac
+    own(host, LOWER)
+    command("ip", "link", "del", BRIDGE)
+    host.reconciler.drifted()
+    eventually(lambda: rtnl.link(links.host(), BRIDGE))
+    eventually(lambda: bridge().up and bridge().mac == before)
+
+
+def test_a_bridge_that_was_made_by_half_is_ours(tmp_path: Path) -> None:
+    """An agent that died after it had made the bridge, and before it had marked it."""
+    host = ready(tmp_path, UPPER)
+    command("ip", "link", "set", BRIDGE, "alias", "", "down")
+    command("ip", "link", "property", "del", "dev", BRIDGE, "altname", bridge().altnames[0])
+    host.reconciler.drifted()
+    eventually(lambda: bridge().alias == "testcni bridge" and bridge().up and bridge().altnames)
+    assert not host.reconciler.status.get().problems
+
+
+def test_nodes_and_bridges_have_macs_of_their_own() -> None:
+    macs = {bridge_mac(node, name) for node in ("one", "two") for name in ("testcni0", "testcni1")}
+    assert len(macs) == 4
+
+
+def answers(fd: int, ready: threading.Event) -> None:
+    """A server of one connection in a pod."""
+    netns._setns(fd)
+    with socket.create_server(("0.0.0.0", 80)) as server:  # noqa: S104 - a pod of the test
+        ready.set()
+        connection, _from = server.accept()
+        connection.close()
+
+
+def connects(pod: Pod, address: str) -> bool:
+    done: list[bool] = []
+
+    def connect() -> None:
+        netns._setns(pod.fd)
+        try:
+            socket.create_connection((address, 80), 3).close()
+        except OSError:
+            done.append(False)
+        else:
+            done.append(True)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    thread.join()
+    return done[0]
+
+
+def test_a_pod_reaches_a_pod_of_its_node_by_a_service_whatever_the_nodes_switch_says(tmp_path: Path) -> None:
+    """The switch of the node is another's: the bridge has one of its own."""
+    Path(CALLS).write_text("0")
+    host, one, two = ready(tmp_path, "10.244.1.0/24"), Pod("c1"), Pod("c2")
+    host.add(one)
+    address = host.add(two)["ips"][0]["address"].split("/")[0]
+    command("nft", "add", "table", "ip", "services")
+    command("nft", "add chain ip services pre { type nat hook prerouting priority dstnat; }")
+    command("nft", f"add rule ip services pre ip daddr 10.96.0.10 dnat to {address}")
+    serving = threading.Event()
+    threading.Thread(target=answers, args=(two.fd, serving), daemon=True).start()
+    assert serving.wait(5)
+    assert connects(one, "10.96.0.10")
+    assert Path(CALLS).read_text().strip() == "0", "is not ours to set"
+    command("ip", "link", "set", BRIDGE, "type", "bridge", "nf_call_iptables", "0", "nf_call_ip6tables", "0")
+    host.reconciler.drifted()
+    eventually(lambda: bridge().nf_call)
+
+
+def test_a_node_without_br_netfilter_says_what_fails_and_its_pods_work(tmp_path: Path) -> None:
+    host = Host(tmp_path, conf=ANY)
+    sysctls = tmp_path / "net"  # as on such a node: /proc/sys/net without `bridge`
+    sysctls.mkdir()
+    for name in ("ipv4", "ipv6"):
+        (sysctls / name).symlink_to(f"/proc/sys/net/{name}")
+    host.reconciler._inputs = replace(host.reconciler._inputs, sysctls=sysctls)
+    host.confs.publish(Confs(frozenset({NETWORK})))
+    pod = Pod("c1")
+    host.add(pod)
+    (problem,) = eventually(lambda: host.reconciler.status.get().problems)
+    assert str(problem) == (
+        "bridge testcni0: the kernel module br_netfilter is not loaded, so a pod that calls a Service gets no"
+        " answer from a pod of its own node; load it: modprobe br_netfilter (and name it in /etc/modules-load.d)"
+    )
+    assert pod.reaches("192.0.2.1")
+    host.call("STATUS")
+    (sysctls / "bridge").symlink_to("/proc/sys/net/bridge")
+    host.reconciler.drifted()
+    eventually(lambda: not host.reconciler.status.get().problems)
