@@ -97,6 +97,7 @@ class Agent:
             self._attachments,
             (
                 self._follower.troubles,
+                self._follower.odd,
                 self._claimer.problems,
                 self._keeper.problems,
                 installing,

@@ -28,6 +28,8 @@ class Node:
     resource_version: str = field(default="", compare=False)
     labels: tuple[tuple[str, str], ...] = ()
     receives: Receives = ()
+    created: str = field(default="", compare=False)
+    """When its object was created, in a form that sorts by time; empty: nobody says."""
 
     def modes(self, network: str) -> tuple[str, ...]:
         """In which modes it takes packets of a network; none: it does not say."""
@@ -62,6 +64,8 @@ class IPBlock:
     resource_version: str = field(default="", compare=False)
     uid: str = ""
     """Tells it from one of the same name that was there before (Kubernetes); empty where nobody gives one."""
+    created: str = field(default="", compare=False)
+    """When the object was created, in a form that sorts by time; empty: nobody says."""
 
     @property
     def name(self) -> str:

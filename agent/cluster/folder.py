@@ -55,7 +55,9 @@ class _File:
     """Time, size and inode; None: look again."""
     digest: bytes
     objects: tuple[Resource, ...]
-    error: ManifestError | None = None
+    faults: tuple[ManifestError, ...] = ()
+    partial: bool = False
+    """Whether each object is in use, and lacks at most what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class _Seen:
     paths: Mapping[Key, Path] = field(default_factory=dict)
     files: Mapping[Path, _File] = field(default_factory=dict)
     problems: Mapping[str, Problem] = field(default_factory=dict)
+    partial: frozenset[str] = frozenset()
+    """Files whose objects are in use all the same."""
     complete: bool = False
     """The folder has been read at least once."""
 
@@ -236,30 +240,35 @@ class Folder:
                 return known
             return _parsed(path, _contents(path, status.st_mode), known, stamp if age > YOUNG else None)
         except ManifestError as error:
-            return _File(None, b"", known.objects if known else (), error)
+            return _File(None, b"", known.objects if known else (), (error,))
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
                 return None  # it went while we looked
             problem = ManifestError(0, str(error), "make it readable")
-            return _File(None, b"", known.objects if known else (), problem)
+            return _File(None, b"", known.objects if known else (), (problem,))
 
     def _together(self, problems: dict[str, Problem]) -> _Seen:
         found: dict[Key, Resource] = {}
         paths: dict[Key, Path] = {}
+        doubles: set[Path] = set()
         for path, file in self._files.items():
-            if file.error:
-                problems[str(path)] = file.error.problem(path)
+            if file.faults:
+                problems[str(path)] = manifests.problem(path, file.faults)
             for obj in file.objects:
                 key = (kind_of(obj), obj.name)
                 if key in found:
                     what = f"{' '.join(key)} stands in {paths[key]} already"
                     problems[str(path)] = Problem(str(path), what, "remove one; the first file's is in force")
+                    doubles.add(path)
                     continue
                 found[key], paths[key] = obj, path
         for key, obj in found.items():
             if isinstance(obj, Node) and (said := self._said.get(obj.name)):
                 found[key] = replace(obj, receives=said)
-        return _Seen(found, paths, self._files, problems, self._identity is not None)
+        partial = frozenset(
+            str(path) for path, file in self._files.items() if file.partial and path not in doubles
+        )
+        return _Seen(found, paths, self._files, problems, partial, self._identity is not None)
 
     def _hear(self) -> dict[str, Receives]:
         """What nodes have announced. Raises OSError."""
@@ -291,14 +300,17 @@ def _parsed(path: Path, data: bytes, known: _File | None, stamp: tuple[int, int,
     """A file by its bytes, which are parsed only if they are other ones than before."""
     digest = hashlib.sha256(data).digest()
     if known and known.digest == digest:
-        return _File(stamp, digest, known.objects, known.error)
+        return replace(known, stamp=stamp)
+    objects_before = known.objects if known else ()
     try:
-        return _File(stamp, digest, manifests.parse(path, data))
+        found = manifests.parse(path, data, objects_before)
     except ManifestError as error:
         problem = error
     except (ValueError, TypeError, RecursionError) as error:  # YAML can say what no manifest does
         problem = ManifestError(0, str(error), "write plain objects")
-    return _File(stamp, digest, known.objects if known else (), problem)
+    else:
+        return _File(stamp, digest, found.objects, found.faults, found.partial)
+    return _File(stamp, digest, objects_before, (problem,))
 
 
 def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
@@ -311,8 +323,9 @@ def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
     for source in before.problems.keys() - seen.problems.keys():
         yield Trouble(source, None)
     for source, problem in seen.problems.items():
-        if before.problems.get(source) != problem:
-            yield Trouble(source, problem)
+        partial = source in seen.partial
+        if before.problems.get(source) != problem or (source in before.partial) != partial:
+            yield Trouble(source, problem, partial)
 
 
 def _followed(objects: Mapping[Key, Resource]) -> Mapping[Key, Resource]:

@@ -20,7 +20,7 @@ from tenacity import (
 
 from agent.cluster import objects, receives
 from agent.cluster.api import GONE, JSON, METADATA, Api, ApiError, GoneError, Request, Stream
-from agent.cluster.objects import ObjectError
+from agent.cluster.fields import Faults, ObjectError
 from agent.cluster.store import (
     ENDED,
     EXPIRED,
@@ -72,7 +72,7 @@ class Kubernetes:
         found = []
         for item in _items(self._api, kind, lambda _version: None):
             try:
-                found.append(_parse(kind, item))
+                found.append(_parse(kind, item, []))
             except ObjectError:
                 continue  # the watch tells
         return tuple(found)
@@ -240,14 +240,14 @@ class Watch:
             remedy = "install the CustomResourceDefinitions: kubectl apply -f manifests/"
         elif isinstance(error, ApiError) and error.status in (401, 403):
             remedy = "give the agent's service account its ClusterRole: kubectl apply -f manifests/"
-        self._tell([], (), {self._server: Problem(self._server, str(error), remedy)})
+        self._tell([], (), {self._server: Trouble(self._server, Problem(self._server, str(error), remedy))})
         log.log(logging.WARNING if state.attempt_number == 1 else logging.DEBUG, "%s: %s", self._server, error)
 
     def _list(self) -> None:
         """Deliver the complete list; what can't be parsed keeps its last good state."""
         version: list[str] = []
         found: dict[str, Resource] = {}
-        troubles: dict[str, Problem] = {}
+        troubles: dict[str, Trouble] = {}
         for item in _items(self._api, self.kind, version.append):
             obj = self._parse(item, troubles)
             if obj:
@@ -263,7 +263,7 @@ class Watch:
             raise GoneError(message, GONE) if item.get("code") == GONE else ApiError(message)
         metadata = item.get("metadata") or {}
         source = _source(self.kind, item)
-        troubles: dict[str, Problem] = {}
+        troubles: dict[str, Trouble] = {}
         changes: list[Change] = []
         if kind in ("ADDED", "MODIFIED"):
             obj = self._parse(item, troubles)
@@ -277,23 +277,29 @@ class Watch:
         self._tell(changes or [Heard(self.kind)], (source, self._server), troubles)
         self._version = str(metadata.get("resourceVersion") or "") or self._version  # a bookmark has only that
 
-    def _parse(self, item: dict[str, Any], troubles: dict[str, Problem]) -> Resource | None:
-        """The object, or its last good state and a problem."""
+    def _parse(self, item: dict[str, Any], troubles: dict[str, Trouble]) -> Resource | None:
+        """The object, or its last good state, and what is wrong with it."""
+        source, faults = _source(self.kind, item), Faults()
+        known = self._known.get(str((item.get("metadata") or {}).get("name")))
         try:
-            return _parse(self.kind, item)
+            obj = _parse(self.kind, item, faults, known)
         except ObjectError as error:
-            source = _source(self.kind, item)
-            troubles[source] = Problem(f"{source} {error.path}", error.what, error.remedy)
-            return self._known.get(str(item.get("metadata", {}).get("name")))
+            troubles[source] = Trouble(source, Problem(f"{source} {error.path}", error.what, error.remedy))
+            return known or error.closed
+        if faults:
+            first, more = faults[0], "".join(f"; {fault.path} {fault.what}" for fault in faults[1:])
+            problem = Problem(f"{source} {first.path}", first.what + more, first.remedy)
+            troubles[source] = Trouble(source, problem, partial=True)
+        return obj
 
-    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, Problem]) -> None:
+    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, Trouble]) -> None:
         """Deliver changes and troubles; those of sources that were `seen` to be well again are over."""
         over = (self._troubles & set(seen)) - troubles.keys()
         self._troubles = (self._troubles - over) | troubles.keys()
         told = [
             *changes,
             *(Trouble(source, None) for source in over),
-            *(Trouble(source, problem) for source, problem in troubles.items()),
+            *troubles.values(),
         ]
         if told:
             self._deliver(told)
@@ -314,9 +320,9 @@ def _items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterato
         query = {"limit": str(PAGE), "continue": str(metadata["continue"])}
 
 
-def _parse(kind: Kind, item: dict[str, Any]) -> Resource:
+def _parse(kind: Kind, item: dict[str, Any], faults: Faults, known: Resource | None = None) -> Resource:
     """The object; a list's items don't say of what kind they are. Raises ObjectError."""
-    return objects.parse({"apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind, **item})
+    return objects.usable({"apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind, **item}, faults, known)
 
 
 def _retry_after(state: RetryCallState) -> float:
@@ -337,6 +343,6 @@ def _path(kind: Kind, name: str) -> str:
 
 def _parsed(doc: dict[str, Any]) -> Resource:
     try:
-        return objects.parse(doc)
+        return objects.usable(doc, [])
     except ObjectError as error:
         raise StoreError(f"the API server answers with an object that can't be used: {error}") from error

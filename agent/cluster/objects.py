@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import reprlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from agent.cluster import receives
+from agent.cluster import fields, nodes, receives
+from agent.cluster.fields import Faults, ObjectError, short
 from agent.model import (
     API_VERSION,
     Address,
@@ -40,20 +39,6 @@ OURS = "testcni.io/"  # begins the annotations that are for us
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123 subdomain
 NAME_LIMIT = 253
 
-_repr = reprlib.Repr()  # a wrong value may be megabytes
-_repr.maxstring = _repr.maxother = 80
-short = _repr.repr
-
-
-class ObjectError(ValueError):
-    """A document that is no object of ours: the path of the field, what is wrong, how to mend it."""
-
-    def __init__(self, path: str, what: str, remedy: str) -> None:
-        super().__init__(f"{path}: {what}; {remedy}")
-        self.path = path
-        self.what = what
-        self.remedy = remedy
-
 
 def expand(doc: object) -> Iterator[object]:
     """The items of a List, or the document itself. Raises ObjectError."""
@@ -70,7 +55,28 @@ def expand(doc: object) -> Iterator[object]:
 
 
 def parse(doc: object) -> Resource:
-    """The object in a document; fields that we don't need are nobody's business. Raises ObjectError."""
+    """The object in a document of which everything can be used. Raises ObjectError."""
+    faults: Faults = []
+    obj = read(doc, faults)
+    if faults:
+        raise faults[0]
+    return obj
+
+
+def usable(doc: object, faults: Faults, known: Resource | None = None) -> Resource:
+    """As `read`, but of a Node without addresses that no other node can send packets to.
+
+    A field of which nothing can be used stays as it is in `known`, the last good state. Raises ObjectError.
+    """
+    obj = read(doc, faults)
+    return nodes.usable(obj, faults, known if isinstance(known, Node) else None) if isinstance(obj, Node) else obj
+
+
+def read(doc: object, faults: Faults) -> Resource:
+    """The object in a document; fields that we don't need are not looked at.
+
+    What is wrong with it and costs only itself is noted as `faults`; raises ObjectError for all else.
+    """
     if not isinstance(doc, dict):
         raise ObjectError("document", f"is {short(doc)}, not a mapping", "write a Kubernetes object")
     kind = doc.get("kind")
@@ -80,28 +86,23 @@ def parse(doc: object) -> Resource:
         raise ObjectError(
             "apiVersion", f"is {short(doc.get('apiVersion'))}", f"a {kind} has {KINDS_BY_VERSION[kind]}"
         )
-    metadata = _mapping(doc, "metadata")
+    metadata = fields.mapping(doc, "metadata")
     name = metadata.get("name")
     if not isinstance(name, str) or len(name) > NAME_LIMIT or not NAME.fullmatch(name):
         remedy = "small letters, digits, - and . (a DNS-1123 subdomain)"
         raise ObjectError("metadata.name", f"{short(name)} is no name", remedy)
     version = str(metadata.get("resourceVersion") or "")
-    spec = _mapping(doc, "spec")
-    match kind:
-        case "Node":
-            addresses = _internal_ips(_mapping(doc, "status"))
-            said = receives.decode(_mapping(metadata, "annotations").get(receives.ANNOTATION))
-            return Node(name, addresses, _pod_cidrs(spec), version, _labels(metadata), said)
-        case "IPPool":
-            return _pool(name, spec, version)
-        case "IPBlock":
-            return replace(_block(name, spec, version), uid=str(metadata.get("uid") or ""))
-        case "IPReservation":
-            return _reservation(name, spec, version)
-        case "Pod":
-            return _described("Pod", metadata, version)
-        case _:
-            return _described("Namespace", metadata, version)
+    if kind == "Node":
+        return nodes.read(name, doc, version, faults)
+    if kind in ("Pod", "Namespace"):
+        return _described(kind, metadata, version, faults)  # type: ignore[arg-type]
+    spec = fields.mapping(doc, "spec")
+    if kind == "IPPool":
+        return _pool(name, spec, version)
+    if kind == "IPReservation":
+        return _reservation(name, spec, version)
+    since = fields.tolerant(faults, "", fields.created, metadata)
+    return replace(_block(name, spec, version), uid=str(metadata.get("uid") or ""), created=since)
 
 
 def to_doc(obj: Resource) -> dict[str, Any]:
@@ -132,53 +133,8 @@ def to_doc(obj: Resource) -> dict[str, Any]:
     return {"apiVersion": KINDS_BY_VERSION[kind], "kind": kind, "metadata": metadata, **rest}
 
 
-def _mapping(doc: dict[str, Any], key: str) -> dict[str, Any]:
-    value = doc.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ObjectError(key, f"is {short(value)}, not a mapping", "write it as Kubernetes has it")
-    return value
-
-
-def _items(mapping: dict[str, Any], path: str) -> list[Any]:
-    value = mapping.get(path.rpartition(".")[2]) or []
-    if not isinstance(value, list):
-        raise ObjectError(path, f"is {short(value)}, not a list", "write it as Kubernetes has it")
-    return value
-
-
-def _labels(metadata: dict[str, Any], field: str = "labels") -> tuple[tuple[str, str], ...]:
-    path, labels = f"metadata.{field}", metadata.get(field) or {}
-    if not isinstance(labels, dict):
-        raise ObjectError(path, f"is {short(labels)}, not a mapping", "write it as Kubernetes has it")
-    for key, value in labels.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise ObjectError(path, f"{short(key)}: {short(value)} is no {field[:-1]}", "quote both")
-    # thousands of nodes have the same few
-    return tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in labels.items()))
-
-
-def _internal_ips(status: dict[str, Any]) -> tuple[Address, ...]:
-    found: list[Address] = []
-    for number, entry in enumerate(_items(status, "status.addresses")):
-        path = f"status.addresses[{number}]"
-        if not isinstance(entry, dict):
-            raise ObjectError(path, f"is {short(entry)}, not a mapping", "type and address are wanted")
-        if entry.get("type") == "InternalIP":
-            found.append(_address(f"{path}.address", entry.get("address")))
-    return tuple(dict.fromkeys(found))
-
-
-def _pod_cidrs(spec: dict[str, Any]) -> tuple[Subnet, ...]:
-    cidrs = _items(spec, "spec.podCIDRs")
-    if cidrs:
-        return tuple(dict.fromkeys(_cidr(f"spec.podCIDRs[{n}]", cidr) for n, cidr in enumerate(cidrs)))
-    return (_cidr("spec.podCIDR", spec["podCIDR"]),) if spec.get("podCIDR") else ()
-
-
 def _pool(name: str, spec: dict[str, Any], version: str) -> IPPool:
-    cidr = _cidr("spec.cidr", spec.get("cidr"))
+    cidr = fields.cidr("spec.cidr", spec.get("cidr"))
     largest = LARGEST_BLOCK_SIZE[cidr.version]
     if cidr.prefixlen > largest:
         raise ObjectError("spec.cidr", f"{cidr} is too small for a block", f"a CIDR of /{largest} or larger")
@@ -189,21 +145,31 @@ def _pool(name: str, spec: dict[str, Any], version: str) -> IPPool:
         raise ObjectError(
             "spec.blockSize", f"is {short(size)}", f"a prefix length from {cidr.prefixlen} to {largest}"
         )
+    try:
+        return _limited(IPPool(name, cidr, size, version), spec)
+    except ObjectError as error:  # what it leaves out is not known: nothing of it is given
+        error.closed = IPPool(name, cidr, size, version, exclude=(cidr,))
+        raise
+
+
+def _limited(pool: IPPool, spec: dict[str, Any]) -> IPPool:
+    """The pool with what the spec leaves out of it."""
+    cidr = pool.cidr
     start, end = (_bound(cidr, spec, key) for key in ("start", "end"))
     if start and end and int(start) > int(end):
         raise ObjectError("spec.end", f"{end} is below start", f"an address not below {start}")
-    items = enumerate(_items(spec, "spec.exclude"))
+    items = enumerate(fields.items(spec, "spec.exclude"))
     exclude = dict.fromkeys(_excluded(cidr, f"spec.exclude[{n}]", item) for n, item in items)
-    gateway = None if spec.get("gateway") is None else _address("spec.gateway", spec["gateway"])
+    gateway = None if spec.get("gateway") is None else fields.address("spec.gateway", spec["gateway"])
     if gateway and gateway.version != cidr.version:
         raise ObjectError("spec.gateway", f"{gateway} is of another IP version", f"an address as {cidr} has them")
-    return IPPool(name, cidr, size, version, start, end, tuple(exclude), gateway)
+    return replace(pool, start=start, end=end, exclude=tuple(exclude), gateway=gateway)
 
 
 def _bound(cidr: Subnet, spec: dict[str, Any], key: str) -> Address | None:
     if spec.get(key) is None:
         return None
-    address = _address(f"spec.{key}", spec[key])
+    address = fields.address(f"spec.{key}", spec[key])
     if address not in cidr:
         raise ObjectError(f"spec.{key}", f"{address} is not in cidr", f"an address of {cidr}")
     return address
@@ -212,7 +178,7 @@ def _bound(cidr: Subnet, spec: dict[str, Any], key: str) -> Address | None:
 def _excluded(cidr: Subnet, path: str, value: object) -> Subnet:
     """An address or a CIDR, as a CIDR."""
     alone = isinstance(value, str) and "/" not in value
-    subnet = ipaddress.ip_network(_address(path, value)) if alone else _cidr(path, value)
+    subnet = ipaddress.ip_network(fields.address(path, value)) if alone else fields.cidr(path, value)
     if subnet.version != cidr.version or not subnet.subnet_of(cidr):  # type: ignore[arg-type]
         raise ObjectError(path, f"{short(value)} is not in cidr", f"an address or a CIDR of {cidr}")
     return subnet
@@ -230,7 +196,7 @@ def _pool_spec(pool: IPPool) -> dict[str, Any]:
 
 
 def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
-    cidr = _cidr("spec.cidr", spec.get("cidr"))
+    cidr = fields.cidr("spec.cidr", spec.get("cidr"))
     if name != block_name(cidr):
         raise ObjectError("metadata.name", f"is {name}", f"the block {cidr} is named {block_name(cidr)}")
     for key in ("node", "pool"):
@@ -240,7 +206,7 @@ def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
 
 
 def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation:
-    address = _address("spec.address", spec.get("address"))
+    address = fields.address("spec.address", spec.get("address"))
     if name != address_name(address):
         what = f"the reservation of {address} is named {address_name(address)}"
         raise ObjectError("metadata.name", f"is {name}", what)
@@ -256,8 +222,8 @@ def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation
         spec["pod"],
         spec["node"],
         spec["network"],
-        _time("spec.since", spec.get("since")),
-        _time("spec.released", spec["released"]) if spec.get("released") is not None else None,
+        fields.time("spec.since", spec.get("since")),
+        fields.time("spec.released", spec["released"]) if spec.get("released") is not None else None,
         spec.get("asks", ""),
         spec.get("refused", ""),
         version,
@@ -280,21 +246,17 @@ def rfc3339(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _time(path: str, value: object) -> datetime:
-    remedy = "a time as in RFC 3339, such as 2026-01-31T12:00:00Z"
-    try:  # YAML makes a time of what has no quotes
-        when = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError as error:
-        raise ObjectError(path, f"is {short(value)}", remedy) from error
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
-
-
-def _described(kind: Literal["Pod", "Namespace"], metadata: dict[str, Any], version: str) -> Described:
-    annotations = _labels(metadata, "annotations")
+def _described(
+    kind: Literal["Pod", "Namespace"], metadata: dict[str, Any], version: str, faults: Faults
+) -> Described:
+    others: Faults = []
+    annotations = nodes.labels(metadata, others, "annotations")
+    if ours := [fault for fault in others if OURS in fault.what]:
+        raise ours[0]  # what somebody asked for is not known
+    faults += others
     controller = ""
-    for number, owner in enumerate(_items(metadata, "metadata.ownerReferences")):
-        if not isinstance(owner, dict):
-            raise ObjectError(f"metadata.ownerReferences[{number}]", f"is {short(owner)}", "kind and name")
+    path = "metadata.ownerReferences"
+    for owner in fields.each(faults, path, fields.items(metadata, path), _owner):
         if owner.get("controller") is True:
             controller = f"{owner.get('kind')}/{owner.get('name')}"
     return Described(
@@ -303,9 +265,15 @@ def _described(kind: Literal["Pod", "Namespace"], metadata: dict[str, Any], vers
         str(metadata.get("uid") or ""),
         tuple((key, value) for key, value in annotations if key.startswith(OURS)),
         controller,
-        dict(_labels(metadata)).get("pod-template-hash", ""),
+        dict(nodes.labels(metadata, faults)).get("pod-template-hash", ""),
         version,
     )
+
+
+def _owner(path: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ObjectError(path, f"is {short(value)}", "kind and name")
+    return value
 
 
 def _described_doc(obj: Described) -> dict[str, Any]:
@@ -320,24 +288,3 @@ def _described_doc(obj: Described) -> dict[str, Any]:
         **({"ownerReferences": [{"kind": kind, "name": controller, "controller": True}]} if controller else {}),
     }
     return {"apiVersion": KINDS_BY_VERSION[obj.kind], "kind": obj.kind, "metadata": metadata}
-
-
-def _cidr(path: str, value: object) -> Subnet:
-    remedy = "a CIDR with no host bits set, such as 10.244.1.0/24"
-    # ipaddress would take a netmask, a zone or a bare address as well; Kubernetes doesn't
-    if not isinstance(value, str) or "%" in value or not value.partition("/")[2].isdecimal():
-        raise ObjectError(path, f"is {short(value)}", remedy)
-    try:
-        return ipaddress.ip_network(value)
-    except ValueError as error:
-        raise ObjectError(path, str(error)[:120], remedy) from error
-
-
-def _address(path: str, value: object) -> Address:
-    remedy = "an IP address such as 192.0.2.1"
-    if not isinstance(value, str) or "%" in value:
-        raise ObjectError(path, f"is {short(value)}", remedy)
-    try:
-        return ipaddress.ip_address(value)
-    except ValueError as error:
-        raise ObjectError(path, f"is {short(value)}", remedy) from error

@@ -59,6 +59,8 @@ class Trouble:
     source: str
     problem: Problem | None
     """None: the source is well again."""
+    partial: bool = False
+    """Whether the source is in use all the same, without what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,9 @@ class Follower:
         """`earlier`: the reservations that an agent knew before this one, until the datastore has told."""
         self.snapshot: Latest[Snapshot] = Latest(Snapshot(reservations=earlier or {}))
         self.troubles: Latest[Mapping[str, Problem]] = Latest({})
+        """Sources that can't be used just now: something may be missing in the snapshot."""
+        self.odd: Latest[Mapping[str, Problem]] = Latest({})
+        """Sources that are in use without what is wrong with them."""
         self.restarts = Tally(*itertools.product(KINDS, REASONS))
         """Restarted watches by kind and reason."""
         self._heard: dict[Kind, float] = {}
@@ -90,7 +93,11 @@ class Follower:
             self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
         troubles = [change for change in changes if isinstance(change, Trouble)]
         if troubles:
-            self.troubles.update(lambda known: _with(known, troubles))
+            # a source that turns from the one into the other is over in the first
+            lost = [Trouble(t.source, None) if t.partial else t for t in troubles]
+            odd = [t if t.partial else Trouble(t.source, None) for t in troubles]
+            self.troubles.update(lambda known: _with(known, lost))
+            self.odd.update(lambda known: _with(known, odd))
 
     def silence(self) -> Mapping[Kind, float]:
         """Seconds since the datastore last told of each kind, for those of which it ever did."""

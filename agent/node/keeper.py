@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from agent.cluster import objects
-from agent.cluster.objects import ObjectError
+from agent.cluster.fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import reservations
 from agent.ipam.attachments import Attachments

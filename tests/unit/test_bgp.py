@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.cluster import objects
+from agent.cluster.fields import ObjectError
 from agent.datapath.bird.options import BgpOptions, OptionsFile, Router, read
 from agent.datapath.bird.render import render
 from agent.datapath.bird.values import BirdConfig, BirdError, External, Peer, Secret, Tunnel
@@ -124,7 +125,7 @@ def test_labels_of_nodes() -> None:
     assert found.labels == (("a", ""), ("b", "1"))
     assert objects.parse(objects.to_doc(found)) == found
     for wrong in (["a"], {"a": True}, {1: "a"}):
-        with pytest.raises(objects.ObjectError, match=r"metadata\.labels"):
+        with pytest.raises(ObjectError, match=r"metadata\.labels"):
             objects.parse({**doc, "metadata": {"name": "n", "labels": wrong}})
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from agent.cluster.store import (
     StoreError,
     Trouble,
 )
+from agent.model import Node
 from tests.unit.folders import POOL, block, following, node, text
 
 pytestmark = pytest.mark.usefixtures("quick_stop")
@@ -91,12 +93,6 @@ def test_the_fast_yaml_loader_is_used() -> None:
 GOOD = text(node("n1"))
 BAD: dict[str, tuple[str, bytes, int]] = {
     "no YAML": ("yaml", GOOD.encode() + b"---\na: [1\nb: 2\n", GOOD.count("\n") + 3),
-    "bad object": ("yaml", GOOD.encode() + b"---\napiVersion: v1\nkind: Nod\n", GOOD.count("\n") + 3),
-    "bad field": (
-        "yaml",
-        GOOD.replace("192.0.2.1", "192.0.2").encode(),
-        GOOD[: GOOD.index("192.")].count("\n") + 1,
-    ),
     "twice": ("yaml", (GOOD + "---\n" + GOOD).encode(), GOOD.count("\n") + 5),  # its metadata.name
     "not UTF-8": ("yaml", b"# \n# \xff\n" + GOOD.encode(), 2),
     "no JSON": ("json", b'{\n"kind": \n}', 3),
@@ -105,11 +101,6 @@ BAD: dict[str, tuple[str, bytes, int]] = {
     "digits": ("json", b"1" * 5000, 0),
     "no text keys": ("yaml", GOOD.encode() + b"1: x\n", 0),
     "in itself": ("yaml", GOOD.encode() + b"x: &a [*a]\n", GOOD.count("\n") + 1),
-    "in a list": (
-        "yaml",
-        b"kind: List\nitems:\n" + b"- {apiVersion: v1, kind: Node, metadata: {name: a}}\n- {}\n",
-        4,
-    ),
     "no objects": ("yaml", b"hello\n", 1),
 }
 
@@ -169,6 +160,53 @@ def test_what_cannot_be_read_is_trouble(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / ".good").rename(bad)
         follower.until(lambda: not follower.troubles)
         follower.until(lambda: follower.state == {("Node", "n1"): node("n1", 9)})
+
+
+# what of a file can't be used, the line that the problem names, and what of it is in force: n1, or what n1 lacks
+ODD: dict[str, tuple[bytes, int, Node]] = {
+    "bad object": (GOOD.encode() + b"---\napiVersion: v1\nkind: Nod\n", GOOD.count("\n") + 3, node("n1")),
+    "bad field": (
+        GOOD.replace("192.0.2.1", "192.0.2").encode(),
+        GOOD[: GOOD.index("192.")].count("\n") + 1,
+        replace(node("n1"), addresses=()),
+    ),
+    "in a list": (
+        b"kind: List\nitems:\n" + b"- {apiVersion: v1, kind: Node, metadata: {name: n1}}\n- {}\n",
+        4,
+        Node("n1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_one_odd_object_of_a_file_costs_only_itself(tmp_path: Path, what: str) -> None:
+    data, line, left = ODD[what]
+    odd = tmp_path / "odd.yaml"
+    odd.write_bytes(data)
+    with following(tmp_path) as follower:
+        follower.until_names("n1")
+        assert follower.state == {("Node", "n1"): left}
+        assert follower.troubles[str(odd)].where == f"{odd}:{line}"
+        odd.write_text(GOOD)
+        follower.until(lambda: not follower.troubles)
+        assert follower.state == {("Node", "n1"): node("n1")}
+
+
+def test_an_object_that_turns_odd_keeps_its_last_good_state_and_its_neighbours_change(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text(POOL, node("n1"), node("n2", 2)))
+    with following(tmp_path) as follower:
+        follower.until(lambda: len(follower.state) == 3)
+        bad = (text(POOL) + "---\n" + text(node("n1")) + "---\n" + text(node("n2", 3))).replace("192.0.2.1", "")
+        file.write_text(bad.replace("blockSize: 24", "blockSize: 240"))
+        follower.until(lambda: follower.state[("Node", "n2")] == node("n2", 3))
+        assert follower.state[("Node", "n1")] == node("n1")
+        assert follower.state[("IPPool", "pool")] == POOL
+        assert "blockSize" in follower.troubles[str(file)].what
+        assert "status.addresses[0].address" in follower.troubles[str(file)].what
+        file.write_text("apiVersion: v1\nkind: Node\nmetadata: {}\n")  # whose state is it?
+        follower.until(lambda: "metadata.name" in follower.troubles[str(file)].what)
+        assert not follower.gone()
 
 
 def test_a_file_that_turns_bad_keeps_its_last_good_state(tmp_path: Path) -> None:

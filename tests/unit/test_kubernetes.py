@@ -289,10 +289,13 @@ def test_an_object_that_can_not_be_used_keeps_its_last_good_state(opened: list[A
     lists = page(node("a"), node("b", "nonsense"))
     _asked, followed = follow(opened, lambda one: watch if one.is_watch else (200, lists))
     changes = followed.until(lambda changes: any(isinstance(change, Put) for change in changes))
-    assert names(changes[0]) == ["a"]
+    assert names(changes[0]) == ["a", "b"]  # the one without the podCIDR that can't be used
     told = [str(change.problem) for change in changes if isinstance(change, Trouble) and change.problem]
     assert [text[: text.index(":")] for text in told] == ["Node b spec.podCIDRs[0]", "Node a spec.podCIDRs[0]"]
     followed.until(lambda changes: Trouble("Node a", None) in changes)
+    assert [change.obj for change in changes if isinstance(change, Put)] == [
+        Node("a", blocks=(ipaddress.ip_network("10.244.9.0/24"),))
+    ]
 
 
 def test_an_event_that_changes_nothing_of_ours_is_not_delivered(opened: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.objects import ObjectError, expand, parse, to_doc
-from agent.model import IPBlock, IPPool, IPReservation, Node, Resource, Subnet, block_name
+from agent.cluster.fields import Faults, ObjectError
+from agent.cluster.objects import expand, parse, to_doc, usable
+from agent.model import Described, IPBlock, IPPool, IPReservation, Node, Resource, Subnet, block_name
 
 NODE: dict[str, Any] = {
     "apiVersion": "v1",
@@ -188,6 +190,80 @@ def test_bad_documents_name_the_field_and_a_remedy(doc: object, path: str) -> No
     assert caught.value.path == path
     assert caught.value.what
     assert caught.value.remedy
+
+
+ODD_ADDRESSES: tuple[object, ...] = (
+    *("", "worker-1", "fe80::1%eth0", "fe80::1", "169.254.1.1", "127.0.0.1", "::1", "::", "0.0.0.0"),  # noqa: S104
+    *("224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:192.0.2.9", 7, None, ["192.0.2.9"]),
+)
+
+
+@pytest.mark.parametrize("odd", ODD_ADDRESSES, ids=str)
+def test_a_node_is_not_lost_for_one_odd_address(odd: object) -> None:
+    entries = [{"type": "InternalIP", "address": one} for one in (odd, "192.0.2.1")]
+    faults: Faults = []
+    node = usable(changed(NODE, "status.addresses", entries), faults)
+    assert isinstance(node, Node)
+    assert node.addresses == (ipaddress.ip_address("192.0.2.1"),)
+    assert len(node.blocks) == 2
+    (fault,) = faults
+    assert fault.path.startswith("status.addresses")
+    assert fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "left"),
+    [
+        ("status.addresses", "192.0.2.1", {"addresses": ()}),
+        ("status.addresses", [7, {"type": "InternalIP", "address": "192.0.2.1"}], {}),
+        ("status", "odd", {"addresses": ()}),
+        ("spec", ["odd"], {"blocks": ()}),
+        ("spec.podCIDRs", ["10.244.1.0/24", "10.244.2.1/24", None], {}),
+        ("metadata.labels", {"rack": "a", "odd": True, 7: "x"}, {"labels": (("rack", "a"),)}),
+        ("metadata.labels", ["odd"], {}),
+        ("metadata.annotations", "odd", {}),
+        ("metadata.creationTimestamp", "yesterday", {}),
+    ],
+)
+def test_an_odd_field_of_a_node_costs_only_itself(path: str, value: object, left: dict[str, Any]) -> None:
+    good = Node("worker-1.example", (ipaddress.ip_address("192.0.2.1"),), (ipaddress.ip_network("10.244.1.0/24"),))
+    doc = to_doc(good)
+    faults: Faults = []
+    assert usable(changed(doc, path, value), faults) == replace(good, **left)
+    assert faults
+    assert all(fault.path.startswith(path) for fault in faults)
+    with pytest.raises(ObjectError):
+        parse(changed(doc, path, value))
+
+
+def test_an_odd_field_keeps_its_last_good_value() -> None:
+    good = parse(NODE)
+    for path in ("spec.podCIDRs", "status.addresses", "spec", "status"):
+        assert usable(changed(NODE, path, ["odd"]), [], good) == good
+    gone = usable(changed(NODE, "spec", {}), [], good)  # nothing is odd about this
+    assert isinstance(gone, Node)
+    assert gone.blocks == ()
+
+
+def test_a_pool_with_an_odd_exclusion_gives_no_address_rather_than_one_of_others() -> None:
+    for path, value in (("exclude", ["192.0.2.20", "odd"]), ("start", 7), ("end", "::1"), ("gateway", "")):
+        with pytest.raises(ObjectError) as caught:
+            usable(changed(LAN, f"spec.{path}", value), [])
+        closed = caught.value.closed
+        assert closed
+        assert closed.exclude == (closed.cidr,)
+        assert closed.name == LAN["metadata"]["name"]
+
+
+def test_an_odd_annotation_of_others_does_not_hold_up_a_pod_but_one_of_ours_does() -> None:
+    pod = changed(POD, "metadata.annotations", {"example.com/x": 7, "testcni.io/sticky": "true"})
+    found = usable(
+        changed(pod, "metadata.ownerReferences", ["odd", {"kind": "Job", "name": "j", "controller": True}]), []
+    )
+    assert isinstance(found, Described)
+    assert (found.annotations, found.controller) == ((("testcni.io/sticky", "true"),), "Job/j")
+    with pytest.raises(ObjectError, match=r"testcni\.io/sticky"):
+        usable(changed(POD, "metadata.annotations", {"testcni.io/sticky": True}), [])
 
 
 def test_an_address_of_another_type_is_nobodys_business() -> None:
