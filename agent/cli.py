@@ -39,6 +39,7 @@ from agent.node.herald import Herald
 from agent.node.install import Installer, Places
 from agent.node.keeper import Keeper, Kept
 from agent.node.reconcile import Inputs, Reconciler
+from agent.node.route_marks import RouteMarks
 from agent.node.segment import SegmentTest
 from agent.node.selftest import SelfTest
 from agent.observe import health, metrics
@@ -88,7 +89,7 @@ class Agent:
         listening: Latest[Mapping[str, Problem]] = Latest({})
         alone: Latest[Mapping[str, Problem]] = Latest({})
         self._bird = Supervisor(conf.run_dir / "bird")
-        self._selftest = SelfTest()
+        self._selftest = SelfTest(conf.route_protocol)
         heralding: Latest[Mapping[str, Problem]] = Latest({})
         inputs = Inputs(
             self._follower.snapshot,
@@ -112,6 +113,7 @@ class Agent:
             OptionsFile(conf.bgp),
             self._bird.want,
             conf.block_idle,
+            RouteMarks(conf.run_dir, conf.route_protocol),
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
@@ -212,7 +214,7 @@ class Agent:
         return {**told, "bgp": bgp(self._bird.status.get())}
 
     def _watch_kernel(self, stop: threading.Event, *, nft: bool) -> None:
-        monitor = Monitor(nft=nft)
+        monitor = Monitor(nft=nft, route_protocol=self.conf.route_protocol)
         while not stop.is_set():
             if monitor.changed():
                 self._reconciler.drifted()

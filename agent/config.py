@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from agent.model import ROUTE_PROTOCOL
+
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 IPIP = ("device", "ebpf", "auto")
 DAY = 86400
@@ -23,6 +25,23 @@ SECONDS = {
     "node_gone": (1, 30 * DAY),
 }
 """Options that are seconds, and their limits."""
+ROUTE_PROTOCOLS = range(5, 255)
+"""Numbers of routes' protocols that the kernel gives no meaning to (rtnetlink(7): below 5 it does)."""
+REGISTERED = {
+    **dict(enumerate(("gated", "ra", "mrt", "zebra", "bird", "dnrouted", "xorp", "ntk", "dhcp", "mrouted"), 8)),
+    18: "keepalived",
+    42: "babel",
+    80: "Calico",
+    99: "openr",
+    **dict(enumerate(("bgp", "isis", "ospf", "rip", "ripng", "nhrp", "eigrp", "ldp", "sharp", "pbr"), 186)),
+    196: "FRR's static routes",
+    197: "openfabric",
+    198: "srte",
+}
+"""Those that others have: linux/rtnetlink.h, iproute2's rt_protos, FRR's zebra/rt_netlink.h, Calico's Felix.
+
+84 is OVN's, but also that of testcni's own earlier versions: it is allowed for the way back to them.
+"""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -61,6 +80,8 @@ class AgentConfig:
     """Seconds without its Node object after which a node's blocks may be taken."""
     listen: tuple[str, int] | None
     """Address and port of metrics and health; None: there are none."""
+    route_protocol: int
+    """The protocol number of the agent's routes."""
     log_level: str
 
     @property
@@ -112,6 +133,7 @@ OPTIONS = (
     Option("block-idle", "300", "seconds without use after which a claimed block is given back, but not the last"),
     Option("node-gone", "900", "seconds without its Node object after which a node's blocks may be claimed"),
     Option("listen", "127.0.0.1:9480", "ADDRESS:PORT of metrics and health, or off"),
+    Option("route-protocol", str(ROUTE_PROTOCOL), "protocol number by which the agent knows its routes, 5 to 254"),
     Option("log-level", "info", f"one of {', '.join(LEVELS)}"),
 )
 
@@ -174,6 +196,7 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
         values[name] = _seconds(*chosen[name], low, high)
     values["pod_annotations"] = _switch(*chosen["pod_annotations"])
     values["listen"] = _listen(*chosen["listen"])
+    values["route_protocol"] = _route_protocol(*chosen["route_protocol"])
     for name, allowed in (("log_level", LEVELS), ("ipip", IPIP)):
         if values[name] not in allowed:
             raise ConfigError(f"{chosen[name][1]}: {values[name]!r} is none of {', '.join(allowed)}")
@@ -197,6 +220,16 @@ def _listen(text: str, where: str) -> tuple[str, int] | None:
     except ValueError:
         pass
     raise ConfigError(f"{where}: {text!r} must be an address and a port, as 0.0.0.0:9480 or [::]:9480, or off")
+
+
+def _route_protocol(text: str, where: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else -1
+    if number not in ROUTE_PROTOCOLS:
+        allowed = f"a number from {ROUTE_PROTOCOLS[0]} to {ROUTE_PROTOCOLS[-1]}"
+        raise ConfigError(f"{where}: {text!r} must be {allowed} that no other program uses for its routes")
+    if number in REGISTERED:
+        raise ConfigError(f"{where}: {number} is the protocol number of {REGISTERED[number]}; choose another")
+    return number
 
 
 def _seconds(text: str, where: str, low: float, high: float) -> float:

@@ -15,8 +15,9 @@ from agent.datapath import bpf, links, rtnl
 from agent.datapath.bird import supervisor
 from agent.datapath.bird.daemon import Files
 from agent.datapath.bird.values import BirdError
+from agent.datapath.routes import Ownership
 from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
-from agent.node import install, program
+from agent.node import install, program, route_marks
 from agent.node.install import Places
 
 
@@ -36,9 +37,11 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
     ran, routes = supervisor.retire(Files(conf.run_dir / "bird"))
     if ran or routes:
         yield f"BIRD, {routes} routes of it"
-    done = program.program(nl, NodeState(), program.read(nl), conf.sysctl_dir, verify=True)
-    if done.problems:
-        raise OSError("; ".join(map(str, done.problems)))
+    for protocol in route_marks.in_use(conf.run_dir, conf.route_protocol):
+        marks = Ownership(protocol)
+        done = program.program(nl, NodeState(), program.read(nl), conf.sysctl_dir, marks, verify=True)
+        if done.problems:
+            raise OSError("; ".join(map(str, done.problems)))
     yield "bridges, tunnels, eBPF programs, routes and the nft table"
     if bpf.forget():
         yield str(bpf.FOLDER)

@@ -8,7 +8,8 @@ import socket
 import struct
 
 from agent.datapath import netlink, rtnl
-from agent.datapath.state import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
+from agent.datapath.state import LINK_PREFIX, NFT_TABLE
+from agent.model import ROUTE_PROTOCOL
 
 # RTMGRP_* bits of rtnetlink(7): links, IPv4 and IPv6 addresses and routes
 ROUTE_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
@@ -27,31 +28,32 @@ def _big(value: int) -> int:
     return int.from_bytes(struct.pack("=H", value), "big")
 
 
-# Drops new routes, other people's lost routes, and links of pods; an ADD would wake us a dozen times.
-ROUTE_FILTER = (
-    (LOAD_HALF, 0, 0, TYPE),
-    (JUMP_EQUAL, 8, 0, _big(rtnl.RTM_NEWROUTE)),  # drop
-    (JUMP_EQUAL, 4, 0, _big(rtnl.RTM_DELROUTE)),  # to the protocol
-    (JUMP_EQUAL, 1, 0, _big(rtnl.RTM_NEWLINK)),  # to the name
-    (JUMP_EQUAL, 0, 4, _big(rtnl.RTM_DELLINK)),  # else keep
-    (LOAD_WORD, 0, 0, FIRST_NAME),
-    (JUMP_EQUAL, 3, 2, int.from_bytes(LINK_PREFIX.encode(), "big")),
-    (LOAD_BYTE, 0, 0, PROTOCOL),
-    (JUMP_EQUAL, 0, 1, ROUTE_PROTOCOL),
-    (RETURN, 0, 0, 0xFFFFFFFF),
-    (RETURN, 0, 0, 0),
-)
+def _route_filter(protocol: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Drop new routes, lost routes of other protocols, and links of pods; an ADD would wake us a dozen times."""
+    return (
+        (LOAD_HALF, 0, 0, TYPE),
+        (JUMP_EQUAL, 8, 0, _big(rtnl.RTM_NEWROUTE)),  # drop
+        (JUMP_EQUAL, 4, 0, _big(rtnl.RTM_DELROUTE)),  # to the protocol
+        (JUMP_EQUAL, 1, 0, _big(rtnl.RTM_NEWLINK)),  # to the name
+        (JUMP_EQUAL, 0, 4, _big(rtnl.RTM_DELLINK)),  # else keep
+        (LOAD_WORD, 0, 0, FIRST_NAME),
+        (JUMP_EQUAL, 3, 2, int.from_bytes(LINK_PREFIX.encode(), "big")),
+        (LOAD_BYTE, 0, 0, PROTOCOL),
+        (JUMP_EQUAL, 0, 1, protocol),
+        (RETURN, 0, 0, 0xFFFFFFFF),
+        (RETURN, 0, 0, 0),
+    )
 
 
 class Monitor:
     """A socket in this thread's namespace that hears of links, addresses and routes, or of nft tables."""
 
-    def __init__(self, *, nft: bool = False) -> None:
+    def __init__(self, *, nft: bool = False, route_protocol: int = ROUTE_PROTOCOL) -> None:
         self._nft = nft
         protocol = NETLINK_NETFILTER if nft else socket.NETLINK_ROUTE
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         if not nft:
-            _attach(self._socket)
+            _attach(self._socket, _route_filter(route_protocol))
         self._socket.bind((0, NFT_GROUPS if nft else ROUTE_GROUPS))
 
     def close(self) -> None:
@@ -71,10 +73,10 @@ class Monitor:
         )
 
 
-def _attach(sock: socket.socket) -> None:
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in ROUTE_FILTER)
+def _attach(sock: socket.socket, instructions: tuple[tuple[int, int, int, int], ...]) -> None:
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     room = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("HP", len(ROUTE_FILTER), ctypes.addressof(room))  # struct sock_fprog
+    program = struct.pack("HP", len(instructions), ctypes.addressof(room))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.datapath import rtnl
 from agent.datapath.netlink import Netlink, NetlinkError, Request
-from agent.datapath.state import ROUTE_PROTOCOL, Route
-from agent.model import Problem
+from agent.datapath.state import Route
+from agent.model import ROUTE_PROTOCOL, Problem, Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Which routes of the main table are ours: those of our protocol number, and some of earlier numbers."""
+
+    protocol: int = ROUTE_PROTOCOL
+    earlier: frozenset[int] = frozenset()
+    """Numbers that agents before this one may have used on this node. Others may use them, too."""
+    pods: frozenset[Subnet] = frozenset()
+    """Where pods' addresses are: routes of the earlier numbers to there, by a gateway, are ours."""
+
+
+OURS = Ownership()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,45 +37,78 @@ class Synced:
     problems: frozenset[Problem] = frozenset()
 
 
-def read(nl: Netlink, devices: Mapping[int, str]) -> frozenset[Route]:
-    """Our routes of both families; `devices` names interfaces by index."""
+def read(nl: Netlink, devices: Mapping[int, str], protocol: int) -> frozenset[Route]:
+    """The routes of a protocol, of both families; `devices` names interfaces by index."""
     return frozenset(
         Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric, route.mtu)
         for version in (4, 6)
-        for route in rtnl.routes(nl, version, ROUTE_PROTOCOL)
+        for route in rtnl.routes(nl, version, protocol)
     )
 
 
-def sync(nl: Netlink, desired: frozenset[Route], devices: Mapping[int, str]) -> Synced:
-    """Make the kernel's routes of our protocol those desired; raises OSError when netlink itself fails."""
-    actual = read(nl, devices)
-    add, remove = desired - actual, actual - desired
-    if not add and not remove:
+def sync(
+    nl: Netlink,
+    desired: frozenset[Route],
+    devices: Mapping[int, str],
+    ownership: Ownership,
+    own_devices: Collection[str] = (),
+) -> Synced:
+    """Make the kernel's routes of our protocol those desired; raises OSError when netlink itself fails.
+
+    `own_devices` are links that testcni made.
+    """
+    actual = read(nl, devices, ownership.protocol)
+    surplus = dict.fromkeys(actual - desired, ownership.protocol)
+    for protocol in sorted(ownership.earlier):
+        found = read(nl, devices, protocol)
+        surplus.update(dict.fromkeys(_inherited(found, desired, ownership, own_devices), protocol))
+    lacking = desired - actual
+    if not lacking and not surplus:
         return Synced()
     indexes = {name: index for index, name in devices.items()}
-    replaced = {(route.dst, route.metric) for route in remove} & {(route.dst, route.metric) for route in add}
-    steps: list[tuple[Route, Request]] = []
-    problems: set[Problem] = set()
-    for route in add:
-        if route.device not in indexes:
-            problems.add(_problem(route, f"there is no interface {route.device}"))
-        elif (route.dst, route.metric) in replaced:
-            steps.append((route, rtnl.replace_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
-        else:
-            steps.append((route, rtnl.add_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
-    for route in remove:  # after what may take its place with another metric
-        if (route.dst, route.metric) not in replaced:
-            steps.append((route, rtnl.delete_route(_kernel(route, indexes), ROUTE_PROTOCOL)))
-    errors = nl.batch([request for _route, request in steps])
-    failed = {
+    replaced = _places(surplus) & _places(lacking)
+    possible = [route for route in lacking if route.device in indexes]
+    gone = [route for route in surplus if (route.dst, route.metric) not in replaced]
+    requests = [
+        *(_add(_kernel(r, indexes), ownership.protocol, replace=(r.dst, r.metric) in replaced) for r in possible),
+        # after what may take its place with another metric
+        *(rtnl.delete_route(_kernel(route, indexes), surplus[route]) for route in gone),
+    ]
+    errors = nl.batch(requests)
+    refused = {route: error for route, error in zip(possible, errors, strict=False) if error}
+    stuck = {
         route: error
-        for (route, _request), error in zip(steps, errors, strict=True)
-        if error and not (route in remove and error.errno == errno.ESRCH)
+        for route, error in zip(gone, errors[len(possible) :], strict=True)
+        if error and error.errno != errno.ESRCH
     }
-    problems |= {_refused(route, error) for route, error in failed.items()}
-    missing = sum(route in failed or route.device not in indexes for route in add)
-    removed = sum(route not in failed for route in remove)
-    return Synced(len(add) - missing, removed, missing, frozenset(problems))
+    problems = {_problem(r, f"there is no interface {r.device}") for r in lacking if r.device not in indexes}
+    problems |= {_refused(route, error) for route, error in (*refused.items(), *stuck.items())}
+    missing = len(lacking) - len(possible) + len(refused)
+    return Synced(len(lacking) - missing, len(surplus) - len(stuck), missing, frozenset(problems))
+
+
+def _inherited(
+    found: Iterable[Route], desired: frozenset[Route], ownership: Ownership, own_devices: Collection[str]
+) -> Iterator[Route]:
+    """Routes of an earlier number that are ours: by a link that we made, or to pods of the cluster."""
+    wanted = _places(desired)
+    for route in found:
+        to_pods = route.gateway is not None and any(_within(route.dst, pods) for pods in ownership.pods)
+        if to_pods or route.device in own_devices or (route.dst, route.metric) in wanted:
+            yield route
+
+
+def _within(dst: Subnet, subnet: Subnet) -> bool:
+    return dst.version == subnet.version and bool(dst.subnet_of(subnet))  # type: ignore[arg-type]
+
+
+def _places(routes: Iterable[Route]) -> set[tuple[Subnet, int]]:
+    """What the kernel has one route for: destination and metric."""
+    return {(route.dst, route.metric) for route in routes}
+
+
+def _add(route: rtnl.KernelRoute, protocol: int, *, replace: bool) -> Request:
+    return rtnl.replace_route(route, protocol) if replace else rtnl.add_route(route, protocol)
 
 
 def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:

@@ -11,8 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.datapath.bird.values import BirdConfig
 from agent.model import EBPF, Address, Problem, Subnet, Uplink
 
-# How testcni's own things are known in the kernel: by mark, never by memory.
-ROUTE_PROTOCOL = 84  # 'T': free in iproute2's rt_protos
+# How testcni's own things are known in the kernel: by mark, never by memory. Why these: docs/marks.md.
 LINK_PREFIX = "tcni"
 ALIAS = "testcni"
 BRIDGE_ALIAS = f"{ALIAS} bridge"

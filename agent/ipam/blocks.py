@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
 from agent.ipam import allocator
@@ -70,6 +70,15 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
         if block.node == node and network.pool in ("", block.pool) and within(block.cidr, network.subnet)
     )
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
+
+
+def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Subnet]:
+    """Where pods' addresses are in the cluster, but for subnets that they share with others."""
+    found = {network.subnet for network in networks if network.subnet and not network.shared}
+    found.update(pool.cidr for pool in snapshot.pools.values())
+    found.update(block.cidr for block in snapshot.blocks.values())
+    found.update(block for node in snapshot.nodes.values() for block in node.blocks)
+    return frozenset(found)
 
 
 def withheld(snapshot: Snapshot, network: Network, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:

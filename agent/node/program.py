@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agent.datapath import bridges, forwarding, ipip, nft, proxies, routes, rtnl, tunnel
 from agent.datapath.netlink import Netlink
+from agent.datapath.routes import OURS, Ownership
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
 from agent.model import Address, Node, Problem
@@ -96,10 +97,18 @@ def underlay(nl: Netlink, kernel: Kernel, nodes: Iterable[Node]) -> Underlay:
     return Underlay(ipip.by_device(), device, gateway if isinstance(gateway, IPv4Address) else None)
 
 
-def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, verify: bool) -> Programmed:
+def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is known
+    nl: Netlink,
+    desired: NodeState,
+    kernel: Kernel,
+    sysctls: Path,
+    ownership: Ownership = OURS,
+    *,
+    verify: bool,
+) -> Programmed:
     """Make the kernel's state the desired one; `verify` looks at what is dear to look at, too.
 
-    `sysctls` is the folder /proc/sys/net.
+    `sysctls` is the folder /proc/sys/net; `ownership` says which routes are ours.
     """
     done = Programmed()
 
@@ -128,7 +137,7 @@ def program(nl: Netlink, desired: NodeState, kernel: Kernel, sysctls: Path, *, v
     for what, step in steps:
         if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
             done.unready.update(desired.devices)
-    if _attempt(done, ROUTES, lambda: _routes(nl, desired, done)):
+    if _attempt(done, ROUTES, lambda: _routes(nl, desired, ownership, done)):
         _attempt(done, OVERLAY, lambda: tunnel.tidy(desired.overlay))
         _attempt(done, TUNNELS, ipip.tidy)
     _attempt(done, PROXIES, lambda: _proxies(nl, desired, done, sysctls))
@@ -192,9 +201,10 @@ def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, 
         done.lacks(TUNNELS, IPIP, problem)
 
 
-def _routes(nl: Netlink, desired: NodeState, done: Programmed) -> None:
-    devices = {link.index: link.name for link in rtnl.links(nl)}
-    synced = routes.sync(nl, desired.routes, devices)
+def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Programmed) -> None:
+    there = rtnl.links(nl)
+    devices = {link.index: link.name for link in there}
+    synced = routes.sync(nl, desired.routes, devices, ownership, {link.name for link in there if _made(link)})
     done.problems.extend(sorted(synced.problems, key=str))
     if synced.problems:
         done.failures.add(ROUTES)

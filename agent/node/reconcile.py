@@ -16,13 +16,14 @@ from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
-from agent.model import IPIP, Network, Problem, Receives, Snapshot, Subnet
+from agent.model import IPIP, ROUTE_PROTOCOL, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
 from agent.node import change, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
+from agent.node.route_marks import RouteMarks
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally
 
 DEBOUNCE = 0.02  # seconds: what happens together is done together
@@ -50,6 +51,8 @@ class Inputs:
     """Takes what BIRD should do; what comes of it are troubles."""
     block_idle: float = BLOCK_IDLE
     """Seconds without use after which a claimed block goes back to its pool."""
+    marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
+    """By which protocol number the node's routes are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +156,11 @@ class Reconciler:
             desired,
             kernel,
             self._inputs.sysctls,
+            self._inputs.marks.ownership(blocks.everywhere(snapshot, networks)),
             verify=verify or nft != self._nft,
         )
+        if program.ROUTES not in done.failures:
+            self._inputs.marks.settled()
         self._nft = nft
         self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         self._verify |= bool(done.failures)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import links, offload, rtnl
-from agent.datapath.state import ROUTE_PROTOCOL, TUNNEL
+from agent.datapath.state import TUNNEL
 from agent.ipam import allocator
-from agent.model import Problem
+from agent.model import ROUTE_PROTOCOL, Problem
 from agent.shared import Latest
 
 LOOK_AGAIN, LONGEST = 5.0, 300.0  # seconds; the second while no peer answers
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 class SelfTest:
     """Sends nothing once a peer has answered, until the device is made anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, route_protocol: int = ROUTE_PROTOCOL) -> None:
+        self._route_protocol = route_protocol
         self.problems: Latest[Mapping[str, Problem]] = Latest({})
         self._settled = 0
         """Index of the device of which all is known."""
@@ -52,7 +53,7 @@ class SelfTest:
             return True
         if not offload.checksums(TUNNEL):
             return self._settle(index, _off())
-        for peer in _peers(index):
+        for peer in _peers(index, self._route_protocol):
             found = offload.corrupted(peer)
             if found is not None:
                 return self._settle(index, _mend(peer) if found else None)
@@ -64,11 +65,11 @@ class SelfTest:
         return True
 
 
-def _peers(index: int) -> Iterator[IPv4Address]:
+def _peers(index: int, route_protocol: int) -> Iterator[IPv4Address]:
     """Addresses of some peers' ends of the tunnel."""
     blocks = [
         route.dst
-        for route in rtnl.routes(links.host(), 4, ROUTE_PROTOCOL)
+        for route in rtnl.routes(links.host(), 4, route_protocol)
         if route.index == index and not route.metric and isinstance(route.dst, IPv4Network)
     ]
     for block in random.sample(blocks, min(PEERS, len(blocks))):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent.model import ROUTE_PROTOCOL
 from tests.bench.table import EXIT_MISSED, Row, show
 from tests.lab import gotools
 from tests.lab.lab import SEED_CONF, Lab, LabNode, lab
@@ -90,7 +91,7 @@ def peers(it: Lab, node: LabNode) -> Row:
     hidden.write_text("---\n".join(json.dumps(doc) + "\n" for doc in docs))
     began = time.perf_counter()
     hidden.rename(it.datastore / "peers.yaml")
-    while node.space.exec("ip", "route", "show", "proto", "84").stdout.count("\n") < PEERS:
+    while node.space.exec("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).stdout.count("\n") < PEERS:
         time.sleep(0.01)
     took = time.perf_counter() - began
     return Row(f"{PEERS} peers, file to routes", took, None, "s", took / 2, 1)

@@ -142,7 +142,7 @@ class ClusterNode:
         run = self.machine.exec
         return {
             "links": run("ip", "-br", "link").stdout,
-            "routes": run("ip", "route", "show", "table", "all").stdout,
+            "routes": run("ip", "-N", "route", "show", "table", "all").stdout,
             "nft": run("nft", "list", "ruleset").stdout,
             "plugins": run("ls", "/opt/cni/bin").stdout,
             "confs": run("ls", "/etc/cni/net.d").stdout,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agent.model import ROUTE_PROTOCOL
 from tests.e2e.cluster import Cluster, ClusterNode, eventually
 from tests.e2e.flow import Flow, ends
 from tests.e2e.images import TESTCNI
@@ -171,7 +172,7 @@ def pings(node: ClusterNode, address: str) -> bool:
 
 
 def routes(node: ClusterNode) -> str:
-    return node.machine.exec("ip", "route", "show", "proto", "84").stdout
+    return node.machine.exec("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).stdout
 
 
 def pid_of_agent(node: ClusterNode) -> str:

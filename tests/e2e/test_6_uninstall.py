@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from agent.model import ROUTE_PROTOCOL
 from tests.e2e.cluster import MANIFESTS, Cluster, eventually
 
 USER = "system:serviceaccount:testcni:testcni"
@@ -57,6 +58,6 @@ def test_nothing_is_left(cluster: Cluster) -> None:
         assert [line.split()[0].partition("@")[0] for line in now["links"].splitlines()] == [
             line.split()[0].partition("@")[0] for line in before["links"].splitlines()
         ]
-        assert "proto 84" not in now["routes"]
+        assert f"proto {ROUTE_PROTOCOL}" not in now["routes"]
         assert "testcni" not in node.machine.exec("ls", "/sys/fs/bpf").stdout
     eventually(lambda: cluster.ready_nodes() == set(), 60)

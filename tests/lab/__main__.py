@@ -10,6 +10,7 @@ import sys
 import time
 from typing import NoReturn
 
+from agent.model import ROUTE_PROTOCOL
 from tests.lab import matrix, registry
 from tests.lab.lab import Lab, LabError, LabNode, conf_of
 from tests.lab.matrix import Reach
@@ -92,7 +93,7 @@ def what_next(lab: Lab) -> None:
     print("The lab stays. Try:", file=sys.stderr)
     for command, why in (
         (f"{enter} bash", f"a shell on {one.name}"),
-        (f"{enter} ip route", "a route to each peer's block, by protocol 84 or bird"),
+        (f"{enter} ip route", f"a route to each peer's block, by protocol {ROUTE_PROTOCOL} or bird"),
         (f"{enter} nft list table inet testcni", "the masquerade"),
         (" ".join(mine.argv("ping", target.address)), f"from a pod to one of {other.name}"),
         (f"tail -f {one.log}", "the agent's log"),

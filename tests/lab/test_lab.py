@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agent.model import ROUTE_PROTOCOL
 from tests.lab import gotools, registry, space
 from tests.lab.__main__ import main as lab_main
 from tests.lab.burst import killed_amid_adds
@@ -35,7 +36,8 @@ def three() -> Iterator[Lab]:
 
 def routes(node: LabNode) -> list[str]:
     return sorted(
-        line.strip() for line in node.space.exec("ip", "route", "show", "proto", "84").stdout.splitlines()
+        line.strip()
+        for line in node.space.exec("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).stdout.splitlines()
     )
 
 

@@ -7,6 +7,7 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.model import ROUTE_PROTOCOL
 from tests.lab.lab import LabNode, lab
 from tests.lab.talk import eventually
 
@@ -57,7 +58,7 @@ def test_a_node_from_unready_to_at_work() -> None:
         assert value(one, "testcni_nodes") == 2
         assert value(one, "testcni_peers") == 1
         eventually(lambda: value(one, "testcni_routes_programmed") == value(one, "testcni_routes_desired") == 1, 5)
-        one.space.exec("ip", "route", "flush", "proto", "84")
+        one.space.exec("ip", "route", "flush", "proto", str(ROUTE_PROTOCOL))
         eventually(lambda: value(one, "testcni_drift_repaired_total", kind="routes") == 1, 5)
         one.delete_pod(pod)
         assert value(one, "testcni_addresses", network="testcni", state="cooling") == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.model import ROUTE_PROTOCOL
 from tests.lab import ping, registry, space
 from tests.lab.lab import Lab, LabError, LabNode, lab
 from tests.lab.registry import LABS
@@ -112,7 +113,7 @@ def test_state_tells_what_came_and_what_went(two: Lab) -> None:
         "link add br7 type bridge",
         "link set br7 alias mine up",
         "address add 192.0.2.1/24 dev br7",
-        "route add 198.51.100.0/24 via 192.0.2.2 table 77 proto 84",
+        f"route add 198.51.100.0/24 via 192.0.2.2 table 77 proto {ROUTE_PROTOCOL}",
         "route del default",
         "neighbour add 192.0.2.9 lladdr 02:00:00:00:00:01 dev br7",
     ])  # fmt: skip
@@ -121,7 +122,7 @@ def test_state_tells_what_came_and_what_went(two: Lab) -> None:
     for words in (
         "+ links: bridge br7 mtu 1500 mine",
         "+ addresses: br7 192.0.2.1/24",
-        "dst 198.51.100.0/24 gateway 192.0.2.2 dev br7 table 77 protocol 84",
+        f"dst 198.51.100.0/24 gateway 192.0.2.2 dev br7 table 77 protocol {ROUTE_PROTOCOL}",
         f"dst default gateway {GATEWAY} dev eth0",
         '+ nft: {"table": {"family": "inet", "name": "mine"}}',
         "+ neighbours: 192.0.2.9 br7 02:00:00:00:00:01",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from agent.model import ROUTE_PROTOCOL
 from tests.lab.lab import PLUGIN, SEED_CONF, VXLAN_CONF, LabNode, lab
 from tests.lab.state import difference, net_state
 from tests.lab.talk import eventually
@@ -40,7 +41,7 @@ def test_nothing_of_ours_is_left_and_all_that_is_foreign(conf: str) -> None:
             one.wait_ready()
         node.add_pod("a")
         other.add_pod("b")
-        eventually(lambda: "proto 84" in node.space.exec("ip", "route").stdout, 5)
+        eventually(lambda: f"proto {ROUTE_PROTOCOL}" in node.space.exec("ip", "-N", "route").stdout, 5)
         busy = uninstall(node)
         assert (busy.returncode, "an agent serves" in busy.stderr) == (3, True)
         node.stop_agent()

@@ -21,11 +21,12 @@ from agent.cni.verbs import Verbs
 from agent.datapath import bpf, links, netns, overlay, rtnl
 from agent.datapath.netlink import Netlink
 from agent.ipam.attachments import Attachments
-from agent.model import Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
+from agent.model import ROUTE_PROTOCOL, Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.follower import apply
 from agent.node.reconcile import Inputs, Reconciler
+from agent.node.route_marks import RouteMarks
 from agent.shared import Latest
 from tests.lab.space import PATIENCE
 
@@ -149,6 +150,7 @@ class Host:
         blocks: Sequence[str] = ("10.244.1.0/24",),
         cool_down: float = 0,
         conf: Mapping[str, Any] = CONF,
+        route_protocol: int = ROUTE_PROTOCOL,
     ) -> None:
         self.conf = conf
         private_bpffs()
@@ -164,10 +166,11 @@ class Host:
         self.snapshot = Latest(Snapshot(synced=True, nodes={"one": self.me}))
         self.confs: Latest[Confs] = Latest(Confs())
         self.demand: Latest[Any] = Latest({})
+        marks = RouteMarks(run_dir, route_protocol)
         self.attachments = Attachments(run_dir, cool_down)
         self.attachments.load()
         self.claimer = Claimer(NoStore(), "one", self.snapshot)
-        inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, ())
+        inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), marks=marks)
         self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
         self.verbs = Verbs(self.attachments, self.reconciler.status, self.demand)
         self._stop = threading.Event()

@@ -13,7 +13,7 @@ import pytest
 
 from agent import netconf
 from agent.datapath.monitor import Monitor
-from agent.model import Node
+from agent.model import ROUTE_PROTOCOL, Node
 from agent.node.confs import Confs
 from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
 from tests.timing import in_time
@@ -29,7 +29,9 @@ def ready(tmp_path: Path) -> Host:
 
 
 def ours() -> list[str]:
-    return sorted(line.strip() for line in command("ip", "route", "show", "proto", "84").splitlines())
+    return sorted(
+        line.strip() for line in command("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).splitlines()
+    )
 
 
 def peer(name: str, address: str, block: str) -> Node:
@@ -52,7 +54,7 @@ def test_routes_follow_nodes(tmp_path: Path) -> None:
 @contextmanager
 def told_of_routes() -> Iterator[list[str]]:
     """What the kernel tells of changes of routes, in their order; it listens once this is entered."""
-    monitor = subprocess.Popen(("ip", "monitor", "route"), stdout=subprocess.PIPE, text=True)
+    monitor = subprocess.Popen(("ip", "-N", "monitor", "route"), stdout=subprocess.PIPE, text=True)
     heard: list[str] = []
 
     def read() -> None:

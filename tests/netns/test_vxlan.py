@@ -8,7 +8,7 @@ import pytest
 
 from agent.datapath import bpf, links, overlay, tunnel
 from agent.errors import CniError, Code
-from agent.model import Node
+from agent.model import ROUTE_PROTOCOL, Node
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
 
 DEVICE = "testcni-vxlan"
@@ -142,7 +142,7 @@ def test_all_goes_with_the_last_pod(tmp_path: Path) -> None:
     host.delete(pod)
     host.demand.publish({})
     eventually(lambda: DEVICE not in command("ip", "link"))
-    assert command("ip", "route", "show", "proto", "84") == ""
+    assert command("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)) == ""
 
 
 def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,10 +206,10 @@ def test_neighbours_and_forwarding_entries_are_those_of_the_peers(tmp_path: Path
         host.put(Node(f"n{number}", (ip(f"192.0.2.{number}"),), (net(f"10.244.{number}.0/24"),)))
     both = [("192.0.2.2", "0e:76:c0:00:02:02"), ("192.0.2.3", "0e:76:c0:00:02:03")]
     eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 2)
-    eventually(lambda: len(command("ip", "route", "show", "proto", "84").splitlines()) == 3)
+    eventually(lambda: len(command("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).splitlines()) == 3)
     assert entries() == both
-    route = command("ip", "route", "show", "10.244.2.0/24")
-    assert route.startswith(f"10.244.2.0/24 via 192.0.2.2 dev {DEVICE} proto 84 onlink")
+    route = command("ip", "-N", "route", "show", "10.244.2.0/24")
+    assert route.startswith(f"10.244.2.0/24 via 192.0.2.2 dev {DEVICE} proto {ROUTE_PROTOCOL} onlink")
     command("bridge", "fdb", "add", "0e:76:00:00:00:09", "dev", DEVICE, "dst", "192.0.2.9")
     command("bridge", "fdb", "delete", both[0][1], "dev", DEVICE, "dst", both[0][0])
     host.reconciler.drifted()

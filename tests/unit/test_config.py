@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import ConfigError, load
+from agent.model import ROUTE_PROTOCOL
 
 NEEDED = ["--datastore", "dir:/cluster"]
 
@@ -48,6 +49,14 @@ def test_where_to_listen(text: str, listen: tuple[str, int] | None) -> None:
     assert load([*NEEDED, "--listen", text], {}).listen == listen
 
 
+@pytest.mark.parametrize("text", ["5", "84", "116", "200", "254"])  # 84: for the way back to a version before
+def test_numbers_for_routes(text: str, tmp_path: Path) -> None:
+    assert load([*NEEDED, "--route-protocol", text], {}).route_protocol == int(text)
+    (tmp_path / "c").write_text(f"route-protocol: {text}\n")
+    assert load([*NEEDED, "--config", str(tmp_path / "c")], {}).route_protocol == int(text)
+    assert load(NEEDED, {}).route_protocol == ROUTE_PROTOCOL
+
+
 @pytest.mark.parametrize(
     ("argv", "environ", "message"),
     [
@@ -65,6 +74,13 @@ def test_where_to_listen(text: str, listen: tuple[str, int] | None) -> None:
         ([*NEEDED, "--listen", "localhost:80"], {}, "--listen: 'localhost:80' must be"),
         (NEEDED, {"TESTCNI_LISTEN": "::1:x"}, "TESTCNI_LISTEN: '::1:x' must be"),
         ([*NEEDED, "--config", "/nowhere"], {}, "config file /nowhere: "),
+        ([*NEEDED, "--route-protocol", "12"], {}, "--route-protocol: 12 is the protocol number of bird; choose"),
+        ([*NEEDED, "--route-protocol", "80"], {}, "--route-protocol: 80 is the protocol number of Calico"),
+        (NEEDED, {"TESTCNI_ROUTE_PROTOCOL": "196"}, "TESTCNI_ROUTE_PROTOCOL: 196 is the protocol number of FRR's"),
+        *(
+            ([*NEEDED, "--route-protocol", text], {}, f"--route-protocol: {text!r} must be a number from 5 to 254")
+            for text in ("4", "255", "0", "-9", "x", "²", "1_0", "9" * 5000)
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(argv: list[str], environ: dict[str, str], message: str) -> None:

@@ -14,7 +14,7 @@ from agent.model import Problem
 
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
 KERNEL_PROTOCOL = 12  # RTPROT_BIRD: stock BIRD writes no other
-METRIC = 84  # with it our mark, as 84 is the protocol number of the agent's own routes
+METRIC = 84  # with the protocol `bird` our mark; a BIRD that nobody gave a metric has 32
 MAIN_TABLE = 254
 PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
 

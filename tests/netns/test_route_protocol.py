@@ -1,0 +1,161 @@
+"""The protocol number of our routes: whose routes are touched, what an upgrade takes over, and the way back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent import config, netconf, uninstall
+from agent.model import ROUTE_PROTOCOL, IPPool, Node
+from agent.node.confs import Confs
+from agent.node.route_marks import FILE, FIRST_PROTOCOL
+from tests.netns.node import CONF, VXLAN, Host, command, eventually, ip, net
+from tests.netns.test_reconcile import peer, ready, told_of_routes
+
+OVN = 84
+OTHER = 215
+
+
+def routes(protocol: int = ROUTE_PROTOCOL) -> list[str]:
+    found = [command("ip", "-N", version, "route", "show", "proto", str(protocol)) for version in ("-4", "-6")]
+    return sorted(line.partition(" pref ")[0].strip() for text in found for line in text.splitlines())
+
+
+def add(protocol: int, *words: str) -> None:
+    command("ip", "route", "add", *words, "proto", str(protocol))
+
+
+def earlier_agent(run_dir: Path) -> None:
+    """What an agent that knew only the number 84 leaves in the run-dir."""
+    (run_dir / "attachments").mkdir()
+
+
+def node(
+    tmp_path: Path, *objects: Node | IPPool, conf: dict[str, object] = CONF, protocol: int = ROUTE_PROTOCOL
+) -> Host:
+    """An agent that knows all of the cluster from its first round on."""
+    host = Host(tmp_path, conf=conf, route_protocol=protocol)
+    host.snapshot.update(lambda s: replace(s, synced=False))
+    host.put(*objects)
+    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.snapshot.update(lambda s: replace(s, synced=True))
+    eventually(lambda: host.reconciler.status.get().blocks)
+    return host
+
+
+def test_routes_of_ovn_stay(tmp_path: Path) -> None:
+    host = ready(tmp_path)
+    add(OVN, "198.51.100.0/24", "via", "192.0.2.9")
+    add(OVN, "10.244.99.0/24", "via", "192.0.2.9")
+    host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
+    eventually(lambda: host.reconciler.status.get().programmed == 1)
+    host.reconciler.drifted()
+    host.drop("two")
+    eventually(lambda: host.reconciler.status.get().routes == 0)
+    assert routes(OVN) == ["10.244.99.0/24 via 192.0.2.9 dev eth0", "198.51.100.0/24 via 192.0.2.9 dev eth0"]
+    assert not host.reconciler.status.get().problems
+
+
+def test_an_upgrade_takes_over_the_routes_of_the_old_number_without_a_moment_without_them(tmp_path: Path) -> None:
+    Host(tmp_path / "link").close()  # makes eth0
+    command("ip", "address", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
+    earlier_agent(tmp_path)
+    add(OVN, "10.244.2.0/24", "via", "192.0.2.2")  # as it is desired
+    add(OVN, "10.244.3.0/24", "via", "192.0.2.33")  # the peer had another address
+    add(OVN, "10.244.4.0/24", "via", "192.0.2.4")  # the peer is gone
+    add(OVN, "2001:db8:2::/64", "via", "2001:db8::2")
+    add(OVN, "198.51.100.0/24", "via", "192.0.2.9")  # not to pods
+    add(OVN, "10.244.5.0/24", "dev", "eth0", "metric", "7")  # no gateway
+    with told_of_routes() as heard:
+        both = (ip("192.0.2.2"), ip("2001:db8::2"))
+        wide = {key: value for key, value in CONF.items() if key != "subnet"}
+        host = node(
+            tmp_path,
+            Node("two", both, (net("10.244.2.0/24"), net("2001:db8:2::/64"))),
+            peer("three", "192.0.2.3", "10.244.3.0/24"),
+            IPPool("pods", net("10.244.0.0/16"), 24),
+            conf=wide,
+        )
+        eventually(lambda: host.reconciler.status.get().programmed == 3)
+        eventually(lambda: any("Deleted 10.244.4.0/24" in line for line in heard))
+    assert routes() == [
+        "10.244.2.0/24 via 192.0.2.2 dev eth0",
+        "10.244.3.0/24 via 192.0.2.3 dev eth0",
+        "2001:db8:2::/64 via 2001:db8::2 dev eth0 metric 1024",
+    ]
+    deleted = [line for line in heard if "Deleted" in line]
+    assert len(deleted) == 1, "what is desired was replaced, and lost at no moment"
+    assert routes(OVN) == ["10.244.5.0/24 dev eth0 scope 253 metric 7", "198.51.100.0/24 via 192.0.2.9 dev eth0"]
+    assert not host.reconciler.status.get().problems
+    add(OVN, "10.244.4.0/24", "via", "192.0.2.4")
+    host.reconciler.drifted()
+    host.put(peer("five", "192.0.2.5", "10.244.5.0/24"))
+    eventually(lambda: len(routes()) == 4)
+    assert "10.244.4.0/24 via 192.0.2.4 dev eth0" in routes(OVN), "after the upgrade such a route is another's"
+
+
+def test_an_upgrade_takes_over_the_routes_by_the_tunnel(tmp_path: Path) -> None:
+    two = peer("two", "192.0.2.2", "10.244.2.0/24")
+    old = node(tmp_path, two, conf=VXLAN, protocol=OVN)
+    wanted = eventually(lambda: routes(OVN))
+    old.close()
+    (tmp_path / FILE).unlink()  # which versions that knew only 84 did not write
+    add(OVN, "10.244.77.0/24", "dev", "testcni-vxlan")  # of a peer that is gone
+    node(tmp_path, two, conf=VXLAN)
+    eventually(lambda: routes() == wanted)
+    assert routes(OVN) == []
+
+
+def test_the_option_changes_the_number_of_all_routes_and_back(tmp_path: Path) -> None:
+    two = peer("two", "192.0.2.2", "10.244.2.0/24")
+    wanted = ["10.244.2.0/24 via 192.0.2.2 dev eth0"]
+    before = ROUTE_PROTOCOL
+    node(tmp_path, two).close()
+    assert routes(before) == wanted
+    for protocol in (OTHER, FIRST_PROTOCOL, ROUTE_PROTOCOL):
+        with told_of_routes() as heard:
+            host = node(tmp_path, two, protocol=protocol)
+            eventually(lambda protocol=protocol: routes(protocol) == wanted)  # type: ignore[misc]
+            host.close()
+        assert not any("Deleted" in line for line in heard)
+        assert routes(before) == []
+        assert json.loads((tmp_path / FILE).read_text()) == {"protocols": [protocol]}
+        before = protocol
+
+
+def test_an_upgrade_that_was_interrupted_is_finished_by_the_next_agent(tmp_path: Path) -> None:
+    Host(tmp_path / "link").close()
+    (tmp_path / FILE).write_text(json.dumps({"protocols": [OTHER, 99]}))
+    add(OTHER, "10.244.2.0/24", "via", "192.0.2.2")
+    add(99, "10.244.3.0/24", "via", "192.0.2.3")
+    add(99, "10.244.4.0/24", "via", "192.0.2.4")
+    node(tmp_path, peer("two", "192.0.2.2", "10.244.2.0/24"), peer("three", "192.0.2.3", "10.244.3.0/24"))
+    eventually(lambda: len(routes()) == 2)
+    assert (routes(OTHER), routes(99)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"protocols": [4]}', '{"protocols": "x"}', '{"protocols": [NaN]}', "[" * 9999]
+)
+def test_an_unreadable_note_of_the_number_ends_no_agent(tmp_path: Path, text: str) -> None:
+    Host(tmp_path / "link").close()
+    (tmp_path / FILE).write_text(text)
+    add(OVN, "10.244.2.0/24", "via", "192.0.2.2")
+    node(tmp_path, peer("two", "192.0.2.2", "10.244.2.0/24"))
+    eventually(lambda: routes() == ["10.244.2.0/24 via 192.0.2.2 dev eth0"])
+
+
+@pytest.mark.parametrize("before", [FIRST_PROTOCOL, OTHER])
+def test_uninstall_removes_the_routes_of_the_number_that_the_agent_had(tmp_path: Path, before: int) -> None:
+    node(tmp_path, peer("two", "192.0.2.2", "10.244.2.0/24"), protocol=before).close()
+    assert routes(before)
+    if before == FIRST_PROTOCOL:
+        (tmp_path / FILE).unlink()  # which versions that knew only 84 did not write
+    add(ROUTE_PROTOCOL, "198.51.100.0/24", "via", "192.0.2.9")
+    conf = config.load(["--datastore", "kubernetes", "--run-dir", str(tmp_path), "--state-dir", "/nowhere"], {})
+    list(uninstall.uninstall(conf))
+    assert routes(before) == []
+    assert bool(routes()) == (before == OTHER), "what has another number is another's"
