@@ -54,6 +54,7 @@ def test_routes_follow_nodes(tmp_path: Path) -> None:
 @contextmanager
 def told_of_routes() -> Iterator[list[str]]:
     """What the kernel tells of changes of routes, in their order; it listens once this is entered."""
+    subprocess.run(("ip", "route", "del", "198.51.100.1"), capture_output=True, check=False)  # of an earlier time
     monitor = subprocess.Popen(("ip", "-N", "monitor", "route"), stdout=subprocess.PIPE, text=True)
     heard: list[str] = []
 
