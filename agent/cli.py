@@ -110,10 +110,11 @@ class Agent:
             ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
-            OptionsFile(conf.bgp),
-            self._bird.want,
-            conf.block_idle,
-            RouteMarks(conf.run_dir, conf.route_protocol),
+            resume=keeper.unusable(kept) is None,
+            bgp=OptionsFile(conf.bgp),
+            bird=self._bird.want,
+            block_idle=conf.block_idle,
+            marks=RouteMarks(conf.run_dir, conf.route_protocol),
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from agent.cni import calls, probe
 from agent.cni.stays import TRIES, Stay, Stays, TakenError
 from agent.cni.wishes import IP, Wish
+from agent.datapath import links, rtnl
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
@@ -69,6 +70,7 @@ class Addresses:
 
     def _prepared(self, network: Network, within: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
         """The node's blocks for a network, once the node path has them in the kernel."""
+        self._refuse_blind(code)
         self._ask(network, 1)
         end = time.monotonic() + within
         while not (own := self._status.get().blocks.get(network)):
@@ -84,6 +86,15 @@ class Addresses:
                 "see `testcnictl status` on the node",
             )
         return own
+
+    def _refuse_blind(self, code: Code) -> None:
+        """Raises CniError while a pod here may have an address that nobody knows: any address may be that one."""
+        if not any(entry.blind for entry in self._attachments.unreadable()):
+            return
+        self._attachments.look_again({link.name for link in rtnl.links(links.host())})
+        blind = [entry.problem() for entry in self._attachments.unreadable() if entry.blind]
+        if blind:
+            raise CniError(code, f"{blind[0].where}: {blind[0].what}", blind[0].remedy)
 
     def _ask(self, network: Network, count: int) -> None:
         """Tell the node path that a network is in use, at most once in half the time that it remembers."""

@@ -14,13 +14,13 @@ from agent.cni.addresses import Addresses
 from agent.cni.locks import KeyedLocks
 from agent.cni.protocol import Call
 from agent.cni.stays import Stays
-from agent.datapath import links, rtnl
+from agent.datapath import behind, links, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment, link_name
 from agent.ipam.attachments import Attachments
 from agent.model import HOST_GW
-from agent.modes import mode
+from agent.modes import mode, unwire_unknown
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import NetConf
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink
@@ -90,6 +90,7 @@ class Verbs:
         way, fd = mode(conf.network.mode), calls.pod_netns(call)
         container_id, ifname = calls.identity(call)
         with self._locks.hold((container_id, ifname)):
+            self._refuse_unreadable(link_name(container_id, ifname))
             known = self._attachments.get(container_id, ifname)
             if known and (wired := self._still_wired(known, call, conf)):
                 return result.render(conf, wired)
@@ -127,12 +128,34 @@ class Verbs:
             try:
                 if attachment:
                     self._remove(attachment)
+                    self._attachments.forget(attachment.link)
                     log.info("deleted %s %s %s", attachment.pod, container_id, ifname)
                 else:
-                    links.detach(links.host(), link_name(container_id, ifname))
+                    self._remove_unknown(link_name(container_id, ifname), network)
             except OSError as error:
                 calls.raise_os(error, f"disconnecting {ifname} of container {container_id}")
         return {}
+
+    def _refuse_unreadable(self, link: str) -> None:
+        """Raises CniError 11 for an attachment that is there, but whose file cannot be used."""
+        for entry in self._attachments.unreadable():
+            if entry.link == link:
+                raise CniError(Code.TRY_AGAIN, str(entry.problem()), "the runtime deletes this container first")
+
+    def _remove_unknown(self, link: str, network: object) -> None:
+        """Remove a host end of which no file says what it is; one of another network stays. Raises OSError."""
+        found = rtnl.link(links.host(), link)
+        entries = [entry for entry in self._attachments.unreadable() if entry.link == link]
+        names = {entry.network for entry in entries if entry.network}
+        if found and found.alias.startswith(f"{ALIAS} "):
+            names.add(found.alias.split(" ")[1])
+        if network and names and network not in names:
+            return
+        for entry in entries:
+            if entry.guess:
+                mode(entry.guess.network.mode).unwire(entry.guess)
+        unwire_unknown(link)
+        self._attachments.forget(link)
 
     def check(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Compare kernel and prevResult with what ADD made."""
@@ -165,7 +188,9 @@ class Verbs:
                     log.info("collected %s %s %s", attachment.pod, *attachment.key)
                 except OSError as error:
                     failures.append(f"{attachment.container_id} {attachment.ifname}: {error}")
-        failures += self._collect_orphans(conf.network.name, valid)
+        valid_links = frozenset(link_name(*key) for key in valid)
+        failures += self._collect_unreadable(conf.network.name, valid_links)
+        failures += self._collect_orphans(conf.network.name, valid_links)
         if failures:
             raise CniError(Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated")
         return {}
@@ -178,7 +203,12 @@ class Verbs:
 
     def heal(self) -> None:
         """At start: undo what a crash left half done, and free what lost its interface while nobody watched."""
-        present = {link.name for link in rtnl.links(links.host())}
+        there = [link for link in rtnl.links(links.host()) if link.name.startswith(LINK_PREFIX)]
+        present = {link.name for link in there}
+        unknown = present - {attachment.link for attachment in self._attachments.all()}
+        aliases = {link.name: link.alias for link in there if link.name in unknown}
+        found = behind.addresses(links.host(), [link for link in there if link.name in unknown]) if unknown else {}
+        self._attachments.see_links({name: (addresses, aliases[name]) for name, addresses in found.items()})
         for attachment in self._attachments.all():
             if attachment.wired is None or attachment.link not in present:
                 log.warning("healing: %s %s is half done or gone, removing it", *attachment.key)
@@ -224,16 +254,26 @@ class Verbs:
         mode(attachment.network.mode).unwire(attachment)
         self._attachments.remove(attachment)
 
-    def _collect_orphans(self, network: str, valid: frozenset[tuple[str, str]]) -> list[str]:
+    def _collect_unreadable(self, network: str, valid: frozenset[str]) -> list[str]:
+        """Attachments of this network whose file cannot be used, and that the runtime does not know."""
+        failures = []
+        for entry in self._attachments.unreadable():
+            if entry.network == network and entry.link not in valid:
+                try:
+                    self._remove_unknown(entry.link, network)
+                except OSError as error:
+                    failures.append(f"{entry.link}: {error}")
+        return failures
+
+    def _collect_orphans(self, network: str, valid: frozenset[str]) -> list[str]:
         """Links with our mark for this network of which neither we nor the runtime know."""
-        known = {attachment.link for attachment in self._attachments.all()}
-        known |= {link_name(*key) for key in valid}
+        known = {attachment.link for attachment in self._attachments.all()} | valid
         failures = []
         for link in rtnl.links(links.host()):
             marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:
-                    links.detach(links.host(), link.name)
+                    unwire_unknown(link.name)
                     log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
                 except OSError as error:
                     failures.append(f"{link.name}: {error}")

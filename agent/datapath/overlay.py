@@ -108,9 +108,19 @@ def pods(maps: Mapping[str, Map]) -> dict[IPv4Address, Endpoint]:
     return {IPv4Address(key): _endpoint(value) for key, value in maps["pods"].items().items()}
 
 
-def remove_pod(maps: Mapping[str, Map], address: IPv4Address) -> bool:
-    """Forget a pod; False when it was not known. Raises BpfError."""
+def remove_pod(maps: Mapping[str, Map], address: IPv4Address, host_mac: str | None = None) -> bool:
+    """Forget a pod; False when it was not known. Raises BpfError.
+
+    With `host_mac` only the pod whose host end has that MAC, which is its mark: another one may have the address.
+    """
+    if host_mac is not None and ((known := pod(maps, address)) is None or known.host_mac != host_mac):
+        return False
     return maps["pods"].remove(address.packed)
+
+
+def remove_pods_at(maps: Mapping[str, Map], device: int) -> None:
+    """Forget the pods behind a device of this index. Raises BpfError."""
+    maps["pods"].remove_all([a.packed for a, endpoint in pods(maps).items() if endpoint.device == device])
 
 
 def put_nodes(

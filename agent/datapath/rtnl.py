@@ -29,7 +29,7 @@ IFLA_BRPORT_MODE = 4
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES = 36, 37
 VETH_INFO_PEER = 1
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_TARGET_NETNSID = 1, 2, 8, 10
 IFA_F_NODAD = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 RTAX_MTU = 2
@@ -289,15 +289,27 @@ def link(nl: Netlink, name: str, netnsid: int | None = None) -> Link | None:
         raise
 
 
+def link_at(nl: Netlink, index: int) -> Link | None:
+    """The interface of that index, or None."""
+    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.u32(IFLA_EXT_MASK, SKIP_STATS)
+    try:
+        return _link(nl.get(Request(RTM_GETLINK, 0, payload, f"get link {index}")))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
 def links(nl: Netlink, netnsid: int | None = None) -> list[Link]:
     """All interfaces, here or in the namespace of that number."""
     request = Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + _target(netnsid), "list links")
     return [_link(payload) for payload in nl.dump(request)]
 
 
-def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
-    """The addresses of both families on one interface, or on all (0)."""
-    request = Request(RTM_GETADDR, 0, IFADDR.pack(0, 0, 0, 0, index), "list addresses")
+def addresses(nl: Netlink, index: int = 0, netnsid: int | None = None) -> list[LinkAddress]:
+    """The addresses of both families on one interface, or on all (0), here or in the namespace of that number."""
+    target = b"" if netnsid is None else netlink.u32(IFA_TARGET_NETNSID, netnsid)
+    request = Request(RTM_GETADDR, 0, IFADDR.pack(0, 0, 0, 0, index) + target, "list addresses")
     return [_address(payload) for payload in nl.dump(request)]
 
 

@@ -178,7 +178,7 @@ def _recover(nl: Netlink, loaded: Loaded) -> None:
         log.warning("pod %s was not known to the eBPF programs", address)
     for address, endpoint in known.items():
         if endpoint.device not in ends:
-            overlay.remove_pod(loaded.maps, address)
+            overlay.remove_pod(loaded.maps, address, endpoint.host_mac)
 
 
 def _renew(nl: Netlink, loaded: Loaded) -> None:

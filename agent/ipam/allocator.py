@@ -130,6 +130,11 @@ class Allocator:
                 self._released.pop(address, None)
                 self._released[address] = when
 
+    def hold(self, addresses: Iterable[Address]) -> None:
+        """Count these as in use, whoever has them."""
+        for address in addresses:
+            self._mark(address)
+
     def withhold(self, addresses: frozenset[Address], now: float) -> None:
         """Give none of these to anybody who doesn't ask for it; those that no longer are cool from `now` on."""
         for address in self._withheld - addresses - self._used - self._released.keys():

@@ -8,19 +8,38 @@ import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from agent.datapath.state import LINK_PREFIX
 from agent.ipam.blocks import is_single
 from agent.model import MODES, Address, Network, Subnet, Uplink
 
 FORMAT = 2
-PARSED: Mapping[str, Callable[[str], Any]] = {
-    "subnet": ipaddress.ip_network,
-    "range_start": ipaddress.ip_address,
-    "range_end": ipaddress.ip_address,
-    "gateway": ipaddress.ip_address,
-    "via_host": lambda cidrs: tuple(map(ipaddress.ip_network, cidrs)),
+"""Of a file's first line. Keys may be added to it: whoever does not know them skips them.
+
+A change of what a key means needs a new number, which one release reads and the next one writes.
+"""
+TEXTS = ("container_id", "ifname", "netns", "pod", "mac")
+
+
+def _address(value: object) -> Address:
+    return ipaddress.ip_address(_text(value))
+
+
+def _subnet(value: object) -> Subnet:
+    return ipaddress.ip_network(_text(value))
+
+
+def _subnets(value: object) -> tuple[Subnet, ...]:
+    return tuple(map(_subnet, _list(value)))
+
+
+PARSED: Mapping[str, Callable[[object], Any]] = {
+    "subnet": _subnet,
+    "range_start": _address,
+    "range_end": _address,
+    "gateway": _address,
+    "via_host": _subnets,
 }
 
 
@@ -122,26 +141,36 @@ def encode_uplink(uplink: Uplink) -> dict[str, Any]:
 
 
 def decode_uplink(doc: dict[str, Any]) -> Uplink:
-    """What `encode_uplink` made it of. Raises KeyError, TypeError, ValueError."""
+    """The uplink that `encode_uplink` wrote. Raises KeyError, TypeError, ValueError."""
     return Uplink(
-        doc["device"],
-        tuple(map(ipaddress.ip_address, doc["hosts"])),
-        ipaddress.ip_address(doc["gateway"]) if doc["gateway"] else None,
-        tuple(map(ipaddress.ip_network, doc["via_host"])),
-        frozenset(map(ipaddress.ip_address, doc.get("reserved", ()))),
+        _text(doc["device"]),
+        tuple(map(_address, _list(doc["hosts"]))),
+        _address(doc["gateway"]) if doc["gateway"] else None,
+        _subnets(doc["via_host"]),
+        frozenset(map(_address, _list(doc.get("reserved", [])))),
     )
 
 
 def decode_network(doc: dict[str, Any]) -> Network:
-    """What `encode_network` made it of. Raises KeyError, TypeError, ValueError."""
+    """The network that `encode_network` wrote. Raises KeyError, TypeError, ValueError."""
     values = {f.name: doc[f.name] for f in fields(Network) if f.name in doc}
     for name, parse in PARSED.items():
         if values.get(name) is not None:
             values[name] = parse(values[name])
+    for name, hint in _plain_fields().items():
+        value = values.get(name)
+        if name in values and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+            raise TypeError(f"network.{name} is {value!r:.80}")
     network = Network(**values)
     if network.mode not in MODES:  # an agent that knew more modes may have written it
         raise ValueError(f"mode {network.mode!r} is none of {', '.join(MODES)}")
     return network
+
+
+@functools.cache
+def _plain_fields() -> Mapping[str, Any]:
+    """The fields of a network that JSON has as they are, and their types."""
+    return {name: hint for name, hint in get_type_hints(Network).items() if name not in PARSED}
 
 
 def decode(data: bytes, *, whole: bool) -> Attachment:
@@ -149,15 +178,43 @@ def decode(data: bytes, *, whole: bool) -> Attachment:
     try:
         first, _, second = data.partition(b"\n")
         doc = json.loads(first)
-        if doc.pop("format") != FORMAT:
-            raise ValueError(f"not of format {FORMAT}")
-        doc["network"] = decode_network(doc["network"])
-        doc["leases"] = tuple(
-            Lease(ipaddress.ip_address(item["address"]), ipaddress.ip_network(item["block"]))
-            for item in doc["leases"]
-        )
-        if "uplink" in doc:
-            doc["uplink"] = decode_uplink(doc["uplink"])
-        return Attachment(**doc, wired=json.loads(second) if whole else None)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an attachment: {error!r}") from error
+        if doc["format"] != FORMAT:
+            raise ValueError(f"it is of format {doc['format']!r}, not {FORMAT}")
+        made = decode_line(doc)
+        return replace(made, wired=_wired(json.loads(second))) if whole else made
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no attachment: {error!r}") from error
+
+
+def decode_line(doc: dict[str, Any]) -> Attachment:
+    """The attachment of a first line, whatever its format says. Raises KeyError, TypeError, ValueError."""
+    leases = tuple(Lease(_address(item["address"]), _subnet(item["block"])) for item in _list(doc["leases"]))
+    if not leases:
+        raise ValueError("it has no address")
+    container_id, ifname, netns, pod, mac = (_text(doc[name]) for name in TEXTS)
+    network = decode_network(doc["network"])
+    uplink = decode_uplink(doc["uplink"]) if doc.get("uplink") else None
+    owner = _text(doc.get("owner", ""))
+    return Attachment(container_id, ifname, network, netns, pod, leases, mac, uplink=uplink, owner=owner)
+
+
+def _wired(doc: object) -> dict[str, Any]:
+    """What ADD answered: three lists of objects, whose other keys are later versions'."""
+    if not isinstance(doc, dict):
+        raise TypeError(f"the second line is {type(doc).__name__}, not an object")
+    lists = {name: _list(doc.get(name, [])) for name in ("interfaces", "ips", "routes")}
+    if not all(isinstance(item, dict) for items in lists.values() for item in items):
+        raise TypeError("the second line has other things than objects")
+    return {**doc, **lists}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not text")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.80} is not a list")
+    return value

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.datapath.state import mac_for
+from agent.ipam import unreadable
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.ipam.attachment import Attachment, Lease, decode, encode
+from agent.ipam.released import Released
+from agent.ipam.unreadable import Unreadable
 from agent.model import Address, Network, Problem, Subnet
 from agent.shared import Latest
 
-AT_WORK, WHOLE = ".new", ".json"  # suffixes
+AT_WORK, WHOLE, REJECTED = ".new", ".json", ".bad"  # suffixes; the last one is of agents before this
+LINES_KEPT = 4096  # of the log of releases
 ASIDE_FOR = 300.0  # seconds until an address that somebody else has is looked at again
-LINES_KEPT = 4096  # the log of releases is cut to one line an address when it is longer
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,13 @@ class Attachments:
 
     def __init__(self, run_dir: Path, cool_down: float) -> None:
         self._dir = run_dir / "attachments"
-        self._released = run_dir / "released"
+        self._released = Released(run_dir / "released", LINES_KEPT)
         self._lock = threading.Lock()
         self._cooled = threading.Condition(self._lock)
         self._all: dict[tuple[str, str], Attachment] = {}
+        self._unreadable: dict[str, Unreadable] = {}
+        """By the name of the file, or of the link where there is none."""
         self._allocator = Allocator(cool_down)
-        self._lines = 0
         self._listeners: list[Callable[[], None]] = []
         self.aside: Latest[Mapping[Address, Aside]] = Latest({})
         """Addresses that were found to be somebody else's."""
@@ -68,24 +71,96 @@ class Attachments:
             self._cooled.notify_all()
 
     def load(self) -> None:
-        """Read what an earlier run left; a file that can't be read is set aside and said. Raises OSError."""
+        """Read what an earlier run left. Raises OSError.
+
+        A file that cannot be used stays as it is, and the addresses that it names are in use.
+        """
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._released.touch(mode=0o600)
         for path in sorted(self._dir.iterdir()):
-            if path.suffix not in (WHOLE, AT_WORK):
-                continue
-            try:
-                attachment = decode(path.read_bytes(), whole=path.suffix == WHOLE)
-            except ValueError as error:
-                if path.suffix == AT_WORK:  # the crash was before the kernel was touched
-                    path.unlink()
+            if path.suffix in (WHOLE, AT_WORK, REJECTED):
+                self._load(path)
+        self._restore()
+
+    def _load(self, path: Path) -> None:
+        try:
+            attachment = decode(unreadable.read(path), whole=path.suffix != AT_WORK)
+            if path.stem != attachment.link:
+                raise ValueError(f"it is named {path.name}, but its attachment has the link {attachment.link}")
+            if attachment.key in self._all or (path.suffix == REJECTED and path.with_suffix(WHOLE).exists()):
+                raise ValueError("another file is of the same attachment")
+            if path.suffix == REJECTED:  # an agent that could not read it had renamed it
+                path.rename(path.with_suffix(WHOLE))
+        except (ValueError, OSError) as error:
+            log.error("attachment file %s cannot be used: %s", path, error)
+            self._unreadable[path.name] = unreadable.describe(path, f"it cannot be used: {error}")
+            return
+        self._all[attachment.key] = attachment
+
+    def _restore(self) -> None:
+        used = {lease.address for a in self._all.values() for lease in a.leases}
+        used.update(*(entry.addresses for entry in self._unreadable.values()))
+        self._allocator.restore(used, self._released.read())
+
+    def see_links(self, behind: Mapping[str, tuple[frozenset[Address], str]]) -> None:
+        """Take note of host ends that no readable file names: by name the addresses behind each, and its alias.
+
+        It is called once, after `load`; a link that is not given is not there.
+        """
+        with self._lock:
+            for name in behind.keys() - {entry.link for entry in self._unreadable.values()}:
+                self._unreadable[name] = Unreadable(name, "it has no attachment file")
+            for name, entry in tuple(self._unreadable.items()):
+                addresses, alias = behind.get(entry.link, (None, ""))
+                if addresses is None and entry.path and _means_nothing(entry.path):
+                    log.info("%s has no link and is ignored", entry.path)
+                    del self._unreadable[name]
+                    self._free(entry.addresses)
                     continue
-                log.error("%s can't be used and is set aside as .bad: %s", path, error)
-                path.rename(path.with_suffix(".bad"))
-                continue
-            self._all[attachment.key] = attachment
-        used = [lease.address for a in self._all.values() for lease in a.leases]
-        self._allocator.restore(used, self._read_released())
+                self._unreadable[name] = seen = unreadable.known_by_kernel(entry, addresses, alias)
+                log.error("%s", seen.problem())
+                self._allocator.hold(seen.addresses)
+
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """The attachments whose file cannot be used, or that have none."""
+        with self._lock:
+            return tuple(self._unreadable.values())
+
+    def in_force(self) -> tuple[Attachment, ...]:
+        """Every attachment, and those of unreadable files as far as these are understood."""
+        with self._lock:
+            guesses = (entry.guess for entry in self._unreadable.values())
+            return (*self._all.values(), *(guess for guess in guesses if guess and guess.key not in self._all))
+
+    def forget(self, link: str) -> None:
+        """Forget the unreadable attachments of a link that is gone, with their files. Raises OSError."""
+        with self._lock:
+            gone = {name: entry for name, entry in self._unreadable.items() if entry.link == link}
+            for name, entry in gone.items():
+                if entry.path:
+                    _remove(entry.path)
+                del self._unreadable[name]
+                self._free(entry.addresses)
+                log.info("unreadable attachment of link %s is removed", link)
+            self._cooled.notify_all()
+
+    def look_again(self, links: Collection[str]) -> None:
+        """Forget what a person has removed: the file, and the link, which is not among `links`."""
+        with self._lock:
+            for name, entry in tuple(self._unreadable.items()):
+                alive = entry.link in links
+                self._unreadable[name] = replace(entry, alive=alive)
+                if not alive and not (entry.path and os.path.lexists(entry.path)):
+                    del self._unreadable[name]
+                    self._free(entry.addresses)
+
+    def _free(self, addresses: Collection[Address]) -> None:
+        """Release those that no other attachment has, readable or not. The caller holds the lock."""
+        others = {lease.address for a in self._all.values() for lease in a.leases}
+        others.update(*(entry.addresses for entry in self._unreadable.values()))
+        free, now = [address for address in addresses if address not in others], _now()
+        for address in free:
+            self._allocator.release(address, now)
+        self._released.note(free, now, self._allocator.released)
 
     def all(self) -> tuple[Attachment, ...]:
         """Every attachment now."""
@@ -99,7 +174,7 @@ class Attachments:
 
     def networks(self) -> frozenset[Network]:
         """The networks that any attachment is on."""
-        return frozenset(attachment.network for attachment in self.all())
+        return frozenset(attachment.network for attachment in self.in_force())
 
     def counts(self, candidates: Range) -> tuple[int, int, int]:
         """How many addresses of a range are in use, cooling and free."""
@@ -112,7 +187,7 @@ class Attachments:
         return used + cooling > 0
 
     def problems(self) -> tuple[Problem, ...]:
-        """Who has addresses that should be pods', as long as these are set aside."""
+        """Other machines that have addresses of pods, and attachments whose file cannot be used."""
         now = _now()
         return tuple(
             Problem(
@@ -122,7 +197,7 @@ class Attachments:
             )
             for address, one in self.aside.get().items()
             if one.until > now
-        )
+        ) + tuple(entry.problem() for entry in self.unreadable())
 
     def reserve(
         self, wanted: Attachment, ranges: Sequence[Range], asked: Sequence[Address], deadline: float
@@ -158,7 +233,6 @@ class Attachments:
 
     def remove(self, attachment: Attachment) -> None:
         """Forget an attachment whose interface is gone; its addresses cool. Raises OSError."""
-        now = _now()
         with self._lock:
             known = self._all.get(attachment.key)
             if known is None:
@@ -166,9 +240,7 @@ class Attachments:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(known, AT_WORK if known.wired is None else WHOLE))
             del self._all[attachment.key]
-            for lease in attachment.leases:
-                self._allocator.release(lease.address, now)
-            self._note_released(attachment.leases, now)
+            self._free([lease.address for lease in known.leases])
             self._cooled.notify_all()
         self._tell(attachment)
 
@@ -222,31 +294,28 @@ class Attachments:
     def _path(self, attachment: Attachment, suffix: str) -> str:
         return f"{self._dir}/{attachment.link}{suffix}"
 
-    def _note_released(self, leases: Sequence[Lease], now: float) -> None:
-        """Remember over a restart when addresses were freed; without it they are only reused sooner."""
-        entries = [(lease.address, now) for lease in leases]
-        self._lines += len(entries)
-        mode = "a"
-        if self._lines > LINES_KEPT and self._lines > 2 * len(self._allocator.released):
-            mode, entries = "w", list(self._allocator.released.items())
-            self._lines = len(entries)
-        try:
-            with self._released.open(mode) as file:
-                file.write("".join(f"{address} {when!r}\n" for address, when in entries))
-        except OSError as error:
-            log.warning("%s can't be written, cool-downs are lost at a restart: %s", self._released, error)
 
-    def _read_released(self) -> list[tuple[Address, float]]:
-        lines = self._released.read_text(errors="replace").splitlines()
-        entries: dict[Address, float] = {}
-        for line in lines:
-            address, _, when = line.partition(" ")
-            try:
-                entries[ipaddress.ip_address(address)] = float(when)
-            except ValueError:
-                log.warning("%s: line %r is no address and time, and is dropped", self._released, line)
-        self._lines = len(lines)
-        return list(entries.items())
+def _means_nothing(path: Path) -> bool:
+    """Whether a file without a link says nothing.
+
+    An ADD that died while it wrote the first line had not touched the kernel yet; an older agent renamed a file
+    that it could not use, and its DEL left it behind.
+    """
+    try:
+        if path.suffix == AT_WORK and b"\n" not in unreadable.read(path):
+            path.unlink()
+            return True
+    except (OSError, ValueError):
+        return False
+    return path.suffix == REJECTED
+
+
+def _remove(path: Path) -> None:
+    """Remove a file; anything else in its place is renamed, so that it is not lost. Raises OSError."""
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        path.rename(path.with_name(f".{path.name}.removed"))
 
 
 def _now() -> float:

@@ -51,6 +51,14 @@ class NodeNotReadyError(Exception):
     """What a pod's wiring hangs on isn't there (any more): the node path will make it."""
 
 
+class AddressTakenError(CniError):
+    """Another pod of this node has the address, though no attachment says so."""
+
+    def __init__(self, address: Address, link: str) -> None:
+        what = f"the pod behind link {link} has {address}, though no attachment file says so"
+        super().__init__(Code.TRY_AGAIN, what, "restart the agent: it looks for such pods when it starts")
+
+
 class CheckError(CniError):
     """CHECK found the kernel other than ADD left it."""
 

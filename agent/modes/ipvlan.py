@@ -11,10 +11,10 @@ import ipaddress
 from dataclasses import replace
 
 from agent.datapath import arp, links, rtnl, slaves
-from agent.datapath.state import NodeState, Route
+from agent.datapath.state import LINK_PREFIX, NodeState, Route
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.model import IPVLAN, L3, Problem
+from agent.model import IPVLAN, L3, Address, Problem
 from agent.modes import ways
 from agent.modes.base import CheckError, View, Wired
 from agent.modes.slaves import DEFAULT, Slaves, Way, only_parents
@@ -84,15 +84,25 @@ class Ipvlan(Slaves):
                 raise CheckError(f"{attachment.uplink.device} does not answer ARP for {address}")
 
     def unwire(self, attachment: Attachment) -> None:
-        """Take ARP away first, so that nobody is led to a pod that is gone."""
+        """Take ARP away first, so that nobody is led to a pod that is gone; another pod's stays."""
         if attachment.network.link_mode == L3S and attachment.uplink:
             nl = links.host()
             if parent := rtnl.link(nl, attachment.uplink.device):
-                steps = [slaves.delete_proxy(parent.index, lease.address) for lease in attachment.leases]
+                mine = (
+                    lease.address for lease in attachment.leases if not _is_anothers(lease.address, attachment)
+                )
+                steps = [slaves.delete_proxy(parent.index, address) for address in mine]
                 for error in nl.batch(steps):
                     if error and error.errno != errno.ENOENT:
                         raise error
         super().unwire(attachment)
+
+
+def _is_anothers(address: Address, attachment: Attachment) -> bool:
+    """Whether the node's route to the address leads to another pod: then an ADD of this one has failed."""
+    hop = rtnl.next_hop(links.host(), address)
+    there = rtnl.link_at(links.host(), hop[0]) if hop else None
+    return bool(there and there.name.startswith(LINK_PREFIX) and there.name != attachment.link)
 
 
 def _on_the_nodes_subnet(view: View) -> bool:

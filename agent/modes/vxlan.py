@@ -16,7 +16,7 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.model import EBPF, KERNEL, VXLAN, Address
 from agent.modes import ways, wiring
-from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
 from agent.modes.ways import Owners
 from agent.netconf import ExtraRoute
 
@@ -62,6 +62,8 @@ class Vxlan:
             attachment.network.mtu or device.mtu,
             wiring.host_mac(attachment),
         )
+        if loaded:
+            _check_free(loaded, address, host_mac)
         nl.request(wiring.create_veth(attachment, netns_fd, mtu))
         port = wiring.host_end(attachment)
         if loaded:
@@ -91,7 +93,7 @@ class Vxlan:
         known = bpf.maps()
         for lease in attachment.leases:
             if known and isinstance(lease.address, IPv4Address):
-                overlay.remove_pod(known, lease.address)
+                overlay.remove_pod(known, lease.address, wiring.host_mac(attachment))
         links.delete(links.host(), attachment.link)
 
 
@@ -107,6 +109,16 @@ def _ready(attachment: Attachment) -> tuple[Loaded | None, Link]:
     if loaded is None:
         raise NodeNotReadyError("the eBPF programs are not loaded")
     return loaded, device
+
+
+def _check_free(loaded: Loaded, address: IPv4Address, host_mac: str) -> None:
+    """Raises AddressTakenError where the programs know another pod with the address, whose link is there."""
+    known = overlay.pod(loaded.maps, address)
+    if known is None or known.host_mac == host_mac:
+        return
+    there = rtnl.link_at(links.host(), known.device)
+    if there and there.mac == known.host_mac:
+        raise AddressTakenError(address, there.name)
 
 
 def _check_programs(loaded: Loaded, attachment: Attachment, index: int) -> None:

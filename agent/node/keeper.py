@@ -19,7 +19,7 @@ from pathlib import Path
 from agent.cluster import objects
 from agent.cluster.fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
-from agent.ipam import reservations
+from agent.ipam import reservations, unreadable
 from agent.ipam.attachments import Attachments
 from agent.ipam.reservations import Claim, Delete, Here, Step
 from agent.model import IPReservation, Problem, Snapshot
@@ -29,6 +29,7 @@ from agent.shared import Busy, Latest
 AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
 ROUND = 30.0  # seconds after which no more is tried when something failed
 WHERE = "reservations"
+LARGEST = 1 << 26  # bytes of the file; a reservation has about 400
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class Keeper:
 
     def __init__(self, store: Datastore, node: str, kept: Kept, keep: float) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
-        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        unknown = unusable(kept.file)
+        self.problems: Latest[Mapping[str, Problem]] = Latest({str(kept.file): unknown} if unknown else {})
         self._store = store
         self._node = node
         self._kept = kept
@@ -100,6 +102,9 @@ class Keeper:
 
     def _here(self, busy: Busy) -> Here:
         used, claims = {}, set()
+        for entry in self._kept.attachments.unreadable():
+            used.update(dict.fromkeys(entry.addresses, f"the pod behind link {entry.link}"))
+            busy |= entry.addresses  # whose they are is not known, so they stay as they are
         for attachment in self._kept.attachments.all():
             for lease in attachment.leases:
                 used[lease.address] = f"pod {attachment.pod}" if attachment.pod else attachment.container_id
@@ -144,12 +149,23 @@ def save(path: Path, known: Mapping[str, IPReservation]) -> None:
 
 
 def load(path: Path) -> dict[str, IPReservation]:
-    """What an earlier agent kept; a file that can't be used is as none."""
+    """What an earlier agent kept; nothing where its file cannot be used, see `unusable`."""
+    known = _read(path)
+    return {} if isinstance(known, Problem) else known
+
+
+def unusable(path: Path) -> Problem | None:
+    """Why the file cannot be used; then pods get no address before the datastore has been read."""
+    known = _read(path)
+    return known if isinstance(known, Problem) else None
+
+
+def _read(path: Path) -> dict[str, IPReservation] | Problem:
     try:
-        found = [objects.parse(doc) for doc in json.loads(path.read_bytes())]
+        found = [objects.parse(doc) for doc in json.loads(unreadable.read(path, LARGEST))]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, ObjectError) as error:
-        log.warning("%s is of no use, and reservations are known when the datastore tells: %s", path, error)
-        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, ObjectError) as error:
+        remedy = "pods wait until the datastore has been read, which replaces the file"
+        return Problem(f"file {path}", f"it cannot be used: {error!r:.200}", remedy)
     return {held.name: held for held in found if isinstance(held, IPReservation)}

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from agent.ipam import unreadable
 from agent.ipam.attachment import decode_network, decode_uplink, encode_network, encode_uplink
 from agent.model import Subnet
 from agent.node import notes
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 def load(path: Path) -> NodeStatus:
     """Blocks, what of them is withheld, and uplinks, as an earlier run noted them; nothing if it did not."""
     try:
-        doc = json.loads(path.read_bytes())
+        doc = json.loads(unreadable.read(path))
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]
@@ -35,7 +36,7 @@ def load(path: Path) -> NodeStatus:
         )
     except FileNotFoundError:
         return NodeStatus()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s can't be used, so pods wait for the datastore: %r", path, error)
         return NodeStatus()
 

@@ -46,6 +46,8 @@ class Inputs:
     """Where the kernel's switches are; elsewhere in a container."""
     prepared: Path | None = None
     """The file of what is prepared for pods; None: it is forgotten at a restart."""
+    resume: bool = True
+    """Whether pods may get addresses by that file before the datastore has been read."""
     bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
     bird: Callable[[BirdConfig | None], None] = lambda _config: None
     """Takes what BIRD should do; what comes of it are troubles."""
@@ -71,7 +73,7 @@ class Reconciler:
 
     def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
         earlier = prepared.load(inputs.prepared) if inputs.prepared else NodeStatus()
-        self.status: Latest[NodeStatus] = Latest(earlier)
+        self.status: Latest[NodeStatus] = Latest(earlier if inputs.resume else NodeStatus())
         self._noted = True
         """Whether the file of what is prepared says nothing else."""
         self.errors = Tally((NETLINK,), *((kind,) for kind in program.KINDS))
@@ -145,6 +147,8 @@ class Reconciler:
             still = self.status.get()  # what can't be looked at is taken to be as it was
             self._publish(replace(still, synced=True, problems=self._with_reported([problem])))
             return False
+        if self._inputs.attachments.unreadable():
+            self._inputs.attachments.look_again({link.name for link in kernel.links})
         problems = list(_identity(snapshot, self._node, kernel.local))
         options, wrong = self._inputs.bgp.look()
         problems += wrong
@@ -238,7 +242,7 @@ class Reconciler:
         """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
         return frozenset(
             lease.block
-            for a in self._inputs.attachments.all()
+            for a in self._inputs.attachments.in_force()
             if a.network == network
             for lease in a.leases
             if not blocks.is_single(lease.block)
@@ -250,7 +254,7 @@ class Reconciler:
             common = blocks.node_blocks(facts.snapshot, replace(network, pool=""), self._node)
             own = tuple(dict.fromkeys((*common, *own)))
         kept = sorted(self._used(network) - set(own), key=str)
-        all_pods = self._inputs.attachments.all()
+        all_pods = self._inputs.attachments.in_force()
         pods = [a for a in all_pods if a.network == network and a.owner]
         guests = frozenset(guest for pod in pods for guest in pod.guests)
         held = frozenset(blocks.single(address) for pod in pods for address in pod.held)

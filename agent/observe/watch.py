@@ -14,7 +14,7 @@ from typing import Any
 from agent.datapath import bpf, events, overlay
 from agent.datapath.bpfcall import BpfError, Map
 from agent.datapath.events import Drop, Drops, Flow
-from agent.ipam import attachment, attachments
+from agent.ipam import attachment, attachments, unreadable
 
 REFRESH = 1.0  # seconds
 CLEAR, BOLD, RED, PLAIN = "\x1b[H\x1b[2J", "\x1b[1m", "\x1b[31m", "\x1b[0m"
@@ -33,7 +33,7 @@ class Names:
         self._by_address, self._by_link = {}, {}
         for path in self._folder.glob(f"*{attachments.WHOLE}"):
             try:
-                one = attachment.decode(path.read_bytes(), whole=True)
+                one = attachment.decode(unreadable.read(path), whole=True)
             except (OSError, ValueError):  # it goes just now, or is from another version
                 continue
             name = one.pod or one.container_id
