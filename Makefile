@@ -87,6 +87,10 @@ test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin
 test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kernel with ipip, ipvlan, macvlan (User Mode Linux; TESTS=)
 	@$(BIN)/python -m tests.kernel $(TESTS)
 
+.PHONY: test-debian13
+test-debian13: build/.debs-image ## demo, quick checks and kernel tests on a fresh Debian 13 (on this machine's kernel)
+	@tests/debian13.sh
+
 .PHONY: test-scale
 test-scale: deps plugin build/ebpf/.done ## ipip with 60 and 200 nodes in full mesh: what is rendered, memory, a node that joins
 	@$(BIN)/pytest -q -s -m scale tests/lab
