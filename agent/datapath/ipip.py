@@ -200,7 +200,10 @@ def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bo
 
 def _attach(nl: Netlink, device: int, programs: Mapping[tc.Hook, Program]) -> bool:
     """Have the programs at a device; whether some were not. Raises OSError."""
-    return tcx.ensure(device, programs) if tcx.known() else tc.ensure(nl, device, programs)
+    if tcx.known():
+        return tcx.ensure(device, programs)
+    tc.refuse_strangers(nl, device, programs)
+    return tc.ensure(nl, device, programs)
 
 
 def _detach(nl: Netlink, there: Iterable[Link]) -> None:

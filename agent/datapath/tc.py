@@ -45,6 +45,16 @@ def attached(nl: Netlink, device: int, hook: Hook) -> int:
     return next((identity for payload in found if (identity := _identity(payload))), 0)
 
 
+def refuse_strangers(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> None:
+    """Raise NetlinkError where a filter of another program has the place of ours at a device that is not ours."""
+    for hook, program in programs.items():
+        for options in filter(None, map(_ours, _filters(nl, device, hook, INFO))):
+            name = options.get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+            if name != program.name:
+                what = f"the filter {name or 'without a name'} of another program has our place at its {hook}"
+                raise NetlinkError(errno.EEXIST, f"attach {program.name} to device {device}", what)
+
+
 def detach(nl: Netlink, device: int, programs: Mapping[Hook, str]) -> bool:
     """Take those of our programs away that have these names; whether there were any. Raises NetlinkError.
 

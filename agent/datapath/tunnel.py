@@ -61,6 +61,17 @@ def sync(
             f"delete it: ip link del {TUNNEL}",
         )
         return [Problem(f"device {TUNNEL}", what, remedy)]
+    try:
+        return _sync(nl, wanted, device, addresses, verify=verify)
+    except NetlinkError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
+            raise
+        return [_taken(wanted, [link.name for link in there if link.kind == "vxlan" and link is not device])]
+
+
+def _sync(
+    nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence[LinkAddress], *, verify: bool
+) -> list[Problem]:
     if wanted.backend == KERNEL:
         index = _device(nl, wanted, device).index
         sync_addresses(nl, index, wanted.addresses, addresses)
@@ -79,6 +90,17 @@ def sync(
     sync_addresses(nl, index, wanted.addresses, addresses)
     _sync_programs(nl, loaded, verify=verify)
     return []
+
+
+def _taken(wanted: Overlay, others: Sequence[str]) -> Problem:
+    """The port is another's: the kernel shares it only among devices of one kind, and a VNI not at all."""
+    choice = 'or give all networks of mode vxlan another "port" in the netconf, on all nodes'
+    if not others:
+        what, remedy = f"another program has UDP port {wanted.port}", f"`ss -ulnp` names it: end it, {choice}"
+        return Problem(f"device {TUNNEL}", what, remedy)
+    what = f"another vxlan device has UDP port {wanted.port} or the VNI {wanted.vni}: {', '.join(others)}"
+    remedy = f"delete it if its network is gone: ip link del {others[0]}; {choice}"
+    return Problem(f"device {TUNNEL}", what, remedy)
 
 
 def tidy(wanted: Overlay | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import netconf
 from agent.datapath import bpf, ipip, ipipmaps, netlink, rtnl, tc, tcx
 from agent.errors import CniError, Code
 from agent.model import Node
@@ -177,6 +178,24 @@ def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_pat
     eventually(lambda: DEVICE not in command("ip", "link"), 15)
     assert attached(by) == []
     assert "clsact" not in command("tc", "qdisc", "show", "dev", "eth0")
+
+
+def test_a_filter_of_another_program_in_the_place_of_ours_stays_and_is_reported(tmp_path: Path, by: str) -> None:
+    host = Host(tmp_path, conf=IPIP)
+    host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),)))
+    command("tc", "qdisc", "add", "dev", "eth0", "clsact")
+    place = ("dev", "eth0", "egress", "prio", "84", "handle", "1")
+    command("tc", "filter", "add", *place, "bpf", "bytecode", "1,6 0 0 0")
+    host.confs.publish(Confs(frozenset({netconf.parse(IPIP).network})))
+    if by == "tcx":
+        eventually(lambda: tcx.attached(eth0(), "egress", "ipip_egress"))
+    else:
+        eventually(
+            lambda: any("without a name of another" in str(p) for p in host.reconciler.status.get().problems)
+        )
+    assert "bytecode" in command("tc", "filter", "show", "dev", "eth0", "egress")
+    command("tc", "filter", "delete", *place, "bpf")
+    eventually(lambda: not host.reconciler.status.get().problems)
 
 
 def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path, by: str) -> None:
