@@ -21,7 +21,7 @@ TUNNEL_ALIAS = f"{ALIAS} vxlan port"
 IPIP = "testcni-ipip"
 IPIP_ALIAS = f"{ALIAS} ipip"
 MAC_PREFIX = "0a:58"  # locally administered
-BRIDGE_MAC_PREFIX = "0a:62"  # so is this one, which no pod has
+BRIDGE_MAC_PREFIX = "0a:62:74:63"  # so is this one; long, as a bridge of others may have any MAC
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -33,7 +33,7 @@ def mac_for(address: Address) -> str:
 
 def bridge_mac(node: str, name: str) -> str:
     """The MAC of a new bridge: neither the node's blocks nor the bridge's ports change it."""
-    return f"{BRIDGE_MAC_PREFIX}:{hashlib.sha256(f'{node}/{name}'.encode()).digest()[:4].hex(':')}"
+    return f"{BRIDGE_MAC_PREFIX}:{hashlib.sha256(f'{node}/{name}'.encode()).digest()[:2].hex(':')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 from agent import netconf
 from agent.errors import CniError
 from agent.node.confs import Confs
-from tests.netns.node import VXLAN, Host, Pod, command, eventually
+from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually
 
 FOREIGN = {
     "flannel": ("flannel.1", "id", "1", "nolearning"),
@@ -52,3 +52,13 @@ def test_a_program_that_has_the_port_of_the_tunnel_is_reported(tmp_path: Path) -
         (problem,) = eventually(lambda: [p for p in host.reconciler.status.get().problems if "8472" in str(p)])
         assert "ss -ulnp" in problem.remedy
     eventually(lambda: not host.reconciler.status.get().problems)
+
+
+@pytest.mark.parametrize("mac", ["0a:58:0a:f4:01:01", "0a:62:01:02:03:04"])
+def test_a_bridge_of_another_program_whose_mac_begins_like_ours_stays(tmp_path: Path, mac: str) -> None:
+    command("ip", "link", "add", "br7", "address", mac, "type", "bridge")
+    host = Host(tmp_path)
+    host.confs.publish(Confs(frozenset({netconf.parse(CONF).network})))
+    eventually(lambda: "testcni0" in command("ip", "link"))
+    eventually(lambda: host.reconciler.status.get().blocks)
+    assert mac in command("ip", "link", "show", "br7")

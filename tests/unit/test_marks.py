@@ -1,0 +1,105 @@
+"""docs/marks.md names every number and name that is shared with other programs, and none that is not so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from agent import config, model
+from agent.cluster import objects, receives
+from agent.cni import wishes
+from agent.datapath import bpf, ipip, nft, overlay, state, tc
+from agent.datapath.bird import values
+from agent.modes import bgp, vxlan, wiring
+from agent.modes import ipip as ipip_mode
+from agent.node import install, route_marks
+
+REPO = Path(__file__).resolve().parents[2]
+TEXT = (REPO / "docs/marks.md").read_text()
+ROW = re.compile(r"^\| ([^|]+) \| ([^|]*) \|", re.M)
+CODE = re.compile(r"`([^`]+)`")
+NETWORK = model.Network("testcni")
+
+
+def source(file: str, pattern: str) -> str:
+    found = re.search(pattern, (REPO / "ebpf" / file).read_text())
+    assert found, (file, pattern)
+    return found[1]
+
+
+def option(name: str) -> str:
+    return next(option.default or "" for option in config.OPTIONS if option.name == name)
+
+
+MARKS: dict[str, tuple[object, ...]] = {
+    "route protocol": (model.ROUTE_PROTOCOL,),
+    "route protocol of earlier versions": (route_marks.FIRST_PROTOCOL,),
+    "BIRD's routes, protocol": (values.KERNEL_PROTOCOL,),
+    "BIRD's routes, metric": (values.METRIC,),
+    "route metric while modes differ": (ipip_mode.SPARE,),
+    "route metric of own blocks in the tunnel": (vxlan.LAST,),
+    "packet mark": (source("common.h", r"#define MARK (\w+)"),),
+    "conntrack": (),
+    "policy rules and tables": (),
+    "nft priority, postrouting": (nft.CHAIN["prio"],),
+    "nft priority, input and output": (*{nft.INPUT["prio"], nft.OUTPUT["prio"]},),
+    "tc filter priority": (tc.PRIORITY,),
+    "tc filter handle": (tc.HANDLE,),
+    "TCX programs at the underlay": tuple(ipip.PROGRAMS.values()),
+    "link group of slaves": (hex(int("f" * 7, 16) + 1),),
+    "UDP port of the tunnel": (NETWORK.port,),
+    "VNI": (NETWORK.vni,),
+    "listener of metrics and health": (option("listen"),),
+    "AS number": (values.DEFAULT_AS,),
+    "BGP": (179,),
+    "MAC of a pod": (state.MAC_PREFIX,),
+    "MAC of a bridge": (state.BRIDGE_MAC_PREFIX,),
+    "MAC of a host end": ("ee",),
+    "MAC of the tunnel": (overlay.TUNNEL_MAC_PREFIX,),
+    "MAC of senders in the tunnel": (
+        ":".join(re.findall(r"0x(\w\w)", source("tunnel.h", r"\.source = \{([^}]+)\}"))),
+    ),
+    "gateway of pods with a /32": (wiring.GATEWAY,),
+    "links of pods": (state.LINK_PREFIX,),
+    "alias": (state.ALIAS,),
+    "bridge": (NETWORK.bridge,),
+    "device of vxlan": (state.TUNNEL,),
+    "device of ipip": (state.IPIP,),
+    "nft table": (f"inet {state.NFT_TABLE}",),
+    "eBPF pins": (bpf.FOLDER,),
+    "conf": (install.CONFLIST,),
+    "socket and attachments": (option("run-dir"),),
+    "journal": (option("state-dir"),),
+    "API group": (model.API_VERSION,),
+    "annotations": (objects.OURS,),
+    "label of reflectors": (bgp.REFLECTOR,),
+}
+
+
+def test_the_documented_marks_are_those_of_the_code() -> None:
+    rows = {name: CODE.findall(value) for name, value in ROW.findall(TEXT) if name not in ("mark", "---")}
+    assert rows == {name: list(map(str, those)) for name, those in MARKS.items()}
+
+
+def test_the_annotations_begin_as_documented() -> None:
+    ours = (wishes.IP, wishes.STICKY, wishes.POOL, receives.ANNOTATION)
+    assert all(name.startswith(objects.OURS) for name in ours)
+    (row,) = (line for line in TEXT.splitlines() if line.startswith("| annotations"))
+    assert set(CODE.findall(row)) == {objects.OURS, *(name.removeprefix(objects.OURS) for name in ours)}
+
+
+def test_no_number_for_routes_is_anothers() -> None:
+    assert model.ROUTE_PROTOCOL in config.ROUTE_PROTOCOLS
+    assert model.ROUTE_PROTOCOL not in {**config.REGISTERED, route_marks.FIRST_PROTOCOL: "OVN"}
+    for file in lists_of_protocols():
+        registered = {int(line.split()[0], 0) for line in file.read_text().splitlines() if line[:1].isdigit()}
+        assert model.ROUTE_PROTOCOL not in registered, file
+
+
+def lists_of_protocols() -> list[Path]:
+    """The lists of route protocols of this machine's iproute2."""
+    folders = (Path("/etc/iproute2"), Path("/usr/share/iproute2"))
+    found = [folder / "rt_protos" for folder in folders] + [
+        file for folder in folders for file in (folder / "rt_protos.d").glob("*.conf")
+    ]
+    return [file for file in found if file.exists()]
