@@ -9,8 +9,9 @@ import functools
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from agent import cniargs, values
@@ -40,9 +41,14 @@ NAME_LIMIT = 63
 CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
 MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
 
-# Keys that others read: the runtime, the plugin binary, and the specification's own.
+# Keys that others read: the runtime, and the specification's own.
 FOREIGN = frozenset({"cniVersions", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins"})
-PLUGIN_KEYS = frozenset({"socket", "agentWait", "stateDir"})
+# What the plugin reads itself (cni-bin/testcni.c, take_member): what it would refuse is refused here.
+PLUGIN_KEYS: Mapping[str, Callable[[str, object], object]] = {
+    "socket": partial(values.path, longest=107),  # struct sockaddr_un
+    "stateDir": partial(values.path, longest=1023),
+    "agentWait": partial(values.seconds, longest=300),
+}
 CAPABILITIES = ("ips", "mac")
 
 
@@ -149,7 +155,9 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, None),
     )
     fields.take("capabilities", _capabilities, None)
-    fields.finish(FOREIGN | PLUGIN_KEYS)
+    for key, check in PLUGIN_KEYS.items():
+        fields.take(key, check, None)
+    fields.finish(FOREIGN)
     return conf
 
 

@@ -119,6 +119,21 @@ def mac(where: str, value: object) -> str:
     return text
 
 
+def path(where: str, value: object, longest: int) -> str:
+    """An absolute path of at most `longest` bytes. Raises CniError 7."""
+    text = value if isinstance(value, str) else ""
+    if not text.startswith("/") or "\0" in text or len(text.encode(errors="replace")) > longest:
+        raise invalid_config(where, value, f"an absolute path of at most {longest} bytes")
+    return text
+
+
+def seconds(where: str, value: object, longest: int) -> float:
+    """A number of seconds, also a part of one. Raises CniError 7."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= longest:
+        raise invalid_config(where, value, f"a number of seconds from 0 to {longest}")
+    return value
+
+
 def mapping(where: str, value: object) -> dict[str, Any]:
     """A JSON object. Raises CniError 7."""
     if not isinstance(value, dict):

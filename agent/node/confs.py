@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from agent import netconf
+from agent import libcni, netconf
 from agent.cluster.inotify import FolderWatch
-from agent.errors import CniError, invalid_config
+from agent.errors import CniError
 from agent.model import Network, Problem
 from agent.shared import Latest
 
 PLUGIN = "testcni"
-SUFFIXES = (".conf", ".conflist", ".json")  # those that libcni loads
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 
@@ -33,12 +31,11 @@ class Confs:
 def read(folder: Path, template: Path | None = None) -> Confs:
     """What is in the folder now, and in the conflist that is to be installed there."""
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    except FileNotFoundError:
-        paths = []
+        paths = libcni.files(folder)
     except OSError as error:
         return Confs(problems=(Problem(str(folder), str(error), "give the agent leave to read it"),))
-    found = [read_file(path) for path in ([template, *paths] if template else paths)]
+    found = [read_template(template, folder)] if template else []
+    found += [read_file(path) for path in paths]
     return Confs(
         frozenset(network for confs in found for network in confs.networks),
         tuple(problem for confs in found for problem in confs.problems),
@@ -46,39 +43,35 @@ def read(folder: Path, template: Path | None = None) -> Confs:
     )
 
 
+def read_template(path: Path, folder: Path) -> Confs:
+    """The networks of the conflist that is to be installed in the folder."""
+    remedy = "fix it (in Kubernetes: the ConfigMap); until then what is installed stays in force"
+    return _read(path, lambda data: of(libcni.conflist(data, folder)), remedy, ours=b"")
+
+
 def read_file(path: Path) -> Confs:
     """The networks of one file; one that does not mention us has none, whatever else it holds."""
+    return _read(path, lambda data: of(libcni.read(path, data)), "fix or remove the file")
+
+
+def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes = PLUGIN.encode()) -> Confs:
+    """`ours`: what a file mentions that is ours to judge."""
+    data = b""
     try:
         data = path.read_bytes()
-        if PLUGIN.encode() not in data:  # other plugins' files are not ours to judge
-            return Confs()
-        return of(data)
+        return parse(data)
     except FileNotFoundError:
         return Confs()  # it went while we looked
-    except (CniError, OSError) as error:
-        return Confs(problems=(Problem(str(path), str(error), "mend or remove the file"),))
+    except CniError as error:
+        return Confs(problems=(Problem(str(path), str(error), remedy),) if ours in data else ())
+    except OSError as error:
+        return Confs(problems=(Problem(str(path), str(error), remedy),))
 
 
-def of(data: bytes) -> Confs:
-    """The networks of a file's content. Raises CniError."""
-    networks = [netconf.parse(doc).network for doc in plugins(netconf.parse_json(data))]
+def of(conf: libcni.ConfList) -> Confs:
+    """The networks of a file. Raises CniError."""
+    networks = [netconf.parse(plugin.conf).network for plugin in conf.plugins if plugin.type == PLUGIN]
     return Confs(frozenset(networks), chosen={network.name: network for network in reversed(networks)})
-
-
-def entries(doc: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a .conf or a .conflist says of each plugin; raises CniError 7."""
-    found = doc.get("plugins", [doc])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise invalid_config("plugins", found, "a list of JSON objects")
-    return found
-
-
-def plugins(doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The netconfs of type testcni of a .conf or a .conflist; raises CniError 7."""
-    inherited: dict[str, Any] = {key: doc[key] for key in ("name", "cniVersion") if key in doc}
-    for entry in entries(doc):
-        if entry.get("type") == PLUGIN:
-            yield {**entry, **inherited}
 
 
 class ConfFolder:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import netconf
+from agent import libcni
 from agent.cluster.inotify import FolderWatch
 from agent.errors import CniError
 from agent.model import Problem
@@ -52,6 +52,7 @@ class Installer:
         self._problems = problems
         self._places = places
         self._status = status
+        self._refused = ""
         self._wake = threading.Event()
         status.listen(self._wake.set)
 
@@ -69,6 +70,13 @@ class Installer:
     def installed(self) -> bool:
         """Whether the runtime's folder has the conflist."""
         return self._places.conflist.exists()
+
+    @property
+    def lacking(self) -> str:
+        """Why the runtime's folder has not the conflist that it should have; empty: it has."""
+        if self._refused:
+            return f"the conflist {self._places.template} can't be used: {self._refused}"
+        return "" if self.installed else "the conflist is not installed"
 
     def once(self) -> None:
         """One look at everything; what fails is a problem, and is tried again."""
@@ -91,12 +99,15 @@ class Installer:
 
     def _waits(self, data: bytes) -> str | None:
         """Why the conflist is not to be installed, None: it is; the installed one stays in force till then."""
+        self._refused = ""
         try:
-            networks = confs.of(data).networks if confs.PLUGIN.encode() in data else frozenset()
-        except CniError:
-            return ""  # who reads the confs tells
+            networks = confs.of(libcni.conflist(data, self._places.conf_dir)).networks
+        except CniError as error:
+            self._refused = str(error)
+            return ""  # who reads the confs reports it
         if not networks:
-            return "has no plugin of type testcni"
+            self._refused = "has no plugin of type testcni"
+            return self._refused
         prepared = self._status.get().blocks
         missing = sorted(f"{n.name} ({n.mode})" for n in networks if not prepared.get(n))
         if not missing:
@@ -117,15 +128,15 @@ class Installer:
 def foreign(conf_dir: Path) -> list[Path]:
     """Confs that the runtime would take instead of ours; one of a plugin that calls ours may come first."""
     try:
-        names = sorted(path.name for path in conf_dir.iterdir() if path.suffix in confs.SUFFIXES)
+        paths = libcni.files(conf_dir)
     except OSError:
-        return []  # the runtime's folder isn't there yet
-    return [conf_dir / name for name in names if name < CONFLIST and not _delegates(conf_dir / name)]
+        return []  # who reads the confs reports it
+    return [path for path in paths if path.name < CONFLIST and not _delegates(path)]
 
 
 def _delegates(path: Path) -> bool:
     try:
-        types = {plugin.get("type") for plugin in confs.entries(netconf.parse_json(path.read_bytes()))}
+        types = {plugin.type for plugin in libcni.read(path, path.read_bytes()).plugins}
     except (CniError, OSError):
         return False  # whatever it is, the runtime would take it
     return not types.isdisjoint(DELEGATING)

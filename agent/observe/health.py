@@ -24,8 +24,8 @@ def ready(status: NodeStatus, confs: Confs, installer: Installer | None) -> Page
         reasons.append("the datastore has not been read completely yet")
     for name in sorted(network.name for network in confs.networks if not status.blocks.get(network)):
         reasons.append(f"network {name} is not prepared")
-    if installer and not installer.installed:
-        reasons.append("the conflist is not installed")
+    if installer and installer.lacking:
+        reasons.append(installer.lacking)
     if reasons:  # what stands behind them; a problem alone does not make a node unready
         reasons += map(str, status.problems)
     return _page(reasons)

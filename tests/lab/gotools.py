@@ -32,13 +32,25 @@ def reference_plugins() -> Path:
     return _build([f"{PLUGINS}/plugins/{name}@{PLUGINS_VERSION}" for name in REFERENCE])
 
 
+def libcni() -> Path:
+    """The path of a program that says what libcni makes of conf files. Raises NoGoError."""
+    source = Path(__file__).parent / "libcni"
+    digest = "".join(path.read_text() for path in sorted(source.iterdir()))
+    return _install(["."], digest, source) / "libcni"
+
+
 def _build(packages: list[str]) -> Path:
     """A folder with the programs of these packages, named for their versions."""
+    return _install(packages, "\n".join(packages), Path("/"))
+
+
+def _install(packages: list[str], content: str, where: Path) -> Path:
+    """A folder with the programs of these packages as seen from a folder, named for their content."""
     go = shutil.which("go")
     if go is None:
         raise NoGoError("there is no go on the PATH")
     version = subprocess.run([go, "version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256("\n".join([version, *packages]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join([version, content]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
     folder = cache / f"go-{digest}"
     if folder.exists():
@@ -48,7 +60,7 @@ def _build(packages: list[str]) -> Path:
     try:
         subprocess.run(
             [THRICE, go, "install", "-ldflags=-s -w", *packages],
-            env=environment, capture_output=True, text=True, check=True, timeout=BUILD_WITHIN, cwd="/",
+            env=environment, capture_output=True, text=True, check=True, timeout=BUILD_WITHIN, cwd=where,
         )  # fmt: skip
     except subprocess.SubprocessError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -64,5 +76,6 @@ if __name__ == "__main__":
     try:
         cnitool()
         reference_plugins()
+        libcni()
     except NoGoError as error:
         print(f"some tests will be skipped: {error}")

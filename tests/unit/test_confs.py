@@ -7,11 +7,11 @@ from pathlib import Path
 
 from agent.node import confs
 
-OURS = {"name": "net", "type": "testcni", "subnet": "10.244.0.0/16"}
+OURS = {"cniVersion": "1.0.0", "name": "net", "type": "testcni", "subnet": "10.244.0.0/16"}
 
 
 def test_confs_and_conflists_of_ours_are_found_and_no_others(tmp_path: Path) -> None:
-    (tmp_path / "10-a.conf").write_text(json.dumps({"cniVersion": "0.3.0", **OURS}))
+    (tmp_path / "10-a.conf").write_text(json.dumps({**OURS, "cniVersion": "0.3.0"}))
     plugins = [{"type": "testcni", "bridge": "br1"}, {"type": "portmap", "capabilities": {"portMappings": True}}]
     (tmp_path / "20-b.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "two", "plugins": plugins}))
     (tmp_path / "30-c.conf").write_text('{"name": "other", "type": "bridge"')
@@ -35,6 +35,21 @@ def test_a_wrong_file_is_named_and_the_others_count(tmp_path: Path) -> None:
 
 def test_a_missing_folder_and_a_template(tmp_path: Path) -> None:
     template = tmp_path / "template"
-    template.write_text(json.dumps(OURS))
+    template.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [OURS]}))
     assert confs.read(tmp_path / "none") == confs.Confs()
     assert len(confs.read(tmp_path / "none", template).networks) == 1
+
+
+def test_a_file_that_runtimes_refuse_is_named(tmp_path: Path) -> None:
+    conflist = {"cniVersion": "1.0.0", "name": "net", "plugins": [OURS]}
+    for name, doc in {
+        "10.conf": conflist,
+        "20.conflist": OURS,
+        "30.conf": {"name": "net", "type": "testcni"},
+    }.items():
+        (tmp_path / name).write_text(json.dumps(doc))
+    found = confs.read(tmp_path)
+    assert found.networks == frozenset()
+    assert [problem.where for problem in found.problems] == [str(path) for path in sorted(tmp_path.iterdir())]
+    assert "is a conflist, which runtimes load only from a file *.conflist (rename it)" in str(found.problems[0])
+    assert "has no list `plugins`" in str(found.problems[1])

@@ -16,6 +16,7 @@ import pytest
 from agent.model import Problem
 from agent.node import confs, install
 from agent.node.install import Installer, Places
+from agent.observe import health
 from agent.shared import Latest, NodeStatus
 
 CONFLIST = {
@@ -44,8 +45,14 @@ def places(tmp_path: Path) -> Places:
 
 
 def ready(places: Places) -> NodeStatus:
-    (network,) = confs.read_file(places.template).networks
+    (network,) = confs.read_template(places.template, places.conf_dir).networks
     return NodeStatus(synced=True, blocks={network: (ipaddress.ip_network("10.244.1.0/24"),)})
+
+
+def ready_with(places: Places, conflist: object) -> NodeStatus:
+    good = places.template.with_name("good")
+    good.write_text(json.dumps(conflist))
+    return ready(replace(places, template=good))
 
 
 def test_the_conflist_comes_last_and_only_when_pods_could_start(places: Places) -> None:
@@ -126,12 +133,21 @@ def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
 
 @pytest.mark.parametrize("kind", ["multus", "multus-shim"])
 def test_a_plugin_that_calls_ours_may_sort_first(places: Places, kind: str) -> None:
-    for number, doc in enumerate([{"name": "meta", "type": kind}, {"name": "meta", "plugins": [{"type": kind}]}]):
-        (places.conf_dir / f"0{number}-multus.conf").write_text(json.dumps(doc))
+    alone, listed = {"name": "meta", "type": kind}, {"name": "meta", "plugins": [{"type": kind}]}
+    (places.conf_dir / "00-multus.conf").write_text(json.dumps(alone))
+    (places.conf_dir / "01-multus.conflist").write_text(json.dumps(listed))
     assert install.foreign(places.conf_dir) == []
+    (places.conf_dir / "02-multus.conf").write_text(json.dumps(listed))  # runtimes look at the name, and refuse it
     for number, text in enumerate(['{"type": "calico"}', '{"plugins": 7}', "{", '{"plugins": [{}]}']):
         (places.conf_dir / f"03-{number}.conf").write_text(text)
-    assert len(install.foreign(places.conf_dir)) == 4
+    assert len(install.foreign(places.conf_dir)) == 5
+
+
+def test_runtimes_load_hidden_files_and_no_folders(places: Places) -> None:
+    (places.conf_dir / "00-folder.conf").mkdir()
+    (places.conf_dir / "00-other.conf.bak").write_text("{}")
+    (places.conf_dir / ".00-hidden.conf").write_text('{"name": "other", "type": "bridge"}')
+    assert install.foreign(places.conf_dir) == [places.conf_dir / ".00-hidden.conf"]
 
 
 def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) -> None:
@@ -154,9 +170,16 @@ def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) ->
     "text",
     [
         '{"name": "testcni", ',
-        '{"name": "testcni", "plugins": [{"type": "testcni", "mode": "wireguard"}]}',
+        '{"cniVersion": "1.0.0", "name": "testcni", "plugins": [{"type": "testcni", "mode": "wireguard"}]}',
         "",
         "[]",
+        '{"cniVersion": "1.0.0", "name": "testcni", "type": "testcni"}',
+        "\ufeff" + json.dumps(CONFLIST),
+        '{"cniVersion": "1.0.0", "plugins": [{"type": "testcni", "name": "testcni"}]}',
+        json.dumps({**CONFLIST, "disableCheck": 1}),
+        json.dumps({**CONFLIST, "cniVersion": "9.9.9"}),
+        json.dumps({key: value for key, value in CONFLIST.items() if key != "cniVersion"}),
+        json.dumps({**CONFLIST, "plugins": [{"type": "testcni", "agentWait": 9000}]}),
     ],
 )
 def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) -> None:
@@ -168,6 +191,12 @@ def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) ->
     told = [*confs.read(places.conf_dir, places.template).problems, *installer._problems.get().values()]
     assert [problem.where for problem in told] == [str(places.template)]
     assert confs.read(places.conf_dir, places.template).chosen["testcni"].mode == "host-gw"
+    page = health.ready(ready_with(places, CONFLIST), confs.read(places.conf_dir, places.template), installer)
+    assert page.status == 503
+    assert f"the conflist {places.template} can't be used" in page.body.decode()
+    places.template.write_text(json.dumps(CONFLIST))
+    installer.once()
+    assert health.ready(ready(places), confs.read(places.conf_dir, places.template), installer).status == 200
 
 
 def test_a_conflist_without_our_plugin_is_told(places: Places) -> None:

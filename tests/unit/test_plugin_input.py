@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import Code
+from agent import netconf
+from agent.errors import CniError, Code
 from tests.unit.plugin import (
     RESULT,
     SOURCE,
@@ -83,6 +84,13 @@ def test_wrong_value_is_error_7(plugin: Plugin, agent: Agent, name: str, value: 
     assert error.msg == f"{name}: {shown[:200]} is not allowed"
     assert error.details
     assert not agent.requests
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_the_agent_prepares_no_network_whose_pods_the_plugin_refuses(name: str, value: object) -> None:
+    with pytest.raises(CniError) as caught:
+        netconf.parse({"cniVersion": "1.0.0", "name": "net", name: value})
+    assert caught.value.msg.startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("value", [0, 300, 0.5, 2e1, None])
