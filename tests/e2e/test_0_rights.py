@@ -1,0 +1,306 @@
+"""What an agent's token is good for: all that its own node needs, and nothing on other nodes' objects."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.cluster import api
+from agent.cluster.api import Api, ApiError, Request
+from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.store import StoreError
+from agent.cni.stays import TakenError
+from agent.model import IPBlock, IPReservation, Snapshot
+from agent.observe.announce import STRATEGIC, Announcer
+from agent.shared import Latest, NodeStatus
+from tests.e2e.cluster import eventually
+from tests.e2e.control import ControlPlane
+from tests.e2e.test_0_datastore import MANIFESTS, apply
+from tests.unit.test_stays import BLOCKS, Agent
+
+NODES = tuple(BLOCKS)
+ONE, TWO = NODES
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+CONDITION = {"type": "NetworkUnavailable", "status": "False", "reason": "TestcniIsUp", "message": "m"}
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    it = ControlPlane(tmp_path_factory.mktemp("rights"))
+    try:
+        it.start(controllers=False)
+        it.kubectl("apply", "-f", str(MANIFESTS / "crds.yaml"))
+        crds = [f"crd/{plural}.testcni.io" for plural in ("ippools", "ipblocks", "ipreservations")]
+        it.kubectl("wait", "--for=condition=Established", *crds)
+        for name in ("admission", "agents", "rbac"):
+            it.kubectl("apply", "-f", str(MANIFESTS / f"{name}.yaml"))
+        for name, cidr in BLOCKS.items():
+            spec = {"podCIDR": str(cidr), "podCIDRs": [str(cidr)]}
+            node = {"metadata": {"name": name, "labels": {"zone": "a"}}, "spec": spec}
+            apply(it, {"apiVersion": "v1", "kind": "Node", **node})
+            status = {"conditions": [{"type": "Ready", "status": "True"}, {**CONDITION, "status": "True"}]}
+            status["addresses"] = [{"type": "InternalIP", "address": f"192.0.2.{NODES.index(name) + 1}"}]
+            patch = ("patch", "node", name, "--subresource=status", "-p", json.dumps({"status": status}))
+            it.kubectl(*patch)
+        wait_for_policies(it)
+        yield it
+    finally:
+        it.stop()
+
+
+def wait_for_policies(control: ControlPlane) -> None:
+    """The policies are in force: the token of node one writes its own, and can't take what is node two's."""
+    agent = store_of(stolen(control, ONE))
+    eventually(partial(succeeds, agent), 60)
+
+    def are_refused() -> bool:
+        for attempt in (
+            lambda: agent.announce(TWO, "x=vxlan"),
+            lambda: agent.create(block("10.9.1.0/24", TWO)),
+            lambda: agent.create(held("10.244.2.99", ONE)),
+        ):
+            with pytest.raises(StoreError):
+                attempt()
+        return True
+
+    eventually(partial(holds, are_refused), 60)
+
+
+def succeeds(agent: Kubernetes) -> bool:
+    made = agent.create(block("10.9.0.0/24", ONE))
+    agent.delete("IPBlock", made.name)
+    return True
+
+
+def holds(check: Callable[[], bool]) -> bool:
+    try:
+        return check()
+    except pytest.fail.Exception:
+        return False
+
+
+def stolen(control: ControlPlane, node: str | None) -> Path:
+    """A kubeconfig with the token of the agent's pod on a node; None: a token that is bound to no pod."""
+    create = ["-n", "testcni", "create", "token", "testcni", "--duration=1h"]
+    if node:
+        metadata = {"name": f"agent-{node}", "namespace": "testcni"}
+        spec = {"nodeName": node, "serviceAccountName": "testcni", "containers": [{"name": "a", "image": "none"}]}
+        apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        create += ["--bound-object-kind=Pod", f"--bound-object-name=agent-{node}"]
+    token = control.kubectl(*create).strip()
+    path = control.folder / f"agent-{node}.kubeconfig"
+    shutil.copy(control.kubeconfig(), path)
+    doc = yaml.safe_load(path.read_text())
+    doc["users"][0]["user"] = {"token": token}
+    path.write_text(yaml.safe_dump(doc))
+    return path
+
+
+def server_of(kubeconfig: Path) -> Api:
+    return Api(partial(api.from_kubeconfig, kubeconfig), 10.0)
+
+
+def store_of(kubeconfig: Path) -> Kubernetes:
+    return Kubernetes(server_of(kubeconfig))
+
+
+@pytest.fixture(scope="module")
+def admin(control: ControlPlane) -> Kubernetes:
+    return store_of(control.kubeconfig())
+
+
+@pytest.fixture(scope="module")
+def thief(control: ControlPlane) -> Kubernetes:
+    """Who has the token of node one's agent."""
+    return store_of(stolen(control, ONE))
+
+
+def block(cidr: str, node: str) -> IPBlock:
+    return IPBlock(ipaddress.ip_network(cidr), node, "pods")
+
+
+def held(address: str, node: str, **more: Any) -> IPReservation:
+    made = IPReservation(ipaddress.ip_address(address), "shop/web-0", "shop/web-0", node, "testcni", NOW)
+    return replace(made, **more)
+
+
+def is_refused(attempt: Callable[[], object], words: str) -> None:
+    with pytest.raises(ApiError, match=words):
+        attempt()
+
+
+@pytest.fixture
+def tidy(control: ControlPlane) -> Iterator[None]:
+    yield
+    control.kubectl("delete", "ipreservations,ipblocks", "--all")
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_stolen_token_can_not_touch_blocks_of_other_nodes(admin: Kubernetes, thief: Kubernetes) -> None:
+    is_refused(lambda: thief.create(block("10.8.2.0/24", TWO)), "its own node only")
+    theirs, gone = admin.create(block("10.8.2.0/24", TWO)), admin.create(block("10.8.9.0/24", "gone"))
+    is_refused(lambda: thief.delete("IPBlock", theirs.name, theirs), f"belongs to node {TWO}")
+    mine = thief.create(block("10.8.1.0/24", ONE))
+    thief.delete("IPBlock", mine.name, mine)
+    thief.delete("IPBlock", gone.name, gone)  # whose node has no Node object, its block is free for all
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_stolen_token_can_not_take_addresses_of_other_nodes(admin: Kubernetes, thief: Kubernetes) -> None:
+    is_refused(lambda: thief.create(held("10.244.2.7", TWO)), "its own node only")
+    is_refused(lambda: thief.create(held("10.244.2.7", ONE)), "has to be asked")
+    admin.create(block("10.8.2.0/24", TWO))
+    eventually(partial(holds_refused, thief), 30)  # once the policy's informer has the block
+    asking = thief.create(held("10.244.2.7", ONE, asks=TWO))
+    assert isinstance(asking, IPReservation)
+    is_refused(lambda: thief.update(replace(asking, asks="")), "has not agreed")
+    is_refused(lambda: thief.update(replace(asking, asks=ONE)), "has not agreed")
+    itself = thief.create(held("10.244.2.8", ONE, asks=ONE))
+    assert isinstance(itself, IPReservation)
+    is_refused(lambda: thief.update(replace(itself, asks="")), "has to be asked")
+
+
+def holds_refused(thief: Kubernetes) -> bool:
+    try:
+        made = thief.create(held("10.8.2.7", ONE))
+    except ApiError as error:
+        return "has to be asked" in str(error)
+    thief.delete("IPReservation", made.name)
+    return False
+
+
+@pytest.mark.usefixtures("tidy")
+def test_a_stolen_token_can_not_change_reservations_of_other_nodes(admin: Kubernetes, thief: Kubernetes) -> None:
+    theirs = admin.create(held("10.244.2.5", TWO))
+    assert isinstance(theirs, IPReservation)
+    for changed, words in (
+        (replace(theirs, released=NOW), "releases it"),
+        (replace(theirs, owner="evil/x"), "its own node only"),
+        (replace(theirs, node=ONE, owner="evil/x", pod="evil/x"), "a pod of the same name"),
+        (replace(theirs, refused="no"), "its own node only"),
+    ):
+        is_refused(partial(thief.update, changed), words)
+    is_refused(lambda: thief.delete("IPReservation", theirs.name, theirs), f"belongs to node {TWO}")
+    moved = thief.update(replace(theirs, node=ONE))  # the protocol: a pod of this name was made anew here
+    assert isinstance(moved, IPReservation)
+    thief.delete("IPReservation", moved.name, moved)
+
+
+@pytest.mark.usefixtures("tidy")
+def test_an_agent_releases_answers_and_inherits(admin: Kubernetes, thief: Kubernetes) -> None:
+    mine = thief.create(held("10.244.1.5", ONE))
+    assert isinstance(mine, IPReservation)
+    released = thief.update(replace(mine, released=NOW))
+    assert isinstance(released, IPReservation)
+    thief.update(replace(released, released=None, owner="shop/x", pod="shop/x"))
+    kept = admin.create(held("10.244.2.5", TWO, released=NOW))
+    assert isinstance(kept, IPReservation)
+    thief.update(replace(kept, node=ONE, released=None))
+    answers: tuple[dict[str, Any], ...] = ({"asks": ""}, {"refused": "pod a/b has it"})
+    for answer in answers:
+        asked = admin.create(held("10.244.1.6", TWO, asks=ONE))
+        assert isinstance(asked, IPReservation)
+        is_refused(partial(thief.update, replace(asked, asks="", pod="evil/x")), "its own node only")
+        thief.update(replace(asked, **answer))
+        admin.delete("IPReservation", asked.name)
+    left = admin.create(held("10.244.9.5", "gone"))
+    assert isinstance(left, IPReservation)
+    over = thief.update(replace(left, released=NOW))
+    assert isinstance(over, IPReservation)
+    thief.delete("IPReservation", over.name, over)
+
+
+def patch(server: Api, node: str, body: object, content_type: str = STRATEGIC) -> None:
+    server.ask(Request("PATCH", f"/api/v1/nodes/{node}/status", {}, body, content_type))
+
+
+def test_a_stolen_token_changes_one_condition_and_one_annotation_of_one_node(control: ControlPlane) -> None:
+    server = server_of(stolen(control, ONE))
+    thief = Kubernetes(server)
+    thief.announce(ONE, "testcni=vxlan")
+    patch(server, ONE, {"status": {"conditions": [CONDITION]}})
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"status": {"conditions": [{**CONDITION, "status": "True"}]}}, "only to False"),
+        ({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, "no condition but"),
+        ({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}}, "no condition but"),
+        (
+            {"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.99"}]}},
+            "nothing of a Node's status",
+        ),
+        ({"status": {"capacity": {"cpu": "1000"}}}, "nothing of a Node's status"),
+        ({"status": {"allocatable": {"example.com/gpu": "8"}}}, "nothing of a Node's status"),
+        ({"metadata": {"labels": {"zone": "b"}}}, "no labels"),
+        ({"metadata": {"finalizers": ["example.com/x"]}}, "no labels"),
+        ({"metadata": {"annotations": {"node.alpha.kubernetes.io/ttl": "9"}}}, "no annotation but"),
+    )
+    for body, words in refused:
+        is_refused(partial(patch, server, ONE, body), words)
+    is_refused(lambda: patch(server, TWO, {"status": {"conditions": [CONDITION]}}), "its own Node only")
+    is_refused(lambda: thief.announce(TWO, "testcni=host-gw"), "its own Node only")
+    node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
+    assert node["metadata"]["annotations"]["testcni.io/receives"] == "testcni=vxlan"
+    states = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+    assert states == {"Ready": "True", "NetworkUnavailable": "False"}
+
+
+def test_a_stolen_token_speaks_for_its_own_node_only(control: ControlPlane) -> None:
+    server = server_of(stolen(control, ONE))
+    for node in NODES:
+        announcer = Announcer(server, node, Latest(NodeStatus()), Latest(Snapshot()))
+        about = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}
+        event = partial(announcer._event, "default", about, "PodNetworkProblem", "x")
+        if node == ONE:
+            event()
+        else:
+            is_refused(event, "writes Events as source.host")
+
+
+def test_a_token_that_names_no_node_writes_nothing(control: ControlPlane) -> None:
+    server = server_of(stolen(control, None))
+    nobody = Kubernetes(server)
+    is_refused(lambda: nobody.create(block("10.8.1.0/24", ONE)), "names no node")
+    is_refused(lambda: nobody.create(held("10.244.1.5", ONE)), "names no node")
+    is_refused(lambda: nobody.announce(ONE, "x=vxlan"), "its own Node only")
+    assert {node.name for node in nobody.list("Node")} == set(NODES)
+
+
+@pytest.mark.usefixtures("tidy")
+def test_agents_with_their_own_tokens_do_all_that_pods_need(control: ControlPlane, tmp_path: Path) -> None:
+    control.kubectl("create", "serviceaccount", "default")
+    for name, key, value in (("web-0", "sticky", "true"), ("a", "ip", "10.244.1.50"), ("b", "ip", "10.244.1.50")):
+        metadata: dict[str, Any] = {"name": name, "annotations": {f"testcni.io/{key}": value}}
+        spec = {"containers": [{"name": "main", "image": "none"}], "automountServiceAccountToken": False}
+        apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    one, two = (Agent(name, store_of(stolen(control, name)), tmp_path) for name in NODES)
+    for agent in (one, two):
+        agent.start()
+    try:
+        for agent in (one, two):
+            agent.until(lambda agent=agent: agent.follower.snapshot.get().synced, 15)
+        for agent in (one, two, one):
+            made = agent.add("web-0")
+            assert str(made.leases[0].address) == "10.244.1.2"
+            agent.attachments.remove(made)
+            agent.until(lambda agent=agent: agent.held().released)
+        assert two.add("a").guests
+        with pytest.raises(TakenError, match="is reserved for default/a"):
+            one.add("b")
+    finally:
+        for agent in (one, two):
+            agent.stop()
+
+
+def test_applying_the_policies_again_changes_nothing(control: ControlPlane) -> None:
+    for name in ("admission", "agents"):
+        said = control.kubectl("apply", "-f", str(MANIFESTS / f"{name}.yaml")).splitlines()
+        assert [line for line in said if "unchanged" not in line] == []
