@@ -32,6 +32,8 @@ class Node:
     receives: Receives = ()
     created: str = field(default="", compare=False)
     """When its object was created, in a form that sorts by time; empty: nobody says."""
+    unavailable: bool = False
+    """Whether its condition NetworkUnavailable is True."""
 
     def modes(self, network: str) -> tuple[str, ...]:
         """In which modes it takes packets of a network; none: it does not say."""

@@ -28,6 +28,7 @@ def read(name: str, doc: Mapping, version: str, faults: Faults) -> Node:
         fields.tolerant(faults, (), labels, metadata, faults),
         receives.decode(annotations.get(receives.ANNOTATION)),
         fields.tolerant(faults, "", fields.created, metadata),
+        _is_unavailable(status),
     )
 
 
@@ -74,6 +75,15 @@ def labels(metadata: Mapping, faults: Faults, field: str = "labels") -> tuple[tu
         else:
             faults.append(ObjectError(path, f"{short(key)}: {short(value)} is no {field[:-1]}", "quote both"))
     return tuple(sorted(good))
+
+
+def _is_unavailable(status: Mapping) -> bool:
+    """Whether the condition NetworkUnavailable is True; what is odd in conditions is the business of others."""
+    conditions = status.get("conditions")
+    return isinstance(conditions, list) and any(
+        isinstance(entry, dict) and (entry.get("type"), entry.get("status")) == ("NetworkUnavailable", "True")
+        for entry in conditions
+    )
 
 
 def _internal_ips(status: Mapping, faults: Faults) -> tuple[Address, ...]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 from agent.cluster.api import Api, Request
 from agent.cluster.store import StoreError
-from agent.model import Problem
-from agent.shared import Latest, NodeStatus, Notice, Notices
+from agent.model import Node, Problem, Snapshot
+from agent.shared import Latest, NodeStatus, Notice, Notices, Pace, pace
 
 LASTING = 5.0  # seconds: what solves itself sooner is not worth an Event
 LOOK_AGAIN = 5.0  # seconds
 EVENTS_AT_ONCE, EVENT_EVERY = 10, 60.0  # then one in so many seconds: events cost the API server too
+TELL_AGAIN = 1800.0  # seconds: Events are kept for an hour
+CLEARS = 5, 60.0  # at once, then one in so many seconds: another controller may set the condition again and again
+SEEN_WITHIN = 30.0  # seconds in which the watch shows a change
 POD_EVENTS = 30, 2.0  # of all pods of the node, in the same way
 NOTICE_EVERY = 60.0  # seconds
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -24,47 +28,50 @@ LONGEST_MESSAGE = 1024  # bytes (events.k8s.io)
 log = logging.getLogger(__name__)
 
 
-class Credit:
-    """So many at once, then one in so many seconds."""
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """When the condition was cleared (time.monotonic), and what the node's object was then."""
 
-    def __init__(self, at_once: int, every: float) -> None:
-        self._most = self._left = float(at_once)
-        self._every = every
-        self._since = time.monotonic()
-
-    def spend(self) -> bool:
-        """Whether there is one left; it is gone then."""
-        now = time.monotonic()
-        self._left = min(self._most, self._left + (now - self._since) / self._every)
-        self._since = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
+    before: Node
+    at: float
 
 
 class Announcer:
     """Follows the node's status, and what pods should hear; an API server that is away hears of it later."""
 
-    def __init__(self, api: Api, node: str, status: Latest[NodeStatus], notices: Notices | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node: str,
+        status: Latest[NodeStatus],
+        snapshot: Latest[Snapshot],
+        notices: Notices | None = None,
+    ) -> None:
         self._api = api
         self._node = node
         self._status = status
         self._wake = threading.Event()
-        self._cleared = False
+        self._me = snapshot.get().nodes.get(node)
+        self.pace = pace()
+        self._snapshot = snapshot
+        self._created = ""
+        self._cleared: Cleared | None = None
+        self._clears = Pace(*CLEARS)
         self._since: dict[Problem, float] = {}
-        self._told: set[Problem] = set()
-        self._credit = Credit(EVENTS_AT_ONCE, EVENT_EVERY)
+        self._told: dict[Problem, float] = {}
+        self._credit = Pace(EVENTS_AT_ONCE, EVENT_EVERY)
         self._notices = notices or Notices()
         self._noticed: dict[Notice, float] = {}
-        self._pods_credit = Credit(*POD_EVENTS)
+        self._pods_credit = Pace(*POD_EVENTS)
         status.listen(self._wake.set)
+        snapshot.listen(self._changed)
         self._notices.listen(self._wake.set)
 
     def run(self, stop: threading.Event) -> None:
         """Tell what there is to tell until `stop` is set."""
         failed = False
         while not stop.is_set():
+            self.pace.wait(stop)
             self._wake.clear()
             try:
                 self.once()
@@ -77,18 +84,35 @@ class Announcer:
     def once(self) -> None:
         """One look at the status. Raises StoreError."""
         status, now = self._status.get(), time.monotonic()
-        if status.blocks and not self._cleared:
+        me = self._me
+        if me and me.created != self._created:  # made anew, it knows nothing of what was said to the last one
+            self._created, self._cleared, self._told = me.created, None, {}
+        if status.blocks and me and self._is_to_be_cleared(now, me) and self._clears.spend():
             self._clear()
-            self._cleared = True
+            self._cleared = Cleared(me, now)
         self._since = {problem: self._since.get(problem, now) for problem in status.problems}
-        self._told &= self._since.keys()
+        self._told = {problem: when for problem, when in self._told.items() if problem in self._since}
         for problem, since in self._since.items():
-            if now - since >= LASTING and problem not in self._told and self._credit.spend():
+            due = now - since >= LASTING and now - self._told.get(problem, -TELL_AGAIN) >= TELL_AGAIN
+            if due and self._credit.spend():
                 # kubelet's events have the name as uid, too: `kubectl describe node` looks for that
                 about = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
                 self._event("default", about, "PodNetworkProblem", str(problem))
-                self._told.add(problem)
+                self._told[problem] = now
         self._tell_pods(now)
+
+    def _changed(self) -> None:
+        """Other nodes' objects wake nobody."""
+        me = self._snapshot.get().nodes.get(self._node)
+        if me is not self._me:
+            self._me = me
+            self._wake.set()
+
+    def _is_to_be_cleared(self, now: float, me: Node) -> bool:
+        """At the first look, and whenever the cluster says that the network is unavailable."""
+        if self._cleared is None:
+            return True
+        return me.unavailable and (me is not self._cleared.before or now - self._cleared.at > SEEN_WITHIN)
 
     def _tell_pods(self, now: float) -> None:
         """The same about the same pod once in a while only, as its runtime tries again. Raises StoreError."""

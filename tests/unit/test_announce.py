@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.cluster.api import Api
-from agent.model import Network, Problem
+from agent.model import Network, Node, Problem, Snapshot
 from agent.observe import announce
 from agent.observe.announce import Announcer
 from agent.shared import Latest, NodeStatus, Notice, Notices
@@ -32,7 +32,9 @@ class Told:
         self.status: Latest[NodeStatus] = Latest(NodeStatus())
         self.notices = Notices()
         self.stop = threading.Event()
-        announcer = Announcer(Api(lambda: config(self.server.port, "t")), "node/1", self.status, self.notices)
+        self.snapshot: Latest[Snapshot] = Latest(Snapshot(nodes={"node/1": Node("node/1")}))
+        api = Api(lambda: config(self.server.port, "t"))
+        announcer = Announcer(api, "node/1", self.status, self.snapshot, self.notices)
         self._thread = threading.Thread(target=announcer.run, args=(self.stop,))
         self._thread.start()
 
@@ -41,6 +43,10 @@ class Told:
             return 503, {"message": "away"}
         self.patched += asked.method == "PATCH"
         return 200, asked.body
+
+    def node(self, **fields: Any) -> None:
+        """The API server shows the Node."""
+        self.snapshot.publish(Snapshot(nodes={"node/1": Node("node/1", **fields)}))
 
     def all(self, method: str) -> list[Any]:
         return [asked.body for asked in tuple(self.server.asked) if asked.method == method]
@@ -139,3 +145,38 @@ def test_a_pod_hears_of_its_trouble_once_in_a_while(told: Told) -> None:
     assert len(second["message"]) == 1024
     path = next(asked.path for asked in told.server.asked if asked.method == "POST")
     assert path.startswith("/api/v1/namespaces/shop/events")
+
+
+def test_a_condition_that_is_set_again_is_cleared_again(told: Told) -> None:
+    told.status.publish(READY)
+    eventually(lambda: len(told.all("PATCH")) == 1)
+    told.node(unavailable=False)
+    told.node(unavailable=True)  # a route controller
+    eventually(lambda: len(told.all("PATCH")) == 2)
+    told.node(created="2026-01-31T12:00:00Z")  # made anew
+    eventually(lambda: len(told.all("PATCH")) == 3)
+
+
+def test_two_controllers_do_not_fight_at_full_speed(told: Told) -> None:
+    told.status.publish(READY)
+    eventually(lambda: told.all("PATCH"))
+    for number in range(60):
+        told.node(unavailable=bool(number % 2))
+        time.sleep(0.01)
+    assert len(told.all("PATCH")) <= announce.CLEARS[0] + 1
+
+
+def test_a_problem_is_told_again_when_its_event_is_about_to_go(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "TELL_AGAIN", 0.5)
+    told.status.publish(NodeStatus(problems=(PROBLEM,)))
+    eventually(lambda: len(told.all("POST")) == 2)
+
+
+def test_a_node_that_is_made_anew_hears_of_its_problems(told: Told) -> None:
+    told.status.publish(NodeStatus(problems=(PROBLEM,)))
+    eventually(lambda: len(told.all("POST")) == 1)
+    told.snapshot.publish(Snapshot())
+    told.node(created="2026-01-31T12:00:00Z")
+    eventually(lambda: len(told.all("POST")) == 2)

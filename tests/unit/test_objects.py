@@ -385,3 +385,18 @@ def test_what_is_written_is_read_back(obj: Resource) -> None:
 def test_block_names_are_good_and_differ(one: Subnet, other: Subnet) -> None:
     assert (block_name(one) == block_name(other)) == (one == other)
     assert parse(to_doc(IPBlock(one, "n", "p"))).name == block_name(one)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "unavailable"),
+    [
+        ([{"type": "Ready", "status": "True"}, {"type": "NetworkUnavailable", "status": "True"}], True),
+        ([{"type": "NetworkUnavailable", "status": "False", "reason": "TestcniIsUp"}], False),
+        ([], False), (None, False), ("x", False), ([5, None], False),
+    ],
+)  # fmt: skip
+def test_whether_the_cluster_takes_the_network_for_unavailable(conditions: object, unavailable: bool) -> None:
+    doc = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "status": {"conditions": conditions}}
+    node = parse(doc)
+    assert isinstance(node, Node)
+    assert node.unavailable is unavailable
