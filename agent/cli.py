@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
 import logging
@@ -29,17 +28,20 @@ from agent.datapath import bpf, ipip
 from agent.datapath.bird.options import OptionsFile
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
+from agent.errors import MustEndError
 from agent.ipam.attachments import Attachments
-from agent.model import Problem
+from agent.model import Problem, Snapshot
 from agent.node import keeper
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
+from agent.node.folders import Folders
 from agent.node.follower import Follower
 from agent.node.herald import Herald
 from agent.node.install import Installer, Places
 from agent.node.keeper import Keeper, Kept
 from agent.node.reconcile import Inputs, Reconciler
 from agent.node.route_marks import RouteMarks
+from agent.node.run_dir import Lock, RunDir
 from agent.node.segment import SegmentTest
 from agent.node.selftest import SelfTest
 from agent.observe import health, metrics
@@ -61,8 +63,9 @@ log = logging.getLogger("agent")
 class Agent:
     """All parts of an agent; nothing runs before `run`."""
 
-    def __init__(self, conf: AgentConfig) -> None:
+    def __init__(self, conf: AgentConfig, lock: Lock) -> None:
         self.conf = conf
+        self._lock = lock
         self.failed = False
         self._threads: list[threading.Thread] = []
         self._metrics = metrics.Metrics()
@@ -85,6 +88,7 @@ class Agent:
         rules = Rules(conf.node_gone, whole=lambda: not self._follower.troubles.get())
         self._claimer = Claimer(store, conf.node, self._follower.snapshot, rules)
         self._confs = ConfFolder(conf.conf_dir, conf.conflist)
+        self._folders = Folders(folders(conf))
         installing: Latest[Mapping[str, Problem]] = Latest({})
         listening: Latest[Mapping[str, Problem]] = Latest({})
         alone: Latest[Mapping[str, Problem]] = Latest({})
@@ -106,6 +110,7 @@ class Agent:
                 alone,
                 self._bird.problems,
                 self._selftest.problems,
+                self._folders.problems,
                 heralding,
             ),
             conf.sysctl_dir,
@@ -120,7 +125,9 @@ class Agent:
         self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
         notices = Notices()
-        self._announce = announcer(api, conf.node, self._reconciler.status, notices) if api else None
+        self._announce: Callable[[threading.Event], None] | None = None
+        if api:
+            self._announce = announcer(api, conf.node, self._reconciler.status, self._follower.snapshot, notices)
         self._installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
@@ -173,6 +180,8 @@ class Agent:
             "reconciler": self._reconciler.run,
             "herald": self._herald.run,
             "journal": self._journal.run,
+            "folders": self._folders.run,
+            "run-dir": RunDir(self._lock.keep, self._server.keep, self._attachments.keep).run,
             "bird": self._bird.run,
             "selftest": self._selftest.run,
             "segment": self._segment.run,
@@ -212,7 +221,19 @@ class Agent:
         """What the agent says of itself."""
         snapshot, status = self._follower.snapshot.get(), self._reconciler.status.get()
         told = report(self.conf, self._began, snapshot, status, self._attachments)
-        return {**told, "bgp": bgp(self._bird.status.get())}
+        return {**told, "bgp": bgp(self._bird.status.get()), "rounds": self._rounds()}
+
+    def _rounds(self) -> dict[str, int]:
+        """How often each part that others wake has looked at things: it grows fast where parts wake each other."""
+        paces = {
+            "confs": self._confs.pace,
+            "claimer": self._claimer.pace,
+            "keeper": self._keeper.pace,
+            "reconciler": self._reconciler.pace,
+            "herald": self._herald.pace,
+            **({"installer": self._installer.pace} if self._installer else {}),
+        }
+        return {name: pace.spent for name, pace in paces.items()}
 
     def _watch_kernel(self, stop: threading.Event, *, nft: bool) -> None:
         monitor = Monitor(nft=nft, route_protocol=self.conf.route_protocol)
@@ -224,10 +245,25 @@ class Agent:
         """An agent that lost a part must not look alive: it ends, and is started anew."""
         try:
             part(self._stop)
+        except MustEndError as error:
+            log.error("%s: %s", name, error)
+            self.failed = True
+            self._stop.set()
         except Exception:
             log.exception("%s ended unexpectedly, so the agent ends", name)
             self.failed = True
             self._stop.set()
+
+
+def folders(conf: AgentConfig) -> dict[str, Path]:
+    """The folders of the host that the agent uses, by their options."""
+    found = {
+        "--conf-dir": conf.conf_dir,
+        "--run-dir": conf.run_dir,
+        "--state-dir": conf.state_dir,
+        "--sysctl-dir": conf.sysctl_dir,
+    }
+    return {**found, "--bin-dir": conf.bin_dir} if conf.conflist else found
 
 
 def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
@@ -249,20 +285,12 @@ def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
 
 
 def announcer(
-    api: Api, node: str, status: Latest[NodeStatus], notices: Notices
+    api: Api, node: str, status: Latest[NodeStatus], snapshot: Latest[Snapshot], notices: Notices
 ) -> Callable[[threading.Event], None]:
     """What tells the cluster of this node."""
     from agent.observe.announce import Announcer  # noqa: PLC0415
 
-    return Announcer(api, node, status, notices).run
-
-
-def lock(run_dir: Path) -> int:
-    """The lock that says that one agent serves on this run-dir; raises BlockingIOError when one does, OSError."""
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return fd
+    return Announcer(api, node, status, snapshot, notices).run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -270,8 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
         logs.set_up(conf.log_level)
-        lock(conf.run_dir)
-        agent = Agent(conf)
+        agent = Agent(conf, Lock(conf.run_dir))
     except ConfigError as error:
         print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE

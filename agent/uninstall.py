@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import config
-from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, lock
+from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
 from agent.config import AgentConfig, ConfigError
 from agent.datapath import bpf, links, rtnl
 from agent.datapath.bird import supervisor
@@ -19,6 +19,7 @@ from agent.datapath.routes import Ownership
 from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
 from agent.node import install, program, route_marks
 from agent.node.install import Places
+from agent.node.run_dir import Lock
 
 
 def uninstall(conf: AgentConfig) -> Iterator[str]:
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     """Options are the agent's. Exit codes: 0 nothing is left, 1 failed, 2 wrong options, 3 an agent runs."""
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
-        lock(conf.run_dir)
+        Lock(conf.run_dir)
         for what in uninstall(conf):
             print(f"removed {what}")  # noqa: T201
     except ConfigError as error:

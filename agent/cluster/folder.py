@@ -201,7 +201,9 @@ class Folder:
                 os.fsync(file.fileno())
             yield path
         except OSError as error:
-            raise StoreError(f"{kind_of(obj)} {obj.name} can't be written to {self._path}: {error}") from error
+            raise StoreError(
+                f"{kind_of(obj)} {obj.name} can't be written to {self._path}: {error.strerror}"
+            ) from error
         finally:
             if path:
                 path.unlink(missing_ok=True)
@@ -281,7 +283,10 @@ class Folder:
 
 
 def _identity(path: Path) -> tuple[int, int]:
+    """Which folder is there. Raises OSError, also for one that was removed and is only mounted here."""
     status = path.stat()
+    if status.st_nlink == 0:
+        raise OSError(errno.ESTALE, "it was removed, and is only mounted here")
     return status.st_dev, status.st_ino
 
 

@@ -36,20 +36,42 @@ class Server:
         self._path = path
         self._answer = answer
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._bound: os.stat_result | None = None
         self._state = threading.Condition()
         self._workers = self._busy = self._hired = 0
         self._stopping = False
 
     def start(self) -> None:
         """Bind, for this user only, and serve. Raises OSError."""
+        self._bind(self._listener)
+        self._hire()
+
+    def keep(self) -> None:
+        """Bind again where the socket's file is gone, or is not ours. Raises OSError."""
+        try:
+            if self._bound and os.path.samestat(self._path.stat(), self._bound):
+                return
+        except FileNotFoundError:
+            pass
+        with self._state:
+            if self._stopping or not self._bound:
+                return
+            new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._bind(new)
+            self._listener, old = new, self._listener
+        old.shutdown(socket.SHUT_RDWR)  # who accepts there goes on with the new one
+        old.close()
+        log.warning("%s was removed: it is there again", self._path)
+
+    def _bind(self, listener: socket.socket) -> None:
         self._path.unlink(missing_ok=True)  # the run-dir's lock says that nobody serves on it
         mask = os.umask(0o177)
         try:
-            self._listener.bind(str(self._path))
+            listener.bind(str(self._path))
         finally:
             os.umask(mask)
-        self._listener.listen(BACKLOG)
-        self._hire()
+        self._bound = self._path.stat()
+        listener.listen(BACKLOG)
 
     def stop(self, within: float) -> bool:
         """Take no more calls, finish those at work; False when some are not done after `within` seconds."""
@@ -98,11 +120,14 @@ class Server:
 
     def _accept(self) -> socket.socket | None:
         while not self._stopping:
+            listener = self._listener
             try:
-                return self._listener.accept()[0]
+                return listener.accept()[0]
             except OSError as error:
                 if self._stopping:
                     break
+                if listener is not self._listener:  # it was bound again
+                    continue
                 log.error("no call can be taken just now: %s", error)  # out of descriptors or memory
                 time.sleep(0.1)
         return None

@@ -244,6 +244,19 @@ class Attachments:
             self._cooled.notify_all()
         self._tell(attachment)
 
+    def keep(self) -> None:
+        """Write anew the files of wired attachments that somebody removed. Raises OSError."""
+        with self._lock:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            there = {path.name for path in self._dir.iterdir()}
+            lost = [a for a in self._all.values() if a.wired is not None and f"{a.link}{WHOLE}" not in there]
+            for attachment in lost:
+                _write(path := self._path(attachment, ".lost"), encode(attachment), os.O_CREAT | os.O_TRUNC)
+                _write(path, json.dumps(attachment.wired).encode(), os.O_APPEND)
+                os.rename(path, self._path(attachment, WHOLE))
+        if lost:
+            log.warning("%s: files of %d attachments were removed: they are there again", self._dir, len(lost))
+
     def set_aside(self, address: Address, device: str, mac: str) -> None:
         """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
         now = _now()

@@ -18,7 +18,7 @@ import tenacity
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
 from agent.model import IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
-from agent.shared import Latest
+from agent.shared import Latest, pace
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
 TRIES = 4  # of one StoreError, 0.2 s to 2 s apart, before it is told and tried again later
@@ -117,6 +117,7 @@ class Claimer:
         """Nodes that own blocks and have no Node object, since when."""
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self.pace = pace()
         snapshot.listen(self._wake.set)
 
     def want(self, wanted: Mapping[Network, int]) -> None:
@@ -162,6 +163,7 @@ class Claimer:
         """Claim what is wanted, and give back what is not, until `stop` is set."""
         while not stop.is_set():
             self._wake.wait(AGAIN)
+            self.pace.wait(stop)
             self._wake.clear()
             if self._snapshot.get().synced:
                 self.once()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent import libcni, netconf
 from agent.cluster.inotify import FolderWatch
 from agent.errors import CniError
 from agent.model import Network, Problem
-from agent.shared import Latest
+from agent.shared import Latest, pace
 
 PLUGIN = "testcni"
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
@@ -28,12 +28,15 @@ class Confs:
     """Of several confs of one name the first: the one that is to be installed, where there is one."""
 
 
-def read(folder: Path, template: Path | None = None) -> Confs:
-    """What is in the folder now, and in the conflist that is to be installed there."""
+def read(folder: Path, template: Path | None = None, known: Confs | None = None) -> Confs:
+    """What is in the folder now, and in the conflist that is to be installed there; `known`: at the last look."""
     try:
         paths = libcni.files(folder)
-    except OSError as error:
-        return Confs(problems=(Problem(str(folder), str(error), "give the agent leave to read it"),))
+    except OSError as error:  # a folder that can't be read takes no network away
+        problem = Problem(
+            str(folder), str(error), "let the agent read it; until then its last state stays in force"
+        )
+        return replace(known or Confs(), problems=(problem,))
     found = [read_template(template, folder)] if template else []
     found += [read_file(path) for path in paths]
     return Confs(
@@ -81,10 +84,12 @@ class ConfFolder:
         self.found: Latest[Confs] = Latest(read(folder, template))
         self._folder = folder
         self._template = template
+        self.pace = pace()
 
     def run(self, stop: threading.Event) -> None:
         """Publish what the folder names, after every change, until `stop` is set. Raises OSError."""
         with closing(FolderWatch(self._folder)) as watch:
             while not stop.is_set():
-                self.found.publish(read(self._folder, self._template))
+                self.pace.wait(stop)
+                self.found.update(lambda known: read(self._folder, self._template, known))
                 watch.wait(stop, LOOK_AGAIN)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from agent.cluster import receives
 from agent.cluster.store import Datastore, StoreError
 from agent.model import Problem, Receives, Snapshot
-from agent.shared import Latest, NodeStatus
+from agent.shared import Latest, NodeStatus, pace
 
 AGAIN = 5.0  # seconds
 
@@ -35,6 +35,7 @@ class Herald:
         self._status = status
         self._told: tuple[Receives, float] | None = None
         self._wake = threading.Event()
+        self.pace = pace()
         for source in (snapshot, status):
             source.listen(self._wake.set)
 
@@ -42,6 +43,7 @@ class Herald:
         """Tell what there is to tell until `stop` is set."""
         while not stop.is_set():
             self._wake.wait(AGAIN)
+            self.pace.wait(stop)
             self._wake.clear()
             self.once()
 

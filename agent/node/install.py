@@ -5,10 +5,10 @@ The runtime takes a node for ready as soon as there is a conflist, so it is writ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from agent.cluster.inotify import FolderWatch
 from agent.errors import CniError
 from agent.model import Problem
 from agent.node import confs
-from agent.shared import Latest, NodeStatus
+from agent.shared import Latest, NodeStatus, pace
 
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
 DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
@@ -54,6 +54,7 @@ class Installer:
         self._status = status
         self._refused = ""
         self._wake = threading.Event()
+        self.pace = pace()
         status.listen(self._wake.set)
 
     def run(self, stop: threading.Event) -> None:
@@ -62,6 +63,7 @@ class Installer:
             name = f"watch-{folder.name}"
             threading.Thread(target=self._watch, args=(folder, stop), name=name, daemon=True).start()
         while not stop.is_set():
+            self.pace.wait(stop)
             self._wake.clear()
             self.once()
             self._wake.wait(LOOK_AGAIN)
@@ -165,16 +167,18 @@ def _install(data: bytes, target: Path, mode: int) -> None:
     if _same(target, data) and target.stat().st_mode & 0o777 == mode:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    new = target.with_name(f".{target.name}.new")  # the same each time, as it stands in the text of errors
     try:
-        with os.fdopen(fd, "wb") as file:
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(fd, mode)
-            os.fsync(fd)
-        Path(name).rename(target)
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        new.rename(target)
     except OSError:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise
     log.info("installed %s (sha256 %s)", target, hashlib.sha256(data).hexdigest()[:16])
 

@@ -24,7 +24,7 @@ from agent.ipam.attachments import Attachments
 from agent.ipam.reservations import Claim, Delete, Here, Step
 from agent.model import IPReservation, Problem, Snapshot
 from agent.node import notes
-from agent.shared import Busy, Latest
+from agent.shared import Busy, Latest, pace
 
 AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
 ROUND = 30.0  # seconds after which no more is tried when something failed
@@ -58,6 +58,7 @@ class Keeper:
         self._keep = timedelta(seconds=keep)
         self._withheld: Mapping[str, IPReservation] = {}
         self._wake = threading.Event()
+        self.pace = pace()
         kept.snapshot.listen(self._changed)
         kept.busy.listen(self._wake.set)
         kept.attachments.listen(self._wake.set)
@@ -68,11 +69,12 @@ class Keeper:
         saved: Mapping[str, IPReservation] = {}
         while not stop.is_set():
             self._wake.wait(AGAIN)
+            self.pace.wait(stop)
             self._wake.clear()
             snapshot = self._kept.snapshot.get()
             if not snapshot.synced:
                 continue
-            if snapshot.reservations is not saved:
+            if snapshot.reservations is not saved or not self._kept.file.exists():
                 save(self._kept.file, snapshot.reservations)
                 saved = snapshot.reservations
             self.problems.publish(self.once())
@@ -87,7 +89,7 @@ class Keeper:
             *(partial(self._take, step) for step in reservations.steps(snapshot, here, now, self._keep)),
             *(partial(self._create, missing) for missing in reservations.lost(snapshot, here, now)),
         ]
-        problems, end = {}, time.monotonic() + ROUND
+        wrong, end = [], time.monotonic() + ROUND
         random.shuffle(changes)  # one that can't be made does not keep another from its turn for good
         for change in changes:
             try:
@@ -95,10 +97,11 @@ class Keeper:
             except (ConflictError, NotFoundError) as error:  # what others changed comes with the next snapshot
                 log.debug("a reservation was changed by others: %s", error)
             except StoreError as error:
-                problems[WHERE] = Problem(WHERE, f"they can't be kept: {error}", "see the datastore")
+                wrong.append(str(error))
                 if time.monotonic() > end:
                     break
-        return problems
+        # always the same of several: a text that differs each time would look like news
+        return {WHERE: Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore")} if wrong else {}
 
     def _here(self, busy: Busy) -> Here:
         used, claims = {}, set()

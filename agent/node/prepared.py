@@ -46,6 +46,11 @@ def alike(one: NodeStatus, other: NodeStatus) -> bool:
     return (one.blocks, one.withheld, one.uplinks) == (other.blocks, other.withheld, other.uplinks)
 
 
+def is_there(path: Path, status: NodeStatus) -> bool:
+    """Whether there is a note, where there should be one."""
+    return not status.blocks or path.exists()
+
+
 def save(path: Path, status: NodeStatus) -> bool:
     """Note what is prepared now, or else nothing; False when an old note may be left, which says other things."""
     entries: list[dict[str, Any]] = [

@@ -24,7 +24,7 @@ from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
 from agent.node.route_marks import RouteMarks
-from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally
+from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally, pace
 
 DEBOUNCE = 0.02  # seconds: what happens together is done together
 BACKOFF = (0.5, 10.0)  # seconds after a failure, first and longest
@@ -85,6 +85,7 @@ class Reconciler:
         self._claimer = claimer
         self._resync = resync
         self._wake = threading.Event()
+        self.pace = pace()
         self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
         self._verify = True
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
@@ -112,6 +113,7 @@ class Reconciler:
                 self._verify = True
             if stop.wait(DEBOUNCE):
                 return
+            self.pace.wait(stop)
             self._wake.clear()
             failures = 0 if self.once() else failures + 1
 
@@ -295,10 +297,16 @@ class Reconciler:
         for problem in self._told - now:
             log.info("solved: %s: %s", problem.where, problem.what)
         self._told = now
-        before = self.status.get()
-        if self._inputs.prepared and not (self._noted and prepared.alike(status, before)):
-            self._noted = prepared.save(self._inputs.prepared, status)
+        self._note(status)
         self.status.publish(status)
+
+    def _note(self, status: NodeStatus) -> None:
+        """Keep the file of what is prepared as it is, also where somebody removed it."""
+        path = self._inputs.prepared
+        if path is None:
+            return
+        if not (self._noted and prepared.alike(status, self.status.get()) and prepared.is_there(path, status)):
+            self._noted = prepared.save(path, status)
 
     def _until_next(self) -> float:
         """Seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""

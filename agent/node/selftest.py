@@ -40,7 +40,7 @@ class SelfTest:
             try:
                 pause = LOOK_AGAIN if self.once() else min(2 * pause, LONGEST)
             except OSError as error:  # the device went meanwhile, or netlink failed: the next look tells
-                log.info("self-test of %s: %s", TUNNEL, error)
+                log.debug("self-test of %s: %s", TUNNEL, error)
                 pause = LOOK_AGAIN
 
     def once(self) -> bool:

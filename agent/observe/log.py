@@ -6,12 +6,15 @@ import atexit
 import contextlib
 import json
 import logging
+import math
 import queue
 import sys
+import threading
 import time
 from logging.handlers import QueueHandler, QueueListener
 
 MOST_WAITING = 10_000  # records
+REMEMBERED = 1000  # texts
 BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:/@+-")
 
 
@@ -49,6 +52,34 @@ class Handover(QueueHandler):
         return record
 
 
+class Repeats(logging.Filter):
+    """Lets a warning or error through once in `every` seconds, and says then how often it came meanwhile.
+
+    What fails is tried again and again; the same line for each try would hide all others.
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
+        super().__init__()
+        self._every = every
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        with self._lock:
+            since, more = self._seen.pop((record.name, text), (-math.inf, 0))
+            again = record.created - since >= self._every
+            self._seen[record.name, text] = (record.created, 0) if again else (since, more + 1)
+            if len(self._seen) > REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+        if again and more:
+            record.msg, record.args = f"{text} ({more} times more since it was last written)", ()
+        return again
+
+
 def set_up(level: str) -> None:
     """Send our logs from `level` on to stderr, and those of libraries from warnings on, by a thread of its own."""
     handler = logging.StreamHandler(sys.stderr)
@@ -57,5 +88,7 @@ def set_up(level: str) -> None:
     writer = QueueListener(waiting, handler)
     writer.start()
     atexit.register(writer.stop)
-    logging.basicConfig(level="WARNING", handlers=[Handover(waiting)], force=True)
+    handover = Handover(waiting)
+    handover.addFilter(Repeats())
+    logging.basicConfig(level="WARNING", handlers=[handover], force=True)
     logging.getLogger("agent").setLevel(level.upper())

@@ -164,6 +164,13 @@ class LabNode:
         self._agent = None
         return code
 
+    def wait_agent(self, within: float = 30) -> int:
+        """Wait until the agent ends by itself; its exit code."""
+        assert self._agent
+        code = self._agent.wait(within)
+        self._agent = None
+        return code
+
     def reap(self) -> None:
         """Wait for an agent that was ended with the node."""
         if self._agent:
