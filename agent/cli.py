@@ -24,7 +24,7 @@ from agent.cni.server import Server
 from agent.cni.stays import Known, Stays
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
-from agent.datapath import bpf, ipip
+from agent.datapath import bpf, ipip, podports
 from agent.datapath.bird.options import OptionsFile
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
@@ -73,6 +73,7 @@ class Agent:
         self._began = time.monotonic()
         bpf.use(conf.ebpf)
         ipip.use(conf.ipip)
+        podports.use(conf.route_protocol)
         store, quick, api = datastores(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)

@@ -11,7 +11,6 @@ from typing import Any, cast
 from agent import netconf
 from agent.cni import calls, result
 from agent.cni.addresses import Addresses
-from agent.cni.locks import KeyedLocks
 from agent.cni.protocol import Call
 from agent.cni.stays import Stays
 from agent.datapath import behind, links, rtnl
@@ -47,7 +46,7 @@ class Verbs:
         self._sink = sink
         self._stays = stays
         self._addresses = Addresses(attachments, status, demand, stays, self._undo)
-        self._locks = KeyedLocks()
+        self._locks = attachments.locks
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,

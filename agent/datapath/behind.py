@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.datapath import rtnl
+from agent.datapath import neighbours, rtnl
 from agent.datapath.netlink import Netlink, NetlinkError
 from agent.datapath.rtnl import Link
 from agent.model import Address
@@ -21,7 +21,7 @@ def addresses(nl: Netlink, links: Iterable[Link]) -> dict[str, frozenset[Address
         for route in rtnl.routes(nl, version):
             if route.dst.prefixlen == route.dst.max_prefixlen:
                 by_index.setdefault(route.index, set()).add(route.dst.network_address)
-    for index, address in rtnl.neighbours(nl):
+    for index, address in neighbours.permanent(nl):
         by_index.setdefault(index, set()).add(address)
     return {
         link.name: frozenset(

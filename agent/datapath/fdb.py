@@ -11,12 +11,20 @@ import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from agent.datapath import netlink, rtnl
+from agent.datapath import neighbours, netlink, rtnl
+from agent.datapath.neighbours import (
+    NDA_DST,
+    NDA_LLADDR,
+    NDMSG,
+    NUD_PERMANENT,
+    RTM_DELNEIGH,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+)
 from agent.datapath.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
 from agent.datapath.overlay import tunnel_mac
-from agent.datapath.rtnl import NDA_DST, NDA_LLADDR, NDMSG, NUD_PERMANENT, RTM_GETNEIGH, RTM_NEWNEIGH
 
-RTM_DELNEIGH, NTF_SELF = 29, 0x02
+NTF_SELF = 0x02
 Entry = tuple[str, IPv4Address]
 """A MAC, and the node that packets for it go to."""
 
@@ -26,7 +34,7 @@ def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
     wanted = {(tunnel_mac(peer), peer) for peer in peers}
     known, forwarded = _neighbours(nl, index), _entries(nl, index)
     steps = [_change(RTM_NEWNEIGH, index, entry) for entry in wanted - forwarded]
-    steps += [rtnl.add_neighbour(index, peer, mac) for mac, peer in wanted - known]
+    steps += [neighbours.add(index, peer, mac) for mac, peer in wanted - known]
     steps += [_forget(index, peer) for _mac, peer in known - wanted]
     steps += [_change(RTM_DELNEIGH, index, entry) for entry in forwarded - wanted]
     for error in nl.batch(steps):
@@ -38,7 +46,7 @@ def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
 def _neighbours(nl: Netlink, index: int) -> set[Entry]:
     return {
         (mac, address)
-        for (device, address), mac in rtnl.neighbours(nl).items()
+        for (device, address), mac in neighbours.permanent(nl).items()
         if device == index and isinstance(address, IPv4Address)
     }
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, ipipmaps, links, netlink, nft, rtnl, tc, tcx, tunnel
+from agent.datapath import bpf, ipipmaps, links, linksetup, netlink, nft, rtnl, tc, tcx, tunnel
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
+from agent.datapath.linksetup import Setup
 from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.datapath.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
 from agent.datapath.state import IPIP, IPIP_ALIAS, LINK_PREFIX, TUNNEL, Ipip
@@ -152,7 +153,8 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
         log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
     if (device.alias, device.mtu, device.up) != (alias, wanted.mtu, True):
         nl.request(
-            rtnl.prepare(device.index, wanted.mtu), rtnl.set_up(IPIP, alias, {IPV4_DEVCONF_RP_FILTER: LOOSE})
+            linksetup.configure(device.index, Setup(mtu=wanted.mtu, up=False)),
+            linksetup.configure(IPIP, Setup(alias, ipv4={IPV4_DEVCONF_RP_FILTER: LOOSE})),
         )
     return device.index
 

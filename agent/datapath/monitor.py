@@ -1,4 +1,4 @@
-"""Notifications of the kernel that node state may have drifted; what pods do all day does not even wake us."""
+"""Notifications of the kernel that something has changed; ADDs and DELs of pods do not even wake us."""
 
 from __future__ import annotations
 
@@ -6,43 +6,66 @@ import ctypes
 import errno
 import socket
 import struct
+from collections.abc import Mapping
 
-from agent.datapath import netlink, rtnl
+from agent.datapath import netlink, rtnl, tc
 from agent.datapath.state import LINK_PREFIX, NFT_TABLE
 from agent.model import ROUTE_PROTOCOL
 
-# RTMGRP_* bits of rtnetlink(7): links, IPv4 and IPv6 addresses and routes
-ROUTE_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+# RTMGRP_* bits of rtnetlink(7): links, programs (tc), IPv4 and IPv6 addresses and routes
+ROUTE_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
 NETLINK_NETFILTER = 12
 NFT_GROUPS = 1 << (7 - 1)  # NFNLGRP_NFTABLES
 NFT_TABLE_ATTRIBUTE = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE
 NFGENMSG = 4  # bytes of struct nfgenmsg
 SO_ATTACH_FILTER = 26
 # Classic BPF (Documentation/networking/filter.rst): operations, and offsets into a notification
-LOAD_WORD, LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
+LOAD_WORD, LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, JUMP_SET, RETURN = 0x20, 0x28, 0x30, 0x15, 0x45, 0x06
 TYPE, PROTOCOL, FIRST_NAME = 4, 21, 36  # nlmsg_type; rtm_protocol; IFLA_IFNAME, which always comes first
+FAMILY, FLAGS, CHANGE = 16, 24, 28  # of struct ifinfomsg
 
 
-def _big(value: int) -> int:
-    """A message type as a filter sees it: it loads big-endian, the kernel writes native."""
-    return int.from_bytes(struct.pack("=H", value), "big")
+def _big(value: int, form: str = "=H") -> int:
+    """A number of a notification as a filter sees it: it loads big-endian, the kernel writes native."""
+    return int.from_bytes(struct.pack(form, value), "big")
 
 
-def _route_filter(protocol: int) -> tuple[tuple[int, int, int, int], ...]:
-    """Drop new routes, lost routes of other protocols, and links of pods; an ADD would wake us a dozen times."""
-    return (
-        (LOAD_HALF, 0, 0, TYPE),
-        (JUMP_EQUAL, 8, 0, _big(rtnl.RTM_NEWROUTE)),  # drop
-        (JUMP_EQUAL, 4, 0, _big(rtnl.RTM_DELROUTE)),  # to the protocol
-        (JUMP_EQUAL, 1, 0, _big(rtnl.RTM_NEWLINK)),  # to the name
-        (JUMP_EQUAL, 0, 4, _big(rtnl.RTM_DELLINK)),  # else keep
-        (LOAD_WORD, 0, 0, FIRST_NAME),
-        (JUMP_EQUAL, 3, 2, int.from_bytes(LINK_PREFIX.encode(), "big")),
-        (LOAD_BYTE, 0, 0, PROTOCOL),
-        (JUMP_EQUAL, 0, 1, protocol),
-        (RETURN, 0, 0, 0xFFFFFFFF),
-        (RETURN, 0, 0, 0),
-    )
+UP = _big(rtnl.IFF_UP, "=I")
+PREFIX = int.from_bytes(LINK_PREFIX.encode(), "big")
+
+
+# Instructions by label: operation, the next one if it is so and if not ("": the one that follows), operand.
+# Of pods' links it keeps only what neither ADD nor DEL does, as these would wake us often: a link is set down
+# (then only this flag has changed; more have when it is made or deleted), or leaves its bridge while it is up. Of
+# routes it keeps our own that are lost, and of programs all that are lost.
+def _route_filter(protocol: int) -> dict[str, tuple[int, str, str, int]]:
+    """Return the filter for an agent whose routes have this protocol number."""
+    return {
+        "type": (LOAD_HALF, "", "", TYPE),
+        "new address": (JUMP_EQUAL, "keep", "", _big(rtnl.RTM_NEWADDR)),
+        "lost address": (JUMP_EQUAL, "keep", "", _big(rtnl.RTM_DELADDR)),
+        "lost filter": (JUMP_EQUAL, "keep", "", _big(tc.RTM_DELTFILTER)),
+        "lost qdisc": (JUMP_EQUAL, "keep", "", _big(tc.RTM_DELQDISC)),
+        "lost route": (JUMP_EQUAL, "route", "", _big(rtnl.RTM_DELROUTE)),
+        "changed link": (JUMP_EQUAL, "name", "", _big(rtnl.RTM_NEWLINK)),
+        "lost link": (JUMP_EQUAL, "lost name", "drop", _big(rtnl.RTM_DELLINK)),
+        "name": (LOAD_WORD, "", "", FIRST_NAME),
+        "pod's": (JUMP_EQUAL, "", "keep", PREFIX),
+        "change": (LOAD_WORD, "", "", CHANGE),
+        "only up": (JUMP_EQUAL, "", "drop", UP),
+        "flags": (LOAD_WORD, "", "", FLAGS),
+        "set down": (JUMP_SET, "drop", "keep", UP),
+        "lost name": (LOAD_WORD, "", "", FIRST_NAME),
+        "pod's lost": (JUMP_EQUAL, "", "keep", PREFIX),
+        "family": (LOAD_BYTE, "", "", FAMILY),
+        "port": (JUMP_EQUAL, "", "drop", socket.AF_BRIDGE),
+        "port's flags": (LOAD_WORD, "", "", FLAGS),
+        "port is up": (JUMP_SET, "keep", "drop", UP),
+        "route": (LOAD_BYTE, "", "", PROTOCOL),
+        "our route": (JUMP_EQUAL, "keep", "drop", protocol),
+        "keep": (RETURN, "", "", 0xFFFFFFFF),
+        "drop": (RETURN, "", "", 0),
+    }
 
 
 class Monitor:
@@ -73,8 +96,12 @@ class Monitor:
         )
 
 
-def _attach(sock: socket.socket, instructions: tuple[tuple[int, int, int, int], ...]) -> None:
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+def _attach(sock: socket.socket, instructions: Mapping[str, tuple[int, str, str, int]]) -> None:
+    lines = {label: number for number, label in enumerate(instructions)}
+    code = b"".join(
+        struct.pack("=HBBI", operation, *(lines[to] - lines[label] - 1 if to else 0 for to in (yes, no)), operand)
+        for label, (operation, yes, no, operand) in instructions.items()
+    )
     room = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HP", len(instructions), ctypes.addressof(room))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)

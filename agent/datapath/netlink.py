@@ -93,13 +93,25 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 class Request:
     """A message before it gets its sequence number; `what` says in an error what was tried."""
 
-    __slots__ = ("flags", "kind", "payload", "what")
+    __slots__ = ("flags", "kind", "payload", "what", "without_ipv6")
 
-    def __init__(self, kind: int, flags: int, payload: bytes, what: str) -> None:
+    def __init__(
+        self, kind: int, flags: int, payload: bytes, what: str, *, without_ipv6: bytes | None = None
+    ) -> None:
+        """`without_ipv6`: the payload for where there is no IPv6, if that is another."""
         self.kind = kind
         self.flags = flags | NLM_F_REQUEST
         self.payload = payload
         self.what = what
+        self.without_ipv6 = without_ipv6
+
+    def refused(self, error: NetlinkError | None) -> bool:
+        """Whether the kernel refused the part about IPv6, so that the request should be sent without it."""
+        return self.without_ipv6 is not None and error is not None and error.errno == errno.EAFNOSUPPORT
+
+    def reduced(self) -> Request:
+        """The same request without the part about IPv6, if it has one."""
+        return self if self.without_ipv6 is None else Request(self.kind, self.flags, self.without_ipv6, self.what)
 
     def encode(self, sequence: int) -> bytes:
         """The bytes to send."""
@@ -135,7 +147,16 @@ class Netlink:
         results: list[NetlinkError | None] = []
         for start in range(0, len(requests), BATCH):
             results += self._acknowledged(requests[start : start + BATCH])
+        if any(request.refused(error) for request, error in zip(requests, results, strict=True)):
+            self._repeat(requests, results)
         return results
+
+    def _repeat(self, requests: Sequence[Request], results: list[NetlinkError | None]) -> None:
+        """Send what failed once more, without IPv6: later requests may have failed for want of an earlier one."""
+        failed = [number for number, error in enumerate(results) if error]
+        again = self.batch([requests[number].reduced() for number in failed])
+        for number, error in zip(failed, again, strict=True):
+            results[number] = error
 
     def request(self, *requests: Request) -> None:
         """Send all in one datagram; raises the first NetlinkError (the kernel has tried the later ones too)."""

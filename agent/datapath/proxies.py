@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.datapath import arp, bridges, links, slaves
+from agent.datapath import arp, bridges, links, neighbours
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.rtnl import Link
 from agent.datapath.state import Proxy, mac_for
@@ -29,11 +29,11 @@ def sync(nl: Netlink, desired: frozenset[Proxy], there: Sequence[Link], sysctls:
     }
     if not ours:
         return 0
-    actual = {(index, address) for index, address in slaves.proxies(nl) if index in ours}
+    actual = {(index, address) for index, address in neighbours.proxies(nl) if index in ours}
     for name in {ours[index].name for index, _address in wanted - actual}:
         (sysctls / DELAY.format(name)).write_text("0")
-    steps: list[Request] = [slaves.add_proxy(*entry) for entry in wanted - actual]
-    steps += [slaves.delete_proxy(*entry) for entry in actual - wanted]
+    steps: list[Request] = [neighbours.add_proxy(*entry) for entry in wanted - actual]
+    steps += [neighbours.delete_proxy(*entry) for entry in actual - wanted]
     for error in nl.batch(steps):
         if error and error.errno != errno.ENOENT:
             raise error
@@ -55,7 +55,7 @@ def _tell(bridge: Link, address: Address, mac: str) -> None:
 def _tell_again(bridge: Link, address: Address, mac: str) -> None:
     """The same again, if it is still so."""
     try:
-        still = ((bridge.index, address) in slaves.proxies(links.host())) == (mac == bridge.mac)
+        still = ((bridge.index, address) in neighbours.proxies(links.host())) == (mac == bridge.mac)
     except OSError as error:
         log.warning("%s is not announced again on %s: %s", address, bridge.name, error)
         return

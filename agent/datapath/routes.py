@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agent.datapath import rtnl
 from agent.datapath.netlink import Netlink, NetlinkError, Request
-from agent.datapath.state import Route
+from agent.datapath.state import LINK_PREFIX, Route
 from agent.model import ROUTE_PROTOCOL, Problem, Subnet
 
 
@@ -38,11 +38,15 @@ class Synced:
 
 
 def read(nl: Netlink, devices: Mapping[int, str], protocol: int) -> frozenset[Route]:
-    """The routes of a protocol, of both families; `devices` names interfaces by index."""
+    """The routes of a protocol, of both families, but those to single pods, which are of their ports.
+
+    `devices` names interfaces by index; one that is not there is a pod's whose ADD is at work.
+    """
     return frozenset(
-        Route(route.dst, route.gateway, devices.get(route.index, ""), route.metric, route.mtu)
+        Route(route.dst, route.gateway, devices[route.index], route.metric, route.mtu)
         for version in (4, 6)
         for route in rtnl.routes(nl, version, protocol)
+        if route.index in devices and not devices[route.index].startswith(LINK_PREFIX)
     )
 
 

@@ -6,8 +6,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.datapath import netlink
 from agent.datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, NetlinkError, Request
@@ -25,7 +24,6 @@ IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 20, 26, 28
 IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 27, 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
-IFLA_BRPORT_MODE = 4
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES = 36, 37
 VETH_INFO_PEER = 1
@@ -39,11 +37,9 @@ RTPROT_BOOT, RTNH_F_ONLINK = 3, 4
 IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_INET_CONF, IPV4_DEVCONF_PROXY_ARP, IPV4_DEVCONF_RP_FILTER = 1, 3, 8
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, NDA_DST, NDA_LLADDR, NUD_PERMANENT = 28, 29, 30, 1, 2, 0x80
 
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
@@ -77,6 +73,10 @@ class Link:
     """Other names of it (ip-link(8), property)."""
     nf_call: bool | None = None
     """Whether a bridge itself has packets pass iptables and ip6tables; None: no bridge, or no such kernel."""
+    families: bytes = field(default=b"", compare=False, repr=False)
+    """Its settings of IPv4 and IPv6 (IFLA_AF_SPEC): see `linksetup`."""
+    port: bytes = field(default=b"", compare=False, repr=False)
+    """Its flags as a bridge's port (IFLA_INFO_SLAVE_DATA)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,66 +152,6 @@ def create(kind: str, attributes: bytes, data: bytes, what: str, flags: int = 0)
     info = netlink.text(IFLA_INFO_KIND, kind) + (netlink.attribute(IFLA_INFO_DATA, data) if data else b"")
     payload = IFINFO.pack(0, 0, 0, flags, flags) + attributes + netlink.attribute(IFLA_LINKINFO, info)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {what}")
-
-
-def bridge_port(name: str, alias: str, *, hairpin: bool) -> Request:
-    """Bring a bridge port up: marked by its alias, without IPv6 address of its own, hairpin as wanted."""
-    port = netlink.text(IFLA_INFO_SLAVE_KIND, "bridge") + netlink.attribute(
-        IFLA_INFO_SLAVE_DATA, netlink.u8(IFLA_BRPORT_MODE, int(hairpin))
-    )
-    inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
-    payload = (
-        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
-        + netlink.text(IFLA_IFNAME, name)
-        + netlink.text(IFLA_IFALIAS, alias)
-        + netlink.attribute(IFLA_AF_SPEC, inet6)
-        + netlink.attribute(IFLA_LINKINFO, port)
-    )
-    return Request(RTM_NEWLINK, 0, payload, f"set up bridge port {name}")
-
-
-def set_up(name: str, alias: str, switches: Mapping[int, int] | None = None) -> Request:
-    """Bring a link up: marked by its alias, without IPv6 address of its own.
-
-    `switches` are those of /proc/sys/net/ipv4/conf by their IPV4_DEVCONF_ numbers (uapi/linux/ip.h).
-    """
-    inet = b"".join(netlink.u32(number, value) for number, value in (switches or {}).items())
-    inet4 = netlink.attribute(socket.AF_INET, netlink.attribute(IFLA_INET_CONF, inet)) if inet else b""
-    inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
-    payload = (
-        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
-        + netlink.text(IFLA_IFNAME, name)
-        + netlink.text(IFLA_IFALIAS, alias)
-        + netlink.attribute(IFLA_AF_SPEC, inet4 + inet6)
-    )
-    return Request(RTM_NEWLINK, 0, payload, f"set up link {name}")
-
-
-def prepare(index: int, mtu: int) -> Request:
-    """Give a link its MTU in bytes, and no IPv6 address of its own even if it is up a moment later."""
-    inet6 = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
-    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.u32(IFLA_MTU, mtu) + netlink.attribute(IFLA_AF_SPEC, inet6)
-    return Request(RTM_SETLINK, 0, payload, f"prepare link {index}")
-
-
-def set_link(index: int, mac: str, mtu: int) -> Request:
-    """Give a link its MAC and MTU (again), and bring it up."""
-    payload = (
-        IFINFO.pack(0, 0, index, IFF_UP, IFF_UP)
-        + netlink.attribute(IFLA_ADDRESS, mac_bytes(mac))
-        + netlink.u32(IFLA_MTU, mtu)
-    )
-    return Request(RTM_SETLINK, 0, payload, f"set link {index}")
-
-
-def add_neighbour(index: int, address: Address, mac: str) -> Request:
-    """Say for good which MAC an address has on an interface."""
-    payload = (
-        NDMSG.pack(family(address), index, NUD_PERMANENT, 0, 0)
-        + netlink.attribute(NDA_DST, address.packed)
-        + netlink.attribute(NDA_LLADDR, mac_bytes(mac))
-    )
-    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add neighbour {address}")
 
 
 def link_up(index: int) -> Request:
@@ -341,18 +281,6 @@ def next_hop(nl: Netlink, address: Address) -> tuple[int, Address | None] | None
     return found.index, found.gateway
 
 
-def neighbours(nl: Netlink) -> dict[tuple[int, Address], str]:
-    """The MACs that IPv4 neighbours have for good, by interface and address."""
-    header = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
-    found = {}
-    for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list neighbours")):
-        _family, index, state, _flags, _type = NDMSG.unpack_from(payload)
-        has = netlink.attributes(payload, NDMSG.size, len(payload))
-        if state & NUD_PERMANENT and NDA_DST in has and NDA_LLADDR in has:
-            found[index, ipaddress.ip_address(has[NDA_DST])] = has[NDA_LLADDR].hex(":")
-    return found
-
-
 def _link(payload: bytes) -> Link:
     _family, _type, index, flags, _change = IFINFO.unpack_from(payload)
     found = netlink.attributes(payload, IFINFO.size, len(payload))
@@ -373,6 +301,8 @@ def _link(payload: bytes) -> Link:
         running=found.get(IFLA_OPERSTATE) == IF_OPER_UP,
         altnames=tuple(map(_text, netlink.listed(names))) if names else (),
         nf_call=_nf_call(info.get(IFLA_INFO_DATA, b"")) if info.get(IFLA_INFO_KIND) == b"bridge\0" else None,
+        families=found.get(IFLA_AF_SPEC, b""),
+        port=info.get(IFLA_INFO_SLAVE_DATA, b""),
     )
 
 

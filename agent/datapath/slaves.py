@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
 
 from agent.datapath import netlink, rtnl
-from agent.datapath.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
-from agent.datapath.rtnl import IFINFO, NDMSG
-from agent.model import IPVLAN, MACVLAN, Address
+from agent.datapath.netlink import Request
+from agent.datapath.rtnl import IFINFO
+from agent.model import IPVLAN, MACVLAN
 
 IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE = 1, 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
@@ -18,7 +17,6 @@ IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 IFLA_INET_CONF = 1
 RP_FILTER, ARP_NOTIFY = 8, 22  # IPV4_DEVCONF_* of linux/ip.h
 LOOSE = 2  # the source must be reachable, by whichever interface (RFC 3704, 2.4)
-NTF_PROXY = 0x08
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +65,6 @@ def announce(index: int) -> Request:
     return Request(rtnl.RTM_SETLINK, 0, payload, f"set announcements of link {index}")
 
 
-def add_proxy(index: int, address: Address) -> Request:
-    """Let an interface answer ARP for an address that the node routes elsewhere."""
-    return _proxy(rtnl.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, address)
-
-
-def delete_proxy(index: int, address: Address) -> Request:
-    """Answer for it no more; ENOENT when it did not."""
-    return _proxy(rtnl.RTM_DELNEIGH, 0, index, address)
-
-
-def proxies(nl: Netlink) -> set[tuple[int, Address]]:
-    """Interfaces, and the IPv4 addresses that they answer ARP for as add_proxy says."""
-    header = NDMSG.pack(socket.AF_INET, 0, 0, NTF_PROXY, 0)
-    found = set()
-    for payload in nl.dump(Request(rtnl.RTM_GETNEIGH, 0, header, "list proxy neighbours")):
-        _family, index, _state, _flags, _type = NDMSG.unpack_from(payload)
-        found.add(
-            (index, ipaddress.ip_address(netlink.attributes(payload, NDMSG.size, len(payload))[rtnl.NDA_DST]))
-        )
-    return found
-
-
 def is_slave(link: rtnl.Link) -> bool:
     """Whether a link is of a kind that this module makes."""
     return link.kind in (IPVLAN, MACVLAN)
-
-
-def _proxy(kind: int, flags: int, index: int, address: Address) -> Request:
-    payload = NDMSG.pack(rtnl.family(address), index, 0, NTF_PROXY, 0)
-    payload += netlink.attribute(rtnl.NDA_DST, address.packed)
-    verb = "delete" if kind == rtnl.RTM_DELNEIGH else "add"
-    return Request(kind, flags, payload, f"{verb} proxy neighbour {address}")

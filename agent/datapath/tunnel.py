@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, fdb, links, netlink, overlay, rtnl, tc
+from agent.datapath import bpf, fdb, links, linksetup, neighbours, netlink, overlay, rtnl, tc
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
+from agent.datapath.linksetup import Setup
 from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.datapath.overlay import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
 from agent.datapath.rtnl import Link, LinkAddress
@@ -41,14 +42,9 @@ def is_ours(link: Link) -> bool:
 
 
 def sync(
-    nl: Netlink,
-    wanted: Overlay | None,
-    there: Sequence[Link],
-    addresses: Sequence[LinkAddress],
-    *,
-    verify: bool,
+    nl: Netlink, wanted: Overlay | None, there: Sequence[Link], addresses: Sequence[LinkAddress]
 ) -> list[Problem]:
-    """Make device, programs and maps those wanted; `verify` looks at each pod's programs too. Raises OSError."""
+    """Make device, programs and maps those wanted. Raises OSError."""
     device = next((link for link in there if link.name == TUNNEL), None)
     if wanted is None:
         if device and is_ours(device):
@@ -62,16 +58,14 @@ def sync(
         )
         return [Problem(f"device {TUNNEL}", what, remedy)]
     try:
-        return _sync(nl, wanted, device, addresses, verify=verify)
+        return _sync(nl, wanted, device, addresses)
     except NetlinkError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
             raise
         return [_taken(wanted, [link.name for link in there if link.kind == "vxlan" and link is not device])]
 
 
-def _sync(
-    nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence[LinkAddress], *, verify: bool
-) -> list[Problem]:
+def _sync(nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence[LinkAddress]) -> list[Problem]:
     if wanted.backend == KERNEL:
         index = _device(nl, wanted, device).index
         sync_addresses(nl, index, wanted.addresses, addresses)
@@ -88,7 +82,7 @@ def _sync(
     if put:
         log.info("overlay: %d entries set", put)
     sync_addresses(nl, index, wanted.addresses, addresses)
-    _sync_programs(nl, loaded, verify=verify)
+    _sync_programs(nl, loaded)
     return []
 
 
@@ -111,18 +105,19 @@ def tidy(wanted: Overlay | None) -> None:
             log.info("overlay: %d entries deleted", removed)
 
 
-def _sync_programs(nl: Netlink, loaded: Loaded, *, verify: bool) -> None:
-    """The programs of pods are those loaded, and none of an earlier version is kept."""
-    fresh = _done.settled is not loaded
-    if fresh:
-        _recover(nl, loaded)
-    if verify or fresh:
-        _renew(nl, loaded)
-    if fresh:
-        _done.settled = loaded
-        log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
-        for path in bpf.retire():
-            log.info("eBPF pins removed: %s", path)
+def _sync_programs(nl: Netlink, loaded: Loaded) -> None:
+    """The programs of pods are those loaded, and none of an earlier version is kept.
+
+    Later it is the pods' ports (`podports`) that keep them so.
+    """
+    if _done.settled is loaded:
+        return
+    _recover(nl, loaded)
+    _renew(nl, loaded)
+    _done.settled = loaded
+    log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
+    for path in bpf.retire():
+        log.info("eBPF pins removed: %s", path)
 
 
 def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | None = None) -> Link:
@@ -148,7 +143,7 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
             {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
         )
     if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
-        nl.request(rtnl.set_link(device.index, mac, wanted.mtu), rtnl.set_up(TUNNEL, alias))
+        nl.request(linksetup.configure(TUNNEL, Setup(alias, wanted.mtu, mac)))
     return device
 
 
@@ -188,7 +183,7 @@ def sync_addresses(
 def _recover(nl: Netlink, loaded: Loaded) -> None:
     """Pods that the maps lack, as they are new or lost their pins: the kernel knows them by their routes."""
     ends = {link.index: link for link in rtnl.links(nl) if link.name.startswith(LINK_PREFIX)}
-    known, macs = overlay.pods(loaded.maps), rtnl.neighbours(nl)
+    known, macs = overlay.pods(loaded.maps), neighbours.permanent(nl)
     for route in rtnl.routes(nl, 4):
         address = route.dst.network_address
         mac = macs.get((route.index, address))
@@ -204,7 +199,7 @@ def _recover(nl: Netlink, loaded: Loaded) -> None:
 
 
 def _renew(nl: Netlink, loaded: Loaded) -> None:
-    """The programs of pods become the ones in force: after an upgrade, or when somebody took them away."""
+    """The programs of pods become the ones in force, after an upgrade: also those of which no file is left."""
     renewed = 0
     for endpoint in overlay.pods(loaded.maps).values():
         try:

@@ -22,6 +22,7 @@ from agent.datapath.state import mac_for
 from agent.ipam import unreadable
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.ipam.attachment import Attachment, Lease, decode, encode
+from agent.ipam.locks import KeyedLocks
 from agent.ipam.released import Released
 from agent.ipam.unreadable import Unreadable
 from agent.model import Address, Network, Problem, Subnet
@@ -57,6 +58,8 @@ class Attachments:
         """By the name of the file, or of the link where there is none."""
         self._allocator = Allocator(cool_down)
         self._listeners: list[Callable[[], None]] = []
+        self.locks = KeyedLocks()
+        """Held by who changes an attachment, or what the kernel has of it."""
         self.aside: Latest[Mapping[Address, Aside]] = Latest({})
         """Addresses that were found to be somebody else's."""
 

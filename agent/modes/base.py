@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
 from agent.datapath.bird.options import BgpOptions
+from agent.datapath.podports import PodPort
 from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
@@ -71,6 +72,12 @@ class Mode(Protocol):
 
     def desired(self, view: View) -> NodeState:
         """The node state for one network: a pure function."""
+
+    def port(self, attachment: Attachment) -> PodPort:
+        """The node's side of a pod's link: a pure function.
+
+        Raises NodeNotReadyError where the attachment lacks an address or parent that it needs.
+        """
 
     def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """Connect the pod whose namespace is behind the fd `netns`.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.datapath import links, netns, rtnl
+from agent.datapath import links, linksetup, netns, rtnl
 from agent.datapath.netlink import Netlink
+from agent.datapath.podports import PodPort
 from agent.datapath.state import Bridge, NodeState, Proxy, Route, bridge_mac
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
@@ -49,15 +51,18 @@ class HostGw:
             answering=frozenset({view.network.bridge} if view.blocks and ways.mixed(view) else ()),
         )
 
+    def port(self, attachment: Attachment) -> PodPort:
+        """A port of the bridge."""
+        hairpin = (linksetup.IFLA_BRPORT_MODE, int(attachment.network.hairpin))
+        return replace(wiring.port(attachment), bridge=attachment.network.bridge, flags=(hairpin,))
+
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
         bridge = wiring.needed("bridge", network.bridge)
         mtu = network.mtu or bridge.mtu
-        nl.request(
-            wiring.create_veth(attachment, netns_fd, mtu, master=bridge.index),
-            rtnl.bridge_port(attachment.link, wiring.alias(attachment), hairpin=network.hairpin),
-        )
+        nl.request(wiring.create_veth(attachment, netns_fd, mtu, master=bridge.index))
+        wiring.make_port(self.port(attachment), bridge)
         with netns.netlink_in(netns_fd) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
         links.settle(nl, bridge.name)
@@ -81,9 +86,7 @@ class HostGw:
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
         bridge = wiring.check_up("bridge", attachment.network.bridge)
-        port = wiring.check_up("host link", attachment.link)
-        if port.master != bridge.index:
-            raise CheckError(f"host link {attachment.link} is no port of bridge {bridge.name}")
+        port = wiring.check_port(self.port(attachment))
         held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
         for lease in attachment.leases:
             if not is_single(lease.block) and allocator.gateway(lease.block) not in held:

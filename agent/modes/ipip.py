@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.datapath import links, rtnl
+from agent.datapath import links
 from agent.datapath import state as kernel
 from agent.datapath.bird.values import METRIC, Tunnel
+from agent.datapath.podports import PodPort
 from agent.datapath.rtnl import IPV4_DEVCONF_PROXY_ARP
 from agent.datapath.state import IPIP, LocalAddress, NodeState, Route
 from agent.ipam import allocator
@@ -48,26 +49,22 @@ class Ipip:
             problems=owners.problems | plan.problems | here.problems(),
         )
 
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link that answers ARP for all, with a route to the pod."""
+        return replace(wiring.routed_port(attachment), ipv4=((IPV4_DEVCONF_PROXY_ARP, 1),))
+
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
-        nl = links.host()
+        port = self.port(attachment)
         mtu = attachment.network.mtu or wiring.needed("device", IPIP).mtu
-        nl.request(
-            wiring.create_veth(attachment, netns_fd, mtu),
-            rtnl.set_up(attachment.link, wiring.alias(attachment), {IPV4_DEVCONF_PROXY_ARP: 1}),
-        )
-        port, address = wiring.host_end(attachment), wiring.routed_address(attachment)
-        # a neighbour for good: the pod's MAC is known, and nobody waits for ARP
-        nl.request(
-            rtnl.add_neighbour(port.index, address, attachment.mac),
-            rtnl.add_route(wiring.host_route(address, port.index)),
-        )
+        links.host().request(wiring.create_veth(attachment, netns_fd, mtu))
+        wiring.make_port(port)
         return wiring.routed(attachment, mtu, wiring.wire_routed_end(netns_fd, attachment, routes))
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends of the veth pair, addresses and routes are as `wire` made them."""
         wiring.check_up("device", IPIP)
-        wiring.check_routed(attachment, wired, wiring.check_up("host link", attachment.link), netns_fd)
+        wiring.check_routed(attachment, wired, wiring.check_port(self.port(attachment)), netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; all else goes with it."""

@@ -10,13 +10,14 @@ import errno
 import ipaddress
 from dataclasses import replace
 
-from agent.datapath import arp, links, rtnl, slaves
+from agent.datapath import arp, links, neighbours, rtnl
+from agent.datapath.podports import PodPort
 from agent.datapath.state import LINK_PREFIX, NodeState, Route
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.model import IPVLAN, L3, Address, Problem
 from agent.modes import ways
-from agent.modes.base import CheckError, View, Wired
+from agent.modes.base import View, Wired
 from agent.modes.slaves import DEFAULT, Slaves, Way, only_parents
 from agent.netconf import ExtraRoute
 
@@ -63,25 +64,22 @@ class Ipvlan(Slaves):
         """In l3 the slave itself leads into the node's routing."""
         return Way(DEFAULT, None) if attachment.network.link_mode == L3 else super().default(attachment)
 
+    def port(self, attachment: Attachment) -> PodPort:
+        """As all slaves; for l3s the node answers ARP."""
+        port = super().port(attachment)
+        if attachment.network.link_mode != L3S or not attachment.uplink:
+            return port
+        return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
+
     def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
-        """As all slaves; for l3s the node answers ARP, and announces the pod."""
+        """As all slaves; for l3s the node announces the pod."""
         wired = super().wire(attachment, netns, routes)
         if attachment.network.link_mode == L3S and attachment.uplink:
             nl, device = links.host(), attachment.uplink.device
             if parent := rtnl.link(nl, device):
                 address = attachment.leases[0].address
-                nl.request(slaves.add_proxy(parent.index, address))
                 arp.announce(device, parent.mac, address)
         return wired
-
-    def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
-        """As all slaves; for l3s also whether the node answers ARP."""
-        super().check(attachment, wired, netns)
-        if attachment.network.link_mode == L3S and attachment.uplink:
-            nl, address = links.host(), attachment.leases[0].address
-            parent = rtnl.link(nl, attachment.uplink.device)
-            if parent is None or (parent.index, address) not in slaves.proxies(nl):
-                raise CheckError(f"{attachment.uplink.device} does not answer ARP for {address}")
 
     def unwire(self, attachment: Attachment) -> None:
         """Take ARP away first, so that nobody is led to a pod that is gone; another pod's stays."""
@@ -91,7 +89,7 @@ class Ipvlan(Slaves):
                 mine = (
                     lease.address for lease in attachment.leases if not _is_anothers(lease.address, attachment)
                 )
-                steps = [slaves.delete_proxy(parent.index, address) for address in mine]
+                steps = [neighbours.delete_proxy(parent.index, address) for address in mine]
                 for error in nl.batch(steps):
                     if error and error.errno != errno.ENOENT:
                         raise error

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import links, netns, rtnl, slaves
+from agent.datapath import links, neighbours, netns, rtnl, slaves
 from agent.datapath.netlink import Netlink
 from agent.datapath.overlay import GATEWAY
+from agent.datapath.podports import PodPort
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.slaves import Slave
 from agent.datapath.state import Detour, LocalAddress, Masquerade, NodeState, mac_for
@@ -72,18 +73,19 @@ class Slaves:
         """The pod's default route: by the subnet's router, or by the node where there is none."""
         return Way(DEFAULT, _uplink(attachment).gateway or GATEWAY)
 
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link with the node's route to the pod, whose slave is not reached from the parent."""
+        return wiring.routed_port(attachment, _uplink(attachment).hosts[0])
+
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
-        nl, uplink, address = links.host(), _uplink(attachment), _address(attachment)
+        nl, uplink = links.host(), _uplink(attachment)
         parent = wiring.needed("interface", uplink.device)
         network, host_mac = attachment.network, wiring.host_mac(attachment)
         mtu, name = network.mtu or parent.mtu, attachment.link
         nl.request(wiring.create_veth(attachment, netns_fd, mtu, peer=name))
-        port = wiring.host_end(attachment)
+        wiring.make_port(self.port(attachment), parent)
         nl.request(
-            rtnl.set_up(name, wiring.alias(attachment)),
-            rtnl.add_neighbour(port.index, address, attachment.mac),
-            rtnl.add_route(_to_pod(attachment, port)),
             slaves.create(
                 Slave(
                     _first_name(attachment),
@@ -112,9 +114,7 @@ class Slaves:
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
         parent = wiring.check_up("interface", _uplink(attachment).device)
-        port = wiring.check_up("host link", attachment.link)
-        if _to_pod(attachment, port) not in rtnl.routes(links.host(), 4):
-            raise CheckError(f"the node lacks the route to {_address(attachment)} by {attachment.link}")
+        wiring.check_port(self.port(attachment))
         with netns.netlink_in(netns_fd) as inside:
             self._check_pod(inside, attachment, wired, parent)
 
@@ -138,7 +138,7 @@ class Slaves:
             rtnl.add_address(slave.index, interface.ip, interface.network.prefixlen),
             rtnl.link_up(slave.index),  # with its address, which it announces now
             rtnl.link_up(veth.index),
-            rtnl.add_neighbour(veth.index, GATEWAY, host_mac),
+            neighbours.add(veth.index, GATEWAY, host_mac),
             *(rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
         ]
 
@@ -286,10 +286,6 @@ def _address(attachment: Attachment) -> IPv4Address:
         if isinstance(lease.address, IPv4Address):
             return lease.address
     raise NodeNotReadyError("the node has no IPv4 addresses for pods of this network")
-
-
-def _to_pod(attachment: Attachment, port: Link) -> KernelRoute:
-    return KernelRoute(IPv4Network(_address(attachment)), None, port.index, source=_uplink(attachment).hosts[0])
 
 
 def _route(way: Way, address: Address, slave: Link, veth: Link) -> KernelRoute:

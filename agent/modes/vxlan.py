@@ -5,11 +5,11 @@ With the backend `kernel`, the stack and the kernel's own vxlan do.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, links, overlay, rtnl, tc, tunnel
-from agent.datapath.bpf import Loaded
-from agent.datapath.overlay import Endpoint
+from agent.datapath import bpf, links, overlay, rtnl
+from agent.datapath.podports import PodPort
 from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
@@ -54,38 +54,29 @@ class Vxlan:
             crossing=ways.crossing(view, TUNNEL),
         )
 
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link with a route to the pod, and with the backend `ebpf` the programs, which know the pod."""
+        programs = attachment.network.vxlan_backend == EBPF
+        return replace(wiring.routed_port(attachment), programs=programs)
+
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
-        nl, (loaded, device) = links.host(), _ready(attachment)
-        address, mtu, host_mac = (
-            wiring.routed_address(attachment),
-            attachment.network.mtu or device.mtu,
-            wiring.host_mac(attachment),
-        )
-        if loaded:
-            _check_free(loaded, address, host_mac)
-        nl.request(wiring.create_veth(attachment, netns_fd, mtu))
-        port = wiring.host_end(attachment)
-        if loaded:
-            tc.attach(nl, port.index, tunnel.pod_programs(loaded))
-            overlay.put_pod(loaded.maps, address, Endpoint(port.index, attachment.mac, host_mac))
-        nl.request(
-            rtnl.set_up(attachment.link, wiring.alias(attachment)),
-            rtnl.add_neighbour(port.index, address, attachment.mac),
-            rtnl.add_route(wiring.host_route(address, port.index)),
-        )
+        port, device = self.port(attachment), _ready(attachment)
+        mtu = attachment.network.mtu or device.mtu
+        if port.programs:
+            _check_free(wiring.routed_address(attachment), port.mac)
+        links.host().request(wiring.create_veth(attachment, netns_fd, mtu))
+        wiring.make_port(port)
         return wiring.routed(attachment, mtu, wiring.wire_routed_end(netns_fd, attachment, routes))
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
         try:
-            loaded, _device = _ready(attachment)
+            _ready(attachment)
         except NodeNotReadyError as error:
             raise CheckError(str(error)) from error
         wiring.check_up("device", TUNNEL)
-        port = wiring.check_up("host link", attachment.link)
-        if loaded:
-            _check_programs(loaded, attachment, port.index)
+        port = wiring.check_port(self.port(attachment))
         wiring.check_routed(attachment, wired, port, netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
@@ -97,37 +88,26 @@ class Vxlan:
         links.delete(links.host(), attachment.link)
 
 
-def _ready(attachment: Attachment) -> tuple[Loaded | None, Link]:
-    """Programs, for the backend that has some, and device, which the node path makes.
+def _ready(attachment: Attachment) -> Link:
+    """The device, once there are the programs too, for the backend that has some: the node path makes them.
 
     Those of an earlier agent do while the datastore is away.
     """
     device = wiring.needed("device", TUNNEL)
-    if attachment.network.vxlan_backend != EBPF:
-        return None, device
-    loaded = bpf.current() or bpf.adopt()
-    if loaded is None:
+    if attachment.network.vxlan_backend == EBPF and not (bpf.current() or bpf.adopt()):
         raise NodeNotReadyError("the eBPF programs are not loaded")
-    return loaded, device
+    return device
 
 
-def _check_free(loaded: Loaded, address: IPv4Address, host_mac: str) -> None:
+def _check_free(address: IPv4Address, host_mac: str) -> None:
     """Raises AddressTakenError where the programs know another pod with the address, whose link is there."""
-    known = overlay.pod(loaded.maps, address)
+    held = bpf.maps()
+    known = overlay.pod(held, address) if held else None
     if known is None or known.host_mac == host_mac:
         return
     there = rtnl.link_at(links.host(), known.device)
     if there and there.mac == known.host_mac:
         raise AddressTakenError(address, there.name)
-
-
-def _check_programs(loaded: Loaded, attachment: Attachment, index: int) -> None:
-    for hook, program in tunnel.pod_programs(loaded).items():
-        if not tc.attached(links.host(), index, hook):
-            raise CheckError(f"host link {attachment.link} lacks the program {program.name}")
-    address = wiring.routed_address(attachment)
-    if overlay.pod(loaded.maps, address) != Endpoint(index, attachment.mac, wiring.host_mac(attachment)):
-        raise CheckError(f"the programs don't know {address} as that of {attachment.link}")
 
 
 def _routes(view: View, owners: Owners) -> frozenset[Route]:

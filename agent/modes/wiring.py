@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import links, netns, rtnl
+from agent.datapath import links, neighbours, netns, podports, rtnl
 from agent.datapath.netlink import Netlink, Request
+from agent.datapath.podports import Place, PodAddress, PodPort
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface
 from agent.ipam.attachment import Attachment
@@ -65,12 +66,36 @@ def create_veth(
     )
 
 
-def host_end(attachment: Attachment) -> Link:
-    """The host's end of a pair that was just made. Raises NodeNotReadyError, OSError."""
-    port = rtnl.link(links.host(), attachment.link)
-    if port is None:
-        raise NodeNotReadyError(f"{attachment.link} has vanished")
-    return port
+def port(attachment: Attachment) -> PodPort:
+    """The node's side of a pod's link, as far as it is the same in all modes."""
+    made = attachment.wired["interfaces"] if attachment.wired else ()
+    mtu = next((i.get("mtu") for i in made if i.get("name") == attachment.link), None)
+    return PodPort(attachment.link, alias(attachment), host_mac(attachment), mtu)
+
+
+def routed_port(attachment: Attachment, source: Address | None = None) -> PodPort:
+    """The same for a pod that the node reaches by a route to its address. Raises NodeNotReadyError."""
+    pod = PodAddress(routed_address(attachment), attachment.mac, source)
+    return replace(port(attachment), pod=pod)
+
+
+def make_port(port: PodPort, *others: Link) -> None:
+    """Make the node's side of a pair that was just made; `others` are links of the node that it names.
+
+    Raises NodeNotReadyError, OSError.
+    """
+    nl = links.host()
+    link = rtnl.link(nl, port.link)
+    if link is None:
+        raise NodeNotReadyError(f"{port.link} has vanished")
+    podports.make(port, Place(nl, link, {other.name: other.index for other in others}))
+
+
+def check_port(port: PodPort) -> Link:
+    """The node's side of a pod's link is as it was made. Raises CheckError, OSError."""
+    if how := podports.differs(links.host(), port):
+        raise CheckError(how)
+    return check_up("host link", port.link)
 
 
 def pod_end(inside: Netlink, attachment: Attachment) -> Link:
@@ -147,7 +172,7 @@ def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
     gateway = host_route(GATEWAY, index)
     if any(route.dst == gateway.dst for route in rtnl.routes(inside, 4)):  # of an earlier interface
         gateway = replace(gateway, metric=index)
-    return [rtnl.add_neighbour(index, GATEWAY, mac), rtnl.add_route(gateway)]
+    return [neighbours.add(index, GATEWAY, mac), rtnl.add_route(gateway)]
 
 
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
@@ -176,10 +201,8 @@ def routed(attachment: Attachment, mtu: int, made: list[ExtraRoute]) -> Wired:
 
 
 def check_routed(attachment: Attachment, wired: Wired, port: Link, netns_fd: int) -> None:
-    """The node's route to a pod with a /32, and the pod's end, are as they were made. Raises CheckError."""
+    """The end of a pod with a /32 is as it was made. Raises CheckError."""
     address = routed_address(attachment)
-    if host_route(address, port.index) not in rtnl.routes(links.host(), 4):
-        raise CheckError(f"the node lacks the route to {address} by {attachment.link}")
     with netns.netlink_in(netns_fd) as inside:
         check_pod(inside, attachment, wired, port.index, (ipaddress.ip_interface((address, 32)),))
 

@@ -13,10 +13,12 @@ from agent.datapath.netlink import Netlink
 from agent.datapath.routes import OURS, Ownership
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
+from agent.ipam.attachments import Attachments
 from agent.model import Address, Node, Problem
+from agent.node import podports
 from agent.shared import Tally
 
-KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES = (
+KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS = (
     "bridges",
     "overlay",
     "ipip",
@@ -24,6 +26,7 @@ KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES = (
     "nft",
     "routes",
     "proxies",
+    "pods",
 )
 
 log = logging.getLogger(__name__)
@@ -128,7 +131,7 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
 
     steps = (
         (BRIDGES, lambda: _bridges(desired, kernel, done, sysctls)),
-        (OVERLAY, lambda: _overlay(nl, desired, kernel, done, verify=verify)),
+        (OVERLAY, lambda: _overlay(nl, desired, kernel, done)),
         (TUNNELS, lambda: _tunnels(nl, desired, kernel, done, verify=verify)),
         (FORWARDING, forward),
         (NFT, masquerade),
@@ -142,6 +145,19 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
         _attempt(done, TUNNELS, ipip.tidy)
     _attempt(done, PROXIES, lambda: _proxies(nl, desired, done, sysctls))
     return done
+
+
+def pods(nl: Netlink, attachments: Attachments, done: Programmed) -> None:
+    """Repair the node's side of pods' links, which hang on what was programmed before."""
+
+    def repair() -> None:
+        repaired = podports.sync(nl, attachments)
+        done.problems.extend(repaired.problems)
+        done.changed[PODS] = repaired.pods
+        if repaired.failed:
+            done.failures.add(PODS)
+
+    _attempt(done, PODS, repair)
 
 
 class Drift:
@@ -161,6 +177,7 @@ class Drift:
             (desired.masquerade, desired.senders, desired.quiet),
             desired.routes,
             desired.proxies,
+            True,  # what a pod's port should be never changes
         )
         for kind, want in zip(KINDS, wanted, strict=True):
             if self._settled.get(kind) == want:
@@ -191,8 +208,8 @@ def _uplinks(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
             done.unready.add(device)
 
 
-def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:
-    for problem in tunnel.sync(nl, desired.overlay, kernel.links, kernel.addresses, verify=verify):
+def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> None:
+    for problem in tunnel.sync(nl, desired.overlay, kernel.links, kernel.addresses):
         done.lacks(OVERLAY, TUNNEL, problem)
 
 

@@ -167,6 +167,8 @@ class Reconciler:
         )
         if program.ROUTES not in done.failures:
             self._inputs.marks.settled()
+        if verify:
+            program.pods(links.host(), self._inputs.attachments, done)
         self._nft = nft
         self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         self._verify |= bool(done.failures)

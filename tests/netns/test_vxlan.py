@@ -206,7 +206,9 @@ def test_neighbours_and_forwarding_entries_are_those_of_the_peers(tmp_path: Path
         host.put(Node(f"n{number}", (ip(f"192.0.2.{number}"),), (net(f"10.244.{number}.0/24"),)))
     both = [("192.0.2.2", "0e:76:c0:00:02:02"), ("192.0.2.3", "0e:76:c0:00:02:03")]
     eventually(lambda: len(command("bridge", "fdb", "show", "dev", DEVICE).splitlines()) == 2)
-    eventually(lambda: len(command("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).splitlines()) == 3)
+    eventually(
+        lambda: len(command("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).splitlines()) == 4
+    )  # and the pod's
     assert entries() == both
     route = command("ip", "-N", "route", "show", "10.244.2.0/24")
     assert route.startswith(f"10.244.2.0/24 via 192.0.2.2 dev {DEVICE} proto {ROUTE_PROTOCOL} onlink")

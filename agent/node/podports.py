@@ -1,0 +1,68 @@
+"""Compares the ports of all pods with the kernel and repairs them, except those that a call is at work on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from agent.datapath import podports, rtnl
+from agent.datapath.netlink import Netlink
+from agent.datapath.podports import Place, PodPort, Seen
+from agent.ipam.attachment import Attachment
+from agent.ipam.attachments import Attachments
+from agent.model import Problem
+from agent.modes import mode
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Repaired:
+    """What a comparison changed, and what it could not."""
+
+    pods: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    failed: bool = False
+    """Whether something failed that may succeed when it is tried again."""
+
+
+def sync(nl: Netlink, attachments: Attachments) -> Repaired:
+    """Repair the port of each pod that ADD has connected. Raises OSError."""
+    done = Repaired()
+    known = [a for a in attachments.all() if a.wired is not None]  # before the kernel is read: it has all of these
+    if not known:
+        return done
+    seen = podports.read(nl)
+    for attachment in known:
+        port = mode(attachment.network.mode).port(attachment)
+        link = seen.links.get(port.link)
+        lacking = podports.lacking(port, link, seen) if link else []
+        if link and not lacking:
+            continue
+        with attachments.locks.attempt(attachment.key) as held:
+            # a call that is at work, or was meanwhile, has made the link what it should be, or removed it
+            if held and attachments.get(*attachment.key) is attachment:
+                _repair(seen, attachment, port, lacking, done)
+    return done
+
+
+def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str], done: Repaired) -> None:
+    """Repair one port while no call can be at work on it."""
+    name = f"pod {attachment.pod or attachment.container_id}"
+    try:
+        link = rtnl.link(seen.nl, port.link)
+        if link is None or link.kind != "veth":
+            what = f"its link {port.link} is gone, and {attachment.ifname} with it"
+            done.problems.append(Problem(name, what, "delete the pod, so that it is made anew"))
+            return
+        indexes = {known.name: known.index for known in seen.links.values()}
+        podports.make(port, Place(seen.nl, link, indexes, seen.earlier))
+    except OSError as error:
+        what = f"{'; '.join(lacking)}: {error}"
+        done.problems.append(
+            Problem(name, what, "it is tried again; see `ip route` and `ip -d link` on this node")
+        )
+        done.failed = True
+        return
+    done.pods += 1
+    log.warning("%s: repaired: %s", name, "; ".join(lacking))

@@ -1,0 +1,263 @@
+"""The node's side of pods' links is desired state: what somebody changes is repaired, in every mode."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agent.datapath.podports
+from agent.datapath import bpf, links, overlay
+from agent.datapath.monitor import Monitor
+from agent.datapath.netlink import RECEIVE, Netlink
+from agent.datapath.podports import Seen
+from agent.datapath.state import LINK_PREFIX
+from agent.errors import CniError
+from agent.ipam.attachment import link_name
+from agent.model import ROUTE_PROTOCOL
+from agent.node import podports
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
+
+MADE_AT_PARENT = ("macvlan",)  # which is another's, so the kernel is heard of it
+MARKER = IPv4Address("192.0.2.77")
+KERNEL_VXLAN = {**VXLAN, "vxlanBackend": "kernel"}
+MACVLAN_ETH0 = {**MACVLAN, "master": "eth0"}
+MODES: dict[str, Mapping[str, Any]] = {
+    "host-gw": CONF,
+    "vxlan": VXLAN,
+    "vxlan-kernel": KERNEL_VXLAN,
+    "ipip": IPIP,
+    "macvlan": MACVLAN_ETH0,
+}
+ROUTED = tuple(name for name in MODES if name != "host-gw")
+
+
+class Node(Host):
+    """A node whose agent also hears of changes in the kernel, and has one pod."""
+
+    def __init__(self, tmp_path: Path, mode: str) -> None:
+        super().__init__(tmp_path, conf=MODES[mode])
+        monitor = Monitor()
+
+        def hear() -> None:
+            while True:
+                if monitor.changed():
+                    self.reconciler.drifted()
+
+        threading.Thread(target=hear, daemon=True).start()
+        self.pod = Pod("c1")
+        self.answer = self.add(self.pod)
+        self.link = link_name("c1", "eth0")
+        self.gateway = "192.0.2.1"
+        assert self.fine(), self.wrong()
+
+    @property
+    def address(self) -> str:
+        """The pod's."""
+        return str(self.answer["ips"][0]["address"]).partition("/")[0]
+
+    def route(self) -> list[str]:
+        """The arguments of ip-route(8) for the pod's route."""
+        return command("ip", "-N", "route", "show", f"{self.address}/32").split()
+
+    def wrong(self) -> str:
+        """What CHECK says, empty where it finds nothing."""
+        try:
+            self.call("CHECK", self.pod, {**self.conf, "prevResult": self.answer})
+        except CniError as error:
+            return str(error)
+        return ""
+
+    def fine(self) -> bool:
+        """Whether the pod is as ADD left it."""
+        return not self.wrong()
+
+
+def flap(node: Node) -> None:
+    command("ip", "link", "set", node.link, "down")
+    command("ip", "link", "set", node.link, "up")
+
+
+def leave_down(node: Node) -> None:
+    command("ip", "link", "set", node.link, "down")
+
+
+def flush_routes(node: Node) -> None:
+    command("ip", "route", "del", f"{node.address}/32")
+
+
+def delete_neighbour(node: Node) -> None:
+    command("ip", "neigh", "del", node.address, "dev", node.link)
+
+
+def change_mtu(node: Node) -> None:
+    command("ip", "link", "set", node.link, "mtu", "1300")
+
+
+def change_mac(node: Node) -> None:
+    command("ip", "link", "set", node.link, "address", "02:00:00:00:00:99")
+
+
+def change_alias(node: Node) -> None:
+    command("ip", "link", "set", node.link, "alias", "mine")
+
+
+def leave_bridge(node: Node) -> None:
+    command("ip", "link", "set", node.link, "nomaster")
+
+
+def lose_bridge(node: Node) -> None:
+    command("ip", "link", "del", "testcni0")
+
+
+def no_hairpin(node: Node) -> None:
+    command("bridge", "link", "set", "dev", node.link, "hairpin", "off")
+
+
+def lose_filters(node: Node) -> None:
+    command("tc", "filter", "del", "dev", node.link, "ingress")
+
+
+def lose_qdisc(node: Node) -> None:
+    command("tc", "qdisc", "del", "dev", node.link, "clsact")
+
+
+def lose_entry(node: Node) -> None:
+    held = bpf.maps()
+    assert held
+    overlay.remove_pod(held, IPv4Address(node.address))
+
+
+def no_proxy_arp(node: Node) -> None:
+    Path(f"/proc/sys/net/ipv4/conf/{node.link}/proxy_arp").write_text("0")
+
+
+TOLD = [
+    *((mode, change) for mode in MODES for change in (flap, leave_down)),
+    *((mode, flush_routes) for mode in ROUTED),
+    ("host-gw", leave_bridge),
+    ("host-gw", lose_bridge),
+    ("vxlan", lose_filters),
+    ("vxlan", lose_qdisc),
+]
+SILENT = [
+    *((mode, change) for mode in MODES for change in (change_mac, change_mtu, change_alias)),
+    *((mode, delete_neighbour) for mode in ROUTED),
+    ("host-gw", no_hairpin),
+    ("vxlan", lose_entry),
+    ("ipip", no_proxy_arp),
+]
+
+
+def named(cases: Sequence[tuple[str, Callable[[Node], None]]]) -> list[Any]:
+    return [pytest.param(mode, change, id=f"{mode}-{change.__name__}") for mode, change in cases]
+
+
+@pytest.mark.parametrize(("mode", "change"), named(TOLD))
+def test_a_pod_keeps_its_network_when_somebody_changes_its_link(
+    tmp_path: Path, mode: str, change: Callable[[Node], None]
+) -> None:
+    node = Node(tmp_path, mode)
+    change(node)
+    eventually(node.fine)
+    assert node.pod.reaches(node.gateway)
+    assert not node.reconciler.status.get().problems
+
+
+@pytest.mark.parametrize(("mode", "change"), named(SILENT))
+def test_a_resync_repairs_what_the_kernel_does_not_tell_of(
+    tmp_path: Path, mode: str, change: Callable[[Node], None]
+) -> None:
+    node = Node(tmp_path, mode)
+    change(node)
+    node.reconciler.drifted()
+    eventually(node.fine)
+    assert node.pod.reaches(node.gateway)
+    eventually(lambda: node.reconciler.drift.repaired.all()["pods",])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_calls_for_pods_do_not_wake_the_agent(tmp_path: Path, mode: str) -> None:
+    host = Host(tmp_path, conf=MODES[mode])
+    first, pod = Pod("c0"), Pod("c1")
+    host.add(first)  # makes what all pods share, which others may hear of
+    host.close()
+    monitor = Monitor()
+    host.add(pod)
+    host.delete(pod)
+    command("ip", "address", "add", f"{MARKER}/32", "dev", "lo")
+    heard = b""
+    while MARKER.packed not in (message := monitor._socket.recv(RECEIVE)):
+        heard += message
+    assert LINK_PREFIX.encode() not in heard
+    assert heard == b"" or mode in MADE_AT_PARENT
+
+
+@pytest.mark.parametrize("protocol", ["boot", "84"])
+@pytest.mark.parametrize("mode", ROUTED)
+def test_routes_that_an_earlier_version_made_are_taken_over(tmp_path: Path, mode: str, protocol: str) -> None:
+    node = Node(tmp_path, mode)
+    node.close()
+    command("ip", "route", "change", *node.route(), "proto", protocol)
+    assert node.fine(), "an upgraded agent cuts no pod off before its first round"
+    node.reconciler.drifted()
+    node.reconciler.once()
+    assert node.route()[node.route().index("proto") + 1] == str(ROUTE_PROTOCOL)
+    assert node.fine()
+
+
+def test_a_foreign_route_to_a_pod_is_reported_and_stays(tmp_path: Path) -> None:
+    node = Node(tmp_path, "vxlan")
+    command("ip", "route", "replace", f"{node.address}/32", "via", "192.0.2.9", "proto", "static")
+    node.reconciler.drifted()
+    (problem,) = eventually(lambda: [p for p in node.reconciler.status.get().problems if p.where == "pod c1"])
+    assert f"route {node.address}/32" in problem.what
+    assert "proto static" in command("ip", "route", "show", f"{node.address}/32")
+    command("ip", "route", "del", f"{node.address}/32")
+    node.reconciler.drifted()
+    eventually(node.fine)
+    eventually(lambda: not node.reconciler.status.get().problems)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_link_that_is_gone_is_a_problem_that_names_the_pod(tmp_path: Path, mode: str) -> None:
+    node = Node(tmp_path, mode)
+    command("ip", "link", "del", node.link)
+    node.reconciler.drifted()
+    (problem,) = eventually(lambda: [p for p in node.reconciler.status.get().problems if p.where == "pod c1"])
+    assert node.link in problem.what
+    assert "delete the pod" in problem.remedy
+    node.delete(node.pod)
+    node.reconciler.drifted()
+    eventually(lambda: not node.reconciler.status.get().problems)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, mode)
+    node.close()
+    leave_down(node)
+    (attachment,) = node.attachments.all()
+    with node.attachments.locks.hold(attachment.key):
+        assert podports.sync(links.host(), node.attachments).pods == 0
+    assert podports.sync(links.host(), node.attachments).pods == 1
+    leave_down(node)
+    read = agent.datapath.podports.read
+
+    def read_and_delete(nl: Netlink) -> Seen:
+        seen = read(nl)
+        node.delete(node.pod)
+        return seen
+
+    monkeypatch.setattr("agent.datapath.podports.read", read_and_delete)
+    done = podports.sync(links.host(), node.attachments)
+    assert (done.pods, done.problems) == (0, [])
+    assert node.address not in command("ip", "route") + command("ip", "neigh")
+    held = bpf.maps()
+    assert not held or not overlay.pods(held)
