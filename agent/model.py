@@ -216,6 +216,11 @@ class Network:
     """The IPPool that pods of this network asked for by name, which makes it a network of its own; empty: any."""
 
     @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that its mode carries; its pods get no addresses of others."""
+        return (4, 6) if self.mode == HOST_GW else (4,)
+
+    @property
     def shared(self) -> bool:
         """Whether pods are on the parent's own subnet, among machines that we know nothing of."""
         return self.link_mode not in ("", L3)

@@ -93,8 +93,10 @@ class NodeStatus:
     """The blocks of each network whose node state is in the kernel."""
     withheld: Mapping[Network, frozenset[Subnet]] = field(default_factory=dict)
     """What of these blocks no pod may have."""
-    limits: Mapping[Network, str] = field(default_factory=dict)
-    """Why a network can have no more blocks, for those that can't."""
+    families: Mapping[Network, frozenset[int]] = field(default_factory=dict)
+    """The IP versions of which each pod gets an address; of a network that is not here, those of its blocks."""
+    limits: Mapping[tuple[Network, int], str] = field(default_factory=dict)
+    """Why a network can have no more blocks of an IP version, for those that can't."""
     uplinks: Mapping[Network, Uplink] = field(default_factory=dict)
     """Where the pods of those networks hang that have slaves of a parent."""
     routes: int = 0
@@ -188,9 +190,9 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """How many blocks a network's pods need, and until when (time.monotonic) it counts as asked for."""
+    """How many blocks of each IP version a network's pods need, and until when (time.monotonic) that counts."""
 
-    blocks: int
+    blocks: Mapping[int, int]
     until: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,11 +20,13 @@ from agent.model import Address, Network, Subnet
 from agent.netconf import NetConf
 from agent.shared import Demand, Latest, NodeStatus, Want
 
+ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
 GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may take to go, here or on another node
 ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
+MOST_BLOCKS = 32  # that one ADD asks for, as other ADDs may have taken all addresses of each
 DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
 
 
@@ -47,32 +49,39 @@ class Addresses:
         self._undo = undo
 
     @contextmanager
-    def given(self, wanted: Attachment, conf: NetConf, wish: Wish | None) -> Iterator[Attachment]:
+    def given(self, wanted: Attachment, conf: NetConf, wish: Wish | None, deadline: float) -> Iterator[Attachment]:
         """The attachment with its addresses, on file, for the time of its ADD; a failure leaves nothing.
 
-        Raises CniError.
+        No wait ends after `deadline` (time.monotonic). Raises CniError.
         """
-        own = self._prepared(conf.network, PREPARED_WITHIN)
+        own = self._prepared(conf.network, min(deadline, time.monotonic() + PREPARED_WITHIN))
         wanted = replace(wanted, uplink=self._status.get().uplinks.get(conf.network))
         if self._stays is None or wish is None:
-            yield self._reserve(wanted, conf, own)
+            yield self._reserve(wanted, conf, own, deadline)
             return
-        with self._stays.staying(wish, conf.network, self._ranges(conf.network, own)) as stay:
+        ranges = self._ranges(conf.network, own)
+        with self._stays.staying(wish, conf.network, ranges, deadline) as stay:
             yield self._settled(self._stays, stay, wanted, conf, own)
 
     def look(self, network: Network) -> None:
         """Raises CniError 50 when an ADD would get no address now."""
-        own = self._prepared(network, STATUS_WITHIN, Code.NOT_AVAILABLE)
+        end = time.monotonic() + STATUS_WITHIN
+        own = self._prepared(network, end, Code.NOT_AVAILABLE)
         ranges = self._ranges(network, own)
-        room = any(used < r.size for r in ranges for used, _, _ in [self._attachments.counts(r)])
-        if not room and not self._more_blocks(network, own, STATUS_WITHIN):
-            raise self._exhausted(network, ranges, Code.NOT_AVAILABLE)
+        for version in sorted(self._families(network, own)):
+            counts = ((self._attachments.counts(r)[0], r.size) for r in ranges if r.block.version == version)
+            room = any(used < size for used, size in counts)
+            if not room and not self._more_blocks(network, own, version, end):
+                raise self._exhausted(network, ranges, version, Code.NOT_AVAILABLE)
 
-    def _prepared(self, network: Network, within: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
-        """The node's blocks for a network, once the node path has them in the kernel."""
+    def _families(self, network: Network, own: tuple[Subnet, ...]) -> frozenset[int]:
+        """The IP versions of which a pod gets an address."""
+        return self._status.get().families.get(network) or frozenset(block.version for block in own)
+
+    def _prepared(self, network: Network, end: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
+        """The node's blocks for a network, once the node path has them in the kernel; until `end` at most."""
         self._refuse_blind(code)
-        self._ask(network, 1)
-        end = time.monotonic() + within
+        self._ask(network, {})
         while not (own := self._status.get().blocks.get(network)):
             if self._status.wait(lambda s: bool(s.blocks.get(network)), end):
                 continue
@@ -96,13 +105,18 @@ class Addresses:
         if blind:
             raise CniError(code, f"{blind[0].where}: {blind[0].what}", blind[0].remedy)
 
-    def _ask(self, network: Network, count: int) -> None:
-        """Tell the node path that a network is in use, at most once in half the time that it remembers."""
+    def _ask(self, network: Network, counts: Mapping[int, int]) -> None:
+        """Ask the node path for blocks by IP version, at most once in half the time that it remembers."""
         now = time.monotonic()
-        known = self._demand.get().get(network)
-        if known is None or known.blocks < count or known.until < now + DEMANDED_FOR / 2:
-            want = Want(max(count, known.blocks if known else 0), now + DEMANDED_FOR)
-            self._demand.update(lambda demand: {**demand, network: want})
+
+        def asked(demand: Demand) -> Demand:
+            known = demand.get(network) or Want({}, 0)
+            every = {v: max(counts.get(v, 0), known.blocks.get(v, 0)) for v in {*counts, *known.blocks}}
+            if every == known.blocks and known.until >= now + DEMANDED_FOR / 2:
+                return demand
+            return {**demand, network: Want(every, now + DEMANDED_FOR)}
+
+        self._demand.update(asked)
 
     def _settled(
         self, stays: Stays, stay: Stay, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]
@@ -111,7 +125,7 @@ class Addresses:
         if stay.asked and any(address.version == 4 for address in conf.ips):
             raise invalid_config("ips", ", ".join(map(str, conf.ips)), f"none: the pod's annotations say {IP}")
         for tries in range(TRIES):
-            attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay)
+            attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay.deadline, stay)
             try:
                 stays.settle(stay, attachment)
             except BaseException as error:
@@ -123,15 +137,23 @@ class Addresses:
         raise AssertionError
 
     def _reserve(
-        self, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...], stay: Stay | None = None
+        self,
+        wanted: Attachment,
+        conf: NetConf,
+        own: tuple[Subnet, ...],
+        deadline: float,
+        stay: Stay | None = None,
     ) -> Attachment:
         guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
-        deadline, going = time.monotonic() + COOLED_WITHIN, time.monotonic() + GOING_WITHIN
-        refused = 0
+        now = time.monotonic()
+        # what is left after an address has not cooled in time is for a block more
+        cooled, going = min(deadline - PREPARED_WITHIN, now + COOLED_WITHIN), min(deadline, now + GOING_WITHIN)
+        refused = claimed = 0
         while refused < ATTEMPTS:
-            ranges = self._ranges(conf.network, own)
+            ranges = [*self._ranges(conf.network, own), *guests]
+            families = self._families(conf.network, own)
             try:
-                reserved = self._attachments.reserve(wanted, [*ranges, *guests], asked, deadline)
+                reserved = self._attachments.reserve(wanted, ranges, asked, cooled, families)
             except UnavailableError as error:
                 if isinstance(error, InUseError) and wanted.owner and time.monotonic() < going:
                     time.sleep(0.1)  # the pod of the same name that was here before: its DEL is on its way
@@ -140,30 +162,38 @@ class Addresses:
             except OSError as error:
                 raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
             except ExhaustedError as error:
-                more = self._more_blocks(conf.network, own, PREPARED_WITHIN)
-                if more is None:
-                    for_good = error.wait is None and conf.network in self._status.get().limits
-                    code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
-                    raise self._exhausted(conf.network, ranges, code) from error
-                own = more
+                claimed += 1
+                own = self._grown(conf.network, own, error, deadline if claimed <= MOST_BLOCKS else 0)
             else:
-                if self._may_have(reserved, conf, asked):
+                if self._may_have(reserved, conf, asked, deadline):
                     return reserved
                 refused += 1
-                own = self._prepared(conf.network, PREPARED_WITHIN)
+                own = self._prepared(conf.network, min(deadline, time.monotonic() + PREPARED_WITHIN))
         raise CniError(
             Code.TRY_AGAIN,
             f"{ATTEMPTS} addresses one after the other turned out not to be this node's to give",
             "see `testcnictl status`; where something answers ARP for every address, set `ipam.probe` to false",
         )
 
-    def _may_have(self, reserved: Attachment, conf: NetConf, asked: tuple[Address, ...]) -> bool:
+    def _grown(
+        self, network: Network, own: tuple[Subnet, ...], error: ExhaustedError, deadline: float
+    ) -> tuple[Subnet, ...]:
+        """The node's blocks with one more of the IP version that is exhausted. Raises CniError."""
+        now = time.monotonic()
+        end = min(deadline, now + PREPARED_WITHIN)
+        if end > now and (more := self._more_blocks(network, own, error.version, end)):
+            return more
+        for_good = error.wait is None and (network, error.version) in self._status.get().limits
+        code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
+        raise self._exhausted(network, self._ranges(network, own), error.version, code) from error
+
+    def _may_have(self, reserved: Attachment, conf: NetConf, asked: tuple[Address, ...], deadline: float) -> bool:
         """Whether the pod may have what is reserved; else that is free again. Raises CniError."""
         try:
             # a block that was given back meanwhile is gone from the status before anybody looks who has addresses
             held = self._status.get().blocks.get(conf.network, ())
             still = all(lease.block in held or blocks.is_single(lease.block) for lease in reserved.leases)
-            within = GOING_WITHIN if reserved.owner else 0.0
+            within = min(GOING_WITHIN, deadline - time.monotonic()) if reserved.owner else 0.0
             owner = probe.owner(reserved, within) if still and conf.probe else None
         except BaseException as error:
             self._undo(reserved)
@@ -189,23 +219,23 @@ class Addresses:
             raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
         return ranges or every  # where the pool excludes all that the node has, it needs another block
 
-    def _more_blocks(self, network: Network, own: tuple[Subnet, ...], within: float) -> tuple[Subnet, ...] | None:
-        """The node's blocks once it has claimed one more, None if it can't, or not in time."""
-        self._ask(network, len(own) + 1)
+    def _more_blocks(
+        self, network: Network, own: tuple[Subnet, ...], version: int, end: float
+    ) -> tuple[Subnet, ...] | None:
+        """The node's blocks once it has one more of an IP version, None if it can't, or not until `end`."""
+        self._ask(network, {version: sum(block.version == version for block in own) + 1})
 
         def more(status: NodeStatus) -> tuple[Subnet, ...]:
             now = status.blocks.get(network, ())
-            return now if not set(now) <= set(own) else ()
+            return now if any(block.version == version and block not in own for block in now) else ()
 
-        self._status.wait(lambda s: bool(more(s) or s.limits.get(network)), time.monotonic() + within)
+        self._status.wait(lambda s: bool(more(s) or s.limits.get((network, version))), end)
         return more(self._status.get()) or None
 
-    def _exhausted(self, network: Network, ranges: list[Range], code: Code) -> CniError:
+    def _exhausted(self, network: Network, ranges: list[Range], version: int, code: Code) -> CniError:
         """The error that says how many addresses there are, and why there are no more."""
-        where, size = ", ".join(str(r.block) for r in ranges), sum(r.size for r in ranges)
-        why = self._status.get().limits.get(network, "the node has not got another block in time")
-        return CniError(
-            code,
-            f"no address is free in {where} ({size} in all), and {why}",
-            "delete pods, or give the node more addresses",
-        )
+        mine = [r for r in ranges if r.block.version == version]
+        where, size = ", ".join(str(r.block) for r in mine), sum(r.size for r in mine)
+        why = self._status.get().limits.get((network, version), "the node has not got another block in time")
+        what = f"no address is free in {where} ({size} in all)" if mine else f"the node has no IPv{version} block"
+        return CniError(code, f"{what}, and {why}", "delete pods, or give the node more addresses")

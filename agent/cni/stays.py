@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ class Stay:
     guests: tuple[Range, ...] = ()
     """Those of them that are not in this node's blocks, each a range of its own."""
     claimed: set[Address] = field(default_factory=set)
+    deadline: float = math.inf
+    """When the last wait for it ends (time.monotonic)."""
 
     @property
     def owner(self) -> str:
@@ -80,7 +83,9 @@ class Stays:
             return wish
 
     @contextmanager
-    def staying(self, wish: Wish, network: Network, own: Sequence[Range]) -> Iterator[Stay]:
+    def staying(
+        self, wish: Wish, network: Network, own: Sequence[Range], deadline: float = math.inf
+    ) -> Iterator[Stay]:
         """The addresses that a pod keeps, for the time of its ADD.
 
         What has a reservation, or is not in this node's blocks, is claimed at once; the rest by `settle`, when the
@@ -90,7 +95,7 @@ class Stays:
         held: Busy = frozenset()
         try:
             with self._telling((wish.pod, wish.uid)):
-                stay = Stay(wish, network, self._find(wish, network))
+                stay = Stay(wish, network, self._find(wish, network), deadline=deadline)
                 held = frozenset(stay.asked)
                 self._known.busy.update(lambda busy: busy | held)
                 away = [address for address in stay.asked if not _at_home(address, network, own)]
@@ -137,7 +142,7 @@ class Stays:
         def known(status: NodeStatus) -> bool:
             return guests <= status.guests and here.isdisjoint(status.away)
 
-        if not self._known.status.wait(known, time.monotonic() + KNOWN_WITHIN):
+        if not self._known.status.wait(known, min(stay.deadline, time.monotonic() + KNOWN_WITHIN)):
             what = f"the node has not found out yet that {', '.join(map(str, attachment.held))} is here"
             raise CniError(Code.TRY_AGAIN, what, SEE)
 
@@ -209,6 +214,8 @@ class Stays:
         claim = Claim(address, wish.owner, wish.pod, node, stay.network.name)
         held, seen = self._known.snapshot.get().reservations.get(address_name(address)), set[str]()
         for _ in range(TRIES):
+            if time.monotonic() > stay.deadline:
+                raise _unclaimed(address, "the datastore was too slow")
             seen |= {held.resource_version} if held else set()
             try:
                 if held is None and not self._known.snapshot.get().synced:  # nobody knows who has to agree
@@ -232,7 +239,7 @@ class Stays:
             raise _unclaimed(address, "it changes all the time")
         assert isinstance(made, IPReservation)  # noqa: S101 - one was written
         if made.asks:
-            self._wait(made, frozenset({*seen, made.resource_version}))
+            self._wait(made, frozenset({*seen, made.resource_version}), stay.deadline)
         stay.claimed.add(address)
         log.info("%s has %s, reserved for %s", wish.pod, address, wish.owner)
 
@@ -270,7 +277,7 @@ class Stays:
         found = reservations.home(snapshot, address)
         return found[1] if found and found[1] in snapshot.nodes and found[1] != self._known.node else ""
 
-    def _wait(self, made: IPReservation, seen: frozenset[str]) -> None:
+    def _wait(self, made: IPReservation, seen: frozenset[str], deadline: float) -> None:
         """Until the block's node has answered. Raises CniError when it does not agree, or not in time."""
 
         def answer(snapshot: Snapshot) -> IPReservation | None:
@@ -278,7 +285,7 @@ class Stays:
             return now if now and now.resource_version not in seen else None
 
         snapshot, where = self._known.snapshot, f"{made.address} lies in a block of node {made.asks}"
-        snapshot.wait(lambda s: answer(s) is not None, time.monotonic() + GRANTED_WITHIN)
+        snapshot.wait(lambda s: answer(s) is not None, min(deadline, time.monotonic() + GRANTED_WITHIN))
         found = answer(snapshot.get())
         if found is None:
             what = f"{where}, which has not agreed within {GRANTED_WITHIN:.0f} s"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from agent import netconf
-from agent.cni import calls, result
+from agent.cni import addresses, calls, result
 from agent.cni.addresses import Addresses
 from agent.cni.protocol import Call
 from agent.cni.stays import Stays
@@ -86,7 +86,7 @@ class Verbs:
 
     def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
-        way, fd = mode(conf.network.mode), calls.pod_netns(call)
+        way, fd, deadline = mode(conf.network.mode), calls.pod_netns(call), time.monotonic() + addresses.ADD_WITHIN
         container_id, ifname = calls.identity(call)
         with self._locks.hold((container_id, ifname)):
             self._refuse_unreadable(link_name(container_id, ifname))
@@ -98,13 +98,15 @@ class Verbs:
                 conf = replace(conf, network=replace(conf.network, pool=wish.pool))
             pod = netconf.pod_of(call.args)
             wanted = Attachment(container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "")
-            with self._addresses.given(wanted, conf, wish) as attachment:
-                return self._connect(way, attachment, fd, conf)
+            with self._addresses.given(wanted, conf, wish, deadline) as attachment:
+                return self._connect(way, attachment, fd, conf, deadline)
 
-    def _connect(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf) -> dict[str, Any]:
+    def _connect(
+        self, way: Mode, attachment: Attachment, fd: int, conf: NetConf, deadline: float
+    ) -> dict[str, Any]:
         """Wire a pod that has its addresses; the result of ADD."""
         try:
-            wired = self._wire(way, attachment, fd, conf)
+            wired = self._wire(way, attachment, fd, conf, deadline)
             links.settle(links.host(), attachment.link)
             answer = result.render(conf, wired)
             self._attachments.finish(attachment, wired)
@@ -231,13 +233,13 @@ class Verbs:
         self._remove(known)
         return None
 
-    def _wire(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf) -> Wired:
-        deadline = time.monotonic() + READY_WITHIN
+    def _wire(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf, deadline: float) -> Wired:
+        end = min(deadline, time.monotonic() + READY_WITHIN)
         while True:
             try:
                 return way.wire(attachment, fd, conf.routes)
             except NodeNotReadyError as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() > end:
                     raise CniError(Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node") from error
                 way.unwire(attachment)
                 time.sleep(0.05)  # the node path hears of it from the kernel and repairs it

@@ -15,6 +15,9 @@ RANGES_KEPT = 64
 class ExhaustedError(Exception):
     """No address is free now; `wait` is the seconds until one has cooled, None when none is cooling."""
 
+    version = 4
+    """Of which IP version, where addresses of several were asked for."""
+
     def __init__(self, wait: float | None) -> None:
         super().__init__("no free address")
         self.wait = wait

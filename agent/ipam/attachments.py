@@ -203,9 +203,14 @@ class Attachments:
         ) + tuple(entry.problem() for entry in self.unreadable())
 
     def reserve(
-        self, wanted: Attachment, ranges: Sequence[Range], asked: Sequence[Address], deadline: float
+        self,
+        wanted: Attachment,
+        ranges: Sequence[Range],
+        asked: Sequence[Address],
+        deadline: float,
+        families: frozenset[int] = frozenset(),
     ) -> Attachment:
-        """`wanted` with an address for each IP version of `ranges`, on file before this returns.
+        """`wanted` with an address for each IP version of `ranges` and of `families`, on file before this returns.
 
         Where it asks for no MAC, it gets that of its first address.
 
@@ -213,7 +218,7 @@ class Attachments:
         Raises ExhaustedError, UnavailableError, OSError.
         """
         with self._lock:
-            leases = self._take(ranges, asked, deadline, withheld=bool(wanted.owner))
+            leases = self._take(ranges, asked, deadline, families, withheld=bool(wanted.owner))
             attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
             try:
                 _write(self._path(attachment, AT_WORK), encode(attachment), os.O_CREAT | os.O_EXCL)
@@ -282,15 +287,25 @@ class Attachments:
         return any(lease.block in blocks for leases in strange for lease in leases)
 
     def _take(
-        self, ranges: Sequence[Range], asked: Sequence[Address], deadline: float, *, withheld: bool
+        self,
+        ranges: Sequence[Range],
+        asked: Sequence[Address],
+        deadline: float,
+        families: frozenset[int],
+        *,
+        withheld: bool,
     ) -> tuple[Lease, ...]:
         """One address for each IP version; all or none."""
         taken: list[Address] = []
         try:
             for address in asked:
                 taken.append(self._allocator.take_this(address, ranges, withheld=withheld))
-            for version in sorted({r.block.version for r in ranges} - {a.version for a in asked}):
-                taken.append(self._take_any([r for r in ranges if r.block.version == version], deadline))
+            for version in sorted(({r.block.version for r in ranges} | families) - {a.version for a in asked}):
+                try:
+                    taken.append(self._take_any([r for r in ranges if r.block.version == version], deadline))
+                except ExhaustedError as error:
+                    error.version = version
+                    raise
         except Exception:
             for address in taken:
                 self._allocator.release(address, 0)

@@ -17,11 +17,36 @@ IMPLICIT_POOL = "netconf"
 NOBODY: frozenset[Address] = frozenset()
 
 
+Wanted = int | Mapping[int, int]
+"""How many blocks: of each IP version, or by IP version."""
+
+
+def count(wanted: Wanted, version: int) -> int:
+    """How many blocks of an IP version are wanted."""
+    return wanted if isinstance(wanted, int) else wanted.get(version, 0)
+
+
 def within(block: Subnet, subnet: Subnet | None) -> bool:
     """Whether a block lies in a network's subnet; without one, every block does."""
     if subnet is None:
         return True
     return block.version == subnet.version and bool(block.subnet_of(subnet))  # type: ignore[arg-type]
+
+
+def fits(block: Subnet, network: Network) -> bool:
+    """Whether pods of a network can have addresses of a block: it lies in the subnet, and the mode carries it."""
+    return block.version in network.versions and within(block, network.subnet)
+
+
+def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
+    """The IP versions of which each pod of the network gets an address.
+
+    Those of the blocks that the cluster has given the node; else those of the pools that the node may claim from.
+    """
+    if network.hand_made and network.subnet:
+        return frozenset({network.subnet.version})
+    given = assigned(snapshot, network, node)
+    return frozenset(b.version for b in given) or frozenset(pool.cidr.version for pool in pools(snapshot, network))
 
 
 def single(address: Address) -> Subnet:
@@ -52,7 +77,7 @@ def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, .
     if network.pool:
         return ()
     me = snapshot.nodes.get(node)
-    return tuple(block for block in (me.blocks if me else ()) if within(block, network.subnet))
+    return tuple(block for block in (me.blocks if me else ()) if fits(block, network))
 
 
 def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
@@ -67,7 +92,7 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
     mine = (
         block.cidr
         for block in snapshot.blocks.values()
-        if block.node == node and network.pool in ("", block.pool) and within(block.cidr, network.subnet)
+        if block.node == node and network.pool in ("", block.pool) and fits(block.cidr, network)
     )
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
 
@@ -129,7 +154,9 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
     fitting = tuple(
         pool
         for pool in sorted(snapshot.pools.values(), key=lambda p: p.name)
-        if network.pool in ("", pool.name) and (network.subnet is None or overlaps(pool.cidr, network.subnet))
+        if network.pool in ("", pool.name)
+        and pool.cidr.version in network.versions
+        and (network.subnet is None or overlaps(pool.cidr, network.subnet))
     )
     # others live on a shared subnet: nothing is guessed
     if fitting or network.pool or network.subnet is None or network.shared:
@@ -138,13 +165,18 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
     return (IPPool(IMPLICIT_POOL, network.subnet, size),)
 
 
-def candidates(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPBlock]:
-    """Blocks that nobody has as far as we know, in an order of the node's own, so that claims seldom meet."""
+def candidates(snapshot: Snapshot, network: Network, node: str, version: int | None = None) -> Iterator[IPBlock]:
+    """Blocks that nobody has as far as we know, in an order of the node's own, so that claims seldom meet.
+
+    Those of one IP version, or of all (None).
+    """
     taken = [block.cidr for block in snapshot.blocks.values()]
     taken += [cidr for other in snapshot.nodes.values() for cidr in other.blocks]
     exact = set(taken)
     odd = [cidr for cidr in taken if not _is_regular(cidr, snapshot, network)]
     for pool in pools(snapshot, network):
+        if version not in (None, pool.cidr.version):
+            continue
         begin = int.from_bytes(hashlib.sha256(f"{pool.name}/{node}".encode()).digest()[:8])
         for cidr in _blocks_from(pool, begin):
             if cidr in exact or not within(cidr, network.subnet) or any(overlaps(cidr, o) for o in odd):
@@ -182,19 +214,20 @@ def _blocks_from(pool: IPPool, begin: int) -> Iterator[Subnet]:
 
 
 def surplus(
-    snapshot: Snapshot, node: str, wanted: Mapping[Network, int], busy: Collection[Subnet]
+    snapshot: Snapshot, node: str, wanted: Mapping[Network, Wanted], busy: Collection[Subnet]
 ) -> frozenset[IPBlock]:
     """Claimed blocks that the node can do without: none of `busy`, and each network keeps as many as it wants.
 
-    It keeps one of each IP version, too; of those that are alike the first ones stay.
+    It keeps one of each IP version in any case; of those that are alike the first ones stay.
     """
     left = {network: list(node_blocks(snapshot, network, node)) for network in wanted}
     mine = [block for block in snapshot.blocks.values() if block.node == node and block.cidr not in busy]
     found = []
     for block in sorted(mine, key=lambda b: (b.cidr.version, int(b.cidr.network_address)), reverse=True):
         using = [network for network, own in left.items() if block.cidr in own]
-        alike = (sum(cidr.version == block.cidr.version for cidr in left[network]) for network in using)
-        if min(alike, default=2) > 1 and all(len(left[network]) > wanted[network] for network in using):
+        version = block.cidr.version
+        alike = {network: sum(cidr.version == version for cidr in left[network]) for network in using}
+        if all(alike[network] > max(1, count(wanted[network], version)) for network in using):
             for network in using:
                 left[network].remove(block.cidr)
             found.append(block)

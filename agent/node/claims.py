@@ -17,6 +17,7 @@ import tenacity
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
+from agent.ipam.blocks import Wanted
 from agent.model import IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
 from agent.shared import Latest, pace
 
@@ -50,6 +51,11 @@ class Pending:
     before: IPBlock | None
 
 
+def _key(network: Network, version: int) -> str:
+    """Of a network's problem about blocks."""
+    return f"{network.name} IPv{version}"
+
+
 class NoBlockError(Exception):
     """No block is left, or none may be claimed; says why."""
 
@@ -58,8 +64,14 @@ class NoBlockError(Exception):
         self.remedy = remedy
 
 
-def claim(create: Callable[[IPBlock], Resource], snapshot: Snapshot, network: Network, node: str) -> IPBlock:
-    """A block that is this node's from now on. Raises NoBlockError, StoreError."""
+def claim(
+    create: Callable[[IPBlock], Resource],
+    snapshot: Snapshot,
+    network: Network,
+    node: str,
+    version: int | None = None,
+) -> IPBlock:
+    """A block that is this node's from now on, of any IP version where none is named. Raises NoBlockError."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(
             lambda e: isinstance(e, StoreError) and not isinstance(e, ConflictError)
@@ -68,14 +80,14 @@ def claim(create: Callable[[IPBlock], Resource], snapshot: Snapshot, network: Ne
         stop=tenacity.stop_after_attempt(TRIES),
         reraise=True,
     )
-    for candidate in blocks.candidates(snapshot, network, node):
+    for candidate in blocks.candidates(snapshot, network, node, version):
         try:
             created = retrying(create, candidate)
         except ConflictError:
             continue
         log.info("claimed block %s of pool %s for network %s", candidate.cidr, candidate.pool, network.name)
         return created if isinstance(created, IPBlock) else candidate
-    pools = blocks.pools(snapshot, network)
+    pools = [pool for pool in blocks.pools(snapshot, network) if version in (None, pool.cidr.version)]
     if not pools:
         raise NoBlockError(
             "neither podCIDR nor IPPool gives this node addresses",
@@ -106,13 +118,14 @@ class Claimer:
         self._node = node
         self._snapshot = snapshot
         self._rules = rules or Rules()
-        self._wanted: Mapping[Network, int] = {}
+        self._wanted: Mapping[Network, Wanted] = {}
         self._pending: dict[Subnet, Pending] = {}
         self.unseen: Latest[frozenset[Subnet]] = Latest(frozenset())
         """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
         self._withdrawn: dict[IPBlock, Stage] = {}
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}
-        self._full: Mapping[str, str] = {}
+        self._full: Mapping[tuple[str, int], str] = {}
+        """Why no block is left, by the network's name and the IP version."""
         self._missed: dict[str, float] = {}
         """Nodes that own blocks and have no Node object, since when."""
         self._lock = threading.Lock()
@@ -120,8 +133,8 @@ class Claimer:
         self.pace = pace()
         snapshot.listen(self._wake.set)
 
-    def want(self, wanted: Mapping[Network, int]) -> None:
-        """How many blocks each network should have."""
+    def want(self, wanted: Mapping[Network, Wanted]) -> None:
+        """Note how many blocks each network should have."""
         if wanted != self._wanted:
             self._wanted = wanted
             self._wake.set()
@@ -130,9 +143,9 @@ class Claimer:
         """Blocks that were claimed but are in no list yet."""
         return tuple(pending.block for pending in tuple(self._pending.values()))
 
-    def full(self, network: Network) -> str:
-        """Why no block is left for a network, as the last look found; empty where one may be."""
-        return self._full.get(network.name, "")
+    def full(self, network: Network, version: int) -> str:
+        """Why no block of an IP version is left for a network, as the last look found; empty where one may be."""
+        return self._full.get((network.name, version), "")
 
     def well(self) -> bool:
         """Whether the datastore is as it should be, so that what is given back is soon gone."""
@@ -176,16 +189,18 @@ class Claimer:
         now = time.monotonic()
         self._refused = {block: told for block, told in self._refused.items() if told[1] > now}
         problems = {block.name: problem for block, (problem, _until) in self._refused.items()}
-        full: dict[str, str] = {}
-        for network, count in dict(self._wanted).items():
-            try:
-                self._claim_up_to(count, network)
-            except NoBlockError as error:
-                full[network.name] = str(error)
-                problems[network.name] = Problem(f"network {network.name}", str(error), error.remedy)
-            except StoreError as error:
-                what = f"a block can't be claimed: {error}"
-                problems[network.name] = Problem(f"network {network.name}", what, "see the datastore")
+        full: dict[tuple[str, int], str] = {}
+        for network, wanted in dict(self._wanted).items():
+            for version in network.versions:
+                key = _key(network, version)
+                try:
+                    self._claim_up_to(blocks.count(wanted, version), network, version)
+                except NoBlockError as error:
+                    full[network.name, version] = str(error)
+                    problems[key] = Problem(f"network {network.name}", str(error), error.remedy)
+                except StoreError as error:
+                    what = f"an IPv{version} block can't be claimed: {error}"
+                    problems[key] = Problem(f"network {network.name}", what, "see the datastore")
         if problem := self._see_reserved():
             problems[RESERVED] = problem
         self._full = full
@@ -237,26 +252,31 @@ class Claimer:
             return snapshot
         return replace(snapshot, blocks={**snapshot.blocks, **{b.name: b for b in self.pending()}})
 
-    def _claim_up_to(self, count: int, network: Network) -> None:
-        while True:
+    def _claim_up_to(self, count: int, network: Network, version: int) -> None:
+        for _ in range(count):
             snapshot = self._snapshot.get()
             mine = self._claimed(snapshot)
             if self._node not in mine.nodes or blocks.assigned(mine, network, self._node):
                 return
-            if len(blocks.node_blocks(mine, network, self._node)) >= count:
+            own = [b for b in blocks.node_blocks(mine, network, self._node) if b.version == version]
+            if len(own) >= count:
                 return
-            claimed = self._claim(self._with_pending(snapshot), network)
+            known = blocks.families(mine, network, self._node)
+            if not own and version not in known and (known or version != network.versions[0]):
+                return  # no pool is of this IP version; where there is no pool at all, one of them says so
+            claimed = self._claim(self._with_pending(snapshot), network, version)
             before = snapshot.blocks.get(claimed.name)
             self._pending[claimed.cidr] = Pending(claimed, time.monotonic(), before)
-            self.problems.update(lambda known: {k: v for k, v in known.items() if k != network.name})
+            key = _key(network, version)
+            self.problems.update(lambda known, key=key: {k: v for k, v in known.items() if k != key})  # type: ignore[misc]
 
-    def _claim(self, snapshot: Snapshot, network: Network) -> IPBlock:
+    def _claim(self, snapshot: Snapshot, network: Network, version: int) -> IPBlock:
         """A block that nobody has, else one of a node that is gone for good. Raises NoBlockError, StoreError."""
         while True:
             try:
-                return claim(self._create, snapshot, network, self._node)
+                return claim(self._create, snapshot, network, self._node, version)
             except NoBlockError:
-                freed = self._free(snapshot, network)
+                freed = self._free(snapshot, network, version)
                 if freed is None:
                     raise
                 left = {name: block for name, block in snapshot.blocks.items() if block != freed}
@@ -266,12 +286,12 @@ class Claimer:
         self.unseen.update(lambda now: now | {block.cidr})  # before anybody can see it as this node's
         return self._store.create(block)
 
-    def _free(self, snapshot: Snapshot, network: Network) -> IPBlock | None:
+    def _free(self, snapshot: Snapshot, network: Network, version: int) -> IPBlock | None:
         """Delete a block of a node that is gone for good, if there is one. Raises StoreError.
 
         Only that very object: another agent may have been quicker, and a third may have claimed it anew.
         """
-        abandoned = list(self._abandoned(snapshot, network))
+        abandoned = [b for b in self._abandoned(snapshot, network) if b.cidr.version == version]
         if not abandoned:
             return None
         nodes = {node.name for node in self._store.list("Node")}  # what the watch has told may be old

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
+from agent.ipam.blocks import Wanted
 from agent.model import IPBlock, Network, Snapshot
 from agent.node.claims import Claimer, Stage
 
@@ -31,7 +32,7 @@ class GiveBack:
         self._idle = idle
         self._since: dict[IPBlock, float] = {}
 
-    def look(self, published: Snapshot, wanted: Mapping[Network, int], *, noted: bool) -> bool:
+    def look(self, published: Snapshot, wanted: Mapping[Network, Wanted], *, noted: bool) -> bool:
         """One look after a round has published what is of this snapshot; whether another round is wanted at once.
 
         Where it is not `noted` for a restart what was published, nothing is given back.

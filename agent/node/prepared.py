@@ -33,6 +33,7 @@ def load(path: Path) -> NodeStatus:
             blocks={n: tuple(map(ipaddress.ip_network, entry["blocks"])) for n, entry in entries},
             withheld={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},
             uplinks={n: decode_uplink(entry["uplink"]) for n, entry in entries if "uplink" in entry},
+            families={n: _versions(entry["families"]) for n, entry in entries if "families" in entry},
         )
     except FileNotFoundError:
         return NodeStatus()
@@ -43,7 +44,11 @@ def load(path: Path) -> NodeStatus:
 
 def alike(one: NodeStatus, other: NodeStatus) -> bool:
     """Whether the notes of two are the same."""
-    return (one.blocks, one.withheld, one.uplinks) == (other.blocks, other.withheld, other.uplinks)
+    return _noted(one) == _noted(other)
+
+
+def _noted(status: NodeStatus) -> tuple[object, ...]:
+    return (status.blocks, status.withheld, status.uplinks, status.families)
 
 
 def is_there(path: Path, status: NodeStatus) -> bool:
@@ -58,6 +63,7 @@ def save(path: Path, status: NodeStatus) -> bool:
             "network": encode_network(network),
             "blocks": list(map(str, own)),
             **({"withheld": sorted(map(str, status.withheld[network]))} if network in status.withheld else {}),
+            **({"families": sorted(status.families[network])} if network in status.families else {}),
             **({"uplink": encode_uplink(status.uplinks[network])} if network in status.uplinks else {}),
         }
         for network, own in status.blocks.items()
@@ -69,6 +75,12 @@ def save(path: Path, status: NodeStatus) -> bool:
 
 def _networks(texts: list[str]) -> frozenset[Subnet]:
     return frozenset(map(ipaddress.ip_network, texts))
+
+
+def _versions(found: list[int]) -> frozenset[int]:
+    if not {*found} <= {4, 6}:
+        raise ValueError(f"families {found!r:.80} are not 4 and 6")
+    return frozenset(found)
 
 
 def _forget(path: Path) -> bool:

@@ -197,7 +197,13 @@ class Reconciler:
                 synced=True,
                 blocks=ready,
                 withheld={network: subnets for network, subnets in barred.items() if subnets},
-                limits={network: why for network in ready if (why := self._limit(snapshot, network))},
+                families={network: blocks.families(snapshot, network, self._node) for network in ready},
+                limits={
+                    (network, version): why
+                    for network in ready
+                    for version in network.versions
+                    if (why := self._limit(snapshot, network, version))
+                },
                 uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
                 routes=len(desired.routes),
                 programmed=done.routes,
@@ -230,17 +236,20 @@ class Reconciler:
     def _receives(self) -> Receives:
         return change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
 
-    def _blocks_wanted(self, network: Network) -> int:
-        want = self._inputs.demand.get().get(network)
-        return max(1, want.blocks if want else 0, len(self._used(network)))
+    def _blocks_wanted(self, network: Network) -> Mapping[int, int]:
+        """How many blocks of each IP version the network needs."""
+        want, used = self._inputs.demand.get().get(network), self._used(network)
+        asked = want.blocks if want else {}
+        in_use = {version: sum(block.version == version for block in used) for version in network.versions}
+        return {version: max(1, asked.get(version, 0), in_use[version]) for version in network.versions}
 
-    def _limit(self, snapshot: Snapshot, network: Network) -> str:
-        """Why a network can have no more blocks than it has; empty where nothing is known against it."""
+    def _limit(self, snapshot: Snapshot, network: Network, version: int) -> str:
+        """Why a network can have no more blocks of an IP version; empty where nothing is known against it."""
         if network.hand_made:
             return "its range is all that the netconf gives this node"
         if blocks.assigned(snapshot, network, self._node):
             return "the node's podCIDRs are all that it has"
-        return self._claimer.full(network)
+        return self._claimer.full(network, version)
 
     def _used(self, network: Network) -> frozenset[Subnet]:
         """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""

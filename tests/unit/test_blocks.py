@@ -249,3 +249,29 @@ def test_who_asks_for_a_pool_by_name_has_blocks_of_that_pool_only() -> None:
     assert all(block.pool == "gold" for block in islice(blocks.candidates(snapshot, named, "one"), 5))
     assert blocks.pools(snapshot, replace(NETWORK, pool="silver")) == ()
     assert blocks.node_blocks(snapshot, NETWORK, "one") == me.blocks
+
+
+def test_a_mode_that_carries_ipv4_only_has_no_ipv6_blocks() -> None:
+    six = IPPool("six", net("fd00::/64"), 122)
+    me = Node("one", (), (net("10.244.9.0/24"), net("fd00:9::/64")))
+    both = cluster(IPBlock(net("fd00::/122"), "one", "six"), nodes=(Node("one"),), pools=(POOL, six))
+    for mode, versions in (("host-gw", {4, 6}), ("vxlan", {4}), ("ipip", {4})):
+        network = Network("n", mode)
+        assert blocks.families(both, network, "one") == versions
+        assert {pool.cidr.version for pool in blocks.pools(both, network)} == versions
+        assert {b.version for b in blocks.node_blocks(cluster(nodes=(me,)), network, "one")} == versions
+    assert blocks.node_blocks(both, Network("n", "vxlan"), "one") == ()
+    assert {b.cidr.version for b in islice(blocks.candidates(both, Network("n"), "one", 6), 3)} == {6}
+
+
+@settings(deadline=None)
+@given_by(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4))
+def test_a_network_keeps_as_many_blocks_of_each_ip_version_as_it_wants(
+    fours: int, sixes: int, four: int, six: int
+) -> None:
+    mine = [*(net(f"10.244.{n}.0/24") for n in range(fours)), *(net(f"fd00:{n}::/122") for n in range(sixes))]
+    snapshot = cluster(*(IPBlock(cidr, "one", "p") for cidr in mine))
+    gone = blocks.surplus(snapshot, "one", {Network("n"): {4: four, 6: six}}, set())
+    left = [cidr.version for cidr in {*mine} - {block.cidr for block in gone}]
+    assert left.count(4) == min(fours, max(1, four))
+    assert left.count(6) == min(sixes, max(1, six))

@@ -1,0 +1,134 @@
+"""The ADD's way to addresses: one of each IP version, and one deadline for all that it waits for."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.cni import addresses
+from agent.cni.addresses import Addresses
+from agent.errors import CniError, Code
+from agent.ipam import blocks
+from agent.ipam.attachment import Attachment
+from agent.ipam.attachments import Attachments
+from agent.model import Network, Subnet
+from agent.netconf import NetConf
+from agent.shared import Demand, Latest, NodeStatus
+
+NETWORK = Network("net")
+CONF = NetConf("1.1.0", NETWORK)
+FOUR, SIX = ipaddress.ip_network("10.244.1.0/29"), ipaddress.ip_network("fd00::/125")
+MORE_FOUR, MORE_SIX = ipaddress.ip_network("10.244.2.0/29"), ipaddress.ip_network("fd00::8/125")
+BOTH = frozenset({4, 6})
+
+
+class Node:
+    """The pod path's addresses, with a node path that is played by the test."""
+
+    def __init__(self, folder: Path, *own: Subnet, families: frozenset[int] = BOTH, cool_down: float = 0) -> None:
+        self.attachments = Attachments(folder, cool_down)
+        self.attachments.load()
+        self.status = Latest(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
+        self.demand: Latest[Demand] = Latest({})
+        self.addresses = Addresses(self.attachments, self.status, self.demand, None, self.attachments.remove)
+
+    def add(self, name: str, within: float = 5.0) -> list[str]:
+        wanted = Attachment(name, "eth0", NETWORK, "/x", "", (), "")
+        with self.addresses.given(wanted, CONF, None, time.monotonic() + within) as made:
+            return [str(lease.address) for lease in made.leases]
+
+    @property
+    def asked(self) -> dict[int, int]:
+        """How many blocks of each IP version the ADDs have asked for."""
+        want = self.demand.get().get(NETWORK)
+        return dict(want.blocks) if want else {}
+
+    @contextmanager
+    def answering(self, *more: Subnet, limits: dict[int, str] | None = None) -> Iterator[None]:
+        """A node path that claims these blocks as they are asked for, then says why there are no others."""
+        left, stop = list(more), threading.Event()
+
+        def look() -> None:
+            status = self.status.get()
+            own = status.blocks[NETWORK]
+            why = dict(status.limits)
+            for version, count in self.asked.items():
+                have = sum(block.version == version for block in own)
+                fresh = [block for block in left if block.version == version][: count - have]
+                own = (*own, *fresh)
+                left[:] = [block for block in left if block not in fresh]
+                if count > have + len(fresh) and limits:
+                    why[NETWORK, version] = limits[version]
+            self.status.publish(NodeStatus(True, {NETWORK: own}, families=status.families, limits=why))
+
+        self.demand.listen(lambda: None if stop.is_set() else threading.Thread(target=look).start())
+        yield
+        stop.set()
+
+
+def test_a_pod_gets_an_address_of_each_ip_version(tmp_path: Path) -> None:
+    assert Node(tmp_path, FOUR, SIX).add("a") == ["10.244.1.2", "fd00::2"]
+
+
+def test_the_add_waits_for_the_first_block_of_an_ip_version(tmp_path: Path) -> None:
+    node = Node(tmp_path, FOUR)
+    with node.answering(SIX):
+        assert node.add("a")[1:] == ["fd00::2"]
+
+
+def test_an_ip_version_that_is_exhausted_asks_for_blocks_of_that_version_only(tmp_path: Path) -> None:
+    node = Node(tmp_path, FOUR, SIX)
+    for n in range(5):
+        node.add(f"c{n}")
+    with node.answering(MORE_FOUR, MORE_SIX):
+        assert node.add("late") == ["10.244.2.2", "fd00::7"]
+    assert node.asked == {4: 2}
+
+
+def test_an_ip_version_without_more_blocks_fails_the_add_with_the_reason(tmp_path: Path) -> None:
+    node = Node(tmp_path, FOUR, SIX)
+    for n in range(5):
+        node.add(f"c{n}")
+    with (
+        node.answering(MORE_SIX, limits={4: "no block is left in four"}),
+        pytest.raises(
+            CniError, match=r"no address is free in 10\.244\.1\.0/29 \(5 in all\), and no block is left"
+        ) as caught,
+    ):
+        node.add("late")
+    assert caught.value.code == Code.ADDRESSES
+    assert node.asked == {4: 2}
+    assert len(node.attachments.all()) == 5, "the IPv6 address is free again"
+
+
+def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an address to cool, then for a block of one IP version, then for one of the other."""
+    monkeypatch.setattr(addresses, "PREPARED_WITHIN", 1.0)
+    node = Node(tmp_path, FOUR, families=BOTH, cool_down=600)
+    for n in range(5):
+        wanted = Attachment(f"c{n}", "eth0", NETWORK, "/x", "", (), "")
+        made = node.attachments.reserve(wanted, blocks.prepared(node.status.get(), NETWORK, (FOUR,)), (), 0)
+    node.attachments.remove(made)
+    began = time.monotonic()
+    with pytest.raises(CniError, match="the node has not got another block in time") as caught:
+        node.add("late", within=1.5)
+    took = time.monotonic() - began
+    assert caught.value.code == Code.TRY_AGAIN
+    assert 1.4 < took < 4
+
+
+def test_one_add_does_not_ask_for_blocks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each new block has no address for it, as the others were quicker."""
+    monkeypatch.setattr(addresses, "MOST_BLOCKS", 4)
+    node = Node(tmp_path, families=frozenset({4}))
+    useless = list(ipaddress.IPv4Network("10.9.0.0/24").subnets(new_prefix=31))
+    node.status.publish(NodeStatus(True, {NETWORK: (useless[0],)}, families={NETWORK: frozenset({4})}))
+    with node.answering(*useless[1:]), pytest.raises(CniError, match="no address is free"):
+        node.add("a")
+    assert node.asked == {4: 5}
