@@ -96,6 +96,7 @@ class Agent:
         self._bird = Supervisor(conf.run_dir / "bird")
         self._selftest = SelfTest(conf.route_protocol)
         heralding: Latest[Mapping[str, Problem]] = Latest({})
+        journaling: Latest[Mapping[str, Problem]] = Latest({})
         inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
@@ -113,6 +114,7 @@ class Agent:
                 self._selftest.problems,
                 self._folders.problems,
                 heralding,
+                journaling,
             ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
@@ -138,7 +140,7 @@ class Agent:
             known = Known(conf.node, self._follower.snapshot, self._reconciler.status, busy, notices.put)
             stays = Stays(quick, known, conf.keep_address)
         self._verbs = Verbs(self._attachments, self._reconciler.status, demand, self._metrics.sink, stays)
-        self._journal = Journal(conf.state_dir, self._verbs.answer)
+        self._journal = Journal(conf.state_dir, self._verbs.answer, conf.run_dir / "deletes-done", journaling)
         self._server = Server(conf.socket, self.answer)
         self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None
         self._metrics.follow(

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from agent import files, strictyaml
 from agent.model import ROUTE_PROTOCOL
+from agent.strictyaml import YamlError
 
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 IPIP = ("device", "ebpf", "auto")
@@ -168,18 +168,19 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
 
 def _read_file(path: Path) -> dict[str, str]:
     try:
-        doc = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeError) as error:
+        doc = strictyaml.value(files.read(path))
+    except (OSError, YamlError) as error:
         raise ConfigError(f"config file {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is no YAML: {error}") from error
-    if not isinstance(doc or {}, dict):
+    doc = {} if doc is None else doc
+    if not isinstance(doc, dict):
         raise ConfigError(f"config file {path}: a mapping of options is wanted, not a {type(doc).__name__}")
     known = {option.name for option in OPTIONS}
-    for name in doc or {}:
+    for name, value in doc.items():
         if name not in known:
             raise ConfigError(f"config file {path}: unknown option {name!r}; known: {', '.join(sorted(known))}")
-    return {name: str(value) for name, value in (doc or {}).items()}
+        if not isinstance(value, str | int | float | None):
+            raise ConfigError(f"config file {path}: {name} is a {type(value).__name__}, not one plain value")
+    return {name: str(value) for name, value in doc.items() if value is not None}
 
 
 def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:

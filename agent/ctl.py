@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent import strictjson
 from agent.cni.protocol import PROTOCOL
 
 EXIT_PROBLEMS, EXIT_UNABLE, EXIT_NO_AGENT = 1, 3, 4
@@ -26,8 +27,8 @@ def ask(path: Path) -> dict[str, Any]:
         connection.sendall(json.dumps({"protocol": PROTOCOL, "command": "INFO"}).encode())
         connection.shutdown(socket.SHUT_WR)
         with connection.makefile("rb") as answer:
-            doc = json.load(answer)
-    if not isinstance(doc, dict) or "node" not in doc:
+            doc = strictjson.mapping(answer.read())
+    if "node" not in doc:
         raise ValueError(f"the agent's answer makes no sense: {doc}")
     return doc
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import CniError, Code, invalid_config
+from agent.files import read as contents
 
 LIST, PLAIN = ".conflist", (".conf", ".json")  # containerd and CRI-O load these, the first file by name
 LONGEST = 128 << 10  # bytes: escaped by the runtime it is still less than the plugin's 1 MiB
@@ -72,7 +73,7 @@ def conflist(data: bytes, folder: Path) -> ConfList:
         raise invalid_config("plugins", entries, "a list of at least one JSON object")
     found = [(f"plugins[{number}]", entry) for number, entry in enumerate(entries)]
     if not switches.get("loadOnlyInlinedPlugins"):
-        found += [(str(path), _object(path.read_bytes())) for path in _files(folder / name, (".conf",))]
+        found += [(str(path), _object(contents(path))) for path in _files(folder / name, (".conf",))]
     return _network(name, version, found)
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from agent import cniargs, values
+from agent import cniargs, strictjson, values
 from agent.errors import CniError, Code, invalid_config
 from agent.model import (
     ALWAYS,
@@ -32,6 +31,7 @@ from agent.model import (
     Network,
     Subnet,
 )
+from agent.strictjson import JsonError
 from agent.values import Fields
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -80,15 +80,23 @@ class NetConf:
 def parse_json(data: bytes | str) -> dict[str, Any]:
     """The netconf's JSON object; raises CniError 6 with line and column where it is none."""
     try:
-        doc = json.loads(data)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise CniError(Code.DECODING_FAILURE, f"netconf is no JSON: {error.msg} at {where}") from error
-    except (UnicodeError, RecursionError) as error:
-        raise CniError(Code.DECODING_FAILURE, f"netconf is no JSON: {error}") from error
-    if not isinstance(doc, dict):
-        raise CniError(Code.DECODING_FAILURE, f"netconf is a JSON {type(doc).__name__}, not an object")
-    return doc
+        return strictjson.mapping(data)
+    except JsonError as error:
+        what = f"netconf is no JSON object that can be used: {error}"
+        raise CniError(Code.DECODING_FAILURE, what, "write it as RFC 8259 says") from error
+
+
+def deleting(data: str) -> tuple[str, str]:
+    """Name and mode of the network that a DEL names, each empty where that can't be read.
+
+    A netconf that has become invalid, or always was, must not keep a pod from going.
+    """
+    try:
+        doc = strictjson.mapping(data)
+    except JsonError:
+        return "", ""
+    name, mode = doc.get("name"), doc.get("mode") or HOST_GW
+    return name if isinstance(name, str) else "", mode if mode in MODES else ""
 
 
 def read(config: str, args: str = "") -> NetConf:

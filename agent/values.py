@@ -45,7 +45,7 @@ class Fields:
 def address(where: str, value: object) -> Address:
     """An IP address without a mask. Raises CniError 7."""
     try:
-        if isinstance(value, str):
+        if isinstance(value, str) and "%" not in value:  # a zone is a thing of one machine
             return ipaddress.ip_address(value)
     except ValueError:
         pass
@@ -76,7 +76,7 @@ def listed(where: str, value: object, of: str) -> list[Any]:
 def destination(where: str, value: object) -> Subnet:
     """A CIDR. Raises CniError 7."""
     try:
-        if isinstance(value, str):
+        if isinstance(value, str) and "%" not in value:
             return ipaddress.ip_network(value)
     except ValueError:
         pass

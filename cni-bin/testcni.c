@@ -153,9 +153,14 @@ static struct slice excerpt(struct slice value)
 	return value;
 }
 
+/* Take an absolute path; one that is wrong leaves the default. */
 static bool path(struct slice value, char *out, size_t room)
 {
-	return plain_string(value, out, room) && *out == '/';
+	char found[PATH_MAX];
+	if (!plain_string(value, found, room) || *found != '/')
+		return false;
+	memcpy(out, found, strlen(found) + 1);
+	return true;
 }
 
 /* Take what the plugin itself needs of the netconf; the rest is the agent's, who also judges the version. */
@@ -218,6 +223,22 @@ static void put_request(struct buffer *b, const struct call *call, const struct 
 	put(b, ",\"config\":");
 	put_string(b, conf->data, conf->size);
 	put(b, "}");
+}
+
+/* Say in which life of the node the request was made: its clock may be set back, and pods of then are gone. */
+static void put_boot_id(struct buffer *request)
+{
+	char id[37] = {0};
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t size = fd < 0 ? 0 : read(fd, id, sizeof id - 1);
+	if (fd >= 0)
+		close(fd);
+	if (size <= 0)
+		return;
+	request->size--; /* its closing brace */
+	put(request, ",");
+	put_member(request, "bootID", id);
+	put(request, "}");
 }
 
 static void take_verdict(void *context, struct slice key, struct slice value)
@@ -335,7 +356,7 @@ static int forward(struct call *call, const struct buffer *conf)
 		status = print_answer(&reply.answer);
 	else if (reply.outcome == REFUSED || strcmp(call->verb->name, "DEL"))
 		status = unanswered(call, &reply);
-	else if (!journal(call->state, &request))
+	else if (put_boot_id(&request), request.failed || !journal(call->state, &request))
 		status = fail(call->version, TRY_AGAIN, "see that this folder can be written, or start the agent",
 			      "no agent answers on %s, and the DEL can't be journaled in %s/deletes: %s",
 			      call->socket, call->state, strerror(errno));
@@ -355,30 +376,38 @@ static int not_json(const struct call *call, const struct scan *scan)
 		    "netconf is no JSON object: %s at line %zu, column %zu", scan->wrong, line, column);
 }
 
-/* `unread` is the errno of reading the netconf, which only VERSION can do without. */
+/* What is wrong with the netconf, printed as an error; 0 where it can be handed on. */
+static int refuse(const struct call *call, const struct scan *scan, int unread)
+{
+	if (unread == EFBIG)
+		return fail(NEWEST, DECODING, "at most 1 MiB", "the netconf on stdin is too long");
+	if (unread)
+		return fail(NEWEST, IO_FAILURE, "give a netconf on stdin, as the CNI specification says",
+			    "stdin can't be read: %s", strerror(unread));
+	if (scan->wrong)
+		return not_json(call, scan);
+	if (call->wrong)
+		return fail(call->version, CONFIG, call->allowed, "%s: %.*s is not allowed", call->wrong,
+			    (int)call->value.size, call->value.data);
+	return 0;
+}
+
+/* `unread` is the errno of reading the netconf, which VERSION and DEL can do without: a pod must be able to go. */
 static int run(const struct buffer *conf, int unread)
 {
 	const char *command = environment("CNI_COMMAND");
 	struct call call = defaults;
 	struct scan scan;
-	bool json = scan_document(&scan, conf->size ? conf->data : "", conf->size, take_member, &call);
+	scan_document(&scan, conf->size ? conf->data : "", conf->size, take_member, &call);
 	call.verb = find_verb(command);
 	if (!strcmp(command, "VERSION"))
 		return print_versions(call.version);
 	if (!call.verb)
 		return fail(call.version, ENVIRONMENT, "allowed: ADD, DEL, CHECK, GC, STATUS, VERSION",
 			    "CNI_COMMAND: '%.200s' is no command of CNI", command);
-	if (unread == EFBIG)
-		return fail(NEWEST, DECODING, "at most 1 MiB", "the netconf on stdin is too long");
-	if (unread)
-		return fail(NEWEST, IO_FAILURE, "give a netconf on stdin, as the CNI specification says",
-			    "stdin can't be read: %s", strerror(unread));
-	if (!json)
-		return not_json(&call, &scan);
-	if (call.wrong)
-		return fail(call.version, CONFIG, call.allowed, "%s: %.*s is not allowed", call.wrong,
-			    (int)call.value.size, call.value.data);
-	return forward(&call, conf);
+	const struct buffer none = {0};
+	int status = strcmp(command, "DEL") ? refuse(&call, &scan, unread) : 0;
+	return status ? status : forward(&call, unread ? &none : conf);
 }
 
 int main(int argc, char **argv)

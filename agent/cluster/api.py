@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import threading
@@ -12,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import ConfigException, incluster_config, kube_config
 from urllib3.connection import HTTPConnection
 
+from agent import strictjson
 from agent.cluster.store import ConflictError, NotFoundError, StoreError
+from agent.strictjson import JsonError
 
 CONNECT_WITHIN = 5.0  # seconds
 ANSWER_WITHIN = 15.0  # seconds
 JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a tenth of a Pod (API concepts)
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
+LONGEST_RETRY = 300.0  # seconds of a Retry-After that are believed
 NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
 # A connection whose other end is gone without a word is dead after 15 + 3 x 5 s (tcp(7)).
 KEEPALIVE = (
@@ -49,6 +52,10 @@ class ApiError(StoreError):
 
 class GoneError(ApiError):
     """The resourceVersion is too old: list again (API concepts, 410 Gone)."""
+
+
+class GarbledError(ApiError):
+    """An event can't be read; only a new list says what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +86,9 @@ class Api:
         """The JSON answer. Raises ApiError, ConflictError, NotFoundError."""
         response = self._open(request, self._within)
         try:
-            doc = json.loads(response.data)
+            return strictjson.tolerant(response.data)
         except (ValueError, urllib3.exceptions.HTTPError, OSError) as error:
-            raise ApiError(f"{request}: the answer is no JSON: {_reason(error)}") from error
-        if not isinstance(doc, dict):
-            raise ApiError(f"{request}: the answer is no object")
-        return doc
+            raise ApiError(f"{request}: the answer is no JSON object: {_reason(error)}") from error
 
     def watch(self, path: str, query: Mapping[str, str], silence: float) -> Stream:
         """Events, one by one; more than `silence` seconds without a byte end them. Raises ApiError."""
@@ -117,7 +121,16 @@ class Api:
             if self._client is None:
                 try:
                     self._client = ApiClient(self._load())
-                except (ConfigException, OSError, ValueError) as error:
+                except (
+                    ConfigException,
+                    yaml.YAMLError,
+                    OSError,
+                    ValueError,
+                    TypeError,
+                    LookupError,
+                    AttributeError,
+                    RecursionError,
+                ) as error:
                     raise ApiError(f"no configuration for the API server: {error}") from error
                 self._client.user_agent = "testcni-agent"
             return self._client
@@ -136,8 +149,11 @@ class Stream:
         self._path = path
         self._response = response
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Ends when the server does; raises ApiError when it falls silent or talks nonsense."""
+    def __iter__(self) -> Iterator[dict[str, Any] | GarbledError]:
+        """Ends when the server does; an event that can't be read is an error among the others.
+
+        Raises ApiError when the server falls silent.
+        """
         rest = b""
         try:
             for chunk in self._response.stream(1 << 16):
@@ -178,10 +194,13 @@ def _configuration() -> Configuration:
     return configuration
 
 
-def _event(path: str, line: bytes) -> dict[str, Any]:
-    doc = json.loads(line)
-    if not isinstance(doc, dict) or not isinstance(doc.get("object"), dict):
-        raise ApiError(f"watch {path}: {line[:80]!r} is no event")
+def _event(path: str, line: bytes) -> dict[str, Any] | GarbledError:
+    try:
+        doc = strictjson.tolerant(line)
+    except JsonError as error:
+        return GarbledError(f"watch {path}: {line[:80]!r} is no event: {error}")
+    if not isinstance(doc.get("object"), dict):
+        return GarbledError(f"watch {path}: {line[:80]!r} is no event")
     return doc
 
 
@@ -189,8 +208,8 @@ def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
     """The API server's own words, and what kind of error they are."""
     try:
         text = answer.data.decode(errors="replace")
-        doc = json.loads(text)
-        message = str(doc["message"]) if isinstance(doc, dict) and "message" in doc else text
+        doc = strictjson.tolerant(text.encode())
+        message = str(doc["message"]) if "message" in doc else text
     except (ValueError, urllib3.exceptions.HTTPError, OSError):
         message = answer.reason or ""
     what = f"{request}: HTTP {answer.status}: {message[:500].strip()}"
@@ -202,7 +221,7 @@ def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
         case 410:
             return GoneError(what, GONE)
     after = answer.headers.get("Retry-After", "")
-    return ApiError(what, answer.status, float(after) if after.isdecimal() else 0.0)
+    return ApiError(what, answer.status, min(float(after), LONGEST_RETRY) if after.isdecimal() else 0.0)
 
 
 def _reason(error: BaseException) -> str:

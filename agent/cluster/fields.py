@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from agent.model import Address, IPPool, Subnet
 
 T = TypeVar("T")
+YEARS = range(1970, 9000)
 AS_KUBERNETES = "write it as Kubernetes has it"
 
 _repr = reprlib.Repr()  # a wrong value may be megabytes
@@ -98,9 +99,12 @@ def time(path: str, value: object) -> datetime:
     remedy = "a time as in RFC 3339, such as 2026-01-31T12:00:00Z"
     try:  # YAML makes a time of what has no quotes
         when = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError as error:
+        when = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise ObjectError(path, f"is {short(value)}", remedy) from error
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    if when.year not in YEARS:  # nothing may be added to the last years that there are
+        raise ObjectError(path, f"is {short(value)}", f"{remedy}, from {YEARS[0]} on")
+    return when
 
 
 def created(metadata: dict[str, Any]) -> str:

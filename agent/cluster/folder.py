@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import stat
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from urllib.parse import quote, unquote
 
 import yaml
 
+from agent import files
 from agent.cluster import manifests, objects, receives
 from agent.cluster.inotify import FolderWatch
 from agent.cluster.manifests import ManifestError
@@ -40,6 +40,7 @@ from agent.cluster.store import (
 from agent.model import Node, Problem, Receives, Resource
 
 RECEIVES = ".receives"  # suffix of what a node has announced
+LONGEST_RECEIVES = 1 << 16  # bytes of such a file
 SUFFIXES = (".yaml", ".yml", ".json")
 DEBOUNCE = 0.02  # seconds: files that come together are read together
 LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
@@ -240,7 +241,7 @@ class Folder:
             age = abs(time.time_ns() - status.st_mtime_ns)
             if (known and known.stamp == stamp) or (busy and age < STALLED):
                 return known
-            return _parsed(path, _contents(path, status.st_mode), known, stamp if age > YOUNG else None)
+            return _parsed(path, _contents(path), known, stamp if age > YOUNG else None)
         except ManifestError as error:
             return _File(None, b"", known.objects if known else (), (error,))
         except OSError as error:
@@ -276,9 +277,11 @@ class Folder:
         """What nodes have announced. Raises OSError."""
         said = {}
         for path in self._path.glob(f"*{RECEIVES}"):
-            with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):  # it went, or is no text of ours
-                if path.name[0] != ".":
-                    said[unquote(path.name.removesuffix(RECEIVES))] = receives.decode(path.read_text())
+            if path.name[0] == ".":
+                continue
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # it went, or is nothing that an agent wrote
+                text = files.read(path, LONGEST_RECEIVES).decode()
+                said[unquote(path.name.removesuffix(RECEIVES))] = receives.decode(text)
         return said
 
 
@@ -290,12 +293,14 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _contents(path: Path, mode: int) -> bytes:
+def _contents(path: Path) -> bytes:
     """The bytes of a file; raises OSError, or ManifestError for what can't be a manifest."""
-    if not stat.S_ISREG(mode):  # reading a FIFO would wait for ever
-        raise ManifestError(0, "is no regular file", "move it elsewhere")
-    with path.open("rb") as file:
-        data = file.read(manifests.LARGEST + 1)
+    try:
+        data = files.read(path, manifests.LARGEST)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            raise ManifestError(0, error.strerror or str(error), "move it elsewhere, or split it") from error
+        raise
     if not data:  # what an editor leaves for a moment, and a full disk for good
         raise ManifestError(0, "is empty", "write an object or delete the file")
     return data
@@ -311,7 +316,7 @@ def _parsed(path: Path, data: bytes, known: _File | None, stamp: tuple[int, int,
         found = manifests.parse(path, data, objects_before)
     except ManifestError as error:
         problem = error
-    except (ValueError, TypeError, RecursionError) as error:  # YAML can say what no manifest does
+    except (ValueError, TypeError, RecursionError, ArithmeticError) as error:  # YAML can say what no manifest does
         problem = ManifestError(0, str(error), "write plain objects")
     else:
         return _File(stamp, digest, found.objects, found.faults, found.partial)

@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from agent.cluster import objects, receives
-from agent.cluster.api import GONE, JSON, METADATA, Api, ApiError, GoneError, Request, Stream
+from agent.cluster.api import GONE, JSON, METADATA, Api, ApiError, GarbledError, GoneError, Request, Stream
 from agent.cluster.fields import Faults, ObjectError
 from agent.cluster.store import (
     ENDED,
@@ -54,6 +54,7 @@ WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
 SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
 BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)
+UNREAD = "look at the objects of this kind; all are listed anew when the watch ends"
 SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ class Watch:
         if not self._version:
             self._list()
             self._answered()
-        began, heard = time.monotonic(), self._heard
+        began, heard, garbled = time.monotonic(), self._heard, None
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
@@ -214,15 +215,22 @@ class Watch:
             self._stream = self._api.watch(PATHS[self.kind], query, SILENCE)
             self._answered()
             for event in self._stream:
-                self._take(event)
+                if isinstance(event, GarbledError):
+                    garbled = event
+                    self._tell([], (), {f"{self._server}, event": Problem(self._server, str(event), UNREAD)})
+                else:
+                    self._take(event)
         except GoneError as error:
             self._version = ""
             self._ended(EXPIRED, began, heard, error)
         except StoreError as error:
             self._ended(FAILED, began, heard, error)
         else:
-            self._ended(ENDED, began, heard, ApiError("the server ends the watch as soon as it begins"))
+            early = ApiError("the server ends the watch as soon as it begins")
+            self._ended(ENDED, began, heard, garbled or early)
         finally:
+            if garbled and self._heard != heard:  # only a new list says what the event was
+                self._version = ""
             self._stream = None
 
     def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
@@ -261,7 +269,7 @@ class Watch:
         if kind == "ERROR":
             message = str(item.get("message", "unknown"))[:500]
             raise GoneError(message, GONE) if item.get("code") == GONE else ApiError(message)
-        metadata = item.get("metadata") or {}
+        metadata = _metadata(item)
         source = _source(self.kind, item)
         troubles: dict[str, Trouble] = {}
         changes: list[Change] = []
@@ -275,12 +283,12 @@ class Watch:
             changes.append(Gone(self.kind, str(metadata.get("name"))))
         self._heard += 1
         self._tell(changes or [Heard(self.kind)], (source, self._server), troubles)
-        self._version = str(metadata.get("resourceVersion") or "") or self._version  # a bookmark has only that
+        self._version = _version(metadata) or self._version  # a bookmark has only that
 
     def _parse(self, item: dict[str, Any], troubles: dict[str, Trouble]) -> Resource | None:
         """The object, or its last good state, and what is wrong with it."""
         source, faults = _source(self.kind, item), Faults()
-        known = self._known.get(str((item.get("metadata") or {}).get("name")))
+        known = self._known.get(str(_metadata(item).get("name")))
         try:
             obj = _parse(self.kind, item, faults, known)
         except ObjectError as error:
@@ -313,9 +321,9 @@ def _items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterato
         metadata, items = page.get("metadata"), page.get("items")
         if not isinstance(metadata, dict) or not isinstance(items, list | None):
             raise ApiError(f"GET {PATHS[kind]}: the answer is no list")
-        yield from items or ()
+        yield from (item if isinstance(item, dict) else {} for item in items or ())
         if not metadata.get("continue"):
-            take_version(str(metadata.get("resourceVersion") or ""))
+            take_version(_version(metadata))
             return
         query = {"limit": str(PAGE), "continue": str(metadata["continue"])}
 
@@ -331,7 +339,18 @@ def _retry_after(state: RetryCallState) -> float:
 
 
 def _source(kind: Kind, item: dict[str, Any]) -> str:
-    return f"{kind} {item.get('metadata', {}).get('name')}"
+    return f"{kind} {_metadata(item).get('name')}"
+
+
+def _metadata(item: dict[str, Any]) -> dict[str, Any]:
+    """An object's metadata, none where there is nothing that can be."""
+    metadata = item.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _version(metadata: dict[str, Any]) -> str:
+    version = metadata.get("resourceVersion")
+    return version if isinstance(version, str) else ""
 
 
 def _path(kind: Kind, name: str) -> str:

@@ -7,18 +7,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from agent import strictjson, strictyaml
 from agent.cluster import objects
 from agent.cluster.fields import Faults, ObjectError
 from agent.cluster.store import Kind, kind_of
 from agent.model import Problem, Resource
+from agent.strictjson import JsonError
+from agent.strictyaml import YamlError
 
 LARGEST = 64 << 20  # bytes
 TOLD = 3  # faults of a file beside the first
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,11 @@ def parse(path: Path, data: bytes, known: Sequence[Resource] = ()) -> Manifest:
     """
     if len(data) > LARGEST:
         raise ManifestError(0, f"is larger than {LARGEST >> 20} MiB", "split it")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ManifestError(line, "is not UTF-8", "save it as UTF-8") from error
     found: dict[tuple[Kind, str], Resource] = {}
     before = {(kind_of(obj), obj.name): obj for obj in known}
     faults: list[ManifestError] = []
     partial = True
-    for node, first, doc in _json(text) if path.suffix == ".json" else _yaml(text):
+    for node, first, doc in _documents(path, data):
         for where, item in _parts(node, first, doc):
             odd = Faults()
             obj: Resource | None
@@ -126,42 +122,18 @@ def digest(doc: object) -> str:
     return hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _json(text: str) -> Iterator[tuple[None, int, object]]:
+def _documents(path: Path, data: bytes) -> Iterator[tuple[yaml.Node | None, int, object]]:
+    """Each document with its node and its first line. Raises ManifestError."""
     try:
-        yield None, 1, json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ManifestError(error.lineno, f"is no JSON: {error.msg}", "mend the syntax") from error
-    except RecursionError as error:
-        raise ManifestError(0, "is nested too deeply", "write plain objects") from error
-
-
-def _yaml(text: str) -> Iterator[tuple[yaml.Node, int, object]]:
-    _refuse_aliases(text)
-    loader = LOADER(text)
-    try:
-        while loader.check_node():
-            node = loader.get_node()
-            yield node, node.start_mark.line + 1, loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ManifestError(line, f"is no YAML: {error.problem}", "mend the syntax") from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ManifestError(0, f"is no YAML: {error}", "mend the syntax") from error
-    finally:
-        loader.dispose()
-
-
-def _refuse_aliases(text: str) -> None:
-    """No object needs an alias, and a few lines of nested ones are gigabytes when they are written out."""
-    if "*" not in text:
-        return
-    try:
-        for event in yaml.parse(text, LOADER):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 0
-                raise ManifestError(line, "uses an alias (*)", "write the value out")
-    except yaml.YAMLError:
-        return  # the loader says what is wrong
+        if path.suffix == ".json":
+            yield None, 1, strictjson.value(data)
+            return
+        for node, doc in strictyaml.documents(data):
+            yield node, node.start_mark.line + 1, doc
+    except JsonError as error:
+        raise ManifestError(error.line, f"is no JSON: {error.what}", "fix the syntax") from error
+    except YamlError as error:
+        raise ManifestError(error.line, error.what, "fix the syntax") from error
 
 
 def _line(node: yaml.Node | None, path: str, otherwise: int) -> int:

@@ -2,51 +2,92 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent import files, strictjson
 from agent.cni import protocol
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code
+from agent.model import Problem
+from agent.shared import Latest
+from agent.strictjson import JsonError
 
 ABANDONED = 60.0  # seconds; a plugin writes for milliseconds
 EVERY = 1.0  # seconds: a DEL may have been journaled just as the agent came up
+LONGEST = 30.0  # seconds between two tries of a DEL that fails again and again
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+REJECTED = ".rejected"
+RETRIED = "it is retried; its interface may still be there"
+REMEDY = "see that the state-dir can be read and written"
 
 log = logging.getLogger(__name__)
 
+Stamp = tuple[str, int, int]
+"""Name, inode and time of an entry: another one of its name is another entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A DEL that failed: how often, and from when on (time.monotonic) it is tried again."""
+
+    tries: int
+    after: float
+    why: CniError
+
 
 class Journal:
-    """The folder of journaled DELs; an entry goes when its DEL is done."""
+    """The folder of journaled DELs; an entry is done once and removed. For several threads at once."""
 
-    def __init__(self, state_dir: Path, delete: Callable[[Call], object]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        delete: Callable[[Call], object],
+        done: Path | None = None,
+        problems: Latest[Mapping[str, Problem]] | None = None,
+    ) -> None:
+        """`done`: where entries that are done but can't be removed are noted for the next agent."""
+        self._problems: Latest[Mapping[str, Problem]] = problems or Latest({})
         self._dir = state_dir / "deletes"
         self._delete = delete
+        self._done = done
         self._lock = threading.Lock()
-        self._failing: set[Path] = set()
+        self._over: dict[Stamp, str] = {}
+        """Entries that are done with but still there: the suffix that they get, or none to be removed."""
+        self._noted: frozenset[Stamp] = frozenset()
+        self._failing: dict[Stamp, _Failed] = {}
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what plugins that were killed left half-written. Raises OSError."""
-        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in self._dir.glob(".*"):
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                path.unlink()
+        """Make the folder, and remove what plugins that were killed left half-written."""
+        self._noted = frozenset(self._read_noted())
+        self._over = dict.fromkeys(self._noted, "")
+        try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in self._dir.glob(".*"):
+                if time.time() - path.lstat().st_mtime > ABANDONED:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            self._report({str(self._dir): Problem(f"journal {self._dir}", str(error), REMEDY)})
 
     def replay(self) -> int:
         """Do every DEL that is due, the oldest first; how many were done. Those that fail stay."""
         try:
-            if not any(self._dir.iterdir()):
+            if not any(self._dir.iterdir()) and not self._problems.get():
                 return 0
             with self._lock:
-                return sum(self._replay(path) for path in sorted(self._dir.glob("[!.]*.json")))
+                return self._replay_all(sorted(self._dir.glob("[!.]*.json")))
         except OSError as error:  # a journal out of reach must not keep pods from starting
-            log.error("the journal %s can't be replayed: %s", self._dir, error)
+            self._report({str(self._dir): Problem(f"journal {self._dir}", str(error), REMEDY)})
             return 0
 
     def waiting(self) -> int:
-        """How many DELs are still to be done. Raises OSError."""
+        """How many entries are still there. Raises OSError."""
         return sum(path.suffix == ".json" and path.name[0] != "." for path in self._dir.iterdir())
 
     def run(self, stop: threading.Event) -> None:
@@ -54,26 +95,121 @@ class Journal:
         while not stop.wait(EVERY):
             self.replay()
 
-    def _replay(self, path: Path) -> bool:
-        try:
-            call = protocol.decode(path.read_bytes(), None)
-            if call.command != "DEL":
-                raise CniError(Code.DECODING_FAILURE, f"a journal of DELs has no {call.command!r}")
-        except CniError as error:
-            log.error("%s is no journaled DEL and is set aside as .rejected: %s", path, error)
-            path.rename(path.with_suffix(".rejected"))
+    def _replay_all(self, paths: list[Path]) -> int:
+        problems: dict[str, Problem] = {}
+        stamps: set[Stamp] = set()
+        done = 0
+        for path in paths:
+            try:
+                stamp = _stamp(path)
+                stamps.add(stamp)
+                done += self._do_once(path, stamp)
+                self._clear(path, stamp)
+            except FileNotFoundError:
+                continue
+            except CniError as error:  # the entries after it have nothing to do with it
+                problems[str(path)] = Problem(f"journaled DEL {path}", error.msg, error.details or RETRIED)
+            except OSError as error:
+                problems[str(path)] = Problem(f"journaled DEL {path}", str(error), REMEDY)
+        self._over = {stamp: suffix for stamp, suffix in self._over.items() if stamp in stamps}
+        self._failing = {stamp: failed for stamp, failed in self._failing.items() if stamp in stamps}
+        self._note()
+        self._report(problems)
+        return done
+
+    def _do_once(self, path: Path, stamp: Stamp) -> bool:
+        """Do the DEL of an entry, if it was not done before; whether it was done now. Raises CniError, OSError."""
+        if stamp in self._over:
             return False
+        if (failed := self._failing.get(stamp)) and time.monotonic() < failed.after:
+            raise failed.why
+        return self._do(path, stamp)
+
+    def _clear(self, path: Path, stamp: Stamp) -> None:
+        """Remove an entry that is done with, or rename it. Raises CniError."""
+        suffix = self._over[stamp]
         try:
-            self._delete(call)
+            path.rename(path.with_suffix(suffix)) if suffix else path.unlink(missing_ok=True)
+        except OSError as error:
+            what = f"it is not needed any more, but can't be removed: {error.strerror}"
+            raise CniError(Code.IO_FAILURE, what, "make the state-dir writable, or remove it yourself") from error
+        del self._over[stamp]
+
+    def _do(self, path: Path, stamp: Stamp) -> bool:
+        """Do the DEL of an entry that is new, or failed before; False where it never can be done."""
+        try:
+            self._delete(_read(path, stamp))
         except CniError as error:
-            if error.code in (Code.DECODING_FAILURE, Code.INVALID_ENVIRONMENT):
-                log.error("%s can never be done and is set aside as .rejected: %s", path, error)
-                path.rename(path.with_suffix(".rejected"))
-                return False
-            if path not in self._failing:
-                log.warning("the journaled DEL %s failed and is tried again: %s", path, error)
-            self._failing.add(path)
+            if error.code not in (Code.DECODING_FAILURE, Code.INVALID_ENVIRONMENT):
+                self._fail(stamp, error)
+                raise
+            log.error("%s can never be done and is renamed to %s: %s", path, REJECTED, error)
+            self._over[stamp] = REJECTED
             return False
-        path.unlink(missing_ok=True)
-        self._failing.discard(path)
+        except OSError as error:
+            failed = CniError(Code.IO_FAILURE, str(error), REMEDY)
+            self._fail(stamp, failed)
+            raise failed from error
+        except Exception as error:
+            log.exception("%s failed unexpectedly", path)
+            what = f"{type(error).__name__}: {error}"
+            failed = CniError(Code.INTERNAL, what, "a bug of testcni; its log has the trace")
+            self._fail(stamp, failed)
+            raise failed from error
+        self._failing.pop(stamp, None)
+        self._over[stamp] = ""
         return True
+
+    def _fail(self, stamp: Stamp, why: CniError) -> None:
+        tries = self._failing[stamp].tries + 1 if stamp in self._failing else 1
+        pause = min(LONGEST, EVERY * 2 ** (tries - 2)) if tries > 1 else 0.0
+        self._failing[stamp] = _Failed(tries, time.monotonic() + pause, why)
+
+    def _report(self, problems: Mapping[str, Problem]) -> None:
+        known = self._problems.get()
+        for where, problem in problems.items():
+            if where not in known:
+                log.warning("%s", problem)
+        self._problems.publish(dict(problems))
+
+    def _note(self) -> None:
+        """Note what is done and can't be removed: the next agent must not do it again."""
+        done = frozenset(stamp for stamp, suffix in self._over.items() if not suffix)
+        if not self._done or done == self._noted:
+            return
+        try:
+            files.beside(self._done, json.dumps(sorted(done))).rename(self._done)
+            self._noted = done
+        except OSError as error:
+            log.warning("%s can't be written: %s", self._done, error)
+
+    def _read_noted(self) -> Iterator[Stamp]:
+        if not self._done:
+            return
+        try:
+            for name, inode, when in strictjson.value(files.read(self._done)):
+                yield (str(name), int(inode), int(when))
+        except FileNotFoundError:
+            return
+        except (OSError, JsonError, TypeError, ValueError) as error:  # the age of an entry still protects pods
+            log.warning("%s can't be used: %s", self._done, error)
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.lstat()
+    return path.name, status.st_ino, status.st_mtime_ns
+
+
+def _read(path: Path, stamp: Stamp) -> Call:
+    """The call of an entry, with the time when it was journaled. Raises CniError, OSError."""
+    try:
+        data = files.read(path, protocol.REQUEST_LIMIT)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise CniError(Code.DECODING_FAILURE, str(error)) from error
+        raise
+    call = protocol.decode(data, None)
+    if call.command != "DEL":
+        raise CniError(Code.DECODING_FAILURE, f"a journal of DELs has no {call.command!r}")
+    earlier = bool(call.boot_id) and call.boot_id != BOOT_ID.read_text().strip()
+    return replace(call, journaled=0 if earlier else stamp[2])

@@ -11,7 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from agent import strictjson
 from agent.errors import CniError, Code
+from agent.strictjson import JsonError
 
 PROTOCOL = 1
 FIELDS = {
@@ -22,6 +24,7 @@ FIELDS = {
     "netns_error": "netnsError",
     "args": "args",
     "config": "config",
+    "boot_id": "bootID",
 }
 REQUEST_LIMIT = 8 << 20  # bytes: a netconf of 1 MiB, each byte of it escaped
 
@@ -38,30 +41,34 @@ class Call:
     args: str = ""
     config: str = ""
     netns_fd: int | None = None
+    boot_id: str = ""
+    """Of a DEL that was journaled: the kernel's boot_id at that time; empty: an older plugin wrote it."""
+    journaled: int | None = None
+    """When it was journaled, in ns of the wall clock, 0: before the node was booted; None: it comes now."""
 
 
 def decode(data: bytes, netns_fd: int | None) -> Call:
     """The call in a request; raises CniError 4 or 6."""
     try:
-        doc = json.loads(data.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise CniError(Code.DECODING_FAILURE, f"the plugin's request is no JSON: {error}") from error
-    if not isinstance(doc, dict) or doc.get("protocol") != PROTOCOL:
-        found = doc.get("protocol") if isinstance(doc, dict) else type(doc).__name__
+        doc = strictjson.tolerant(data)
+    except JsonError as error:
+        raise CniError(Code.DECODING_FAILURE, f"the plugin's request is no JSON object: {error}") from error
+    if doc.get("protocol") != PROTOCOL:
         raise CniError(
             Code.DECODING_FAILURE,
-            f"the plugin speaks protocol {found!r}, this agent speaks {PROTOCOL}",
+            f"the plugin speaks protocol {str(doc.get('protocol'))[:80]}, this agent speaks {PROTOCOL}",
             "install the plugin and the agent of one version",
         )
-    texts = {field: _text(doc, key) for field, key in FIELDS.items()}
+    texts: dict[str, Any] = {field: _text(doc, key) for field, key in FIELDS.items()}
     return Call(**texts, netns_fd=netns_fd)
 
 
 def _text(doc: dict[str, Any], key: str) -> str:
     value = doc.get(key, "")
     if not isinstance(value, str):
-        raise CniError(Code.DECODING_FAILURE, f"the plugin's {key} is {value!r}, not a string")
-    _check_text(key, value)
+        raise CniError(Code.DECODING_FAILURE, f"the plugin's {key} is a {type(value).__name__}, not a string")
+    if key != "config":  # its reader judges it, as a DEL does without
+        _check_text(key, value)
     return value
 
 
@@ -69,8 +76,8 @@ def _check_text(key: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        code = Code.DECODING_FAILURE if key == "config" else Code.INVALID_ENVIRONMENT
-        raise CniError(code, f"{key} is not UTF-8 at character {error.start}") from error
+        what = f"{key} is not UTF-8 at character {error.start}"
+        raise CniError(Code.INVALID_ENVIRONMENT, what) from error
 
 
 def encode_error(error: CniError, cni_version: str) -> bytes:

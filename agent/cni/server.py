@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agent import strictjson
 from agent.cni import protocol
 from agent.cni.protocol import Call
 from agent.datapath.netns import NetnsLostError
 from agent.errors import CniError, Code
 from agent.netconf import VERSIONS
+from agent.strictjson import JsonError
 
 BACKLOG = 1024
 WORKERS = 256  # an ADD may wait for seconds; the rest queues in the backlog
@@ -174,10 +176,10 @@ class Server:
 def _version(call: Call) -> str:
     """The version in which an error is told: the netconf's where that can be read."""
     try:
-        found = json.loads(call.config)["cniVersion"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        found = strictjson.mapping(call.config).get("cniVersion")
+    except JsonError:
         return VERSIONS[-1]
-    return found if found in VERSIONS else VERSIONS[-1]
+    return found if isinstance(found, str) and found in VERSIONS else VERSIONS[-1]
 
 
 def _check_peer(connection: socket.socket) -> None:

@@ -18,7 +18,6 @@ from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment, link_name
 from agent.ipam.attachments import Attachments
-from agent.model import HOST_GW
 from agent.modes import mode, unwire_unknown
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import NetConf
@@ -58,10 +57,9 @@ class Verbs:
         """The result of a call, `{}` where there is none; raises CniError."""
         began, way, told = time.monotonic(), "", "ok"
         try:
-            if call.command == "DEL":  # a netconf that has become invalid must not keep a pod from going
-                doc = netconf.parse_json(call.config)
-                way = str(doc.get("mode") or HOST_GW)
-                return self.delete(call, doc.get("name"))
+            if call.command == "DEL":
+                network, way = netconf.deleting(call.config)
+                return self.delete(call, network)
             conf = self._read(call)
             way = conf.network.mode
             return self._verbs[call.command](call, conf)
@@ -119,7 +117,7 @@ class Verbs:
         log.info("added %s %s %s to %s: %s", attachment.pod, *attachment.key, conf.network.name, addresses)
         return answer
 
-    def delete(self, call: Call, network: object) -> dict[str, Any]:
+    def delete(self, call: Call, network: str) -> dict[str, Any]:
         """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""
         container_id, ifname = calls.identity(call)
         with self._locks.hold((container_id, ifname)):
@@ -127,6 +125,12 @@ class Verbs:
             if attachment and network and attachment.network.name != network:
                 return {}
             try:
+                if (
+                    call.journaled is not None
+                    and self._attachments.written(container_id, ifname) >= call.journaled
+                ):
+                    log.warning("a journaled DEL of %s %s is older than what is there now", container_id, ifname)
+                    return {}
                 if attachment:
                     self._remove(attachment)
                     self._attachments.forget(attachment.link)

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
 
+from agent import strictjson
 from agent.datapath.state import LINK_PREFIX, NFT_TABLE, Detour, Masquerade
 from agent.model import Subnet
+from agent.strictjson import JsonError
 
 TIMEOUT = 20.0  # seconds; nft takes 5 ms
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
@@ -206,13 +208,18 @@ def _list() -> list[Object]:
         if "No such file or directory" in str(error):
             return []
         raise
-    return [entry for entry in json.loads(out)["nftables"] if "metainfo" not in entry]
+    try:
+        entries = strictjson.tolerant(out.encode())["nftables"]
+        return [entry for entry in entries if "metainfo" not in entry]
+    except (JsonError, KeyError, TypeError) as error:
+        raise NftError(f"nft lists what is no ruleset: {error!r}; see that nft is 1.0 or newer") from error
 
 
 def _nft(args: list[str], stdin: str = "") -> str:
     try:
         done = subprocess.run(
-            ["nft", *args], input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            ["nft", *args], input=stdin, capture_output=True, text=True, errors="replace",
+            timeout=TIMEOUT, check=False,
             env={**os.environ, "LC_ALL": "C"},  # an error message is understood below
         )  # fmt: skip
     except FileNotFoundError as error:

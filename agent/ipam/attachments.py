@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent import files
 from agent.datapath.state import mac_for
 from agent.ipam import unreadable
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
-from agent.ipam.attachment import Attachment, Lease, decode, encode
+from agent.ipam.attachment import Attachment, Lease, decode, encode, link_name
 from agent.ipam.locks import KeyedLocks
 from agent.ipam.released import Released
 from agent.ipam.unreadable import Unreadable
@@ -86,7 +87,7 @@ class Attachments:
 
     def _load(self, path: Path) -> None:
         try:
-            attachment = decode(unreadable.read(path), whole=path.suffix != AT_WORK)
+            attachment = decode(files.read(path), whole=path.suffix != AT_WORK)
             if path.stem != attachment.link:
                 raise ValueError(f"it is named {path.name}, but its attachment has the link {attachment.link}")
             if attachment.key in self._all or (path.suffix == REJECTED and path.with_suffix(WHOLE).exists()):
@@ -174,6 +175,11 @@ class Attachments:
         """One attachment, or None."""
         with self._lock:
             return self._all.get((container_id, ifname))
+
+    def written(self, container_id: str, ifname: str) -> int:
+        """When the file of an attachment was written, in ns of the wall clock; 0: it has none. Raises OSError."""
+        found = self._dir.glob(f"{link_name(container_id, ifname)}.*")
+        return max((path.stat().st_mtime_ns for path in found), default=0)
 
     def networks(self) -> frozenset[Network]:
         """The networks that any attachment is on."""
@@ -333,7 +339,7 @@ def _means_nothing(path: Path) -> bool:
     that it could not use, and its DEL left it behind.
     """
     try:
-        if path.suffix == AT_WORK and b"\n" not in unreadable.read(path):
+        if path.suffix == AT_WORK and b"\n" not in files.read(path):
             path.unlink()
             return True
     except (OSError, ValueError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from agent.ipam import unreadable
+from agent import files
 from agent.model import Address
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Released:
     def read(self) -> list[tuple[Address, float]]:
         """Each address and when it was released last. Raises OSError where the file can't be made."""
         try:
-            lines = unreadable.read(self._path).decode(errors="replace").splitlines()
+            lines = files.read(self._path).decode(errors="replace").splitlines()
         except FileNotFoundError:
             self._path.touch(mode=0o600)
             return []
@@ -47,9 +48,12 @@ class Released:
             log.error("%s cannot be used, so freed addresses may be given again sooner: %s", self._path, error)
             return []
         entries: dict[Address, float] = {}
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
         for line in lines:
             address, _, when = line.partition(" ")
             try:
+                if not 0 <= float(when) <= now:  # from the future it would cool for as long
+                    raise ValueError(when)
                 entries[ipaddress.ip_address(address)] = float(when)
             except ValueError:
                 log.warning("%s: line %.80r is no address and time, and is dropped", self._path, line)

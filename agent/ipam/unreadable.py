@@ -7,13 +7,11 @@ kernel knows those of a link that is there.
 from __future__ import annotations
 
 import ipaddress
-import json
-import os
 import re
-import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from agent import files, strictjson
 from agent.datapath.state import ALIAS
 from agent.ipam.attachment import Attachment, decode_line
 from agent.model import Address, Problem
@@ -60,32 +58,18 @@ class Unreadable:
         )
 
 
-def read(path: Path, largest: int = LARGEST) -> bytes:
-    """The bytes of a regular file of at most `largest` bytes. Raises OSError, ValueError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold up the start
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("it is not a regular file")
-        data = os.read(fd, largest + 1)  # a regular file is read at once
-    finally:
-        os.close(fd)
-    if len(data) > largest:
-        raise ValueError(f"it is larger than {largest} bytes")
-    return data
-
-
 def describe(path: Path, reason: str) -> Unreadable:
     """What can still be known of a file that cannot be used."""
     found = Unreadable(path.name.partition(".")[0], reason, path)
     try:
-        data = read(path)
-    except (OSError, ValueError):
+        data = files.read(path, LARGEST)
+    except OSError:
         return found
     first = data.partition(b"\n")[0]
     leases = LEASES.search(first)
     found = replace(found, addresses=scan(data), complete=bool(leases and scan(leases[1])))
     try:
-        doc = json.loads(first)
+        doc = strictjson.mapping(first)
         name = doc["network"]["name"]
         found = replace(found, network=name if isinstance(name, str) else "")
         return replace(found, guess=decode_line(doc))

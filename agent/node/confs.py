@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from agent import libcni, netconf
+from agent import files, libcni, netconf
 from agent.cluster.inotify import FolderWatch
 from agent.errors import CniError
 from agent.model import Network, Problem
@@ -61,7 +61,7 @@ def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes 
     """`ours`: what a file mentions that is ours to judge."""
     data = b""
     try:
-        data = path.read_bytes()
+        data = files.read(path)
         return parse(data)
     except FileNotFoundError:
         return Confs()  # it went while we looked

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import libcni
+from agent import files, libcni
 from agent.cluster.inotify import FolderWatch
 from agent.errors import CniError
 from agent.model import Problem
@@ -86,7 +86,7 @@ class Installer:
         try:
             for source in sorted(self._places.bundle.iterdir()):
                 _install(source.read_bytes(), self._places.bin_dir / source.name, 0o755)
-            data = self._places.template.read_bytes()
+            data = files.read(self._places.template)
             if waiting := self._waits(data):
                 problems["conflist"] = Problem(str(self._places.template), waiting, "see the other problems")
             elif waiting is None:
@@ -138,7 +138,7 @@ def foreign(conf_dir: Path) -> list[Path]:
 
 def _delegates(path: Path) -> bool:
     try:
-        types = {plugin.type for plugin in libcni.read(path, path.read_bytes()).plugins}
+        types = {plugin.type for plugin in libcni.read(path, files.read(path)).plugins}
     except (CniError, OSError):
         return False  # whatever it is, the runtime would take it
     return not types.isdisjoint(DELEGATING)

@@ -5,7 +5,6 @@ A DEL does not wait for it, so it also works after crashes, reboots, and while t
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -16,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from agent import files, strictjson
 from agent.cluster import objects
 from agent.cluster.fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
-from agent.ipam import reservations, unreadable
+from agent.ipam import reservations
 from agent.ipam.attachments import Attachments
 from agent.ipam.reservations import Claim, Delete, Here, Step
 from agent.model import IPReservation, Problem, Snapshot
@@ -165,7 +165,7 @@ def unusable(path: Path) -> Problem | None:
 
 def _read(path: Path) -> dict[str, IPReservation] | Problem:
     try:
-        found = [objects.parse(doc) for doc in json.loads(unreadable.read(path, LARGEST))]
+        found = [objects.parse(doc) for doc in strictjson.value(files.read(path, LARGEST))]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, ObjectError) as error:

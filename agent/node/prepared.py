@@ -6,12 +6,11 @@ An agent that is restarted while the datastore is away serves pods by it: what w
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from agent.ipam import unreadable
+from agent import files, strictjson
 from agent.ipam.attachment import decode_network, decode_uplink, encode_network, encode_uplink
 from agent.model import Subnet
 from agent.node import notes
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 def load(path: Path) -> NodeStatus:
     """Blocks, what of them is withheld, and uplinks, as an earlier run noted them; nothing if it did not."""
     try:
-        doc = json.loads(unreadable.read(path))
+        doc = strictjson.mapping(files.read(path))
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]

@@ -131,8 +131,20 @@ class Reconciler:
         began = time.monotonic()
         try:
             return self._round(snapshot)
+        except Exception as error:  # noqa: BLE001 - it is reported, with its trace
+            self._broken(error)
+            return False
         finally:
             self._sink.round(time.monotonic() - began)
+
+    def _broken(self, error: Exception) -> None:
+        """Report a bug that some input brings out: an agent that ends would meet the same input again."""
+        what = f"internal error, the node's state stays as it was: {type(error).__name__}: {error}"
+        problem = Problem("reconciler", what, "a bug of testcni; its log has the trace")
+        if problem not in self._told:
+            log.exception("a round failed unexpectedly")
+        self._verify = True
+        self._publish(replace(self.status.get(), problems=self._with_reported([problem])))
 
     def _round(self, snapshot: Snapshot) -> bool:
         verify, self._verify = self._verify, False

@@ -6,10 +6,10 @@ first round, each by one replacement. A file in the run-dir notes the numbers in
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
+from agent import files, strictjson
 from agent.config import ROUTE_PROTOCOLS
 from agent.datapath.routes import Ownership
 from agent.model import ROUTE_PROTOCOL, Subnet
@@ -63,7 +63,7 @@ def _used(run_dir: Path) -> tuple[int, ...]:
 def _noted(run_dir: Path) -> tuple[int, ...]:
     path = run_dir / FILE
     try:
-        numbers = json.loads(path.read_bytes())["protocols"]
+        numbers = strictjson.mapping(files.read(path))["protocols"]
         if not all(isinstance(number, int) and number in ROUTE_PROTOCOLS for number in numbers):
             raise ValueError(f"no protocol numbers: {numbers!r}")
         return tuple(numbers)

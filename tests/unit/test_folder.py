@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agent import strictyaml
 from agent.cluster import folder as folder_module
 from agent.cluster import manifests
 from agent.cluster.folder import Folder
@@ -85,7 +86,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_fast_yaml_loader_is_used() -> None:
-    assert manifests.LOADER is yaml.CSafeLoader
+    assert issubclass(strictyaml.Loader, yaml.CSafeLoader)
 
 
 # --- what is wrong with a file

@@ -128,7 +128,6 @@ def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.Mo
     monkeypatch.setattr(addresses, "STATUS_WITHIN", 0.0)
     gateway = '{"cniVersion": "1.1.0", "name": "n", "type": "testcni"}'
     calls = {
-        ("DEL", "unknown", "6"): Call("DEL", config="{"),
         ("DEL", "unknown", "4"): Call("DEL", config='{"mode": ["x"]}'),
         ("DEL", "macvlan", "4"): Call("DEL", config='{"mode": "macvlan"}'),
         ("STATUS", "host-gw", "50"): Call("STATUS", config=gateway),

@@ -252,7 +252,9 @@ def test_del_cut_off_is_journaled(plugin: Plugin, agent: Agent) -> None:
     agent.answers = [b""]
     assert plugin.run("DEL").returncode == 0
     [entry] = plugin.deletes.iterdir()
-    assert entry.read_bytes() == agent.raw[0]
+    journaled = json.loads(entry.read_bytes())
+    assert journaled.pop("bootID") == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert journaled == json.loads(agent.raw[0])
 
 
 def test_del_that_the_agent_answers_is_not_journaled(plugin: Plugin, agent: Agent) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent import netconf
+from agent.cni.journal import Journal
+from agent.cni.protocol import Call
 from agent.errors import CniError, Code
 from tests.unit.plugin import (
     RESULT,
@@ -57,7 +59,7 @@ def test_netconf_that_is_no_json_is_error_6(plugin: Plugin, agent: Agent, conf: 
 
 
 def test_place_of_the_fault_is_told(plugin: Plugin) -> None:
-    assert "at line 3, column 4" in plugin.fails("DEL", b'{\n "a": [\n  1x]}').msg
+    assert "at line 3, column 4" in plugin.fails("ADD", b'{\n "a": [\n  1x]}').msg
 
 
 def test_netconf_of_more_than_a_mebibyte_is_error_6(plugin: Plugin, agent: Agent) -> None:
@@ -167,3 +169,35 @@ def test_fuzzer_would_find_a_fault(tmp_path: Path) -> None:
     subprocess.run(["make", "-s", "-C", broken, f"OUT={tmp_path}", "fuzz"], check=True)
     done = subprocess.run([tmp_path / "fuzz_testcni", "1", "1"], capture_output=True, check=False)
     assert b"heap-buffer-overflow" in done.stderr
+
+
+BROKEN = [
+    b", 1",
+    b', "x": ' + b"[" * 5000,
+    b', "x": "\xff\x01"}',
+    b', "x": tru}',
+    b"} x",
+    b"\0",
+    b', "agentWait": "x"}',
+]
+BROKEN += [b', "cniVersion": 7}', b" " * (2 << 20)]
+
+
+@pytest.mark.parametrize("rest", BROKEN)
+def test_a_pod_can_go_whatever_the_netconf_is(plugin: Plugin, agent: Agent, rest: bytes) -> None:
+    agent.answers = [b"{}", b""]  # an agent that dies before it answers
+    done = plugin.run("DEL", plugin.conf()[:-1] + rest)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert agent.requests[0]["containerID"] == "c1"
+    assert plugin.run("DEL", plugin.conf()[:-1] + rest).returncode == 0
+    assert len(list(plugin.deletes.iterdir())) == 1
+    calls: list[Call] = []
+    assert Journal(plugin.deletes.parent, calls.append).replay() == 1
+    assert (calls[0].container_id, calls[0].ifname) == ("c1", "eth0")
+
+
+@pytest.mark.parametrize("name", ["socket", "stateDir"])
+def test_a_wrong_path_leaves_the_default_at_del(plugin: Plugin, agent: Agent, name: str) -> None:
+    wrong = f'"{name}": "relative", '.encode()
+    assert plugin.run("DEL", b"{" + plugin.conf()[1:-1] + b", " + wrong[:-2] + b"}").returncode == 0
+    assert agent.requests, "what was right before is kept"

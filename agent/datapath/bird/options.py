@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-import yaml
-
+from agent import files, strictyaml
 from agent.datapath.bird.values import DEFAULT_AS, BirdError, External, Secret, read_secret
 from agent.errors import CniError, invalid_config
 from agent.model import Problem
+from agent.strictyaml import YamlError
 from agent.values import Fields, address
 
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
@@ -46,9 +46,9 @@ class BgpOptions:
 def read(path: Path) -> BgpOptions:
     """The file's options, with the passwords of the files that it names. Raises BirdError with the field."""
     try:
-        doc = yaml.safe_load(path.read_text())
+        doc = strictyaml.value(files.read(path))
         return _parse({} if doc is None else doc)
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, YamlError) as error:
         raise BirdError(f"{path}: {error}", "write the file as docs/bgp.md has it") from error
     except CniError as error:
         raise BirdError(f"{path}: {error.msg}", error.details) from error
