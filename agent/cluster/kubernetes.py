@@ -217,7 +217,8 @@ class Watch:
             for event in self._stream:
                 if isinstance(event, GarbledError):
                     garbled = event
-                    self._tell([], (), {f"{self._server}, event": Problem(self._server, str(event), UNREAD)})
+                    source = f"{self._server}, event"
+                    self._tell([], (), {source: Trouble(source, Problem(self._server, str(event), UNREAD))})
                 else:
                     self._take(event)
         except GoneError as error:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent import files
 from agent.datapath import bpf, events, overlay
 from agent.datapath.bpfcall import BpfError, Map
 from agent.datapath.events import Drop, Drops, Flow
-from agent.ipam import attachment, attachments, unreadable
+from agent.ipam import attachment, attachments
 
 REFRESH = 1.0  # seconds
 CLEAR, BOLD, RED, PLAIN = "\x1b[H\x1b[2J", "\x1b[1m", "\x1b[31m", "\x1b[0m"
@@ -33,7 +34,7 @@ class Names:
         self._by_address, self._by_link = {}, {}
         for path in self._folder.glob(f"*{attachments.WHOLE}"):
             try:
-                one = attachment.decode(unreadable.read(path), whole=True)
+                one = attachment.decode(files.read(path), whole=True)
             except (OSError, ValueError):  # it goes just now, or is from another version
                 continue
             name = one.pod or one.container_id
