@@ -34,6 +34,7 @@ from agent.model import Network
 from agent.node import confs
 from agent.node.confs import Confs
 from agent.node.follower import Follower
+from agent.node.run_dir import Lock
 from agent.observe import health
 from agent.shared import Latest, NodeStatus
 from agent.strictjson import JsonError
@@ -309,7 +310,7 @@ def test_an_agent_starts_whatever_is_in_its_state(tmp_path: Path) -> None:
     given = {"conf-dir": "conf", "run-dir": "run", "state-dir": "state"}
     flags = [f"--{name}={tmp_path / place}" for name, place in given.items()]
     conf = config.load([*flags, f"--datastore=dir:{tmp_path}/data", "--node=n", "--listen=off"], {})
-    agent = Agent(conf)
+    agent = Agent(conf, Lock(conf.run_dir))
     agent._attachments.load()
     agent._journal.prepare()
     assert agent._journal.replay() == 0
