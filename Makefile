@@ -21,6 +21,7 @@ VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha
 BIN = $(VENV)/bin
 DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 python3-bpfcc bird2
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
+DEBS_DEBIAN13 := mmdebstrap
 DEBS_BENCH := sockperf
 DEBS_FUZZ := libclang-rt-dev
 DEBS_KERNEL := linux-source make flex bison bc xz-utils
@@ -29,7 +30,7 @@ DEBS_E2E := etcd-server containerd runc busybox-static iptables conntrack openss
 
 .PHONY: help
 help: ## this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: deps
 deps: build/.debs
@@ -41,13 +42,14 @@ deps: build/.debs
 
 build/.debs: WANTED = $(DEBS)
 build/.debs-image: WANTED = $(DEBS_IMAGE)
+build/.debs-debian13: WANTED = $(DEBS_DEBIAN13)
 build/.debs-e2e: WANTED = $(DEBS_E2E)
 build/.debs-bench: WANTED = $(DEBS_BENCH)
 build/.debs-fuzz: WANTED = $(DEBS_FUZZ)
 build/.debs-kernel: WANTED = $(DEBS_KERNEL)
 build/.debs-emulation: WANTED = $(DEBS_EMULATION)
 # Packages of services are wanted for their programs: policy-rc.d keeps them from being started.
-build/.debs build/.debs-image build/.debs-e2e build/.debs-bench build/.debs-fuzz build/.debs-kernel build/.debs-emulation: Makefile
+build/.debs build/.debs-image build/.debs-debian13 build/.debs-e2e build/.debs-bench build/.debs-fuzz build/.debs-kernel build/.debs-emulation: Makefile
 	@mkdir -p build
 	@missing=$$(for p in $(WANTED); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
@@ -88,7 +90,7 @@ test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kerne
 	@$(BIN)/python -m tests.kernel $(TESTS)
 
 .PHONY: test-debian13
-test-debian13: build/.debs-image ## demo, quick checks and kernel tests on a fresh Debian 13 (on this machine's kernel)
+test-debian13: build/.debs-debian13 ## demo, quick checks and kernel tests on a fresh Debian 13 (on this machine's kernel)
 	@tests/debian13.sh
 
 .PHONY: test-scale
