@@ -31,7 +31,7 @@ from agent.datapath.monitor import Monitor
 from agent.errors import MustEndError
 from agent.ipam.attachments import Attachments
 from agent.model import Problem, Snapshot
-from agent.node import keeper
+from agent.node import keeper, route_marks
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
 from agent.node.folders import Folders
@@ -73,7 +73,7 @@ class Agent:
         self._began = time.monotonic()
         bpf.use(conf.ebpf)
         ipip.use(conf.ipip)
-        podports.use(conf.route_protocol)
+        podports.use(route_marks.of_pods(conf.route_protocol))
         store, quick, api = datastores(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)

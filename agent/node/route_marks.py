@@ -12,6 +12,7 @@ from pathlib import Path
 from agent import files, strictjson
 from agent.config import ROUTE_PROTOCOLS
 from agent.datapath.routes import Ownership
+from agent.datapath.rtnl import RTPROT_BOOT
 from agent.model import ROUTE_PROTOCOL, Subnet
 from agent.node import notes
 
@@ -46,6 +47,11 @@ class RouteMarks:
     def _note(self, *numbers: int) -> None:
         if self._file and self._noted != numbers and notes.write(self._file, {"protocols": numbers}):
             self._noted = numbers
+
+
+def of_pods(protocol: int) -> int:
+    """The number of the routes to single pods: an earlier version removes those that have its own."""
+    return RTPROT_BOOT if protocol == FIRST_PROTOCOL else protocol
 
 
 def in_use(run_dir: Path, protocol: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from agent.cluster.store import KINDS, Gone, Kind, Put
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
-from agent.datapath import bpf, links, netns, overlay, rtnl
+from agent.datapath import bpf, links, netns, overlay, podports, rtnl
 from agent.datapath.netlink import Netlink
 from agent.ipam.attachments import Attachments
 from agent.model import ROUTE_PROTOCOL, Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
@@ -26,7 +26,7 @@ from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.follower import apply
 from agent.node.reconcile import Inputs, Reconciler
-from agent.node.route_marks import RouteMarks
+from agent.node.route_marks import RouteMarks, of_pods
 from agent.shared import Latest
 from tests.lab.space import PATIENCE
 
@@ -166,6 +166,7 @@ class Host:
         self.snapshot = Latest(Snapshot(synced=True, nodes={"one": self.me}))
         self.confs: Latest[Confs] = Latest(Confs())
         self.demand: Latest[Any] = Latest({})
+        podports.use(of_pods(route_protocol))
         marks = RouteMarks(run_dir, route_protocol)
         self.attachments = Attachments(run_dir, cool_down)
         self.attachments.load()

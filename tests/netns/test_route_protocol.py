@@ -12,7 +12,7 @@ from agent import config, netconf, uninstall
 from agent.model import ROUTE_PROTOCOL, IPPool, Node
 from agent.node.confs import Confs
 from agent.node.route_marks import FILE, FIRST_PROTOCOL
-from tests.netns.node import CONF, VXLAN, Host, command, eventually, ip, net
+from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
 from tests.netns.test_reconcile import peer, ready, told_of_routes
 
 OVN = 84
@@ -124,6 +124,30 @@ def test_the_option_changes_the_number_of_all_routes_and_back(tmp_path: Path) ->
         assert routes(before) == []
         assert json.loads((tmp_path / FILE).read_text()) == {"protocols": [protocol]}
         before = protocol
+
+
+def test_pods_keep_their_routes_when_an_earlier_version_comes_back(tmp_path: Path) -> None:
+    pod = Pod("c1")
+
+    def of_pod() -> str:
+        words = command("ip", "-N", "route", "show", "10.244.1.2").split()
+        return words[words.index("proto") + 1] if "proto" in words else "3"  # boot is not shown
+
+    def agent(protocol: int) -> Host:
+        return node(tmp_path, conf=VXLAN, protocol=protocol)
+
+    host = agent(ROUTE_PROTOCOL)
+    host.add(pod)
+    assert of_pod() == str(ROUTE_PROTOCOL)
+    host.close()
+    # such a version removes what has its number and is to no peer
+    for protocol, wanted in ((FIRST_PROTOCOL, "3"), (OTHER, str(OTHER)), (ROUTE_PROTOCOL, str(ROUTE_PROTOCOL))):
+        with told_of_routes() as heard:
+            host = agent(protocol)
+            eventually(lambda wanted=wanted: of_pod() == wanted)  # type: ignore[misc]
+            host.close()
+        assert not any("Deleted 10.244" in line for line in heard)
+        assert pod.reaches("10.244.1.1")
 
 
 def test_an_upgrade_that_was_interrupted_is_finished_by_the_next_agent(tmp_path: Path) -> None:
