@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from agent.model import ROUTE_PROTOCOL
 from tests.lab import matrix, talk
 from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, lab
 from tests.lab.paths import WAYS, Way
@@ -71,7 +72,8 @@ def test_pods_are_as_the_seed_had_them(three: Lab) -> None:
     link = pod.result["interfaces"][0]["name"]
     node = three.nodes[0].space
     assert node.exec("sysctl", "-n", f"net.ipv4.conf.{link}.proxy_arp").stdout == "1\n"
-    assert f"{pod.address} scope link" in node.exec("ip", "route", "show", "dev", link).stdout
+    to_pod = node.exec("ip", "route", "show", "dev", link).stdout
+    assert f"{pod.address} proto {ROUTE_PROTOCOL} scope link" in to_pod
     assert "10.244.1.1/32" in node.exec("ip", "-br", "address", "show", "testcni-ipip").stdout
 
 
