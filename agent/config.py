@@ -24,6 +24,7 @@ SECONDS = {
     "block_idle": (1, 30 * DAY),
     "node_gone": (1, 30 * DAY),
 }
+MOST_RESERVATIONS = 1_000_000
 """Options that are seconds, and their limits."""
 ROUTE_PROTOCOLS = range(5, 255)
 """Numbers of routes' protocols that the kernel gives no meaning to (rtnetlink(7): below 5 it does)."""
@@ -73,6 +74,8 @@ class AgentConfig:
     """Whether pods' annotations are looked at, which costs each ADD a question to the datastore."""
     keep_address: float
     """For how many seconds a reservation outlives its pod."""
+    namespace_reservations: int
+    """How many reservations a namespace may have."""
     resync: float
     block_idle: float
     """Seconds without use after which a claimed block goes back to its pool."""
@@ -129,6 +132,7 @@ OPTIONS = (
     Option("cool-down", "10", "seconds before a freed address is given again"),
     Option("pod-annotations", "off", "on: an ADD looks at testcni.io/ip, sticky and pool of pod and namespace"),
     Option("keep-address", "3600", "seconds that a reserved address is kept for its owner after its pod is gone"),
+    Option("namespace-reservations", "100", "reserved addresses that a namespace may have; more are refused"),
     Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
     Option("block-idle", "300", "seconds without use after which a claimed block is given back, but not the last"),
     Option("node-gone", "900", "seconds without its Node object after which a node's blocks may be claimed"),
@@ -195,6 +199,7 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
             raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
     for name, (low, high) in SECONDS.items():
         values[name] = _seconds(*chosen[name], low, high)
+    values["namespace_reservations"] = _count(*chosen["namespace_reservations"], MOST_RESERVATIONS)
     values["pod_annotations"] = _switch(*chosen["pod_annotations"])
     values["listen"] = _listen(*chosen["listen"])
     values["route_protocol"] = _route_protocol(*chosen["route_protocol"])
@@ -230,6 +235,13 @@ def _route_protocol(text: str, where: str) -> int:
         raise ConfigError(f"{where}: {text!r} must be {allowed} that no other program uses for its routes")
     if number in REGISTERED:
         raise ConfigError(f"{where}: {number} is the protocol number of {REGISTERED[number]}; choose another")
+    return number
+
+
+def _count(text: str, where: str, most: int) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(most)) else -1
+    if not 0 <= number <= most:
+        raise ConfigError(f"{where}: {text!r} must be a whole number from 0 to {most}")
     return number
 
 

@@ -56,6 +56,8 @@ class IPPool:
     """What within `cidr` is others'."""
     gateway: Address | None = None
     """The router of pods that share their subnet with others; no pod's."""
+    namespaces: tuple[str, ...] | None = None
+    """Whose pods may ask for its addresses, by annotation; None: those of all namespaces."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,18 @@ def _limited(pool: IPPool, spec: dict[str, Any]) -> IPPool:
     gateway = None if spec.get("gateway") is None else fields.address("spec.gateway", spec["gateway"])
     if gateway and gateway.version != cidr.version:
         raise ObjectError("spec.gateway", f"{gateway} is of another IP version", f"an address as {cidr} has them")
-    return replace(pool, start=start, end=end, exclude=tuple(exclude), gateway=gateway)
+    allowed = _namespaces(spec)
+    return replace(pool, start=start, end=end, exclude=tuple(exclude), gateway=gateway, namespaces=allowed)
+
+
+def _namespaces(spec: dict[str, Any]) -> tuple[str, ...] | None:
+    if spec.get("allowedNamespaces") is None:
+        return None
+    names = fields.items(spec, "spec.allowedNamespaces")
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise ObjectError(f"spec.allowedNamespaces[{number}]", f"is {short(name)}", "the name of a namespace")
+    return tuple(dict.fromkeys(names))
 
 
 def _bound(cidr: Subnet, spec: dict[str, Any], key: str) -> Address | None:
@@ -192,6 +203,7 @@ def _pool_spec(pool: IPPool) -> dict[str, Any]:
         "blockSize": pool.block_size,
         **{key: str(value) for key, value in bounds.items() if value},
         **({"exclude": exclude} if exclude else {}),
+        **({"allowedNamespaces": list(pool.namespaces)} if pool.namespaces is not None else {}),
     }
 
 

@@ -18,11 +18,12 @@ from agent.ipam import blocks, reservations
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import Attachment
 from agent.ipam.reservations import Claim, RefusedError
-from agent.model import Address, IPBlock, IPReservation, Network, Resource, Snapshot, address_name
+from agent.model import Address, IPBlock, IPPool, IPReservation, Network, Resource, Snapshot, address_name
 from agent.shared import Busy, Latest, NodeStatus, Notice
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
 KNOWN_WITHIN = 5.0  # seconds that an ADD waits for its own node to make the way to a guest
+QUOTA = 100  # reservations of a namespace
 TRIES = 5  # of a claim that others change at the same time
 REASON = "AddressNotGiven"
 SEE = "see `testcnictl status` on the node"
@@ -67,12 +68,16 @@ class Stay:
 class Stays:
     """Finds, claims and takes over reservations. For several threads at once."""
 
-    def __init__(self, store: Datastore, known: Known, keep: float) -> None:
-        """`store` answers within the time that an ADD may take for it; `keep` in seconds."""
+    def __init__(self, store: Datastore, known: Known, keep: float, quota: int = QUOTA) -> None:
+        """`store` answers within the time that an ADD may take for it; `keep` in seconds.
+
+        `quota`: how many reservations a namespace may have.
+        """
         self._store = store
         self._wishes = Wishes(store)
         self._known = known
         self._keep = timedelta(seconds=keep)
+        self._quota = quota
 
     def wish(self, args: str, network: Network) -> Wish | None:
         """What the pod of these CNI_ARGS asks for; None: it is an ordinary pod. Raises CniError."""
@@ -128,6 +133,8 @@ class Stays:
             known = ", ".join(name for name in names if name in snapshot.pools) or "there is none"
             field = f"annotation {POOL} of pod {wish.pod}"
             raise invalid_config(field, wish.pool, f"an IPPool of network {network.name}: {known}")
+        if wish.pool in snapshot.pools:
+            _check_namespace(wish, snapshot.pools[wish.pool])
 
     def settle(self, stay: Stay, attachment: Attachment) -> None:
         """Claim the addresses that the attachment has of this node's blocks; wait until the node knows them here.
@@ -196,6 +203,9 @@ class Stays:
         found = reservations.home(snapshot, address)
         if found and blocks.within(found[0], network.subnet):
             places = [found[0]]
+        elif any(address in blocks.not_for_pods(b, network) for b in blocks.possible(snapshot, network, address)):
+            what = f"{address} is no address for pods: a network, gateway or broadcast address of a possible block"
+            return CniError(Code.ADDRESSES, what, "ask for another")
         inside = tuple(place for place in places if address in place)
         if not inside:
             allowed = f"those of network {network.name}: {', '.join(map(str, places)) or 'there is no IPPool'}"
@@ -212,6 +222,7 @@ class Stays:
         """The reservation becomes this pod's. Raises TakenError, CniError."""
         wish, node = stay.wish, self._known.node
         claim = Claim(address, wish.owner, wish.pod, node, stay.network.name)
+        self._check_policy(wish, address)
         held, seen = self._known.snapshot.get().reservations.get(address_name(address)), set[str]()
         for _ in range(TRIES):
             if time.monotonic() > stay.deadline:
@@ -242,6 +253,24 @@ class Stays:
             self._wait(made, frozenset({*seen, made.resource_version}), stay.deadline)
         stay.claimed.add(address)
         log.info("%s has %s, reserved for %s", wish.pod, address, wish.owner)
+
+    def _check_policy(self, wish: Wish, address: Address) -> None:
+        """Raises CniError 102 where the pod's namespace may not have the address, or has too many already."""
+        snapshot, namespace = self._known.snapshot.get(), wish.pod.partition("/")[0]
+        for pool in snapshot.pools.values():
+            if blocks.contains(pool.cidr, address):
+                _check_namespace(wish, pool)
+        known = snapshot.reservations
+        held = known.get(address_name(address))
+        if held and held.owner == wish.owner:
+            return
+        count = sum(other.owner.partition("/")[0] == namespace for other in known.values())
+        if count >= self._quota:
+            what = f"namespace {namespace} has {count} reserved addresses, and may have {self._quota}"
+            remedy = "kubectl get ipreservations shows them; those that are released may be deleted"
+            raise CniError(
+                Code.ADDRESSES, what, f"{remedy}; the limit is the agents' option namespace-reservations"
+            )
 
     def _create(self, wanted: IPReservation, seen: set[str]) -> Resource:
         """A new reservation; who has claimed the block since the snapshot was taken has to agree, too.
@@ -299,6 +328,15 @@ def _at_home(address: Address, network: Network, own: Sequence[Range]) -> bool:
     if network.hand_made:  # all nodes have one block there, and parts of it
         return any(address in mine for mine in own)
     return any(address in mine.block for mine in own)
+
+
+def _check_namespace(wish: Wish, pool: IPPool) -> None:
+    """Raises CniError 102 where pods of the namespace may not ask for addresses of the pool."""
+    namespace = wish.pod.partition("/")[0]
+    if pool.namespaces is not None and namespace not in pool.namespaces:
+        allowed = ", ".join(pool.namespaces) or "none"
+        what = f"pods of namespace {namespace} may not ask for addresses of IPPool {pool.name}"
+        raise CniError(Code.ADDRESSES, what, f"its allowedNamespaces: {allowed}")
 
 
 def _unclaimed(address: Address, why: object) -> CniError:

@@ -49,6 +49,24 @@ def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
     return frozenset(b.version for b in given) or frozenset(pool.cidr.version for pool in pools(snapshot, network))
 
 
+def not_for_pods(block: Subnet, network: Network) -> frozenset[Address]:
+    """What no pod may have of a block, whoever claims it: its network, gateway (or tunnel) and broadcast address.
+
+    Where pods share the subnet of their parent, a block has none of them.
+    """
+    if network.link_mode:
+        return frozenset()
+    last = [block.broadcast_address] if block.version == 4 else []
+    return frozenset({block.network_address, allocator.gateway(block), *last})
+
+
+def possible(snapshot: Snapshot, network: Network, address: Address) -> Iterator[Subnet]:
+    """The blocks that nodes may claim at an address, one for each pool that has it."""
+    for pool in pools(snapshot, network):
+        if contains(pool.cidr, address):
+            yield ipaddress.ip_network((address, pool.block_size), strict=False)
+
+
 def single(address: Address) -> Subnet:
     """An address as a network of its own."""
     return ipaddress.ip_network(address)
@@ -172,7 +190,7 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
     """
     taken = [block.cidr for block in snapshot.blocks.values()]
     taken += [cidr for other in snapshot.nodes.values() for cidr in other.blocks]
-    exact = set(taken)
+    exact, held = set(taken), frozenset(r.address for r in snapshot.reservations.values())
     odd = [cidr for cidr in taken if not _is_regular(cidr, snapshot, network)]
     for pool in pools(snapshot, network):
         if version not in (None, pool.cidr.version):
@@ -181,7 +199,10 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
         for cidr in _blocks_from(pool, begin):
             if cidr in exact or not within(cidr, network.subnet) or any(overlaps(cidr, o) for o in odd):
                 continue
-            if any(r.size for r in ranges(network, (cidr,), withheld(snapshot, network, node, (cidr,)), NOBODY)):
+            if not held.isdisjoint(not_for_pods(cidr, network)):
+                continue  # a pod has what would be the gateway there
+            inside = frozenset(address for address in held if contains(cidr, address))
+            if any(r.size for r in ranges(network, (cidr,), withheld(snapshot, network, node, (cidr,)), inside)):
                 yield IPBlock(cidr, node, pool.name)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from agent.cluster.objects import rfc3339
 from agent.ipam import blocks
-from agent.model import Address, IPReservation, Network, Snapshot, Subnet, address_name
+from agent.model import Address, IPReservation, Network, Problem, Snapshot, Subnet, address_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,27 @@ def away(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservat
         if held.in_use and held.network == network.name and held.node != node and held.node in snapshot.nodes:
             alone = blocks.single(held.address)
             inside = blocks.within(alone, network.subnet)
-            if inside and not any(held.address in block for block in by_node.get(held.node, ())):
+            foreign = not any(held.address in block for block in by_node.get(held.node, ()))
+            if inside and foreign and misplaced(snapshot, network, held) is None:
                 yield held
+
+
+def misplaced(snapshot: Snapshot, network: Network, held: IPReservation) -> tuple[Subnet, str] | None:
+    """The block, and its node, whose network, gateway or broadcast address is reserved; else None."""
+    found = home(snapshot, held.address)
+    return found if found and held.address in blocks.not_for_pods(found[0], network) else None
+
+
+def wrong(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterator[Problem]:
+    """Reservations of addresses that no pod may have by now, for the pod's node and for the block's."""
+    for network in networks if snapshot.reservations else ():
+        for name, held in sorted(snapshot.reservations.items()):
+            found = misplaced(snapshot, network, held) if held.network == network.name else None
+            if found and node in (held.node, found[1]):
+                where = f"block {found[0]} of node {found[1]}"
+                what = f"{held.address} is the network, gateway or broadcast address of {where}"
+                remedy = f"delete pod {held.pod} on node {held.node}, and let it ask for another address"
+                yield Problem(f"IPReservation {name}", what, remedy)
 
 
 def steps(snapshot: Snapshot, here: Here, now: datetime, keep: timedelta) -> Iterator[Step]:

@@ -18,7 +18,7 @@ import tenacity
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
 from agent.ipam.blocks import Wanted
-from agent.model import IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
+from agent.model import Address, IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
 from agent.shared import Latest, pace
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
@@ -29,6 +29,7 @@ RESERVED = "reservations in new blocks"
 TOLD_FOR = 600.0  # seconds that a block which can't be given back is a problem
 
 log = logging.getLogger(__name__)
+Create = Callable[[IPBlock], Resource]
 
 
 class Stage(enum.Enum):
@@ -64,13 +65,7 @@ class NoBlockError(Exception):
         self.remedy = remedy
 
 
-def claim(
-    create: Callable[[IPBlock], Resource],
-    snapshot: Snapshot,
-    network: Network,
-    node: str,
-    version: int | None = None,
-) -> IPBlock:
+def claim(create: Create, snapshot: Snapshot, network: Network, node: str, version: int | None = None) -> IPBlock:
     """A block that is this node's from now on, of any IP version where none is named. Raises NoBlockError."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(
@@ -234,13 +229,26 @@ class Claimer:
             return None
         try:
             found = [r for r in self._store.list("IPReservation") if isinstance(r, IPReservation)]
+            refused = self._refuse_reserved({held.address for held in found})
         except StoreError as error:
             what = f"who has reserved addresses in new blocks can't be read: {error}"
             return Problem(RESERVED, what, "no pod gets an address of them until it is")
         there = {held.name for held in found if any(held.address in block for block in unseen)}
         if there <= self._snapshot.get().reservations.keys():
-            self.unseen.update(lambda now: now - unseen)
+            self.unseen.update(lambda now: now - (unseen - refused))
         return None
+
+    def _refuse_reserved(self, held: set[Address]) -> frozenset[Subnet]:
+        """Delete new blocks whose gateway a pod has reserved before, and return them. Raises StoreError."""
+        refused = set()
+        for cidr, pending in tuple(self._pending.items()):
+            barred = [a for n in self._wanted if blocks.fits(cidr, n) for a in blocks.not_for_pods(cidr, n)]
+            if cidr in self.unseen.get() and not held.isdisjoint(barred):
+                self._store.delete("IPBlock", pending.block.name, pending.block)
+                self._pending.pop(cidr, None)
+                refused.add(cidr)
+                log.warning("block %s is given back: its gateway is reserved for a pod", cidr)
+        return frozenset(refused)
 
     def _with_pending(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with what was claimed since; what it has is pending no longer."""

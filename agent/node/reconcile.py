@@ -14,7 +14,7 @@ from agent.datapath import links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
-from agent.ipam import blocks
+from agent.ipam import blocks, reservations
 from agent.ipam.attachments import Attachments
 from agent.model import IPIP, ROUTE_PROTOCOL, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
@@ -163,7 +163,10 @@ class Reconciler:
             return False
         if self._inputs.attachments.unreadable():
             self._inputs.attachments.look_again({link.name for link in kernel.links})
-        problems = list(_identity(snapshot, self._node, kernel.local))
+        problems = [
+            *_identity(snapshot, self._node, kernel.local),
+            *reservations.wrong(snapshot, networks, self._node),
+        ]
         options, wrong = self._inputs.bgp.look()
         problems += wrong
         facts = Facts(snapshot, kernel.local, options, underlay, self._receives())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from agent import netconf
-from agent.ipam import blocks
-from agent.model import MODES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet, block_name
+from agent.ipam import blocks, reservations
+from agent.model import MODES, Address, IPBlock, IPPool, IPReservation, Network, Node, Snapshot, Subnet, block_name
 from agent.shared import NodeStatus
 
 
@@ -275,3 +276,38 @@ def test_a_network_keeps_as_many_blocks_of_each_ip_version_as_it_wants(
     left = [cidr.version for cidr in {*mine} - {block.cidr for block in gone}]
     assert left.count(4) == min(fours, max(1, four))
     assert left.count(6) == min(sixes, max(1, six))
+
+
+def held(text: str, network: str = "net", node: str = "two") -> IPReservation:
+    return IPReservation(ip(text), "ns/pod", "ns/pod", node, network, datetime(2026, 1, 31, tzinfo=UTC))
+
+
+@settings(deadline=None)
+@given_by(st.sets(st.integers(0, 255), max_size=12), st.sampled_from(MODES))
+def test_no_node_claims_a_block_whose_gateway_is_reserved(numbers: set[int], mode: str) -> None:
+    pool = IPPool("pods", net("10.244.0.0/24"), 28)
+    taken = [held(f"10.244.0.{number}") for number in numbers]
+    snapshot = replace(cluster(pools=(pool,)), reservations={r.name: r for r in taken})
+    link_mode = {"macvlan": "bridge", "ipvlan": "l2"}.get(mode, "")
+    network = Network("net", mode, net("10.244.0.0/16"), link_mode=link_mode)
+    found = {candidate.cidr for candidate in blocks.candidates(snapshot, network, "one")}
+    for cidr in pool.cidr.subnets(new_prefix=28):
+        low = int(cidr[0]) % 256
+        barred = numbers & ({low, low + 1, low + 15} if not link_mode else set())
+        full = set(range(low, low + 16)) <= numbers
+        assert (cidr in found) == (not barred and not full)
+
+
+def test_a_reservation_of_a_blocks_gateway_is_a_problem_on_both_nodes_and_leads_nowhere() -> None:
+    nodes = (Node("one", (), (net("10.244.1.0/24"),)), Node("two", (), (net("10.244.2.0/24"),)), Node("three"))
+    wrong = held("10.244.1.1")
+    snapshot = replace(cluster(nodes=nodes), reservations={wrong.name: wrong})
+    for node in ("one", "two"):
+        (problem,) = reservations.wrong(snapshot, [NETWORK], node)
+        assert "10.244.1.1" in problem.what
+        assert "block 10.244.1.0/24 of node one" in problem.what
+        assert "ns/pod" in problem.remedy
+    assert list(reservations.wrong(snapshot, [NETWORK], "three")) == []
+    assert list(reservations.away(snapshot, NETWORK, "one")) == []
+    shared = replace(NETWORK, mode="macvlan", link_mode="bridge")
+    assert list(reservations.wrong(snapshot, [shared], "one")) == []

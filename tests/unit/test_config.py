@@ -66,6 +66,7 @@ def test_numbers_for_routes(text: str, tmp_path: Path) -> None:
         (NEEDED, {"TESTCNI_RESYNC": "soon"}, "TESTCNI_RESYNC: 'soon' must be a number of seconds from 1 to 3600"),
         (NEEDED, {"TESTCNI_RESYNC": "nan"}, "TESTCNI_RESYNC: 'nan' must be"),
         ([*NEEDED, "--block-idle", "0"], {}, "--block-idle: '0' must be a number of seconds from 1 to 2592000"),
+        ([*NEEDED, "--namespace-reservations", "-1"], {}, "--namespace-reservations: '-1' must be a whole number"),
         ([*NEEDED, "--node-gone", "never"], {}, "--node-gone: 'never' must be a number"),
         ([*NEEDED, "--run-dir", "here"], {}, "--run-dir: here must be an absolute path"),
         ([*NEEDED, "--log-level", "loud"], {}, "--log-level: 'loud' is none of debug, info"),

@@ -158,6 +158,8 @@ BAD: list[tuple[object, str]] = [
     (changed(LAN, "spec.end", "192.0.2.15"), "spec.end"),
     (changed(LAN, "spec.gateway", "fd00::1"), "spec.gateway"),
     (changed(LAN, "spec.gateway", ""), "spec.gateway"),
+    (changed(LAN, "spec.allowedNamespaces", "shop"), "spec.allowedNamespaces"),
+    (changed(LAN, "spec.allowedNamespaces", ["shop", 7]), "spec.allowedNamespaces[1]"),
     (changed(LAN, "spec.exclude", "192.0.2.20"), "spec.exclude"),
     *(
         (changed(LAN, "spec.exclude", ["192.0.2.20", wrong]), "spec.exclude[1]")
@@ -246,7 +248,8 @@ def test_an_odd_field_keeps_its_last_good_value() -> None:
 
 
 def test_a_pool_with_an_odd_exclusion_gives_no_address_rather_than_one_of_others() -> None:
-    for path, value in (("exclude", ["192.0.2.20", "odd"]), ("start", 7), ("end", "::1"), ("gateway", "")):
+    odd = (("exclude", ["192.0.2.20", "odd"]), ("start", 7), ("end", "::1"), ("gateway", ""))
+    for path, value in (*odd, ("allowedNamespaces", "x")):
         with pytest.raises(ObjectError) as caught:
             usable(changed(LAN, f"spec.{path}", value), [])
         closed = caught.value.closed
@@ -358,7 +361,8 @@ def pools(draw: st.DrawFn) -> IPPool:
     start, end = sorted(draw(st.tuples(within, within)), key=int)
     gateway = draw(st.none() | st.ip_addresses(v=cidr.version))
     exclude = map(ipaddress.ip_network, draw(st.lists(within, unique=True, max_size=3)))
-    return IPPool(draw(names), cidr, size, "", start, end, tuple(exclude), gateway)
+    namespaces = draw(st.none() | st.lists(names, unique=True, max_size=3).map(tuple))
+    return IPPool(draw(names), cidr, size, "", start, end, tuple(exclude), gateway, namespaces)
 
 
 nodes = st.builds(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from agent.cluster.folder import Folder
 from agent.cluster.store import Kind, StoreError
-from agent.model import IPReservation, Node, Resource
-from tests.unit.member import POOL, Member, in_store
+from agent.ipam import blocks
+from agent.model import IPBlock, IPPool, IPReservation, Network, Node, Resource
+from tests.unit.member import POOL, Member, in_store, net
 
 ADDRESS = ipaddress.ip_address("192.0.2.5")
 RESERVED = IPReservation(ADDRESS, "default/a", "default/a", "two", "lan", datetime.now(UTC).replace(microsecond=0))
@@ -62,3 +65,21 @@ def test_a_list_that_fails_is_a_problem_until_it_succeeds(one: Quick, monkeypatc
     one.claimer.once()
     assert one.claimer.problems.get() == {}
     assert len(one.own()) == 4
+
+
+def test_a_block_whose_gateway_was_reserved_before_is_given_back_and_another_claimed(tmp_path: Path) -> None:
+    """No watch has told of the reservation when the node claims."""
+    store = Folder(tmp_path)
+    for obj in (IPPool("pods", net("10.244.0.0/27"), 28), Node("one"), Node("two")):
+        store.create(obj)
+    network, one = Network("net", subnet=net("10.244.0.0/16")), Member(tmp_path, "one")
+    one.claimer.want({network: 1})
+    (first,) = {candidate.cidr for candidate in islice(blocks.candidates(one.see(), network, "one"), 1)}
+    one.store.create(replace(RESERVED, address=first[1]))
+    one.claimer.once()
+    assert in_store(tmp_path) == {}
+    one.see()
+    one.claimer.once()
+    (second,) = in_store(tmp_path)
+    assert first not in {block.cidr for block in one.store.list("IPBlock") if isinstance(block, IPBlock)}
+    assert second

@@ -18,11 +18,11 @@ from agent.cluster.objects import to_doc
 from agent.cluster.store import Datastore, Kind, StoreError
 from agent.cni import stays
 from agent.cni.stays import Known, Stay, Stays, TakenError
-from agent.errors import CniError
+from agent.errors import CniError, Code
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
-from agent.model import Address, Described, IPBlock, IPReservation, Network, Node, Resource
+from agent.model import Address, Described, IPBlock, IPPool, IPReservation, Network, Node, Resource
 from agent.node import keeper
 from agent.node.follower import Follower
 from agent.node.keeper import Keeper, Kept
@@ -385,3 +385,61 @@ def test_who_claims_the_block_at_the_same_moment_has_to_agree(
     with pytest.raises(CniError, match=r"lies in a block of node one, which has not agreed"):
         two.add("a")
     two.until(lambda: not two.known())
+
+
+PODS = IPPool("pods", ipaddress.ip_network("10.244.0.0/16"), 26)
+
+
+BY_POOL = [(asked, True) for asked in ("10.244.3.0", "10.244.3.1", "10.244.3.63", "10.244.3.64", "10.244.3.129")]
+BY_NETCONF = [(asked, False) for asked in ("10.244.3.0", "10.244.3.1", "10.244.3.255")]
+
+
+@pytest.mark.parametrize(("asked", "pool"), [*BY_POOL, *BY_NETCONF])
+def test_no_pod_gets_the_gateway_of_a_block_that_a_node_may_claim(
+    cluster: Cluster, asked: str, *, pool: bool
+) -> None:
+    if pool:
+        cluster.put(PODS)
+    one = cluster.agent("one")
+    cluster.pod("web", ip=asked)
+    with pytest.raises(CniError, match="no address for pods: a network, gateway or broadcast address") as caught:
+        one.add("web")
+    assert caught.value.code == Code.ADDRESSES
+    assert not one.known()
+    assert asked in one.told[0].message
+    cluster.pod("fine", ip="10.244.3.9")
+    assert address(one.add("fine")) == "10.244.3.9"
+
+
+@pytest.mark.parametrize("how", [{"ip": "10.244.3.9"}, {"ip": "10.244.1.9"}, {"sticky": "true"}, {"pool": "pods"}])
+def test_a_pod_of_another_namespace_is_refused_with_pool_and_namespace(
+    cluster: Cluster, how: dict[str, str]
+) -> None:
+    cluster.put(replace(PODS, namespaces=("shop",)))
+    one = cluster.agent("one")
+    cluster.pod("web", **how)
+    with pytest.raises(CniError, match="namespace default may not ask for addresses of IPPool pods") as caught:
+        one.add("web")
+    assert "shop" in str(caught.value)
+    assert "IPPool pods" in one.told[0].message
+    assert not one.known()
+    cluster.pod("plain")
+    assert one.add("plain")
+    cluster.put(replace(PODS, namespaces=("default",)))
+    one.until(lambda: one.follower.snapshot.get().pools["pods"].namespaces == ("default",))
+    assert one.add("web")
+
+
+def test_a_namespace_with_as_many_reservations_as_it_may_have_gets_no_more(cluster: Cluster) -> None:
+    one = cluster.agent("one")
+    one.stays = Stays(one.store, one.stays._known, 3600, quota=3)
+    for number in range(3):
+        cluster.pod(f"web-{number}", ip=f"10.244.1.{20 + number}")
+        one.attachments.remove(one.add(f"web-{number}"))
+        one.held(f"10-244-1-{20 + number}")
+    cluster.pod("late", sticky="true")
+    with pytest.raises(CniError, match="namespace default has 3 reserved addresses, and may have 3") as caught:
+        one.add("late")
+    assert caught.value.code == Code.ADDRESSES
+    assert len(one.known()) == 3
+    assert address(one.add("web-1")) == "10.244.1.21", "its owner comes back to its own"
