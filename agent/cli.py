@@ -119,7 +119,7 @@ class Agent:
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
             resume=keeper.unusable(kept) is None,
-            bgp=OptionsFile(conf.bgp),
+            bgp=OptionsFile(conf.bgp, conf.run_dir / "bgp-options"),
             bird=self._bird.want,
             block_idle=conf.block_idle,
             marks=RouteMarks(conf.run_dir, conf.route_protocol),

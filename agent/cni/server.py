@@ -1,4 +1,4 @@
-"""The agent's unix socket: one request and one answer a connection, in as many threads as are needed."""
+"""The agent's unix socket: one request and one answer a connection, in as many threads as are at work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 from agent import strictjson
 from agent.cni import protocol
+from agent.cni.arrivals import Arrival, Arrivals
 from agent.cni.protocol import Call
 from agent.datapath.netns import NetnsLostError
 from agent.errors import CniError, Code
@@ -24,9 +24,7 @@ from agent.strictjson import JsonError
 BACKLOG = 1024
 WORKERS = 256  # an ADD may wait for seconds; the rest queues in the backlog
 IDLE_WORKERS = 16
-REQUEST_WITHIN = 10.0  # seconds
-CHUNK = 1 << 16
-PEER = struct.Struct("=3i")  # struct ucred: pid, uid, gid
+ANSWER_WITHIN = 10.0  # seconds for the client to take its answer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ class Server:
     def __init__(self, path: Path, answer: Callable[[Call], dict[str, Any]]) -> None:
         self._path = path
         self._answer = answer
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._arrivals: Arrivals | None = None
         self._bound: os.stat_result | None = None
         self._state = threading.Condition()
         self._workers = self._busy = self._hired = 0
@@ -45,7 +43,7 @@ class Server:
 
     def start(self) -> None:
         """Bind, for this user only, and serve. Raises OSError."""
-        self._bind(self._listener)
+        self._arrivals = self._bind()
         self._hire()
 
     def keep(self) -> None:
@@ -56,16 +54,14 @@ class Server:
         except FileNotFoundError:
             pass
         with self._state:
-            if self._stopping or not self._bound:
+            if self._stopping or not self._arrivals:
                 return
-            new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._bind(new)
-            self._listener, old = new, self._listener
-        old.shutdown(socket.SHUT_RDWR)  # who accepts there goes on with the new one
-        old.close()
+            old, self._arrivals = self._arrivals, self._bind()
+        old.end()  # who waits there goes on with the new one
         log.warning("%s was removed: it is there again", self._path)
 
-    def _bind(self, listener: socket.socket) -> None:
+    def _bind(self) -> Arrivals:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path.unlink(missing_ok=True)  # the run-dir's lock says that nobody serves on it
         mask = os.umask(0o177)
         try:
@@ -74,17 +70,17 @@ class Server:
             os.umask(mask)
         self._bound = self._path.stat()
         listener.listen(BACKLOG)
+        return Arrivals(listener)
 
     def stop(self, within: float) -> bool:
         """Take no more calls, finish those at work; False when some are not done after `within` seconds."""
         self._path.unlink(missing_ok=True)
         with self._state:
             self._stopping = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes whoever accepts
+        if self._arrivals:
+            self._arrivals.end()
         with self._state:
-            done = self._state.wait_for(lambda: self._busy == 0, within)
-        self._listener.close()
-        return done
+            return self._state.wait_for(lambda: self._busy == 0, within)
 
     def _hire(self) -> None:
         self._workers += 1
@@ -92,19 +88,15 @@ class Server:
         threading.Thread(target=self._work, name=f"call-{self._hired}", daemon=True).start()
 
     def _work(self) -> None:
-        """Accept and serve; the last idle worker hires another before it begins."""
+        """Take calls and serve them; the last idle worker hires another before it begins."""
         try:
-            while True:
-                connection = self._accept()
-                if connection is None:
-                    return
+            while arrival := self._next():
                 with self._state:
                     self._busy += 1
                     if self._busy == self._workers < WORKERS and not self._stopping:
                         self._hire()
                 try:
-                    with connection:
-                        self._serve(connection)
+                    self._serve(arrival)
                 finally:
                     with self._state:
                         self._busy -= 1
@@ -120,39 +112,33 @@ class Server:
                 if self._workers == self._busy and not self._stopping:
                     self._hire()
 
-    def _accept(self) -> socket.socket | None:
-        while not self._stopping:
-            listener = self._listener
-            try:
-                return listener.accept()[0]
-            except OSError as error:
-                if self._stopping:
-                    break
-                if listener is not self._listener:  # it was bound again
-                    continue
-                log.error("no call can be taken just now: %s", error)  # out of descriptors or memory
-                time.sleep(0.1)
+    def _next(self) -> Arrival | None:
+        """Wait for a call; None when there are to be no more."""
+        while not self._stopping and (arrivals := self._arrivals):
+            if arrival := arrivals.next():
+                return arrival
         return None
 
-    def _serve(self, connection: socket.socket) -> None:
-        fds: list[int] = []
+    def _serve(self, arrival: Arrival) -> None:
+        """Answer a call. Raises NetnsLostError, after the answer, where this thread must end."""
+        lost: NetnsLostError | None = None
         try:
-            connection.settimeout(REQUEST_WITHIN)
-            _check_peer(connection)
-            request = _receive(connection, fds)
-            answer = self._handle(request, fds[0] if fds else None)
-            connection.sendall(answer)
-        except NetnsLostError as error:
-            lost = CniError(Code.TRY_AGAIN, str(error), "the runtime tries again")
-            connection.sendall(protocol.encode_error(lost, VERSIONS[-1]))
-            raise
+            answer = self._handle(arrival.request, arrival.fds[0] if arrival.fds else None)
         except CniError as error:
-            connection.sendall(protocol.encode_error(error, VERSIONS[-1]))
+            answer = protocol.encode_error(error, VERSIONS[-1])
+        except NetnsLostError as error:
+            lost = error
+            again = CniError(Code.TRY_AGAIN, str(error), "the runtime tries again")
+            answer = protocol.encode_error(again, VERSIONS[-1])
+        try:
+            arrival.connection.settimeout(ANSWER_WITHIN)
+            arrival.connection.sendall(answer)
         except OSError as error:
             log.warning("a call was cut off: %s", error)
         finally:
-            for fd in fds:
-                os.close(fd)
+            arrival.close()
+        if lost:
+            raise lost
 
     def _handle(self, request: bytes, netns: int | None) -> bytes:
         call = protocol.decode(request, netns)
@@ -180,29 +166,3 @@ def _version(call: Call) -> str:
     except JsonError:
         return VERSIONS[-1]
     return found if isinstance(found, str) and found in VERSIONS else VERSIONS[-1]
-
-
-def _check_peer(connection: socket.socket) -> None:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
-    _pid, uid, _gid = PEER.unpack(credentials)
-    if uid not in (0, os.geteuid()):
-        raise CniError(Code.INVALID_ENVIRONMENT, f"user {uid} may not call the agent", "root may")
-
-
-def _receive(connection: socket.socket, fds: list[int]) -> bytes:
-    """The request up to the client's end of writing; descriptors that come with it are added to `fds`."""
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        chunk, received, _flags, _address = socket.recv_fds(connection, CHUNK, 4)
-        fds += received
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > protocol.REQUEST_LIMIT:
-            raise CniError(
-                Code.DECODING_FAILURE,
-                f"the request is longer than {protocol.REQUEST_LIMIT} bytes",
-                "shorten it",
-            )

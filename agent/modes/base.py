@@ -23,7 +23,7 @@ class View:
     local: tuple[LocalAddress, ...]
     network: Network
     blocks: tuple[Subnet, ...]
-    bgp: BgpOptions = field(default_factory=BgpOptions)
+    bgp: BgpOptions | None = field(default_factory=BgpOptions)
     underlay: Underlay = field(default_factory=Underlay)
     guests: frozenset[Subnet] = frozenset()
     """Single addresses of this network's pods here that are in none of the blocks."""

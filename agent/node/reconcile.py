@@ -63,7 +63,8 @@ class Facts:
 
     snapshot: Snapshot
     local: tuple[LocalAddress, ...]
-    options: BgpOptions
+    options: BgpOptions | None
+    """None: they can't be read, and no BGP session may begin."""
     underlay: Underlay
     receives: Receives
 
@@ -185,7 +186,8 @@ class Reconciler:
         if verify:
             program.pods(links.host(), self._inputs.attachments, done)
         self._nft = nft
-        self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
+        if options or not self._inputs.bgp.stands:
+            self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         self._verify |= bool(done.failures)
         self.drift.note(desired, done)
         for what in done.failures:

@@ -1,16 +1,19 @@
 """Metrics and health over HTTP: GET and HEAD, one request a connection, whatever the client does.
 
 One thread serves all connections by turns, so clients that are slow or many cost no threads and hold up nobody.
+Those from the node itself, as kubelet's probes, have a budget of their own: no pod can take it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,8 +25,12 @@ from agent.shared import Latest
 TEXT = "text/plain; charset=utf-8"
 WITHIN = 5.0  # seconds for all of a connection
 LONGEST = 8192  # bytes of a request
-MOST = 64  # connections; one more ends the oldest
+MOST = 64  # connections from the node itself, and as many from elsewhere; one more ends the oldest of its kind
+AT_ONCE = 16  # connections that are taken by turns
+FRESH = 0.5  # seconds: how old a page for others may be; making one costs more than asking for it
 WAITING = 1024  # connections not yet taken, in the kernel
+LOOPBACK = "127.0.0.1"
+LOOK = 0.2  # seconds until the end is noticed
 AGAIN = 5.0  # seconds until a port in use is tried again
 REQUEST = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r?\n")
 
@@ -52,42 +59,65 @@ class Http:
         self._address = address
         self._pages = pages
         self._problems = problems
-        self._open: list[asyncio.Task[None]] = []
+        self._open: dict[bool, list[asyncio.Task[None]]] = {True: [], False: []}
+        """The connections by whether they come from the node itself, the oldest first."""
+        self._made: dict[str, tuple[float, Page]] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; a port in use is a problem, and tried again."""
+        asyncio.run(self._serve(stop))
+
+    async def _serve(self, stop: threading.Event) -> None:
         host, port = self._address
+        address = ipaddress.ip_address(host)
+        places = {"listen": self._address}
+        if port and not (address.is_loopback or address.is_unspecified):
+            places["listen-loopback"] = (LOOPBACK, port)  # a queue of its own for probes
+        await asyncio.gather(*(self._serve_at(name, place, stop) for name, place in places.items()))
+
+    async def _serve_at(self, name: str, place: tuple[str, int], stop: threading.Event) -> None:
+        host, port = place
         where = f"--listen [{host}]:{port}" if ":" in host else f"--listen {host}:{port}"
         while not stop.is_set():
             try:
-                asyncio.run(self._serve(stop))
+                await self._serve_on(_bound(place), name, stop)
             except OSError as error:
                 what = error.strerror or str(error)
-                problem = Problem(where, what, "free it or choose another; until then no metrics and no health")
-                self._problems.publish({"listen": problem})
-                stop.wait(AGAIN)
+                problem = Problem(
+                    where, what, "free it or choose another; until then no metrics and no health there"
+                )
+                self._tell(name, problem)
+                end = time.monotonic() + AGAIN
+                while not stop.is_set() and time.monotonic() < end:
+                    await asyncio.sleep(min(AGAIN, LOOK))
 
-    async def _serve(self, stop: threading.Event) -> None:
-        six = ":" in self._address[0]
-        family = socket.AF_INET6 if six else socket.AF_INET
-        sock = socket.create_server(self._address, family=family, dualstack_ipv6=six)
-        server = await asyncio.start_server(self._talk, sock=sock, limit=LONGEST, backlog=MOST)
+    def _tell(self, name: str, problem: Problem | None) -> None:
+        """Report what hinders a listener, None: nothing does."""
+        self._problems.update(
+            lambda known: {key: one for key, one in {**known, name: problem}.items() if one is not None}
+        )
+
+    async def _serve_on(self, sock: socket.socket, name: str, stop: threading.Event) -> None:
+        server = await asyncio.start_server(self._talk, sock=sock, limit=LONGEST, backlog=AT_ONCE)
         async with server:
             sock.listen(WAITING)  # more than are taken at once: one that is dropped comes again after 1 s
-            self.port = sock.getsockname()[1]
-            self._problems.publish({})
+            if name == "listen":
+                self.port = sock.getsockname()[1]
+            self._tell(name, None)
             while not stop.is_set():
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(LOOK)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, from its request to its end."""
-        if len(self._open) >= MOST:
-            self._open.pop(0).cancel()
+        own = _is_own(writer)
+        kind = self._open[own]
+        if len(kind) >= MOST:
+            kind.pop(0).cancel()
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._open.append(task)
+        kind.append(task)
         try:
             async with asyncio.timeout(WITHIN):
-                writer.write(await self._answer(reader))
+                writer.write(await self._answer(reader, fresh=own))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -96,9 +126,9 @@ class Http:
         finally:
             writer.transport.abort()
             with contextlib.suppress(ValueError):
-                self._open.remove(task)
+                kind.remove(task)
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _answer(self, reader: asyncio.StreamReader, *, fresh: bool) -> bytes:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
@@ -109,16 +139,34 @@ class Http:
         method, path = request[1].decode(), request[2].decode().partition("?")[0]
         if method not in ("GET", "HEAD"):
             return _encode(_error(HTTPStatus.METHOD_NOT_ALLOWED))
-        return _encode(self._page(path), body=method == "GET")
+        return _encode(self._page(path, fresh=fresh), body=method == "GET")
 
-    def _page(self, path: str) -> Page:
+    def _page(self, path: str, *, fresh: bool) -> Page:
         if path not in self._pages:
             return _error(HTTPStatus.NOT_FOUND, f"there are {', '.join(self._pages)}")
+        when, page = self._made.get(path, (0.0, None))
+        if fresh or page is None or time.monotonic() - when > FRESH:
+            page = self._make(path)
+            self._made[path] = (time.monotonic(), page)
+        return page
+
+    def _make(self, path: str) -> Page:
         try:
             return self._pages[path]()
         except Exception as error:
             log.exception("%s failed unexpectedly", path)
             return _error(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+
+
+def _bound(place: tuple[str, int]) -> socket.socket:
+    six = ":" in place[0]
+    return socket.create_server(place, family=socket.AF_INET6 if six else socket.AF_INET, dualstack_ipv6=six)
+
+
+def _is_own(writer: asyncio.StreamWriter) -> bool:
+    """Whether a connection comes from this node: nobody elsewhere can answer for its addresses."""
+    peer, here = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+    return bool(peer and here) and (peer[0] == here[0] or ipaddress.ip_address(peer[0]).is_loopback)
 
 
 def _error(status: HTTPStatus, text: str = "") -> Page:

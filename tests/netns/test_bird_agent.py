@@ -13,7 +13,7 @@ from agent import modes, netconf
 from agent.datapath.bird import supervisor
 from agent.datapath.bird.options import OptionsFile
 from agent.datapath.bird.supervisor import Supervisor
-from agent.datapath.bird.values import Tunnel
+from agent.datapath.bird.values import BirdConfig, Secret, Tunnel
 from agent.datapath.state import NodeState
 from agent.model import Node as NodeObject
 from agent.modes.base import View
@@ -21,7 +21,7 @@ from agent.modes.bgp import Encapsulate, plan
 from agent.modes.hostgw import HostGw
 from agent.node.confs import Confs
 from agent.node.reconcile import Inputs, Reconciler
-from agent.shared import NodeStatus
+from agent.shared import Latest, NodeStatus
 from tests.netns.birds import Node, needs_bird, wire
 from tests.netns.node import CONF, Host, command, eventually
 
@@ -34,6 +34,42 @@ class OnlyBgp(HostGw):
     def desired(self, view: View) -> NodeState:
         found = plan(view, view.bgp, Tunnel("none"), Encapsulate.NEVER)
         return NodeState(bird=found.config, problems=found.problems)
+
+
+def test_no_session_begins_without_the_password_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(modes.REGISTRY, "ipip", OnlyBgp())
+    file, secret = tmp_path / "bgp.yaml", tmp_path / "secret"
+    file.write_text(f"passwordFile: {secret}")
+    host = Host(tmp_path / "run")
+    wanted: list[BirdConfig | None] = []
+    inputs = Inputs(
+        host.snapshot,
+        Latest(Confs(frozenset({netconf.parse({**CONF, "mode": "ipip"}).network}))),
+        host.demand,
+        host.attachments,
+        (),
+        bgp=OptionsFile(file, tmp_path / "note"),
+        bird=wanted.append,
+    )
+    reconciler = Reconciler("one", inputs, host.claimer, 30.0)
+    host.close()
+    reconciler.once()
+    assert wanted == [None]
+    assert any(problem.where == "bgp" for problem in reconciler.status.get().problems)
+    secret.write_text("geheim\n")
+    secret.chmod(0o600)
+    reconciler.once()
+    assert wanted[-1]
+    assert wanted[-1].password == Secret("geheim")
+    secret.unlink()
+    reconciler.once()
+    assert wanted[-1].password == Secret("geheim"), "the last good one stays"
+    count = len(wanted)
+    again = Reconciler("one", replace(inputs, bgp=OptionsFile(file, tmp_path / "note")), host.claimer, 30.0)
+    again.once()
+    assert len(wanted) == count, "BIRD stands as the agent before had left it"
 
 
 def as_object(node: Node) -> NodeObject:

@@ -202,6 +202,28 @@ def test_wrong_options_are_told_by_field(tmp_path: Path, text: str, told: str) -
     assert str(file) in str(error.value) or "nowhere" in text
 
 
+def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
+    file, secret, note = tmp_path / "bgp.yaml", tmp_path / "secret", tmp_path / "note"
+    file.write_text(f"passwordFile: {secret}")
+    for prepare in (lambda: None, secret.touch, lambda: secret.write_text("x"), lambda: file.write_text("[")):
+        prepare()
+        options = OptionsFile(file, note)
+        known, (problem,) = options.look()
+        assert (known, options.stands) == (None, False)
+        assert "no BGP session begins" in problem.what
+        assert plan(view(ONE, TWO), known, TUNNEL).config is None
+    file.write_text(f"passwordFile: {secret}")
+    secret.chmod(0o600)
+    known, problems = options.look()
+    assert known
+    assert (known.password, problems) == (Secret("x"), ())
+    secret.unlink()
+    assert options.look()[0] == known, "the last good one stays"
+    assert OptionsFile(file, note).look()[0] is None
+    assert OptionsFile(file, note).stands, "an earlier agent had read this file, and BIRD goes on"
+    assert not OptionsFile(tmp_path / "other", note).stands
+
+
 def test_wrong_options_leave_in_force_what_was(tmp_path: Path) -> None:
     assert OptionsFile(None).look() == (BgpOptions(), ())
     file = tmp_path / "bgp.yaml"

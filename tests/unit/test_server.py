@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from agent.cni import protocol
+from agent.cni import arrivals, protocol
+from agent.cni import server as server_module
 from agent.cni.protocol import Call
 from agent.cni.server import IDLE_WORKERS, Server
 from agent.datapath.netns import NetnsLostError
@@ -187,3 +189,86 @@ def test_a_stale_socket_is_replaced_and_the_new_one_is_for_root_only(tmp_path: P
     serve(tmp_path, lambda _call: {})
     assert ask(tmp_path) == {}
     assert (tmp_path / "agent.sock").stat().st_mode & 0o777 == 0o600
+
+
+def connect(tmp_path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(8)
+    client.connect(str(tmp_path / "agent.sock"))
+    return client
+
+
+def is_ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except BlockingIOError:
+        return False
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("call-")]
+
+
+def test_a_thousand_idle_clients_hold_up_no_call_and_no_thread(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    others, before = len(workers()), fds()
+    serve(tmp_path, lambda _call: {})
+    idle = [connect(tmp_path) for _ in range(1000)]
+    with connect(tmp_path) as client:
+        client.sendall(json.dumps({"protocol": 1, "command": "STATUS"}).encode())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100) == b"{}"
+    assert len(workers()) - others <= IDLE_WORKERS
+    assert is_ended(idle[0]), "the oldest goes first"
+    idle[-1].setblocking(False)
+    assert not is_ended(idle[-1]), "the newest may still send"
+    for client in idle:
+        client.close()
+    end = time.monotonic() + 10
+    while fds() > before + 2:  # the listener and its epoll
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_who_sends_a_byte_now_and_then_has_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "REQUEST_WITHIN", 0.3)
+    serve(tmp_path, lambda _call: {})
+    with connect(tmp_path) as client, pytest.raises(OSError, match=r"[Bb]roken|reset"):
+        trickle(client, 8)
+    assert ask(tmp_path, command="STATUS") == {}
+
+
+def test_who_takes_no_answer_costs_no_other_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "ANSWER_WITHIN", 0.2)
+    served = threading.Event()
+
+    def answer(call: Call) -> dict[str, Any]:
+        served.set()
+        return {"x": "y" * 5_000_000} if call.command == "INFO" else {}
+
+    serve(tmp_path, answer)
+    with connect(tmp_path) as client:
+        client.sendall(json.dumps({"protocol": 1, "command": "INFO"}).encode())
+        client.shutdown(socket.SHUT_WR)
+        assert served.wait(5)
+        assert ask(tmp_path, command="STATUS") == {}
+        taken = b"".join(iter(lambda: _chunk(client), b""))
+    assert len(taken) < 5_000_000
+
+
+def trickle(client: socket.socket, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        client.sendall(b" ")
+        time.sleep(0.01)
+
+
+def _chunk(client: socket.socket) -> bytes:
+    time.sleep(0.05)  # slower than the deadline allows
+    try:
+        return client.recv(1 << 12)
+    except ConnectionResetError:
+        return b""

@@ -5,8 +5,9 @@ A file, and not a part of the netconf, as its passwords are files too (a ConfigM
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from agent.strictyaml import YamlError
 from agent.values import Fields, address
 
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
+log = logging.getLogger(__name__)
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -130,18 +133,46 @@ def _list(where: str, value: object) -> list[object]:
 
 
 class OptionsFile:
-    """The file as it is now; while it is wrong, what it said before stays in force."""
+    """The file as it is now; while it is wrong, what it said before stays in force.
 
-    def __init__(self, path: Path | None) -> None:
+    A file that this agent has not read yet may ask for passwords: until it has, there is no session.
+    """
+
+    def __init__(self, path: Path | None, note: Path | None = None) -> None:
+        """`note`: a file that says which options file BIRD last had, for the next agent."""
         self._path = path
-        self._options = BgpOptions()
+        self._note = note
+        self._options = None if path else BgpOptions()
 
-    def look(self) -> tuple[BgpOptions, tuple[Problem, ...]]:
-        """The options in force, and what is wrong with the file."""
+    @property
+    def stands(self) -> bool:
+        """Whether BIRD may go on as an earlier agent left it: it had read the same file."""
+        if not self._note:
+            return False
+        try:
+            return files.read(self._note).decode() == str(self._path)
+        except (OSError, UnicodeError):
+            return False
+
+    def look(self) -> tuple[BgpOptions | None, tuple[Problem, ...]]:
+        """The options in force, None: none are known; and what is wrong with the file."""
         if not self._path:
             return self._options, ()
         try:
-            self._options = read(self._path)
+            found = read(self._path)
         except BirdError as error:
-            return self._options, (error.problem("bgp"),)
-        return self._options, ()
+            problem = error.problem("bgp")
+            if self._options is None:
+                problem = replace(problem, what=f"{problem.what}; no BGP session begins before it is good")
+            return self._options, (problem,)
+        if self._options is None:
+            self._take_note()
+        self._options = found
+        return found, ()
+
+    def _take_note(self) -> None:
+        if self._note:
+            try:
+                files.beside(self._note, str(self._path)).rename(self._note)
+            except OSError as error:
+                log.warning("%s can't be written: %s", self._note, error)

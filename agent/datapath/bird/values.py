@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from agent import files
 from agent.model import Problem
 
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
@@ -53,10 +53,9 @@ class Secret:
 def read_secret(path: Path) -> Secret:
     """The password in a file of mode 0600 or stricter, without the newline at its end. Raises BirdError."""
     try:
-        with path.open() as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise BirdError(f"password file {path} may be read by others", f"chmod 600 {path}")
-            return Secret(file.read().rstrip("\n"))
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise BirdError(f"password file {path} may be read by others", f"chmod 600 {path}")
+        return Secret(files.read(path).decode().rstrip("\n"))
     except (OSError, UnicodeError) as error:
         raise BirdError(f"password file {path}: {error}", "write the password into it, mode 0600") from None
     except BirdError as error:
