@@ -1,30 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What the programs share: reading a packet, saying what became of it, and the two ways on that avoid the stack.
- *
- * Helpers used are those of Linux 5.15; nothing depends on the layout of kernel structures (no CO-RE).
- * Packets are read and written by helpers, not by pointers: a packet may lie in pieces, and every load is checked.
- */
+/* What vxlan's programs share: reading a packet, saying what became of it, and the two ways on that avoid the stack. */
 #ifndef TESTCNI_COMMON_H
 #define TESTCNI_COMMON_H
 
-#include <stddef.h>
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/pkt_cls.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
 #include "maps.h"
+#include "packet.h"
 
-#define INLINE static __always_inline
-#define PASS TC_ACT_UNSPEC   // on to whatever else looks at packets here, and then to the stack
 #define MARK 0x7e57c41       // has its tunnel key: only between veth_ingress and vxlan_egress of one packet
-#define FRAGMENT 0x3fff      // more fragments, or an offset
 #define ALWAYS_FITS (ETH_HLEN + 512) // bytes; every tunnel takes that much
-
-char LICENSE[] SEC("license") = "GPL"; // the tunnel key helpers demand it
 
 struct headers {
 	__u16 align; // the Ethernet header's 14 bytes end where an IP header may begin

@@ -10,8 +10,6 @@
 
 #include "common.h"
 
-enum { ECHO_REPLY = 0, UNREACHABLE = 3, QUENCH = 4, REDIRECT = 5, EXCEEDED = 11, PARAMETER = 12 }; // RFC 792
-
 struct direction {
 	struct flow flow;
 	__be32 source;

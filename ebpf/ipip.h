@@ -1,30 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /* ipip (RFC 2003) without an ipip device: the outer header is put on and taken off at the underlay's device.
  *
- * What they send and take is what a tunl0 sends and takes, so the other end may have one. Helpers used are those of
- * Linux 5.15; packets are read and written by helpers, not by pointers: a packet may lie in pieces.
+ * What they send and take is what a tunl0 sends and takes, so the other end may have one.
  * Addresses are in network byte order, all else in the host's.
  */
 #ifndef TESTCNI_IPIP_H
 #define TESTCNI_IPIP_H
 
-#include <stddef.h>
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/pkt_cls.h>
-#include <linux/types.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
+#include "packet.h"
 
-#define INLINE static __always_inline
-#define PASS TC_ACT_UNSPEC // on to whatever else looks at packets here, and then on their way
 #define OUTER sizeof(struct iphdr)
 #define DONT_FRAGMENT 0x4000
-#define FRAGMENT 0x3fff // more fragments, or an offset
-
-char LICENSE[] SEC("license") = "GPL";
 
 enum ipip_reason {
 	IPIP_SENT,              // encapsulated

@@ -4,23 +4,6 @@
 #include "flow.h"
 #include "tunnel.h"
 
-struct arp { // RFC 826, for IPv4 on Ethernet
-	__be16 hardware, protocol;
-	__u8 hardware_length, protocol_length;
-	__be16 operation;
-	__u8 sender_mac[ETH_ALEN];
-	__be32 sender;
-	__u8 target_mac[ETH_ALEN];
-	__be32 target;
-} __attribute__((packed));
-
-INLINE int same_mac(const __u8 *one, const __u8 *other)
-{
-	const __u16 *a = (const __u16 *)one, *b = (const __u16 *)other;
-
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
-}
-
 /* The gateway has no interface of its own: this program is it. All other ARP is between the pod and the node. */
 INLINE int answer_arp(struct __sk_buff *skb, struct headers *h, struct config *config_)
 {
@@ -60,7 +43,7 @@ INLINE int speaks_tunnel(struct __sk_buff *skb, struct headers *h, struct config
 {
 	__be16 source = 0, port = 0;
 
-	if (h->ip.protocol != IPPROTO_UDP || (h->ip.frag_off & bpf_htons(0x1fff)))
+	if (h->ip.protocol != IPPROTO_UDP || (h->ip.frag_off & bpf_htons(LATER_FRAGMENT)))
 		return 0;
 	ports(skb, ETH_HLEN + h->ip.ihl * 4, IPPROTO_UDP, &source, &port);
 	return port == config_->port;
@@ -94,6 +77,10 @@ int veth_ingress(struct __sk_buff *skb)
 		return drop(skb, &h, DROP_SPOOFED_IP, 0);
 	if (!same_mac(h.eth.h_source, from->mac))
 		return drop(skb, &h, DROP_SPOOFED_MAC, 0);
+	if (is_tunnel(h.ip.protocol))
+		return drop(skb, &h, DROP_POD_TUNNEL, 0);
+	if (is_redirect(skb, ETH_HLEN + h.ip.ihl * 4, h.ip.protocol, h.ip.frag_off)) // in the name of a router
+		return drop(skb, &h, DROP_SPOOFED_IP, 0);
 	to = pod_of(h.ip.daddr);
 	if (to)
 		return wants_stack(skb, &h) ? to_stack(skb) : to_pod(skb, &h, to);

@@ -51,7 +51,8 @@ VXLAN = Family(
 IPIP = Family(
     "ipip-", ("ipip_ingress", "ipip_egress"), ("ipip_node", "ipip_blocks", "ipip_nodes", "ipip_counters")
 )
-FAMILIES = (VXLAN, IPIP)
+GUARD = Family("guard-", ("pod_guard",), ("guard_config", "guard_ports", "guard_addresses", "guard_counters"))
+FAMILIES = (VXLAN, IPIP, GUARD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,18 @@ HANDLE, PRIORITY = 1, 84  # our filter, and no other's, at a hook; before those 
 INFO = PRIORITY << 16 | socket.htons(0x0003)  # ETH_P_ALL
 
 
-def attach(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> None:
-    """Put programs at a device, in the place of those that we had there. Raises NetlinkError."""
+def attach(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> bool:
+    """Put programs at a device, in the place of those that we had there; whether it had no qdisc for them.
+
+    Raises NetlinkError.
+    """
     header = TCMSG.pack(0, device, CLSACT_HANDLE, CLSACT_PARENT, 0) + netlink.text(TCA_KIND, "clsact")
     qdisc = Request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, header, f"add clsact to device {device}")
     there, *errors = nl.batch([qdisc, *(_filter(device, hook, program) for hook, program in programs.items())])
     for error in (None if there and there.errno == errno.EEXIST else there, *errors):
         if error:
             raise error
+    return there is None
 
 
 def attached(nl: Netlink, device: int, hook: Hook) -> int:
@@ -53,6 +57,21 @@ def refuse_strangers(nl: Netlink, device: int, programs: Mapping[Hook, Program])
             if name != program.name:
                 what = f"the filter {name or 'without a name'} of another program has our place at its {hook}"
                 raise NetlinkError(errno.EEXIST, f"attach {program.name} to device {device}", what)
+
+
+def is_taken(nl: Netlink, device: int) -> bool:
+    """Whether another qdisc is where a clsact would be, as that of the plugin bandwidth. Raises NetlinkError."""
+    header = TCMSG.pack(0, device, CLSACT_HANDLE, CLSACT_PARENT, 0) + netlink.text(TCA_KIND, "clsact")
+    # a change of nothing: to ask for a qdisc tells all listeners of it, and the asker only by NLM_F_ECHO
+    (error,) = nl.batch([Request(RTM_NEWQDISC, 0, header, f"look at the ingress qdisc of device {device}")])
+    if error and error.errno not in (errno.EINVAL, errno.ENOENT):
+        raise error
+    return error is not None and error.errno == errno.EINVAL
+
+
+def name(nl: Netlink, device: int, hook: Hook) -> str:
+    """The name of our program at a device, empty when it has none. Raises NetlinkError."""
+    return _name(nl, device, hook).decode(errors="replace")
 
 
 def detach(nl: Netlink, device: int, programs: Mapping[Hook, str]) -> bool:

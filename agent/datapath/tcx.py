@@ -55,6 +55,11 @@ def ensure(device: int, programs: Mapping[Hook, Program]) -> bool:
     return bool(missing)
 
 
+def has(device: int, hook: Hook, program: Program) -> bool:
+    """Whether this very program is at a device. Raises BpfError."""
+    return known() and program.id in _ids(device, hook)
+
+
 def attached(device: int, hook: Hook, name: str) -> bool:
     """Whether a program of that name is at a device. Raises BpfError."""
     found = next(_of_name(device, hook, name), None)

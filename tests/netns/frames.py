@@ -7,7 +7,7 @@ import mmap
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from agent.datapath import bpfcall
@@ -118,3 +118,36 @@ def arp(
 def vxlan(vni: int, frame: bytes) -> bytes:
     """The payload of a UDP packet (RFC 7348, section 5)."""
     return struct.pack("!II", 0x08000000, vni << 8) + frame
+
+
+def ipv6(
+    source: str, destination: str, protocol: int, payload: bytes = b"", *, length: int | None = None
+) -> bytes:
+    total = len(payload) if length is None else length
+    header = struct.pack("!IHBB", 6 << 28, total, protocol, 255)
+    return header + IPv6Address(source).packed + IPv6Address(destination).packed + payload
+
+
+def icmp6(kind: int, rest: bytes = b"", code: int = 0) -> bytes:
+    """A message of ICMPv6 with a checksum of 0, as only the kernel's stack looks at it."""
+    return struct.pack("!BBH", kind, code, 0) + rest
+
+
+def nd(kind: int, target: str, *options: bytes) -> bytes:
+    """A solicitation (135) or advertisement (136) of a neighbour (RFC 4861)."""
+    return icmp6(kind, bytes(4) + IPv6Address(target).packed + b"".join(options))
+
+
+def option(kind: int, mac: str) -> bytes:
+    """The link-layer address of a source (1) or target (2) in neighbour discovery."""
+    return struct.pack("!BB", kind, 1) + mac_bytes(mac)
+
+
+def extension(following: int, rest: bytes = bytes(6), words: int = 0) -> bytes:
+    """An extension header of IPv6 with `words` of 8 bytes after its first 8 (RFC 8200)."""
+    return struct.pack("!BB", following, words) + rest
+
+
+def fragment6(following: int, offset: int = 0, *, more: bool = True) -> bytes:
+    """A fragment header of IPv6; `offset` in 8 bytes."""
+    return struct.pack("!BBHI", following, 0, offset << 3 | more, 1)

@@ -32,7 +32,7 @@ from tests.netns.bench import (
     B,
     Bench,
 )
-from tests.netns.frames import DROP, ICMP, PASS, REDIRECT, SCTP, TCP, UDP, arp, ethernet, ipv4, tcp, udp
+from tests.netns.frames import DROP, ICMP, PASS, REDIRECT, SCTP, TCP, UDP, arp, echo, ethernet, ipv4, tcp, udp
 
 
 def test_to_a_pod_of_this_node() -> None:
@@ -170,6 +170,18 @@ def test_a_pod_does_not_speak_to_tunnels() -> None:
     assert bench.counted() == {"to_stack": 3}
     bench.pod(ipv4(A, FAR, UDP, udp(1000, 8472)))
     assert bench.counted() == {"forwarded_remote": 1}
+
+
+@pytest.mark.parametrize("destination", [B, FAR, NODE, PEER, OUTSIDE])
+def test_a_pod_is_no_node_and_no_router(destination: str) -> None:
+    bench = Bench()
+    for protocol in (4, 41):
+        bench.pod(ipv4(A, destination, protocol, ipv4(NODE, B, UDP, udp(1, 2))))
+        bench.pod(ipv4(A, destination, protocol, bytes(8), fragment=1))
+    assert bench.counted() == {"drop_pod_tunnel": 4}
+    bench.pod(ipv4(A, destination, ICMP, echo(kind=5)))
+    bench.pod(ipv4(A, destination, ICMP, echo(kind=5), options=LSRR, fragment=MORE))
+    assert bench.counted() == {"drop_spoofed_ip": 2}
 
 
 def test_what_is_too_large_for_the_tunnel_goes_to_the_stack() -> None:

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What all programs have in common that see packets of pods; it knows no map.
+ *
+ * Helpers used are those of Linux 5.15; nothing depends on the layout of kernel structures (no CO-RE).
+ * Packets are read and written by helpers, not by pointers: a packet may lie in pieces, and every load is checked.
+ */
+#ifndef TESTCNI_PACKET_H
+#define TESTCNI_PACKET_H
+
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define INLINE static __always_inline
+#define PASS TC_ACT_UNSPEC   // on to whatever else looks at packets here, and then to the stack
+#define FRAGMENT 0x3fff      // more fragments, or an offset
+#define LATER_FRAGMENT 0x1fff // an offset: without the header of the next protocol
+
+char LICENSE[] SEC("license") = "GPL"; // the tunnel key helpers demand it
+
+enum { ECHO_REPLY = 0, UNREACHABLE = 3, QUENCH = 4, REDIRECT = 5, EXCEEDED = 11, PARAMETER = 12 }; // RFC 792
+
+struct arp { // RFC 826, for IPv4 on Ethernet
+	__be16 hardware, protocol;
+	__u8 hardware_length, protocol_length;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__be32 sender;
+	__u8 target_mac[ETH_ALEN];
+	__be32 target;
+} __attribute__((packed));
+
+INLINE int same_mac(const __u8 *one, const __u8 *other)
+{
+	const __u16 *a = (const __u16 *)one, *b = (const __u16 *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+}
+
+/* ipip and 6in4: a node takes such packets out of their outer header, which says the node that a pod's packets are
+ * masqueraded as. Then the inner source is believed, whatever it is.
+ */
+INLINE int is_tunnel(__u8 protocol)
+{
+	return protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6;
+}
+
+/* Whether this is an ICMP redirect: only routers send them, and a pod is none. */
+INLINE int is_redirect(struct __sk_buff *skb, __u32 offset, __u8 protocol, __be16 fragment)
+{
+	__u8 type = ECHO_REPLY;
+
+	if (protocol != IPPROTO_ICMP || fragment & bpf_htons(LATER_FRAGMENT))
+		return 0;
+	return bpf_skb_load_bytes(skb, offset, &type, sizeof(type)) == 0 && type == REDIRECT;
+}
+
+#endif

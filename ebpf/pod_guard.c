@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+/* At the ingress of the host's end of a pod's veth pair, where no veth_ingress is: a pod speaks as itself only.
+ *
+ * Its frames are from its own MAC, its packets from its own addresses, and ARP and neighbour discovery are about
+ * these only. With "spoofCheck": false they may be anybody's. In either case a pod is no router and no node: redirects,
+ * router advertisements and tunnel packets are dropped here, before masquerade makes them the node's.
+ */
+#include "guard.h"
+#include <linux/icmpv6.h>
+#include <linux/ipv6.h>
+
+#define EXTENSIONS 8 // headers of an IPv6 packet before that of its protocol
+#define OPTIONS 4    // of a neighbour discovery message
+
+enum { HOP_BY_HOP = 0, ROUTING = 43, PIECE = 44, AUTHENTICATION = 51, DESTINATION = 60, MOBILITY = 135 }; // RFC 8200
+enum { // RFC 4861, 2710, 3810
+	LISTENER_REPORT = 131, LISTENER_DONE = 132, ROUTER_SOLICITATION = 133, ROUTER_ADVERTISEMENT = 134,
+	SOLICITATION = 135, ADVERTISEMENT = 136, REDIRECT6 = 137, LISTENER_REPORT2 = 143,
+	SOURCE_MAC = 1, TARGET_MAC = 2,
+};
+
+struct nd { // solicitation or advertisement
+	__u8 type, code;
+	__be16 checksum;
+	__be32 flags;
+	struct in6_addr target;
+};
+
+static __noinline int drop(struct __sk_buff *skb, __u32 reason)
+{
+	struct guard_counter *counter = bpf_map_lookup_elem(&guard_counters, &reason);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += skb->len;
+	}
+	return TC_ACT_SHOT;
+}
+
+INLINE int owns4(struct guard_port *port, __be32 address)
+{
+	struct guard_address key = { .pod = port->pod };
+
+	key.address[10] = key.address[11] = 0xff;
+	__builtin_memcpy(key.address + 12, &address, sizeof(address));
+	return bpf_map_lookup_elem(&guard_addresses, &key) != NULL;
+}
+
+/* One of the pod's addresses, or the link-local one that the kernel makes of its MAC. */
+INLINE int owns6(struct guard_port *port, struct in6_addr *address)
+{
+	struct guard_address key = { .pod = port->pod };
+	__u8 *a = address->s6_addr, *mac = port->mac;
+
+	if (address->s6_addr32[0] == bpf_htonl(0xfe800000))
+		return !address->s6_addr32[1] && a[8] == (mac[0] ^ 2) && a[9] == mac[1] && a[10] == mac[2] &&
+		       a[11] == 0xff && a[12] == 0xfe && a[13] == mac[3] && a[14] == mac[4] && a[15] == mac[5];
+	__builtin_memcpy(key.address, a, sizeof(key.address));
+	return bpf_map_lookup_elem(&guard_addresses, &key) != NULL;
+}
+
+INLINE int is_nobody(struct in6_addr *address)
+{
+	__u32 *words = address->s6_addr32;
+
+	return !(words[0] | words[1] | words[2] | words[3]);
+}
+
+INLINE int to_vxlan(struct __sk_buff *skb, __u32 offset, __u8 protocol)
+{
+	struct guard_config *config;
+	__be16 ports[2] = {};
+	__u32 first = 0;
+
+	if (protocol != IPPROTO_UDP)
+		return 0;
+	config = bpf_map_lookup_elem(&guard_config, &first);
+	return config && config->tunnel && bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)) == 0 &&
+	       ports[1] == config->tunnel;
+}
+
+INLINE int guard_arp(struct __sk_buff *skb, struct guard_port *port)
+{
+	struct {
+		__u16 align;
+		struct ethhdr eth;
+		struct arp arp;
+		__u16 end;
+	} frame = {};
+
+	if (bpf_skb_load_bytes(skb, 0, &frame.eth, sizeof(frame.eth) + sizeof(frame.arp)) < 0)
+		return drop(skb, GUARD_MALFORMED);
+	if (frame.arp.hardware_length != ETH_ALEN || frame.arp.protocol_length != 4)
+		return drop(skb, GUARD_MALFORMED);
+	if (!same_mac(frame.arp.sender_mac, port->mac))
+		return drop(skb, GUARD_SPOOFED_MAC);
+	if (!frame.arp.sender && frame.arp.operation == bpf_htons(1)) // a probe (RFC 5227)
+		return PASS;
+	return owns4(port, frame.arp.sender) ? PASS : drop(skb, GUARD_SPOOFED_IP);
+}
+
+INLINE int guard_ipv4(struct __sk_buff *skb, struct guard_port *port, int checked)
+{
+	struct iphdr ip;
+	__u32 offset;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) < 0 || ip.version != 4 || ip.ihl < 5)
+		return drop(skb, GUARD_MALFORMED);
+	if (checked && !owns4(port, ip.saddr))
+		return drop(skb, GUARD_SPOOFED_IP);
+	offset = ETH_HLEN + ip.ihl * 4;
+	if (is_redirect(skb, offset, ip.protocol, ip.frag_off))
+		return drop(skb, GUARD_POD_ROUTER);
+	// the port of a fragment is in the first one, the protocol in each
+	if (is_tunnel(ip.protocol) ||
+	    (!(ip.frag_off & bpf_htons(LATER_FRAGMENT)) && to_vxlan(skb, offset, ip.protocol)))
+		return drop(skb, GUARD_POD_TUNNEL);
+	return PASS;
+}
+
+/* The options from `offset` on: each MAC in them is the pod's. */
+INLINE int guard_options(struct __sk_buff *skb, struct guard_port *port, __u32 offset)
+{
+	struct {
+		__u16 align;
+		__u8 type, length; // in 8 bytes
+		__u8 mac[ETH_ALEN];
+	} option = {};
+
+	for (int i = 0; i < OPTIONS; i++) {
+		if (offset >= skb->len)
+			return PASS;
+		if (bpf_skb_load_bytes(skb, offset, &option.type, 8) < 0 || !option.length)
+			return drop(skb, GUARD_MALFORMED);
+		if ((option.type == SOURCE_MAC || option.type == TARGET_MAC) && !same_mac(option.mac, port->mac))
+			return drop(skb, GUARD_SPOOFED_MAC);
+		offset += option.length * 8;
+	}
+	return offset >= skb->len ? PASS : drop(skb, GUARD_MALFORMED);
+}
+
+/* Neighbour discovery: about the pod's own addresses and MAC. `nobody`: from the unspecified address. */
+INLINE int guard_icmp6(struct __sk_buff *skb, struct guard_port *port, __u32 offset, __u8 type, int nobody)
+{
+	struct nd nd = {};
+
+	if (type == ROUTER_SOLICITATION)
+		return guard_options(skb, port, offset + 8);
+	if (type != SOLICITATION && type != ADVERTISEMENT) {
+		if (nobody && type != LISTENER_REPORT && type != LISTENER_DONE && type != LISTENER_REPORT2)
+			return drop(skb, GUARD_SPOOFED_IP);
+		return PASS;
+	}
+	if (bpf_skb_load_bytes(skb, offset, &nd, sizeof(nd)) < 0)
+		return drop(skb, GUARD_MALFORMED);
+	// what a pod solicits without an address is whether it may have it (RFC 4862)
+	if ((nobody || type == ADVERTISEMENT) && !owns6(port, &nd.target))
+		return drop(skb, GUARD_SPOOFED_IP);
+	return guard_options(skb, port, offset + sizeof(nd));
+}
+
+/* To the header of the packet's protocol. Returns 0 there, 1 in a fragment without it, -1 if there is none. */
+INLINE int skip_extensions(struct __sk_buff *skb, __u32 *offset, __u8 *next)
+{
+	struct {
+		__u8 next, length;
+		__be16 fragment;
+	} header;
+
+	for (int i = 0; i < EXTENSIONS; i++) {
+		__u8 kind = *next;
+
+		if (kind != HOP_BY_HOP && kind != ROUTING && kind != PIECE && kind != AUTHENTICATION &&
+		    kind != DESTINATION && kind != MOBILITY)
+			return 0;
+		if (bpf_skb_load_bytes(skb, *offset, &header, sizeof(header)) < 0)
+			return -1;
+		*next = header.next;
+		if (kind == PIECE) {
+			*offset += 8;
+			if (header.fragment & bpf_htons(0xfff8))
+				return 1;
+		} else {
+			*offset += kind == AUTHENTICATION ? (header.length + 2) * 4 : (header.length + 1) * 8;
+		}
+	}
+	return -1;
+}
+
+INLINE int guard_ipv6(struct __sk_buff *skb, struct guard_port *port, int checked)
+{
+	__u32 offset = ETH_HLEN + sizeof(struct ipv6hdr), end;
+	struct ipv6hdr ip;
+	int later, nobody;
+	__u8 next, type;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) < 0 || ip.version != 6)
+		return drop(skb, GUARD_MALFORMED);
+	nobody = is_nobody(&ip.saddr);
+	if (checked && !nobody && !owns6(port, &ip.saddr))
+		return drop(skb, GUARD_SPOOFED_IP);
+	end = ip.payload_len ? offset + bpf_ntohs(ip.payload_len) : skb->len; // 0: more than 64 KiB (RFC 2675)
+	next = ip.nexthdr;
+	later = skip_extensions(skb, &offset, &next);
+	if (later < 0)
+		return drop(skb, GUARD_MALFORMED);
+	if (!later && offset + 4 > end && (next == IPPROTO_UDP || next == IPPROTO_ICMPV6)) // RFC 7112, section 5
+		return drop(skb, GUARD_MALFORMED);
+	if (is_tunnel(next) || (!later && to_vxlan(skb, offset, next)))
+		return drop(skb, GUARD_POD_TUNNEL);
+	if (later || next != IPPROTO_ICMPV6)
+		return checked && nobody ? drop(skb, GUARD_SPOOFED_IP) : PASS;
+	if (bpf_skb_load_bytes(skb, offset, &type, sizeof(type)) < 0)
+		return drop(skb, GUARD_MALFORMED);
+	if (type == ROUTER_ADVERTISEMENT || type == REDIRECT6)
+		return drop(skb, GUARD_POD_ROUTER);
+	return checked ? guard_icmp6(skb, port, offset, type, nobody) : PASS;
+}
+
+SEC("tc")
+int pod_guard(struct __sk_buff *skb)
+{
+	__u32 device = skb->ifindex;
+	struct guard_port *port = bpf_map_lookup_elem(&guard_ports, &device);
+	struct ethhdr eth;
+	int checked;
+
+	if (!port)
+		return drop(skb, GUARD_FAILED);
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) < 0)
+		return drop(skb, GUARD_MALFORMED);
+	checked = !(port->flags & UNCHECKED);
+	if (checked && !same_mac(eth.h_source, port->mac))
+		return drop(skb, GUARD_SPOOFED_MAC);
+	// a tag has been taken off already; the kernel would take off more of them
+	if ((checked && skb->vlan_present) || eth.h_proto == bpf_htons(ETH_P_8021Q) ||
+	    eth.h_proto == bpf_htons(ETH_P_8021AD))
+		return drop(skb, GUARD_NOT_IP);
+	if (eth.h_proto == bpf_htons(ETH_P_IP))
+		return guard_ipv4(skb, port, checked);
+	if (eth.h_proto == bpf_htons(ETH_P_IPV6))
+		return guard_ipv6(skb, port, checked);
+	if (!checked)
+		return PASS;
+	return eth.h_proto == bpf_htons(ETH_P_ARP) ? guard_arp(skb, port) : drop(skb, GUARD_NOT_IP);
+}
