@@ -221,6 +221,8 @@ class Network:
     """What pods of ipvlan and macvlan reach through their node: Services, pods of other networks."""
     vxlan_backend: str = EBPF
     """Who carries packets (mode vxlan): eBPF programs, or the kernel's stack and its own vxlan."""
+    spoof_check: bool = True
+    """Whether a pod may send only from its own addresses and MAC."""
     pool: str = ""
     """The IPPool that pods of this network asked for by name, which makes it a network of its own; empty: any."""
 

@@ -49,7 +49,7 @@ PLUGIN_KEYS: Mapping[str, Callable[[str, object], object]] = {
     "stateDir": partial(values.path, longest=1023),
     "agentWait": partial(values.seconds, longest=300),
 }
-CAPABILITIES = ("ips", "mac")
+CAPABILITIES = ("ips", "mac", "bandwidth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ class NetConf:
     mac: str | None = None
     probe: bool = False
     """Whether to ask on the segment if somebody has an address before a pod gets it."""
+    limited: bool = False
+    """Whether the plugin `bandwidth` is about to limit what the pod sends."""
     prev_result: Mapping[str, Any] | None = None
     valid_attachments: frozenset[tuple[str, str]] | None = None
     """What GC must keep; None where the runtime does not say."""
@@ -130,6 +132,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         mtu=fields.take("mtu", _mtu, None),
         masquerade=fields.take("ipMasq", values.boolean, True),
         hairpin=fields.take("hairpinMode", values.boolean, True),
+        spoof_check=fields.take("spoofCheck", values.boolean, True),
         range_start=ipam.take("rangeStart", values.address, None),
         range_end=ipam.take("rangeEnd", values.address, None),
         vni=fields.take("vni", _vni, VNI),
@@ -158,6 +161,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         dns=fields.take("dns", _dns, {}),
         ips=asked or capability,
         mac=runtime.take("mac", values.mac, None),
+        limited=bool(runtime.take("bandwidth", values.mapping, {}).get("egressRate")),
         probe=probe,
         prev_result=fields.take("prevResult", values.mapping, None),
         valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, None),

@@ -95,7 +95,9 @@ class Verbs:
             if wish and wish.pool:
                 conf = replace(conf, network=replace(conf.network, pool=wish.pool))
             pod = netconf.pod_of(call.args)
-            wanted = Attachment(container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "")
+            wanted = Attachment(
+                container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "", limited=conf.limited
+            )
             with self._addresses.given(wanted, conf, wish, deadline) as attachment:
                 return self._connect(way, attachment, fd, conf, deadline)
 

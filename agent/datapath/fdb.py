@@ -1,6 +1,7 @@
-"""What the kernel's own vxlan must know of each peer: a neighbour and a forwarding entry (FDB), both permanent.
+"""Forwarding entries (FDB): those of the kernel's own vxlan for its peers, and those of a bridge for its ports.
 
-A peer is its own next hop, and its MAC in the tunnel follows from its address: all is known from its Node object.
+The kernel's own vxlan knows each peer by a neighbour and an entry, both permanent. A peer is its own next hop, and
+its MAC in the tunnel follows from its address: all is known from its Node object.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from agent.datapath.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
 from agent.datapath.overlay import tunnel_mac
 
 NTF_SELF = 0x02
+NTF_MASTER, NTF_STICKY, NUD_NOARP = 0x04, 0x40, 0x40  # NOARP: static, not of the bridge itself (PERMANENT)
 Entry = tuple[str, IPv4Address]
 """A MAC, and the node that packets for it go to."""
 
@@ -41,6 +43,26 @@ def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
         if error and error.errno != errno.ENOENT:
             raise error
     return len(steps)
+
+
+def add_station(index: int, mac: str) -> Request:
+    """Say for good that a MAC is behind a port of a bridge: frames from elsewhere do not move it (sticky)."""
+    payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, 0) + netlink.attribute(
+        NDA_LLADDR, rtnl.mac_bytes(mac)
+    )
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add forwarding entry {mac}")
+
+
+def stations(nl: Netlink) -> set[tuple[int, str]]:
+    """Return ports of bridges and the MACs that are behind them for good. Raises NetlinkError."""
+    header = NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    found = set()
+    for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list forwarding entries")):
+        _family, index, state, flags, _type = NDMSG.unpack_from(payload)
+        has = netlink.attributes(payload, NDMSG.size, len(payload))
+        if state & NUD_NOARP and flags & NTF_STICKY and NDA_LLADDR in has:
+            found.add((index, has[NDA_LLADDR].hex(":")))
+    return found
 
 
 def _neighbours(nl: Netlink, index: int) -> set[Entry]:

@@ -11,7 +11,7 @@ from agent.datapath import netlink, rtnl
 from agent.datapath.netlink import Request
 from agent.datapath.rtnl import IFF_UP, IFINFO, Link
 
-IFLA_BRPORT_MODE = 4  # hairpin
+IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD = 4, 8, 9  # the first is hairpin
 IFLA_INET6_CONF = 2
 NUMBER = struct.Struct("=i")
 QUIET = netlink.attribute(socket.AF_INET6, netlink.u8(rtnl.IFLA_INET6_ADDR_GEN_MODE, rtnl.IN6_ADDR_GEN_MODE_NONE))

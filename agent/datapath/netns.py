@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from agent.datapath.netlink import Netlink
 
@@ -26,13 +28,23 @@ def _setns(fd: int) -> None:
 def netlink_in(fd: int) -> Netlink:
     """A netlink socket inside the network namespace behind `fd`; the thread is back home afterwards.
 
+    Raises what `inside` raises.
+    """
+    with inside(fd):
+        return Netlink()
+
+
+@contextmanager
+def inside(fd: int) -> Iterator[None]:
+    """Have this thread inside the network namespace behind `fd`, and home afterwards.
+
     Raises OSError when `fd` is no network namespace, NetnsLostError when there is no way back: end the thread.
     """
     home = os.open(HOME, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _setns(fd)
         try:
-            return Netlink()
+            yield
         finally:
             try:
                 _setns(home)

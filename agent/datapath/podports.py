@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import bpf, linksetup, neighbours, overlay, rtnl, tc, tunnel
+from agent.datapath import bpf, fdb, guard, hardening, linksetup, neighbours, overlay, rtnl, tc, tunnel
 from agent.datapath.bpf import Loaded
+from agent.datapath.bpfcall import BpfError
+from agent.datapath.guard import Guarded
 from agent.datapath.linksetup import Setup
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.overlay import Endpoint
@@ -67,6 +69,12 @@ class PodPort:
     pod: PodAddress | None = None
     programs: bool = False
     """Whether the eBPF programs of vxlan carry the pod's packets, and know where it is."""
+    guard: Guarded | None = None
+    """As whom the pod may speak; None: the programs of vxlan see to it."""
+    limited: bool = False
+    """Whether the plugin `bandwidth` is about to limit what the pod sends."""
+    station: str = ""
+    """The MAC that is behind this port of a bridge for good; empty: the bridge learns them."""
     proxy: tuple[str, Address] | None = None
     """An interface of the node that answers ARP for an address of the pod."""
 
@@ -83,6 +91,8 @@ class Seen:
     """Read those by pods' links that have any protocol number, once, when something is not as it should be."""
     permanent: Mapping[tuple[int, Address], str]
     proxies: frozenset[tuple[int, Address]]
+    stations: set[tuple[int, str]]
+    """Ports of bridges and the MACs that are behind them for good."""
     pods: Mapping[IPv4Address, Endpoint]
     """What the eBPF programs know."""
 
@@ -126,6 +136,7 @@ def read(nl: Netlink) -> Seen:
         functools.cache(lambda: frozenset(route for route in rtnl.routes(nl, 4) if route.index in pods)),
         neighbours.permanent(nl),
         frozenset(neighbours.proxies(nl)),
+        fdb.stations(nl),
         overlay.pods(held) if held else {},
     )
 
@@ -189,6 +200,54 @@ def _entry_differs(port: PodPort, link: Link, seen: Seen) -> str:
 def _put_entry(port: PodPort, place: Place) -> list[Request]:
     if wanted := _endpoint(port, place.link):
         overlay.put_pod(_loaded().maps, *wanted)
+    return []
+
+
+def _guard_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    if port.guard is None:
+        return ""
+    try:
+        held = guard.loaded()
+    except BpfError as error:
+        return f"host link {port.link} is not guarded: {error}" if port.guard.checked else ""
+    if not guard.is_attached(seen.nl, held, link.index):
+        return f"host link {port.link} lacks the program pod_guard"
+    return "" if guard.knows(held.maps, link.index, port.guard) else f"pod_guard does not know {port.link}"
+
+
+def _set_guard(port: PodPort, place: Place) -> list[Request]:
+    """Without the check of sources a pod may do without the program, where there is none."""
+    if port.guard is None:
+        return []
+    try:
+        held = guard.loaded()
+        guard.put(held.maps, place.link.index, port.guard)
+        guard.attach(place.nl, held, place.link.index, limited=port.limited)
+    except BpfError:
+        if port.guard.checked:
+            raise
+    return []
+
+
+def _station_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    if not port.station or (link.index, port.station) in seen.stations:
+        return ""
+    return f"bridge {port.bridge} does not know {port.station} as that of {port.link}"
+
+
+def _set_station(port: PodPort, place: Place) -> list[Request]:
+    return [fdb.add_station(place.link.index, port.station)] if port.station else []
+
+
+def _harden_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    if port.bridge:  # a port takes no packets itself
+        return ""
+    return f"host link {port.link} has {name} on" if (name := hardening.differs(link)) else ""
+
+
+def _harden(port: PodPort, _place: Place) -> list[Request]:
+    if not port.bridge:
+        hardening.ipv6(port.link)
     return []
 
 
@@ -278,7 +337,10 @@ def _set_proxy(port: PodPort, place: Place) -> list[Request]:
 ASPECTS = (
     Aspect(_programs_differ, _attach_programs),
     Aspect(_entry_differs, _put_entry),
+    Aspect(_guard_differs, _set_guard),
+    Aspect(_harden_differs, _harden),
     Aspect(_link_differs, _set_link),
+    Aspect(_station_differs, _set_station),
     Aspect(_flags_differ, _set_flags),
     Aspect(_neighbour_differs, _set_neighbour),
     Aspect(_route_differs, _set_route),

@@ -183,11 +183,19 @@ class NodeState:
     """Interfaces where packets arrive that would go back another way."""
     answering: frozenset[str] = frozenset()
     """Bridges that answer ARP for pods that are not on them."""
+    guards: frozenset[tuple[str, bool]] = frozenset()
+    """What pods hang on that pod_guard is for, and whether it checks the sources of their packets."""
 
     @property
     def senders(self) -> frozenset[IPv4Address] | None:
         """Who may send packets to the ipip device, which by itself takes those of anybody; None: there is none."""
         return self.ipip.nodes if self.ipip and self.ipip.device else None
+
+    @property
+    def made(self) -> frozenset[str]:
+        """The devices that the node path makes."""
+        names = {bridge.name for bridge in self.bridges} | ({self.overlay.device} if self.overlay else set())
+        return frozenset(names | ({IPIP} if self.ipip else set()))
 
     @property
     def quiet(self) -> frozenset[str]:
@@ -198,9 +206,7 @@ class NodeState:
     @property
     def devices(self) -> frozenset[str]:
         """What pods hang on: none can be connected before these are there."""
-        names = frozenset(bridge.name for bridge in self.bridges) | {uplink.device for uplink in self.uplinks}
-        names |= {self.overlay.device} if self.overlay else set()
-        return names | {IPIP} if self.ipip else names
+        return self.made | {uplink.device for uplink in self.uplinks}
 
 
 def union(states: Iterable[NodeState]) -> NodeState:
@@ -225,6 +231,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
             proxies=total.proxies | state.proxies,
             crossing=total.crossing | state.crossing,
             answering=total.answering | state.answering,
+            guards=total.guards | state.guards,
         )
     return total
 

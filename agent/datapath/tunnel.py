@@ -189,7 +189,7 @@ def _recover(nl: Netlink, loaded: Loaded) -> None:
         mac = macs.get((route.index, address))
         if not mac or route.index not in ends or not isinstance(address, IPv4Address) or address in known:
             continue
-        if not tc.attached(nl, route.index, "ingress"):  # of the backend kernel
+        if tc.name(nl, route.index, "ingress") != "veth_ingress":  # of the backend kernel, or another mode
             continue
         overlay.put_pod(loaded.maps, address, Endpoint(route.index, mac, ends[route.index].mac))
         log.warning("pod %s was not known to the eBPF programs", address)

@@ -72,6 +72,8 @@ class Attachment:
     """Interfaces, ips and routes of ADD's answer; None while ADD is at work."""
     uplink: Uplink | None = None
     """Where its slave hangs, in modes that have slaves."""
+    limited: bool = field(default=False, compare=False)
+    """Whether the plugin `bandwidth` is about to limit what it sends; not kept, as the kernel shows it then."""
     owner: str = ""
     """Of its reserved address; empty: none of its addresses is reserved."""
 

@@ -6,10 +6,20 @@ import ipaddress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.datapath import links, linksetup, netns, rtnl
+from agent.datapath import fdb, links, linksetup, netns, rtnl
 from agent.datapath.netlink import Netlink
 from agent.datapath.podports import PodPort
-from agent.datapath.state import Bridge, NodeState, Proxy, Route, bridge_mac
+from agent.datapath.state import (
+    BRIDGE_MAC_PREFIX,
+    MAC_PREFIX,
+    Bridge,
+    NodeState,
+    Proxy,
+    Route,
+    bridge_mac,
+    mac_for,
+)
+from agent.errors import invalid_config
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
@@ -47,23 +57,30 @@ class HostGw:
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
             crossing=ways.crossing(view),
+            guards=frozenset({(view.network.bridge, view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
             answering=frozenset({view.network.bridge} if view.blocks and ways.mixed(view) else ()),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
         """A port of the bridge."""
-        hairpin = (linksetup.IFLA_BRPORT_MODE, int(attachment.network.hairpin))
-        return replace(wiring.port(attachment), bridge=attachment.network.bridge, flags=(hairpin,))
+        network, learns = attachment.network, int(not attachment.network.spoof_check)
+        flags = (
+            (linksetup.IFLA_BRPORT_MODE, int(network.hairpin)),
+            (linksetup.IFLA_BRPORT_LEARNING, learns),
+            (linksetup.IFLA_BRPORT_UNICAST_FLOOD, learns),
+        )
+        return replace(wiring.port(attachment), bridge=network.bridge, flags=flags, station=attachment.mac)
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
         bridge = wiring.needed("bridge", network.bridge)
+        _refuse_taken(nl, attachment, bridge.mac)
         mtu = network.mtu or bridge.mtu
         nl.request(wiring.create_veth(attachment, netns_fd, mtu, master=bridge.index))
         wiring.make_port(self.port(attachment), bridge)
-        with netns.netlink_in(netns_fd) as inside:
+        with wiring.pod_netlink(netns_fd, attachment.ifname) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
         links.settle(nl, bridge.name)
         return Wired(
@@ -99,7 +116,7 @@ class HostGw:
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; the pod's end goes with it."""
-        links.delete(links.host(), attachment.link)
+        wiring.remove_port(attachment)
 
 
 def _bridge(view: View) -> frozenset[Bridge]:
@@ -109,6 +126,19 @@ def _bridge(view: View) -> frozenset[Bridge]:
     addresses = (ipaddress.ip_interface((allocator.gateway(b), b.prefixlen)) for b in view.blocks)
     mtu = view.network.mtu or ways.underlay_mtu(view)
     return frozenset({Bridge(name, bridge_mac(view.node, name), mtu, frozenset(addresses))})
+
+
+def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:
+    """A MAC that was asked for is nobody's on this node, and is never given to another. Raises CniError 7."""
+    mac = attachment.mac
+    if mac == mac_for(attachment.leases[0].address):
+        return
+    given = mac == bridge_mac or mac.startswith((MAC_PREFIX, BRIDGE_MAC_PREFIX))
+    if given or any(mac == other for _index, other in fdb.stations(nl)):
+        prefixes = f"{MAC_PREFIX} and {BRIDGE_MAC_PREFIX}"
+        raise invalid_config(
+            "mac", mac, f"one that no pod or bridge of this node has, beginning not with {prefixes}"
+        )
 
 
 def _proxies(view: View) -> frozenset[Proxy]:

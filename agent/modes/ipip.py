@@ -45,13 +45,15 @@ class Ipip:
             masquerade=ways.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
             routes=owners.plain | (here.spare(owners) if ways.mixed(view) else frozenset()),
             crossing=ways.crossing(view, IPIP),
+            guards=frozenset({(IPIP, view.network.spoof_check)}),
             forwarding=frozenset({4}),
             problems=owners.problems | plan.problems | here.problems(),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
         """A link that answers ARP for all, with a route to the pod."""
-        return replace(wiring.routed_port(attachment), ipv4=((IPV4_DEVCONF_PROXY_ARP, 1),))
+        port = wiring.routed_port(attachment)
+        return replace(port, ipv4=(*port.ipv4, (IPV4_DEVCONF_PROXY_ARP, 1)))
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
@@ -68,7 +70,7 @@ class Ipip:
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; all else goes with it."""
-        links.delete(links.host(), attachment.link)
+        wiring.remove_port(attachment)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Slaves:
             masquerade=Masquerade(detours=frozenset({detour})),
             forwarding=frozenset({4}),
             uplinks=frozenset({found}),
+            guards=frozenset({(found.device, view.network.spoof_check)}),
             problems=frozenset(_contradictions(view)),
         )
 
@@ -99,7 +100,7 @@ class Slaves:
                 )
             ),
         )
-        with netns.netlink_in(netns_fd) as inside:
+        with wiring.pod_netlink(netns_fd, name, _first_name(attachment)) as inside:
             mac, ways = self._configure(inside, attachment, host_mac, routes)
         gateway = {"gateway": str(uplink.gateway)} if uplink.gateway else {}
         return Wired(
@@ -120,7 +121,7 @@ class Slaves:
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the slave and the veth pair; their addresses and routes go with them."""
-        links.detach(links.host(), attachment.link)
+        wiring.remove_port(attachment, links.detach)
 
     def _configure(
         self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]

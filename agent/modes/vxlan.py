@@ -52,12 +52,14 @@ class Vxlan:
             forwarding=frozenset({4}),
             problems=owners.problems,
             crossing=ways.crossing(view, TUNNEL),
+            guards=frozenset({(TUNNEL, view.network.spoof_check)} if view.network.vxlan_backend == KERNEL else ()),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
         """A link with a route to the pod, and with the backend `ebpf` the programs, which know the pod."""
         programs = attachment.network.vxlan_backend == EBPF
-        return replace(wiring.routed_port(attachment), programs=programs)
+        port = wiring.routed_port(attachment)
+        return replace(port, programs=True, guard=None) if programs else port
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
@@ -85,7 +87,7 @@ class Vxlan:
         for lease in attachment.leases:
             if known and isinstance(lease.address, IPv4Address):
                 overlay.remove_pod(known, lease.address, wiring.host_mac(attachment))
-        links.delete(links.host(), attachment.link)
+        wiring.remove_port(attachment)
 
 
 def _ready(attachment: Attachment) -> Link:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import links, neighbours, netns, podports, rtnl
+from agent.datapath import bpf, guard, hardening, links, neighbours, netns, podports, rtnl
+from agent.datapath.guard import Guarded
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.podports import Place, PodAddress, PodPort
 from agent.datapath.rtnl import KernelRoute, Link
@@ -70,7 +71,39 @@ def port(attachment: Attachment) -> PodPort:
     """The node's side of a pod's link, as far as it is the same in all modes."""
     made = attachment.wired["interfaces"] if attachment.wired else ()
     mtu = next((i.get("mtu") for i in made if i.get("name") == attachment.link), None)
-    return PodPort(attachment.link, alias(attachment), host_mac(attachment), mtu)
+    return PodPort(
+        attachment.link,
+        alias(attachment),
+        host_mac(attachment),
+        mtu,
+        ipv4=hardening.IPV4,
+        guard=guarded(attachment),
+        limited=attachment.limited,
+    )
+
+
+def guarded(attachment: Attachment) -> Guarded:
+    """As whom the pod may speak by this interface."""
+    addresses = tuple(lease.address for lease in attachment.leases)
+    return Guarded(attachment.container_id, attachment.mac, addresses, attachment.network.spoof_check)
+
+
+def remove_port(attachment: Attachment, delete: Callable[[Netlink, str], bool] = links.delete) -> None:
+    """Delete the host's end, and what pod_guard knows of it. Raises OSError."""
+    nl, held = links.host(), bpf.maps(family=bpf.GUARD)
+    port = rtnl.link(nl, attachment.link) if held else None
+    delete(nl, attachment.link)
+    if held:
+        guard.remove(held, port.index if port else 0, guarded(attachment))
+
+
+def pod_netlink(netns_fd: int, *ends: str) -> Netlink:
+    """A socket in the pod's namespace, whose ends take nothing from routers from now on. Raises OSError."""
+    with netns.inside(netns_fd):
+        for end in ends:
+            hardening.ipv4(end)
+            hardening.ipv6(end)
+        return Netlink()
 
 
 def routed_port(attachment: Attachment, source: Address | None = None) -> PodPort:
@@ -177,7 +210,7 @@ def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
 
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
-    with netns.netlink_in(netns_fd) as inside:
+    with pod_netlink(netns_fd, attachment.ifname) as inside:
         end = pod_end(inside, attachment)
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from agent.datapath import podports, rtnl
+from agent.datapath import bpf, guard, podports, rtnl
 from agent.datapath.netlink import Netlink
 from agent.datapath.podports import Place, PodPort, Seen
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
-from agent.modes import mode
+from agent.modes import mode, wiring
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Repaired:
 def sync(nl: Netlink, attachments: Attachments) -> Repaired:
     """Repair the port of each pod that ADD has connected. Raises OSError."""
     done = Repaired()
+    _tidy(nl, attachments)
     known = [a for a in attachments.all() if a.wired is not None]  # before the kernel is read: it has all of these
     if not known:
         return done
@@ -44,6 +45,16 @@ def sync(nl: Netlink, attachments: Attachments) -> Repaired:
             if held and attachments.get(*attachment.key) is attachment:
                 _repair(seen, attachment, port, lacking, done)
     return done
+
+
+def _tidy(nl: Netlink, attachments: Attachments) -> None:
+    """Forget what pod_guard knows of pods that are gone. Raises OSError."""
+    if (held := bpf.current(bpf.GUARD)) is None:
+        return
+    earlier = guard.known(held.maps)  # before all else is read: whoever came since stays
+    guarded = [wiring.guarded(attachment) for attachment in attachments.all()]
+    if removed := guard.tidy(held.maps, earlier, (link.index for link in rtnl.links(nl)), guarded):
+        log.info("guard: %d entries of pods that are gone removed", removed)
 
 
 def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str], done: Repaired) -> None:

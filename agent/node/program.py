@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.datapath import bridges, forwarding, ipip, nft, proxies, routes, rtnl, tunnel
+from agent.datapath import bpf, bridges, forwarding, guard, hardening, ipip, nft, proxies, routes, rtnl, tunnel
+from agent.datapath.bpfcall import BpfError
 from agent.datapath.netlink import Netlink
 from agent.datapath.routes import OURS, Ownership
 from agent.datapath.rtnl import Link, LinkAddress
@@ -18,7 +19,7 @@ from agent.model import Address, Node, Problem
 from agent.node import podports
 from agent.shared import Tally
 
-KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS = (
+KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD = (
     "bridges",
     "overlay",
     "ipip",
@@ -27,6 +28,7 @@ KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS = (
     "routes",
     "proxies",
     "pods",
+    "guard",
 )
 
 log = logging.getLogger(__name__)
@@ -115,25 +117,17 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
     """
     done = Programmed()
 
-    def forward() -> None:
-        for version in forwarding.sync(desired.forwarding, sysctls):
-            log.info("forwarding of IPv%d turned on", version)
-            done.changed[FORWARDING] = done.changed.get(FORWARDING, 0) + 1
-        for device in forwarding.loosen(desired.crossing, sysctls):
-            log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
-        for bridge in forwarding.answer(desired.answering, sysctls):
-            log.info("%s answers ARP for pods of other modes", bridge)
-
     def masquerade() -> None:
         if verify and nft.sync(desired.masquerade, desired.senders, desired.quiet):
             log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
             done.changed[NFT] = 1
 
     steps = (
+        (GUARD, lambda: _guard(desired, done)),
         (BRIDGES, lambda: _bridges(desired, kernel, done, sysctls)),
         (OVERLAY, lambda: _overlay(nl, desired, kernel, done)),
         (TUNNELS, lambda: _tunnels(nl, desired, kernel, done, verify=verify)),
-        (FORWARDING, forward),
+        (FORWARDING, lambda: _forward(nl, desired, kernel, done, sysctls)),
         (NFT, masquerade),
     )
     _uplinks(desired, kernel, done)
@@ -178,6 +172,7 @@ class Drift:
             desired.routes,
             desired.proxies,
             True,  # what a pod's port should be never changes
+            (desired.guards, desired.overlay),
         )
         for kind, want in zip(KINDS, wanted, strict=True):
             if self._settled.get(kind) == want:
@@ -186,6 +181,37 @@ class Drift:
                 self._settled.pop(kind, None)
             else:
                 self._settled[kind] = want
+
+
+def _forward(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
+    for version in forwarding.sync(desired.forwarding, sysctls):
+        log.info("forwarding of IPv%d turned on", version)
+        done.changed[FORWARDING] = done.changed.get(FORWARDING, 0) + 1
+    for device in forwarding.loosen(desired.crossing, sysctls):
+        log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
+    there = {link.name: link for link in kernel.links}
+    if not desired.made <= there.keys():  # some were made a moment ago
+        there = {link.name: link for link in rtnl.links(nl)}
+    for device in hardening.sync(there[name] for name in sorted(desired.made & there.keys())):
+        log.info("%s takes no router advertisements and redirects from now on", device)
+    for bridge in forwarding.answer(desired.answering, sysctls):
+        log.info("%s answers ARP for pods of other modes", bridge)
+
+
+def _guard(desired: NodeState, done: Programmed) -> None:
+    """Without the program no pod is connected whose sources are to be checked."""
+    if not desired.guards:
+        bpf.drop(family=bpf.GUARD)
+        return
+    try:
+        held = guard.loaded()
+    except BpfError as error:
+        devices = {device for device, checked in desired.guards if checked}
+        what = str(error) if devices else f"{error}: pods may send router advertisements and tunnel packets"
+        done.problems.append(Problem("eBPF", what, "see docs/operations.md, spoofCheck"))
+        done.unready |= devices
+        return
+    done.changed[GUARD] = int(guard.set_tunnel(held.maps, desired.overlay.port if desired.overlay else 0))
 
 
 def _bridges(desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:

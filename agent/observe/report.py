@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from agent.config import AgentConfig
-from agent.datapath import bpf, overlay
+from agent.datapath import bpf, guard, overlay
 from agent.datapath.bird.values import BirdStatus
 from agent.ipam import blocks
 from agent.ipam.attachments import Attachments
@@ -60,10 +60,16 @@ def bgp(bird: BirdStatus) -> dict[str, Any] | None:
 
 
 def _ebpf() -> dict[str, Any] | None:
-    """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read."""
+    """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read.
+
+    What pod_guard drops counts with what the programs of vxlan drop for the same reason.
+    """
     try:
-        maps = bpf.maps()
-        counted = overlay.counters(maps) if maps else overlay.no_counters()
+        maps, guarded = bpf.maps(), bpf.maps(family=bpf.GUARD)
+        counted = dict(overlay.counters(maps) if maps else overlay.no_counters())
+        for reason, more in (guard.counters(guarded) if guarded else guard.no_counters()).items():
+            count = counted.get(reason, overlay.Count(0, 0))
+            counted[reason] = overlay.Count(count.packets + more.packets, count.bytes + more.bytes)
     except OSError:
         return None
     return {reason: {"packets": count.packets, "bytes": count.bytes} for reason, count in counted.items()}

@@ -56,6 +56,7 @@ def test_portmap_bandwidth_and_tuning_after_us(tmp_path: Path, reference: Path, 
         {"type": "bandwidth", "capabilities": {"bandwidth": True}},
         {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}},
     )
+    ours["capabilities"] = {"bandwidth": True}  # whose qdisc is where that of our program would be
     conf = Conf("testcni", version, plugins, tmp_path)
     pod, other = Pod("c1"), Pod("c2")
     runner.add(conf, "c2", other.path)

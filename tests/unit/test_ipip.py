@@ -80,6 +80,7 @@ def test_a_node_and_its_peer() -> None:
         ),
         masquerade=Masquerade(frozenset({MINE}), frozenset({POOL, MINE, IPv4Network("10.244.2.0/24")})),
         forwarding=frozenset({4}),
+        guards=frozenset({("testcni-ipip", True)}),
     )
     assert desired(NEAR).devices == {"testcni-ipip"}
 

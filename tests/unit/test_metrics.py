@@ -24,7 +24,7 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, load
-from agent.datapath import bpf, overlay
+from agent.datapath import bpf, guard, overlay
 from agent.datapath.bird.values import BirdStatus, Session, State
 from agent.datapath.bpfcall import BpfError
 from agent.datapath.netns import NetnsLostError
@@ -225,16 +225,20 @@ def test_counters_begin_at_zero(parts: Parts) -> None:
 
 
 def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpf, "maps", lambda: None)
+    monkeypatch.setattr(bpf, "maps", lambda **_family: None)
     assert {parts.value("ebpf_packets_total", reason=reason) for reason in overlay.REASONS} == {0}
-    monkeypatch.setattr(bpf, "maps", lambda: {"counters": None})
+    monkeypatch.setattr(bpf, "maps", lambda **_family: {"counters": None})
+    monkeypatch.setattr(
+        guard, "counters", lambda _maps: {"drop_pod_router": Count(3, 300), "drop_no_pod": Count(0, 0)}
+    )
     counted = {**overlay.no_counters(), "drop_no_pod": Count(2, 120)}
     monkeypatch.setattr(overlay, "counters", lambda _maps: counted)
     assert parts.value("ebpf_packets_total", reason="drop_no_pod") == 2
     assert parts.value("ebpf_bytes_total", reason="drop_no_pod") == 120
     assert parts.report()["ebpf"]["drop_no_pod"] == {"packets": 2, "bytes": 120}
+    assert parts.report()["ebpf"]["drop_pod_router"] == {"packets": 3, "bytes": 300}
 
-    def refuse() -> None:
+    def refuse(**_family: object) -> None:
         raise BpfError(errno.EPERM, "open pins")
 
     monkeypatch.setattr(bpf, "maps", refuse)
@@ -243,8 +247,9 @@ def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_reason_has_its_words() -> None:
-    text = (REPO / "docs/modes/vxlan.md").read_text()
-    assert [reason for reason in overlay.REASONS if f"`{reason}`" not in text] == []
+    for page, reasons in (("vxlan", overlay.REASONS), ("host-gw", guard.REASONS)):
+        text = (REPO / f"docs/modes/{page}.md").read_text()
+        assert [reason for reason in reasons if f"`{reason}`" not in text] == []
 
 
 ROUTE = Route(ipaddress.ip_network("10.244.2.0/24"), ipaddress.ip_address("192.0.2.2"), "eth0")

@@ -1,0 +1,39 @@
+"""Who may speak by a pod's port: what a netconf says of it, and which devices wait for the program."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agent import netconf
+from agent.datapath.guard import Guarded
+from agent.errors import CniError
+from agent.ipam.attachment import decode_network, encode_network
+from tests.netns.node import CONF, ip
+
+
+def test_spoof_check_is_on_unless_the_netconf_says_otherwise_and_is_kept_with_the_pod() -> None:
+    assert netconf.parse(CONF).network.spoof_check
+    free = netconf.parse({**CONF, "spoofCheck": False}).network
+    assert not free.spoof_check
+    kept = json.loads(json.dumps(encode_network(free)))
+    assert decode_network(kept) == free
+    earlier = {key: value for key, value in kept.items() if key != "spoof_check"}
+    assert decode_network(earlier).spoof_check, "a pod of a version that knew no such field is checked"
+    with pytest.raises(CniError, match="spoofCheck"):
+        netconf.parse({**CONF, "spoofCheck": "no"})
+
+
+@pytest.mark.parametrize(
+    ("rates", "limited"), [({}, False), ({"ingressRate": 1}, False), ({"egressRate": 1}, True)]
+)
+def test_an_egress_limit_is_known_by_the_capability(rates: dict[str, int], limited: bool) -> None:
+    doc = {**CONF, "capabilities": {"bandwidth": True}, "runtimeConfig": {"bandwidth": rates}}
+    assert netconf.parse(doc).limited == limited
+
+
+def test_pods_may_share_an_address_but_not_an_entry() -> None:
+    one, other = (Guarded(name, "0a:58:0a:f4:01:02", (ip("10.244.1.2"), ip("fd00::2"))) for name in ("c1", "c2"))
+    assert len(one.keys | other.keys) == 4
+    assert one.entry != other.entry
