@@ -24,7 +24,7 @@ from agent.cni.server import Server
 from agent.cni.stays import Known, Stays
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
-from agent.datapath import bpf, hardening, ipip, podports
+from agent.datapath import bpf, ipip, podports, sysctls
 from agent.datapath.bird.options import OptionsFile
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
@@ -72,9 +72,9 @@ class Agent:
         self._stop = threading.Event()
         self._began = time.monotonic()
         bpf.use(conf.ebpf)
-        hardening.use(conf.sysctl_dir)
         ipip.use(conf.ipip)
         podports.use(route_marks.of_pods(conf.route_protocol))
+        sysctls.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
-from agent.datapath import linksetup
+from agent.datapath import linksetup, sysctls
 from agent.datapath.rtnl import Link
 
 IPV4_DEVCONF_ACCEPT_REDIRECTS = 4  # uapi/linux/ip.h
 IPV4 = ((IPV4_DEVCONF_ACCEPT_REDIRECTS, 0),)
 IPV6 = {"accept_ra": 3, "accept_redirects": 4, "autoconf": 5}
 """Names in ipv6/conf, and numbers as DEVCONF_ in uapi/linux/ipv6.h; all are to be 0."""
-SYSCTLS = Path("/proc/sys/net")
-
-
-class _Place:
-    """Where this process has the switches of the node's devices."""
-
-    sysctls = SYSCTLS
-
-
-def use(sysctls: Path) -> None:
-    """Say where /proc/sys/net is mounted: in a container its own can't be written."""
-    _Place.sysctls = sysctls
 
 
 def differs(link: Link) -> str:
@@ -37,14 +24,14 @@ def ipv6(device: str) -> None:
     """Turn the switches of IPv6 off, here or wherever this thread is. Raises OSError."""
     try:
         for name in IPV6:
-            _off(f"{_Place.sysctls}/ipv6/conf/{device}/{name}")
+            _off(f"{sysctls.root()}/ipv6/conf/{device}/{name}")
     except FileNotFoundError:  # no IPv6 on this device, or none at all
         return
 
 
 def ipv4(device: str) -> None:
     """Turn those of IPv4 off. Raises OSError."""
-    _off(f"{_Place.sysctls}/ipv4/conf/{device}/accept_redirects")
+    _off(f"{sysctls.root()}/ipv4/conf/{device}/accept_redirects")
 
 
 def _off(path: str) -> None:

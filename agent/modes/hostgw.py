@@ -80,7 +80,7 @@ class HostGw:
         mtu = network.mtu or bridge.mtu
         nl.request(wiring.create_veth(attachment, netns_fd, mtu, master=bridge.index))
         wiring.make_port(self.port(attachment), bridge)
-        with wiring.pod_netlink(netns_fd, attachment.ifname) as inside:
+        with wiring.pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
         links.settle(nl, bridge.name)
         return Wired(

@@ -100,7 +100,7 @@ class Slaves:
                 )
             ),
         )
-        with wiring.pod_netlink(netns_fd, name, _first_name(attachment)) as inside:
+        with wiring.pod_netlink(netns_fd, attachment, name, _first_name(attachment)) as inside:
             mac, ways = self._configure(inside, attachment, host_mac, routes)
         gateway = {"gateway": str(uplink.gateway)} if uplink.gateway else {}
         return Wired(

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import bpf, guard, hardening, links, neighbours, netns, podports, rtnl
+from agent.datapath import bpf, guard, hardening, links, neighbours, netns, podports, rtnl, sysctls
 from agent.datapath.guard import Guarded
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.podports import Place, PodAddress, PodPort
-from agent.datapath.rtnl import KernelRoute, Link
+from agent.datapath.rtnl import IPV4_DEVCONF_FORWARDING, KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface
 from agent.ipam.attachment import Attachment
 from agent.model import Address, Subnet
@@ -71,12 +71,14 @@ def port(attachment: Attachment) -> PodPort:
     """The node's side of a pod's link, as far as it is the same in all modes."""
     made = attachment.wired["interfaces"] if attachment.wired else ()
     mtu = next((i.get("mtu") for i in made if i.get("name") == attachment.link), None)
+    versions = {lease.address.version for lease in attachment.leases}
+    forwards = ((IPV4_DEVCONF_FORWARDING, 1),) if 4 in versions else ()
     return PodPort(
         attachment.link,
         alias(attachment),
         host_mac(attachment),
         mtu,
-        ipv4=hardening.IPV4,
+        ipv4=(*hardening.IPV4, *forwards),
         guard=guarded(attachment),
         limited=attachment.limited,
     )
@@ -97,9 +99,14 @@ def remove_port(attachment: Attachment, delete: Callable[[Netlink, str], bool] =
         guard.remove(held, port.index if port else 0, guarded(attachment))
 
 
-def pod_netlink(netns_fd: int, *ends: str) -> Netlink:
-    """A socket in the pod's namespace, whose ends take nothing from routers from now on. Raises OSError."""
+def pod_netlink(netns_fd: int, attachment: Attachment, *ends: str) -> Netlink:
+    """A socket in the pod's namespace, whose ends take nothing from routers from now on. Raises OSError.
+
+    There may be no IPv6 on new interfaces: a runtime, or the node for all, has turned it off.
+    """
     with netns.inside(netns_fd):
+        if any(lease.address.version == 6 for lease in attachment.leases):
+            sysctls.enable_ipv6(("lo", attachment.ifname))
         for end in ends:
             hardening.ipv4(end)
             hardening.ipv6(end)
@@ -210,7 +217,7 @@ def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
 
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
-    with pod_netlink(netns_fd, attachment.ifname) as inside:
+    with pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
         end = pod_end(inside, attachment)
         steps = [
             rtnl.add_address(end.index, routed_address(attachment), 32),

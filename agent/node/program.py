@@ -141,6 +141,39 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
     return done
 
 
+def underlay_forwards(
+    desired: NodeState, kernel: Kernel, addresses: Iterable[Address], sysctls: Path, done: Programmed
+) -> None:
+    """Report interfaces of the node that do not forward: they are not ours, but pods are cut off by them."""
+    if 4 not in desired.forwarding:
+        return
+    own = frozenset(addresses)
+    names = {local.device for local in kernel.local if local.interface.ip in own}
+    names |= {route.device for route in desired.routes} | {uplink.device for uplink in desired.uplinks}
+
+    def look() -> None:
+        for device in forwarding.blocked(names - desired.made, sysctls):
+            switch = f"net.ipv4.conf.{device}.forwarding"
+            what = (
+                f"{switch} is 0, so packets to pods that come by it are dropped, though net.ipv4.ip_forward is 1"
+            )
+            remedy = (
+                f"sysctl -w {switch}=1, and change what sets it: grep -r forwarding /etc/sysctl.d /etc/sysctl.conf"
+            )
+            done.problems.append(Problem(f"interface {device}", what, remedy))
+            done.failures.add(FORWARDING)
+            done.unready.update(desired.devices)
+
+    _attempt(done, FORWARDING, look)
+
+
+def _advertised(nl: Netlink, kernel: Kernel) -> list[str]:
+    """Interfaces with a default route that a router has advertised (RFC 4861). Raises OSError."""
+    names = {link.index: link.name for link in kernel.links}
+    found = rtnl.routes(nl, 6, rtnl.RTPROT_RA)
+    return [names[route.index] for route in found if not route.dst.prefixlen and route.index in names]
+
+
 def pods(nl: Netlink, attachments: Attachments, done: Programmed) -> None:
     """Repair the node's side of pods' links, which hang on what was programmed before."""
 
@@ -184,9 +217,13 @@ class Drift:
 
 
 def _forward(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
-    for version in forwarding.sync(desired.forwarding, sysctls):
+    turned_on = forwarding.sync(desired.forwarding, sysctls, lambda: _advertised(nl, kernel))
+    for version in turned_on:
         log.info("forwarding of IPv%d turned on", version)
-        done.changed[FORWARDING] = done.changed.get(FORWARDING, 0) + 1
+    each = forwarding.sync_each(desired.forwarding, desired.made, sysctls)
+    if each:
+        log.info("forwarding turned on for %s", ", ".join(each))
+    done.changed[FORWARDING] = len(turned_on) + len(each)
     for device in forwarding.loosen(desired.crossing, sysctls):
         log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
     there = {link.name: link for link in kernel.links}

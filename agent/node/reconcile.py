@@ -183,6 +183,8 @@ class Reconciler:
         )
         if program.ROUTES not in done.failures:
             self._inputs.marks.settled()
+        me = snapshot.nodes.get(self._node)
+        program.underlay_forwards(desired, kernel, me.addresses if me else (), self._inputs.sysctls, done)
         if verify:
             program.pods(links.host(), self._inputs.attachments, done)
         self._nft = nft

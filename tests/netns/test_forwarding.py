@@ -1,0 +1,93 @@
+"""Forwarding by each interface: what the node makes forwards, and an underlay that does not is a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import CniError
+from agent.ipam.attachment import link_name
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
+
+DUAL = ("10.244.1.0/24", "fd00:10:244:1::/64")
+MODES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "host-gw": (CONF, "testcni0"),
+    "vxlan": (VXLAN, "testcni-vxlan"),
+    "vxlan-kernel": ({**VXLAN, "vxlanBackend": "kernel"}, "testcni-vxlan"),
+    "ipip": (IPIP, "testcni-ipip"),
+    "macvlan": ({**MACVLAN, "master": "eth0"}, ""),
+}
+
+
+def switch(name: str, value: str | None = None) -> str:
+    path = Path("/proc/sys/net", name)
+    if value is not None:
+        path.write_text(value)
+    return path.read_text().strip()
+
+
+def forwards(device: str) -> bool:
+    return switch(f"ipv4/conf/{device}/forwarding") == "1"
+
+
+def ready(host: Host) -> str:
+    """Why an ADD would fail, empty where it would not."""
+    try:
+        host.call("STATUS")
+    except CniError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pods_get_out_where_new_interfaces_do_not_forward(tmp_path: Path, mode: str) -> None:
+    conf, device = MODES[mode]
+    host = Host(tmp_path, conf=conf)
+    host.add(Pod("c1"))
+    switch("ipv4/conf/default/forwarding", "0")
+    host.add(Pod("c2"))
+    assert forwards(link_name("c2", "eth0"))
+    for name in (link_name("c1", "eth0"), device) if device else ():
+        switch(f"ipv4/conf/{name}/forwarding", "0")
+        host.reconciler.drifted()
+        eventually(lambda name=name: forwards(name))  # type: ignore[misc]
+    if device:
+        command("ip", "link", "del", device)
+        host.reconciler.drifted()
+        eventually(lambda: Path(f"/proc/sys/net/ipv4/conf/{device}").exists() and forwards(device))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_node_whose_underlay_does_not_forward_is_not_ready(tmp_path: Path, mode: str) -> None:
+    host = Host(tmp_path, conf=MODES[mode][0])
+    host.add(Pod("c1"))
+    switch("ipv4/conf/eth0/forwarding", "0")
+    host.reconciler.drifted()
+    why = eventually(lambda: ready(host))
+    assert "net.ipv4.conf.eth0.forwarding is 0" in why
+    (problem,) = (p for p in host.reconciler.status.get().problems if p.where == "interface eth0")
+    assert "sysctl -w net.ipv4.conf.eth0.forwarding=1" in problem.remedy
+    assert switch("ipv4/conf/eth0/forwarding") == "0", "the interface is not ours"
+    switch("ipv4/conf/eth0/forwarding", "1")
+    host.reconciler.drifted()
+    eventually(lambda: not host.reconciler.status.get().problems)
+    assert not ready(host)
+
+
+@pytest.mark.parametrize("advertised", [True, False])
+def test_a_default_route_that_a_router_advertised_stays(tmp_path: Path, advertised: bool) -> None:
+    command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
+    command("ip", "address", "add", "192.0.2.1/24", "dev", "eth0")
+    for link in ("eth0", "wire"):
+        command("ip", "link", "set", link, "up")
+    switch("ipv6/conf/eth0/accept_ra", "1")
+    route = ("default", "via", "fe80::1", "dev", "eth0")
+    command("ip", "-6", "route", "add", *route, "proto", "ra" if advertised else "static")
+    host = Host(tmp_path, DUAL, conf={**CONF, "subnet": None})
+    host.add(Pod("c1"))
+    assert switch("ipv6/conf/all/forwarding") == "1"
+    assert switch("ipv6/conf/eth0/accept_ra") == ("2" if advertised else "1")
+    assert "default via fe80::1" in command("ip", "-6", "route")
