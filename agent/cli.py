@@ -140,7 +140,14 @@ class Agent:
         if conf.pod_annotations:
             known = Known(conf.node, self._follower.snapshot, self._reconciler.status, busy, notices.put)
             stays = Stays(quick, known, conf.keep_address, conf.namespace_reservations)
-        self._verbs = Verbs(self._attachments, self._reconciler.status, demand, self._metrics.sink, stays)
+        self._verbs = Verbs(
+            self._attachments,
+            self._reconciler.status,
+            demand,
+            self._metrics.sink,
+            stays,
+            foreign_mac=lambda network: self._confs.found.get().foreign_macs.get(network, ""),
+        )
         self._journal = Journal(conf.state_dir, self._verbs.answer, conf.run_dir / "deletes-done", journaling)
         self._server = Server(conf.socket, self.answer)
         self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None

@@ -27,6 +27,9 @@ class Code(enum.IntEnum):
     INTERNAL = 999
 
 
+MAC_REMEDY = "give the MAC to testcni: runtimeConfig.mac (capability `mac`), args.cni.mac or CNI_ARGS MAC"
+
+
 class CniError(Exception):
     """A failure that the runtime is told of: `msg` says what and where, `details` how to mend it."""
 

@@ -152,7 +152,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
     routes = ipam.take("routes", _routes, ())
     ipam.finish()
     runtime = fields.take("runtimeConfig", values.nested, Fields({}, "runtimeConfig"))
-    asked = fields.take("args", _args, ())
+    asked, asked_mac = fields.take("args", _args, ((), None))
     capability = runtime.take("ips", values.addresses, ())
     conf = NetConf(
         cni_version=version,
@@ -160,7 +160,7 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
         routes=routes,
         dns=fields.take("dns", _dns, {}),
         ips=asked or capability,
-        mac=runtime.take("mac", values.mac, None),
+        mac=asked_mac or runtime.take("mac", values.mac, None),
         limited=bool(runtime.take("bandwidth", values.mapping, {}).get("egressRate")),
         probe=probe,
         prev_result=fields.take("prevResult", values.mapping, None),
@@ -316,11 +316,17 @@ def _dns(where: str, value: object) -> dict[str, Any]:
     return {name: entry for name, entry in {**dns, "domain": domain}.items() if entry}
 
 
-def _args(where: str, value: object) -> tuple[Address, ...]:
-    """The addresses of `args.cni.ips` (CNI conventions); other args are for others."""
-    cni = values.mapping(where, value).get("cni") or {}
-    ips = values.mapping(f"{where}.cni", cni).get("ips")
-    return () if ips is None else values.addresses(f"{where}.cni.ips", ips)
+def _args(where: str, value: object) -> tuple[tuple[Address, ...], str | None]:
+    """Return the addresses of `args.cni.ips` and the MAC of `args.cni.mac` (CNI conventions).
+
+    Other args are for other plugins. Raises CniError 7.
+    """
+    cni = values.mapping(f"{where}.cni", values.mapping(where, value).get("cni") or {})
+    ips, mac = cni.get("ips"), cni.get("mac")
+    return (
+        () if ips is None else values.addresses(f"{where}.cni.ips", ips),
+        None if mac is None else values.mac(f"{where}.cni.mac", mac),
+    )
 
 
 def _with_args(conf: NetConf, args: str) -> NetConf:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.errors import invalid_config
+from agent.errors import MAC_REMEDY, invalid_config
 from agent.modes.base import CheckError, Wired
 from agent.netconf import NetConf
 
@@ -33,10 +33,20 @@ def check_previous(conf: NetConf, wired: Wired) -> None:
     known = [(i.get("name"), i.get("sandbox")) for i in _list(conf.prev_result, "interfaces")]
     if (pod["name"], pod["sandbox"]) not in known:
         raise CheckError(f"prevResult has no interface {pod['name']} in {pod['sandbox']}")
+    macs = {str(i["mac"]).lower() for i in _list(conf.prev_result, "interfaces") if _is(pod, i) and i.get("mac")}
+    if macs and pod["mac"] not in macs:
+        what = (
+            f"a later plugin of the chain changed the MAC of {pod['name']} from {pod['mac']} to {', '.join(macs)}"
+        )
+        raise CheckError(f"{what}, so nobody reaches the pod; {MAC_REMEDY}")
     addresses = {ip.get("address") for ip in _list(conf.prev_result, "ips")}
     for ip in wired["ips"]:
         if ip["address"] not in addresses:
             raise CheckError(f"prevResult lacks address {ip['address']}, which the pod has")
+
+
+def _is(pod: Mapping[str, Any], interface: Mapping[str, Any]) -> bool:
+    return (interface.get("name"), interface.get("sandbox")) == (pod["name"], pod["sandbox"])
 
 
 def _dns(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from agent.cni.protocol import Call
 from agent.cni.stays import Stays
 from agent.datapath import behind, links, rtnl
 from agent.datapath.state import ALIAS, LINK_PREFIX
-from agent.errors import CniError, Code
+from agent.errors import MAC_REMEDY, CniError, Code, invalid_config
 from agent.ipam.attachment import Attachment, link_name
 from agent.ipam.attachments import Attachments
 from agent.modes import mode, unwire_unknown
@@ -32,20 +32,26 @@ log = logging.getLogger(__name__)
 class Verbs:
     """The pod path: from a call of the plugin to the kernel and back."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the verbs need, each from another part
         self,
         attachments: Attachments,
         status: Latest[NodeStatus],
         demand: Latest[Demand],
         sink: Sink = NOBODY,
         stays: Stays | None = None,
+        *,
+        foreign_mac: Callable[[str], str] = lambda _network: "",
     ) -> None:
-        """`stays`: who knows of pods' annotations; None: they are not looked at."""
+        """`stays`: who knows of pods' annotations; None: they are not looked at.
+
+        `foreign_mac` says by the name of a network which MAC a later plugin of the chain gives to pods.
+        """
         self._attachments = attachments
         self._sink = sink
         self._stays = stays
         self._addresses = Addresses(attachments, status, demand, stays, self._undo)
         self._locks = attachments.locks
+        self._foreign_mac = foreign_mac
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,
@@ -86,6 +92,9 @@ class Verbs:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
         way, fd, deadline = mode(conf.network.mode), calls.pod_netns(call), time.monotonic() + addresses.ADD_WITHIN
         container_id, ifname = calls.identity(call)
+        if (mac := self._foreign_mac(conf.network.name)) and mac.lower() != conf.mac:
+            what = f"none in the plugin tuning after testcni, as nobody would reach the pod; {MAC_REMEDY}"
+            raise invalid_config("mac", mac, what)
         with self._locks.hold((container_id, ifname)):
             self._refuse_unreadable(link_name(container_id, ifname))
             known = self._attachments.get(container_id, ifname)

@@ -14,7 +14,7 @@ from agent.errors import CniError
 from agent.model import Network, Problem
 from agent.shared import Latest, pace
 
-PLUGIN = "testcni"
+PLUGIN, TUNING = "testcni", "tuning"
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 
@@ -26,6 +26,8 @@ class Confs:
     problems: tuple[Problem, ...] = ()
     chosen: Mapping[str, Network] = field(default_factory=dict)
     """Of several confs of one name the first: the one that is to be installed, where there is one."""
+    foreign_macs: Mapping[str, str] = field(default_factory=dict)
+    """By the name of a network the MAC that a plugin after testcni gives to pods."""
 
 
 def read(folder: Path, template: Path | None = None, known: Confs | None = None) -> Confs:
@@ -43,6 +45,7 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
         frozenset(network for confs in found for network in confs.networks),
         tuple(problem for confs in found for problem in confs.problems),
         {name: network for confs in reversed(found) for name, network in confs.chosen.items()},
+        {name: mac for confs in found for name, mac in confs.foreign_macs.items()},
     )
 
 
@@ -74,7 +77,22 @@ def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes 
 def of(conf: libcni.ConfList) -> Confs:
     """The networks of a file. Raises CniError."""
     networks = [netconf.parse(plugin.conf).network for plugin in conf.plugins if plugin.type == PLUGIN]
-    return Confs(frozenset(networks), chosen={network.name: network for network in reversed(networks)})
+    mac = foreign_mac(conf)
+    return Confs(
+        frozenset(networks),
+        chosen={network.name: network for network in reversed(networks)},
+        foreign_macs={network.name: mac for network in networks if mac},
+    )
+
+
+def foreign_mac(conf: libcni.ConfList) -> str:
+    """Return the MAC that `tuning` gives to a pod after testcni has connected it; empty: none.
+
+    Then nobody reaches the pod: neighbours and programs on the node's side know the MAC that testcni gave.
+    """
+    types = [plugin.type for plugin in conf.plugins]
+    after = conf.plugins[types.index(PLUGIN) :] if PLUGIN in types else ()
+    return next((str(mac) for plugin in after if plugin.type == TUNING and (mac := plugin.conf.get("mac"))), "")
 
 
 class ConfFolder:

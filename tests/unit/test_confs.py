@@ -53,3 +53,17 @@ def test_a_file_that_runtimes_refuse_is_named(tmp_path: Path) -> None:
     assert [problem.where for problem in found.problems] == [str(path) for path in sorted(tmp_path.iterdir())]
     assert "is a conflist, which runtimes load only from a file *.conflist (rename it)" in str(found.problems[0])
     assert "has no list `plugins`" in str(found.problems[1])
+
+
+def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
+    def found(*plugins: dict[str, object]) -> dict[str, str]:
+        doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}
+        (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
+        return dict(confs.read(tmp_path).foreign_macs)
+
+    ours: dict[str, object] = {"type": "testcni"}
+    tuning: dict[str, object] = {"type": "tuning", "mac": "02:11:22:33:44:55"}
+    assert found(ours, tuning) == {"pods": "02:11:22:33:44:55"}
+    assert found(tuning, ours) == {}
+    assert found(ours, {"type": "tuning", "sysctl": {}}) == {}
+    assert found(ours, {**tuning, "mac": ""}) == {}

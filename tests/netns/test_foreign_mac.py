@@ -1,0 +1,74 @@
+"""A plugin after testcni that gives the pod another MAC: refused where it is known, named where it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import libcni
+from agent.cni.verbs import Verbs
+from agent.errors import CniError, Code
+from agent.node import confs
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod
+
+MAC, OTHER = "02:11:22:33:44:55", "02:11:22:33:44:66"
+MODES: dict[str, Mapping[str, Any]] = {
+    "host-gw": CONF,
+    "vxlan": VXLAN,
+    "ipip": IPIP,
+    "macvlan": {**MACVLAN, "master": "eth0"},
+}
+
+
+def chain(conf: Mapping[str, Any], mac: str) -> bytes:
+    ours = {key: value for key, value in conf.items() if key not in ("name", "cniVersion")}
+    tuning = {"type": "tuning", "mac": mac}
+    return json.dumps({"name": conf["name"], "cniVersion": "1.1.0", "plugins": [ours, tuning]}).encode()
+
+
+def behind(host: Host, mac: str) -> None:
+    """Have the node's conf folder name a plugin after testcni that sets a MAC."""
+    found = confs.of(libcni.conflist(chain(host.conf, mac), host.run_dir))
+    host.verbs = Verbs(
+        host.attachments,
+        host.reconciler.status,
+        host.demand,
+        foreign_mac=lambda network: found.foreign_macs.get(network, ""),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_add_is_refused_where_tuning_sets_a_mac_after_it(tmp_path: Path, mode: str) -> None:
+    host, pod = Host(tmp_path, conf=MODES[mode]), Pod("c1")
+    behind(host, MAC)
+    with pytest.raises(CniError) as refused:
+        host.add(pod)
+    assert refused.value.code == Code.INVALID_CONFIG
+    assert MAC in str(refused.value)
+    assert "runtimeConfig.mac" in str(refused.value)
+    assert host.attachments.all() == ()
+
+
+@pytest.mark.parametrize("asks", [{"runtimeConfig": {"mac": MAC}}, {"args": {"cni": {"mac": MAC}}}, {}])
+def test_a_mac_that_both_plugins_are_asked_for_is_the_pods(tmp_path: Path, asks: dict[str, Any]) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    behind(host, MAC.upper())
+    host.add(pod, {**VXLAN, **asks}, args="" if asks else f"IgnoreUnknown=1;MAC={MAC}")
+    assert pod.json("link", "show", "eth0")[0]["address"] == MAC
+    assert pod.reaches("192.0.2.1")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_check_says_who_has_changed_the_mac(tmp_path: Path, mode: str) -> None:
+    host, pod = Host(tmp_path, conf=MODES[mode]), Pod("c1")
+    result = host.add(pod)
+    pod.run("ip", "link", "set", "eth0", "address", OTHER)
+    changed = [{**i, "mac": OTHER} if i.get("sandbox") else i for i in result["interfaces"]]
+    with pytest.raises(CniError) as refused:
+        host.call("CHECK", pod, {**host.conf, "prevResult": {**result, "interfaces": changed}})
+    assert "a later plugin of the chain changed the MAC of eth0" in str(refused.value)
+    assert "runtimeConfig.mac" in str(refused.value)
