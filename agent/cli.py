@@ -122,6 +122,7 @@ class Agent:
             resume=keeper.unusable(kept) is None,
             bgp=OptionsFile(conf.bgp, conf.run_dir / "bgp-options"),
             bird=self._bird.want,
+            nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
             marks=RouteMarks(conf.run_dir, conf.route_protocol),
         )

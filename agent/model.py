@@ -17,7 +17,12 @@ ROUTE_PROTOCOL = 116
 
 
 Receives = tuple[tuple[str, tuple[str, ...]], ...]
-"""By the name of a network the modes in which a node takes packets for pods now; that of its conf first."""
+"""By the name of a network the modes in which a node takes packets for pods now; that of its conf first.
+
+Under ENDS, which is no network's name, those of its InternalIPs that it has on an interface where others would
+send to another by themselves.
+"""
+ENDS = "@"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""What nodes say of the modes in which they take packets for pods: as text, in an annotation or a file."""
+"""What nodes say of how and where they take packets for pods: as text, in an annotation or a file."""
 
 from __future__ import annotations
 
-from agent.model import ROUTED, Receives
+from agent.model import ENDS, ROUTED, Receives
 
 ANNOTATION = "testcni.io/receives"
 
@@ -20,7 +20,8 @@ def decode(text: object) -> Receives:
     found = {}
     for word in text.split() if isinstance(text, str) else ():
         network, _, modes = word.partition("=")
-        known = tuple(dict.fromkeys(mode for mode in modes.split(",") if mode in ROUTED))
+        said = tuple(dict.fromkeys(modes.split(",")))
+        known = said if network == ENDS else tuple(mode for mode in said if mode in ROUTED)
         if network and known:
             found[network] = known
     return tuple(sorted(found.items()))

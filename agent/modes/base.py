@@ -11,6 +11,7 @@ from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
 from agent.model import Address, Network, Snapshot, Subnet
+from agent.modes.ends import Ends
 from agent.netconf import ExtraRoute
 
 
@@ -33,6 +34,8 @@ class View:
     """Addresses of the blocks that pods of other modes here have, while the mode is being changed."""
     receives: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
+    ends: Ends | None = None
+    """Where each node of the snapshot is; None: to be chosen yet."""
 
     @property
     def modes(self) -> tuple[str, ...]:

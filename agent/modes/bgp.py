@@ -13,8 +13,9 @@ from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
 from agent.model import IPIP, Node, Problem
-from agent.modes import ways
+from agent.modes import underlay
 from agent.modes.base import View
+from agent.modes.ends import Ends
 
 REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
 
@@ -46,15 +47,16 @@ def plan(
     if options is None:  # they may ask for passwords
         return Plan(None)
     me = view.snapshot.nodes.get(view.node)
-    address = ways.first_ipv4(me) if me else None
-    if me is None or address is None:
+    known = underlay.chosen(view)
+    address, _local = underlay.own(view, known)
+    if me is None or not isinstance(address, IPv4Address):
         what = "has no IPv4 InternalIP" if me else "has no Node object"
         return Plan(None, frozenset({Problem(f"node {view.node}", what, "kubelet's --node-ip sets it")}))
     near = _near(view, address)
     problems: set[Problem] = set()
     peers = []
     taken: dict[IPv4Address, str] = {address: view.node}
-    for found in _peers(view, taken):
+    for found in _peers(view, known, taken):
         if isinstance(found, Problem):
             problems.add(found)
             continue
@@ -92,15 +94,15 @@ def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
     return tuple(network for network in networks if isinstance(network, IPv4Network))
 
 
-def _peers(view: View, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
+def _peers(view: View, known: Ends, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
         modes = node.modes(view.network.name) or (IPIP,)
         if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
             continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"
-        address = ways.first_ipv4(node)
-        if address is None:
-            yield Problem(where, "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
+        address = known.of(node.name, 4)
+        if not isinstance(address, IPv4Address):
+            yield underlay.no_address(node.name)
         elif address in taken:
             what = f"has the address {address} of node {taken[address]}"
             yield Problem(where, what, "give it one of its own; there is no session with the second")

@@ -36,6 +36,7 @@ class HostGw:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
         routes: set[Route] = set()
         problems: set[Problem] = set()
+        to = ways.Peers(view)
         for found in ways.peers(view):
             if isinstance(found, Problem):
                 problems.add(found)
@@ -43,7 +44,7 @@ class HostGw:
             peer, block = found
             if block.version == 4 and ways.way(view, peer) != HOST_GW:
                 continue  # another mode's network has a way to it
-            route = ways.peer_route(view, peer, block)
+            route = to.route(peer, block)
             if isinstance(route, Route):
                 routes.add(route)
             else:

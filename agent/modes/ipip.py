@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
@@ -15,9 +16,10 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.model import IPIP as MODE
 from agent.model import Problem
-from agent.modes import bgp, ways, wiring
+from agent.modes import bgp, underlay, ways, wiring
 from agent.modes.base import View, Wired
 from agent.modes.bgp import Encapsulate
+from agent.modes.underlay import Near
 from agent.modes.ways import Owners
 from agent.netconf import ExtraRoute
 
@@ -82,6 +84,9 @@ class _Here:
     local: LocalAddress | None
     """The interface that has the node's address, while there is one."""
     encapsulate: Encapsulate
+    peers: Mapping[str, IPv4Address]
+    """The ends of other nodes, by name."""
+    near: Near
 
     @property
     def device(self) -> bool:
@@ -95,15 +100,9 @@ class _Here:
         return {name: a for name, a in self.peers.items() if mine is None or a not in mine}
 
     @property
-    def peers(self) -> dict[str, IPv4Address]:
-        """The addresses of other nodes."""
-        nodes = (node for node in self.view.snapshot.nodes.values() if node.name != self.view.node)
-        return {node.name: address for node in nodes if (address := ways.first_ipv4(node))}
-
-    @property
     def through(self) -> dict[str, IPv4Address]:
         """The nodes that packets go to in tunnels."""
-        nodes = {} if self.encapsulate is Encapsulate.NEVER else self.far
+        nodes: Mapping[str, IPv4Address] = {} if self.encapsulate is Encapsulate.NEVER else self.far
         nodes = self.peers if self.encapsulate is Encapsulate.ALWAYS else nodes
         known = self.view.snapshot.nodes
         return {name: address for name, address in nodes.items() if ways.way(self.view, known[name]) == MODE}
@@ -129,7 +128,7 @@ class _Here:
 
     def ipip(self, owners: Owners) -> kernel.Ipip:
         """What there must be on this node."""
-        nodes = frozenset({self.node, *self.peers.values()})
+        nodes = ways.senders(self.view) | {self.node}
         blocks = frozenset(owners.blocks.items())
         state = kernel.Ipip(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:
@@ -151,8 +150,8 @@ class _Here:
             if node in tunnelled and self.device:
                 routes.add(Route(block, node, IPIP, SPARE))
             elif gateway := node if node in near else self._gateway:
-                mtu = self.mtu if node in tunnelled else None
-                routes.add(Route(block, gateway, self.local.device, SPARE, mtu))
+                mtu, by = self.mtu if node in tunnelled else None, self.near.local(gateway) or self.local
+                routes.add(Route(block, gateway, by.device, SPARE, mtu))
         return frozenset(routes)
 
     def problems(self) -> frozenset[Problem]:
@@ -165,5 +164,9 @@ class _Here:
 
 
 def _here(view: View, address: IPv4Address) -> _Here:
-    local = next((entry for entry in view.local if entry.interface.ip == address), None)
-    return _Here(view, address, local, Encapsulate(view.network.encapsulate))
+    known = underlay.chosen(view)
+    to = ways.Peers(view, known)
+    peers = (node for node in view.snapshot.nodes.values() if node.name != view.node)
+    ends = {node.name: end for node in peers if not isinstance(end := to.end(node), Problem)}
+    local, near = underlay.own(view, known)[1], underlay.Near(view, known)
+    return _Here(view, address, local, Encapsulate(view.network.encapsulate), ends, near)

@@ -36,8 +36,9 @@ class Ipvlan(Slaves):
             return state
         problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set()
         routes: set[Route] = set()
+        to = ways.Peers(view)
         for found in () if view.network.hand_made else ways.peers(view):
-            route = found if isinstance(found, Problem) else ways.peer_route(view, *found)
+            route = found if isinstance(found, Problem) else to.route(*found)
             if isinstance(route, Route):
                 routes.add(route)
             else:

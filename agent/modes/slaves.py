@@ -24,7 +24,7 @@ from agent.errors import invalid_config
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.model import PASSTHRU, Address, Problem, Subnet, Uplink
-from agent.modes import wiring
+from agent.modes import underlay, wiring
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -205,7 +205,9 @@ def find_uplink(view: View) -> Uplink | Problem:
     mine = [local for local in ipv4 if me and local.interface.ip in me.addresses]
     if not mine:
         return Problem(where, "none of its interfaces holds an IPv4 InternalIP", "mend the Node, or --node")
-    device = network.master or mine[0].device
+    by_end = underlay.own(view, underlay.chosen(view))[1] or mine[0]
+    mine.sort(key=lambda local: local != by_end)
+    device = network.master or by_end.device
     on_parent = [local for local in ipv4 if local.device == device]
     if wrong := _unfit(view, device, on_parent):
         return wrong

@@ -14,7 +14,7 @@ from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
-from agent.model import EBPF, KERNEL, VXLAN, Address
+from agent.model import EBPF, KERNEL, VXLAN
 from agent.modes import ways, wiring
 from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
 from agent.modes.ways import Owners
@@ -43,7 +43,7 @@ class Vxlan:
                 owners.node,
                 frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
                 frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
-                _senders(view),
+                ways.senders(view),
                 view.network.vxlan_backend,
             ),
             routes=_routes(view, owners) | owners.plain,
@@ -117,8 +117,3 @@ def _routes(view: View, owners: Owners) -> frozenset[Route]:
     plain = view.network.vxlan_backend == KERNEL
     peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.by(VXLAN).items())
     return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in owners.own)))
-
-
-def _senders(view: View) -> frozenset[IPv4Address]:
-    addresses: list[Address] = [a for node in view.snapshot.nodes.values() for a in node.addresses]
-    return frozenset(a for a in addresses if isinstance(a, IPv4Address))

@@ -9,15 +9,16 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath.state import Masquerade, Route
 from agent.ipam import blocks, reservations
-from agent.model import HOST_GW, ROUTED, Node, Problem, Subnet
+from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
+from agent.modes import underlay
 from agent.modes.base import View
+from agent.modes.ends import Ends
 
 
 def underlay_mtu(view: View) -> int:
     """The MTU of the interface that holds the node's address, 1500 bytes where none does."""
-    me = view.snapshot.nodes.get(view.node)
-    mine = me.addresses if me else ()
-    return next((local.mtu for local in view.local if local.interface.ip in mine), 1500)
+    local = underlay.home(view, underlay.chosen(view))
+    return local.mtu if local else 1500
 
 
 def masquerade(view: View, *, nodes: bool) -> Masquerade:
@@ -104,28 +105,29 @@ def owners(view: View) -> Owners:
     """Which node each IPv4 block is on; the modes that ask carry nothing else."""
     problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
     own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
-    me = view.snapshot.nodes.get(view.node)
-    node = first_ipv4(me) if me else None
-    if not own or not node:
-        missing = {_no_address(view.node)} if own else set()
+    known = underlay.chosen(view)
+    node, _local = underlay.own(view, known)
+    if not own or not isinstance(node, IPv4Address):
+        missing = {underlay.no_address(view.node)} if own else set()
         return Owners(None, problems=frozenset(problems | missing))
     guests = (guest for guest in view.guests if isinstance(guest, IPv4Network))
     found, ways = dict.fromkeys((*own, *guests), node), {}
     plain: set[Route] = set()
+    to = Peers(view, known)
     for each in peers(view):
         if isinstance(each, Problem):
             problems.add(each)
             continue
         peer, block = each
-        address = first_ipv4(peer)
+        address = to.end(peer)
         if not isinstance(block, IPv4Network):
             problems.add(_no_ipv6(view, f"block {block} of node {peer.name}"))
-        elif address is None:
-            problems.add(_no_address(peer.name))
+        elif isinstance(address, Problem):
+            problems.add(address)
         else:
             found[block], ways[block] = address, way(view, peer)
             if ways[block] == HOST_GW != view.network.mode:
-                route = peer_route(view, peer, block)
+                route = to.route(peer, block)
                 if isinstance(route, Route):
                     plain.add(route)
                 else:
@@ -157,36 +159,53 @@ def crossing(view: View, *devices: str) -> frozenset[str]:
     return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
 
 
-def first_ipv4(node: Node) -> IPv4Address | None:
-    """The node's end of tunnels."""
-    return next((address for address in node.addresses if isinstance(address, IPv4Address)), None)
-
-
-def _no_address(node: str) -> Problem:
-    return Problem(f"node {node}", "has no IPv4 InternalIP", "kubelet's --node-ip sets it")
-
-
 def _no_ipv6(view: View, where: str) -> Problem:
     return Problem(where, f"is IPv6, which {view.network.mode} does not carry", "use host-gw for IPv6")
 
 
-def peer_route(view: View, peer: Node, block: Subnet) -> Route | Problem:
-    """The route to a peer's block by its InternalIP, or why there is none: it must be on-link."""
-    where = f"node {peer.name}"
-    addresses = [a for a in peer.addresses if a.version == block.version]
-    if not addresses:
-        return Problem(where, f"has no IPv{block.version} InternalIP", "kubelet's --node-ip sets it")
-    for address in addresses:
-        for local in view.local:
-            if address == local.interface.ip:
-                return Problem(where, f"has this node's own address {address}", "give it one of its own")
-            if address in local.interface.network:
+def senders(view: View) -> frozenset[IPv4Address]:
+    """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
+    addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
+    return frozenset(address for address in addresses if isinstance(address, IPv4Address))
+
+
+class Peers:
+    """How this node reaches others: the ends of tunnels, and routes by which they are next hops."""
+
+    def __init__(self, view: View, known: Ends | None = None) -> None:
+        self._view = view
+        self._ends = known or underlay.chosen(view)
+        self._near = underlay.Near(view, self._ends)
+
+    def end(self, peer: Node) -> IPv4Address | Problem:
+        """The peer's end of tunnels, or why it has none."""
+        address = self._ends.of(peer.name, 4)
+        if not isinstance(address, IPv4Address):
+            return underlay.no_address(peer.name)
+        return _this_nodes(peer, address) if address in self._near.addresses else address
+
+    def route(self, peer: Node, block: Subnet) -> Route | Problem:
+        """The route to a peer's block by its InternalIP, or why there is none: it must be on-link."""
+        refused: Problem | None = None
+        for address in self._ends.candidates(peer, block.version):
+            if address in self._near.addresses:
+                refused = refused or _this_nodes(peer, address)
+            elif local := self._near.local(address):
                 return Route(block, address, local.device)
-    return Problem(
-        where,
-        f"{addresses[0]} is not on-link, so {view.network.mode} can't reach {block}",
-        "put the nodes on one subnet, or use the mode vxlan or ipip",
-    )
+            else:
+                refused = refused or self._off_link(peer, address, block)
+        return refused or underlay.no_address(peer.name, block.version)
+
+    def _off_link(self, peer: Node, address: Address, block: Subnet) -> Problem:
+        return Problem(
+            f"node {peer.name}",
+            f"{address} is not on-link, so {self._view.network.mode} can't reach {block}",
+            "put the nodes on one subnet, or use the mode vxlan or ipip",
+        )
+
+
+def _this_nodes(peer: Node, address: Address) -> Problem:
+    return Problem(f"node {peer.name}", f"has this node's own address {address}", "give it one of its own")
 
 
 def _blocks_of(view: View, peer: Node) -> list[Subnet]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from agent.cluster import receives
 from agent.cluster.store import Datastore, StoreError
-from agent.model import Problem, Receives, Snapshot
+from agent.model import ENDS, Problem, Receives, Snapshot
 from agent.shared import Latest, NodeStatus, pace
 
 AGAIN = 5.0  # seconds
@@ -64,7 +64,9 @@ class Herald:
             self._store.announce(self._node, text)
         except StoreError as error:
             log.warning("peers can't be told that this node receives %s: %s", text, error)
-            if any(len(modes) > 1 for _network, modes in status.receives):  # else peers guess right
+            if any(
+                len(modes) > 1 or network == ENDS for network, modes in status.receives
+            ):  # else peers guess right
                 what = f"peers can't be told of the modes {text}: {error}"
                 remedy = "let the agent write there; until then both modes stay in force"
                 self._problems.publish({"receives": Problem(f"node {self._node}", what, remedy)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -15,8 +16,10 @@ from agent.datapath.routes import OURS, Ownership
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
 from agent.ipam.attachments import Attachments
-from agent.model import Address, Node, Problem
+from agent.model import Address, Problem
+from agent.modes.underlay import end
 from agent.node import podports
+from agent.node.recall import Known
 from agent.shared import Tally
 
 KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD = (
@@ -30,6 +33,8 @@ KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD
     "pods",
     "guard",
 )
+
+LOOKUPS = 16  # nodes that the kernel is asked for the way to
 
 log = logging.getLogger(__name__)
 
@@ -91,15 +96,24 @@ def _made(link: Link) -> bool:
     return bridges.is_ours(link) or tunnel.is_ours(link) or ipip.is_ours(link) or link.name.startswith(LINK_PREFIX)
 
 
-def underlay(nl: Netlink, kernel: Kernel, nodes: Iterable[Node]) -> Underlay:
-    """Whether the kernel has ipip devices, and how nodes in other subnets are reached. Raises OSError."""
+def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:
+    """Whether the kernel has ipip devices, and how nodes in other subnets are reached. Raises OSError.
+
+    The way by the interface that has this node's end counts; the first to any far node where there is none.
+    """
+    ends, me = known.ends.chosen.get(4, {}), known.nodes.get(node)
+    home = end(me, kernel.local, known.ends)[1] if me else None
     near = [local.interface.network for local in kernel.local]
-    addresses = (address for node in nodes for address in node.addresses if address.version == 4)
-    far = next((address for address in addresses if not any(address in network for network in near)), None)
-    found = rtnl.next_hop(nl, far) if far else None
-    device = next((link.name for link in kernel.links if found and link.index == found[0]), "")
-    gateway = found[1] if found else None
-    return Underlay(ipip.by_device(), device, gateway if isinstance(gateway, IPv4Address) else None)
+    far = (a for a in ends.values() if not any(a in network for network in near))
+    names = {link.index: link.name for link in kernel.links}
+    ways: list[Underlay] = []
+    for address in itertools.islice(far, LOOKUPS):
+        if found := rtnl.next_hop(nl, address):
+            gateway = found[1] if isinstance(found[1], IPv4Address) else None
+            ways.append(Underlay(ipip.by_device(), names.get(found[0], ""), gateway))
+            if home and gateway and ways[-1].device == home.device:
+                return ways[-1]
+    return ways[0] if ways else Underlay(ipip.by_device())
 
 
 def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is known

@@ -19,10 +19,13 @@ from agent.ipam.attachments import Attachments
 from agent.model import IPIP, ROUTE_PROTOCOL, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
+from agent.modes.ends import Ends
+from agent.modes.underlay import announcement
 from agent.node import change, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
+from agent.node.recall import Recall
 from agent.node.route_marks import RouteMarks
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally, pace
 
@@ -51,6 +54,8 @@ class Inputs:
     bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
     bird: Callable[[BirdConfig | None], None] = lambda _config: None
     """Takes what BIRD should do; what comes of it are troubles."""
+    nodes: Path | None = None
+    """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE
     """Seconds without use after which a claimed block goes back to its pool."""
     marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
@@ -67,6 +72,7 @@ class Facts:
     """None: they can't be read, and no BGP session may begin."""
     underlay: Underlay
     receives: Receives
+    ends: Ends
 
 
 class Reconciler:
@@ -92,6 +98,9 @@ class Reconciler:
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
+        self._recall = Recall(node, inputs.nodes)
+        self._said: Receives = ()
+        """What peers have to be told of this node's addresses."""
         self._leaving = change.Leaving(earlier.blocks)
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
         pods = inputs.attachments
@@ -149,13 +158,16 @@ class Reconciler:
 
     def _round(self, snapshot: Snapshot) -> bool:
         verify, self._verify = self._verify, False
-        networks = self._networks(snapshot)
+        known = self._recall.look(snapshot)
+        whole = replace(snapshot, nodes=known.nodes)
+        """With what Nodes lack just now: for what is in the kernel, and not for what pods are given."""
+        networks = self._networks(whole)
         self._claimer.want({n: self._blocks_wanted(n) for n in networks if not n.hand_made})
         try:
             kernel = program.read(links.host(), gateways=any(n.link_mode for n in networks))
             underlay = Underlay()
             if any(network.mode == IPIP for network in networks):
-                underlay = program.underlay(links.host(), kernel, snapshot.nodes.values())
+                underlay = program.underlay(links.host(), kernel, known, self._node)
         except OSError as error:
             self.errors.add(NETLINK)
             problem = Problem(NETLINK, str(error), "it is tried again")
@@ -164,13 +176,15 @@ class Reconciler:
             return False
         if self._inputs.attachments.unreadable():
             self._inputs.attachments.look_again({link.name for link in kernel.links})
+        self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         problems = [
             *_identity(snapshot, self._node, kernel.local),
+            *known.problems,
             *reservations.wrong(snapshot, networks, self._node),
         ]
         options, wrong = self._inputs.bgp.look()
         problems += wrong
-        facts = Facts(snapshot, kernel.local, options, underlay, self._receives())
+        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known.ends)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         nft = (desired.masquerade, desired.senders, desired.quiet)
         done = program.program(
@@ -253,7 +267,8 @@ class Reconciler:
         return sorted(known, key=str)
 
     def _receives(self) -> Receives:
-        return change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
+        modes = change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
+        return tuple(sorted((*modes, *self._said)))
 
     def _blocks_wanted(self, network: Network) -> Mapping[int, int]:
         """How many blocks of each IP version the network needs."""
@@ -304,6 +319,7 @@ class Reconciler:
             held,
             strays,
             dict(facts.receives).get(network.name, ()),
+            facts.ends,
         )
 
     def _desired(self, view: View) -> NodeState:
@@ -343,6 +359,7 @@ class Reconciler:
         ends = [
             *(want.until for want in self._inputs.demand.get().values()),
             self._giveback.next(),
+            self._recall.next(),
             *self._leaving.ends,
         ]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
@@ -355,6 +372,9 @@ def _identity(snapshot: Snapshot, node: str, local: tuple[LocalAddress, ...]) ->
         yield Problem(
             f"node {node}", "has no Node object", "create it, or give the agent the right name by --node"
         )
-    elif me.addresses and not {entry.interface.ip for entry in local}.intersection(me.addresses):
-        what = f"its InternalIP {', '.join(map(str, me.addresses))} is on no interface here"
-        yield Problem(f"node {node}", what, "mend the Node, or --node of the agent")
+        return
+    here = {entry.interface.ip for entry in local}
+    absent = [address for address in me.addresses if address not in here]
+    if absent:
+        what = f"its InternalIP {', '.join(map(str, absent))} is on no interface here"
+        yield Problem(f"node {node}", what, "correct the Node, or --node of the agent")

@@ -315,10 +315,15 @@ class Lab(Segment):
         hidden.write_text(yaml.safe_dump(dict(doc), sort_keys=False))
         hidden.rename(self.datastore / f"{name}.yaml")
 
-    def put_node(self, node: LabNode) -> None:
-        """Write a node's Node object."""
-        spec = {"podCIDR": node.block, "podCIDRs": [node.block]} if self.pod_cidrs else {}
-        addresses = [{"type": "InternalIP", "address": node.address}, {"type": "Hostname", "address": node.name}]
+    def put_node(self, node: LabNode, *, internal: Sequence[str] | None = None, block: str | None = None) -> None:
+        """Write a node's Node object, with other InternalIPs or another podCIDR than its own if they are given."""
+        block = block or node.block
+        spec = {"podCIDR": block, "podCIDRs": [block]} if self.pod_cidrs else {}
+        internal = [node.address] if internal is None else internal
+        addresses = [
+            *({"type": "InternalIP", "address": address} for address in internal),
+            {"type": "Hostname", "address": node.name},
+        ]
         self.put(
             f"node-{node.name}",
             {

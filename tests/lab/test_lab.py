@@ -92,7 +92,8 @@ def test_the_seeds_walk_without_kubernetes(walk: Walk) -> None:
     add, delete = walk
     with lab(2, conf=None) as it:
         # what an agent writes last when it starts
-        it.each(lambda node: eventually(node.path("/run/testcni/reservations.json").exists, 10))
+        written = ("reservations.json", "nodes.json")
+        it.each(lambda node: eventually(lambda: all(node.path(f"/run/testcni/{n}").exists() for n in written), 20))
         before = it.each(net_state)
         for node in it.nodes:
             node.path("/etc/cni/net.d/10-testcni.conf").write_text(SEED_CONF)

@@ -1,0 +1,89 @@
+"""This node on the network between the nodes: its own address there, and by which interface others are reached."""
+
+from __future__ import annotations
+
+from agent.datapath.state import LocalAddress
+from agent.model import ENDS, Address, Node, Problem, Receives, Subnet
+from agent.modes import ends
+from agent.modes.base import View
+from agent.modes.ends import Ends
+
+
+def chosen(view: View) -> Ends:
+    """Where each node of the cluster is."""
+    return view.ends if view.ends is not None else ends.choose(view.snapshot.nodes)
+
+
+def own(view: View, known: Ends, version: int = 4) -> tuple[Address | None, LocalAddress | None]:
+    """This node's end and the interface that has it; None for it while none of its InternalIPs is on one."""
+    me = view.snapshot.nodes.get(view.node)
+    return end(me, view.local, known, version) if me else (None, None)
+
+
+def end(
+    me: Node, local: tuple[LocalAddress, ...], known: Ends, version: int = 4
+) -> tuple[Address | None, LocalAddress | None]:
+    """The end of a node that has these addresses, and the interface of it.
+
+    What others choose, else its first InternalIP that is its own and on an interface, else any that is on one.
+    """
+    on = {entry.interface.ip: entry for entry in reversed(local)}
+    common = known.of(me.name, version)
+    mine = [address for address in me.addresses if address.version == version]
+    order = [*([common] if common else ()), *(a for a in mine if a not in known.contested), *mine]
+    found = next((address for address in order if address in on), None)
+    return (found, on[found]) if found else (common, None)
+
+
+def home(view: View, known: Ends) -> LocalAddress | None:
+    """The interface of the node's end, the first by the order of its InternalIPs."""
+    me = view.snapshot.nodes.get(view.node)
+    versions = dict.fromkeys(address.version for address in me.addresses) if me else ()
+    found = (own(view, known, version)[1] for version in versions)
+    return next((local for local in found if local), None)
+
+
+def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: Ends) -> Receives:
+    """What peers have to be told of this node's addresses: its end, where they would choose another."""
+    said: list[str] = []
+    for version in (4, 6) if me else ():
+        assert me  # noqa: S101 - else there are no versions
+        alone = [a for a in me.addresses if a.version == version and a not in known.contested]
+        mine, there = end(me, local, known, version)
+        if there and mine in alone and mine != alone[0]:
+            said.append(str(mine))
+    return ((ENDS, tuple(said)),) if said else ()
+
+
+class Near:
+    """By which interface this node reaches an address on-link, as the kernel chooses: the longest prefix.
+
+    Of interfaces in the same network the one with the node's InternalIP comes first.
+    """
+
+    def __init__(self, view: View, known: Ends) -> None:
+        mine = {address for version in (4, 6) if (address := own(view, known, version)[0])}
+        devices = {local.device for local in view.local if local.interface.ip in mine}
+        order = sorted(
+            view.local, key=lambda local: (-local.interface.network.prefixlen, local.device not in devices)
+        )
+        self.addresses = frozenset(local.interface.ip for local in view.local)
+        self._networks = [_entry(local) for local in order]
+
+    def local(self, address: Address) -> LocalAddress | None:
+        """The interface; None: the address is not on-link."""
+        version, number = address.version, int(address)
+        for of, network, mask, local in self._networks:
+            if number & mask == network and of == version:
+                return local
+        return None
+
+
+def no_address(node: str, version: int = 4) -> Problem:
+    """A node that can't be reached for want of an address."""
+    return Problem(f"node {node}", f"has no IPv{version} InternalIP", "kubelet's --node-ip sets it")
+
+
+def _entry(local: LocalAddress) -> tuple[int, int, int, LocalAddress]:
+    network: Subnet = local.interface.network
+    return network.version, int(network.network_address), int(network.netmask), local

@@ -1,0 +1,169 @@
+"""What Nodes said last: a Node that lacks its addresses or podCIDRs for a moment has not given them up.
+
+kubelet and cloud controllers write them a while after the object is created, and clear them now and then. A
+file in the run-dir has them for the next agent, which may start in such a moment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agent.model import Address, Node, Problem, Snapshot, Subnet
+from agent.modes import ends
+from agent.modes.ends import Ends
+from agent.node import notes
+
+FORMAT = 1
+MOMENT = 60.0  # seconds for which podCIDRs are kept, and all of a Node that is deleted and may be created again
+AGAIN = 10.0  # seconds after which a file that could not be written is tried again
+SAVING = 0.01  # of the time at most: the file may hold thousands of nodes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a Node said last, by field."""
+
+    addresses: tuple[Address, ...] = ()
+    blocks: tuple[Subnet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The Nodes with what they lack, where they are, and what is wrong with that."""
+
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    ends: Ends = field(default_factory=Ends)
+    problems: tuple[Problem, ...] = ()
+    until: float = float("inf")
+    """When something that was kept is over (time.monotonic)."""
+
+
+class Recall:
+    """Completes snapshots by what earlier ones said."""
+
+    def __init__(self, node: str, path: Path | None = None) -> None:
+        """`path`: the file; None: it is forgotten at a restart."""
+        self._node = node
+        self._path = path
+        self._said = _load(path) if path else {}
+        self._me = Node(node, said.addresses, said.blocks) if (said := self._said.get(node)) else None
+        self._since: dict[str, float] = {}
+        """Nodes without podCIDRs that had some, and deleted ones, since when."""
+        self._seen: Mapping[str, Node] | None = None
+        self._known = Known()
+        self._save_at = 0.0
+        self._dirty = False
+
+    def look(self, snapshot: Snapshot) -> Known:
+        """The Nodes of a complete snapshot; the same value again while nothing has changed."""
+        now = time.monotonic()
+        if snapshot.nodes is not self._seen or now >= self._known.until:
+            self._seen = snapshot.nodes
+            self._known = self._completed(snapshot.nodes, now)
+        if self._dirty and self._path and now >= self._save_at:
+            self._dirty = not _save(self._path, self._said)
+            self._save_at = now + (AGAIN if self._dirty else (time.monotonic() - now) / SAVING)
+        return self._known
+
+    def next(self) -> float:
+        """When there is something to do without any change (time.monotonic)."""
+        return min(self._known.until, self._save_at if self._dirty and self._path else float("inf"))
+
+    def _completed(self, nodes: Mapping[str, Node], now: float) -> Known:
+        odd = [node for node in nodes.values() if self._lacks(node)]
+        for name in self._said.keys() - nodes.keys():
+            self._since.setdefault(name, now)
+        filled: dict[str, Node] = {}
+        problems: list[Problem] = []
+        if odd:
+            others = {address for node in nodes.values() for address in node.addresses}
+            taken = {block for node in nodes.values() for block in node.blocks}
+            for node in odd:
+                filled[node.name] = self._filled(node, others, taken, now)
+                problems += _problems(node, filled[node.name])
+        whole = {**nodes, **filled}
+        if (me := whole.get(self._node)) is not None:
+            self._me = me
+        elif self._me:
+            whole[self._node] = self._me  # its pods run on
+        self._remember(whole, nodes, now)
+        known = ends.choose(whole)
+        until = min((since + MOMENT for since in self._since.values()), default=float("inf"))
+        return Known(
+            whole if len(whole) > len(nodes) or filled else nodes, known, (*problems, *known.problems()), until
+        )
+
+    def _lacks(self, node: Node) -> bool:
+        """Whether a Node lacks what it said before; what it says now is not looked at."""
+        said = self._said.get(node.name)
+        if said is None:
+            return False
+        if said.blocks and not node.blocks:
+            return True
+        if said.addresses == node.addresses:
+            return False
+        return bool({a.version for a in said.addresses} - {a.version for a in node.addresses})
+
+    def _filled(self, node: Node, others: set[Address], taken: set[Subnet], now: float) -> Node:
+        """The Node with what it said last, except what another Node says of itself now."""
+        said, versions = self._said[node.name], {address.version for address in node.addresses}
+        kept = (a for a in said.addresses if a.version not in versions and a not in others)
+        blocks = node.blocks
+        if not blocks and said.blocks:
+            since = self._since.setdefault(node.name, now)
+            blocks = tuple(b for b in said.blocks if b not in taken) if since + MOMENT > now else ()
+        return replace(node, addresses=(*node.addresses, *kept), blocks=blocks)
+
+    def _remember(self, whole: Mapping[str, Node], nodes: Mapping[str, Node], now: float) -> None:
+        said = {name: Said(node.addresses, node.blocks) for name, node in whole.items()}
+        for name, since in list(self._since.items()):
+            if name in nodes:
+                kept = whole[name].blocks != nodes[name].blocks
+            elif kept := name != self._node and since + MOMENT > now:
+                said[name] = self._said[name]
+            if not kept:
+                del self._since[name]
+        self._dirty |= said != self._said
+        self._said = said
+
+
+def _problems(node: Node, filled: Node) -> Iterator[Problem]:
+    kept = [str(address) for address in filled.addresses if address not in node.addresses]
+    if kept:
+        what = f"its InternalIP is missing just now; the last known {', '.join(kept)} stays in use"
+        yield Problem(f"node {node.name}", what, "see its kubelet and cloud controller")
+    if blocks := [str(block) for block in filled.blocks if block not in node.blocks]:
+        what = (
+            f"its podCIDR is missing just now; the last known {', '.join(blocks)} stays in use for {MOMENT:.0f} s"
+        )
+        yield Problem(f"node {node.name}", what, "see the controller that allocates podCIDRs")
+
+
+def _save(path: Path, said: Mapping[str, Said]) -> bool:
+    nodes = {name: [list(map(str, one.addresses)), list(map(str, one.blocks))] for name, one in said.items()}
+    return notes.write(path, {"format": FORMAT, "nodes": nodes})
+
+
+def _load(path: Path) -> dict[str, Said]:
+    """What an earlier agent noted; a file that can't be used is as none."""
+    try:
+        doc = json.loads(path.read_bytes())
+        if doc["format"] != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        return {
+            name: Said(tuple(map(ipaddress.ip_address, addresses)), tuple(map(ipaddress.ip_network, blocks)))
+            for name, (addresses, blocks) in doc["nodes"].items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s can't be used, so Nodes are known as the datastore has them: %r", path, error)
+        return {}

@@ -1,0 +1,108 @@
+"""Node objects that say odd things while pods talk: addresses that are elsewhere, of several nodes, or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.lab import Lab, LabNode, Pod, conf_of, lab
+from tests.lab.talk import TARGET, Flow, Servers, ask, eventually
+
+GHOST, VIP = "172.18.77.1", "172.18.88.1"
+
+
+@pytest.fixture(scope="module", params=["host-gw", "vxlan", "ipip"])
+def nodes(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with lab(3, conf=conf_of(request.param)) as it:
+        if request.param == "ipip":
+            it.wait_converged()
+        yield it
+
+
+@pytest.fixture
+def pods(nodes: Lab) -> Iterator[list[Pod]]:
+    """A pod on each node, with a server; the Node objects are as they were in the end."""
+    with Servers() as servers:
+        found = [node.add_pod(f"pod{node.number}") for node in nodes.nodes]
+        for pod in found:
+            servers.start(pod)
+        yield found
+        for node in nodes.nodes:
+            nodes.put_node(node)
+    nodes.tidy()
+    eventually(lambda: not any(node.problems() for node in nodes.nodes), 20)
+
+
+def talk(pods: list[Pod]) -> bool:
+    """Whether each pod reaches each other one, and is seen as itself."""
+    pairs = ((a, b) for a in pods for b in pods if a is not b)
+    return all(ask(a, "udp", b.address, TARGET) == a.address for a, b in pairs)
+
+
+def reports(node: LabNode, words: str) -> bool:
+    return any(words in problem for problem in node.problems())
+
+
+def test_pods_are_reached_though_the_first_internal_ip_is_on_no_interface(nodes: Lab, pods: list[Pod]) -> None:
+    for node in nodes.nodes[:2]:
+        nodes.put_node(node, internal=[f"172.18.77.{node.number}", node.address])
+    for node in nodes.nodes[:2]:
+        eventually(lambda node=node: reports(node, f"its InternalIP 172.18.77.{node.number} is on no"), 20)
+    eventually(lambda: talk(pods), 30, pause=0.2)
+
+
+def test_pods_are_reached_though_a_floating_address_is_listed_first_on_two_nodes(
+    nodes: Lab, pods: list[Pod]
+) -> None:
+    one, two, three = nodes.nodes
+    one.space.batch([f"address add {VIP}/32 dev eth0"])
+    try:
+        for node in (one, two):
+            nodes.put_node(node, internal=[VIP, node.address])
+        for node in nodes.nodes:
+            eventually(lambda node=node: reports(node, f"InternalIP {VIP}: is one of several nodes"), 20)
+        eventually(lambda: talk(pods), 30, pause=0.2)
+        assert not reports(three, "has this node's own address")
+    finally:
+        one.space.batch([f"address del {VIP}/32 dev eth0"])
+
+
+def test_a_node_that_shows_a_hostname_only_for_a_moment_loses_no_packet(nodes: Lab, pods: list[Pod]) -> None:
+    """Also over a restart of its agent, and while its object is deleted and created again."""
+    one, two, _three = nodes.nodes
+    eventually(lambda: talk(pods), 30, pause=0.2)
+    flows = [Flow(pods[0], pods[1].address), Flow(pods[1], pods[0].address)]
+    nodes.put_node(one, internal=[])
+    for node in (one, two):
+        eventually(lambda node=node: reports(node, f"the last known {one.address} stays in use"), 20)
+    one.add_pod("late")
+    one.stop_agent()
+    one.start_agent()
+    one.wait_ready()
+    eventually(lambda: reports(one, f"the last known {one.address} stays in use"), 20)
+    nodes.put_node(one)
+    eventually(lambda: not any(node.problems() for node in (one, two)), 20)
+    results = [flow.end() for flow in flows]
+    assert [lost for _sent, lost in results] == [0, 0], results
+    assert min(sent for sent, _lost in results) > 0
+
+
+def test_a_node_whose_object_is_deleted_for_a_moment_keeps_its_ways_out(nodes: Lab, pods: list[Pod]) -> None:
+    one = nodes.nodes[0]
+    before = node_state(one)
+    nodes.delete_node(one)
+    eventually(lambda: reports(one, "has no Node object"), 20)
+    assert node_state(one) == before
+    nodes.put_node(one)
+    eventually(lambda: not reports(one, "has no Node object"), 20)
+    eventually(lambda: talk(pods), 30, pause=0.2)
+
+
+def node_state(node: LabNode) -> tuple[str, ...]:
+    """What a node must not lose: masquerade, the devices that pods hang on, and their addresses."""
+    devices = node.space.exec("ip", "-br", "address").stdout
+    return (
+        node.space.exec("nft", "list", "table", "inet", "testcni").stdout.partition("chain")[0],
+        *sorted(line for line in devices.splitlines() if line.startswith("testcni")),
+    )

@@ -1,0 +1,212 @@
+"""Which address each node is reached at: alike on all nodes, and by the interface that the kernel would choose."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.cluster import receives
+from agent.datapath.state import LocalAddress, NodeState, Route, Underlay
+from agent.model import ENDS, IPIP, VXLAN, Address, Network, Node, Receives, Snapshot, Subnet
+from agent.modes import ends, mode, underlay
+from agent.modes.base import View
+
+
+def net(text: str) -> Subnet:
+    return ipaddress.ip_network(text)
+
+
+def ip(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+def node(number: int, *addresses: str, said: tuple[str, ...] = ()) -> Node:
+    told: Receives = ((ENDS, said),) if said else ()
+    return Node(f"node{number}", tuple(map(ip, addresses)), (net(f"10.244.{number}.0/24"),), receives=told)
+
+
+def local(**devices: str) -> tuple[LocalAddress, ...]:
+    """Interfaces in their order, each with one address."""
+    return tuple(LocalAddress(name, 1500, ipaddress.ip_interface(text)) for name, text in devices.items())
+
+
+def view(
+    way: str, on: tuple[LocalAddress, ...], *nodes: Node, me: str = "node1", encapsulate: str = "always"
+) -> View:
+    snapshot = Snapshot(True, {n.name: n for n in nodes})
+    network = Network("net", way, net("10.244.0.0/16"), encapsulate=encapsulate)
+    return View(snapshot, me, on, network, snapshot.nodes[me].blocks, underlay=Underlay())
+
+
+def desired(seen: View) -> NodeState:
+    return mode(seen.network.mode).desired(seen)
+
+
+def chosen(*nodes: Node, version: int = 4) -> Mapping[str, str]:
+    return {name: str(found) for name, found in ends.choose({n.name: n for n in nodes}).chosen[version].items()}
+
+
+VIP = "172.18.0.100"
+ETH0 = local(eth0="172.18.0.1/16")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ends_of_all"),
+    [
+        # a floating address that one of them holds and both list first
+        ((node(1, VIP, "172.18.0.1"), node(2, VIP, "172.18.0.2")), ("172.18.0.1", "172.18.0.2")),
+        # a second address that is another's only one
+        ((node(1, "172.18.0.1", "172.18.0.2"), node(2, "172.18.0.2")), ("172.18.0.1", "172.18.0.2")),
+        ((node(1, "172.18.0.2", "172.18.0.1"), node(2, "172.18.0.2")), ("172.18.0.1", "172.18.0.2")),
+        # a node that claims others' addresses takes none from them
+        ((node(1, "172.18.0.1"), node(2, "172.18.0.2"), node(3, "172.18.0.1", "172.18.0.2", "172.18.0.3")),
+         ("172.18.0.1", "172.18.0.2", "172.18.0.3")),
+        # a chain
+        ((node(1, "172.18.0.1"), node(2, "172.18.0.1", "172.18.0.2"), node(3, "172.18.0.2", "172.18.0.3")),
+         ("172.18.0.1", "172.18.0.2", "172.18.0.3")),
+        # two that nothing tells apart, as one of them is long gone
+        ((node(1, "172.18.0.1"), node(2, "172.18.0.1"), node(3, "172.18.0.3")),
+         ("172.18.0.1", "172.18.0.1", "172.18.0.3")),
+        ((node(1, "fd00::1", "172.18.0.1"), node(2, "fd00::1", "172.18.0.2")), ("172.18.0.1", "172.18.0.2")),
+    ],
+)  # fmt: skip
+def test_each_node_has_an_address_of_its_own(nodes: tuple[Node, ...], ends_of_all: tuple[str, ...]) -> None:
+    assert tuple(found for _name, found in sorted(chosen(*nodes).items())) == ends_of_all
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 6), max_size=3, unique=True), min_size=1, max_size=6), st.randoms())
+def test_all_nodes_come_to_the_same_ends(lists: list[list[int]], shuffle: random.Random) -> None:
+    nodes = [node(n, *(f"172.18.0.{host}" for host in hosts)) for n, hosts in enumerate(lists, 1)]
+    found = chosen(*nodes)
+    shuffle.shuffle(nodes)
+    assert chosen(*nodes) == found
+    assert found.keys() == {n.name for n in nodes if n.addresses}
+    alone = [n for n in nodes if any(sum(a in m.addresses for m in nodes) == 1 for a in n.addresses)]
+    for one in alone:
+        assert sum(end == found[one.name] for end in found.values()) == 1
+
+
+def test_what_is_listed_by_several_is_a_problem_that_names_them() -> None:
+    known = ends.choose({n.name: n for n in (node(1, VIP, "172.18.0.1"), node(2, VIP, "172.18.0.2"))})
+    assert [str(problem).partition(";")[0] for problem in known.problems()] == [
+        f"InternalIP {VIP}: is one of several nodes: node1, node2"
+    ]
+    assert not list(ends.choose({"node1": node(1, VIP), "node2": node(2, "172.18.0.2")}).problems())
+
+
+@pytest.mark.parametrize("way", [VXLAN, IPIP])
+def test_the_tunnel_ends_at_the_first_internal_ip_that_is_on_an_interface(way: str) -> None:
+    me = node(1, "172.18.9.9", "172.18.0.1")
+    state = desired(view(way, ETH0, me, node(2, "172.18.0.2")))
+    tunnel = state.overlay or state.ipip
+    assert tunnel
+    assert tunnel.node == IPv4Address("172.18.0.1")
+    assert dict(tunnel.blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
+    assert {IPv4Address("172.18.9.9"), IPv4Address("172.18.0.1")} <= tunnel.nodes
+    if way == IPIP:
+        assert state.bird
+        assert state.bird.address == IPv4Address("172.18.0.1")
+
+
+def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -> None:
+    me = node(1, "172.18.9.9", "172.18.0.1")
+    known = ends.choose({"node1": me})
+    said = underlay.announcement(me, ETH0, known)
+    assert said == ((ENDS, ("172.18.0.1",)),)
+    text = receives.encode((*said, ("net", (VXLAN,))))
+    assert receives.decode(text) == (*said, ("net", (VXLAN,)))
+    told = replace(me, receives=said)
+    again = ends.choose({"node1": told})
+    assert again.of("node1", 4) == ip("172.18.0.1")
+    assert underlay.announcement(told, ETH0, again) == said  # it stays as it is
+    state = desired(view(VXLAN, local(eth0="172.18.0.2/16"), told, node(2, "172.18.0.2"), me="node2"))
+    assert state.overlay
+    assert dict(state.overlay.blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
+    # no address of others
+    assert ends.choose({"node1": node(1, "172.18.0.1", said=("172.18.0.2",))}).of("node1", 4) == ip("172.18.0.1")
+
+
+def test_nothing_is_told_where_peers_choose_right() -> None:
+    for me in (node(1, "172.18.0.1"), node(1, "172.18.0.1", "172.18.9.9"), node(1, "172.18.9.9"), node(1)):
+        assert underlay.announcement(me, ETH0, ends.choose({"node1": me})) == ()
+    assert underlay.announcement(None, ETH0, ends.Ends()) == ()
+
+
+@pytest.mark.parametrize("way", ["host-gw", VXLAN, IPIP])
+def test_while_no_internal_ip_is_on_an_interface_the_tunnel_stays(way: str) -> None:
+    state = desired(view(way, local(eth1="192.0.2.9/24"), node(1, "172.18.0.1"), node(2, "172.18.0.2")))
+    assert state.devices
+    assert state.masquerade.sources
+
+
+@pytest.mark.parametrize("way", ["host-gw", VXLAN, IPIP])
+def test_no_block_is_routed_by_an_address_of_this_node(way: str) -> None:
+    """node1 really has the address that is node2's only one."""
+    on = (*ETH0, *local(eth0="172.18.0.2/16"))
+    state = desired(
+        view(way, on, node(1, "172.18.0.1", "172.18.0.2"), node(2, "172.18.0.2"), node(3, "172.18.0.3"))
+    )
+    assert Route(net("10.244.2.0/24"), ip("172.18.0.2"), "eth0") not in state.routes
+    assert "node node2: has this node's own address 172.18.0.2" in {
+        str(p).partition(";")[0] for p in state.problems
+    }
+    if way == "host-gw":
+        assert {str(route.dst) for route in state.routes} == {"10.244.3.0/24"}
+    else:
+        tunnel = state.overlay or state.ipip
+        assert tunnel
+        assert {str(block) for block, _node in tunnel.blocks} == {"10.244.1.0/24", "10.244.3.0/24"}
+
+
+TWO_NICS = local(mgmt0="172.16.0.2/12", eth0="172.18.0.1/16")
+
+
+@pytest.mark.parametrize("nics", [TWO_NICS, TWO_NICS[::-1]])
+def test_of_two_interfaces_a_peer_is_reached_by_the_one_with_the_longer_prefix(
+    nics: tuple[LocalAddress, ...],
+) -> None:
+    state = desired(view("host-gw", nics, node(1, "172.18.0.1"), node(2, "172.18.0.2"), node(3, "172.20.0.3")))
+    assert state.routes == {
+        Route(net("10.244.2.0/24"), ip("172.18.0.2"), "eth0"),
+        Route(net("10.244.3.0/24"), ip("172.20.0.3"), "mgmt0"),
+    }
+
+
+def test_of_two_interfaces_in_one_network_the_one_with_the_internal_ip_is_taken() -> None:
+    nics = local(eth0="172.18.5.5/16", eth1="172.18.0.1/16")
+    for on in (nics, nics[::-1]):
+        state = desired(view("host-gw", on, node(1, "172.18.0.1"), node(2, "172.18.0.2")))
+        assert {route.device for route in state.routes} == {"eth1"}
+
+
+def test_the_mtu_is_that_of_the_interface_that_peers_send_to() -> None:
+    nics = (
+        LocalAddress("mgmt0", 9000, ipaddress.ip_interface("192.0.2.1/24")),
+        LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16")),
+    )
+    (bridge,) = desired(view("host-gw", nics, node(1, "172.18.0.1", "192.0.2.1"), node(2, "172.18.0.2"))).bridges
+    assert bridge.mtu == 1500
+
+
+def test_a_peer_of_two_addresses_is_reached_by_the_one_that_is_on_link() -> None:
+    peer = node(2, "203.0.113.2", "172.18.0.2")
+    assert desired(view("host-gw", ETH0, node(1, "172.18.0.1"), peer)).routes == {
+        Route(net("10.244.2.0/24"), ip("172.18.0.2"), "eth0")
+    }
+
+
+def test_a_slave_hangs_on_the_interface_with_the_first_internal_ip() -> None:
+    nics = local(mgmt0="192.0.2.1/24", eth0="172.18.0.1/16")
+    network = Network("net", "macvlan", net("172.18.0.0/16"), link_mode="bridge")
+    me = node(1, "172.18.0.1", "192.0.2.1")
+    seen = View(Snapshot(True, {"node1": me}), "node1", nics, network, (net("172.18.0.0/16"),))
+    (uplink,) = desired(seen).uplinks
+    assert (uplink.device, uplink.hosts[0]) == ("eth0", ip("172.18.0.1"))
