@@ -48,6 +48,17 @@ def family(address: Address | Subnet) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+# Of a look-up: no route, one that says so, or no such IP version.
+NO_WAY = {
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.EACCES,
+    errno.EINVAL,
+    errno.EAFNOSUPPORT,
+    errno.EOPNOTSUPP,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A network interface as RTM_NEWLINK tells it."""
@@ -275,7 +286,7 @@ def next_hop(nl: Netlink, address: Address) -> tuple[int, Address | None] | None
     try:
         found = _kernel_route(nl.get(request))
     except NetlinkError as error:
-        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+        if error.errno in NO_WAY:
             return None
         raise
     return found.index, found.gateway

@@ -175,6 +175,8 @@ class NodeState:
     bird: BirdConfig | None = None
     """What BIRD does; None: there is none."""
     problems: frozenset[Problem] = frozenset()
+    refused: frozenset[Subnet] = frozenset()
+    """This node's blocks that pods get no address of, as they are another's or the nodes' own network."""
     overlay: Overlay | None = None
     ipip: Ipip | None = None
     uplinks: frozenset[Uplink] = frozenset()
@@ -224,6 +226,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
             ),
             forwarding=total.forwarding | state.forwarding,
             problems=total.problems | state.problems | clash,
+            refused=total.refused | state.refused,
             overlay=overlay,
             ipip=_tunnels(total.ipip, state.ipip),
             bird=_together(total.bird, state.bird),

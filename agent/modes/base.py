@@ -10,6 +10,7 @@ from agent.datapath.podports import PodPort
 from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
+from agent.ipam.ownership import Ownership
 from agent.model import Address, Network, Snapshot, Subnet
 from agent.modes.ends import Ends
 from agent.netconf import ExtraRoute
@@ -36,6 +37,12 @@ class View:
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
     ends: Ends | None = None
     """Where each node of the snapshot is; None: to be chosen yet."""
+    claims: Ownership | None = None
+    """Whose each block of the snapshot is; None: to be found out yet."""
+    used: frozenset[Subnet] = frozenset()
+    """Those of the blocks that pods here have addresses of."""
+    routers: frozenset[Address] = frozenset()
+    """The gateways of this node's default routes."""
 
     @property
     def modes(self) -> tuple[str, ...]:

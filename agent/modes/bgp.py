@@ -13,7 +13,7 @@ from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
 from agent.model import IPIP, Node, Problem
-from agent.modes import underlay
+from agent.modes import territory, underlay
 from agent.modes.base import View
 from agent.modes.ends import Ends
 
@@ -117,7 +117,9 @@ def _pools(view: View) -> Iterator[IPv4Network]:
         subnets = {view.network.subnet}
     else:
         subnets = {pool.cidr for pool in view.snapshot.pools.values()}
-        subnets.update(block for node in view.snapshot.nodes.values() for block in node.blocks)
+        known = territory.claims(view)
+        podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)
+        subnets.update(block for name, block in podcidrs if known.owners.get(block) == name)
     yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
 
 

@@ -24,7 +24,7 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
 from agent.model import HOST_GW, Address, Problem
-from agent.modes import ways, wiring
+from agent.modes import territory, ways, wiring
 from agent.modes.base import CheckError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -34,8 +34,10 @@ class HostGw:
 
     def desired(self, view: View) -> NodeState:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
+        settled = territory.settle(view)
+        view = settled.view
         routes: set[Route] = set()
-        problems: set[Problem] = set()
+        problems: set[Problem] = set(settled.problems)
         to = ways.Peers(view)
         for found in ways.peers(view):
             if isinstance(found, Problem):
@@ -57,6 +59,7 @@ class HostGw:
             masquerade=ways.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
+            refused=settled.refused,
             crossing=ways.crossing(view),
             guards=frozenset({(view.network.bridge, view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode

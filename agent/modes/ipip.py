@@ -16,7 +16,7 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.model import IPIP as MODE
 from agent.model import Problem
-from agent.modes import bgp, underlay, ways, wiring
+from agent.modes import bgp, territory, underlay, ways, wiring
 from agent.modes.base import View, Wired
 from agent.modes.bgp import Encapsulate
 from agent.modes.underlay import Near
@@ -32,9 +32,12 @@ class Ipip:
 
     def desired(self, view: View) -> NodeState:
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
+        settled = territory.settle(view)
+        view = settled.view
         owners = ways.owners(view)
+        problems = owners.problems | settled.problems
         if not owners.node:
-            return NodeState(problems=owners.problems)
+            return NodeState(problems=problems, refused=settled.refused)
         here = _here(view, owners.node)
         ipip = here.ipip(owners)
         source = min(ipip.addresses, default=None)
@@ -49,7 +52,8 @@ class Ipip:
             crossing=ways.crossing(view, IPIP),
             guards=frozenset({(IPIP, view.network.spoof_check)}),
             forwarding=frozenset({4}),
-            problems=owners.problems | plan.problems | here.problems(),
+            problems=problems | plan.problems | here.problems(),
+            refused=settled.refused,
         )
 
     def port(self, attachment: Attachment) -> PodPort:

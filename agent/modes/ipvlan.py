@@ -16,7 +16,7 @@ from agent.datapath.state import LINK_PREFIX, NodeState, Route
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.model import IPVLAN, L3, Address, Problem
-from agent.modes import ways
+from agent.modes import territory, ways
 from agent.modes.base import View, Wired
 from agent.modes.slaves import DEFAULT, Slaves, Way, only_parents
 from agent.netconf import ExtraRoute
@@ -34,7 +34,9 @@ class Ipvlan(Slaves):
         state = super().desired(view)
         if view.network.link_mode != L3 or not state.uplinks:
             return state
-        problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set()
+        # only single pods are routed here: no block leads packets of the nodes astray
+        settled = territory.settle(view) if not view.network.hand_made else territory.Settled(view)
+        problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set(settled.problems)
         routes: set[Route] = set()
         to = ways.Peers(view)
         for found in () if view.network.hand_made else ways.peers(view):
@@ -49,6 +51,7 @@ class Ipvlan(Slaves):
             routes=frozenset(routes),
             masquerade=replace(masquerade, detours=state.masquerade.detours),
             problems=frozenset(problems),
+            refused=settled.refused,
         )
 
     def mac(self, attachment: Attachment) -> str | None:

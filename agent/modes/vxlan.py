@@ -15,7 +15,7 @@ from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.model import EBPF, KERNEL, VXLAN
-from agent.modes import ways, wiring
+from agent.modes import territory, ways, wiring
 from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
 from agent.modes.ways import Owners
 from agent.netconf import ExtraRoute
@@ -31,9 +31,12 @@ class Vxlan:
 
     def desired(self, view: View) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
+        settled = territory.settle(view)
+        view = settled.view
         owners = ways.owners(view)
+        problems = owners.problems | settled.problems
         if not owners.node:
-            return NodeState(problems=owners.problems)
+            return NodeState(problems=problems, refused=settled.refused)
         return NodeState(
             overlay=Overlay(
                 TUNNEL,
@@ -50,7 +53,8 @@ class Vxlan:
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=ways.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
-            problems=owners.problems,
+            problems=problems,
+            refused=settled.refused,
             crossing=ways.crossing(view, TUNNEL),
             guards=frozenset({(TUNNEL, view.network.spoof_check)} if view.network.vxlan_backend == KERNEL else ()),
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath.state import Masquerade, Route
 from agent.ipam import blocks, reservations
 from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
-from agent.modes import underlay
+from agent.modes import territory, underlay
 from agent.modes.base import View
 from agent.modes.ends import Ends
+from agent.modes.territory import Fences
 
 
 def underlay_mtu(view: View) -> int:
@@ -27,39 +28,15 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
         return Masquerade()
     snapshot = view.snapshot
     exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values()}
-    exempt |= {block.cidr for block in snapshot.blocks.values()}
-    for node in snapshot.nodes.values():
-        exempt.update(node.blocks)
-        if nodes:
-            exempt.update(ipaddress.ip_network(address) for address in node.addresses)
+    exempt.update(territory.claims(view).owners, view.blocks)
+    if nodes:
+        exempt.update(ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
     if view.network.subnet:
         exempt.add(view.network.subnet)
     # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
-    near = [local.interface.network for local in view.local]
-    exempt = {subnet for subnet in exempt if subnet.prefixlen == subnet.max_prefixlen or not _any(subnet, near)}
+    near = Fences(view)
+    exempt = {subnet for subnet in exempt if subnet.prefixlen == subnet.max_prefixlen or not near.network(subnet)}
     return Masquerade(frozenset(view.blocks) | view.guests, frozenset(exempt))
-
-
-def _any(subnet: Subnet, others: Iterable[Subnet]) -> bool:
-    return any(blocks.overlaps(subnet, other) for other in others)
-
-
-def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
-    """Each block of each peer, or why it can't be reached; of two owners the first by name has it."""
-    owner: dict[Subnet, str] = dict.fromkeys(view.blocks, view.node)
-    for peer in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        if peer.name == view.node:
-            continue
-        for block in _blocks_of(view, peer):
-            if block in owner:
-                yield Problem(
-                    f"node {peer.name}",
-                    f"block {block} is that of node {owner[block]} too",
-                    "give each node podCIDRs of its own; no route is set for the second",
-                )
-                continue
-            owner[block] = peer.name
-            yield _overlap(view, peer, block) or (peer, block)
 
 
 def away(view: View) -> Iterator[tuple[Node, Subnet]]:
@@ -72,7 +49,7 @@ def away(view: View) -> Iterator[tuple[Node, Subnet]]:
 
 def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
     """All that is behind each peer: its blocks, and what is away from its own."""
-    yield from peer_blocks(view)
+    yield from territory.peer_blocks(view)
     yield from away(view)
 
 
@@ -206,24 +183,3 @@ class Peers:
 
 def _this_nodes(peer: Node, address: Address) -> Problem:
     return Problem(f"node {peer.name}", f"has this node's own address {address}", "give it one of its own")
-
-
-def _blocks_of(view: View, peer: Node) -> list[Subnet]:
-    claimed = (b.cidr for b in view.snapshot.blocks.values() if b.node == peer.name)
-    both = dict.fromkeys((*peer.blocks, *claimed))  # a block may be in its Node and claimed
-    return [block for block in both if blocks.within(block, view.network.subnet)]
-
-
-def _overlap(view: View, peer: Node, block: Subnet) -> Problem | None:
-    where = f"node {peer.name}"
-    for mine in view.blocks:
-        if blocks.overlaps(block, mine):
-            return Problem(where, f"block {block} overlaps this node's {mine}", "give it podCIDRs of its own")
-    for local in view.local:
-        if blocks.overlaps(block, local.interface.network):
-            return Problem(
-                where,
-                f"block {block} overlaps {local.interface} of this node's {local.device}",
-                "give it podCIDRs that no network of the nodes uses",
-            )
-    return None

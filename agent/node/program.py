@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import logging
 from collections.abc import Callable
@@ -34,6 +35,8 @@ KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD
     "guard",
 )
 
+# Addresses that only a default route leads to: reserved (RFC 1112), and for documentation (RFC 9637).
+SOMEWHERE = (ipaddress.IPv4Address("240.0.0.1"), ipaddress.IPv6Address("3fff::1"))
 LOOKUPS = 16  # nodes that the kernel is asked for the way to
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ class Kernel:
     links: list[Link]
     addresses: list[LinkAddress]
     local: tuple[LocalAddress, ...]
+    routers: frozenset[Address] = frozenset()
+    """The gateways of the default routes."""
 
 
 @dataclass
@@ -83,7 +88,8 @@ def read(nl: Netlink, *, gateways: bool = False) -> Kernel:
         for a in addresses
         if a.index in usable
     )
-    return Kernel(links, addresses, tuple(local))
+    found = (rtnl.next_hop(nl, somewhere) for somewhere in SOMEWHERE)
+    return Kernel(links, addresses, tuple(local), frozenset(hop[1] for hop in found if hop and hop[1]))
 
 
 def _gateways(nl: Netlink) -> list[tuple[int, Address]]:

@@ -10,11 +10,14 @@ import ipaddress
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from agent.model import Address, Node, Problem, Snapshot, Subnet
+from agent.datapath.state import LocalAddress
+from agent.ipam import ownership
+from agent.ipam.ownership import Ownership
+from agent.model import Address, IPBlock, Node, Problem, Snapshot, Subnet
 from agent.modes import ends
 from agent.modes.ends import Ends
 from agent.node import notes
@@ -42,6 +45,8 @@ class Known:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     ends: Ends = field(default_factory=Ends)
     problems: tuple[Problem, ...] = ()
+    claims: Ownership = field(default_factory=Ownership)
+    """Whose each block is."""
     until: float = float("inf")
     """When something that was kept is over (time.monotonic)."""
 
@@ -49,27 +54,33 @@ class Known:
 class Recall:
     """Completes snapshots by what earlier ones said."""
 
-    def __init__(self, node: str, path: Path | None = None) -> None:
-        """`path`: the file; None: it is forgotten at a restart."""
+    def __init__(self, node: str, path: Path | None = None, own: Iterable[Subnet] = ()) -> None:
+        """`path`: the file; None: it is forgotten at a restart. `own`: the blocks that pods of this node have."""
         self._node = node
         self._path = path
-        self._said = _load(path) if path else {}
+        self._said, self._owners = _load(path) if path else ({}, {})
+        self._owners |= dict.fromkeys(own, node)
         self._me = Node(node, said.addresses, said.blocks) if (said := self._said.get(node)) else None
         self._since: dict[str, float] = {}
         """Nodes without podCIDRs that had some, and deleted ones, since when."""
-        self._seen: Mapping[str, Node] | None = None
+        self._seen: tuple[Mapping[str, Node], Mapping[str, IPBlock]] | None = None
         self._known = Known()
         self._save_at = 0.0
         self._dirty = False
 
     def look(self, snapshot: Snapshot) -> Known:
         """The Nodes of a complete snapshot; the same value again while nothing has changed."""
-        now = time.monotonic()
-        if snapshot.nodes is not self._seen or now >= self._known.until:
-            self._seen = snapshot.nodes
-            self._known = self._completed(snapshot.nodes, now)
+        now, known = time.monotonic(), self._known
+        nodes, claimed = self._seen or (None, None)
+        if snapshot.nodes is not nodes or now >= known.until:
+            known, claimed = self._completed(snapshot.nodes, now), None
+        if snapshot.blocks is not claimed:
+            claims = ownership.resolve(replace(snapshot, nodes=known.nodes), self._owners)
+            self._dirty |= claims.owners != self._owners
+            self._owners, known = dict(claims.owners), replace(known, claims=claims)
+        self._seen, self._known = (snapshot.nodes, snapshot.blocks), known
         if self._dirty and self._path and now >= self._save_at:
-            self._dirty = not _save(self._path, self._said)
+            self._dirty = not _save(self._path, self._said, self._owners)
             self._save_at = now + (AGAIN if self._dirty else (time.monotonic() - now) / SAVING)
         return self._known
 
@@ -98,7 +109,10 @@ class Recall:
         known = ends.choose(whole)
         until = min((since + MOMENT for since in self._since.values()), default=float("inf"))
         return Known(
-            whole if len(whole) > len(nodes) or filled else nodes, known, (*problems, *known.problems()), until
+            whole if len(whole) > len(nodes) or filled else nodes,
+            known,
+            (*problems, *known.problems()),
+            until=until,
         )
 
     def _lacks(self, node: Node) -> bool:
@@ -135,6 +149,21 @@ class Recall:
         self._said = said
 
 
+def identity(snapshot: Snapshot, node: str, local: tuple[LocalAddress, ...]) -> Iterator[Problem]:
+    """Whether this node is who it believes to be."""
+    me = snapshot.nodes.get(node)
+    if me is None:
+        yield Problem(
+            f"node {node}", "has no Node object", "create it, or give the agent the right name by --node"
+        )
+        return
+    here = {entry.interface.ip for entry in local}
+    absent = [address for address in me.addresses if address not in here]
+    if absent:
+        what = f"its InternalIP {', '.join(map(str, absent))} is on no interface here"
+        yield Problem(f"node {node}", what, "correct the Node, or --node of the agent")
+
+
 def _problems(node: Node, filled: Node) -> Iterator[Problem]:
     kept = [str(address) for address in filled.addresses if address not in node.addresses]
     if kept:
@@ -147,23 +176,25 @@ def _problems(node: Node, filled: Node) -> Iterator[Problem]:
         yield Problem(f"node {node.name}", what, "see the controller that allocates podCIDRs")
 
 
-def _save(path: Path, said: Mapping[str, Said]) -> bool:
+def _save(path: Path, said: Mapping[str, Said], owners: Mapping[Subnet, str]) -> bool:
     nodes = {name: [list(map(str, one.addresses)), list(map(str, one.blocks))] for name, one in said.items()}
-    return notes.write(path, {"format": FORMAT, "nodes": nodes})
+    blocks = {str(block): node for block, node in owners.items()}
+    return notes.write(path, {"format": FORMAT, "nodes": nodes, "owners": blocks})
 
 
-def _load(path: Path) -> dict[str, Said]:
+def _load(path: Path) -> tuple[dict[str, Said], dict[Subnet, str]]:
     """What an earlier agent noted; a file that can't be used is as none."""
     try:
         doc = json.loads(path.read_bytes())
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        return {
+        said = {
             name: Said(tuple(map(ipaddress.ip_address, addresses)), tuple(map(ipaddress.ip_network, blocks)))
             for name, (addresses, blocks) in doc["nodes"].items()
         }
+        return said, {ipaddress.ip_network(block): str(node) for block, node in doc["owners"].items()}
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("%s can't be used, so Nodes are known as the datastore has them: %r", path, error)
-        return {}
+        return {}, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,16 +16,15 @@ from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from agent.ipam import blocks, reservations
 from agent.ipam.attachments import Attachments
-from agent.model import IPIP, ROUTE_PROTOCOL, Network, Problem, Receives, Snapshot, Subnet
+from agent.model import IPIP, ROUTE_PROTOCOL, Address, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
-from agent.modes.ends import Ends
 from agent.modes.underlay import announcement
 from agent.node import change, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
-from agent.node.recall import Recall
+from agent.node.recall import Known, Recall, identity
 from agent.node.route_marks import RouteMarks
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally, pace
 
@@ -72,7 +71,8 @@ class Facts:
     """None: they can't be read, and no BGP session may begin."""
     underlay: Underlay
     receives: Receives
-    ends: Ends
+    known: Known
+    routers: frozenset[Address]
 
 
 class Reconciler:
@@ -98,7 +98,7 @@ class Reconciler:
         self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
-        self._recall = Recall(node, inputs.nodes)
+        self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
         self._said: Receives = ()
         """What peers have to be told of this node's addresses."""
         self._leaving = change.Leaving(earlier.blocks)
@@ -178,13 +178,13 @@ class Reconciler:
             self._inputs.attachments.look_again({link.name for link in kernel.links})
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         problems = [
-            *_identity(snapshot, self._node, kernel.local),
+            *identity(snapshot, self._node, kernel.local),
             *known.problems,
             *reservations.wrong(snapshot, networks, self._node),
         ]
         options, wrong = self._inputs.bgp.look()
         problems += wrong
-        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known.ends)
+        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         nft = (desired.masquerade, desired.senders, desired.quiet)
         done = program.program(
@@ -214,7 +214,7 @@ class Reconciler:
             if network in self._memory
             and self._memory[network][1].devices.isdisjoint(done.unready)
             and bool(network.link_mode) == bool(self._memory[network][1].uplinks)
-            and (own := blocks.node_blocks(snapshot, network, self._node))
+            and (own := self._usable(snapshot, network))
         }
         guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
         problems += [*sorted(desired.problems, key=str), *done.problems]
@@ -319,8 +319,16 @@ class Reconciler:
             held,
             strays,
             dict(facts.receives).get(network.name, ()),
-            facts.ends,
+            facts.known.ends,
+            facts.known.claims,
+            self._used(network),
+            facts.routers,
         )
+
+    def _usable(self, snapshot: Snapshot, network: Network) -> tuple[Subnet, ...]:
+        """The blocks that pods may have addresses of."""
+        refused = self._memory[network][1].refused
+        return tuple(b for b in blocks.node_blocks(snapshot, network, self._node) if b not in refused)
 
     def _desired(self, view: View) -> NodeState:
         known = self._memory.get(view.network)
@@ -363,18 +371,3 @@ class Reconciler:
             *self._leaving.ends,
         ]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
-
-
-def _identity(snapshot: Snapshot, node: str, local: tuple[LocalAddress, ...]) -> Iterator[Problem]:
-    """Whether this node is who it believes to be."""
-    me = snapshot.nodes.get(node)
-    if me is None:
-        yield Problem(
-            f"node {node}", "has no Node object", "create it, or give the agent the right name by --node"
-        )
-        return
-    here = {entry.interface.ip for entry in local}
-    absent = [address for address in me.addresses if address not in here]
-    if absent:
-        what = f"its InternalIP {', '.join(map(str, absent))} is on no interface here"
-        yield Problem(f"node {node}", what, "correct the Node, or --node of the agent")

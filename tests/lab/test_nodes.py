@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.lab import Lab, LabNode, Pod, conf_of, lab
+from tests.lab.segment import GATEWAY
 from tests.lab.talk import TARGET, Flow, Servers, ask, eventually
 
 GHOST, VIP = "172.18.77.1", "172.18.88.1"
@@ -14,7 +16,9 @@ GHOST, VIP = "172.18.77.1", "172.18.88.1"
 
 @pytest.fixture(scope="module", params=["host-gw", "vxlan", "ipip"])
 def nodes(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with lab(3, conf=conf_of(request.param)) as it:
+    conf = json.loads(str(conf_of(request.param)))
+    del conf["subnet"]  # podCIDRs may lie anywhere
+    with lab(3, conf=conf) as it:
         if request.param == "ipip":
             it.wait_converged()
         yield it
@@ -97,6 +101,46 @@ def test_a_node_whose_object_is_deleted_for_a_moment_keeps_its_ways_out(nodes: L
     nodes.put_node(one)
     eventually(lambda: not reports(one, "has no Node object"), 20)
     eventually(lambda: talk(pods), 30, pause=0.2)
+
+
+def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(nodes: Lab, pods: list[Pod]) -> None:
+    """Its gateway's included; its pods go on, and it is well again with a podCIDR of its own."""
+    one, two, three = nodes.nodes
+    for block in ("172.18.255.0/24", "172.18.0.0/17"):
+        nodes.put_node(three, block=block)
+        for node in nodes.nodes:
+            eventually(lambda node=node, block=block: reports(node, f"block {block} overlaps 172.18."), 20)
+        assert all(ask(node.space, "udp", pods[2].address, TARGET) for node in (one, two))
+        for target in (GATEWAY, one.address):
+            assert three.space.exec("ping", "-c1", "-W2", target, check=False).returncode == 0
+        assert block not in three.space.exec("ip", "route").stdout
+    nodes.put_node(three)
+    eventually(lambda: not three.problems(), 20)
+    eventually(lambda: talk(pods), 30, pause=0.2)
+
+
+def test_a_new_node_takes_no_blocks_of_others_over_a_restart_either(nodes: Lab, pods: list[Pod]) -> None:
+    one, two, _three = nodes.nodes
+    eventually(lambda: talk(pods), 30, pause=0.2)
+    rogue = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "aaa"},
+        "spec": {"podCIDRs": [two.block, two.block.replace("/24", "/25"), "10.244.0.0/16"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "172.18.66.6"}]},
+    }
+    try:
+        nodes.put("node-aaa", rogue)
+        for node in nodes.nodes:
+            eventually(lambda node=node: reports(node, "node aaa: block"), 20)
+        assert talk(pods)
+        one.stop_agent()
+        one.start_agent()
+        one.wait_ready()
+        eventually(lambda: reports(one, "node aaa: block"), 20)
+        assert talk(pods)
+    finally:
+        (nodes.datastore / "node-aaa.yaml").unlink()
 
 
 def node_state(node: LabNode) -> tuple[str, ...]:

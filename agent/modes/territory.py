@@ -1,0 +1,128 @@
+"""Which blocks this node may program: none of another node's, and none that would lead nodes' packets to pods."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from agent.datapath.state import LocalAddress
+from agent.ipam import ownership
+from agent.ipam.ownership import Claim, Ownership, span
+from agent.model import Address, Node, Problem, Subnet
+from agent.modes import underlay
+from agent.modes.base import View
+
+REMEDY = "give it podCIDRs that no network of the nodes uses"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What of this node's blocks is programmed, what pods get no address of, and why."""
+
+    view: View
+    refused: frozenset[Subnet] = frozenset()
+    problems: frozenset[Problem] = frozenset()
+
+
+class Fences:
+    """What a block must not overlap: networks of this node, its gateways, addresses of nodes."""
+
+    def __init__(self, view: View) -> None:
+        self._networks = [(local.interface.version, *span(local.interface.network), local) for local in view.local]
+        self._routers = [(router.version, int(router), router) for router in view.routers]
+        known = {(a.version, int(a)): a for node in view.snapshot.nodes.values() for a in node.addresses}
+        self._nodes = sorted(known)
+        self._known = known
+
+    def network(self, block: Subnet) -> LocalAddress | None:
+        """An address of this node in whose network a part of the block is."""
+        (first, last), version = span(block), block.version
+        for of, low, high, local in self._networks:
+            if low <= last and first <= high and of == version:
+                return local
+        return None
+
+    def address(self, block: Subnet) -> Address | None:
+        """A gateway of this node, or an address of a node, that is in the block."""
+        (first, last), version = span(block), block.version
+        router = next((r for of, number, r in self._routers if of == version and first <= number <= last), None)
+        if router:
+            return router
+        place = bisect.bisect_left(self._nodes, (version, first))
+        if place < len(self._nodes) and self._nodes[place] <= (version, last):
+            return self._known[self._nodes[place]]
+        return None
+
+    def against(self, block: Subnet) -> str:
+        """What speaks against a block; empty where nothing does."""
+        if local := self.network(block):
+            return f"overlaps {local.interface} of this node's {local.device}"
+        if address := self.address(block):
+            return f"contains {address}, which is a node's address or gateway"
+        return ""
+
+
+def claims(view: View) -> Ownership:
+    """Whose each block of the cluster is; what this node has is its own where nothing else is known."""
+    if view.claims is not None:
+        return view.claims
+    return ownership.resolve(view.snapshot, dict.fromkeys(view.blocks, view.node))
+
+
+def settle(view: View) -> Settled:
+    """This node without the blocks that it may not program.
+
+    One that pods here have addresses of stays for them, unless the node would lose its own network by it.
+    """
+    fences, known = Fences(view), claims(view)
+    home = underlay.home(view, underlay.chosen(view))
+    kept: list[Subnet] = []
+    refused: set[Subnet] = set()
+    problems: set[Problem] = set()
+    for block in view.blocks:
+        why, local = fences.against(block), fences.network(block)
+        other = known.refused.get((view.node, block))
+        if why or other:
+            refused.add(block)
+            what = f"block {block} {why or _by_other(block, other, view.node)}"
+            problems.add(Problem(f"node {view.node}", what, f"{REMEDY}; its pods get no address of this one"))
+        harmless = not fences.address(block) and not (local and home and local.device == home.device)
+        if block not in refused or (block in view.used and harmless):
+            kept.append(block)
+    return Settled(replace(view, blocks=tuple(kept)), frozenset(refused), frozenset(problems))
+
+
+def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """Each block of each peer, or why it can't be reached; of two owners the established one has it."""
+    fences, known = Fences(view), claims(view)
+    mine = [(block.version, *span(block), block) for block in view.blocks]
+    subnet = view.network.subnet
+    within = (subnet.version, *span(subnet)) if subnet else None
+    for name, peer in sorted(view.snapshot.nodes.items()):
+        for block in known.by_node.get(name, ()) if name != view.node else ():
+            first, last = span(block)
+            if within and not (within[0] == block.version and within[1] <= first and last <= within[2]):
+                continue
+            other = known.refused.get((name, block))
+            if other is None:
+                found = (b for v, low, high, b in mine if low <= last and first <= high and v == block.version)
+                other = next((Claim(own, view.node) for own in found), None)
+            if other:
+                remedy = "give each node podCIDRs of its own; no route is set for this one"
+                yield Problem(f"node {name}", f"block {block} {_by_other(block, other, view.node)}", remedy)
+            elif why := fences.against(block):
+                yield Problem(f"node {name}", f"block {block} {why}", REMEDY)
+            else:
+                yield peer, block
+
+
+def _by_other(block: Subnet, other: Claim | None, me: str) -> str:
+    assert other  # noqa: S101 - there is one, or another reason
+    if other.block == block:
+        return f"is that of node {other.node} too"
+    return (
+        f"overlaps this node's {other.block}"
+        if other.node == me
+        else f"overlaps {other.block} of node {other.node}"
+    )

@@ -1,0 +1,186 @@
+"""Whose each block is, and which blocks a node may program: none that leads nodes' packets astray."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.datapath.state import LocalAddress, NodeState
+from agent.ipam import blocks, ownership
+from agent.model import IPBlock, Network, Node, Snapshot, Subnet
+from agent.modes import mode
+from agent.modes.base import View
+from agent.node.recall import Recall
+
+MODES = ("host-gw", "vxlan", "ipip")
+LOCAL = (
+    LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16")),
+    LocalAddress("eth1", 1500, ipaddress.ip_interface("10.99.0.1/24")),
+)
+
+
+def net(text: str) -> Subnet:
+    return ipaddress.ip_network(text)
+
+
+def node(name: str, number: int, *cidrs: str, created: str = "") -> Node:
+    return Node(name, (ipaddress.ip_address(f"172.18.0.{number}"),), tuple(map(net, cidrs)), created=created)
+
+
+ONE, TWO = node("one", 1, "10.244.1.0/24"), node("two", 2, "10.244.2.0/24")
+
+
+def snapshot(*nodes: Node, claimed: tuple[IPBlock, ...] = ()) -> Snapshot:
+    return Snapshot(True, {n.name: n for n in nodes}, blocks={b.name: b for b in claimed})
+
+
+def owners(
+    *nodes: Node, before: dict[Subnet, str] | None = None, claimed: tuple[IPBlock, ...] = ()
+) -> dict[str, str]:
+    found = ownership.resolve(snapshot(*nodes, claimed=claimed), before)
+    return {str(block): owner for block, owner in found.owners.items()}
+
+
+def desired(way: str, *nodes: Node, used: bool = False, routers: tuple[str, ...] = ()) -> NodeState:
+    """What the first of the nodes wants."""
+    me = nodes[0]
+    using = frozenset(me.blocks if used else ())
+    seen = View(
+        snapshot(*nodes),
+        me.name,
+        LOCAL,
+        Network("net", way),
+        me.blocks,
+        used=using,
+        routers=frozenset(map(ipaddress.ip_address, routers)),
+    )
+    return mode(way).desired(seen)
+
+
+def reached(state: NodeState) -> set[str]:
+    """Blocks that packets go to, this node's included."""
+    if tunnel := state.overlay or state.ipip:
+        return {str(block) for block, _node in tunnel.blocks}
+    mine = {str(interface.network) for bridge in state.bridges for interface in bridge.addresses}
+    return mine | {str(route.dst) for route in state.routes}
+
+
+@pytest.mark.parametrize("way", MODES)
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize(
+    ("block", "why"),
+    [
+        ("172.18.255.0/24", "overlaps 172.18.0.1/16 of this node's eth0"),
+        ("172.16.0.0/12", "overlaps 172.18.0.1/16 of this node's eth0"),
+        ("203.0.113.0/24", "contains 203.0.113.254, which is a node's address or gateway"),
+        ("192.0.2.0/24", "contains 192.0.2.7, which is a node's address or gateway"),
+    ],
+)
+def test_a_block_that_cuts_the_node_off_is_not_programmed(way: str, used: bool, block: str, why: str) -> None:
+    far = Node("far", (ipaddress.ip_address("192.0.2.7"),), ())
+    routers = ("203.0.113.254",)
+    state = desired(way, node("one", 1, block, "10.244.1.0/24"), far, used=used, routers=routers)
+    assert reached(state) == {"10.244.1.0/24"}
+    assert state.refused == {net(block)}
+    assert state.masquerade.sources == {net("10.244.1.0/24")}
+    assert [(p.where, why in p.what) for p in state.problems if p.where == "node one"] == [("node one", True)]
+    # as peers' blocks are
+    state = desired(way, ONE, far, node("two", 2, block), routers=routers)
+    assert reached(state) == {"10.244.1.0/24"}
+    assert [(p.where, why in p.what) for p in state.problems if p.where == "node two"] == [("node two", True)]
+
+
+@pytest.mark.parametrize("way", MODES)
+def test_a_block_of_another_local_network_stays_only_for_pods_that_have_it(way: str) -> None:
+    for used in (True, False):
+        state = desired(way, node("one", 1, "10.99.0.0/25", "10.244.1.0/24"), used=used)
+        assert state.refused == {net("10.99.0.0/25")}
+        assert ("10.99.0.0/25" in reached(state)) == used
+        assert any("overlaps 10.99.0.1/24 of this node's eth1" in problem.what for problem in state.problems)
+
+
+@pytest.mark.parametrize("way", MODES)
+@pytest.mark.parametrize("thief", ["10.244.2.0/25", "10.244.2.0/24", "10.244.0.0/16", "0.0.0.0/0"])
+def test_a_block_inside_of_a_peers_does_not_take_its_pods(way: str, thief: str) -> None:
+    nodes = (ONE, TWO, node("zzz", 9, thief, "10.244.9.0/24"))
+    state = desired(way, *nodes)
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24", "10.244.9.0/24"}
+    (problem,) = state.problems
+    assert problem.where == "node zzz"
+    assert net(thief) not in state.masquerade.exempt or thief == "10.244.2.0/24"
+
+
+def test_who_had_a_block_first_keeps_it() -> None:
+    old, new = replace(TWO, created="2026-01-01"), node("aaa", 9, "10.244.2.0/24", created="2026-06-01")
+    assert owners(old, new) == {"10.244.2.0/24": "two"}
+    assert owners(TWO, new) == {"10.244.2.0/24": "aaa"}  # nobody knows when the other came
+    assert owners(TWO, new, before={net("10.244.2.0/24"): "two"}) == {"10.244.2.0/24": "two"}
+    assert owners(new, before={net("10.244.2.0/24"): "two"}) == {"10.244.2.0/24": "aaa"}
+    half = node("aaa", 9, "10.244.2.0/25")
+    assert owners(TWO, half, before={net("10.244.2.0/24"): "two"}) == {"10.244.2.0/24": "two"}
+    claimed = IPBlock(net("10.244.2.0/26"), "three", "pods", created="2025-01-01")
+    assert owners(old, claimed=(claimed,)) == {"10.244.2.0/26": "three"}
+
+
+def test_a_nodes_own_blocks_may_lie_in_each_other() -> None:
+    both = node("two", 2, "10.244.0.0/16", "10.244.2.0/24")
+    claimed = IPBlock(net("10.244.2.0/24"), "two", "pods")
+    assert owners(both, claimed=(claimed,)) == {"10.244.0.0/16": "two", "10.244.2.0/24": "two"}
+    found = ownership.resolve(snapshot(both, claimed=(claimed,)))
+    assert found.by_node["two"] == (net("10.244.0.0/16"), net("10.244.2.0/24"))
+    assert not found.refused
+
+
+claims = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 15), st.integers(28, 32)), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(claims, st.randoms())
+def test_no_two_nodes_have_one_address_whatever_the_order(
+    claims: list[tuple[str, int, int]], shuffle: random.Random
+) -> None:
+    by_node: dict[str, list[str]] = {}
+    for name, host, length in claims:
+        block = str(ipaddress.ip_network(f"10.0.0.{host}/{length}", strict=False))
+        by_node.setdefault(name, []).append(block)
+    nodes = [node(name, 1, *dict.fromkeys(cidrs)) for name, cidrs in by_node.items()]
+    whole = ownership.resolve(snapshot(*nodes))
+    shuffle.shuffle(nodes)
+    again = ownership.resolve(snapshot(*nodes))
+    assert (again.owners, again.refused) == (whole.owners, whole.refused)
+    for taken, owner in whole.owners.items():
+        for other, its in whole.owners.items():
+            assert owner == its or not blocks.overlaps(taken, other)
+    for one in nodes:
+        for own in one.blocks:
+            refused = whole.refused.get((one.name, own))
+            assert (refused is None) == (whole.owners.get(own) == one.name)
+            if refused:
+                assert blocks.overlaps(own, refused.block)
+                assert refused.node != one.name
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_new_node_does_not_take_over_a_block_over_a_restart_either(tmp_path: Path, restart: bool) -> None:
+    path = tmp_path / "nodes.json"
+    agent = Recall("one", path)
+    agent.look(snapshot(ONE, TWO))
+    if restart:
+        agent = Recall("one", path)
+    known = agent.look(snapshot(ONE, TWO, node("aaa", 9, "10.244.2.0/24", "10.244.1.0/25")))
+    assert known.claims.owners == {net("10.244.1.0/24"): "one", net("10.244.2.0/24"): "two"}
+    assert known.claims.refused.keys() == {("aaa", net("10.244.2.0/24")), ("aaa", net("10.244.1.0/25"))}
+    left = agent.look(snapshot(ONE, node("aaa", 9, "10.244.2.0/24")))
+    assert left.claims.owners[net("10.244.2.0/24")] == "aaa"
+
+
+def test_an_upgraded_agent_keeps_the_blocks_that_its_pods_have(tmp_path: Path) -> None:
+    agent = Recall("one", tmp_path / "nodes.json", ONE.blocks)
+    known = agent.look(snapshot(ONE, node("aaa", 9, "10.244.1.0/24")))
+    assert known.claims.owners == {net("10.244.1.0/24"): "one"}
