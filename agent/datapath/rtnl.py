@@ -49,14 +49,7 @@ def family(address: Address | Subnet) -> int:
 
 
 # Of a look-up: no route, one that says so, or no such IP version.
-NO_WAY = {
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-    errno.EACCES,
-    errno.EINVAL,
-    errno.EAFNOSUPPORT,
-    errno.EOPNOTSUPP,
-}
+NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True, slots=True)
