@@ -12,6 +12,7 @@ from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
 from agent.modes import mode, wiring
+from agent.modes.base import NodeNotReadyError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,12 @@ def sync(nl: Netlink, attachments: Attachments) -> Repaired:
         return done
     seen = podports.read(nl)
     for attachment in known:
-        port = mode(attachment.network.mode).port(attachment)
+        try:
+            port = mode(attachment.network.mode).port(attachment)
+        except NodeNotReadyError as error:  # its file lacks something: the other pods are repaired all the same
+            what = f"its link {attachment.link} can't be checked: {error}"
+            done.problems.append(Problem(_name(attachment), what, "delete the pod, so that it is made anew"))
+            continue
         link = seen.links.get(port.link)
         lacking = podports.lacking(port, link, seen) if link else []
         if link and not lacking:
@@ -59,7 +65,7 @@ def _tidy(nl: Netlink, attachments: Attachments) -> None:
 
 def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str], done: Repaired) -> None:
     """Repair one port while no call can be at work on it."""
-    name = f"pod {attachment.pod or attachment.container_id}"
+    name = _name(attachment)
     try:
         link = rtnl.link(seen.nl, port.link)
         if link is None or link.kind != "veth":
@@ -77,3 +83,7 @@ def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str
         return
     done.pods += 1
     log.warning("%s: repaired: %s", name, "; ".join(lacking))
+
+
+def _name(attachment: Attachment) -> str:
+    return f"pod {attachment.pod or attachment.container_id}"

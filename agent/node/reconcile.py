@@ -157,12 +157,40 @@ class Reconciler:
         self._publish(replace(self.status.get(), problems=self._with_reported([problem])))
 
     def _round(self, snapshot: Snapshot) -> bool:
-        verify, self._verify = self._verify, False
         known = self._recall.look(snapshot)
         whole = replace(snapshot, nodes=known.nodes)
         """With what Nodes lack just now: for what is in the kernel, and not for what pods are given."""
         networks = self._networks(whole)
         self._claimer.want({n: self._blocks_wanted(n) for n in networks if not n.hand_made})
+        read = self._read(networks, known)
+        if read is None:
+            return False
+        kernel, underlay = read
+        self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
+        options, wrong = self._inputs.bgp.look()
+        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers)
+        desired = union(self._desired(self._view(facts, network)) for network in networks)
+        done = self._apply(desired, kernel, snapshot, networks)
+        if options or not self._inputs.bgp.stands:
+            self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
+        problems = [
+            *identity(snapshot, self._node, kernel.local),
+            *known.problems,
+            *reservations.wrong(snapshot, networks, self._node),
+            *wrong,
+            *sorted(desired.problems, key=str),
+            *done.problems,
+        ]
+        self._finish(snapshot, networks, desired, done, problems)
+        if self._receives() != facts.receives:
+            self._wake.set()  # ways to peers depend on it
+        wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
+        if self._giveback.look(snapshot, wanted, noted=self._noted):
+            self._wake.set()
+        return not done.failures
+
+    def _read(self, networks: list[Network], known: Known) -> tuple[program.Kernel, Underlay] | None:
+        """Read what is in the kernel; None where that fails, which is published."""
         try:
             kernel = program.read(links.host(), gateways=any(n.link_mode for n in networks))
             underlay = Underlay()
@@ -170,44 +198,46 @@ class Reconciler:
                 underlay = program.underlay(links.host(), kernel, known, self._node)
         except OSError as error:
             self.errors.add(NETLINK)
+            self._verify = True
             problem = Problem(NETLINK, str(error), "it is tried again")
             still = self.status.get()  # what can't be looked at is taken to be as it was
             self._publish(replace(still, synced=True, problems=self._with_reported([problem])))
-            return False
+            return None
         if self._inputs.attachments.unreadable():
             self._inputs.attachments.look_again({link.name for link in kernel.links})
-        self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
-        problems = [
-            *identity(snapshot, self._node, kernel.local),
-            *known.problems,
-            *reservations.wrong(snapshot, networks, self._node),
-        ]
-        options, wrong = self._inputs.bgp.look()
-        problems += wrong
-        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers)
-        desired = union(self._desired(self._view(facts, network)) for network in networks)
+        return kernel, underlay
+
+    def _apply(
+        self, desired: NodeState, kernel: program.Kernel, snapshot: Snapshot, networks: list[Network]
+    ) -> program.Programmed:
+        """Make the kernel's state the desired one, pods' ports included, and count what was not so."""
+        verify, self._verify = self._verify, False
         nft = (desired.masquerade, desired.senders, desired.quiet)
-        done = program.program(
-            links.host(),
-            desired,
-            kernel,
-            self._inputs.sysctls,
-            self._inputs.marks.ownership(blocks.everywhere(snapshot, networks)),
-            verify=verify or nft != self._nft,
-        )
+        ours = self._inputs.marks.ownership(blocks.everywhere(snapshot, networks))
+        sysctls = self._inputs.sysctls
+        done = program.program(links.host(), desired, kernel, sysctls, ours, verify=verify or nft != self._nft)
+        self._nft = nft
         if program.ROUTES not in done.failures:
             self._inputs.marks.settled()
         me = snapshot.nodes.get(self._node)
-        program.underlay_forwards(desired, kernel, me.addresses if me else (), self._inputs.sysctls, done)
+        program.underlay_forwards(desired, kernel, me.addresses if me else (), sysctls, done)
         if verify:
             program.pods(links.host(), self._inputs.attachments, done)
-        self._nft = nft
-        if options or not self._inputs.bgp.stands:
-            self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         self._verify |= bool(done.failures)
         self.drift.note(desired, done)
         for what in done.failures:
             self.errors.add(what)
+        return done
+
+    def _finish(
+        self,
+        snapshot: Snapshot,
+        networks: list[Network],
+        desired: NodeState,
+        done: program.Programmed,
+        problems: list[Problem],
+    ) -> None:
+        """Publish which networks are prepared for pods, and what is wrong."""
         ready = {
             network: own
             for network in networks
@@ -217,13 +247,9 @@ class Reconciler:
             and (own := self._usable(snapshot, network))
         }
         guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
-        problems += [*sorted(desired.problems, key=str), *done.problems]
         # where nothing is ready for a moment, ways to peers stay as they are
         names = {network.name for network in ready}
         self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
-        receives = self._receives()
-        if receives != facts.receives:
-            self._wake.set()  # ways to peers depend on it
         barred = {n: blocks.withheld(snapshot, n, self._node, own) for n, own in ready.items()}
         self._publish(
             NodeStatus(
@@ -243,13 +269,9 @@ class Reconciler:
                 problems=self._with_reported(problems),
                 guests=guests,
                 away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
-                receives=receives,
+                receives=self._receives(),
             )
         )
-        wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
-        if self._giveback.look(snapshot, wanted, noted=self._noted):
-            self._wake.set()
-        return not done.failures
 
     def _networks(self, snapshot: Snapshot) -> list[Network]:
         """The networks in force: named by confs, used by pods, asked for just now, or on the way to peers."""
