@@ -14,6 +14,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent.datapath import hardening
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX, Bridge, Interface
 from agent.model import Problem, Subnet
@@ -152,6 +153,7 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
         # a kernel without br_netfilter ignores it
         ipr.link("set", index=index, kind="bridge", br_nf_call_iptables=1, br_nf_call_ip6tables=1)
     if link is None or not link.up or link.mac != bridge.mac or link.mtu != bridge.mtu:
+        hardening.before_up(bridge.name)
         ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")
     held = _interfaces(index, addresses)
     for interface in bridge.addresses - held:

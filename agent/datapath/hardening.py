@@ -34,6 +34,12 @@ def ipv4(device: str) -> None:
     _off(f"{sysctls.root()}/ipv4/conf/{device}/accept_redirects")
 
 
+def before_up(device: str) -> None:
+    """Turn all of them off, while the device still takes nothing. Raises OSError."""
+    ipv6(device)
+    ipv4(device)
+
+
 def _off(path: str) -> None:
     """Write 0; by descriptor, as an ADD does it seven times."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, ipipmaps, links, linksetup, netlink, nft, rtnl, tc, tcx, tunnel
+from agent.datapath import bpf, hardening, ipipmaps, links, linksetup, netlink, nft, rtnl, tc, tcx, tunnel
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
 from agent.datapath.linksetup import Setup
@@ -82,6 +82,20 @@ def is_ours(link: Link) -> bool:
     return link.name == IPIP and link.kind in KINDS.values() and link.alias.split(" local ")[0] in ("", IPIP_ALIAS)
 
 
+def is_open(there: Iterable[Link]) -> bool:
+    """Whether our ipip device is there: it takes packets of anybody, which is why nft has a filter for it."""
+    return any(is_ours(link) and link.kind == KINDS[True] for link in there)
+
+
+def unguarded(nl: Netlink, there: Iterable[Link]) -> Problem:
+    """Leave the device as it is while nft fails, but remove it where its filter is gone. Raises OSError."""
+    what = "it is not made or changed before nft drops ipip packets of others than nodes"
+    if is_open(there) and not nft.is_filtering():
+        links.delete(nl, IPIP)
+        what = "it was removed, as nft no longer drops ipip packets of others than nodes"
+    return Problem(f"device {IPIP}", what, "see the problem of nft; it is tried again")
+
+
 def sync(
     nl: Netlink,
     wanted: Ipip | None,
@@ -152,6 +166,7 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
             raise NetlinkError(errno.ENODEV, f"device {IPIP} has vanished")
         log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
     if (device.alias, device.mtu, device.up) != (alias, wanted.mtu, True):
+        hardening.before_up(IPIP)
         nl.request(
             linksetup.configure(device.index, Setup(mtu=wanted.mtu, up=False)),
             linksetup.configure(IPIP, Setup(alias, ipv4={IPV4_DEVCONF_RP_FILTER: LOOSE})),

@@ -80,9 +80,19 @@ def sync(
     wanted = objects(masquerade, senders, next(_counters(actual), None), quiet)
     if is_same(wanted, actual):
         return False
-    commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": obj} for obj in wanted)]
+    commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": _written(o)} for o in wanted)]
     _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
     return True
+
+
+def is_filtering() -> bool:
+    """Whether ipip packets of others than senders are dropped; where nft can't list, it is taken to be so."""
+    try:
+        actual = _list()
+    except NftError:
+        return True
+    wanted: list[Object] = [{"chain": {**INSIDE, **INPUT}}, _only_senders(None)]
+    return all(any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted)
 
 
 def strangers() -> int:
@@ -101,6 +111,11 @@ def is_same(wanted: list[Object], actual: list[Object]) -> bool:
     return len(wanted) == len(actual) and all(
         any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted
     )
+
+
+def _written(wanted: Object) -> Object:
+    """As nft reads it: a set is not given an empty list of elements."""
+    return {kind: {k: v for k, v in body.items() if k != "elem" or v} for kind, body in wanted.items()}
 
 
 def _fits(wanted: Object, actual: Object) -> bool:

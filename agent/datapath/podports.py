@@ -254,7 +254,6 @@ def _harden(port: PodPort, _place: Place) -> list[Request]:
 def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
     master = seen.links.get(port.bridge)
     wrong = {
-        "is down": not link.up,
         f"is no port of bridge {port.bridge}": port.bridge and (not master or link.master != master.index),
         f"has MTU {link.mtu}, not {port.mtu}": port.mtu not in (None, link.mtu),
         f"has MAC {link.mac}, not {port.mac}": link.mac != port.mac,
@@ -270,13 +269,8 @@ def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
 def _set_link(port: PodPort, place: Place) -> list[Request]:
     """What it was made with is not set again: the kernel would tell everybody of a change."""
     link, master = place.link, place.index(port.bridge) if port.bridge else None
-    setup = Setup(
-        port.alias,
-        None if link.mtu == port.mtu else port.mtu,
-        None if link.mac == port.mac else port.mac,
-        None if link.master == master else master,
-        ipv4=dict(port.ipv4),
-    )
+    mtu, mac = None if link.mtu == port.mtu else port.mtu, None if link.mac == port.mac else port.mac
+    setup = Setup(port.alias, mtu, mac, None if link.master == master else master, False, dict(port.ipv4))
     return [linksetup.configure(port.link, setup)]
 
 
@@ -289,6 +283,10 @@ def _flags_differ(port: PodPort, link: Link, _seen: Seen) -> str:
 
 def _set_flags(port: PodPort, _place: Place) -> list[Request]:
     return [linksetup.bridge_port(port.link, dict(port.flags))] if port.flags else []
+
+
+def _up_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    return "" if link.up else f"host link {port.link} is down"
 
 
 def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:
@@ -342,8 +340,9 @@ ASPECTS = (
     Aspect(_link_differs, _set_link),
     Aspect(_station_differs, _set_station),
     Aspect(_flags_differ, _set_flags),
+    Aspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
     Aspect(_neighbour_differs, _set_neighbour),
     Aspect(_route_differs, _set_route),
     Aspect(_proxy_differs, _set_proxy),
 )
-"""In the order in which they are made: programs are there before a link is up, and it is up before its route."""
+"""In the order in which they are made: all that guards a port before it is up, and it is up before its route."""

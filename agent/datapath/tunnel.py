@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.datapath import bpf, fdb, links, linksetup, neighbours, netlink, overlay, rtnl, tc
+from agent.datapath import bpf, fdb, hardening, links, linksetup, neighbours, netlink, overlay, rtnl, tc
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError, Program
 from agent.datapath.linksetup import Setup
@@ -121,7 +121,7 @@ def _sync_programs(nl: Netlink, loaded: Loaded) -> None:
 
 
 def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | None = None) -> Link:
-    """The device, up, with its programs if it has some. It is not up before they are there."""
+    """The device, up, with its programs if it has some. It is not up before they are there, and hardened."""
     plain, mac = (wanted.vni, wanted.node) if wanted.backend == KERNEL else None, tunnel_mac(wanted.node)
     alias = f"{TUNNEL_ALIAS} {wanted.port}"
     if plain:
@@ -143,6 +143,7 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
             {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
         )
     if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
+        hardening.before_up(TUNNEL)
         nl.request(linksetup.configure(TUNNEL, Setup(alias, wanted.mtu, mac)))
     return device
 

@@ -137,22 +137,19 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
     """
     done = Programmed()
 
-    def masquerade() -> None:
-        if verify and nft.sync(desired.masquerade, desired.senders, desired.quiet):
-            log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
-            done.changed[NFT] = 1
-
-    steps = (
-        (GUARD, lambda: _guard(desired, done)),
-        (BRIDGES, lambda: _bridges(desired, kernel, done, sysctls)),
-        (OVERLAY, lambda: _overlay(nl, desired, kernel, done)),
-        (TUNNELS, lambda: _tunnels(nl, desired, kernel, done, verify=verify)),
-        (FORWARDING, lambda: _forward(nl, desired, kernel, done, sysctls)),
-        (NFT, masquerade),
-    )
+    steps = {
+        GUARD: lambda: _guard(desired, done),
+        NFT: lambda: _nft(nl, desired, kernel, done) if verify else None,
+        BRIDGES: lambda: _bridges(desired, kernel, done, sysctls),
+        OVERLAY: lambda: _overlay(nl, desired, kernel, done),
+        TUNNELS: lambda: _tunnels(nl, desired, kernel, done, verify=verify),
+        FORWARDING: lambda: _forward(nl, desired, kernel, done, sysctls),
+    }
     _uplinks(desired, kernel, done)
-    for what, step in steps:
-        if not _attempt(done, what, step):  # a pod that can't get out must not come up as if it could
+    # guards are there before what they guard, and go after it
+    leaving = {OVERLAY: desired.overlay is None, TUNNELS: desired.senders is None}
+    for what in dict.fromkeys((*(kind for kind, goes in leaving.items() if goes), *steps)):
+        if not _attempt(done, what, steps[what]):  # a pod that can't get out must not come up as if it could
             done.unready.update(desired.devices)
     if _attempt(done, ROUTES, lambda: _routes(nl, desired, ownership, done)):
         _attempt(done, OVERLAY, lambda: tunnel.tidy(desired.overlay))
@@ -237,6 +234,11 @@ class Drift:
 
 
 def _forward(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
+    there = {link.name: link for link in kernel.links}
+    if not desired.made <= there.keys():  # some were made a moment ago
+        there = {link.name: link for link in rtnl.links(nl)}
+    for device in hardening.sync(there[name] for name in sorted(desired.made & there.keys())):
+        log.info("%s takes no router advertisements and redirects from now on", device)
     turned_on = forwarding.sync(desired.forwarding, sysctls, lambda: _advertised(nl, kernel))
     for version in turned_on:
         log.info("forwarding of IPv%d turned on", version)
@@ -246,11 +248,6 @@ def _forward(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, 
     done.changed[FORWARDING] = len(turned_on) + len(each)
     for device in forwarding.loosen(desired.crossing, sysctls):
         log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
-    there = {link.name: link for link in kernel.links}
-    if not desired.made <= there.keys():  # some were made a moment ago
-        there = {link.name: link for link in rtnl.links(nl)}
-    for device in hardening.sync(there[name] for name in sorted(desired.made & there.keys())):
-        log.info("%s takes no router advertisements and redirects from now on", device)
     for bridge in forwarding.answer(desired.answering, sysctls):
         log.info("%s answers ARP for pods of other modes", bridge)
 
@@ -268,7 +265,18 @@ def _guard(desired: NodeState, done: Programmed) -> None:
         done.problems.append(Problem("eBPF", what, "see docs/operations.md, spoofCheck"))
         done.unready |= devices
         return
-    done.changed[GUARD] = int(guard.set_tunnel(held.maps, desired.overlay.port if desired.overlay else 0))
+    if desired.overlay or OVERLAY not in done.failures:  # else the tunnel is still there
+        done.changed[GUARD] = int(guard.set_tunnel(held.maps, desired.overlay.port if desired.overlay else 0))
+
+
+def _nft(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> None:
+    """The filter stays for as long as there is an ipip device, also one that could not be removed."""
+    senders = desired.senders
+    if senders is None and ipip.is_open(kernel.links) and ipip.is_open(rtnl.links(nl)):
+        senders = desired.ipip.nodes if desired.ipip else frozenset()
+    if nft.sync(desired.masquerade, senders, desired.quiet):
+        log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
+        done.changed[NFT] = 1
 
 
 def _bridges(desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
@@ -297,7 +305,10 @@ def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) 
 
 
 def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:
-    for problem in ipip.sync(nl, desired.ipip, kernel.links, kernel.addresses, verify=verify):
+    """An ipip device takes packets of anybody: none is made without its filter, and none stays without."""
+    guarded = desired.senders is None or NFT not in done.failures
+    found = ipip.sync(nl, desired.ipip, kernel.links, kernel.addresses, verify=verify) if guarded else []
+    for problem in found if guarded else [ipip.unguarded(nl, kernel.links)]:
         done.lacks(TUNNELS, IPIP, problem)
 
 

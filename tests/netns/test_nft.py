@@ -87,6 +87,14 @@ def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
     assert nft.sync(Masquerade())
 
 
+def test_where_no_node_may_send_nobody_may() -> None:
+    assert nft.sync(WANTED, frozenset())
+    assert not nft.sync(WANTED, frozenset())
+    assert nft.is_filtering()
+    assert nft.sync(WANTED)
+    assert not nft.is_filtering()
+
+
 def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
     quiet = frozenset({"testcni0"})
     assert nft.sync(WANTED, None, quiet)

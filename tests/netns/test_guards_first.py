@@ -1,0 +1,149 @@
+"""What guards a path of packets is there before it, and goes after it; without its guard no path opens."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from agent.datapath import hardening, ipip, links, linksetup, rtnl
+from agent.datapath.routes import OURS
+from agent.datapath.state import TUNNEL, Bridge, Ipip, NodeState, Overlay, bridge_mac
+from agent.ipam.attachment import link_name
+from agent.model import KERNEL
+from agent.node import program
+from tests.netns.node import Host, Pod, command
+
+SYSCTLS = Path("/proc/sys/net")
+DEVICE = "testcni-ipip"
+
+
+@pytest.fixture
+def nft_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What devices of ipip there were at each write of nft; beside it, a file `broken` has all writes fail."""
+    real, log = command("sh", "-c", "command -v nft").strip(), tmp_path / "log"
+    script = tmp_path / "nft"
+    script.write_text(
+        f"""#!/bin/sh
+        case "$*" in *-f*)
+            [ -e {tmp_path}/broken ] && {{ echo broken >&2; exit 1; }}
+            ip -br link show {DEVICE} >>{log} 2>&1
+        esac
+        exec {real} "$@"
+        """
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return log
+
+
+def wanted(*nodes: str, device: bool = True) -> NodeState:
+    senders = frozenset(map(IPv4Address, ("192.0.2.1", *nodes)))
+    return NodeState(ipip=Ipip(IPv4Address("192.0.2.1"), 1480, device=device, nodes=senders))
+
+
+def programmed(state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
+    nl = links.host()
+    return [str(p) for p in program.program(nl, state, program.read(nl), sysctls, OURS, verify=True).problems]
+
+
+def device() -> str:
+    found = rtnl.link(links.host(), DEVICE)
+    return found.kind if found else ""
+
+
+def has_ipip_devices() -> bool:
+    """Whether this kernel has them; else only that none is tried can be seen."""
+    ipip.use("auto")
+    return ipip.by_device()
+
+
+def test_no_ipip_device_is_made_before_its_filter(nft_log: Path) -> None:
+    broken = nft_log.with_name("broken")
+    broken.touch()
+    problems = programmed(wanted())
+    assert device() == ""
+    assert any(f"device {DEVICE}: it is not made" in problem for problem in problems)
+    broken.unlink()
+    programmed(wanted())
+    assert "does not exist" in nft_log.read_text()
+    if has_ipip_devices():
+        assert device() == "ipip"
+
+
+def test_an_ipip_device_keeps_its_last_filter_and_goes_where_it_has_none(nft_log: Path) -> None:
+    if not has_ipip_devices():
+        pytest.skip("this kernel has no ipip devices")
+    assert programmed(wanted("192.0.2.2")) == []
+    nft_log.with_name("broken").touch()
+    problems = programmed(wanted("192.0.2.3"))
+    assert any("it is not made or changed" in problem for problem in problems)
+    assert device() == "ipip"
+    assert "192.0.2.2" in command("nft", "list", "table", "inet", "testcni")
+    command("nft", "flush", "ruleset")
+    problems = programmed(wanted("192.0.2.3"))
+    assert device() == ""
+    assert any("it was removed" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("by_ebpf", [True, False])
+def test_the_filter_goes_after_the_ipip_device(nft_log: Path, by_ebpf: bool) -> None:
+    if not has_ipip_devices():
+        pytest.skip("this kernel has no ipip devices")
+    assert programmed(wanted()) == []
+    nft_log.unlink()
+    assert programmed(wanted(device=False) if by_ebpf else NodeState()) == []
+    assert device() == ("bridge" if by_ebpf else "")
+    assert "ipip" not in command("nft", "list", "ruleset")
+    assert f"{DEVICE}@" not in nft_log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["bridge", "vxlan", "ipip"])
+def test_a_device_hears_no_router_even_where_the_node_can_not_forward(tmp_path: Path, kind: str) -> None:
+    Path("/proc/sys/net/ipv6/conf/default/accept_ra").write_text("1")
+    mine = IPv4Address("192.0.2.1")
+    state = {
+        "bridge": NodeState(
+            bridges=frozenset({Bridge("testcni0", bridge_mac("one", "testcni0"), 1500, frozenset())})
+        ),
+        "vxlan": NodeState(
+            overlay=Overlay(TUNNEL, 1, 8472, 1450, mine, frozenset(), frozenset(), frozenset(), KERNEL)
+        ),
+        "ipip": wanted(device=False),
+    }[kind]
+    problems = programmed(replace(state, forwarding=frozenset({4})), sysctls=tmp_path)
+    assert any("forwarding" in problem for problem in problems)
+    (name,) = state.made
+    made = rtnl.link(links.host(), name)
+    assert made
+    assert made.up
+    assert hardening.differs(made) == ""
+    assert linksetup.ipv4(made, hardening.IPV4_DEVCONF_ACCEPT_REDIRECTS) == 0
+
+
+def test_a_pods_port_is_up_last(tmp_path: Path) -> None:
+    """Its guard is attached by then, and the bridge learns nothing from it."""
+    host, pod = Host(tmp_path), Pod("c1")
+    host.add(Pod("c0"))  # the node is ready
+    name = link_name("c1", "eth0")
+    seen: list[tuple[bool, int | None]] = []
+    with IPRoute() as heard:
+        heard.bind()
+        host.add(pod)
+        end = rtnl.link(links.host(), name)
+        assert end
+        while not any(up for up, _learns in seen):
+            for message in heard.get():
+                if (
+                    message.get("index") == end.index
+                    and message["event"] == "RTM_NEWLINK"
+                    and message["family"] == 0
+                ):
+                    slave = (message.get_attr("IFLA_LINKINFO") or message).get_attr("IFLA_INFO_SLAVE_DATA")
+                    learns = slave.get_attr("IFLA_BRPORT_LEARNING") if slave else None
+                    seen.append((bool(message["flags"] & rtnl.IFF_UP), learns))
+    assert next(learns for up, learns in seen if up) == 0
