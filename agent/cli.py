@@ -211,7 +211,7 @@ class Agent:
     def _pages(self) -> Pages:
         return {
             "/metrics": lambda: Page(self._metrics.text(), metrics.CONTENT_TYPE),
-            "/healthz": lambda: health.alive(self._threads),
+            "/healthz": lambda: health.alive(self._threads, self.conf.listen),
             "/readyz": lambda: health.ready(
                 self._reconciler.status.get(), self._confs.found.get(), self._installer
             ),

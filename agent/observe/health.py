@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Thread
 
+from agent.datapath import links, rtnl
 from agent.node.confs import Confs
 from agent.node.install import Installer
 from agent.observe.http import Page
 from agent.shared import NodeStatus
 
 
-def alive(parts: Iterable[Thread]) -> Page:
-    """Whether every part's thread lives."""
-    return _page([f"{part.name} has ended" for part in parts if not part.is_alive()])
+def alive(parts: Iterable[Thread], listen: tuple[str, int] | None) -> Page:
+    """Whether every part's thread lives, and the node still has the address of metrics and health.
+
+    A node that came back under another address needs an agent that is started anew, which probes by loopback would
+    not show: kubelet gives a new container the node's address of that moment.
+    """
+    reasons = [f"{part.name} has ended" for part in parts if not part.is_alive()]
+    if listen and not _is_here(listen[0]):
+        reasons.append(f"the listen address {listen[0]} is on no interface of this node")
+    return _page(reasons)
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is on an interface of this node, or stands for all; also where that can't be read."""
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified or address.is_loopback:
+        return True
+    try:
+        return any(held.address == address for held in rtnl.addresses(links.host()))
+    except OSError:
+        return True
 
 
 def ready(status: NodeStatus, confs: Confs, installer: Installer | None) -> Page:

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
+from http import HTTPStatus
 from pathlib import Path
 
+from agent.observe import health
 from agent.observe.http import MOST, Http, Page
 from agent.shared import Latest
-from tests.netns.node import Host, Pod, eventually
+from tests.netns.node import Host, Pod, command, eventually
 
 PORT = 9480
 GET = b"GET /healthz HTTP/1.1\r\n\r\n"
@@ -75,3 +77,15 @@ def test_no_crowd_of_a_pod_cuts_kubelets_probes(tmp_path: Path) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_agent_whose_node_has_another_address_now_is_started_anew(tmp_path: Path) -> None:
+    """Probes come by loopback, where it answers all the same, while Prometheus asks at the new address."""
+    Host(tmp_path).close()  # makes eth0
+    assert health.alive([], ("192.0.2.1", PORT)) == Page(b"ok\n")
+    command("ip", "address", "del", "192.0.2.1/24", "dev", "eth0")
+    page = health.alive([], ("192.0.2.1", PORT))
+    assert page.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert page.body == b"the listen address 192.0.2.1 is on no interface of this node\n"
+    for anywhere in ("0.0.0.0", "::", "127.0.0.1"):  # noqa: S104 - not listened on
+        assert health.alive([], (anywhere, PORT)) == Page(b"ok\n")

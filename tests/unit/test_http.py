@@ -217,8 +217,8 @@ def test_alive() -> None:
     go = threading.Event()
     threads = [threading.Thread(target=go.wait, name=name, args=(10,)) for name in ("a", "b")]
     threads[0].start()
-    assert health.alive(threads[:1]) == Page(b"ok\n")
-    told = health.alive(threads)
+    assert health.alive(threads[:1], None) == Page(b"ok\n")
+    told = health.alive(threads, None)
     assert (told.status, told.body) == (503, b"b has ended\n")
     go.set()
     threads[0].join()
