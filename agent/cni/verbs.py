@@ -13,7 +13,7 @@ from agent.cni import addresses, calls, result
 from agent.cni.addresses import Addresses
 from agent.cni.protocol import Call
 from agent.cni.stays import Stays
-from agent.datapath import behind, links, rtnl
+from agent.datapath import behind, links, rtnl, tcx
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import MAC_REMEDY, CniError, Code, invalid_config
 from agent.ipam.attachment import Attachment, link_name
@@ -41,10 +41,12 @@ class Verbs:
         stays: Stays | None = None,
         *,
         foreign_mac: Callable[[str], str] = lambda _network: "",
+        egress_limit: Callable[[str], bool | None] = lambda _network: None,
     ) -> None:
         """`stays`: who knows of pods' annotations; None: they are not looked at.
 
-        `foreign_mac` says by the name of a network which MAC a later plugin of the chain gives to pods.
+        `foreign_mac` says by the name of a network which MAC a later plugin of the chain gives to pods,
+        `egress_limit` whether such a plugin limits what each of them sends; False: that of some, None: of none.
         """
         self._attachments = attachments
         self._sink = sink
@@ -52,6 +54,7 @@ class Verbs:
         self._addresses = Addresses(attachments, status, demand, stays, self._undo)
         self._locks = attachments.locks
         self._foreign_mac = foreign_mac
+        self._egress_limit = egress_limit
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,
@@ -104,11 +107,17 @@ class Verbs:
             if wish and wish.pool:
                 conf = replace(conf, network=replace(conf.network, pool=wish.pool))
             pod = netconf.pod_of(call.args)
+            limited = conf.limited or self._may_be_limited(conf.network.name)
             wanted = Attachment(
-                container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "", limited=conf.limited
+                container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "", limited=limited
             )
             with self._addresses.given(wanted, conf, wish, deadline) as attachment:
                 return self._connect(way, attachment, fd, conf, deadline)
+
+    def _may_be_limited(self, network: str) -> bool:
+        """Whether a later plugin needs an ingress qdisc; where it may only, the kernel has to allow for it."""
+        each = self._egress_limit(network)
+        return tcx.known() if each is False else bool(each)
 
     def _connect(
         self, way: Mode, attachment: Attachment, fd: int, conf: NetConf, deadline: float

@@ -1,8 +1,8 @@
-"""Programs at the ingress and egress of devices that are not ours, by TCX: bpf(2), Linux 6.6.
+"""Programs at the ingress and egress of devices whose qdiscs are not ours, by TCX: bpf(2), Linux 6.6.
 
 Where a clsact qdisc stops the device's queues for some ms while it comes or goes (qdisc_graft in
 net/sched/sch_api.c deactivates all of them), this loses no packet. It waits for an RCU grace period at each
-change, which is why pods' own devices are not done so. Programs stay at a device until it goes.
+change, which is why pods have it only where they must. Programs stay at a device until it goes.
 """
 
 from __future__ import annotations

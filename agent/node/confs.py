@@ -14,7 +14,7 @@ from agent.errors import CniError
 from agent.model import Network, Problem
 from agent.shared import Latest, pace
 
-PLUGIN, TUNING = "testcni", "tuning"
+PLUGIN, TUNING, BANDWIDTH = "testcni", "tuning", "bandwidth"
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 
@@ -28,6 +28,8 @@ class Confs:
     """Of several confs of one name the first: the one that is to be installed, where there is one."""
     foreign_macs: Mapping[str, str] = field(default_factory=dict)
     """By the name of a network the MAC that a plugin after testcni gives to pods."""
+    egress_limits: Mapping[str, bool] = field(default_factory=dict)
+    """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
 
 def read(folder: Path, template: Path | None = None, known: Confs | None = None) -> Confs:
@@ -46,6 +48,11 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
         tuple(problem for confs in found for problem in confs.problems),
         {name: network for confs in reversed(found) for name, network in confs.chosen.items()},
         {name: mac for confs in found for name, mac in confs.foreign_macs.items()},
+        {
+            name: any(confs.egress_limits.get(name) for confs in found)
+            for confs in found
+            for name in confs.egress_limits
+        },
     )
 
 
@@ -77,11 +84,12 @@ def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes 
 def of(conf: libcni.ConfList) -> Confs:
     """The networks of a file. Raises CniError."""
     networks = [netconf.parse(plugin.conf).network for plugin in conf.plugins if plugin.type == PLUGIN]
-    mac = foreign_mac(conf)
+    mac, limit = foreign_mac(conf), egress_limit(conf)
     return Confs(
         frozenset(networks),
         chosen={network.name: network for network in reversed(networks)},
         foreign_macs={network.name: mac for network in networks if mac},
+        egress_limits={network.name: limit for network in networks if limit is not None},
     )
 
 
@@ -90,9 +98,30 @@ def foreign_mac(conf: libcni.ConfList) -> str:
 
     Then nobody reaches the pod: neighbours and programs on the node's side know the MAC that testcni gave.
     """
-    types = [plugin.type for plugin in conf.plugins]
-    after = conf.plugins[types.index(PLUGIN) :] if PLUGIN in types else ()
+    after = _from_ours(conf)
     return next((str(mac) for plugin in after if plugin.type == TUNING and (mac := plugin.conf.get("mac"))), "")
+
+
+def egress_limit(conf: libcni.ConfList) -> bool | None:
+    """Whether a plugin after testcni limits what each pod sends; None: none of them ever does.
+
+    False: it may, for pods that testcni is not told of, as its own entry lacks the capability `bandwidth`.
+    """
+    ours, after = _from_ours(conf)[:1], _from_ours(conf)[1:]
+    limits = [plugin for plugin in after if plugin.type == BANDWIDTH or _is_capable(plugin)]
+    if any(value for plugin in limits for key, value in plugin.conf.items() if key.lower() == "egressrate"):
+        return True
+    return False if any(map(_is_capable, limits)) and not any(map(_is_capable, ours)) else None
+
+
+def _is_capable(plugin: libcni.Plugin) -> bool:
+    return bool((plugin.conf.get("capabilities") or {}).get(BANDWIDTH))
+
+
+def _from_ours(conf: libcni.ConfList) -> tuple[libcni.Plugin, ...]:
+    """Return testcni's entry and those after it, none without it."""
+    types = [plugin.type for plugin in conf.plugins]
+    return conf.plugins[types.index(PLUGIN) :] if PLUGIN in types else ()
 
 
 class ConfFolder:

@@ -173,7 +173,12 @@ class Host:
         self.claimer = Claimer(NoStore(), "one", self.snapshot)
         inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), marks=marks)
         self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
-        self.verbs = Verbs(self.attachments, self.reconciler.status, self.demand)
+        self.verbs = Verbs(
+            self.attachments,
+            self.reconciler.status,
+            self.demand,
+            egress_limit=lambda network: self.confs.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
+        )
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True)
         self._loop.start()

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from agent import libcni
 from agent.cni.server import Server
+from agent.datapath import guard, tcx
+from agent.node import confs
 from tests.lab import gotools
 from tests.lab.runner import Conf, Runner, RunnerError
-from tests.netns.node import CONF, VXLAN, Host, Pod, command
+from tests.netns.node import CONF, IPIP, VXLAN, Host, Pod, command, eventually
 
 PLUGIN = Path(__file__).resolve().parents[2] / "build/testcni"
 
@@ -77,6 +80,56 @@ def test_portmap_bandwidth_and_tuning_after_us(tmp_path: Path, reference: Path, 
     assert {k: after[k] for k in ("links", "addresses", "routes", "used")} == {
         k: before[k] for k in ("links", "addresses", "routes", "used")
     }
+
+
+RATE = {"egressRate": 8_000_000, "egressBurst": 8_000_000}
+FOREIGN = "0a580af40163"  # a MAC that no pod has
+SEND = r"""
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(("eth0", 0))
+s.send(b"\xff" * 6 + bytes.fromhex(sys.argv[1]) + b"\x08\x00" + bytes(60))
+"""
+
+
+def limited(ours: dict[str, Any], tmp_path: Path, host: Host, entry: Mapping[str, Any]) -> Conf:
+    """A conflist of the conf folder whose entry of testcni says nothing of the plugin bandwidth after it."""
+    conf = Conf("testcni", "1.1.0", (ours, {"type": "bandwidth", **entry}), tmp_path)
+    doc = {"cniVersion": "1.1.0", "name": "testcni", "plugins": list(conf.plugins)}
+    host.confs.publish(confs.of(libcni.conflist(json.dumps(doc).encode(), tmp_path)))
+    return conf
+
+
+@pytest.mark.parametrize("conf", [CONF, IPIP], ids=["host-gw", "ipip"])
+@pytest.mark.parametrize("entry", [{"capabilities": {"bandwidth": True}}, RATE], ids=["pods", "all"])
+def test_an_egress_limit_needs_no_word_of_it_in_our_entry(
+    tmp_path: Path, reference: Path, conf: dict[str, Any], entry: dict[str, Any]
+) -> None:
+    if not tcx.known():
+        pytest.skip("this kernel has no TCX (Linux 6.6)")
+    host, runner, ours = served(tmp_path, reference, conf)
+    chain, pods = limited(ours, tmp_path, host, entry), [Pod("c1"), Pod("c2")]
+    for pod, rate in zip(pods, ({"bandwidth": RATE}, {}), strict=True):
+        runner.add(chain, pod.container_id, pod.path, capabilities=rate if "capabilities" in entry else {})
+        runner.check(chain, pod.container_id, pod.path)
+        before = guard.counters(guard.loaded().maps)["drop_spoofed_mac"].packets
+        pod.run("python3", "-c", SEND, FOREIGN)
+        eventually(lambda n=before: guard.counters(guard.loaded().maps)["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
+    assert command("tc", "qdisc").count("ingress ffff:") == (1 if "capabilities" in entry else 2)
+    assert "clsact" not in command("tc", "qdisc")
+    for pod in pods:
+        runner.delete(chain, pod.container_id, pod.path)
+
+
+def test_without_tcx_pods_without_a_limit_start_and_a_limit_for_all_is_refused_with_the_reason(
+    tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcx, "known", lambda: False)
+    host, runner, ours = served(tmp_path, reference)
+    chain = limited(ours, tmp_path, host, {"capabilities": {"bandwidth": True}})
+    runner.add(chain, "c1", Pod("c1").path)
+    chain = limited(ours, tmp_path, host, RATE)
+    with pytest.raises(RunnerError, match=r"needs Linux 6\.6"):
+        runner.add(chain, "c2", Pod("c2").path)
 
 
 def test_portmap_and_tuning_after_vxlan(tmp_path: Path, reference: Path) -> None:

@@ -67,3 +67,24 @@ def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
     assert found(tuning, ours) == {}
     assert found(ours, {"type": "tuning", "sysctl": {}}) == {}
     assert found(ours, {**tuning, "mac": ""}) == {}
+
+
+def test_an_egress_limit_after_testcni_is_known(tmp_path: Path) -> None:
+    def found(*plugins: dict[str, object]) -> bool | None:
+        doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}
+        (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
+        return confs.read(tmp_path).egress_limits.get("pods")
+
+    ours: dict[str, object] = {"type": "testcni"}
+    told: dict[str, object] = {**ours, "capabilities": {"bandwidth": True}}
+    bandwidth: dict[str, object] = {"type": "bandwidth"}
+    capable: dict[str, object] = {**bandwidth, "capabilities": {"bandwidth": True}}
+    assert found(ours, capable) is False, "testcni is not told which pods"
+    assert found({**ours, "capabilities": {"bandwidth": False}}, {**capable, "type": "shaper"}) is False
+    assert found(told, capable) is None, "the runtime says so pod by pod"
+    assert found(told, {**capable, "egressRate": 1000}) is True
+    assert found(ours, {**bandwidth, "EgressRate": 1000}) is True
+    assert found(ours, {**bandwidth, "ingressRate": 1000}) is None
+    assert found(ours, bandwidth) is None
+    assert found(capable, ours) is None
+    assert found({**bandwidth, "egressRate": 1000}, ours) is None
