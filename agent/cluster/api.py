@@ -27,6 +27,7 @@ JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a tenth of a Pod (API concepts)
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
 LONGEST_RETRY = 300.0  # seconds of a Retry-After that are believed
+SWITCHES = frozenset({"insecure-skip-tls-verify", "disable-compression"})  # of a kubeconfig's cluster
 NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
 # A connection whose other end is gone without a word is dead after 15 + 3 x 5 s (tcp(7)).
 KEEPALIVE = (
@@ -174,10 +175,33 @@ class Stream:
 
 
 def from_kubeconfig(path: Path) -> Configuration:
-    """The configuration of a kubeconfig's current context. Raises ConfigException, OSError."""
+    """The configuration of a kubeconfig's current context.
+
+    The library takes any text for a switch that is on, and a server without a scheme for plain HTTP, so both are
+    refused before. Raises ConfigException, OSError; anything of another shape raises what the library does.
+    """
+    for file, doc in kube_config.KubeConfigMerger(str(path)).config_files.items():
+        for wrong in _loose(doc):
+            raise ConfigException(f"{file}: {wrong}")
     configuration = _configuration()
     kube_config.load_kube_config(config_file=str(path), client_configuration=configuration)
     return configuration
+
+
+def _loose(doc: Mapping[str, Any]) -> Iterator[str]:
+    """What a kubeconfig has that would turn a protection off by mistake, as client-go would not."""
+    for entry in doc.get("clusters") or ():
+        name, cluster = entry["name"], entry.get("cluster") or {}
+        for key in SWITCHES & cluster.keys():
+            if not isinstance(value := cluster[key], bool | None):
+                what = f"cluster {name!r}: {key} is {value!r:.80}, neither true nor false"
+                yield f"{what}; write it without quotes, or leave it out"
+        if "server" in cluster and not str(cluster["server"]).startswith(("https://", "http://")):
+            yield f"cluster {name!r}: server {cluster['server']!r:.80} does not begin with https://"
+    for entry in doc.get("users") or ():
+        value = ((entry.get("user") or {}).get("exec") or {}).get("provideClusterInfo")
+        if not isinstance(value, bool | None):
+            yield f"user {entry['name']!r}: exec.provideClusterInfo is {value!r:.80}, neither true nor false"
 
 
 def from_cluster() -> Configuration:
