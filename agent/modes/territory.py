@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from agent.datapath.state import LocalAddress
-from agent.ipam import ownership
+from agent.ipam import blocks, ownership
 from agent.ipam.ownership import Claim, Ownership, span
 from agent.model import Address, Node, Problem, Subnet
 from agent.modes import underlay
@@ -29,11 +29,20 @@ class Fences:
     """What a block must not overlap: networks of this node, its gateways, addresses of nodes."""
 
     def __init__(self, view: View) -> None:
-        self._networks = [(local.interface.version, *span(local.interface.network), local) for local in view.local]
+        me = view.snapshot.nodes.get(view.node)
+        mine = me.addresses if me else ()
+        # a single address is reached whatever the block: the kernel looks at local addresses first
+        near = [
+            local
+            for local in view.local
+            if local.interface.ip in mine or local.interface.network.num_addresses > 1
+        ]
+        self._networks = [(local.interface.version, *span(local.interface.network), local) for local in near]
         self._routers = [(router.version, int(router), router) for router in view.routers]
-        known = {(a.version, int(a)): a for node in view.snapshot.nodes.values() for a in node.addresses}
-        self._nodes = sorted(known)
-        self._known = known
+        self._ages = {name: node.created for name, node in view.snapshot.nodes.items()}
+        ends = ((name, a) for found in underlay.chosen(view).chosen.values() for name, a in found.items())
+        self._known = {(a.version, int(a)): (a, name) for name, a in ends}
+        self._nodes = sorted(self._known)
 
     def network(self, block: Subnet) -> LocalAddress | None:
         """An address of this node in whose network a part of the block is."""
@@ -43,22 +52,28 @@ class Fences:
                 return local
         return None
 
-    def address(self, block: Subnet) -> Address | None:
-        """A gateway of this node, or an address of a node, that is in the block."""
+    def address(self, block: Subnet, owner: str) -> Address | None:
+        """A gateway of this node, or the end of a node, that is in a block of `owner`.
+
+        The end of a node that is younger than the owner does not count: a new Node must not cut others' pods off.
+        """
         (first, last), version = span(block), block.version
         router = next((r for of, number, r in self._routers if of == version and first <= number <= last), None)
         if router:
             return router
-        place = bisect.bisect_left(self._nodes, (version, first))
-        if place < len(self._nodes) and self._nodes[place] <= (version, last):
-            return self._known[self._nodes[place]]
+        place, age = bisect.bisect_left(self._nodes, (version, first)), self._ages.get(owner, "")
+        while place < len(self._nodes) and self._nodes[place] <= (version, last):
+            address, name = self._known[self._nodes[place]]
+            if not (age and self._ages.get(name, "") > age):
+                return address
+            place += 1
         return None
 
-    def against(self, block: Subnet) -> str:
-        """What speaks against a block; empty where nothing does."""
+    def against(self, block: Subnet, owner: str) -> str:
+        """What speaks against a block of a node; empty where nothing does."""
         if local := self.network(block):
             return f"overlaps {local.interface} of this node's {local.device}"
-        if address := self.address(block):
+        if address := self.address(block, owner):
             return f"contains {address}, which is a node's address or gateway"
         return ""
 
@@ -81,13 +96,15 @@ def settle(view: View) -> Settled:
     refused: set[Subnet] = set()
     problems: set[Problem] = set()
     for block in view.blocks:
-        why, local = fences.against(block), fences.network(block)
+        why = fences.against(block, view.node)
         other = known.refused.get((view.node, block))
         if why or other:
             refused.add(block)
             what = f"block {block} {why or _by_other(block, other, view.node)}"
             problems.add(Problem(f"node {view.node}", what, f"{REMEDY}; its pods get no address of this one"))
-        harmless = not fences.address(block) and not (local and home and local.device == home.device)
+        harmless = not fences.address(block, view.node) and not (
+            home and blocks.overlaps(block, home.interface.network)
+        )
         if block not in refused or (block in view.used and harmless):
             kept.append(block)
     return Settled(replace(view, blocks=tuple(kept)), frozenset(refused), frozenset(problems))
@@ -111,7 +128,7 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
             if other:
                 remedy = "give each node podCIDRs of its own; no route is set for this one"
                 yield Problem(f"node {name}", f"block {block} {_by_other(block, other, view.node)}", remedy)
-            elif why := fences.against(block):
+            elif why := fences.against(block, name):
                 yield Problem(f"node {name}", f"block {block} {why}", REMEDY)
             else:
                 yield peer, block

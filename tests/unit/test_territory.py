@@ -106,6 +106,38 @@ def test_a_block_of_another_local_network_stays_only_for_pods_that_have_it(way: 
 
 
 @pytest.mark.parametrize("way", MODES)
+def test_an_address_that_a_node_lists_beside_its_own_costs_no_block(way: str) -> None:
+    """A source of addresses may list those of bridges, and a bad node those of others."""
+    listed = tuple(map(ipaddress.ip_address, ("172.18.0.3", "10.244.1.2", "10.244.2.2")))
+    state = desired(way, ONE, TWO, Node("three", listed, (net("10.244.3.0/24"),)))
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"}
+    assert not state.refused
+
+
+@pytest.mark.parametrize("way", MODES)
+def test_a_new_node_that_says_to_be_in_a_block_cuts_nobody_off(way: str) -> None:
+    old = [replace(one, created="2026-01-01") for one in (ONE, TWO)]
+    ends = [ipaddress.ip_address(text) for text in ("10.244.1.2", "10.244.2.2")]
+    new = [Node(f"new{number}", (end,), (), created="2026-06-01") for number, end in enumerate(ends)]
+    state = desired(way, *old, *new)
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
+    assert not state.refused
+
+
+@pytest.mark.parametrize("way", MODES)
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("address", ["10.244.1.200/32", "10.244.2.200/32"])
+def test_a_single_address_of_the_node_costs_no_block(
+    way: str, used: bool, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = (*LOCAL, LocalAddress("eth0", 1500, ipaddress.ip_interface(address)))
+    monkeypatch.setitem(desired.__globals__, "LOCAL", local)
+    state = desired(way, ONE, TWO, used=used)
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
+    assert not state.refused
+
+
+@pytest.mark.parametrize("way", MODES)
 @pytest.mark.parametrize("thief", ["10.244.2.0/25", "10.244.2.0/24", "10.244.0.0/16", "0.0.0.0/0"])
 def test_a_block_inside_of_a_peers_does_not_take_its_pods(way: str, thief: str) -> None:
     nodes = (ONE, TWO, node("zzz", 9, thief, "10.244.9.0/24"))
