@@ -77,6 +77,16 @@ def conflist(data: bytes, folder: Path) -> ConfList:
     return _network(name, version, found)
 
 
+def found(value: object, *keys: str) -> Iterator[Any]:
+    """Each value at this path of keys that Go's encoding/json may read into a struct: it ignores case."""
+    if not keys:
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if _folded(key) == keys[0].lower():
+                yield from found(inner, *keys[1:])
+
+
 def _plain(data: bytes) -> ConfList:
     """A netconf of one plugin, which runtimes make a list of."""
     doc = _object(data, repeated=False)

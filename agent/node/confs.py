@@ -14,7 +14,9 @@ from agent.errors import CniError
 from agent.model import Network, Problem
 from agent.shared import Latest, pace
 
-PLUGIN, TUNING, BANDWIDTH = "testcni", "tuning", "bandwidth"
+PLUGIN, TUNING = "testcni", "tuning"
+MAC, BANDWIDTH = "mac", "bandwidth"  # capabilities; one plugin is called so, too
+MACS = (MAC,), ("args", "cni", MAC), ("runtimeConfig", MAC)  # where tuning reads one (its README)
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
 
 
@@ -27,7 +29,7 @@ class Confs:
     chosen: Mapping[str, Network] = field(default_factory=dict)
     """Of several confs of one name the first: the one that is to be installed, where there is one."""
     foreign_macs: Mapping[str, str] = field(default_factory=dict)
-    """By the name of a network the MAC that a plugin after testcni gives to pods."""
+    """By the name of a network the MAC that a plugin after testcni gives to pods, or several."""
     egress_limits: Mapping[str, bool] = field(default_factory=dict)
     """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
@@ -59,20 +61,23 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
 def read_template(path: Path, folder: Path) -> Confs:
     """The networks of the conflist that is to be installed in the folder."""
     remedy = "fix it (in Kubernetes: the ConfigMap); until then what is installed stays in force"
-    return _read(path, lambda data: of(libcni.conflist(data, folder)), remedy, ours=b"")
+    return _read(path, lambda data: libcni.conflist(data, folder), remedy, ours=b"")
 
 
 def read_file(path: Path) -> Confs:
     """The networks of one file; one that does not mention us has none, whatever else it holds."""
-    return _read(path, lambda data: of(libcni.read(path, data)), "fix or remove the file")
+    return _read(path, lambda data: libcni.read(path, data), "fix or remove the file")
 
 
-def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes = PLUGIN.encode()) -> Confs:
+def _read(
+    path: Path, parse: Callable[[bytes], libcni.ConfList], remedy: str, ours: bytes = PLUGIN.encode()
+) -> Confs:
     """`ours`: what a file mentions that is ours to judge."""
     data = b""
     try:
         data = files.read(path)
-        return parse(data)
+        conf = parse(data)
+        return replace(of(conf), problems=unseen_macs(path, conf))
     except FileNotFoundError:
         return Confs()  # it went while we looked
     except CniError as error:
@@ -97,9 +102,21 @@ def foreign_mac(conf: libcni.ConfList) -> str:
     """Return the MAC that `tuning` gives to a pod after testcni has connected it; empty: none.
 
     Then nobody reaches the pod: neighbours and programs on the node's side know the MAC that testcni gave.
+    If its entries have several, all are returned, separated by commas: no pod can have them all.
     """
-    after = _from_ours(conf)
-    return next((str(mac) for plugin in after if plugin.type == TUNING and (mac := plugin.conf.get("mac"))), "")
+    after = (plugin.conf for plugin in _from_ours(conf) if plugin.type == TUNING)
+    found = (str(mac).lower() for entry in after for way in MACS for mac in libcni.found(entry, *way) if mac)
+    return ", ".join(sorted(set(found)))
+
+
+def unseen_macs(path: Path, conf: libcni.ConfList) -> tuple[Problem, ...]:
+    """Report plugins after testcni that runtimes give MACs for pods which testcni does not hear of."""
+    ours, after = _from_ours(conf)[:1], _from_ours(conf)[1:]
+    capable = sorted({plugin.type for plugin in after if plugin.type != PLUGIN and _is_capable(plugin, MAC)})
+    if not capable or any(_is_capable(plugin, MAC) for plugin in ours):
+        return ()
+    what = f"{', '.join(capable)} has the capability `mac` and {PLUGIN} has not: pods that ask for one are cut off"
+    return (Problem(str(path), what, f'write "capabilities": {{"mac": true}} into the entry of {PLUGIN}, too'),)
 
 
 def egress_limit(conf: libcni.ConfList) -> bool | None:
@@ -108,14 +125,16 @@ def egress_limit(conf: libcni.ConfList) -> bool | None:
     False: it may, for pods that testcni is not told of, as its own entry lacks the capability `bandwidth`.
     """
     ours, after = _from_ours(conf)[:1], _from_ours(conf)[1:]
-    limits = [plugin for plugin in after if plugin.type == BANDWIDTH or _is_capable(plugin)]
-    if any(value for plugin in limits for key, value in plugin.conf.items() if key.lower() == "egressrate"):
+    limits = [plugin for plugin in after if plugin.type == BANDWIDTH or _is_capable(plugin, BANDWIDTH)]
+    if any(value for plugin in limits for value in libcni.found(plugin.conf, "egressRate")):
         return True
-    return False if any(map(_is_capable, limits)) and not any(map(_is_capable, ours)) else None
+    some = any(_is_capable(plugin, BANDWIDTH) for plugin in limits)
+    return False if some and not any(_is_capable(plugin, BANDWIDTH) for plugin in ours) else None
 
 
-def _is_capable(plugin: libcni.Plugin) -> bool:
-    return bool((plugin.conf.get("capabilities") or {}).get(BANDWIDTH))
+def _is_capable(plugin: libcni.Plugin, capability: str) -> bool:
+    declared = (each for each in libcni.found(plugin.conf, "capabilities") if each)
+    return any(each.get(capability) for each in declared)  # keys of a map are compared as they are
 
 
 def _from_ours(conf: libcni.ConfList) -> tuple[libcni.Plugin, ...]:

@@ -24,15 +24,22 @@ MODES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def chain(conf: Mapping[str, Any], mac: str) -> bytes:
+WAYS: tuple[dict[str, Any], ...] = (
+    {"MAC": MAC},
+    {"args": {"cni": {"mac": MAC}}},
+    {"runtimeConfig": {"mac": MAC}},
+)
+
+
+def chain(conf: Mapping[str, Any], asks: Mapping[str, Any]) -> bytes:
     ours = {key: value for key, value in conf.items() if key not in ("name", "cniVersion")}
-    tuning = {"type": "tuning", "mac": mac}
+    tuning = {"type": "tuning", **asks}
     return json.dumps({"name": conf["name"], "cniVersion": "1.1.0", "plugins": [ours, tuning]}).encode()
 
 
-def behind(host: Host, mac: str) -> None:
+def behind(host: Host, asks: Mapping[str, Any]) -> None:
     """Have the node's conf folder name a plugin after testcni that sets a MAC."""
-    found = confs.of(libcni.conflist(chain(host.conf, mac), host.run_dir))
+    found = confs.of(libcni.conflist(chain(host.conf, asks), host.run_dir))
     host.verbs = Verbs(
         host.attachments,
         host.reconciler.status,
@@ -44,7 +51,7 @@ def behind(host: Host, mac: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_add_is_refused_where_tuning_sets_a_mac_after_it(tmp_path: Path, mode: str) -> None:
     host, pod = Host(tmp_path, conf=MODES[mode]), Pod("c1")
-    behind(host, MAC)
+    behind(host, {"mac": MAC})
     with pytest.raises(CniError) as refused:
         host.add(pod)
     assert refused.value.code == Code.INVALID_CONFIG
@@ -53,10 +60,21 @@ def test_an_add_is_refused_where_tuning_sets_a_mac_after_it(tmp_path: Path, mode
     assert host.attachments.all() == ()
 
 
+@pytest.mark.parametrize("asks", WAYS)
+def test_an_add_is_refused_by_whichever_way_tuning_is_given_a_mac(tmp_path: Path, asks: dict[str, Any]) -> None:
+    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    behind(host, asks)
+    with pytest.raises(CniError, match=MAC) as refused:
+        host.add(pod)
+    assert refused.value.code == Code.INVALID_CONFIG
+    host.add(pod, {**VXLAN, "runtimeConfig": {"mac": MAC}})
+    assert pod.json("link", "show", "eth0")[0]["address"] == MAC
+
+
 @pytest.mark.parametrize("asks", [{"runtimeConfig": {"mac": MAC}}, {"args": {"cni": {"mac": MAC}}}, {}])
 def test_a_mac_that_both_plugins_are_asked_for_is_the_pods(tmp_path: Path, asks: dict[str, Any]) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    behind(host, MAC.upper())
+    behind(host, {"mac": MAC.upper()})
     host.add(pod, {**VXLAN, **asks}, args="" if asks else f"IgnoreUnknown=1;MAC={MAC}")
     assert pod.json("link", "show", "eth0")[0]["address"] == MAC
     assert pod.reaches("192.0.2.1")

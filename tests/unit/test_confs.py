@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from agent import libcni
 from agent.node import confs
 
+MAC = "02:11:22:33:44:55"
 OURS = {"cniVersion": "1.0.0", "name": "net", "type": "testcni", "subnet": "10.244.0.0/16"}
 
 
@@ -67,6 +71,53 @@ def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
     assert found(tuning, ours) == {}
     assert found(ours, {"type": "tuning", "sysctl": {}}) == {}
     assert found(ours, {**tuning, "mac": ""}) == {}
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        {"MAC": MAC},
+        {"Mac": MAC, "mac": ""},
+        {"args": {"cni": {"mac": MAC}}},
+        {"ARGS": {"Cni": {"MAC": MAC}}},
+        {"arg\u017f": {"cni": {"mac": MAC}}},
+        {"runtimeConfig": {"mac": MAC}},
+        {"runtimeconfig": {"Mac": MAC.upper()}},
+        {"mac": MAC, "runtimeConfig": {"mac": MAC.upper()}},
+    ],
+)
+def test_a_mac_is_known_by_whichever_way_tuning_is_given_it(asks: dict[str, object]) -> None:
+    plugins = [{"type": "testcni"}, {"type": "tuning", **asks}]
+    doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": plugins}
+    found = confs.of(libcni.conflist(json.dumps(doc).encode(), Path("/nonexistent")))
+    assert dict(found.foreign_macs) == {"pods": MAC}
+
+
+def test_of_several_macs_none_is_taken_for_the_pods(tmp_path: Path) -> None:
+    tuning = {"type": "tuning", "mac": MAC, "args": {"cni": {"mac": "02:11:22:33:44:66"}}}
+    doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": [{"type": "testcni"}, tuning]}
+    (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
+    assert confs.read(tmp_path).foreign_macs["pods"] == f"{MAC}, 02:11:22:33:44:66"
+
+
+def test_a_conflist_that_gives_macs_to_tuning_only_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "10-pods.conflist"
+
+    def found(*plugins: dict[str, object]) -> list[str]:
+        path.write_text(json.dumps({"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}))
+        read = confs.read(tmp_path)
+        assert [network.name for network in read.networks] == ["pods"], "its pods are connected all the same"
+        return [str(problem) for problem in read.problems]
+
+    mac = {"capabilities": {"mac": True}}
+    (problem,) = found({"type": "testcni"}, {"type": "tuning", **mac})
+    assert problem.startswith(f"{path}: tuning has the capability `mac` and testcni has not")
+    assert '"capabilities": {"mac": true}' in problem
+    assert found({"type": "testcni"}, {"type": "tuning", "Capabilities": {"mac": True}})
+    assert found({"type": "testcni", "capabilities": {"ips": True}}, {"type": "other", **mac})
+    assert not found({"type": "testcni", **mac}, {"type": "tuning", **mac})
+    assert not found({"type": "testcni"}, {"type": "tuning", "capabilities": {"mac": False}})
+    assert not found({"type": "tuning", **mac}, {"type": "testcni"})
 
 
 def test_an_egress_limit_after_testcni_is_known(tmp_path: Path) -> None:
