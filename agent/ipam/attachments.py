@@ -361,8 +361,8 @@ def _now() -> float:
 
 
 def _write(path: str, line: bytes, flags: int) -> None:
-    """Write a line; on failure nothing of a new file stays."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
+    """Write a line; on failure nothing of a new file stays, and a FIFO is not waited for. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags, 0o600)
     try:
         if os.write(fd, line + b"\n") <= len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ class Released:
             mode, entries = "w", list(all_known.items())
             self._lines = len(entries)
         try:
-            with self._path.open(mode) as file:
+            with open(self._path, mode, opener=_without_waiting) as file:
                 file.write("".join(f"{address} {when!r}\n" for address, when in entries))
         except OSError as error:
             log.warning("%s can't be written, cool-downs are lost at a restart: %s", self._path, error)
@@ -59,3 +60,8 @@ class Released:
                 log.warning("%s: line %.80r is no address and time, and is dropped", self._path, line)
         self._lines = len(lines)
         return list(entries.items())
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, but no FIFO that nobody reads: it would be waited for without end."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

@@ -7,13 +7,13 @@ file in the run-dir has them for the next agent, which may start in such a momen
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from agent import files, strictjson
 from agent.datapath.state import LocalAddress
 from agent.ipam import ownership
 from agent.ipam.ownership import Ownership
@@ -185,7 +185,7 @@ def _save(path: Path, said: Mapping[str, Said], owners: Mapping[Subnet, str]) ->
 def _load(path: Path) -> tuple[dict[str, Said], dict[Subnet, str]]:
     """What an earlier agent noted; a file that can't be used is as none."""
     try:
-        doc = json.loads(path.read_bytes())
+        doc = strictjson.mapping(files.read(path))
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         said = {

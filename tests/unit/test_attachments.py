@@ -290,14 +290,11 @@ def test_the_release_before_reads_the_files(tmp_path: Path) -> None:
     assert set(doc["uplink"]) <= {"device", "hosts", "gateway", "via_host", "reserved"}
 
 
-@pytest.mark.parametrize("in_the_way", [True, False])
+@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"\xff 1\n10.244.1.2 nan\n")])
 def test_a_log_of_releases_that_can_not_be_read_keeps_no_agent_from_starting(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, in_the_way: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, put: Callable[[Path], object]
 ) -> None:
-    if in_the_way:
-        (tmp_path / "released").mkdir()
-    else:
-        (tmp_path / "released").write_bytes(b"\xff 1\n10.244.1.2 nan\n")
+    put(tmp_path / "released")
     attachments = store(tmp_path)
     attachments.remove(add(attachments, "a"))
     assert str(tmp_path / "released") in caplog.text

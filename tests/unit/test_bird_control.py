@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird import control, health, logs, recovery
+from agent.datapath.bird import control, daemon, health, logs, recovery
 from agent.datapath.bird.control import Control, ControlError
 from agent.datapath.bird.recovery import Recovery
 from agent.datapath.bird.values import BirdConfig, BirdError, BirdStatus, Peer, Session, State
@@ -246,3 +246,16 @@ def test_a_missing_session_is_a_problem_when_it_has_had_its_time() -> None:
     assert it.problems(config, missing, 100) == (), "it is given its time again"
     (silent,) = it.problems(config, (Session("b", State.CONNECT),), 200)
     assert "password" in silent.remedy
+
+
+def test_a_fifo_among_the_files_of_bird_is_not_waited_for(tmp_path: Path) -> None:
+    files = daemon.Files(tmp_path)
+    os.mkfifo(files.pid)
+    os.mkfifo(files.standby)
+    assert daemon.find(files) is None
+    with pytest.raises(OSError, match="is no regular file"):
+        daemon.restore(files)
+    files.standby.unlink()
+    files.standby.write_bytes(b"\xff")
+    with pytest.raises(BirdError, match=r"bird\.conf\.standby"):
+        daemon.restore(files)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,4 +99,14 @@ def test_a_file_that_can_not_be_used_is_as_none(tmp_path: Path, text: str) -> No
     path = tmp_path / "nodes.json"
     path.write_text(text)
     assert Recall("n1", path).look(snapshot(TWO)).nodes == {"n2": TWO}
+    assert Recall("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path), lambda path: path.write_text("[" * 99_999)],
+    ids=["fifo", "folder", "loop", "deep"],
+)
+def test_an_agent_starts_whatever_is_in_the_place_of_the_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(path := tmp_path / "nodes.json")
     assert Recall("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.datapath.bird.control import Control, ControlError
 from agent.datapath.bird.values import BirdError
-from agent.files import beside
+from agent.files import beside, read
 
 CHECK_TIMEOUT = 20.0  # seconds; bird -p takes 10 ms
 END_WITHIN = 5.0
@@ -94,8 +94,12 @@ def write(program: str, files: Files, text: str, standby: str) -> None:
 
 
 def restore(files: Files) -> None:
-    """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises OSError."""
-    beside(files.conf, files.standby.read_text()).rename(files.conf)
+    """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises BirdError and OSError."""
+    try:
+        text = read(files.standby).decode()
+    except UnicodeError as error:
+        raise BirdError(f"{files.standby}: {error}", "remove it") from error
+    beside(files.conf, text).rename(files.conf)
 
 
 class Daemon:
@@ -206,7 +210,7 @@ def _held(pid: int, files: Files) -> Daemon | None:
 
 def _by_pid_file(files: Files) -> Daemon | None:
     try:
-        pid = int(files.pid.read_text())
+        pid = int(read(files.pid))
         fd = os.pidfd_open(pid)
     except (OSError, ValueError):
         return None
