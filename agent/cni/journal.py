@@ -205,7 +205,8 @@ def _read(path: Path, stamp: Stamp) -> Call:
     try:
         data = files.read(path, protocol.REQUEST_LIMIT)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+        # no plugin writes a link: one that leads nowhere is an entry that can never be done
+        if error.errno in (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.EISDIR) or path.is_symlink():
             raise CniError(Code.DECODING_FAILURE, str(error)) from error
         raise
     call = protocol.decode(data, None)

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,7 +291,9 @@ def test_the_release_before_reads_the_files(tmp_path: Path) -> None:
     assert set(doc["uplink"]) <= {"device", "hosts", "gateway", "via_host", "reserved"}
 
 
-@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"\xff 1\n10.244.1.2 nan\n")])
+@pytest.mark.parametrize(
+    "put", [Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"\xff 1\n10.244.1.2 nan\n")]
+)
 def test_a_log_of_releases_that_can_not_be_read_keeps_no_agent_from_starting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, put: Callable[[Path], object]
 ) -> None:

@@ -124,12 +124,15 @@ def test_a_poisoned_journal_entry_holds_up_no_other(tmp_path: Path, verbs: Verbs
     os.mkfifo(folder / "34.json")
     (folder / "35.json").symlink_to("nowhere")
     (folder / "36.json").symlink_to("36.json")
+    (folder / "38.json").symlink_to("/etc/hostname/nowhere")
     os.mkfifo(folder / ".37.json.tmp")
     entry(folder, "99.json", containerID="last")
     assert journal.replay() == len(poison.JSON) + 2
     assert (done[0], done[-1]) == ("first", "last")
     left = sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
-    assert left == ["31.json", "35.json"], "a bug may be gone tomorrow; a link to nowhere is no file at all"
+    assert left == ["31.json"], "a bug may be gone tomorrow; a link is no entry of a plugin, and leads nowhere"
+    rejected = {path.stem for path in folder.glob("*.rejected")}
+    assert {"33", "34", "35", "36", "38"} <= rejected
 
 
 def test_a_poisoned_conf_costs_its_neighbours_nothing(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_a_file_that_can_not_be_used_is_as_none(tmp_path: Path, text: str) -> No
     [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path), lambda path: path.write_text("[" * 99_999)],
     ids=["fifo", "folder", "loop", "deep"],
 )
-def test_an_agent_starts_whatever_is_in_the_place_of_the_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_an_agent_starts_whatever_is_in_the_place_of_the_file(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
     make(path := tmp_path / "nodes.json")
     assert Recall("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}

@@ -94,7 +94,7 @@ def write(program: str, files: Files, text: str, standby: str) -> None:
 
 
 def restore(files: Files) -> None:
-    """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises BirdError and OSError."""
+    """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises BirdError, OSError."""
     try:
         text = read(files.standby).decode()
     except UnicodeError as error:
