@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
 #include <linux/types.h>
@@ -20,6 +21,7 @@
 #define INLINE static __always_inline
 #define PASS TC_ACT_UNSPEC   // on to whatever else looks at packets here, and then to the stack
 #define FRAGMENT 0x3fff      // more fragments, or an offset
+#define MORE_FRAGMENTS 0x2000
 #define LATER_FRAGMENT 0x1fff // an offset: without the header of the next protocol
 
 char LICENSE[] SEC("license") = "GPL"; // the tunnel key helpers demand it
@@ -49,6 +51,29 @@ INLINE int same_mac(const __u8 *one, const __u8 *other)
 INLINE int is_tunnel(__u8 protocol)
 {
 	return protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6;
+}
+
+/* Bytes of a protocol's header without which ports and types cannot be judged. */
+INLINE __u32 least(__u8 protocol)
+{
+	switch (protocol) {
+	case IPPROTO_TCP: return 20;
+	case IPPROTO_UDP: case IPPROTO_ICMP: return 8;
+	case IPPROTO_ICMPV6: return 4;
+	default: return 0;
+	}
+}
+
+/* Whether a first fragment ends before its protocol's header does, or a later one may change it (RFC 1858, RFC 3128).
+ * Padding behind a packet is no part of it, and no sender makes fragments as small as a header.
+ */
+INLINE int hides_header(struct iphdr *ip)
+{
+	__u32 offset = bpf_ntohs(ip->frag_off) & LATER_FRAGMENT, wanted = least(ip->protocol);
+
+	if (offset)
+		return offset * 8 <= wanted;
+	return ip->frag_off & bpf_htons(MORE_FRAGMENTS) && bpf_ntohs(ip->tot_len) < ip->ihl * 4 + wanted;
 }
 
 /* Whether this is an ICMP redirect: only routers send them, and a pod is none. */

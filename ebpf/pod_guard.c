@@ -26,6 +26,12 @@ struct nd { // solicitation or advertisement
 	struct in6_addr target;
 };
 
+struct chain { // of IPv6 headers
+	__u32 offset, end; // of the next one, and of the packet: what follows is padding
+	__u8 next;
+	__u8 fragment; // it has a fragment header
+};
+
 static __noinline int drop(struct __sk_buff *skb, __u32 reason)
 {
 	struct guard_counter *counter = bpf_map_lookup_elem(&guard_counters, &reason);
@@ -102,9 +108,14 @@ INLINE int guard_arp(struct __sk_buff *skb, struct guard_port *port)
 INLINE int guard_ipv4(struct __sk_buff *skb, struct guard_port *port, int checked)
 {
 	struct iphdr ip;
-	__u32 offset;
+	__u32 offset, length;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) < 0 || ip.version != 4 || ip.ihl < 5)
+		return drop(skb, GUARD_MALFORMED);
+	length = bpf_ntohs(ip.tot_len);
+	if (!length && skb->gso_size) // more than 64 KiB to be cut into segments
+		length = skb->len - ETH_HLEN;
+	if (length < ip.ihl * 4 || length > skb->len - ETH_HLEN)
 		return drop(skb, GUARD_MALFORMED);
 	if (checked && !owns4(port, ip.saddr))
 		return drop(skb, GUARD_SPOOFED_IP);
@@ -115,11 +126,11 @@ INLINE int guard_ipv4(struct __sk_buff *skb, struct guard_port *port, int checke
 	if (is_tunnel(ip.protocol) ||
 	    (!(ip.frag_off & bpf_htons(LATER_FRAGMENT)) && to_vxlan(skb, offset, ip.protocol)))
 		return drop(skb, GUARD_POD_TUNNEL);
-	return PASS;
+	return hides_header(&ip) ? drop(skb, GUARD_MALFORMED) : PASS;
 }
 
-/* The options from `offset` on: each MAC in them is the pod's. */
-INLINE int guard_options(struct __sk_buff *skb, struct guard_port *port, __u32 offset)
+/* The options from `offset` to `end`: each MAC in them is the pod's. */
+INLINE int guard_options(struct __sk_buff *skb, struct guard_port *port, __u32 offset, __u32 end)
 {
 	struct {
 		__u16 align;
@@ -128,39 +139,43 @@ INLINE int guard_options(struct __sk_buff *skb, struct guard_port *port, __u32 o
 	} option = {};
 
 	for (int i = 0; i < OPTIONS; i++) {
-		if (offset >= skb->len)
+		if (offset == end)
 			return PASS;
-		if (bpf_skb_load_bytes(skb, offset, &option.type, 8) < 0 || !option.length)
+		if (offset + 8 > end || bpf_skb_load_bytes(skb, offset, &option.type, 8) < 0 || !option.length)
 			return drop(skb, GUARD_MALFORMED);
 		if ((option.type == SOURCE_MAC || option.type == TARGET_MAC) && !same_mac(option.mac, port->mac))
 			return drop(skb, GUARD_SPOOFED_MAC);
 		offset += option.length * 8;
 	}
-	return offset >= skb->len ? PASS : drop(skb, GUARD_MALFORMED);
+	return offset == end ? PASS : drop(skb, GUARD_MALFORMED);
 }
 
 /* Neighbour discovery: about the pod's own addresses and MAC. `nobody`: from the unspecified address. */
-INLINE int guard_icmp6(struct __sk_buff *skb, struct guard_port *port, __u32 offset, __u8 type, int nobody)
+INLINE int guard_icmp6(struct __sk_buff *skb, struct guard_port *port, struct chain *chain, __u8 type, int nobody)
 {
 	struct nd nd = {};
 
+	if (chain->fragment && (type == ROUTER_SOLICITATION || type == SOLICITATION || type == ADVERTISEMENT))
+		return drop(skb, GUARD_MALFORMED); // RFC 6980: the options may be in a later one
 	if (type == ROUTER_SOLICITATION)
-		return guard_options(skb, port, offset + 8);
+		return guard_options(skb, port, chain->offset + 8, chain->end);
 	if (type != SOLICITATION && type != ADVERTISEMENT) {
 		if (nobody && type != LISTENER_REPORT && type != LISTENER_DONE && type != LISTENER_REPORT2)
 			return drop(skb, GUARD_SPOOFED_IP);
 		return PASS;
 	}
-	if (bpf_skb_load_bytes(skb, offset, &nd, sizeof(nd)) < 0)
+	if (chain->offset + sizeof(nd) > chain->end || bpf_skb_load_bytes(skb, chain->offset, &nd, sizeof(nd)) < 0)
 		return drop(skb, GUARD_MALFORMED);
 	// what a pod solicits without an address is whether it may have it (RFC 4862)
 	if ((nobody || type == ADVERTISEMENT) && !owns6(port, &nd.target))
 		return drop(skb, GUARD_SPOOFED_IP);
-	return guard_options(skb, port, offset + sizeof(nd));
+	return guard_options(skb, port, chain->offset + sizeof(nd), chain->end);
 }
 
-/* To the header of the packet's protocol. Returns 0 there, 1 in a fragment without it, -1 if there is none. */
-INLINE int skip_extensions(struct __sk_buff *skb, __u32 *offset, __u8 *next)
+/* To the header of the packet's protocol. Returns 0 there, 1 in a fragment without it, -1 if there is none: a chain of
+ * headers ends within the packet, and within its first fragment (RFC 7112, section 5).
+ */
+INLINE int skip_extensions(struct __sk_buff *skb, struct chain *chain)
 {
 	struct {
 		__u8 next, length;
@@ -168,53 +183,57 @@ INLINE int skip_extensions(struct __sk_buff *skb, __u32 *offset, __u8 *next)
 	} header;
 
 	for (int i = 0; i < EXTENSIONS; i++) {
-		__u8 kind = *next;
+		__u8 kind = chain->next;
 
 		if (kind != HOP_BY_HOP && kind != ROUTING && kind != PIECE && kind != AUTHENTICATION &&
 		    kind != DESTINATION && kind != MOBILITY)
-			return 0;
-		if (bpf_skb_load_bytes(skb, *offset, &header, sizeof(header)) < 0)
+			return chain->offset + least(kind) > chain->end ? -1 : 0;
+		if (bpf_skb_load_bytes(skb, chain->offset, &header, sizeof(header)) < 0)
 			return -1;
-		*next = header.next;
+		chain->next = header.next;
 		if (kind == PIECE) {
-			*offset += 8;
+			chain->offset += 8;
+			if (chain->fragment++ || chain->offset > chain->end) // RFC 8200: at most one
+				return -1;
 			if (header.fragment & bpf_htons(0xfff8))
 				return 1;
 		} else {
-			*offset += kind == AUTHENTICATION ? (header.length + 2) * 4 : (header.length + 1) * 8;
+			chain->offset += kind == AUTHENTICATION ? (header.length + 2) * 4 : (header.length + 1) * 8;
 		}
+		if (chain->offset > chain->end)
+			return -1;
 	}
 	return -1;
 }
 
 INLINE int guard_ipv6(struct __sk_buff *skb, struct guard_port *port, int checked)
 {
-	__u32 offset = ETH_HLEN + sizeof(struct ipv6hdr), end;
+	struct chain chain = { .offset = ETH_HLEN + sizeof(struct ipv6hdr) };
 	struct ipv6hdr ip;
 	int later, nobody;
-	__u8 next, type;
+	__u8 type;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) < 0 || ip.version != 6)
 		return drop(skb, GUARD_MALFORMED);
 	nobody = is_nobody(&ip.saddr);
 	if (checked && !nobody && !owns6(port, &ip.saddr))
 		return drop(skb, GUARD_SPOOFED_IP);
-	end = ip.payload_len ? offset + bpf_ntohs(ip.payload_len) : skb->len; // 0: more than 64 KiB (RFC 2675)
-	next = ip.nexthdr;
-	later = skip_extensions(skb, &offset, &next);
+	chain.end = chain.offset + bpf_ntohs(ip.payload_len);
+	if (!ip.payload_len && (ip.nexthdr == HOP_BY_HOP || skb->gso_size)) // more than 64 KiB (RFC 2675)
+		chain.end = skb->len;
+	chain.next = ip.nexthdr;
+	later = chain.end > skb->len ? -1 : skip_extensions(skb, &chain);
 	if (later < 0)
 		return drop(skb, GUARD_MALFORMED);
-	if (!later && offset + 4 > end && (next == IPPROTO_UDP || next == IPPROTO_ICMPV6)) // RFC 7112, section 5
-		return drop(skb, GUARD_MALFORMED);
-	if (is_tunnel(next) || (!later && to_vxlan(skb, offset, next)))
+	if (is_tunnel(chain.next) || (!later && to_vxlan(skb, chain.offset, chain.next)))
 		return drop(skb, GUARD_POD_TUNNEL);
-	if (later || next != IPPROTO_ICMPV6)
+	if (later || chain.next != IPPROTO_ICMPV6)
 		return checked && nobody ? drop(skb, GUARD_SPOOFED_IP) : PASS;
-	if (bpf_skb_load_bytes(skb, offset, &type, sizeof(type)) < 0)
+	if (bpf_skb_load_bytes(skb, chain.offset, &type, sizeof(type)) < 0)
 		return drop(skb, GUARD_MALFORMED);
 	if (type == ROUTER_ADVERTISEMENT || type == REDIRECT6)
 		return drop(skb, GUARD_POD_ROUTER);
-	return checked ? guard_icmp6(skb, port, offset, type, nobody) : PASS;
+	return checked ? guard_icmp6(skb, port, &chain, type, nobody) : PASS;
 }
 
 SEC("tc")

@@ -79,6 +79,8 @@ int veth_ingress(struct __sk_buff *skb)
 		return drop(skb, &h, DROP_SPOOFED_MAC, 0);
 	if (is_tunnel(h.ip.protocol))
 		return drop(skb, &h, DROP_POD_TUNNEL, 0);
+	if (hides_header(&h.ip))
+		return drop(skb, &h, DROP_MALFORMED, 0);
 	if (is_redirect(skb, ETH_HLEN + h.ip.ihl * 4, h.ip.protocol, h.ip.frag_off)) // in the name of a router
 		return drop(skb, &h, DROP_SPOOFED_IP, 0);
 	to = pod_of(h.ip.daddr);

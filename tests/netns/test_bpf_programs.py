@@ -166,10 +166,22 @@ def test_a_pod_does_not_speak_to_tunnels() -> None:
     assert bench.counted() == {"drop_pod_tunnel": 4}
     bench.pod(ipv4(A, PEER, UDP, udp(8472, 1000)))
     bench.pod(ipv4(A, PEER, TCP, tcp(1000, 8472)))
-    bench.pod(ipv4(A, PEER, UDP, udp(1000, 8472), options=LSRR, fragment=1))
+    bench.pod(ipv4(A, PEER, UDP, udp(1000, 8472), options=LSRR, fragment=2))
     assert bench.counted() == {"to_stack": 3}
     bench.pod(ipv4(A, FAR, UDP, udp(1000, 8472)))
     assert bench.counted() == {"forwarded_remote": 1}
+
+
+def test_a_pod_hides_no_port_behind_or_between_fragments() -> None:
+    bench = Bench()
+    bench.pod(ipv4(A, PEER, UDP, udp(1000, 53), fragment=MORE, length=20))  # the ports are padding
+    bench.pod(ipv4(A, PEER, UDP, udp(1000, 53), options=LSRR, fragment=MORE, length=28))
+    bench.pod(ipv4(A, PEER, TCP, tcp(1000, 80), fragment=MORE, length=36))
+    bench.pod(ipv4(A, PEER, ICMP, echo(), fragment=MORE, length=24))
+    for destination in (B, FAR, PEER):
+        bench.pod(ipv4(A, destination, UDP, udp(1000, 8472), fragment=1))
+    bench.pod(ipv4(A, PEER, TCP, tcp(1000, 8472), fragment=2))
+    assert bench.counted() == {"drop_malformed": 8}
 
 
 @pytest.mark.parametrize("destination", [B, FAR, NODE, PEER, OUTSIDE])

@@ -24,7 +24,22 @@ from agent.errors import CniError
 from agent.ipam.attachment import link_name
 from agent.modes import mode as mode_of
 from agent.node.confs import Confs
-from tests.netns.frames import ICMP, UDP, arp, checksum, echo, ethernet, icmp6, ipv4, ipv6, option, udp
+from tests.netns.frames import (
+    ICMP,
+    UDP,
+    arp,
+    checksum,
+    echo,
+    ethernet,
+    extension,
+    fragment6,
+    icmp6,
+    ipv4,
+    ipv6,
+    nd,
+    option,
+    udp,
+)
 from tests.netns.node import CONF, IPIP, MACVLAN, OBJECTS, VXLAN, Host, Pod, command, eventually, ip
 
 T = TypeVar("T")
@@ -198,6 +213,41 @@ def test_a_pod_makes_no_forwarding_entries_and_gets_no_frames_of_others(tmp_path
         node.heard([ethernet("0a:58:99:99:99:99", node.mac(0), packet)])
         while select.select([listener], [], [], 0)[0]:
             assert mac_bytes("0a:58:99:99:99:99") not in listener.recv(4096)
+
+
+def in_two(source: str, destination: str, rest: bytes) -> list[bytes]:
+    """A packet in two fragments: its chain of headers ends in the second; padding of the first seems to end it."""
+    chain = extension(60, bytes([0x1E, 12]) + bytes(12), 1) + extension(ICMP6, bytes([1, 4, 0, 0, 0, 0])) + rest
+    return [
+        ipv6(source, destination, 44, fragment6(60) + chain[:8]) + bytes(8) + extension(59),
+        ipv6(source, destination, 44, fragment6(60, 1, more=False) + chain[8:]),
+    ]
+
+
+def test_a_pod_is_not_taken_for_another_by_an_advertisement_in_fragments(tmp_path: Path) -> None:
+    """A bridge joins them where anything of the node uses connection tracking, as kube-proxy does."""
+    conf = {key: value for key, value in CONF.items() if key != "subnet"}
+    host = Host(tmp_path, blocks=("10.244.1.0/24", "fd00:1::/64"), conf=conf)
+    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    pods = [Pod(f"c{number}") for number in range(2)]
+    answers = [host.add(pod) for pod in pods]
+    own, other = (next(str(i["address"]).split("/")[0] for i in a["ips"] if ":" in i["address"]) for a in answers)
+    hop, mac, other_mac = (str(i["mac"]) for i in (*answers[0]["interfaces"][::2], answers[1]["interfaces"][-1]))
+    rules = "add table ip6 kube; add chain ip6 kube f { type filter hook forward priority 0; };"
+    command("nft", rules + "add rule ip6 kube f ct state established accept")
+    eventually(lambda: pods[1].reaches("fd00:1::1"))
+    message = nd(136, "fd00:1::1", option(2, mac))[8:]
+    body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + message  # overrides
+    pseudo = IPv6Address(own).packed + IPv6Address(other).packed + struct.pack("!II", len(body), ICMP6)
+    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+    last = ipv6(own, other, UDP, udp(1, 9, MARKER))
+    with inside(pods[1], lambda: wire("eth0")) as listener, inside(pods[0], lambda: wire("eth0")) as sender:
+        listener.settimeout(10)
+        for packet in (*in_two(own, other, body), last):
+            sender.send(ethernet(other_mac, mac, packet, 0x86DD))
+        eventually(lambda: MARKER in listener.recv(4096))
+    assert hop in pods[1].run("ip", "-6", "neigh", "show", "fd00:1::1")
+    assert mac not in pods[1].run("ip", "-6", "neigh", "show", "fd00:1::1")
 
 
 def advertisement(source: str, mac: str) -> bytes:

@@ -83,14 +83,29 @@ CASES4 = [
     (ipv4(A, PEER, UDP, udp(1, 8472)), "pod_tunnel"),
     (ipv4(A, PEER, UDP, udp(1, 8472), options=LSRR), "pod_tunnel"),
     (ipv4(A, PEER, UDP, udp(1, 8472), fragment=MORE), "pod_tunnel"),
-    (ipv4(A, PEER, UDP, udp(1, 8472), fragment=1), ""),
+    (ipv4(A, PEER, UDP, udp(1, 8472), fragment=2), ""),
+    (ipv4(A, PEER, UDP, udp(1, 8472), fragment=1), "malformed"),
+    (ipv4(A, PEER, TCP, tcp(1, 8472), fragment=2), "malformed"),
+    (ipv4(A, PEER, TCP, tcp(1, 8472), fragment=3), ""),
+    (ipv4(A, PEER, 47, bytes(8), fragment=1), ""),
+    (ipv4(A, PEER, UDP, udp(1, 53), fragment=MORE, length=20), "malformed"),
+    (ipv4(A, PEER, UDP, udp(1, 53), fragment=MORE, length=24), "malformed"),
+    (ipv4(A, PEER, UDP, udp(1, 53), fragment=MORE, length=28), ""),
+    (ipv4(A, PEER, UDP, udp(1, 53), options=LSRR, fragment=MORE, length=28), "malformed"),
+    (ipv4(A, PEER, TCP, tcp(1, 80), fragment=MORE, length=36), "malformed"),
+    (ipv4(A, PEER, ICMP, echo(), fragment=MORE, length=20), "malformed"),
+    (ipv4(A, PEER, UDP, udp(1, 53), length=60), "malformed"),
+    (ipv4(A, PEER, UDP, udp(1, 53), length=12), "malformed"),
+    (ipv4(A, PEER, UDP, udp(1, 53), length=0), "malformed"),
+    (ipv4(A, PEER, UDP, udp(1, 53)) + bytes(20), ""),
     (ipv4(A, PEER, UDP, udp(8472, 1)), ""),
     (ipv4(A, PEER, TCP, tcp(1, 8472)), ""),
     (ipv4(A, PEER, ICMP, echo()), ""),
     (ipv4(A, PEER, ICMP, echo(kind=5)), "pod_router"),
     (ipv4(A, PEER, ICMP, echo(kind=5), options=LSRR), "pod_router"),
     (ipv4(A, PEER, ICMP, echo(kind=5), fragment=MORE), "pod_router"),
-    (ipv4(A, PEER, ICMP, echo(kind=5), fragment=1), ""),
+    (ipv4(A, PEER, ICMP, echo(kind=5), fragment=1), "malformed"),
+    (ipv4(A, PEER, ICMP, echo(kind=5), fragment=2), ""),
     (ipv4(A, B, UDP, udp(1, 2), version=6), "malformed"),
     (ipv4(A, B, UDP, udp(1, 2), words=4), "malformed"),
 ]
@@ -138,6 +153,8 @@ def test_a_pod_sends_from_its_own_mac_without_tags_and_nothing_but_ip() -> None:
 
 
 ROUTER = icmp6(134, bytes(12))
+HALF = extension(ICMP6, bytes([0x1E, 12, 0, 0, 0, 0]), 1)  # of a header of 16 bytes, the first 8
+END = bytes(8) + extension(NO_NEXT)  # how the packet goes on, for who takes the padding for a part of it
 CASES6 = [
     (ipv6(A6, B6, UDP, udp(1, 53)), ""),
     (ipv6(LINK, ALL, UDP, udp(1, 53)), ""),
@@ -161,6 +178,22 @@ CASES6 = [
     (ipv6(LINK, ALL, 0, extension(0) * 8 + extension(ICMP6) + ROUTER), "malformed"),
     (ipv6(LINK, ALL, 44, fragment6(60) + extension(ICMP6), length=10), "malformed"),
     (ipv6(LINK, ALL, 44, fragment6(60) + extension(ICMP6) + icmp6(128), length=16), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(60) + HALF) + END, "malformed"),
+    (ipv6(A6, B6, 44, fragment6(60) + HALF), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(60)) + extension(NO_NEXT), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(51) + extension(ICMP6, bytes(6), 2)) + END, "malformed"),
+    (ipv6(A6, B6, 60, HALF) + END, "malformed"),
+    (ipv6(A6, B6, 60, b"") + extension(NO_NEXT), "malformed"),
+    (ipv6(A6, B6, 60, b"") + extension(UDP) + udp(1, 53), "malformed"),
+    (ipv6(A6, B6, 0, extension(UDP) + udp(1, 53), length=0), ""),
+    (ipv6(A6, B6, 44, fragment6(44) + fragment6(60, 2) + bytes(8)), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(UDP), length=4), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(UDP) + udp(1, 53)[:4]) + udp(1, 53), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(TCP) + tcp(1, 80)[:16]) + bytes(4), "malformed"),
+    (ipv6(A6, B6, 44, fragment6(UDP) + udp(1, 53)), ""),
+    (ipv6(A6, B6, 44, fragment6(60) + extension(NO_NEXT)) + END, ""),
+    (ipv6(A6, B6, UDP, udp(1, 53)) + bytes(20), ""),
+    (ipv6(A6, B6, UDP, udp(1, 53), length=60), "malformed"),
     (ipv6(LINK, ALL, 44, fragment6(ICMP6, 2) + ROUTER), ""),
     (ipv6(NONE6, ALL, 44, fragment6(ICMP6, 2) + ROUTER), "spoofed_ip"),
     (ipv6(A6, B6, 44, fragment6(41, 2) + bytes(8)), "pod_tunnel"),
@@ -205,6 +238,22 @@ def test_a_pod_discovers_its_neighbours_and_is_found_as_itself_only() -> None:
     ]
     sent = [port.sends(ipv6(source, ALL, ICMP6, message), IPV6) for source, message, _reason in cases]
     assert sent == [reason for _source, _message, reason in cases]
+
+
+def test_a_pod_discovers_its_neighbours_by_whole_packets_and_padding_is_no_part_of_them() -> None:
+    port = Port()
+    good, bad = nd(136, A6, option(2, MAC)), nd(136, A6, option(2, OTHER))
+    cases = [
+        (ipv6(A6, ALL, ICMP6, good) + bytes(6), ""),
+        (ipv6(A6, ALL, ICMP6, bad, length=len(bad) - 4) + bytes(4), "malformed"),
+        (ipv6(A6, ALL, ICMP6, good[:20]) + good[20:], "malformed"),
+        (ipv6(A6, ALL, ICMP6, nd(136, A6, bytes([14, 9]) + bytes(6))), "malformed"),
+        (ipv6(A6, ALL, 44, fragment6(ICMP6) + good), "malformed"),  # RFC 6980
+        (ipv6(A6, ALL, 44, fragment6(ICMP6) + nd(135, B6)), "malformed"),
+        (ipv6(A6, ALL, 44, fragment6(ICMP6) + icmp6(133, bytes(4))), "malformed"),
+        (ipv6(A6, ALL, 44, fragment6(ICMP6) + icmp6(128, bytes(4))), ""),
+    ]
+    assert [port.sends(packet, IPV6) for packet, _reason in cases] == [reason for _packet, reason in cases]
 
 
 @pytest.mark.parametrize("kind", [131, 132, 143])
