@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 
 from agent.datapath import neighbours, netlink, rtnl
@@ -53,16 +53,32 @@ def add_station(index: int, mac: str) -> Request:
     return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add forwarding entry {mac}")
 
 
+def add_local(index: int, mac: str) -> Request:
+    """Say that a MAC is a bridge's own, whose frames are for the node (bridge(8), `self` and `local`)."""
+    payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0) + netlink.attribute(
+        NDA_LLADDR, rtnl.mac_bytes(mac)
+    )
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add the bridge's own entry {mac}")
+
+
 def stations(nl: Netlink) -> set[tuple[int, str]]:
     """Return ports of bridges and the MACs that are behind them for good. Raises NetlinkError."""
+    return {(index, mac) for index, mac, state, flags in _all(nl) if state & NUD_NOARP and flags & NTF_STICKY}
+
+
+def local(nl: Netlink) -> set[tuple[int, str]]:
+    """Return bridges and ports and the MACs that are their own. Raises NetlinkError."""
+    return {(index, mac) for index, mac, state, _flags in _all(nl) if state & NUD_PERMANENT}
+
+
+def _all(nl: Netlink) -> Iterator[tuple[int, str, int, int]]:
+    """Interface, MAC, state and flags of every entry."""
     header = NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
-    found = set()
     for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list forwarding entries")):
         _family, index, state, flags, _type = NDMSG.unpack_from(payload)
         has = netlink.attributes(payload, NDMSG.size, len(payload))
-        if state & NUD_NOARP and flags & NTF_STICKY and NDA_LLADDR in has:
-            found.add((index, has[NDA_LLADDR].hex(":")))
-    return found
+        if NDA_LLADDR in has:
+            yield index, has[NDA_LLADDR].hex(":"), state, flags
 
 
 def _neighbours(nl: Netlink, index: int) -> set[Entry]:

@@ -10,7 +10,20 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.datapath import bpf, bridges, forwarding, guard, hardening, ipip, nft, proxies, routes, rtnl, tunnel
+from agent.datapath import (
+    bpf,
+    bridge_paths,
+    bridges,
+    forwarding,
+    guard,
+    hardening,
+    ipip,
+    nft,
+    proxies,
+    routes,
+    rtnl,
+    tunnel,
+)
 from agent.datapath.bpfcall import BpfError
 from agent.datapath.netlink import Netlink
 from agent.datapath.routes import OURS, Ownership
@@ -140,7 +153,7 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
     steps = {
         GUARD: lambda: _guard(desired, done),
         NFT: lambda: _nft(nl, desired, kernel, done) if verify else None,
-        BRIDGES: lambda: _bridges(desired, kernel, done, sysctls),
+        BRIDGES: lambda: _bridges(nl, desired, kernel, done, sysctls, verify=verify),
         OVERLAY: lambda: _overlay(nl, desired, kernel, done),
         TUNNELS: lambda: _tunnels(nl, desired, kernel, done, verify=verify),
         FORWARDING: lambda: _forward(nl, desired, kernel, done, sysctls),
@@ -279,13 +292,18 @@ def _nft(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> N
         done.changed[NFT] = 1
 
 
-def _bridges(desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
+def _bridges(  # noqa: PLR0913 - what is desired, what is there, and how closely to look
+    nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path, *, verify: bool
+) -> None:
     wanted = bridges.adopt(desired.bridges, kernel.links)
     lacking = wanted - bridges.read(kernel.links, kernel.addresses)
     for problem in bridges.sync(wanted, kernel.links, kernel.addresses):
         done.lacks(BRIDGES, problem.where.removeprefix("bridge "), problem)
     done.problems += bridges.without_netfilter(wanted, sysctls)
     done.changed[BRIDGES] = sum(bridge.name not in done.unready for bridge in lacking)
+    if verify and (restored := bridge_paths.repair(nl, (b for b in wanted if b.name not in done.unready))):
+        log.warning("bridges: %d routes and entries that somebody removed are back", restored)
+        done.changed[BRIDGES] += restored
 
 
 def _uplinks(desired: NodeState, kernel: Kernel, done: Programmed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -110,6 +111,31 @@ def test_a_bridge_that_was_made_by_half_is_ours(tmp_path: Path) -> None:
     host.reconciler.drifted()
     eventually(lambda: bridge().alias == "testcni bridge" and bridge().up and bridge().altnames)
     assert not host.reconciler.status.get().problems
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [
+        f"bridge fdb del {{mac}} dev {BRIDGE} self",
+        f"ip route flush dev {BRIDGE}",
+        f"ip route del 10.244.0.8/29 dev {BRIDGE}",
+        f"ip -6 route flush dev {BRIDGE}",
+    ],
+)
+def test_pods_reach_their_node_again_when_its_way_to_them_was_removed(tmp_path: Path, removed: str) -> None:
+    host, pod = ready(tmp_path, UPPER, "fd00:10:244::/64"), Pod("c1")
+    addresses = [entry["address"].split("/")[0] for entry in host.add(pod)["ips"]]
+    assert pod.reaches("192.0.2.1")
+    command(*removed.format(mac=bridge().mac).split())
+    host.reconciler.drifted()
+    for address in addresses:
+        eventually(lambda address=address: ping(address))  # type: ignore[misc]
+    eventually(lambda: pod.reaches("192.0.2.1"))
+    assert not host.reconciler.status.get().problems
+
+
+def ping(address: str) -> bool:
+    return subprocess.run(["ping", "-c1", "-W1", address], capture_output=True, check=False).returncode == 0
 
 
 def test_nodes_and_bridges_have_macs_of_their_own() -> None:
