@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agent.datapath.state import LINK_PREFIX
 from agent.model import ROUTE_PROTOCOL
 from tests.e2e.cluster import Cluster, ClusterNode, eventually
 from tests.e2e.flow import Flow, ends
@@ -172,7 +173,9 @@ def pings(node: ClusterNode, address: str) -> bool:
 
 
 def routes(node: ClusterNode) -> str:
-    return node.machine.exec("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).stdout
+    """Those to peers, of which pods' own routes are no part."""
+    text = node.machine.exec("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).stdout
+    return "\n".join(line for line in text.splitlines() if f"dev {LINK_PREFIX}" not in line)
 
 
 def pid_of_agent(node: ClusterNode) -> str:
