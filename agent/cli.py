@@ -28,6 +28,7 @@ from agent.datapath import bpf, ipip, podports, sysctls
 from agent.datapath.bird.options import OptionsFile
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.monitor import Monitor
+from agent.ending import Ending
 from agent.errors import MustEndError
 from agent.ipam.attachments import Attachments
 from agent.model import Problem, Snapshot
@@ -69,7 +70,7 @@ class Agent:
         self.failed = False
         self._threads: list[threading.Thread] = []
         self._metrics = metrics.Metrics()
-        self._stop = threading.Event()
+        self._ending, self._stop = Ending(), threading.Event()
         self._began = time.monotonic()
         bpf.use(conf.ebpf)
         ipip.use(conf.ipip)
@@ -178,7 +179,8 @@ class Agent:
             self._threads.append(thread)
             thread.start()
         gc.freeze()  # what is there now stays: no collection need look at it again
-        self._stop.wait()
+        self._ending.wait()
+        self._stop.set()
         if not self._server.stop(FINISH_WITHIN):
             log.warning("calls are still at work after %.0f s; the next start heals them", FINISH_WITHIN)
         log.info("stopped; pods and routes stay as they are")
@@ -221,7 +223,11 @@ class Agent:
 
     def stop(self) -> None:
         """Make `run` return."""
-        self._stop.set()
+        self._ending.now()
+
+    def stop_on(self, *numbers: int) -> None:
+        """Make `run` return at these signals; for the main thread."""
+        self._ending.on(*numbers)
 
     def answer(self, call: Call) -> dict[str, Any]:
         """The answer to a call; a DEL that was journaled earlier comes before it."""
@@ -261,11 +267,11 @@ class Agent:
         except MustEndError as error:
             log.error("%s: %s", name, error)
             self.failed = True
-            self._stop.set()
+            self._ending.now()
         except Exception:
             log.exception("%s ended unexpectedly, so the agent ends", name)
             self.failed = True
-            self._stop.set()
+            self._ending.now()
 
 
 def folders(conf: AgentConfig) -> dict[str, Path]:
@@ -321,8 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: agent.stop())
+    agent.stop_on(signal.SIGTERM, signal.SIGINT)
     try:
         agent.run()
     except OSError:

@@ -74,9 +74,9 @@ class Server:
 
     def stop(self, within: float) -> bool:
         """Take no more calls, finish those at work; False when some are not done after `within` seconds."""
-        self._path.unlink(missing_ok=True)
         with self._state:
-            self._stopping = True
+            self._stopping = True  # nobody makes the socket anew from here on
+        self._path.unlink(missing_ok=True)
         if self._arrivals:
             self._arrivals.end()
         with self._state:
