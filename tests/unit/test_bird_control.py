@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from agent.datapath.bird import control, daemon, health, logs, recovery
 from agent.datapath.bird.control import Control, ControlError
+from agent.datapath.bird.daemon import Files
 from agent.datapath.bird.recovery import Recovery
 from agent.datapath.bird.values import BirdConfig, BirdError, BirdStatus, Peer, Session, State
 from tests.timing import Starved
@@ -228,6 +230,37 @@ def test_routes(tmp_path: Path) -> None:
     )
     with server(tmp_path, "0016 Access restricted\n", table) as (path, _heard), Control(path) as it:
         assert it.routes() == {IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")}
+
+
+def test_a_line_that_can_not_be_read_costs_only_itself(tmp_path: Path) -> None:
+    many = "9" * 5000
+    shown = PROTOCOLS.replace("3 imported", f"{many} imported")
+    shown = re.sub("1002-node_b .*", "1002-node_b BGP ---", shown)
+    table = "1007- 10.244.1.7/24  x\n 999.1.1.1/40  x\n 10.244.2.0/24        unicast\n0000 \n"
+    replies = ("0016 Access restricted\n", shown, table, f"1007-{many} of 13 routes for 12\n0014 Total\n")
+    with server(tmp_path, *replies) as (path, _heard), Control(path) as it:
+        found = [(protocol.name.partition("_very")[0], protocol.imported) for protocol in it.protocols()]
+        assert found == [("testcni_kernel", 0), ("node_a", 0), ("node_c", 0)]
+        assert it.routes() == {IPv4Network("10.244.2.0/24")}
+        with pytest.raises(ControlError, match="no count"):
+            it.route_count()
+
+
+@pytest.mark.parametrize("text", ["9" * 30, "9" * 5000, "-1", "0", "x", "", "\udcff"])
+def test_a_pid_file_that_names_no_bird_is_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bird.pid").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert daemon.find(Files(tmp_path)) is None
+
+
+def test_a_pipe_in_place_of_the_pid_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "bird.pid")
+    assert daemon.find(Files(tmp_path)) is None
+
+
+def test_a_configuration_that_is_no_text_is_an_error_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "bird.conf.standby").write_bytes(b"\xff")
+    with pytest.raises(BirdError, match="standby"):
+        daemon.restore(Files(tmp_path))
 
 
 def test_a_missing_session_is_a_problem_when_it_has_had_its_time() -> None:

@@ -6,12 +6,13 @@ code before it, and one with `+` is a log line (BIRD's source, nest/cli.c). Code
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -28,9 +29,14 @@ PROTOCOL, DETAILS = 1002, 1006
 GRACEFUL_RESTART = 25
 UCRED = struct.Struct("=iII")  # pid, uid, gid: SO_PEERCRED of socket(7)
 CODED = re.compile(r"(\d{4})([ -])(.*)")
-COUNTS = re.compile(r"Routes:\s+(\d+) imported,(?: \d+ filtered,)? (\d+) exported")
+COUNTS = re.compile(r"Routes:\s+(\d{1,18}) imported,(?: \d+ filtered,)? (\d{1,18}) exported")
+TOTAL = re.compile(r"\b(\d{1,18}) of \d+ routes for")
 PREFIX = re.compile(r"\d+\.\d+\.\d+\.\d+/\d+(?=\s)")
+COLUMNS = 4  # of a protocol's line, beside the last one, which may be empty
 VERSION = re.compile(r"BIRD v?(\d+)\.(\S+)")
+
+
+log = logging.getLogger(__name__)
 
 
 class ControlError(OSError):
@@ -124,15 +130,15 @@ class Control:
 
     def route_count(self) -> int:
         """How many routes all tables of BIRD have."""
-        found = re.search(r"(\d+) of \d+ routes for", self.ask("show route count").text)
+        found = TOTAL.search(self.ask("show route count").text)
         if not found:
             raise ControlError("show route count: no count in the reply")
         return int(found[1])
 
     def routes(self) -> frozenset[IPv4Network]:
-        """What all tables of BIRD have routes to, of IPv4."""
+        """What all tables of BIRD have routes to, of IPv4; a line that can't be read costs only itself."""
         lines = self.ask("show route").lines
-        return frozenset(IPv4Network(found[0]) for _code, text in lines if (found := PREFIX.match(text)))
+        return frozenset(_networks(found[0] for _code, text in lines if (found := PREFIX.match(text))))
 
     def protocols(self) -> tuple[Protocol, ...]:
         """All protocols with their details."""
@@ -184,15 +190,26 @@ def _version(reply: Reply) -> str:
     return f"{found[1]}.{found[2]}"
 
 
+def _networks(texts: Iterable[str]) -> Iterator[IPv4Network]:
+    for text in texts:
+        try:
+            yield IPv4Network(text)
+        except ValueError:
+            log.debug("BIRD has a route to %r, which is no network", text)
+
+
 def parse_protocols(lines: tuple[tuple[int, str], ...]) -> Iterator[Protocol]:
-    """The protocols in the lines of `show protocols all`."""
+    """The protocols in the lines of `show protocols all`; one that can't be read costs only itself."""
     row: list[str] = []
     details: list[str] = []
     for code, text in lines:
         if code == PROTOCOL:
             if row:
                 yield _protocol(row, details)
-            row, details = text.split(None, 4), []
+            row, details = text.split(None, COLUMNS), []
+            if len(row) < COLUMNS:
+                log.debug("%r is no protocol of BIRD", text)
+                row = []
         elif code == DETAILS:
             details.append(text)
     if row:
@@ -211,7 +228,7 @@ def _protocol(row: list[str], details: list[str]) -> Protocol:
         name=name,
         kind=kind,
         state=state,
-        info=row[4] if len(row) > 4 else "",
+        info=row[COLUMNS] if len(row) > COLUMNS else "",
         bgp=bgp,
         error=fields.get("Last error", ""),
         imported=sum(imported for imported, _exported in counts),

@@ -61,15 +61,16 @@ def version(program: str) -> str:
     """The installed BIRD's version; raises BirdError when there is none, or one that we can't use."""
     try:
         done = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=CHECK_TIMEOUT, check=False
-        )
+            [program, "--version"], capture_output=True, text=True, errors="replace", timeout=CHECK_TIMEOUT,
+            check=False,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise BirdError(f"{program}: {error}", RUNS_ON) from error
     words = done.stdout + done.stderr
     found = re.search(r"BIRD version v?((\d+)\.\S+)", words)
     if not found:
         raise BirdError(f"{program} --version says {words.strip()[:80]!r}", RUNS_ON)
-    if int(found[2]) != MAJOR:
+    if found[2] != str(MAJOR):
         raise BirdError(
             f"{program} is BIRD {found[1]}, whose filters can't set on-link next hops as those of BIRD 2 do",
             RUNS_ON,
@@ -82,8 +83,9 @@ def write(program: str, files: Files, text: str, standby: str) -> None:
     new = beside(files.conf, text)
     try:
         done = subprocess.run(
-            [program, "-p", "-c", str(new)], capture_output=True, text=True, timeout=CHECK_TIMEOUT, check=False
-        )
+            [program, "-p", "-c", str(new)], capture_output=True, text=True, errors="replace",
+            timeout=CHECK_TIMEOUT, check=False,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise BirdError(f"{program} -p: {error}", RUNS_ON) from error
     if done.returncode:
@@ -98,7 +100,7 @@ def restore(files: Files) -> None:
     try:
         text = read(files.standby).decode()
     except UnicodeError as error:
-        raise BirdError(f"{files.standby}: {error}", "remove it") from error
+        raise BirdError(f"{files.standby}: {error}", "BIRD waits for the datastore; or remove the file") from error
     beside(files.conf, text).rename(files.conf)
 
 
@@ -212,7 +214,7 @@ def _by_pid_file(files: Files) -> Daemon | None:
     try:
         pid = int(read(files.pid))
         fd = os.pidfd_open(pid)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):  # nothing, or what is no pid
         return None
     if _is_ours(pid, files):  # asked when the descriptor holds it: the pid may have become another's
         return Daemon(pid, fd)
