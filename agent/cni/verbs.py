@@ -16,7 +16,7 @@ from agent.cni.stays import Stays
 from agent.datapath import behind, links, rtnl, tcx
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import MAC_REMEDY, CniError, Code, invalid_config
-from agent.ipam.attachment import Attachment, link_name
+from agent.ipam.attachment import Attachment, is_link_name, link_name
 from agent.ipam.attachments import Attachments
 from agent.modes import mode, unwire_unknown
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
@@ -283,7 +283,7 @@ class Verbs:
         """Attachments of this network whose file cannot be used, and that the runtime does not know."""
         failures = []
         for entry in self._attachments.unreadable():
-            if entry.network == network and entry.link not in valid:
+            if entry.network == network and entry.link not in valid and is_link_name(entry.link):
                 try:
                     self._remove_unknown(entry.link, network)
                 except OSError as error:
@@ -295,7 +295,7 @@ class Verbs:
         known = {attachment.link for attachment in self._attachments.all()} | valid
         failures = []
         for link in rtnl.links(links.host()):
-            marked = link.name.startswith(LINK_PREFIX) and link.alias.startswith(f"{ALIAS} {network} ")
+            marked = is_link_name(link.name) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:
                     unwire_unknown(link.name)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
@@ -20,6 +21,7 @@ FORMAT = 2
 
 A change of what a key means needs a new number, which one release reads and the next one writes.
 """
+LINK = re.compile(f"{LINK_PREFIX}[0-9a-f]{{{15 - len(LINK_PREFIX)}}}")
 TEXTS = ("container_id", "ifname", "netns", "pod", "mac")
 
 
@@ -47,6 +49,11 @@ PARSED: Mapping[str, Callable[[object], Any]] = {
 def link_name(container_id: str, ifname: str) -> str:
     """The host's end of an attachment: always the same for the same one, so a crash can't lose it."""
     return LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
+
+
+def is_link_name(name: str) -> bool:
+    """Whether a host end may be named so."""
+    return bool(LINK.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)

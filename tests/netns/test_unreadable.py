@@ -109,6 +109,23 @@ def test_gc_removes_an_unreadable_attachment_of_its_network_only(tmp_path: Path,
     assert rtnl.link(links.host(), link_name("running", "eth0")) is None
 
 
+def test_gc_touches_no_link_that_is_not_a_host_end_of_ours(tmp_path: Path) -> None:
+    host, running, lost = Host(tmp_path), Pod("running"), Pod("lost")
+    host.add(running)
+    host.add(lost)
+    newer(file_of(host, lost))
+    for name in ("aside0", "tcnither"):
+        command("ip", "link", "add", name, "type", "veth", "peer", "name", f"p{name}")
+        file_of(host, lost).with_name(f"{name}.json").write_bytes(file_of(host, lost).read_bytes())
+    command("ip", "link", "set", "tcnither", "alias", "testcni testcni lost eth0")
+    restart(host)
+    host.call("GC", conf={**CONF, "cni.dev/valid-attachments": [{"containerID": "running", "ifname": "eth0"}]})
+    assert rtnl.link(links.host(), link_name("lost", "eth0")) is None, "GC goes on after them"
+    assert rtnl.link(links.host(), "aside0")
+    assert rtnl.link(links.host(), "tcnither")
+    assert len(host.attachments.problems()) == 2, "a person has to say what these files are"
+
+
 def test_no_pod_is_added_while_a_pod_may_have_an_address_that_nobody_knows(tmp_path: Path) -> None:
     host, pod, lost = Host(tmp_path), Pod("c1"), link_name("lost", "eth0")
     command("ip", "link", "add", lost, "type", "veth", "peer", "name", "there")
