@@ -106,6 +106,11 @@ fuzz: build/.debs build/.debs-fuzz ## the plugin by libFuzzer (SECONDS=60)
 	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build libfuzzer
 	@mkdir -p build/fuzz && cd build/fuzz && ../libfuzzer_testcni -max_total_time=$(SECONDS) -rss_limit_mb=2048 -print_final_stats=1 .
 
+.PHONY: fuzz-agent
+fuzz-agent: deps ## the agent's readers by hypothesis, with new texts each time (SECONDS=60)
+	@end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \
+	  FUZZ_EXAMPLES=200 $(BIN)/pytest -q -n 4 --timeout 600 tests/unit/test_fuzz_*.py; done
+
 .PHONY: demo
 demo: deps plugin build/ebpf/.done ## nodes, pods and who reaches whom (NODES=3 MODE=host-gw PODS=1 KEEP=)
 	@$(BIN)/python -m tests.lab demo --nodes $(NODES) --mode $(MODE) --pods $(PODS) $(if $(KEEP),--keep)

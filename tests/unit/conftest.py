@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 @pytest.fixture
 def plugin(builds: Builds, tmp_path: Path) -> Plugin:
     return Plugin(builds.plugin, tmp_path)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Log nothing, for tests of texts that no report of a test can hold."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
