@@ -170,7 +170,7 @@ def test_options(tmp_path: Path) -> None:
             Router(External(IPv4Address("192.0.2.101"), 65001)),
         ),
     )
-    file.write_text("")
+    file.write_text("{}")
     assert read(file) == BgpOptions()
 
 
@@ -178,6 +178,8 @@ def test_options(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("[]", "a mapping"),
+        ("1: x", "text as name"),
+        ("peers: [{address: 192.0.2.1, asNumber: 1, nodeSelector: {1: a}}]", "text as name"),
         ("a: b: c", "mapping values are not allowed"),
         ("asNumber: x", "asNumber: 'x' is not allowed"),
         ("asNumber: 0", "asNumber: 0"),
@@ -190,6 +192,7 @@ def test_options(tmp_path: Path) -> None:
         ("peers: [{address: 192.0.2.1, asNumber: 64512}]", "own asNumber"),
         ("peers: [{address: 192.0.2.1, asNumber: 1}, {address: 192.0.2.1, asNumber: 2}]", "one entry for each"),
         ("peers: [{address: 192.0.2.1, asNumber: 1, nodeSelector: {a: true}}]", "in quotes"),
+        ("peers: [{address: 192.0.2.1, asNumber: 1, nodeSelector: {a: }}]", r"peers\[0\]\.nodeSelector\.a: None"),
         ("peers: [{address: 192.0.2.1, asNumber: 1, multihop: 2}]", "true, false"),
         ("peers: [{address: 192.0.2.1, asNumber: 1, x: 2}]", r"unknown field peers\[0\].x"),
     ],
@@ -236,3 +239,59 @@ def test_wrong_options_leave_in_force_what_was(tmp_path: Path) -> None:
     assert "asNumber: 0" in problem.what
     file.unlink()
     assert options.look()[0] == BgpOptions(64600)
+
+
+WITH_PASSWORDS = """passwordFile: {0}
+peers:
+- {{address: 192.0.2.9, asNumber: 65000, passwordFile: {0}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# soon",
+        "null",
+        "~",
+        "---",
+        "passwordFile:",
+        "passwordFile: ~",
+        "asNumber: 1\npasswordFile: null",
+        "peers:",
+        "peers: [~]",
+        "passwordFile: {0}\npeers:\n- {{address: 192.0.2.9, asNumber: 65000, passwordFile: }}",
+    ],
+)
+def test_a_blank_takes_no_password_away(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bgp.yaml"
+    secret(tmp_path, "mesh")
+    good = WITH_PASSWORDS.format(tmp_path / "mesh")
+    file.write_text(good)
+    options = OptionsFile(file)
+    before, _ = options.look()
+    assert before
+    assert before.password
+    file.write_text(text.format(tmp_path / "mesh"))
+    known, (problem,) = options.look()
+    assert known == before, "what was in force stays"
+    assert "None is not allowed" in problem.what
+    assert OptionsFile(file).look()[0] is None, "no session begins"
+    file.write_text(good)
+    assert options.look() == (before, ())
+
+
+def test_a_password_that_the_file_asks_for_no_more_goes_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "bgp.yaml"
+    secret(tmp_path, "mesh")
+    file.write_text(WITH_PASSWORDS.format(tmp_path / "mesh"))
+    options = OptionsFile(file)
+    options.look()
+    file.write_text("peers: [{address: 192.0.2.9, asNumber: 65000}]")
+    known, problems = options.look()
+    assert known
+    assert (known.password, problems) == (None, ())
+    assert "has no passwordFile any more: sessions between nodes" in caplog.text
+    assert "the router 192.0.2.9 has no passwordFile any more" in caplog.text

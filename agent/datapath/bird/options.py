@@ -50,11 +50,26 @@ def read(path: Path) -> BgpOptions:
     """The file's options, with the passwords of the files that it names. Raises BirdError with the field."""
     try:
         doc = strictyaml.value(files.read(path))
-        return _parse({} if doc is None else doc)
+        _refuse_blanks("the file", doc)
+        return _parse(doc)
     except (OSError, YamlError) as error:
         raise BirdError(f"{path}: {error}", "write the file as docs/bgp.md has it") from error
     except CniError as error:
         raise BirdError(f"{path}: {error.msg}", error.details) from error
+
+
+def _refuse_blanks(where: str, value: object) -> None:
+    """No null anywhere: a password that is blank, or a file that is empty, must not mean none. Raises CniError."""
+    if value is None:
+        raise invalid_config(where, value, "a value; for the default remove the line, or write {} into the file")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise invalid_config(f"the name {key!r} in {where}", key, "text as name of an option")
+            _refuse_blanks(key if where == "the file" else f"{where}.{key}", inner)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_blanks(f"{where}[{number}]", inner)
 
 
 def _parse(doc: object) -> BgpOptions:
@@ -167,6 +182,8 @@ class OptionsFile:
             return self._options, (problem,)
         if self._options is None:
             self._take_note()
+        elif found != self._options:
+            _warn_of_lost_passwords(self._path, self._options, found)
         self._options = found
         return found, ()
 
@@ -176,3 +193,13 @@ class OptionsFile:
                 files.beside(self._note, str(self._path)).rename(self._note)
             except OSError as error:
                 log.warning("%s can't be written: %s", self._note, error)
+
+
+def _warn_of_lost_passwords(path: Path, old: BgpOptions, new: BgpOptions) -> None:
+    """A file that asks for no password any more is obeyed, but not in silence."""
+    if old.password and not new.password:
+        log.warning("%s has no passwordFile any more: sessions between nodes go on without a password", path)
+    before = {router.external.address for router in old.routers if router.external.password}
+    for router in new.routers:
+        if router.external.address in before and not router.external.password:
+            log.warning("%s: the router %s has no passwordFile any more", path, router.external.address)
