@@ -99,7 +99,7 @@ class Agent:
         self._selftest = SelfTest(conf.route_protocol)
         heralding: Latest[Mapping[str, Problem]] = Latest({})
         journaling: Latest[Mapping[str, Problem]] = Latest({})
-        inputs = Inputs(
+        self._inputs = inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
             demand,
@@ -205,6 +205,8 @@ class Agent:
         }
         if self._installer:
             parts["installer"] = self._installer.run
+        if self.conf.bgp:
+            parts["bgp-options"] = self._inputs.bgp.run
         if self._announce:
             parts["announcer"] = self._announce
         if self._http:

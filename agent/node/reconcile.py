@@ -104,7 +104,7 @@ class Reconciler:
         self._leaving = change.Leaving(earlier.blocks)
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
         pods = inputs.attachments
-        told = (inputs.snapshot, inputs.confs, inputs.demand, pods, pods.aside, claimer.unseen)
+        told = (inputs.snapshot, inputs.confs, inputs.demand, pods, pods.aside, claimer.unseen, inputs.bgp.said)
         listens = tuple(source.listen for source in told)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -295,3 +297,28 @@ def test_a_password_that_the_file_asks_for_no_more_goes_with_a_warning(
     assert (known.password, problems) == (None, ())
     assert "has no passwordFile any more: sessions between nodes" in caplog.text
     assert "the router 192.0.2.9 has no passwordFile any more" in caplog.text
+
+
+def test_a_change_of_the_file_or_a_password_is_seen_at_once(tmp_path: Path) -> None:
+    """As a ConfigMap changes: by a link to another folder."""
+    for name, text in (("one", "{}"), ("two", f"passwordFile: {tmp_path}/mesh"), ("three", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bgp.yaml").write_text(text)
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "bgp.yaml").symlink_to("..data/bgp.yaml")
+    secret(tmp_path, "mesh")
+    options, stop = OptionsFile(tmp_path / "bgp.yaml"), threading.Event()
+    thread = threading.Thread(target=options.run, args=(stop,))
+    thread.start()
+    try:
+        for name, wanted in (
+            ("one", lambda said: said == BgpOptions()),
+            ("two", lambda said: said == BgpOptions(password=Secret("mesh password"))),
+            ("three", lambda said: isinstance(said, str)),
+        ):
+            (tmp_path / "..new").symlink_to(name)
+            (tmp_path / "..new").rename(tmp_path / "..data")
+            assert options.said.wait(wanted, time.monotonic() + 20), name
+    finally:
+        stop.set()
+        thread.join()

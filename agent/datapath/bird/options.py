@@ -6,6 +6,8 @@ A file, and not a part of the netconf, as its passwords are files too (a ConfigM
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -15,10 +17,13 @@ from agent import files, strictyaml
 from agent.datapath.bird.values import DEFAULT_AS, BirdError, External, Secret, read_secret
 from agent.errors import CniError, invalid_config
 from agent.model import Problem
+from agent.shared import Latest
 from agent.strictyaml import YamlError
 from agent.values import Fields, address
 
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
+EVERY = 1.0  # seconds between two looks whether it has changed; its passwords may be in other folders
+READING = 0.01  # of the time at most
 log = logging.getLogger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
@@ -158,6 +163,20 @@ class OptionsFile:
         self._path = path
         self._note = note
         self._options = None if path else BgpOptions()
+        self.said: Latest[BgpOptions | str | None] = Latest(None)
+        """What the file said at the last look of `run`, or what was wrong with it: who listens looks again."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Look every second whether the file or a password has changed, until `stop` is set."""
+        pause = EVERY
+        while self._path and not stop.wait(pause):
+            began = time.monotonic()
+            try:
+                self.said.publish(read(self._path))
+            except BirdError as error:
+                self.said.publish(str(error))
+            pause = max(EVERY, (time.monotonic() - began) / READING)
+        stop.wait()
 
     @property
     def stands(self) -> bool:
