@@ -62,7 +62,7 @@ class IPPool:
     gateway: Address | None = None
     """The router of pods that share their subnet with others; no pod's."""
     namespaces: tuple[str, ...] | None = None
-    """Whose pods may ask for its addresses, by annotation; None: those of all namespaces."""
+    """Whose pods may ask for its addresses, in whichever way; None: those of all namespaces."""
 
 
 @dataclass(frozen=True, slots=True)

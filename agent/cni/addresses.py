@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from agent.cni import calls, probe
-from agent.cni.stays import TRIES, Stay, Stays, TakenError
+from agent.cni import calls, policy, probe
+from agent.cni.stays import SEE, TRIES, Stay, Stays, TakenError
 from agent.cni.wishes import IP, Wish
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code, invalid_config
@@ -16,7 +16,7 @@ from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
-from agent.model import Address, Network, Subnet
+from agent.model import Address, Network, Snapshot, Subnet
 from agent.netconf import NetConf
 from agent.shared import Demand, Latest, NodeStatus, Want
 
@@ -33,20 +33,26 @@ DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which ther
 class Addresses:
     """Gives pods addresses, and takes back what is not this node's to give. For several threads at once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it needs, each from another part
         self,
         attachments: Attachments,
         status: Latest[NodeStatus],
         demand: Latest[Demand],
         stays: Stays | None,
         undo: Callable[[Attachment], None],
+        *,
+        snapshot: Latest[Snapshot] | None = None,
     ) -> None:
-        """`stays`: who knows of addresses that stay; `undo` takes an attachment back and never fails."""
+        """`stays`: who knows of addresses that stay; `undo` takes an attachment back and never fails.
+
+        `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
+        """
         self._attachments = attachments
         self._status = status
         self._demand = demand
         self._stays = stays
         self._undo = undo
+        self._snapshot = snapshot
 
     @contextmanager
     def given(self, wanted: Attachment, conf: NetConf, wish: Wish | None, deadline: float) -> Iterator[Attachment]:
@@ -54,7 +60,9 @@ class Addresses:
 
         No wait ends after `deadline` (time.monotonic). Raises CniError.
         """
-        own = self._prepared(conf.network, min(deadline, time.monotonic() + PREPARED_WITHIN))
+        end = min(deadline, time.monotonic() + PREPARED_WITHIN)
+        own = self._prepared(conf.network, end)
+        self._check_policy(wanted.pod, conf, end)
         wanted = replace(wanted, uplink=self._status.get().uplinks.get(conf.network))
         if self._stays is None or wish is None:
             yield self._reserve(wanted, conf, own, deadline)
@@ -62,6 +70,21 @@ class Addresses:
         ranges = self._ranges(conf.network, own)
         with self._stays.staying(wish, conf.network, ranges, deadline) as stay:
             yield self._settled(self._stays, stay, wanted, conf, own)
+
+    def _check_policy(self, pod: str, conf: NetConf, end: float) -> None:
+        """Raises CniError 102 for an address of the netconf or CNI_ARGS that the pod may not ask for.
+
+        Until the pools are known (`end` at most) that is not known either; then it is error 11.
+        """
+        if self._snapshot is None or not conf.ips:
+            return
+        if not self._snapshot.wait(lambda snapshot: snapshot.synced, end):
+            what = (
+                f"whether the pod may have {conf.ips[0]} is not known: the datastore has not been read completely"
+            )
+            raise CniError(Code.TRY_AGAIN, what, SEE)
+        for address in conf.ips:
+            policy.check_address(pod, address, self._snapshot.get())
 
     def look(self, network: Network) -> None:
         """Raises CniError 50 when an ADD would get no address now."""

@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
+from agent.cni import policy
 from agent.cni.wishes import POOL, UnknownError, Wish, Wishes, identity
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks, reservations
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import Attachment
 from agent.ipam.reservations import Claim, RefusedError
-from agent.model import Address, IPBlock, IPPool, IPReservation, Network, Resource, Snapshot, address_name
+from agent.model import Address, IPBlock, IPReservation, Network, Resource, Snapshot, address_name
 from agent.shared import Busy, Latest, NodeStatus, Notice
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
@@ -134,7 +135,7 @@ class Stays:
             field = f"annotation {POOL} of pod {wish.pod}"
             raise invalid_config(field, wish.pool, f"an IPPool of network {network.name}: {known}")
         if wish.pool in snapshot.pools:
-            _check_namespace(wish, snapshot.pools[wish.pool])
+            policy.check_pool(wish.pod, snapshot.pools[wish.pool])
 
     def settle(self, stay: Stay, attachment: Attachment) -> None:
         """Claim the addresses that the attachment has of this node's blocks; wait until the node knows them here.
@@ -257,9 +258,7 @@ class Stays:
     def _check_policy(self, wish: Wish, address: Address) -> None:
         """Raises CniError 102 where the pod's namespace may not have the address, or has too many already."""
         snapshot, namespace = self._known.snapshot.get(), wish.pod.partition("/")[0]
-        for pool in snapshot.pools.values():
-            if blocks.contains(pool.cidr, address):
-                _check_namespace(wish, pool)
+        policy.check_address(wish.pod, address, snapshot)
         known = snapshot.reservations
         held = known.get(address_name(address))
         if held and held.owner == wish.owner:
@@ -328,15 +327,6 @@ def _at_home(address: Address, network: Network, own: Sequence[Range]) -> bool:
     if network.hand_made:  # all nodes have one block there, and parts of it
         return any(address in mine for mine in own)
     return any(address in mine.block for mine in own)
-
-
-def _check_namespace(wish: Wish, pool: IPPool) -> None:
-    """Raises CniError 102 where pods of the namespace may not ask for addresses of the pool."""
-    namespace = wish.pod.partition("/")[0]
-    if pool.namespaces is not None and namespace not in pool.namespaces:
-        allowed = ", ".join(pool.namespaces) or "none"
-        what = f"pods of namespace {namespace} may not ask for addresses of IPPool {pool.name}"
-        raise CniError(Code.ADDRESSES, what, f"its allowedNamespaces: {allowed}")
 
 
 def _unclaimed(address: Address, why: object) -> CniError:

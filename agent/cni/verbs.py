@@ -18,6 +18,7 @@ from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import MAC_REMEDY, CniError, Code, invalid_config
 from agent.ipam.attachment import Attachment, is_link_name, link_name
 from agent.ipam.attachments import Attachments
+from agent.model import Snapshot
 from agent.modes import mode, unwire_unknown
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import NetConf
@@ -42,16 +43,18 @@ class Verbs:
         *,
         foreign_mac: Callable[[str], str] = lambda _network: "",
         egress_limit: Callable[[str], bool | None] = lambda _network: None,
+        snapshot: Latest[Snapshot] | None = None,
     ) -> None:
         """`stays`: who knows of pods' annotations; None: they are not looked at.
 
         `foreign_mac` says by the name of a network which MAC a later plugin of the chain gives to pods,
         `egress_limit` whether such a plugin limits what each of them sends; False: that of some, None: of none.
+        `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
         """
         self._attachments = attachments
         self._sink = sink
         self._stays = stays
-        self._addresses = Addresses(attachments, status, demand, stays, self._undo)
+        self._addresses = Addresses(attachments, status, demand, stays, self._undo, snapshot=snapshot)
         self._locks = attachments.locks
         self._foreign_mac = foreign_mac
         self._egress_limit = egress_limit

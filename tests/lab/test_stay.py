@@ -225,7 +225,7 @@ def test_a_pod_chooses_the_pool_of_its_address() -> None:
     with lab(2, agents=False, conf={"cniVersion": "1.0.0", "name": "testcni", "type": "testcni"}) as it:
         one, two = it.nodes
         for name, cidr in (("gold", "10.99.0.0/16"), ("pods", "10.244.0.0/16")):
-            spec = {"cidr": cidr, "blockSize": 24}
+            spec = {"cidr": cidr, "blockSize": 24, "allowedNamespaces": ["default"]}
             it.put(f"pool-{name}", {
                 "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec,
             })  # fmt: skip
@@ -249,4 +249,8 @@ def test_a_pod_chooses_the_pool_of_its_address() -> None:
         one.delete_pod(rich)
         assert add(two, "rich").address == rich.address
         converge(it, 2)
+        with pytest.raises(RunnerError, match="namespace shop may not ask for addresses of IPPool gold") as caught:
+            one.add_pod("shop", args="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;IP=10.99.0.77")
+        assert caught.value.code == 102
+        assert one.add_pod("plain", args="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=plain")
         assert [node.problems() for node in it.nodes] == [[], []]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from agent import netconf
 from agent.cni import addresses
 from agent.cni.addresses import Addresses
 from agent.errors import CniError, Code
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
-from agent.model import Network, Subnet
+from agent.model import IPPool, Network, Snapshot, Subnet
 from agent.netconf import NetConf
 from agent.shared import Demand, Latest, NodeStatus
 
@@ -26,6 +27,8 @@ CONF = NetConf("1.1.0", NETWORK)
 FOUR, SIX = ipaddress.ip_network("10.244.1.0/29"), ipaddress.ip_network("fd00::/125")
 MORE_FOUR, MORE_SIX = ipaddress.ip_network("10.244.2.0/29"), ipaddress.ip_network("fd00::8/125")
 BOTH = frozenset({4, 6})
+CIDRS = {"four": FOUR, "six": SIX}
+DOC = {"cniVersion": "1.1.0", "name": "net"}
 
 
 class Node:
@@ -36,12 +39,20 @@ class Node:
         self.attachments.load()
         self.status = Latest(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
         self.demand: Latest[Demand] = Latest({})
-        self.addresses = Addresses(self.attachments, self.status, self.demand, None, self.attachments.remove)
+        self.snapshot = Latest(Snapshot(synced=True))
+        self.addresses = Addresses(
+            self.attachments, self.status, self.demand, None, self.attachments.remove, snapshot=self.snapshot
+        )
 
-    def add(self, name: str, within: float = 5.0) -> list[str]:
-        wanted = Attachment(name, "eth0", NETWORK, "/x", "", (), "")
-        with self.addresses.given(wanted, CONF, None, time.monotonic() + within) as made:
+    def add(self, name: str, within: float = 5.0, conf: NetConf = CONF, pod: str = "") -> list[str]:
+        wanted = Attachment(name, "eth0", NETWORK, "/x", pod, (), "")
+        with self.addresses.given(wanted, conf, None, time.monotonic() + within) as made:
             return [str(lease.address) for lease in made.leases]
+
+    def pools(self, namespaces: tuple[str, ...] | None = None) -> None:
+        """A cluster of which the node has read all; `namespaces`: whose pods may ask for addresses."""
+        every = [IPPool(name, cidr, cidr.prefixlen, namespaces=namespaces) for name, cidr in CIDRS.items()]
+        self.snapshot.publish(Snapshot(synced=True, pools={pool.name: pool for pool in every}))
 
     @property
     def asked(self) -> dict[int, int]:
@@ -132,3 +143,48 @@ def test_one_add_does_not_ask_for_blocks_without_end(tmp_path: Path, monkeypatch
     with node.answering(*useless[1:]), pytest.raises(CniError, match="no address is free"):
         node.add("a")
     assert node.asked == {4: 5}
+
+
+ASKED = {"four": "10.244.1.5", "six": "fd00::5"}
+WAYS: dict[str, Callable[[str], NetConf]] = {
+    "runtimeConfig": lambda ip: netconf.parse({**DOC, "runtimeConfig": {"ips": [f"{ip}/24"]}}),
+    "args": lambda ip: netconf.parse({**DOC, "args": {"cni": {"ips": [ip]}}}),
+    "CNI_ARGS": lambda ip: netconf.parse(DOC, f"IgnoreUnknown=1;IP={ip}"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pool", ASKED)
+def test_a_pod_of_another_namespace_may_not_ask_for_an_address_in_whichever_way(
+    tmp_path: Path, way: str, pool: str
+) -> None:
+    node, conf = Node(tmp_path, FOUR, SIX), WAYS[way](ASKED[pool])
+    node.pools(namespaces=("shop",))
+    with pytest.raises(CniError, match=f"namespace default may not ask for addresses of IPPool {pool}") as refused:
+        node.add("a", conf=conf, pod="default/a")
+    assert (refused.value.code, "shop" in str(refused.value)) == (Code.ADDRESSES, True)
+    with pytest.raises(CniError, match="pods whose namespace CNI_ARGS do not name may not ask for addresses"):
+        node.add("b", conf=conf)
+    assert node.attachments.all() == ()
+    assert ASKED[pool] in node.add("c", conf=conf, pod="shop/c")
+    assert node.add("d", pod="default/d"), "who asks for nothing gets any address of the node's blocks"
+
+
+def test_a_pool_for_all_namespaces_gives_what_is_asked_for(tmp_path: Path) -> None:
+    node = Node(tmp_path, FOUR, SIX)
+    node.pools(namespaces=None)
+    assert "10.244.1.5" in node.add("a", conf=WAYS["CNI_ARGS"]("10.244.1.5"))
+    node.pools(namespaces=())
+    with pytest.raises(CniError, match="allowedNamespaces: none"):
+        node.add("b", conf=WAYS["CNI_ARGS"]("10.244.1.6"), pod="default/b")
+
+
+def test_an_address_is_not_given_before_the_pools_say_who_may_ask(tmp_path: Path) -> None:
+    node, conf = Node(tmp_path, FOUR, SIX), WAYS["runtimeConfig"]("10.244.1.5")
+    node.snapshot.publish(Snapshot())
+    with pytest.raises(CniError, match="the datastore has not been read completely") as refused:
+        node.add("a", 0.05, conf, "default/a")
+    assert refused.value.code == Code.TRY_AGAIN
+    assert node.add("b", pod="default/b")
+    threading.Timer(0.05, node.pools).start()
+    assert "10.244.1.5" in node.add("a", conf=conf, pod="default/a")
