@@ -1,4 +1,4 @@
-"""How the agent is told to end: by a signal, which may come while any lock is held, or by a part of it."""
+"""End the agent: at a signal, which may come while any lock is held, or when a part of it asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Switches of devices that take nothing from routers, as none of ours is told its way by one (ip-sysctl)."""
+"""Turn off what makes our devices accept routes, prefixes and redirects from others (ip-sysctl)."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _bridge(view: View) -> frozenset[Bridge]:
 
 
 def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:
-    """A MAC that was asked for is nobody's on this node, and is never given to another. Raises CniError 7."""
+    """Reject a requested MAC that another link of this node has, or that later pods may get. Raises CniError 7."""
     mac = attachment.mac
     if mac == mac_for(attachment.leases[0].address):
         return
