@@ -14,7 +14,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from agent.datapath import hardening
+from agent.datapath import hardening, sysctls
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX, Bridge, Interface
 from agent.model import Problem, Subnet
@@ -34,9 +34,9 @@ def adopt(desired: frozenset[Bridge], links: Iterable[Link]) -> frozenset[Bridge
     return frozenset(replace(bridge, mac=macs.get(bridge.name, bridge.mac)) for bridge in desired)
 
 
-def without_netfilter(desired: frozenset[Bridge], sysctls: Path) -> list[Problem]:
-    """What fails on bridges where the kernel has no br_netfilter. `sysctls` is the folder /proc/sys/net."""
-    if (sysctls / NETFILTER).exists():
+def without_netfilter(desired: frozenset[Bridge], switches: Path) -> list[Problem]:
+    """What fails on bridges where the kernel has no br_netfilter. `switches` is /proc/sys/net."""
+    if (switches / NETFILTER).exists():
         return []
     what = "the kernel module br_netfilter is not loaded, so a pod that calls a Service gets no answer"
     what += " from a pod of its own node"
@@ -95,7 +95,7 @@ def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[
                 continue
             try:
                 _ensure(ipr, bridge, known, addresses)
-            except NetlinkError as error:
+            except (NetlinkError, OSError) as error:
                 problems.append(_refused(bridge.name, error))
     return problems
 
@@ -125,7 +125,7 @@ def _ports(bridge: Link, links: Iterable[Link]) -> bool:
     return any(link.master == bridge.index for link in links)
 
 
-def _refused(name: str, error: NetlinkError) -> Problem:
+def _refused(name: str, error: NetlinkError | OSError) -> Problem:
     return Problem(f"bridge {name}", str(error), "see `ip -d link` on this node")
 
 
@@ -139,6 +139,7 @@ def _foreign(link: Link) -> Problem:
 
 
 def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable[LinkAddress]) -> None:
+    """Make a bridge, or make it again what it should be. Raises NetlinkError, OSError."""
     if link is None:
         # no spanning tree: a port forwards at once; the MAC is given, else it changes with the ports
         ipr.link("add", ifname=bridge.name, kind="bridge", address=bridge.mac, mtu=bridge.mtu, br_stp_state=0)
@@ -156,6 +157,8 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
         hardening.before_up(bridge.name)
         ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")
     held = _interfaces(index, addresses)
+    if any(interface.version == 6 for interface in bridge.addresses - held):
+        sysctls.enable_ipv6((bridge.name,))  # the node may have turned it off for all interfaces, or new ones
     for interface in bridge.addresses - held:
         ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
     for interface in held - bridge.addresses:

@@ -23,6 +23,8 @@ IPIP_ALIAS = f"{ALIAS} ipip"
 MAC_PREFIX = "0a:58"  # locally administered
 BRIDGE_MAC_PREFIX = "0a:62:74:63"  # so is this one; long, as a bridge of others may have any MAC
 
+IPV6_MIN_MTU = 1280  # bytes: a link with less has no IPv6 (RFC 8200, section 5)
+
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
@@ -177,6 +179,8 @@ class NodeState:
     problems: frozenset[Problem] = frozenset()
     refused: frozenset[Subnet] = frozenset()
     """This node's blocks that pods get no address of, as they are another's or the nodes' own network."""
+    lacking: frozenset[int] = frozenset()
+    """IP versions of this node's blocks that pods get no address of, as their links can't have one."""
     overlay: Overlay | None = None
     ipip: Ipip | None = None
     uplinks: frozenset[Uplink] = frozenset()
@@ -293,7 +297,8 @@ def _merge(bridges: frozenset[Bridge]) -> frozenset[Bridge]:
     by_name: dict[str, Bridge] = {}
     for bridge in sorted(bridges, key=lambda b: (b.name, b.mac, b.mtu)):
         known = by_name.get(bridge.name, bridge)
-        by_name[bridge.name] = Bridge(
-            bridge.name, known.mac, min(known.mtu, bridge.mtu), known.addresses | bridge.addresses
-        )
+        mtu, addresses = min(known.mtu, bridge.mtu), known.addresses | bridge.addresses
+        if mtu < IPV6_MIN_MTU:  # pods of a network with a larger MTU may have IPv6 addresses, but no gateway now
+            addresses = frozenset(address for address in addresses if address.version == 4)
+        by_name[bridge.name] = Bridge(bridge.name, known.mac, mtu, addresses)
     return frozenset(by_name.values())

@@ -43,6 +43,8 @@ class View:
     """Those of the blocks that pods here have addresses of."""
     routers: frozenset[Address] = frozenset()
     """The gateways of this node's default routes."""
+    ipv6: bool = True
+    """Whether the kernel has IPv6."""
 
     @property
     def modes(self) -> tuple[str, ...]:

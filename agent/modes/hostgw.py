@@ -24,7 +24,7 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
 from agent.model import HOST_GW, Address, Problem
-from agent.modes import territory, ways, wiring
+from agent.modes import ip_versions, territory, ways, wiring
 from agent.modes.base import CheckError, View, Wired
 from agent.netconf import ExtraRoute
 
@@ -35,15 +35,18 @@ class HostGw:
     def desired(self, view: View) -> NodeState:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
         settled = territory.settle(view)
-        view = settled.view
+        carried = ip_versions.settle(settled.view, _mtu(view))
+        view = carried.view
         routes: set[Route] = set()
-        problems: set[Problem] = set(settled.problems)
+        problems: set[Problem] = {*settled.problems, *carried.problems}
         to = ways.Peers(view)
         for found in ways.peers(view):
             if isinstance(found, Problem):
                 problems.add(found)
                 continue
             peer, block = found
+            if block.version == 6 and not view.ipv6:
+                continue  # one problem says so
             if block.version == 4 and ways.way(view, peer) != HOST_GW:
                 continue  # another mode's network has a way to it
             route = to.route(peer, block)
@@ -59,7 +62,8 @@ class HostGw:
             masquerade=ways.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
-            refused=settled.refused,
+            refused=settled.refused | carried.refused,
+            lacking=carried.lacking,
             crossing=ways.crossing(view),
             guards=frozenset({(view.network.bridge, view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
@@ -128,8 +132,12 @@ def _bridge(view: View) -> frozenset[Bridge]:
         return frozenset()
     name = view.network.bridge
     addresses = (ipaddress.ip_interface((allocator.gateway(b), b.prefixlen)) for b in view.blocks)
-    mtu = view.network.mtu or ways.underlay_mtu(view)
-    return frozenset({Bridge(name, bridge_mac(view.node, name), mtu, frozenset(addresses))})
+    return frozenset({Bridge(name, bridge_mac(view.node, name), _mtu(view), frozenset(addresses))})
+
+
+def _mtu(view: View) -> int:
+    """Return the MTU of the bridge and of pods, in bytes."""
+    return view.network.mtu or ways.underlay_mtu(view)
 
 
 def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:

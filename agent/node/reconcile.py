@@ -73,6 +73,8 @@ class Facts:
     receives: Receives
     known: Known
     routers: frozenset[Address]
+    ipv6: bool
+    """Whether the kernel has IPv6."""
 
 
 class Reconciler:
@@ -168,7 +170,8 @@ class Reconciler:
         kernel, underlay = read
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         options, wrong = self._inputs.bgp.look()
-        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers)
+        ipv6 = (self._inputs.sysctls / "ipv6").exists()
+        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers, ipv6)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         done = self._apply(desired, kernel, snapshot, networks)
         if options or not self._inputs.bgp.stands:
@@ -256,7 +259,7 @@ class Reconciler:
                 synced=True,
                 blocks=ready,
                 withheld={network: subnets for network, subnets in barred.items() if subnets},
-                families={network: blocks.families(snapshot, network, self._node) for network in ready},
+                families={n: blocks.families(snapshot, n, self._node) - self._memory[n][1].lacking for n in ready},
                 limits={
                     (network, version): why
                     for network in ready
@@ -345,6 +348,7 @@ class Reconciler:
             facts.known.claims,
             self._used(network),
             facts.routers,
+            facts.ipv6,
         )
 
     def _usable(self, snapshot: Snapshot, network: Network) -> tuple[Subnet, ...]:

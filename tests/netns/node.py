@@ -151,6 +151,8 @@ class Host:
         cool_down: float = 0,
         conf: Mapping[str, Any] = CONF,
         route_protocol: int = ROUTE_PROTOCOL,
+        *,
+        sysctls: Path = Path("/proc/sys/net"),
     ) -> None:
         self.conf = conf
         private_bpffs()
@@ -171,7 +173,7 @@ class Host:
         self.attachments = Attachments(run_dir, cool_down)
         self.attachments.load()
         self.claimer = Claimer(NoStore(), "one", self.snapshot)
-        inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), marks=marks)
+        inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), sysctls, marks=marks)
         self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
         self.verbs = Verbs(
             self.attachments,
