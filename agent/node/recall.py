@@ -23,7 +23,7 @@ from agent.modes.ends import Ends
 from agent.node import notes
 
 FORMAT = 1
-MOMENT = 60.0  # seconds for which podCIDRs are kept, and all of a Node that is deleted and may be created again
+MOMENT = 60.0  # seconds for which podCIDRs are kept, those of a deleted Node too, as it may be created again
 AGAIN = 10.0  # seconds after which a file that could not be written is tried again
 SAVING = 0.01  # of the time at most: the file may hold thousands of nodes
 
@@ -47,8 +47,19 @@ class Known:
     problems: tuple[Problem, ...] = ()
     claims: Ownership = field(default_factory=Ownership)
     """Whose each block is."""
+    gone: Mapping[str, Node] = field(default_factory=dict)
+    """Nodes that were deleted a moment ago: their podCIDRs are still theirs."""
     until: float = float("inf")
     """When something that was kept is over (time.monotonic)."""
+
+    def disputes(self) -> Iterator[Problem]:
+        """Blocks that are kept for a Node that is gone, though another one claims them."""
+        for (name, block), other in self.claims.refused.items():
+            if other.node in self.gone:
+                kept = f"{other.block} is kept for it for {MOMENT:.0f} s, as it may be created again"
+                what = f"its Node object is gone; {kept}, and node {name} claims {block}"
+                remedy = f"wait where {name} replaces it; else see who wrote {name}"
+                yield Problem(f"node {other.node}", what, remedy)
 
 
 class Recall:
@@ -75,9 +86,10 @@ class Recall:
         if snapshot.nodes is not nodes or now >= known.until:
             known, claimed = self._completed(snapshot.nodes, now), None
         if snapshot.blocks is not claimed:
-            claims = ownership.resolve(replace(snapshot, nodes=known.nodes), self._owners)
-            self._dirty |= claims.owners != self._owners
-            self._owners, known = dict(claims.owners), replace(known, claims=claims)
+            claims = ownership.resolve(replace(snapshot, nodes={**known.gone, **known.nodes}), self._owners)
+            owners = {**claims.owners, **self._established()}
+            self._dirty |= owners != self._owners
+            self._owners, known = owners, replace(known, claims=claims)
         self._seen, self._known = (snapshot.nodes, snapshot.blocks), known
         if self._dirty and self._path and now >= self._save_at:
             self._dirty = not _save(self._path, self._said, self._owners)
@@ -90,28 +102,33 @@ class Recall:
 
     def _completed(self, nodes: Mapping[str, Node], now: float) -> Known:
         odd = [node for node in nodes.values() if self._lacks(node)]
-        for name in self._said.keys() - nodes.keys():
+        absent = self._said.keys() - nodes.keys()
+        for name in absent:
             self._since.setdefault(name, now)
         filled: dict[str, Node] = {}
         problems: list[Problem] = []
-        if odd:
-            others = {address for node in nodes.values() for address in node.addresses}
-            taken = {block for node in nodes.values() for block in node.blocks}
-            for node in odd:
-                filled[node.name] = self._filled(node, others, taken, now)
-                problems += _problems(node, filled[node.name])
+        heirs = _Heirs(nodes.values() if odd or absent else ())
+        for node in odd:
+            filled[node.name] = self._filled(node, heirs, now)
+            problems += _problems(node, filled[node.name])
         whole = {**nodes, **filled}
         if (me := whole.get(self._node)) is not None:
             self._me = me
         elif self._me:
             whole[self._node] = self._me  # its pods run on
         self._remember(whole, nodes, now)
+        gone = {
+            name: Node(name, blocks=said.blocks)
+            for name, said in self._said.items()
+            if name not in whole and not heirs.of(name, said)
+        }
         known = ends.choose(whole)
         until = min((since + MOMENT for since in self._since.values()), default=float("inf"))
         return Known(
             whole if len(whole) > len(nodes) or filled else nodes,
             known,
             (*problems, *known.problems()),
+            gone=gone,
             until=until,
         )
 
@@ -126,27 +143,52 @@ class Recall:
             return False
         return bool({a.version for a in said.addresses} - {a.version for a in node.addresses})
 
-    def _filled(self, node: Node, others: set[Address], taken: set[Subnet], now: float) -> Node:
-        """The Node with what it said last, except what another Node says of itself now."""
+    def _filled(self, node: Node, heirs: _Heirs, now: float) -> Node:
+        """The Node with what it said last, whoever claims it now, unless that is the same machine."""
         said, versions = self._said[node.name], {address.version for address in node.addresses}
-        kept = (a for a in said.addresses if a.version not in versions and a not in others)
-        blocks = node.blocks
-        if not blocks and said.blocks:
-            since = self._since.setdefault(node.name, now)
-            blocks = tuple(b for b in said.blocks if b not in taken) if since + MOMENT > now else ()
+        kept = tuple(a for a in said.addresses if a.version not in versions)
+        blocks, lost = node.blocks, bool(said.blocks) and not node.blocks
+        if lost and self._since.setdefault(node.name, now) + MOMENT > now:
+            blocks = said.blocks
+        if node.name != self._node and not node.addresses and heirs.of(node.name, said):
+            kept, blocks = (), node.blocks
         return replace(node, addresses=(*node.addresses, *kept), blocks=blocks)
+
+    def _established(self) -> dict[Subnet, str]:
+        """The podCIDRs of Nodes that lack them, or are gone, for a moment: who had them is not forgotten yet."""
+        kept = ((name, block) for name in self._since for block in self._said[name].blocks)
+        return {block: name for name, block in kept if self._owners.get(block) == name}
 
     def _remember(self, whole: Mapping[str, Node], nodes: Mapping[str, Node], now: float) -> None:
         said = {name: Said(node.addresses, node.blocks) for name, node in whole.items()}
         for name, since in list(self._since.items()):
-            if name in nodes:
-                kept = whole[name].blocks != nodes[name].blocks
-            elif kept := name != self._node and since + MOMENT > now:
-                said[name] = self._said[name]
-            if not kept:
+            before = self._said[name]
+            lacking = bool(before.blocks) and not nodes[name].blocks if name in nodes else name != self._node
+            if lacking and since + MOMENT > now:
+                addresses = said[name].addresses if name in said else ()
+                said[name] = Said(addresses or before.addresses, before.blocks)
+            else:
                 del self._since[name]
         self._dirty |= said != self._said
         self._said = said
+
+
+class _Heirs:
+    """Nodes that are an earlier one under another name: they have its addresses and its podCIDRs."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._nodes: dict[Address, list[Node]] = {}
+        for node in nodes:
+            for address in node.addresses[:1]:
+                self._nodes.setdefault(address, []).append(node)
+
+    def of(self, name: str, said: Said) -> bool:
+        """Whether a Node is no longer, as its machine has another name now."""
+        alike = (node for address in said.addresses[:1] for node in self._nodes.get(address, ()))
+        return any(
+            node.name != name and node.addresses == said.addresses and set(said.blocks) <= set(node.blocks)
+            for node in alike
+        )
 
 
 def identity(snapshot: Snapshot, node: str, local: tuple[LocalAddress, ...]) -> Iterator[Problem]:

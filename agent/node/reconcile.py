@@ -179,6 +179,7 @@ class Reconciler:
         problems = [
             *identity(snapshot, self._node, kernel.local),
             *known.problems,
+            *known.disputes(),
             *reservations.wrong(snapshot, networks, self._node),
             *wrong,
             *sorted(desired.problems, key=str),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -122,13 +123,7 @@ def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(no
 def test_a_new_node_takes_no_blocks_of_others_over_a_restart_either(nodes: Lab, pods: list[Pod]) -> None:
     one, two, _three = nodes.nodes
     eventually(lambda: talk(pods), 30, pause=0.2)
-    rogue = {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": "aaa"},
-        "spec": {"podCIDRs": [two.block, two.block.replace("/24", "/25"), "10.244.0.0/16"]},
-        "status": {"addresses": [{"type": "InternalIP", "address": "172.18.66.6"}]},
-    }
+    rogue = manifest("aaa", "172.18.66.6", two.block, two.block.replace("/24", "/25"), "10.244.0.0/16")
     try:
         nodes.put("node-aaa", rogue)
         for node in nodes.nodes:
@@ -141,6 +136,50 @@ def test_a_new_node_takes_no_blocks_of_others_over_a_restart_either(nodes: Lab, 
         assert talk(pods)
     finally:
         (nodes.datastore / "node-aaa.yaml").unlink()
+
+
+@pytest.mark.parametrize("lost", ["podCIDR", "Node object"])
+def test_a_node_whose_pod_cidr_or_object_is_missing_for_a_moment_keeps_its_block(
+    nodes: Lab, pods: list[Pod], lost: str
+) -> None:
+    """A younger Node claims it meanwhile, and a peer's agent restarts: each node says so, and routes as before."""
+    one, two, three = nodes.nodes
+    eventually(lambda: talk(pods), 30, pause=0.2)
+    try:
+        if lost == "podCIDR":
+            nodes.put(f"node-{two.name}", manifest(two.name, two.address))
+        else:
+            nodes.delete_node(two)
+        nodes.put("node-aaa", manifest("aaa", "172.18.66.6", two.block))
+        for node in nodes.nodes:
+            eventually(
+                lambda node=node: reports(node, f"node aaa: block {two.block} is that of node node2 too"), 20
+            )
+        for node in (one, three):
+            assert reports(node, "node node2: its "), node.problems()
+        one.stop_agent()
+        one.start_agent()
+        eventually(lambda: reports(one, f"node aaa: block {two.block} is that of node node2 too"), 20)
+        if lost == "podCIDR":
+            assert talk(pods)
+        nodes.put_node(two)
+        eventually(lambda: not any(reports(node, "node node2: ") for node in (one, three)), 20)
+        for node in nodes.nodes:
+            eventually(lambda node=node: reports(node, "node aaa: block"), 20)
+        eventually(lambda: talk(pods), 30, pause=0.2)
+    finally:
+        (nodes.datastore / "node-aaa.yaml").unlink(missing_ok=True)
+
+
+def manifest(name: str, internal: str, *blocks: str) -> dict[str, Any]:
+    """A Node, as Kubernetes has it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": [*blocks]},
+        "status": {"addresses": [{"type": "InternalIP", "address": internal}]},
+    }
 
 
 def node_state(node: LabNode) -> tuple[str, ...]:
