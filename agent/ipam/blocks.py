@@ -191,36 +191,50 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
     taken = [block.cidr for block in snapshot.blocks.values()]
     taken += [cidr for other in snapshot.nodes.values() for cidr in other.blocks]
     exact, held = set(taken), frozenset(r.address for r in snapshot.reservations.values())
-    odd = [cidr for cidr in taken if not _is_regular(cidr, snapshot, network)]
     for pool in pools(snapshot, network):
         if version not in (None, pool.cidr.version):
             continue
         begin = int.from_bytes(hashlib.sha256(f"{pool.name}/{node}".encode()).digest()[:8])
-        for cidr in _blocks_from(pool, begin):
-            if cidr in exact or not within(cidr, network.subnet) or any(overlaps(cidr, o) for o in odd):
-                continue
-            if not held.isdisjoint(not_for_pods(cidr, network)):
-                continue  # a pod has what would be the gateway there
+        for cidr in _round_about(pool, _parts(pool, snapshot, network, node, taken), begin):
+            if cidr in exact or not held.isdisjoint(not_for_pods(cidr, network)):
+                continue  # somebody has it, or a pod has what would be the gateway there
             inside = frozenset(address for address in held if contains(cidr, address))
             if any(r.size for r in ranges(network, (cidr,), withheld(snapshot, network, node, (cidr,)), inside)):
                 yield IPBlock(cidr, node, pool.name)
 
 
-def _blocks_from(pool: IPPool, begin: int) -> Iterator[Subnet]:
-    """The pool's blocks but those that lie wholly before its start, after its end or in what it excludes.
+def _parts(
+    pool: IPPool, snapshot: Snapshot, network: Network, node: str, taken: Iterable[Subnet]
+) -> list[tuple[int, int]]:
+    """The first number of a block and the one after the last, of each part of the pool that may have free ones.
 
-    Round about from the one whose number is `begin`, in ranges, as a pool may have 2^100 blocks.
+    Parts, as a pool may have 2^100 blocks: to look at each that can't be claimed would have no end.
     """
     step, base = 1 << (pool.cidr.max_prefixlen - pool.block_size), int(pool.cidr.network_address)
-    number = (int(pool.start) - base) // step if pool.start else 0
-    end = (int(pool.end or pool.cidr.broadcast_address) - base) // step + 1
+    first, last = base, int(pool.cidr.broadcast_address)
+    for bound in (pool.start, network.range_start):
+        first = max(first, int(bound)) if bound and bound.version == pool.cidr.version else first
+    for bound in (pool.end, network.range_end):
+        last = min(last, int(bound)) if bound and bound.version == pool.cidr.version else last
+    number, end = (first - base) // step, (last - base) // step + 1
+    if network.subnet and network.subnet.version == pool.cidr.version:  # a block lies in it as a whole
+        low, high = int(network.subnet.network_address), int(network.subnet.broadcast_address)
+        number, end = max(number, -(-(low - base) // step)), min(end, (high + 1 - base) // step)
+    barred = allocator.spans(withheld(snapshot, network, node, (pool.cidr,)))
+    holes = [(-(-(low - base) // step), (high + 1 - base) // step) for low, high in barred]  # blocks inside
+    odd = allocator.spans(c for c in taken if overlaps(c, pool.cidr) and not _is_regular(c, pool))
+    holes += [((low - base) // step, (high - base) // step + 1) for low, high in odd]  # blocks that it touches
     parts = []
-    for low, high in allocator.spans(pool.exclude):
-        first, after = -(-(low - base) // step), (high + 1 - base) // step  # blocks that are excluded
-        if first < after:
-            parts.append((number, min(first, end)))
+    for hole, after in sorted(holes):
+        if hole < after:
+            parts.append((number, min(hole, end)))
             number = max(number, after)
-    parts = [(low, high) for low, high in (*parts, (number, end)) if low < high]
+    return [(low, high) for low, high in (*parts, (number, end)) if low < high]
+
+
+def _round_about(pool: IPPool, parts: list[tuple[int, int]], begin: int) -> Iterator[Subnet]:
+    """The blocks of these parts of a pool, round about from the one whose number is `begin`."""
+    step, base = 1 << (pool.cidr.max_prefixlen - pool.block_size), int(pool.cidr.network_address)
     begin %= sum(high - low for low, high in parts) or 1
     later: list[tuple[int, int]] = []
     sooner: list[tuple[int, int]] = []
@@ -255,6 +269,6 @@ def surplus(
     return frozenset(found)
 
 
-def _is_regular(cidr: Subnet, snapshot: Snapshot, network: Network) -> bool:
-    """Whether it is of its pool's block size: then it overlaps a candidate only by being the same."""
-    return any(cidr.prefixlen == pool.block_size and within(cidr, pool.cidr) for pool in pools(snapshot, network))
+def _is_regular(cidr: Subnet, pool: IPPool) -> bool:
+    """Whether it is one of the blocks of a pool: then it overlaps another of them only by being the same."""
+    return cidr.prefixlen == pool.block_size and within(cidr, pool.cidr)

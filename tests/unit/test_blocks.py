@@ -159,6 +159,57 @@ def test_a_vast_pool_of_which_little_is_used(start: str, end: str, exclude: list
     assert sorted(str(c.cidr) for c in blocks.candidates(cluster(pools=(vast,)), network, "one")) == found
 
 
+POD_CIDRS = tuple(net(f"fd00:0:0:{number:x}::/64") for number in range(255))
+"""All but the last /64 of fd00::/56."""
+
+
+@pytest.mark.parametrize(
+    ("network", "claimed", "pools", "inside"),
+    [
+        pytest.param(
+            Network("n", subnet=net("fd00:0:0:1::/64")), "", {"fd00::/32": {}}, "fd00:0:0:1::/64", id="its subnet"
+        ),
+        pytest.param(
+            Network("n", range_start=ip("fd00:0:1::"), range_end=ip("fd00:0:1::ffff")),
+            "",
+            {"fd00::/32": {}},
+            "fd00:0:1::/112",
+            id="a netconf's range",
+        ),
+        pytest.param(
+            Network("n"), "fd00::/65", {"fd00::/64": {}}, "fd00::8000:0:0:0/65", id="a larger block of old"
+        ),
+        pytest.param(Network("n"), "fd00::/64", {"fd00::/64": {}}, "", id="a block of old that is the pool"),
+        pytest.param(
+            Network("n"),
+            "",
+            {"fd00::/64": {}, "fd00::/65": {"exclude": (net("fd00::/65"),)}},
+            "fd00::8000:0:0:0/65",
+            id="what another pool leaves out",
+        ),
+        pytest.param(Network("n"), "owner", {"fd00::/56": {}}, "fd00:0:0:ff::/64", id="podCIDRs"),
+    ],
+)
+def test_a_vast_pool_of_which_most_can_not_be_claimed_is_not_searched_one_by_one(
+    network: Network, claimed: str, pools: dict[str, dict[str, Any]], inside: str
+) -> None:
+    """The claimer was busy for good with the 2^58 blocks of a /64 that was another node's podCIDR."""
+    there = tuple(IPPool(cidr, net(cidr), 122, **kept) for cidr, kept in pools.items())
+    owner = (Node("owner", (), POD_CIDRS),) if claimed == "owner" else ()
+    others = (IPBlock(net(claimed), "other", "old"),) if "/" in claimed else ()
+    for node in ("one", "two", "three", "four"):
+        found = [*islice(blocks.candidates(cluster(*others, nodes=owner, pools=there), network, node), 3)]
+        assert bool(found) == bool(inside)
+        assert all(blocks.within(block.cidr, net(inside)) for block in found)
+
+
+def test_a_block_of_a_pool_is_no_candidate_of_another_one_with_smaller_blocks() -> None:
+    large, small = IPPool("large", net("10.244.0.0/24"), 25), IPPool("small", net("10.244.0.0/24"), 27)
+    taken = IPBlock(net("10.244.0.0/25"), "other", "large")
+    found = {block.cidr for block in blocks.candidates(cluster(taken, pools=(large, small)), NETWORK, "one")}
+    assert found == {net("10.244.0.128/25"), *net("10.244.0.128/25").subnets(2)}
+
+
 def test_a_vast_pool_of_which_half_is_excluded() -> None:
     vast = IPPool("vast", net("fd00::/48"), 112, exclude=(net("fd00::/49"),))
     for node in ("one", "two", "three", "four"):
