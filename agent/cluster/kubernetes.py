@@ -40,6 +40,7 @@ from agent.cluster.store import (
     kind_of,
 )
 from agent.model import IPBlock, Problem, Resource
+from agent.shared import Pace
 
 PATHS: dict[Kind, str] = {
     "Node": "/api/v1/nodes",
@@ -55,6 +56,7 @@ SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
 BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)
 UNREAD = "look at the objects of this kind; all are listed anew when the watch ends"
+RESTARTS = 10, 5.0  # watches at once, then one in so many seconds: each may end as soon as it brought something
 SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
 
 log = logging.getLogger(__name__)
@@ -161,12 +163,14 @@ class Watch:
         self._troubles: set[str] = set()
         self._stream: Stream | None = None
         self._deliver: Deliver = lambda _changes: None
+        self._pace = Pace(*RESTARTS)
 
     def run(self, deliver: Deliver, stop: threading.Event) -> None:
         """Follow until `stop` is set, whatever the API server does."""
         self._deliver = deliver
         backoff = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
         while not stop.is_set():
+            self._pace.wait(stop)
             retrying = Retrying(
                 retry=retry_if_exception_type(StoreError),
                 wait=lambda state: max(backoff(state), _retry_after(state)),
@@ -235,7 +239,7 @@ class Watch:
             self._stream = None
 
     def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
-        """A watch that brought something may begin again at once; else `error` is raised, so that it waits."""
+        """A watch that brought something may begin again at its pace; else `error` is raised, so that it waits."""
         log.debug("watch of %s: %s (%s)", self.kind, reason, error)
         self._deliver([Restarted(self.kind, reason)])
         if self._heard == heard and time.monotonic() - began < SHORTEST:

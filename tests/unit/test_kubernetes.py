@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
 import threading
 import time
@@ -242,6 +243,22 @@ def test_a_watch_that_is_worth_nothing_is_no_hot_loop(opened: list[Any], lines: 
     time.sleep(0.5)
     assert len(of_nodes(asked, watches=True)) < 8
     assert len(of_nodes(asked, watches=False)) == 1
+
+
+@pytest.mark.parametrize("end", [(), (event("ERROR", {"code": 410}),)], ids=["it ends", "it expires"])
+def test_a_watch_that_ends_after_each_event_is_no_hot_loop(opened: list[Any], end: tuple[bytes, ...]) -> None:
+    versions = itertools.count(11)
+
+    def answer(one: Asked) -> Answer:
+        if one.is_watch:
+            return iter((event("MODIFIED", node("a", version=str(next(versions)))), *end))
+        return 200, page(node("a"))
+
+    asked, followed = follow(opened, answer)
+    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= kubernetes.RESTARTS[0])
+    time.sleep(0.5)
+    assert len(of_nodes(asked, watches=True)) <= kubernetes.RESTARTS[0] + 1
+    assert len(of_nodes(asked, watches=False)) <= kubernetes.RESTARTS[0] + 1
 
 
 def test_a_connection_that_breaks_in_the_middle_of_an_event_loses_nothing(opened: list[Any]) -> None:
