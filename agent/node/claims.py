@@ -6,6 +6,7 @@ else's either, until the datastore shows that it is gone: a delete whose answer 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import threading
@@ -240,11 +241,13 @@ class Claimer:
 
     def _refuse_reserved(self, held: set[Address]) -> frozenset[Subnet]:
         """Delete new blocks whose gateway a pod has reserved before, and return them. Raises StoreError."""
-        refused = set()
-        for cidr, pending in tuple(self._pending.items()):
+        refused, unseen = set(), self.unseen.get()
+        known = {b.cidr: b for b in self._snapshot.get().blocks.values() if b.node == self._node}
+        for cidr, block in {**known, **{b.cidr: b for b in self.pending()}}.items():
             barred = [a for n in self._wanted if blocks.fits(cidr, n) for a in blocks.not_for_pods(cidr, n)]
-            if cidr in self.unseen.get() and not held.isdisjoint(barred):
-                self._store.delete("IPBlock", pending.block.name, pending.block)
+            if cidr in unseen and not held.isdisjoint(barred):
+                with contextlib.suppress(NotFoundError, ConflictError):  # it was done, and the answer was lost
+                    self._store.delete("IPBlock", block.name, block)
                 self._pending.pop(cidr, None)
                 refused.add(cidr)
                 log.warning("block %s is given back: its gateway is reserved for a pod", cidr)

@@ -13,7 +13,7 @@ import pytest
 from agent.cluster.folder import Folder
 from agent.cluster.store import Kind, StoreError
 from agent.ipam import blocks
-from agent.model import IPBlock, IPPool, IPReservation, Network, Node, Resource
+from agent.model import IPBlock, IPPool, IPReservation, Network, Node, Resource, Subnet
 from tests.unit.member import POOL, Member, in_store, net
 
 ADDRESS = ipaddress.ip_address("192.0.2.5")
@@ -67,8 +67,12 @@ def test_a_list_that_fails_is_a_problem_until_it_succeeds(one: Quick, monkeypatc
     assert len(one.own()) == 4
 
 
-def test_a_block_whose_gateway_was_reserved_before_is_given_back_and_another_claimed(tmp_path: Path) -> None:
-    """No watch has told of the reservation when the node claims."""
+@pytest.fixture
+def early(tmp_path: Path) -> tuple[Member, Subnet]:
+    """A node that wants a block, and the one it will claim: a pod has reserved the gateway there.
+
+    No watch has told of the reservation yet.
+    """
     store = Folder(tmp_path)
     for obj in (IPPool("pods", net("10.244.0.0/27"), 28), Node("one"), Node("two")):
         store.create(obj)
@@ -76,6 +80,13 @@ def test_a_block_whose_gateway_was_reserved_before_is_given_back_and_another_cla
     one.claimer.want({network: 1})
     (first,) = {candidate.cidr for candidate in islice(blocks.candidates(one.see(), network, "one"), 1)}
     one.store.create(replace(RESERVED, address=first[1]))
+    return one, first
+
+
+def test_a_block_whose_gateway_was_reserved_before_is_given_back_and_another_claimed(
+    early: tuple[Member, Subnet], tmp_path: Path
+) -> None:
+    one, first = early
     one.claimer.once()
     assert in_store(tmp_path) == {}
     one.see()
@@ -83,3 +94,38 @@ def test_a_block_whose_gateway_was_reserved_before_is_given_back_and_another_cla
     (second,) = in_store(tmp_path)
     assert first not in {block.cidr for block in one.store.list("IPBlock") if isinstance(block, IPBlock)}
     assert second
+
+
+def test_that_holds_where_the_watch_shows_the_block_before_its_reservations_are_known(
+    early: tuple[Member, Subnet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, first = early
+    with monkeypatch.context() as slow:
+
+        def late(kind: Kind) -> tuple[Resource, ...]:
+            slow.undo()
+            one.claimer.complete(one.see())  # a round of the node path meanwhile
+            return one.store.list(kind)
+
+        slow.setattr(one.store, "list", late)
+        one.claimer.once()
+    assert first not in {block.cidr for block in one.store.list("IPBlock") if isinstance(block, IPBlock)}
+
+
+def test_a_refused_block_whose_delete_was_done_though_its_answer_was_lost_is_gone(
+    early: tuple[Member, Subnet],
+) -> None:
+    one, first = early
+
+    def lost() -> None:
+        raise StoreError("timed out")
+
+    one.store.after = lost
+    one.claimer.once()
+    assert one.store.list("IPBlock") == ()
+    one.store.after = lambda: None
+    one.claimer.once()
+    assert not one.claimer.problems.get()
+    one.see()
+    one.claimer.once()
+    assert first not in one.claimer.unseen.get()
