@@ -111,13 +111,13 @@ class Kubernetes:
             thread.start()
         while not stop.wait(0.2) and not ended.is_set():
             pass
-        for watch in self.watches:
-            watch.close()
+        end = time.monotonic() + 1
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+            for watch, thread in zip(self.watches, threads, strict=True):
+                watch.close()  # again, as it may have been between its list and its stream
+                thread.join(0.01)
         if failed:
             raise failed[0]
-        end = time.monotonic() + 1
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
 
     def create(self, obj: Resource) -> Resource:
         """Create the object, if there is none of its name."""

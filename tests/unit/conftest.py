@@ -1,4 +1,4 @@
-"""The plugin's binaries, built once a session, and an agent for them to talk to; watches that stop quickly."""
+"""The plugin's binaries, built once a machine, and an agent for them to talk to; watches that stop quickly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    return Builds.into(tmp_path_factory.mktemp("build"))
+def builds() -> Builds:
+    return Builds.kept()
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -31,18 +34,42 @@ class Builds:
     fuzzer: Path
 
     @classmethod
-    def into(cls, root: Path) -> Builds:
+    def kept(cls) -> Builds:
+        """All of them, made once for the same sources and compiler, whoever asks, in whichever clone."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
+        cache.mkdir(parents=True, exist_ok=True)
+        compiler = subprocess.run(["cc", "--version"], capture_output=True, check=True).stdout
+        sources = [SOURCE.parent / "pyproject.toml", Path(__file__), *sorted(SOURCE.iterdir())]
+        content = b"\0".join([compiler, *(path.read_bytes() for path in sources)])
+        folder = cache / f"unit-{hashlib.sha256(content).hexdigest()[:16]}"
+        with (cache / "unit.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                unfinished = folder.with_suffix(".new")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                cls._into(unfinished)
+                unfinished.rename(folder)
+        return cls._of(folder)
+
+    @classmethod
+    def _of(cls, root: Path) -> Builds:
+        return cls(root / "plain" / "testcni", root / "hasty" / "testcni", root / "fuzz" / "fuzz_testcni")
+
+    @classmethod
+    def _into(cls, root: Path) -> None:
         """Make all of them under `root`."""
 
-        def make(out: str, *arguments: str) -> Path:
+        def make(out: str, *arguments: str) -> None:
             subprocess.run(["make", "-s", "-C", SOURCE, f"OUT={root / out}", *arguments], check=True)
-            return root / out
 
         with ThreadPoolExecutor() as pool:
-            plain = pool.submit(make, "plain")
-            hasty = pool.submit(make, "hasty", f"CPPFLAGS=-DPATIENCE_MS={PATIENCE_MS}")
-            fuzzer = pool.submit(make, "fuzz", "fuzz")
-            return cls(plain.result() / "testcni", hasty.result() / "testcni", fuzzer.result() / "fuzz_testcni")
+            made = [
+                pool.submit(make, "plain"),
+                pool.submit(make, "hasty", f"CPPFLAGS=-DPATIENCE_MS={PATIENCE_MS}"),
+                pool.submit(make, "fuzz", "fuzz"),
+            ]
+        for one in made:
+            one.result()
 
 
 @dataclass

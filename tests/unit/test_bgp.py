@@ -299,8 +299,11 @@ def test_a_password_that_the_file_asks_for_no_more_goes_with_a_warning(
     assert "the router 192.0.2.9 has no passwordFile any more" in caplog.text
 
 
-def test_a_change_of_the_file_or_a_password_is_seen_at_once(tmp_path: Path) -> None:
+def test_a_change_of_the_file_or_a_password_is_seen_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a ConfigMap changes: by a link to another folder."""
+    monkeypatch.setattr("agent.datapath.bird.options.EVERY", 0.05)
     for name, text in (("one", "{}"), ("two", f"passwordFile: {tmp_path}/mesh"), ("three", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "bgp.yaml").write_text(text)

@@ -136,16 +136,21 @@ def test_an_endless_request_is_not_kept(running: Running) -> None:
 
 
 def test_slow_clients_hold_up_nobody_and_are_ended(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "WITHIN", 5.0)
+    monkeypatch.setattr(http, "WITHIN", 60.0)
     slow = [running.connect() for _ in range(MOST // 2)]
-    for byte in range(5):  # a byte now and then buys no time
-        for client in slow:
-            client.sendall(GET[byte : byte + 1])
-        time.sleep(0.05)
+    for client in slow:
+        client.sendall(GET[:5])
     assert running.ask()[1] == b"hello\n"
     assert not select.select(slow, [], [], 0)[0], "it did not wait for the slow ones to be ended"
-    for client in slow:
-        assert is_ended(client)
+    monkeypatch.setattr(http, "WITHIN", 0.3)
+    ended, trickling = [running.connect() for _ in range(10)], running.connect()
+    with contextlib.suppress(ConnectionError):
+        for _ in range(200):
+            trickling.sendall(b"x")
+            time.sleep(0.05)
+        pytest.fail("a byte now and then buys time")
+    assert all(is_ended(client) for client in ended)
+    for client in (*slow, *ended, trickling):
         client.close()
 
 

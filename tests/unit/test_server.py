@@ -269,6 +269,6 @@ def trickle(client: socket.socket, seconds: float) -> None:
 def _chunk(client: socket.socket) -> bytes:
     time.sleep(0.05)  # slower than the deadline allows
     try:
-        return client.recv(1 << 12)
+        return client.recv(1 << 16)
     except ConnectionResetError:
         return b""
