@@ -13,10 +13,13 @@ LARGEST = 64 << 20  # bytes
 def read(path: Path | str, largest: int = LARGEST) -> bytes:
     """The bytes of a regular file: a FIFO would be waited for without end. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
-        data = file.read(largest + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(largest + 1)
+    finally:
+        os.close(fd)
     if len(data) > largest:
         raise OSError(errno.EFBIG, f"is larger than {largest} bytes", str(path))
     return data

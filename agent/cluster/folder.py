@@ -151,10 +151,8 @@ class Folder:
     def announce(self, node: str, text: str) -> None:
         """A small file beside the manifests, which are their owner's."""
         path = self._path / f"{quote(node, safe='')}{RECEIVES}"
-        hidden = path.with_name(f".{path.name}")
         try:
-            hidden.write_text(f"{text}\n")
-            hidden.rename(path)
+            files.beside(path.with_name(f".{path.name}"), f"{text}\n").rename(path)
         except OSError as error:
             raise StoreError(f"{path} can't be written: {error}") from error
 

@@ -245,3 +245,10 @@ def test_what_a_node_announces_is_beside_its_manifest(tmp_path: Path) -> None:
     assert (tmp_path / "nodes.yaml").read_text() == text(node("n1"), node("n2", 2))
     with pytest.raises(StoreError, match="can't be written"):
         Folder(tmp_path / "none").announce("n1", "net=vxlan")
+
+
+def test_a_node_announces_without_waiting_for_who_reads_what_is_in_the_way(tmp_path: Path) -> None:
+    for name in (".n1.receives", ".n1.receives.new", "n1.receives"):
+        os.mkfifo(tmp_path / name)
+    Folder(tmp_path).announce("n1", "net=vxlan")
+    assert (tmp_path / "n1.receives").read_text() == "net=vxlan\n"
