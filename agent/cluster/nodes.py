@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from agent import special
 from agent.cluster import fields, receives
 from agent.cluster.fields import Faults, ObjectError, short
 from agent.model import Address, Node, Subnet
@@ -37,7 +38,7 @@ def usable(node: Node, faults: Faults, known: Node | None) -> Node:
 
     A field with a fault of which nothing is left stays as it is in `known`.
     """
-    reasons = {address: why for address in node.addresses if (why := _unusable(address))}
+    reasons = {address: why for address in node.addresses if (why := special.unusable(address))}
     for address, why in reasons.items():
         what = f"the InternalIP {address} {why}"
         faults.append(ObjectError("status.addresses", what, "have kubelet report another (--node-ip)"))
@@ -47,20 +48,6 @@ def usable(node: Node, faults: Faults, known: Node | None) -> Node:
         addresses = known.addresses
     blocks = known.blocks if known and not node.blocks and "spec" in odd else node.blocks
     return replace(node, addresses=addresses, blocks=blocks)
-
-
-def _unusable(address: Address) -> str:
-    """Why no other node can send packets to an address (RFC 6890); empty where nothing is known against it."""
-    if address.version == 6 and address.ipv4_mapped:
-        return "is an IPv4 address written as IPv6"
-    reasons = {
-        "is unspecified": address.is_unspecified,
-        "is a loopback address": address.is_loopback,
-        "is link-local": address.is_link_local,
-        "is multicast": address.is_multicast,
-        "is the broadcast address": address.version == 4 and int(address) == 2**32 - 1,
-    }
-    return next((reason for reason, true in reasons.items() if true), "")
 
 
 def labels(metadata: Mapping, faults: Faults, field: str = "labels") -> tuple[tuple[str, str], ...]:

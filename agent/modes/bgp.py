@@ -118,8 +118,10 @@ def _pools(view: View) -> Iterator[IPv4Network]:
     else:
         subnets = {pool.cidr for pool in view.snapshot.pools.values()}
         known = territory.claims(view)
+        fences = territory.Fences(view)
         podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)
-        subnets.update(block for name, block in podcidrs if known.owners.get(block) == name)
+        owned = ((name, block) for name, block in podcidrs if known.owners.get(block) == name)
+        subnets.update(block for name, block in owned if not fences.against(block, name))
     yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
 
 

@@ -6,6 +6,8 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from agent import special
+from agent.cluster.objects import LARGEST_BLOCK_SIZE
 from agent.datapath.state import LocalAddress
 from agent.ipam import blocks, ownership
 from agent.ipam.ownership import Claim, Ownership, span
@@ -37,6 +39,8 @@ class Fences:
             for local in view.local
             if local.interface.ip in mine or local.interface.network.num_addresses > 1
         ]
+        self._gateways = not view.network.link_mode
+        """Whether each block needs an address for this node."""
         self._networks = [(local.interface.version, *span(local.interface.network), local) for local in near]
         self._routers = [(router.version, int(router), router) for router in view.routers]
         self._ages = {name: node.created for name, node in view.snapshot.nodes.items()}
@@ -59,18 +63,35 @@ class Fences:
         """
         (first, last), version = span(block), block.version
         router = next((r for of, number, r in self._routers if of == version and first <= number <= last), None)
-        if router:
-            return router
-        place, age = bisect.bisect_left(self._nodes, (version, first)), self._ages.get(owner, "")
+        return router or next(
+            (end for end, name in self._inside(block) if not self._is_younger(name, owner)), None
+        )
+
+    def newcomers(self, block: Subnet, owner: str) -> Iterator[Problem]:
+        """Nodes whose ends are in a block of an older node: it keeps the block, so they may not be reached."""
+        for end, name in self._inside(block):
+            if self._is_younger(name, owner):
+                what = f"its InternalIP {end} is in block {block} of node {owner}, which was there before"
+                yield Problem(f"node {name}", what, "give it an address outside of all podCIDRs and IPPools")
+
+    def _inside(self, block: Subnet) -> Iterator[tuple[Address, str]]:
+        """The ends of nodes in a block, and their names."""
+        (first, last), version = span(block), block.version
+        place = bisect.bisect_left(self._nodes, (version, first))
         while place < len(self._nodes) and self._nodes[place] <= (version, last):
-            address, name = self._known[self._nodes[place]]
-            if not (age and self._ages.get(name, "") > age):
-                return address
+            yield self._known[self._nodes[place]]
             place += 1
-        return None
+
+    def _is_younger(self, name: str, owner: str) -> bool:
+        age = self._ages.get(owner, "")
+        return bool(age) and self._ages.get(name, "") > age
 
     def against(self, block: Subnet, owner: str) -> str:
         """What speaks against a block of a node; empty where nothing does."""
+        if kept := special.against(block):
+            return f"overlaps {kept}"
+        if self._gateways and block.prefixlen > LARGEST_BLOCK_SIZE[block.version]:
+            return f"is too small for a gateway and a pod: /{LARGEST_BLOCK_SIZE[block.version]} is the smallest"
         if local := self.network(block):
             return f"overlaps {local.interface} of this node's {local.device}"
         if address := self.address(block, owner):
@@ -102,12 +123,17 @@ def settle(view: View) -> Settled:
             refused.add(block)
             what = f"block {block} {why or _by_other(block, other, view.node)}"
             problems.add(Problem(f"node {view.node}", what, f"{REMEDY}; its pods get no address of this one"))
-        harmless = not fences.address(block, view.node) and not (
-            home and blocks.overlaps(block, home.interface.network)
-        )
-        if block not in refused or (block in view.used and harmless):
+        else:
+            problems.update(fences.newcomers(block, view.node))
+        if block not in refused or (block in view.used and _is_harmless(block, fences, view.node, home)):
             kept.append(block)
     return Settled(replace(view, blocks=tuple(kept)), frozenset(refused), frozenset(problems))
+
+
+def _is_harmless(block: Subnet, fences: Fences, node: str, home: LocalAddress | None) -> bool:
+    """Whether a refused block takes nothing from the node that it needs itself."""
+    near = home and blocks.overlaps(block, home.interface.network)
+    return not (near or fences.address(block, node) or special.against(block, ordinary=False))
 
 
 def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
@@ -131,6 +157,7 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
             elif why := fences.against(block, name):
                 yield Problem(f"node {name}", f"block {block} {why}", REMEDY)
             else:
+                yield from fences.newcomers(block, name)
                 yield peer, block
 
 

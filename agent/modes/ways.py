@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+from agent import special
 from agent.datapath.state import Masquerade, Route
 from agent.ipam import blocks, reservations
 from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
@@ -35,22 +36,40 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
         exempt.add(view.network.subnet)
     # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
     near = Fences(view)
-    exempt = {subnet for subnet in exempt if subnet.prefixlen == subnet.max_prefixlen or not near.network(subnet)}
+    exempt = {
+        subnet
+        for subnet in exempt
+        if blocks.is_single(subnet) or not (near.network(subnet) or special.against(subnet))
+    }
     return Masquerade(frozenset(view.blocks) | view.guests, frozenset(exempt))
 
 
 def away(view: View) -> Iterator[tuple[Node, Subnet]]:
     """Single addresses that pods of peers have though they are in blocks of others: more specific than those."""
+    return (found for found in _away(view) if not isinstance(found, Problem))
+
+
+def _away(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """Those addresses, or why nothing is routed there: a reservation is only what somebody has written."""
+    fences: Fences | None = None
     for held in reservations.away(view.snapshot, view.network, view.node):
         alone = blocks.single(held.address)
-        if alone not in view.held:
+        if alone in view.held:
+            continue
+        fences = fences or Fences(view)
+        kept, end = special.against(alone), fences.address(alone, held.node)
+        if kept or end:
+            what = f"{alone} overlaps {kept}" if kept else f"{held.address} is a node's address or gateway"
+            remedy = f"delete pod {held.pod} on node {held.node}, and let it ask for another address"
+            yield Problem(f"IPReservation {held.name}", what, remedy)
+        else:
             yield view.snapshot.nodes[held.node], alone
 
 
 def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
     """All that is behind each peer: its blocks, and what is away from its own."""
     yield from territory.peer_blocks(view)
-    yield from away(view)
+    yield from _away(view)
 
 
 @dataclass(frozen=True, slots=True)

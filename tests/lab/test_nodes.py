@@ -120,6 +120,27 @@ def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(no
     eventually(lambda: talk(pods), 30, pause=0.2)
 
 
+def test_a_pod_cidr_of_link_local_loopback_or_multicast_addresses_takes_nothing_from_any_node(
+    nodes: Lab, pods: list[Pod]
+) -> None:
+    """The cloud's metadata address stays where it was, on the node itself and on its peers."""
+    three = nodes.nodes[2]
+    for block in ("169.254.0.0/16", "127.0.0.0/24", "224.0.0.0/24"):
+        before = [node.space.exec("ip", "route", "get", "169.254.169.254").stdout for node in nodes.nodes]
+        nodes.put_node(three, block=block)
+        for node in nodes.nodes:
+            what = f"node node3: block {block} overlaps {block.partition('.')[0]}."
+            eventually(lambda node=node, what=what: reports(node, what), 20)
+            assert (
+                block not in node.space.exec("ip", "route").stdout + node.space.exec("ip", "-br", "address").stdout
+            )
+            assert node.space.exec("ping", "-c1", "-W2", "127.0.0.1", check=False).returncode == 0
+        assert [node.space.exec("ip", "route", "get", "169.254.169.254").stdout for node in nodes.nodes] == before
+    nodes.put_node(three)
+    eventually(lambda: not three.problems(), 20)
+    eventually(lambda: talk(pods), 30, pause=0.2)
+
+
 def test_a_new_node_takes_no_blocks_of_others_over_a_restart_either(nodes: Lab, pods: list[Pod]) -> None:
     one, two, _three = nodes.nodes
     eventually(lambda: talk(pods), 30, pause=0.2)

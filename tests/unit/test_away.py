@@ -75,6 +75,22 @@ def test_one_that_came_home_needs_nothing_though_the_datastore_says_otherwise() 
         assert not state.proxies
 
 
+@pytest.mark.parametrize("way", ["host-gw", "vxlan", "ipip"])
+@pytest.mark.parametrize("address", ["169.254.169.254", "127.0.0.53", "224.0.0.5", "192.0.2.3"])
+def test_a_reservation_leads_no_packets_of_nodes_to_a_pod(
+    way: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the cloud's metadata address, for example, or of a node's own."""
+    held = replace(AWAY, address=IPv4Address(address))
+    monkeypatch.setitem(desired.__globals__, "IPv4Network", lambda _text: None)  # a network without a subnet
+    state = desired(way, "one", held)
+    tunnel = state.overlay or state.ipip
+    reached = {str(block) for block, _node in tunnel.blocks} if tunnel else {str(r.dst) for r in state.routes}
+    assert f"{address}/32" not in reached
+    (problem,) = state.problems
+    assert (problem.where, address in problem.what) == (f"IPReservation {held.name}", True)
+
+
 @pytest.mark.parametrize(
     "held",
     [

@@ -95,6 +95,11 @@ def test_pools_without_a_subnet_are_all_pools_and_pod_cidrs() -> None:
     config = plan(wide, BgpOptions(), TUNNEL).config
     assert config
     assert config.pools == tuple(map(IPv4Network, ("10.99.0.0/16", "10.244.1.0/24", "10.244.2.0/24")))
+    odd = replace(TWO, blocks=(*TWO.blocks, *map(IPv4Network, ("169.254.0.0/16", "192.0.2.0/25"))))
+    wide = replace(wide, snapshot=replace(wide.snapshot, nodes={"one": ONE, "two": odd}))
+    refused = plan(wide, BgpOptions(), TUNNEL).config
+    assert refused
+    assert refused.pools == config.pools
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def test_full_mesh() -> None:
     assert section(text, "filter to_node") == 'if proto = "testcni_blocks" then accept;\nreject;'
     assert "route 10.244.1.0/24 unreachable;" in section(text, "protocol static testcni_blocks")
     assert "define POOLS = [ 10.244.0.0/16+ ];" in text
+    assert "169.254.0.0/16+, 169.254.0.0/16-, 224.0.0.0/4+" in text.split("define NEVER = [", 1)[1].split("]")[0]
+    assert text.count("if net !~ POOLS || net ~ NEVER then reject;") == 2
     assert "define OWN = [ 10.244.1.0/24+, 10.244.1.0/24- ];" in text
 
 

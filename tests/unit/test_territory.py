@@ -97,6 +97,90 @@ def test_a_block_that_cuts_the_node_off_is_not_programmed(way: str, used: bool, 
     assert [(p.where, why in p.what) for p in state.problems if p.where == "node two"] == [("node two", True)]
 
 
+SPECIAL = [
+    ("0.1.0.0/16", "0.0.0.0/8", "RFC 1122"),
+    ("127.1.0.0/16", "127.0.0.0/8", "RFC 1122"),
+    ("169.254.0.0/16", "169.254.0.0/16", "RFC 3927"),
+    ("169.254.169.0/24", "169.254.0.0/16", "RFC 3927"),
+    ("224.0.0.0/24", "224.0.0.0/4", "RFC 5771"),
+    ("239.255.0.0/16", "224.0.0.0/4", "RFC 5771"),
+    ("240.10.0.0/16", "240.0.0.0/4", "RFC 1112"),
+    ("128.0.0.0/1", "169.254.0.0/16", "RFC 3927"),
+]
+SPECIAL_6 = [
+    ("::/64", "::/8", "RFC 4291"),
+    ("::ffff:10.244.1.0/120", "::ffff:0:0/96", "RFC 4291"),
+    ("64:ff9b::/112", "::/8", "RFC 4291"),
+    ("100::/64", "100::/64", "RFC 6666"),
+    ("fe80:1::/64", "fe80::/10", "RFC 4291"),
+    ("ff02::/64", "ff00::/8", "RFC 4291"),
+]
+EVERYWHERE = [(way, *case) for way in MODES for case in SPECIAL] + [("host-gw", *case) for case in SPECIAL_6]
+
+
+@pytest.mark.parametrize(("way", "block", "kept", "source"), EVERYWHERE)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_block_of_addresses_that_are_kept_for_other_uses_is_refused_as_own_and_as_peers(
+    way: str, block: str, kept: str, source: str, used: bool
+) -> None:
+    """169.254.0.0/16 would take the cloud's metadata address from all nodes and pods."""
+    block, kept = str(net(block)), str(net(kept))
+    for created in ("", "2026-01-01"):
+        me = replace(node("one", 1, block, "10.244.1.0/24"), created=created)
+        state = desired(way, me, used=used)
+        # pods run on where Linux routes their addresses as all others
+        stays = used and (kept in ("0.0.0.0/8", "240.0.0.0/4", "100::/64") or block == "64:ff9b::/112")
+        assert reached(state) == {"10.244.1.0/24", *([block] if stays else [])}
+        assert state.refused == {net(block)}
+        (problem,) = state.problems
+        assert problem.where == "node one"
+        assert f"block {block} overlaps {kept}, which is kept for" in problem.what
+        assert source in problem.what
+        state = desired(way, ONE, replace(node("two", 2, block, "10.244.2.0/24"), created=created))
+        assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
+        assert net(block) not in state.masquerade.exempt, "pods would lose what is there"
+        (problem,) = state.problems
+        assert problem.where == "node two"
+        assert f"block {block} overlaps {kept}, which is kept for" in problem.what
+
+
+@pytest.mark.parametrize(("way", "block"), [*((way, "0.0.0.0/0") for way in MODES), ("host-gw", "::/0")])
+def test_a_block_of_all_addresses_is_refused(way: str, block: str) -> None:
+    for used in (False, True):
+        state = desired(way, node("one", 1, block, "10.244.1.0/24"), used=used)
+        assert reached(state) == {"10.244.1.0/24"}
+        assert [f"block {block} overlaps" in problem.what for problem in state.problems] == [True]
+    state = desired(way, ONE, node("two", 2, block, "10.244.2.0/24"))
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
+    assert [f"block {block} overlaps" in problem.what for problem in state.problems] == [True]
+
+
+@pytest.mark.parametrize("way", MODES)
+@pytest.mark.parametrize("block", ["10.244.9.7/32", "10.244.9.6/31"])
+def test_a_block_without_room_for_a_pod_is_refused(way: str, block: str) -> None:
+    state = desired(way, node("one", 1, block, "10.244.1.0/24"), node("two", 2, "10.244.2.0/24"))
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
+    assert [f"block {block} is too small for a gateway and a pod" in p.what for p in state.problems] == [True]
+    state = desired(way, ONE, node("two", 2, block, "10.244.2.0/24"))
+    assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
+    assert [f"block {block} is too small for a gateway and a pod" in p.what for p in state.problems] == [True]
+
+
+@pytest.mark.parametrize("way", MODES)
+def test_nodes_that_are_in_each_others_blocks_have_none_unless_one_was_there_before(way: str) -> None:
+    one = node("one", 5, "192.0.2.0/24", "10.244.1.0/24")
+    two = Node("two", (net("192.0.2.9/32")[0],), (net("172.18.0.0/24"),))
+    three = node("three", 3, "10.244.3.0/24")
+    for nodes in ((one, two, three), (three, one, two)):
+        state = desired(way, *nodes)
+        assert reached(state) & {"192.0.2.0/24", "172.18.0.0/24"} == set()
+        assert {p.where for p in state.problems} >= {"node one", "node two"}
+    state = desired(way, three, replace(one, created="2026-01-01"), replace(two, created="2026-02-02"))
+    assert "192.0.2.0/24" in reached(state)
+    what = "its InternalIP 192.0.2.9 is in block 192.0.2.0/24 of node one, which was there before"
+    assert [p.where for p in state.problems if p.what == what] == ["node two"]
+
+
 @pytest.mark.parametrize("way", MODES)
 def test_a_block_of_another_local_network_stays_only_for_pods_that_have_it(way: str) -> None:
     for used in (True, False):
@@ -123,6 +207,7 @@ def test_a_new_node_that_says_to_be_in_a_block_cuts_nobody_off(way: str) -> None
     state = desired(way, *old, *new)
     assert reached(state) == {"10.244.1.0/24", "10.244.2.0/24"}
     assert not state.refused
+    assert [f"its InternalIP {end} is in block" in str(state.problems) for end in ends] == [True, True]
 
 
 @pytest.mark.parametrize("way", MODES)

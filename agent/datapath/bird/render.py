@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from string import Template
 
+from agent import special
 from agent.datapath.bird import recovery
 from agent.datapath.bird.values import BirdConfig, BirdError, External, Peer, Secret
 
@@ -42,6 +43,9 @@ def render(config: BirdConfig, *, kernel: bool = True) -> str:
         metric=config.metric,
         table=config.table,
         pools=_set(f"{pool}+" for pool in sorted(config.pools)),
+        never=_set(
+            f"{kept.network}{sign}" for kept in special.CLASSES if kept.network.version == 4 for sign in "+-"
+        ),
         own=_set(f"{block}{sign}" for block in sorted(config.blocks) if block.prefixlen < 32 for sign in "+-"),
         blocks="\n".join(f"  route {block} unreachable;" for block in sorted(config.blocks)),
         to_kernel=_to_kernel(config),
