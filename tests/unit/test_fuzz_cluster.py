@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import netconf
-from agent.cluster import folder, kubernetes
+from agent.cluster import folder
+from agent.cluster import watch as watch_module
 from agent.cluster.api import Api, ApiError, Request
 from agent.cluster.folder import Folder
-from agent.cluster.kubernetes import Kubernetes, Watch
+from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import KINDS, Kind
 from agent.cni.wishes import Wishes
 from agent.datapath.state import LocalAddress, union
@@ -140,8 +141,8 @@ def check_pods(snapshot: Snapshot) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubernetes, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(kubernetes, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(watch_module, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(watch_module, "LONGEST_WAIT", 0.0)
 
 
 def a_file() -> st.SearchStrategy[tuple[str, bytes]]:
@@ -204,7 +205,7 @@ def follow(follower: Follower, kind: Kind, pages: list[bytes], lines: list[bytes
     last = dumped({"type": "MODIFIED", "object": GOOD[kind]}) + b"\n"
     hostile = b"".join(line + b"\n" for line in lines)
     server = Played([*pages, *[empty] * 9], [hostile, hostile + last, last])
-    Watch(server, kind).run(follower.deliver, server.over)
+    watch_module.Watch(server, kind).run(follower.deliver, server.over)
 
 
 @fuzz(60)

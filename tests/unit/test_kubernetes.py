@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import api, kubernetes
+from agent.cluster import api
+from agent.cluster import watch as watch_module
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import (
@@ -211,7 +212,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
 ) -> None:
     waits = iter([1.0])  # of whichever kind fails first; the others are in for longer
     failures: Iterator[Answer] = iter([(503, {})] * len(KINDS))
-    monkeypatch.setattr(kubernetes, "wait_random_exponential", lambda **_: lambda _state: next(waits, 30.0))
+    monkeypatch.setattr(watch_module, "wait_random_exponential", lambda **_: lambda _state: next(waits, 30.0))
 
     def answer(asked: Asked) -> Answer:
         return held() if asked.is_watch else next(failures, (200, page()))
@@ -255,10 +256,10 @@ def test_a_watch_that_ends_after_each_event_is_no_hot_loop(opened: list[Any], en
         return 200, page(node("a"))
 
     asked, followed = follow(opened, answer)
-    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= kubernetes.RESTARTS[0])
+    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= watch_module.RESTARTS[0])
     time.sleep(0.5)
-    assert len(of_nodes(asked, watches=True)) <= kubernetes.RESTARTS[0] + 1
-    assert len(of_nodes(asked, watches=False)) <= kubernetes.RESTARTS[0] + 1
+    assert len(of_nodes(asked, watches=True)) <= watch_module.RESTARTS[0] + 1
+    assert len(of_nodes(asked, watches=False)) <= watch_module.RESTARTS[0] + 1
 
 
 def test_a_connection_that_breaks_in_the_middle_of_an_event_loses_nothing(opened: list[Any]) -> None:
@@ -277,7 +278,7 @@ def test_events_that_come_in_pieces_are_whole(opened: list[Any]) -> None:
 
 
 def test_a_silent_connection_is_given_up(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubernetes, "SILENCE", 1.2)
+    monkeypatch.setattr(watch_module, "SILENCE", 1.2)
     watches = iter([held(event("BOOKMARK", node("", version="15"))), held(event("DELETED", node("a")))])
     asked, followed = follow(opened, lambda one: next(watches) if one.is_watch else (200, page(node("a"))))
     followed.until(lambda changes: Gone("Node", "a") in changes)

@@ -1,0 +1,62 @@
+"""Objects as the API server lists them: where they are, and what is in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+from agent.cluster import objects
+from agent.cluster.api import Api, ApiError, Request
+from agent.cluster.fields import Faults
+from agent.cluster.store import Kind
+from agent.model import Resource
+
+PATHS: dict[Kind, str] = {
+    "Node": "/api/v1/nodes",
+    "IPPool": "/apis/testcni.io/v1/ippools",
+    "IPBlock": "/apis/testcni.io/v1/ipblocks",
+    "IPReservation": "/apis/testcni.io/v1/ipreservations",
+    "Namespace": "/api/v1/namespaces",
+}
+PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
+
+
+def items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Every object of a kind, page by page; the list's resourceVersion is given to `take_version`."""
+    query = {"limit": str(PAGE)}
+    while True:
+        page = api.ask(Request("GET", PATHS[kind], query))
+        metadata, items = page.get("metadata"), page.get("items")
+        if not isinstance(metadata, dict) or not isinstance(items, list | None):
+            raise ApiError(f"GET {PATHS[kind]}: the answer is no list")
+        yield from (item if isinstance(item, dict) else {} for item in items or ())
+        if not metadata.get("continue"):
+            take_version(version(metadata))
+            return
+        query = {"limit": str(PAGE), "continue": str(metadata["continue"])}
+
+
+def parse(kind: Kind, item: dict[str, Any], faults: Faults, known: Resource | None = None) -> Resource:
+    """The object; a list's items don't say of what kind they are. Raises ObjectError."""
+    return objects.usable({"apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind, **item}, faults, known)
+
+
+def metadata(item: dict[str, Any]) -> dict[str, Any]:
+    """An object's metadata, none where there is nothing that can be."""
+    metadata = item.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def version(metadata: dict[str, Any]) -> str:
+    """The resourceVersion that metadata name; empty: none."""
+    version = metadata.get("resourceVersion")
+    return version if isinstance(version, str) else ""
+
+
+def path(kind: Kind, name: str) -> str:
+    """Where an object is; a Pod's name is namespace/name."""
+    if kind == "Pod":
+        namespace, _, name = name.partition("/")
+        return f"{PATHS['Namespace']}/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
+    return f"{PATHS[kind]}/{quote(name, safe='')}"

@@ -1,0 +1,232 @@
+"""One kind in Kubernetes: a list and a watch, resumed where it broke off."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from agent.cluster import listing
+from agent.cluster.api import GONE, Api, ApiError, GarbledError, GoneError, Stream
+from agent.cluster.fields import Faults, ObjectError
+from agent.cluster.store import (
+    ENDED,
+    EXPIRED,
+    FAILED,
+    Change,
+    Deliver,
+    Gone,
+    Heard,
+    Kind,
+    NotFoundError,
+    Put,
+    Replaced,
+    Restarted,
+    StoreError,
+    Trouble,
+)
+from agent.model import Problem, Resource
+from agent.shared import Pace
+
+WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
+SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
+BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)
+UNREAD = "look at the objects of this kind; all are listed anew when the watch ends"
+RESTARTS = 10, 5.0  # watches at once, then one in so many seconds: each may end as soon as it brought something
+SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """One kind: what is known of it, and from which resourceVersion on it is to be followed.
+
+    `answers` is notified when a server that had not answered does again: the other kinds need not wait any longer.
+    """
+
+    def __init__(self, api: Api, kind: Kind, answers: threading.Condition | None = None) -> None:
+        self.kind = kind
+        self._api = api
+        self._answers = answers or threading.Condition()
+        self._away = False
+        self._server = f"API server, {kind}"
+        self._version = ""
+        self._heard = 0
+        self._known: dict[str, Resource] = {}
+        self._troubles: set[str] = set()
+        self._stream: Stream | None = None
+        self._deliver: Deliver = lambda _changes: None
+        self._pace = Pace(*RESTARTS)
+
+    def run(self, deliver: Deliver, stop: threading.Event) -> None:
+        """Follow until `stop` is set, whatever the API server does."""
+        self._deliver = deliver
+        backoff = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+        while not stop.is_set():
+            self._pace.wait(stop)
+            retrying = Retrying(
+                retry=retry_if_exception_type(StoreError),
+                wait=lambda state: max(backoff(state), _retry_after(state)),
+                stop=stop_when_event_set(stop),
+                sleep=lambda seconds: self._wait(seconds, stop),
+                before_sleep=self._failed,
+                retry_error_callback=lambda _state: None,  # stopped
+            )
+            retrying(self._session)
+
+    def close(self) -> None:
+        """End the connection; `run` begins another one unless it was told to stop."""
+        with self._answers:
+            self._answers.notify_all()
+        if stream := self._stream:
+            stream.close()
+
+    def _wait(self, seconds: float, stop: threading.Event) -> None:
+        """Until the time is over, or a server that was away has answered somebody else."""
+        if not self._away:
+            stop.wait(seconds)
+            return
+        with self._answers:
+            if not stop.is_set():
+                self._answers.wait(seconds)
+
+    def _answered(self) -> None:
+        if self._away:
+            self._away = False
+            with self._answers:
+                self._answers.notify_all()
+
+    def _session(self) -> None:
+        """List where needed, then watch for as long as it goes; raises StoreError if nothing came of it."""
+        if not self._version:
+            self._list()
+            self._answered()
+        began, heard, garbled = time.monotonic(), self._heard, None
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(random.randint(*WATCH_FOR)),  # noqa: S311
+        }
+        try:
+            self._stream = self._api.watch(listing.PATHS[self.kind], query, SILENCE)
+            self._answered()
+            for event in self._stream:
+                if isinstance(event, GarbledError):
+                    garbled = event
+                    source = f"{self._server}, event"
+                    self._tell([], (), {source: Trouble(source, Problem(self._server, str(event), UNREAD))})
+                else:
+                    self._take(event)
+        except GoneError as error:
+            self._version = ""
+            self._ended(EXPIRED, began, heard, error)
+        except StoreError as error:
+            self._ended(FAILED, began, heard, error)
+        else:
+            early = ApiError("the server ends the watch as soon as it begins")
+            self._ended(ENDED, began, heard, garbled or early)
+        finally:
+            if garbled and self._heard != heard:  # only a new list says what the event was
+                self._version = ""
+            self._stream = None
+
+    def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
+        """A watch that brought something may begin again at its pace; else `error` is raised, so that it waits."""
+        log.debug("watch of %s: %s (%s)", self.kind, reason, error)
+        self._deliver([Restarted(self.kind, reason)])
+        if self._heard == heard and time.monotonic() - began < SHORTEST:
+            raise error
+
+    def _failed(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self._away = isinstance(error, ApiError) and (error.status == 0 or error.status >= BROKEN)
+        remedy = "it is tried again; until then the last state stays in force"
+        if isinstance(error, NotFoundError):
+            remedy = "install the CustomResourceDefinitions: kubectl apply -f manifests/"
+        elif isinstance(error, ApiError) and error.status in (401, 403):
+            remedy = "give the agent's service account its ClusterRole: kubectl apply -f manifests/"
+        self._tell([], (), {self._server: Trouble(self._server, Problem(self._server, str(error), remedy))})
+        log.log(logging.WARNING if state.attempt_number == 1 else logging.DEBUG, "%s: %s", self._server, error)
+
+    def _list(self) -> None:
+        """Deliver the complete list; what can't be parsed keeps its last good state."""
+        version: list[str] = []
+        found: dict[str, Resource] = {}
+        troubles: dict[str, Trouble] = {}
+        for item in listing.items(self._api, self.kind, version.append):
+            obj = self._parse(item, troubles)
+            if obj:
+                found[obj.name] = obj
+        self._known, self._version = found, version[0]
+        self._tell([Replaced(self.kind, tuple(found.values()))], self._troubles, troubles)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Deliver what an event changes. Raises GoneError, ApiError."""
+        kind, item = event.get("type"), event["object"]
+        if kind == "ERROR":
+            message = str(item.get("message", "unknown"))[:500]
+            raise GoneError(message, GONE) if item.get("code") == GONE else ApiError(message)
+        metadata = listing.metadata(item)
+        source = _source(self.kind, item)
+        troubles: dict[str, Trouble] = {}
+        changes: list[Change] = []
+        if kind in ("ADDED", "MODIFIED"):
+            obj = self._parse(item, troubles)
+            if obj and self._known.get(obj.name) != obj:  # a Node changes every few minutes, but nothing of ours
+                self._known[obj.name] = obj
+                changes.append(Put(obj))
+        elif kind == "DELETED":
+            self._known.pop(str(metadata.get("name")), None)
+            changes.append(Gone(self.kind, str(metadata.get("name"))))
+        self._heard += 1
+        self._tell(changes or [Heard(self.kind)], (source, self._server), troubles)
+        self._version = listing.version(metadata) or self._version  # a bookmark has only that
+
+    def _parse(self, item: dict[str, Any], troubles: dict[str, Trouble]) -> Resource | None:
+        """The object, or its last good state, and what is wrong with it."""
+        source, faults = _source(self.kind, item), Faults()
+        known = self._known.get(str(listing.metadata(item).get("name")))
+        try:
+            obj = listing.parse(self.kind, item, faults, known)
+        except ObjectError as error:
+            troubles[source] = Trouble(source, Problem(f"{source} {error.path}", error.what, error.remedy))
+            return known or error.closed
+        if faults:
+            first, more = faults[0], "".join(f"; {fault.path} {fault.what}" for fault in faults[1:])
+            problem = Problem(f"{source} {first.path}", first.what + more, first.remedy)
+            troubles[source] = Trouble(source, problem, partial=True)
+        return obj
+
+    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, Trouble]) -> None:
+        """Deliver changes and troubles; those of sources that were `seen` to be well again are over."""
+        over = (self._troubles & set(seen)) - troubles.keys()
+        self._troubles = (self._troubles - over) | troubles.keys()
+        told = [
+            *changes,
+            *(Trouble(source, None) for source in over),
+            *troubles.values(),
+        ]
+        if told:
+            self._deliver(told)
+
+
+def _retry_after(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry_after if isinstance(error, ApiError) else 0.0
+
+
+def _source(kind: Kind, item: dict[str, Any]) -> str:
+    return f"{kind} {listing.metadata(item).get('name')}"
