@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -23,18 +22,13 @@ from agent import files
 from agent.cluster import manifests, objects, receives
 from agent.cluster.inotify import FolderWatch
 from agent.cluster.manifests import ManifestError
+from agent.cluster.seen import File, Key, Seen, between, contents, parsed
 from agent.cluster.store import (
-    KINDS,
-    Change,
     ConflictError,
     Deliver,
-    Gone,
     Kind,
     NotFoundError,
-    Put,
-    Replaced,
     StoreError,
-    Trouble,
     kind_of,
 )
 from agent.model import Node, Problem, Receives, Resource
@@ -47,33 +41,6 @@ LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
 YOUNG = 50_000_000  # ns: a file this fresh may change again without its time showing it
 STALLED = 10_000_000_000  # ns: who hasn't written for so long isn't in the middle of it
 
-Key = tuple[Kind, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    stamp: tuple[int, int, int] | None
-    """Time, size and inode; None: look again."""
-    digest: bytes
-    objects: tuple[Resource, ...]
-    faults: tuple[ManifestError, ...] = ()
-    partial: bool = False
-    """Whether each object is in use, and lacks at most what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What all files hold together."""
-
-    objects: Mapping[Key, Resource] = field(default_factory=dict)
-    paths: Mapping[Key, Path] = field(default_factory=dict)
-    files: Mapping[Path, _File] = field(default_factory=dict)
-    problems: Mapping[str, Problem] = field(default_factory=dict)
-    partial: frozenset[str] = frozenset()
-    """Files whose objects are in use all the same."""
-    complete: bool = False
-    """The folder has been read at least once."""
-
 
 class Folder:
     """A Datastore (see agent.cluster.store) over the manifests in a folder."""
@@ -81,7 +48,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._files: dict[Path, _File] = {}
+        self._files: dict[Path, File] = {}
         self._identity: tuple[int, int] | None = None
         self._said: dict[str, Receives] = {}
 
@@ -101,11 +68,11 @@ class Folder:
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
-        before = _Seen()
+        before = Seen()
         with closing(FolderWatch(self._path)) as watch:
             while not stop.is_set():
                 seen = self._scan(watch.busy)
-                if changes := [*_changes(before, seen)]:
+                if changes := [*between(before, seen)]:
                     deliver(changes)
                 before = seen
                 young = any(file.stamp is None and file.digest for file in seen.files.values())
@@ -207,7 +174,7 @@ class Folder:
             if path:
                 path.unlink(missing_ok=True)
 
-    def _scan(self, busy: Collection[str] = ()) -> _Seen:
+    def _scan(self, busy: Collection[str] = ()) -> Seen:
         """Read what changed since the last time, but for files being written, and put all together."""
         with self._lock:
             problems: dict[str, Problem] = {}
@@ -219,7 +186,7 @@ class Folder:
                 problems[str(self._path)] = Problem(str(self._path), str(error), remedy)
             return self._together(problems)
 
-    def _read(self, busy: Collection[str]) -> tuple[dict[Path, _File], tuple[int, int]]:
+    def _read(self, busy: Collection[str]) -> tuple[dict[Path, File], tuple[int, int]]:
         """All files, and which folder they are in. Raises OSError when that went away or lost everything."""
         identity = _identity(self._path)
         paths = sorted(p for p in self._path.iterdir() if p.suffix in SUFFIXES and p.name[0] != ".")
@@ -230,7 +197,7 @@ class Folder:
             raise OSError(errno.ESTALE, "another folder is here now, and it has no manifests")  # unmounted?
         return files, identity
 
-    def _load(self, path: Path, busy: bool) -> _File | None:
+    def _load(self, path: Path, busy: bool) -> File | None:
         """What a file holds; its last good objects and an error where it can't be used."""
         known = self._files.get(path)
         try:
@@ -239,16 +206,16 @@ class Folder:
             age = abs(time.time_ns() - status.st_mtime_ns)
             if (known and known.stamp == stamp) or (busy and age < STALLED):
                 return known
-            return _parsed(path, _contents(path), known, stamp if age > YOUNG else None)
+            return parsed(path, contents(path), known, stamp if age > YOUNG else None)
         except ManifestError as error:
-            return _File(None, b"", known.objects if known else (), (error,))
+            return File(None, b"", known.objects if known else (), (error,))
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
                 return None  # it went while we looked
             problem = ManifestError(0, str(error), "make it readable")
-            return _File(None, b"", known.objects if known else (), (problem,))
+            return File(None, b"", known.objects if known else (), (problem,))
 
-    def _together(self, problems: dict[str, Problem]) -> _Seen:
+    def _together(self, problems: dict[str, Problem]) -> Seen:
         found: dict[Key, Resource] = {}
         paths: dict[Key, Path] = {}
         doubles: set[Path] = set()
@@ -269,7 +236,7 @@ class Folder:
         partial = frozenset(
             str(path) for path, file in self._files.items() if file.partial and path not in doubles
         )
-        return _Seen(found, paths, self._files, problems, partial, self._identity is not None)
+        return Seen(found, paths, self._files, problems, partial, self._identity is not None)
 
     def _hear(self) -> dict[str, Receives]:
         """What nodes have announced. Raises OSError."""
@@ -289,62 +256,3 @@ def _identity(path: Path) -> tuple[int, int]:
     if status.st_nlink == 0:
         raise OSError(errno.ESTALE, "it was removed, and is only mounted here")
     return status.st_dev, status.st_ino
-
-
-def _contents(path: Path) -> bytes:
-    """The bytes of a file; raises OSError, or ManifestError for what can't be a manifest."""
-    try:
-        data = files.read(path, manifests.LARGEST)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EFBIG):
-            raise ManifestError(0, error.strerror or str(error), "move it elsewhere, or split it") from error
-        raise
-    if not data:  # what an editor leaves for a moment, and a full disk for good
-        raise ManifestError(0, "is empty", "write an object or delete the file")
-    return data
-
-
-def _parsed(path: Path, data: bytes, known: _File | None, stamp: tuple[int, int, int] | None) -> _File:
-    """A file by its bytes, which are parsed only if they are other ones than before."""
-    digest = hashlib.sha256(data).digest()
-    if known and known.digest == digest:
-        return replace(known, stamp=stamp)
-    objects_before = known.objects if known else ()
-    try:
-        found = manifests.parse(path, data, objects_before)
-    except ManifestError as error:
-        problem = error
-    except (ValueError, TypeError, RecursionError, ArithmeticError) as error:  # YAML can say what no manifest does
-        problem = ManifestError(0, str(error), "write plain objects")
-    else:
-        return _File(stamp, digest, found.objects, found.faults, found.partial)
-    return _File(stamp, digest, objects_before, (problem,))
-
-
-def _changes(before: _Seen, seen: _Seen) -> Iterator[Change]:
-    """What happened between two looks."""
-    if seen.complete and not before.complete:
-        for kind in KINDS:
-            yield Replaced(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
-    else:
-        yield from _edits(_followed(before.objects), _followed(seen.objects))
-    for source in before.problems.keys() - seen.problems.keys():
-        yield Trouble(source, None)
-    for source, problem in seen.problems.items():
-        partial = source in seen.partial
-        if before.problems.get(source) != problem or (source in before.partial) != partial:
-            yield Trouble(source, problem, partial)
-
-
-def _followed(objects: Mapping[Key, Resource]) -> Mapping[Key, Resource]:
-    return {key: obj for key, obj in objects.items() if key[0] in KINDS}
-
-
-def _edits(before: Mapping[Key, Resource], now: Mapping[Key, Resource]) -> Iterator[Change]:
-    for kind, name in before:
-        if (kind, name) not in now:
-            yield Gone(kind, name)
-    for key, obj in now.items():
-        old = before.get(key)
-        if old != obj or old.resource_version != obj.resource_version:  # equality leaves the version out
-            yield Put(obj)

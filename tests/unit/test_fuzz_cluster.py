@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import netconf
-from agent.cluster import folder
+from agent.cluster import seen as seen_module
 from agent.cluster import watch as watch_module
 from agent.cluster.api import Api, ApiError, Request
 from agent.cluster.folder import Folder
@@ -164,12 +164,12 @@ def test_good_manifests_are_in_force_among_bad_ones(
         (place / "n2.receives").write_bytes(said)
         store = Folder(place)
         follower = Follower(store)
-        before = folder._Seen()
+        before = seen_module.Seen()
         for files in (earlier, later):
             for number, (suffix, data) in enumerate(files, 1):
                 (place / f"{number}.{suffix}").write_bytes(data)
             seen = store._scan()
-            follower.deliver([*folder._changes(before, seen)])
+            follower.deliver([*seen_module.between(before, seen)])
             before = seen
             check_all(follower)
 
