@@ -94,6 +94,12 @@ class Installer:
         except OSError as error:
             remedy = "see that the host's folders are mounted and can be written"
             problems["install"] = Problem("install", str(error), remedy)
+        for name in self._absent(problems):
+            what = (
+                f"names the plugin {name}, which is not in {self._places.bin_dir}: no pod can be added without it"
+            )
+            remedy = "install it there, or take it out of the conflist"
+            problems[f"plugin {name}"] = Problem(str(self._places.template), what, remedy)
         for path in foreign(self._places.conf_dir):
             what = f"sorts before {CONFLIST}, so the runtime uses it and not testcni"
             problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
@@ -116,6 +122,15 @@ class Installer:
             return None
         installed = self.installed and not _same(self._places.conflist, data)
         return f"network {', '.join(missing)} is not prepared, so the old conflist stays" if installed else ""
+
+    def _absent(self, problems: Mapping[str, Problem]) -> list[str]:
+        """Programs that the installed conflist names and the plugin folder lacks; none where that is not known."""
+        try:
+            conf = libcni.read(self._places.conflist, files.read(self._places.conflist))
+            types = {plugin.type for plugin in conf.plugins} if "install" not in problems else set()
+            return sorted(name for name in types if not (self._places.bin_dir / name).is_file())
+        except (CniError, OSError):
+            return []  # who reads the confs reports it, or there is none yet
 
     def _watch(self, folder: Path, stop: threading.Event) -> None:
         watch = FolderWatch(folder)

@@ -100,6 +100,19 @@ def test_drift_is_repaired_at_once(places: Places) -> None:
         thread.join()
 
 
+def test_a_plugin_of_the_conflist_that_is_on_no_disk_is_told(places: Places) -> None:
+    """libcni loads such a conflist, and fails at each ADD."""
+    plugins = [*CONFLIST["plugins"], {"type": "tuning", "sysctl": {}}]
+    places.template.write_text(json.dumps({**CONFLIST, "plugins": plugins}))
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    installer.once()
+    (problem,) = installer._problems.get().values()
+    assert "names the plugin tuning" in str(problem)
+    (places.bin_dir / "tuning").write_bytes(b"tuning")
+    installer.once()
+    assert installer._problems.get() == {}
+
+
 def test_a_conf_that_sorts_first_is_told_and_stays(places: Places) -> None:
     other = places.conf_dir / "00-other.conf"
     other.write_text("{}")
