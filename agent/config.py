@@ -43,6 +43,8 @@ REGISTERED = {
 
 84 is OVN's, but also that of testcni's own earlier versions: it is allowed for the way back to them.
 """
+NEVER_BLANK = ("bgp",)
+"""Options that name passwords: a blank, which a template leaves where its value is missing, must not mean none."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -166,16 +168,29 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
             (from_file.get(option.name), f"{path}: {option.name}"),
             (option.default, "default"),
         )
+        if option.name in NEVER_BLANK:
+            _refuse_blank(candidates)
         chosen[option.field] = next(((v, w) for v, w in candidates if v), ("", f"--{option.name}"))
     return _build(chosen)
 
 
+def _refuse_blank(candidates: Sequence[tuple[str | None, str]]) -> None:
+    """Raises ConfigError where the option is given in any place, and has no value there."""
+    for value, where in candidates:
+        if value is not None and not value.strip() and where != "default":
+            raise ConfigError(f"{where}: is blank; give it a value, or remove the option for its default")
+
+
 def _read_file(path: Path) -> dict[str, str]:
+    """Read the options of the file; one without a value is not given, or is an empty text if it is never blank."""
     try:
         doc = strictyaml.value(files.read(path))
     except (OSError, YamlError) as error:
         raise ConfigError(f"config file {path}: {error}") from error
-    doc = {} if doc is None else doc
+    if doc is None:
+        raise ConfigError(
+            f"config file {path}: is empty; for no options write {{}} into it, or do without --config"
+        )
     if not isinstance(doc, dict):
         raise ConfigError(f"config file {path}: a mapping of options is wanted, not a {type(doc).__name__}")
     known = {option.name for option in OPTIONS}
@@ -184,7 +199,8 @@ def _read_file(path: Path) -> dict[str, str]:
             raise ConfigError(f"config file {path}: unknown option {name!r}; known: {', '.join(sorted(known))}")
         if not isinstance(value, str | int | float | None):
             raise ConfigError(f"config file {path}: {name} is a {type(value).__name__}, not one plain value")
-    return {name: str(value) for name, value in doc.items() if value is not None}
+    given = {name: value for name, value in doc.items() if value is not None or name in NEVER_BLANK}
+    return {name: "" if value is None else str(value) for name, value in given.items()}
 
 
 def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:

@@ -97,3 +97,29 @@ def test_a_wrong_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load([*NEEDED, "--config", str(tmp_path / "c")], {})
+
+
+@pytest.mark.parametrize(
+    "blank", ["bgp:", "bgp: null", "bgp: ~", 'bgp: ""', "bgp: ' '", "resync:", "node: x\nbgp:"]
+)
+def test_a_blank_in_the_file_takes_no_bgp_password_away(tmp_path: Path, blank: str) -> None:
+    (tmp_path / "c").write_text(blank)
+    with pytest.raises(ConfigError, match=r"(bgp|resync): is blank; give it a value"):
+        load([*NEEDED, "--config", str(tmp_path / "c")], {})
+
+
+@pytest.mark.parametrize("text", ["", "# bgp: /etc/testcni/bgp.yaml", "---"])
+def test_an_empty_file_takes_no_bgp_password_away(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c").write_text(text)
+    with pytest.raises(ConfigError, match=r"is empty; for no options write \{\} into it"):
+        load([*NEEDED, "--config", str(tmp_path / "c")], {})
+    (tmp_path / "c").write_text("{}")
+    assert load([*NEEDED, "--config", str(tmp_path / "c")], {}).bgp is None
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_blank_flag_or_variable_takes_no_bgp_password_away(text: str) -> None:
+    with pytest.raises(ConfigError, match="--bgp: is blank"):
+        load([*NEEDED, "--bgp", text], {})
+    with pytest.raises(ConfigError, match="TESTCNI_BGP: is blank"):
+        load(NEEDED, {"TESTCNI_BGP": text})
