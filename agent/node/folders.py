@@ -6,6 +6,9 @@ in it (ENOENT), and nobody else sees it. Only a container that is started anew g
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ from agent.errors import MustEndError
 from agent.model import Problem
 from agent.shared import Latest
 
+ENTRIES = 4096  # bytes: enough for any first entry
 LOOK = 5.0  # seconds between two looks
 
 
@@ -46,11 +50,29 @@ class Folders:
 
 
 def removed(path: Path) -> bool:
-    """Whether a folder is mounted here that has no name any more on its own file system."""
+    """Whether a folder is mounted here that has no name any more on its own file system.
+
+    Its link count is 0; on overlayfs, which counts 1 for a folder of several layers, it can't be listed
+    (ENOENT, iterate_dir in fs/readdir.c).
+    """
     try:
-        return path.stat().st_nlink == 0
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False  # it is not there at all, or out of reach: who uses it reports that
+    try:
+        return os.fstat(folder).st_nlink == 0 or not _can_be_listed(folder)
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+
+
+def _can_be_listed(folder: int) -> bool:
+    """Whether the kernel lists it; asked by getdents64(2), as readdir(3) makes an empty folder of this error."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.getdents64(folder, ctypes.create_string_buffer(ENTRIES), ENTRIES) >= 0) or (
+        ctypes.get_errno() != errno.ENOENT
+    )
 
 
 def _problem(option: str, path: Path) -> Problem:
