@@ -27,7 +27,7 @@ INLINE struct config *configured(void)
 
 INLINE struct counter *count(struct __sk_buff *skb, __u32 reason)
 {
-	struct counter *counter = bpf_map_lookup_elem(&counters, &reason);
+	struct counter *counter = bpf_map_lookup_elem(&reason_counters, &reason);
 
 	if (counter) {
 		counter->packets++;

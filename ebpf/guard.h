@@ -13,7 +13,7 @@ enum guard_reason { // names in agent/datapath/guard.py, in this order
 	GUARD_NOT_IP,       // neither IP nor ARP, or tagged
 	GUARD_SPOOFED_IP,   // from an address, or about one, that is not the pod's
 	GUARD_SPOOFED_MAC,  // from a MAC, or about one, that is not the pod's
-	GUARD_POD_TUNNEL,   // ipip or 6in4, or to the port of the node's vxlan tunnel
+	GUARD_POD_TUNNEL,   // ipip or 6in4, or to the port of a vxlan tunnel
 	GUARD_POD_ROUTER,   // a router advertisement or a redirect
 	GUARD_FAILED,       // the maps are not filled
 	GUARD_REASONS,
@@ -22,8 +22,7 @@ enum guard_reason { // names in agent/datapath/guard.py, in this order
 enum { UNCHECKED = 1 }; // flag of a port: "spoofCheck": false
 
 struct guard_config {
-	__be16 tunnel; // UDP port of the node's vxlan tunnel; 0: there is none
-	__u16 spare;
+	__be16 tunnels[2]; // UDP ports of vxlan tunnels, the node's own and others'; 0: none
 };
 
 struct guard_port {

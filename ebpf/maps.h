@@ -26,8 +26,13 @@ enum reason { // names in agent/datapath/overlay.py, in this order
 	DROP_WRONG_VNI,      // out of the tunnel with another network's identifier
 	DROP_NO_POD,         // to an address of this node's blocks that no pod has
 	DROP_FAILED,         // the kernel refused a step, or the maps are not filled
+	DROP_SPOOFED_NODE,   // out of the tunnel from a node, from an address of another node's pods
 	REASONS,
 };
+
+#define ROOM 32 // reasons that there may be before the map of counters needs another name
+
+#define UNKNOWN 1 // of a node in the map `nodes`: it may send from any block, as versions without the check had it
 
 struct config {
 	__be32 node;    // this node's address, where peers send to and we send from
@@ -91,12 +96,12 @@ struct { // block of pods -> address of its node, this node's own blocks include
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } blocks SEC(".maps");
 
-struct { // addresses that nodes may send tunnel packets from; the value says nothing
+struct { // addresses that nodes may send tunnel packets from -> what blocks of that node have as its address, or UNKNOWN
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 100000);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __be32);
-	__type(value, __u32);
+	__type(value, __be32);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nodes SEC(".maps");
 
@@ -117,13 +122,13 @@ struct { // flows between pods that the node's stack carried -> source of the di
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows SEC(".maps");
 
-struct { // by reason
+struct { // by reason; more entries than reasons, as those of another size can't take over a pinned map
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASONS);
+	__uint(max_entries, ROOM);
 	__type(key, __u32);
 	__type(value, struct counter);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} counters SEC(".maps");
+} reason_counters SEC(".maps");
 
 struct { // bytes; a power of two and whole pages, of 64 KiB too
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

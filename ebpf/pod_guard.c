@@ -81,8 +81,9 @@ INLINE int to_vxlan(struct __sk_buff *skb, __u32 offset, __u8 protocol)
 	if (protocol != IPPROTO_UDP)
 		return 0;
 	config = bpf_map_lookup_elem(&guard_config, &first);
-	return config && config->tunnel && bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)) == 0 &&
-	       ports[1] == config->tunnel;
+	if (!config || bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)) < 0)
+		return 0;
+	return ports[1] && (ports[1] == config->tunnels[0] || ports[1] == config->tunnels[1]);
 }
 
 INLINE int guard_arp(struct __sk_buff *skb, struct guard_port *port)

@@ -3,6 +3,7 @@
  *
  * Past the stack goes only what a pod of the sending node, or that node as one of its block, sends: its replies go past
  * the stack too. The replies to all others go by the stack, so they have to: connection tracking must see both ways.
+ * A node may send from any address that no other node's pods have: its own, and those of clients outside.
  */
 #include "common.h"
 #include "flow.h"
@@ -15,14 +16,19 @@ int vxlan_ingress(struct __sk_buff *skb)
 	struct headers h = {};
 	enum kind kind = parse(skb, &h);
 	struct pod *pod;
-	__be32 remote, *owner;
+	__be32 remote, *owner, *known;
 
 	if (!config_ || bpf_skb_get_tunnel_key(skb, &key, offsetof(struct bpf_tunnel_key, local_ipv4), 0) < 0)
 		return drop(skb, &h, DROP_FAILED, 0);
 	remote = bpf_htonl(key.remote_ipv4);
 	owner = kind == IPV4 ? node_of(h.ip.saddr) : NULL;
-	if ((!owner || *owner != remote) && !bpf_map_lookup_elem(&nodes, &remote))
-		return drop(skb, &h, DROP_UNKNOWN_NODE, remote);
+	if (!owner || *owner != remote) {
+		known = bpf_map_lookup_elem(&nodes, &remote);
+		if (!known)
+			return drop(skb, &h, DROP_UNKNOWN_NODE, remote);
+		if (owner && *known != UNKNOWN && *owner != *known) // a node of several addresses may send from any
+			return drop(skb, &h, DROP_SPOOFED_NODE, remote);
+	}
 	if (key.tunnel_id != config_->vni)
 		return drop(skb, &h, DROP_WRONG_VNI, remote);
 	if (kind != IPV4)

@@ -41,12 +41,15 @@ class Family:
     prefix: str
     programs: tuple[str, ...]
     maps: tuple[str, ...]
+    former: tuple[str, ...] = ()
+    """Maps that only programs of earlier versions have."""
 
 
 VXLAN = Family(
     "programs-",
     ("veth_ingress", "veth_egress", "vxlan_ingress", "vxlan_egress"),
-    ("config", "blocks", "nodes", "pods", "flows", "counters", "events"),
+    ("config", "blocks", "nodes", "pods", "flows", "reason_counters", "events"),
+    ("counters",),
 )
 IPIP = Family(
     "ipip-", ("ipip_ingress", "ipip_egress"), ("ipip_node", "ipip_blocks", "ipip_nodes", "ipip_counters")
@@ -142,7 +145,10 @@ def retire(objects: Path | None = None, folder: Path = FOLDER, family: Family = 
     old += [path for path in (folder / LAYOUT).glob(f"{family.prefix}*") if path.name != current]
     for path in old:
         shutil.rmtree(path)
-    return old
+    former = [path for path in _former(folder / LAYOUT, family) if path.exists()]
+    for path in former:
+        path.unlink()
+    return old + former
 
 
 def drop(folder: Path = FOLDER, family: Family = VXLAN) -> bool:
@@ -151,7 +157,7 @@ def drop(folder: Path = FOLDER, family: Family = VXLAN) -> bool:
     _place.left.pop(family, None)
     root = folder / LAYOUT
     pins = [*root.glob(f"{family.prefix}*"), *root.glob(f"new-{family.prefix}*")] if root.exists() else []
-    pins += [path for path in map(root.joinpath, family.maps) if path.exists()]
+    pins += [path for path in (*map(root.joinpath, family.maps), *_former(root, family)) if path.exists()]
     for path in pins:
         if path.is_dir():
             shutil.rmtree(path)
@@ -168,6 +174,10 @@ def forget(folder: Path = FOLDER) -> bool:
         return False
     shutil.rmtree(folder)
     return True
+
+
+def _former(root: Path, family: Family) -> list[Path]:
+    return [root / name for name in family.former]
 
 
 def _files(objects: Path | None, family: Family) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import hashlib
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
@@ -30,6 +30,7 @@ REASONS = (
     "drop_failed",
 )
 UNCHECKED = 1
+PORTS = 2  # of tunnels that the program knows
 WITHOUT = 'or do without the check of pods\' sources: "spoofCheck": false in the netconf'
 
 _KEY = struct.Struct("=I")
@@ -162,9 +163,9 @@ def tidy(maps: Mapping[str, Map], earlier: Known, indexes: Iterable[int], guarde
     return len(ports) + len(addresses)
 
 
-def set_tunnel(maps: Mapping[str, Map], port: int) -> bool:
-    """Name the UDP port of the node's vxlan tunnel, 0: it has none; whether it was another. Raises BpfError."""
-    value = _CONFIG.pack(socket.htons(port), 0)
+def set_tunnels(maps: Mapping[str, Map], ports: Sequence[int]) -> bool:
+    """Name the UDP ports of vxlan tunnels, PORTS at most; whether they were others. Raises BpfError."""
+    value = _CONFIG.pack(*(socket.htons(port) for port in (*ports, *[0] * PORTS)[:PORTS]))
     if maps["guard_config"].get(_KEY.pack(0)) == value:
         return False
     maps["guard_config"].put(_KEY.pack(0), value)

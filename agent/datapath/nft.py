@@ -1,4 +1,4 @@
-"""The nft table `testcni`: masquerade of what leaves the cluster and of detours, and who may send by ipip.
+"""The nft table `testcni`: masquerade of what leaves the cluster and of detours, and who may send by tunnels.
 
 One list of objects in the form of libnftables-json(5) is what is written and what the kernel's is compared with.
 """
@@ -6,15 +6,16 @@ One list of objects in the form of libnftables-json(5) is what is written and wh
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
 from agent import strictjson
-from agent.datapath.state import LINK_PREFIX, NFT_TABLE, Detour, Masquerade
+from agent.datapath.state import LINK_PREFIX, NFT_TABLE, TUNNEL, Detour, Masquerade, Shut
 from agent.model import Subnet
 from agent.strictjson import JsonError
 
@@ -26,11 +27,18 @@ CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 10
 
 INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
 OUTPUT = {**INPUT, "name": "output", "hook": "output"}
-IPIP_NAMES = 4, "ipip", "ipencap"  # what nft says depends on its version and on /etc/protocols
+# before any masquerade, also that of kube-proxy: what is dropped is known by where it comes from
+TUNNELS = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
+# what nft says depends on its version and on /etc/protocols
+PROTOCOLS = {"ipip": 4, "ipencap": 4, "ipv6": 41}
+IPIP, SIX_IN_FOUR = 4, 41
 
 Object = dict[str, dict[str, Any]]
 """One object by its kind, such as `{"set": {...}}`."""
 Counted = dict[str, int]
+
+
+OPEN = Shut()
 
 
 class NftError(OSError):
@@ -42,11 +50,13 @@ def objects(
     senders: frozenset[IPv4Address] | None = None,
     counted: Counted | None = None,
     quiet: frozenset[str] = frozenset(),
+    shut: Shut = OPEN,
 ) -> list[Object]:
     """The table that does it, none without sources; multicast is never masqueraded.
 
     Of ipip packets only those of `senders` are taken, and the others `counted` on from what was counted before;
-    None: of anybody, as there is nothing to take them. By the devices `quiet` no ICMP redirects are sent.
+    None: of anybody, as there is nothing to take them. By the devices `quiet` no ICMP redirects are sent. To what
+    is `shut` no packet of a pod goes, nor any that was translated on its way.
     """
     sets: list[Object] = []
     rules: list[Object] = []
@@ -60,10 +70,13 @@ def objects(
     for detour in sorted(masquerade.detours, key=str):
         rules += _detour(detour)
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
+    here, on = _shut(shut, from_pods=any(source.version == 4 for source in masquerade.sources))
     if senders is not None:
         sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
-        chains += [{"chain": {**INSIDE, **INPUT}}]
-        rules.append(_only_senders(counted))
+        here = [_only_senders(counted), *here]
+    chains += [{"chain": {**INSIDE, **INPUT}}] if here else []
+    chains += [{"chain": {**INSIDE, **TUNNELS}}] if on else []
+    rules += here + on
     if quiet:
         chains += [{"chain": {**INSIDE, **OUTPUT}}]
         rules += [_no_redirects(device) for device in sorted(quiet)]
@@ -74,10 +87,11 @@ def sync(
     masquerade: Masquerade,
     senders: frozenset[IPv4Address] | None = None,
     quiet: frozenset[str] = frozenset(),
+    shut: Shut = OPEN,
 ) -> bool:
     """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
     actual = _list()
-    wanted = objects(masquerade, senders, next(_counters(actual), None), quiet)
+    wanted = objects(masquerade, senders, next(_counters(actual), None), quiet, shut)
     if is_same(wanted, actual):
         return False
     commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": _written(o)} for o in wanted)]
@@ -131,8 +145,8 @@ def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of a
         return [value] if isinstance(value, str) else value
     if key == "counter":
         return None
-    if key == "right" and value in IPIP_NAMES:
-        return IPIP_NAMES[0]
+    if key == "right" and isinstance(value, str):
+        return PROTOCOLS.get(value, value)
     if isinstance(value, dict):
         return {k: _normal(kind, k, v) for k, v in value.items()}
     return [_normal(kind, "", item) for item in value] if isinstance(value, list) else value
@@ -167,12 +181,48 @@ def _only_senders(counted: Counted | None) -> Object:
         return {"match": {"op": operator, "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
 
     steps = [
-        match("==", "protocol", IPIP_NAMES[0]),
+        match("==", "protocol", IPIP),
         match("!=", "saddr", "@nodes4"),
         {"counter": counted},
         {"drop": None},
     ]
     return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}
+
+
+def _shut(shut: Shut, *, from_pods: bool) -> tuple[list[Object], list[Object]]:
+    """To ports of tunnels, here and elsewhere: neither from pods, nor what was translated, by whomever.
+
+    A Service may lead to a node's port, where the packet is from the node that has translated it, or passed it on.
+    To pods it goes on. `from_pods`: there is a set of their addresses, for those that come by no port of a pod.
+    """
+    translated = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
+    ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
+    of_pods = ({"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": way}} for way in ways)
+    to_pods = [
+        {"match": {"op": "!=", "left": {"meta": {"key": "oifname"}}, "right": way}} for way in (*ways, TUNNEL)
+    ]
+    here, on = [], []
+    for origin, port in itertools.product((translated, *of_pods), shut.ports):
+        steps = [_to_port(port), origin]
+        here.append(_drop(INPUT, *steps))
+        on.append(_drop(TUNNELS, *steps, *to_pods))
+    if shut.bypassed and from_pods:
+        own = _ip("saddr", "@pods4")
+        on += [_drop(TUNNELS, _ip("protocol", number), own) for number in (IPIP, SIX_IN_FOUR)]
+        on += [_drop(TUNNELS, _to_port(port), own, *to_pods) for port in shut.ports]
+    return here, on
+
+
+def _ip(field: str, right: str | int) -> Object:
+    return {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
+
+
+def _to_port(port: int) -> Object:
+    return {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": port}}
+
+
+def _drop(chain: Mapping[str, Any], *steps: Object) -> Object:
+    return {"rule": {**INSIDE, "chain": chain["name"], "expr": [*steps, {"drop": None}]}}
 
 
 def _no_redirects(device: str) -> Object:

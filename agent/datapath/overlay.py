@@ -13,6 +13,7 @@ from agent.datapath.rtnl import mac_bytes
 
 TUNNEL_MAC_PREFIX = "0e:76"  # of every vxlan device of ours; the node's address follows: ebpf/tunnel.h
 GATEWAY = IPv4Address("169.254.1.1")  # of every pod; on no interface: veth_ingress answers for it
+UNKNOWN = 1  # in place of a node's address: it may send from any block
 SAMPLE = 63  # one drop of 64 of a kind, on each CPU, is told in an event
 
 REASONS = (
@@ -30,6 +31,7 @@ REASONS = (
     "drop_wrong_vni",
     "drop_no_pod",
     "drop_failed",
+    "drop_spoofed_node",
 )
 
 _KEY = struct.Struct("=I")
@@ -124,24 +126,28 @@ def remove_pods_at(maps: Mapping[str, Map], device: int) -> None:
 
 
 def put_nodes(
-    maps: Mapping[str, Map], blocks: Mapping[IPv4Network, IPv4Address], nodes: Iterable[IPv4Address]
+    maps: Mapping[str, Map],
+    blocks: Mapping[IPv4Network, IPv4Address],
+    nodes: Iterable[IPv4Address],
+    ends: Mapping[IPv4Address, IPv4Address] | None = None,
 ) -> int:
     """Say which blocks nodes have; how many entries were set. Raises BpfError.
 
-    A node is believed before packets are sent to it, and for as long as they are.
+    A node is believed before packets are sent to it, and for as long as they are. `ends`: the address by which its
+    blocks are known, for each address of a node that sends from no other node's blocks.
     """
-    return put_changed(maps["nodes"], _senders(nodes)) + put_changed(maps["blocks"], _owners(blocks))
+    return put_changed(maps["nodes"], _senders(nodes, ends or {})) + put_changed(maps["blocks"], _owners(blocks))
 
 
 def remove_other_nodes(
     maps: Mapping[str, Map], blocks: Mapping[IPv4Network, IPv4Address], nodes: Iterable[IPv4Address]
 ) -> int:
     """Forget all other blocks and nodes; how many entries there were. Raises BpfError."""
-    return remove_others(maps["blocks"], _owners(blocks)) + remove_others(maps["nodes"], _senders(nodes))
+    return remove_others(maps["blocks"], _owners(blocks)) + remove_others(maps["nodes"], _senders(nodes, {}))
 
 
-def _senders(nodes: Iterable[IPv4Address]) -> dict[bytes, bytes]:
-    return {address.packed: _KEY.pack(1) for address in nodes}
+def _senders(nodes: Iterable[IPv4Address], ends: Mapping[IPv4Address, IPv4Address]) -> dict[bytes, bytes]:
+    return {a.packed: ends[a].packed if a in ends else _KEY.pack(UNKNOWN) for a in nodes}
 
 
 def _owners(blocks: Mapping[IPv4Network, IPv4Address]) -> dict[bytes, bytes]:
@@ -150,7 +156,7 @@ def _owners(blocks: Mapping[IPv4Network, IPv4Address]) -> dict[bytes, bytes]:
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
     """What became of packets since the maps were made, by reason. Raises BpfError."""
-    return counts(maps["counters"], REASONS)
+    return counts(maps["reason_counters"], REASONS)
 
 
 def counts(held: Map, reasons: Iterable[str]) -> dict[str, Count]:

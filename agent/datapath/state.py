@@ -141,6 +141,35 @@ class Overlay:
     nodes: frozenset[IPv4Address] = frozenset()
     """Addresses that tunnels may come from."""
     backend: str = EBPF
+    ends: frozenset[tuple[IPv4Address, IPv4Address]] = frozenset()
+    """For those of the nodes that send from no other node's blocks the address that their own are known by."""
+
+    @property
+    def open(self) -> frozenset[IPv4Address]:
+        """Those of the nodes that may send from any block."""
+        return self.nodes - dict(self.ends).keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """Where no packet of a pod goes: to tunnels, which would take it for their node's once it is masqueraded."""
+
+    ports: tuple[int, ...] = ()
+    """UDP ports of vxlan tunnels, that of this node first."""
+    bridges: frozenset[str] = frozenset()
+    """By which packets of pods come, beside the pods' own links."""
+    bypassed: bool = False
+    """Whether pods have another way to the node's stack than a port with pod_guard (ipvlan l3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What the nft table does."""
+
+    masquerade: Masquerade
+    senders: frozenset[IPv4Address] | None
+    quiet: frozenset[str]
+    shut: Shut
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +220,22 @@ class NodeState:
     """Bridges that answer ARP for pods that are not on them."""
     guards: frozenset[tuple[str, bool]] = frozenset()
     """What pods hang on that pod_guard is for, and whether it checks the sources of their packets."""
+
+    ports: tuple[int, ...] = ()
+    """UDP ports of vxlan tunnels, of this node and of others, that pods must not send to."""
+
+    @property
+    def shut(self) -> Shut:
+        """What pods must not reach."""
+        bypassed = bool(self.uplinks and self.masquerade.sources)
+        own = (self.overlay.port,) if self.overlay else ()
+        bridges = frozenset(bridge.name for bridge in self.bridges)
+        return Shut(tuple(dict.fromkeys((*own, *self.ports))), bridges, bypassed)
+
+    @property
+    def filter(self) -> Filter:
+        """All that nft does."""
+        return Filter(self.masquerade, self.senders, self.quiet, self.shut)
 
     @property
     def senders(self) -> frozenset[IPv4Address] | None:
@@ -263,6 +308,7 @@ def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, f
         addresses=one.addresses | other.addresses,
         blocks=one.blocks | other.blocks,
         nodes=one.nodes | other.nodes,
+        ends=frozenset(pair for pair in one.ends | other.ends if pair[0] not in one.open | other.open),
         # pods of the backend kernel need no programs, so they work on a tunnel that has some
         backend=EBPF if EBPF in (one.backend, other.backend) else one.backend,
     )

@@ -75,7 +75,7 @@ def _sync(nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence
     try:
         loaded = bpf.current() or bpf.load()
         index = _device(nl, wanted, device, loaded).index
-        put = overlay.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
+        put = overlay.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes, dict(wanted.ends))
     except BpfError as error:
         remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
         return [Problem("eBPF", str(error).replace("\n", "; "), remedy)]

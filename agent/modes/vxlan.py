@@ -48,6 +48,7 @@ class Vxlan:
                 frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
                 ways.senders(view),
                 view.network.vxlan_backend,
+                ways.settled(view, owners),
             ),
             routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent import special
 from agent.datapath.state import Masquerade, Route
 from agent.ipam import blocks, reservations
-from agent.model import HOST_GW, ROUTED, Address, Node, Problem, Subnet
+from agent.model import HOST_GW, ROUTED, VXLAN, Address, Node, Problem, Subnet
 from agent.modes import territory, underlay
 from agent.modes.base import View
 from agent.modes.ends import Ends
@@ -163,6 +163,24 @@ def senders(view: View) -> frozenset[IPv4Address]:
     """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
     addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
     return frozenset(address for address in addresses if isinstance(address, IPv4Address))
+
+
+def settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
+    """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
+
+    A node without a tunnel may have guests, of which `owners` has the block only. It may send their packets by its
+    tunnel a moment before this node hears that it has one.
+    """
+    known = underlay.chosen(view)
+    elsewhere = (block for block, mode in owners.ways.items() if mode != VXLAN and blocks.is_single(block))
+    plain = {owners.blocks[block] for block in elsewhere}
+    return frozenset(
+        (address, end)
+        for name, node in view.snapshot.nodes.items()
+        if isinstance(end := known.of(name, 4), IPv4Address) and end not in plain
+        for address in node.addresses
+        if isinstance(address, IPv4Address) and address not in known.contested
+    )
 
 
 class Peers:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from agent.model import HOST_GW, ROUTED, Network, Node, Receives
+from agent.model import ENDS, HOST_GW, ROUTED, VXLAN, Network, Node, Receives
 
 GRACE = 15.0  # seconds from the withdrawal to the removal
+KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear late that it may remove it
 
 
 def receives(chosen: Mapping[str, Network], ready: Iterable[Network], leaving: Collection[Network]) -> Receives:
@@ -46,6 +47,34 @@ def siblings(
             earlier = (n for n in sorted(known, key=str) if (n.name, n.mode) == (conf.name, mode))
             found.add(next(earlier, replace(conf, mode=mode)))
     return frozenset(found)
+
+
+class TunnelPorts:
+    """UDP ports of vxlan tunnels in the cluster; that of a tunnel that is given up stays until it is gone."""
+
+    def __init__(self) -> None:
+        self._used: frozenset[int] = frozenset()
+        self._left: dict[int, float] = {}
+        """Those that are in use no more, since when (time.monotonic)."""
+
+    @property
+    def ends(self) -> list[float]:
+        """When each goes that is in use no more (time.monotonic)."""
+        return [since + KEPT for since in self._left.values()]
+
+    def look(
+        self, networks: Iterable[Network], chosen: Mapping[str, Network], peers: Iterable[Node], now: float
+    ) -> tuple[int, ...]:
+        """Return the ports, those of this node's networks first: a peer's is what the conf of its network says."""
+        own = {network.port for network in networks if network.mode == VXLAN}
+        default = Network("")
+        told = (name for peer in peers for name, modes in peer.receives if name != ENDS and VXLAN in modes)
+        theirs = {chosen.get(name, default).port for name in told}
+        left = dict.fromkeys(self._used, now) | self._left
+        self._used = frozenset(own | theirs)
+        self._left = {port: t for port, t in left.items() if port not in self._used and t + KEPT > now}
+        ports = self._used | self._left.keys()
+        return tuple(sorted(ports, key=lambda port: (port not in own, port not in theirs, port)))
 
 
 class Leaving:

@@ -231,11 +231,11 @@ class Drift:
             desired.overlay,
             desired.ipip,
             desired.forwarding,
-            (desired.masquerade, desired.senders, desired.quiet),
+            desired.filter,
             desired.routes,
             desired.proxies,
             True,  # what a pod's port should be never changes
-            (desired.guards, desired.overlay),
+            (desired.guards, desired.shut.ports),
         )
         for kind, want in zip(KINDS, wanted, strict=True):
             if self._settled.get(kind) == want:
@@ -278,8 +278,12 @@ def _guard(desired: NodeState, done: Programmed) -> None:
         done.problems.append(Problem("eBPF", what, "see docs/operations.md, spoofCheck"))
         done.unready |= devices
         return
+    ports = desired.shut.ports
     if desired.overlay or OVERLAY not in done.failures:  # else the tunnel is still there
-        done.changed[GUARD] = int(guard.set_tunnel(held.maps, desired.overlay.port if desired.overlay else 0))
+        done.changed[GUARD] = int(guard.set_tunnels(held.maps, ports))
+    for port in ports[guard.PORTS :]:
+        what = f"pods may send to UDP port {port}, as the program pod_guard knows {guard.PORTS} ports of tunnels"
+        done.problems.append(Problem("networks of mode vxlan", what, "give all of them the same port"))
 
 
 def _nft(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> None:
@@ -287,7 +291,7 @@ def _nft(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> N
     senders = desired.senders
     if senders is None and ipip.is_open(kernel.links) and ipip.is_open(rtnl.links(nl)):
         senders = desired.ipip.nodes if desired.ipip else frozenset()
-    if nft.sync(desired.masquerade, senders, desired.quiet):
+    if nft.sync(desired.masquerade, senders, desired.quiet, desired.shut):
         log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
         done.changed[NFT] = 1
 

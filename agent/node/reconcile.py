@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.datapath import links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
-from agent.datapath.state import LocalAddress, Masquerade, NodeState, Underlay, union
+from agent.datapath.state import Filter, LocalAddress, NodeState, Underlay, union
 from agent.ipam import blocks, reservations
 from agent.ipam.attachments import Attachments
 from agent.model import IPIP, ROUTE_PROTOCOL, Address, Network, Problem, Receives, Snapshot, Subnet
@@ -97,7 +96,8 @@ class Reconciler:
         self.pace = pace()
         self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
         self._verify = True
-        self._nft: tuple[Masquerade, frozenset[IPv4Address] | None, frozenset[str]] | None = None
+        self._nft: Filter | None = None
+        self._ports = change.TunnelPorts()
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
@@ -173,6 +173,7 @@ class Reconciler:
         ipv6 = (self._inputs.sysctls / "ipv6").exists()
         facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers, ipv6)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
+        desired = replace(desired, ports=self._tunnel_ports(networks, whole))
         done = self._apply(desired, kernel, snapshot, networks)
         if options or not self._inputs.bgp.stands:
             self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
@@ -216,7 +217,7 @@ class Reconciler:
     ) -> program.Programmed:
         """Make the kernel's state the desired one, pods' ports included, and count what was not so."""
         verify, self._verify = self._verify, False
-        nft = (desired.masquerade, desired.senders, desired.quiet)
+        nft = desired.filter
         ours = self._inputs.marks.ownership(blocks.everywhere(snapshot, networks))
         sysctls = self._inputs.sysctls
         done = program.program(links.host(), desired, kernel, sysctls, ours, verify=verify or nft != self._nft)
@@ -291,6 +292,10 @@ class Reconciler:
         known = needed | leaving.keep(needed, confs.chosen, snapshot.nodes.get(self._node), now)
         self._memory = {network: entry for network, entry in self._memory.items() if network in known}
         return sorted(known, key=str)
+
+    def _tunnel_ports(self, networks: list[Network], snapshot: Snapshot) -> tuple[int, ...]:
+        peers = (node for node in snapshot.nodes.values() if node.name != self._node)
+        return self._ports.look(networks, self._inputs.confs.get().chosen, peers, time.monotonic())
 
     def _receives(self) -> Receives:
         modes = change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
@@ -396,5 +401,6 @@ class Reconciler:
             self._giveback.next(),
             self._recall.next(),
             *self._leaving.ends,
+            *self._ports.ends,
         ]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))

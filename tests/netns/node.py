@@ -105,6 +105,12 @@ class Pod:
             yield nl
 
 
+def refuse_the_machines_namespace() -> None:
+    """A fixture runs in the process of pytest, where a node would change this very machine's network."""
+    mine, starters = (Path(f"/proc/{pid}/ns/net").readlink() for pid in ("self", os.getppid()))
+    assert mine != starters, "make a Host in the test itself, which has its own namespace, and in no fixture"
+
+
 def private_bpffs() -> None:
     """A BPF file system that only this process sees: it goes with the test."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -155,6 +161,7 @@ class Host:
         sysctls: Path = Path("/proc/sys/net"),
     ) -> None:
         self.conf = conf
+        refuse_the_machines_namespace()
         private_bpffs()
         bpf.use(OBJECTS)
         command("ip", "link", "set", "lo", "up")

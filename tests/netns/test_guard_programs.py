@@ -49,7 +49,7 @@ class Port:
         command("ip", "link", "add", "pod", "type", "veth", "peer", "name", "end")
         self.device = socket.if_nametoindex("pod")
         self.loaded = bpf.load(OBJECTS, family=bpf.GUARD)
-        guard.set_tunnel(self.loaded.maps, tunnel)
+        guard.set_tunnels(self.loaded.maps, [tunnel])
         guard.put(self.loaded.maps, self.device, Guarded("c1", MAC, (ip(A), ip(A6)), checked))
         guard.put(self.loaded.maps, self.device + 1, Guarded("c1", OTHER, (ip(SECOND),)))
         guard.put(self.loaded.maps, self.device + 2, Guarded("c2", OTHER, (ip(B), ip(B6))))
@@ -301,3 +301,13 @@ def test_the_guards_structures_are_as_long_as_python_thinks() -> None:
         "guard_addresses": (24, 4),
         "guard_counters": (4, 16),
     }
+
+
+def test_a_pod_sends_to_no_tunnel_of_this_node_or_of_others() -> None:
+    port = Port()
+    assert guard.set_tunnels(port.loaded.maps, [4790, 8472])
+    assert not guard.set_tunnels(port.loaded.maps, [4790, 8472])
+    sent = [port.sends(ipv4(A, PEER, UDP, udp(1, number))) for number in (4790, 8472, 4789, 0)]
+    assert sent == ["pod_tunnel", "pod_tunnel", "", ""]
+    sent6 = [port.sends(ipv6(A6, B6, UDP, udp(1, number)), IPV6) for number in (4790, 8472, 4789)]
+    assert sent6 == ["pod_tunnel", "pod_tunnel", ""]

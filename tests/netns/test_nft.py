@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from dataclasses import replace
 
 import pytest
 
 from agent.datapath import nft
-from agent.datapath.state import Detour, Masquerade
+from agent.datapath.state import Detour, Masquerade, Shut
 from tests.netns.node import command, ip, net
 
 WANTED = Masquerade(
@@ -102,3 +103,20 @@ def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
     assert 'oifname "testcni0" icmp type redirect drop' in command("nft", "list", "ruleset")
     assert nft.sync(WANTED)
     assert "redirect" not in command("nft", "list", "ruleset")
+
+
+def test_to_tunnels_nothing_goes_that_is_of_pods_or_was_translated() -> None:
+    shut = Shut((8472, 4790), frozenset({"testcni0"}))
+    assert nft.sync(WANTED, None, frozenset(), shut)
+    assert not nft.sync(WANTED, None, frozenset(), shut)
+    listed = command("nft", "list", "ruleset")
+    assert listed.count("udp dport 8472") == listed.count("udp dport 4790") == 6
+    assert listed.count('iifname "testcni0"') == 4
+    assert "ip protocol" not in listed
+    assert nft.sync(WANTED, None, frozenset(), replace(shut, bypassed=True))
+    assert not nft.sync(WANTED, None, frozenset(), replace(shut, bypassed=True))
+    assert command("nft", "list", "ruleset").count("ip saddr @pods4 drop") == 2
+    assert nft.sync(Masquerade(), None, frozenset(), replace(shut, bypassed=True)), "no pods are masqueraded"
+    assert not nft.sync(Masquerade(), None, frozenset(), shut)
+    assert nft.sync(WANTED)
+    assert "tunnels" not in command("nft", "list", "ruleset")

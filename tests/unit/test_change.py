@@ -19,7 +19,7 @@ from agent.model import HOST_GW, IPIP, ROUTED, VXLAN, Network, Node, Problem, Sn
 from agent.modes import mode, ways
 from agent.modes.base import View
 from agent.node import change
-from agent.node.change import GRACE, Leaving
+from agent.node.change import GRACE, KEPT, Leaving, TunnelPorts
 from agent.node.herald import Herald
 from agent.shared import Latest, NodeStatus
 
@@ -120,6 +120,25 @@ def test_tunnels_to_peers_that_do_not_take_the_new_mode() -> None:
     assert change.siblings(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
     assert change.siblings(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
     assert change.siblings({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
+
+
+def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
+    ports, chosen = TunnelPorts(), {"net": replace(BY[HOST_GW], port=4790)}
+
+    def look(now: float, *peers: Node, own: Network = BY[HOST_GW]) -> tuple[int, ...]:
+        return ports.look([own], chosen, peers, now)
+
+    assert look(0, node(2), node(3, HOST_GW), node(4, IPIP)) == ()
+    assert look(1, node(2, VXLAN, HOST_GW), node(3, HOST_GW)) == (4790,), "as the conf of the network says"
+    foreign = replace(node(4), receives=(("@", (VXLAN,)), ("other", (VXLAN,))))
+    assert look(2, node(2, VXLAN), foreign) == (4790, 8472)
+    assert ports.ends == []
+    assert look(3, foreign, own=replace(BY[VXLAN], port=4791)) == (4791, 8472, 4790), "the node's own first"
+    assert ports.ends == [3 + KEPT]
+    assert look(2.9 + KEPT) == (4790, 4791, 8472)
+    assert look(3 + KEPT) == (4791, 8472)
+    assert look(3 + 2 * KEPT) == ()
+    assert ports.ends == []
 
 
 def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:

@@ -42,6 +42,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "conntrack": (),
     "policy rules and tables": (),
     "nft priority, postrouting": (nft.CHAIN["prio"],),
+    "nft priority, tunnels": (nft.TUNNELS["prio"],),
     "nft priority, input and output": (*{nft.INPUT["prio"], nft.OUTPUT["prio"]},),
     "tc filter priority": (tc.PRIORITY,),
     "tc filter handle": (tc.HANDLE,),

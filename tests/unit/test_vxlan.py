@@ -5,10 +5,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
+
 from agent.datapath.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
-from agent.model import Address, IPBlock, Network, Node, Snapshot, Subnet
+from agent.model import HOST_GW, VXLAN, Address, IPBlock, IPReservation, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
 from agent.modes.vxlan import LAST, Vxlan
 
@@ -59,6 +62,7 @@ def test_a_node_alone() -> None:
             frozenset({IPv4Address("10.244.1.1")}),
             frozenset({(IPv4Network("10.244.1.0/24"), IPv4Address("192.0.2.1"))}),
             frozenset({IPv4Address("192.0.2.1")}),
+            ends=frozenset({(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))}),
         ),
         routes=frozenset({Route(net("10.244.1.0/24"), None, DEVICE, LAST)}),
         masquerade=Masquerade(
@@ -89,6 +93,47 @@ def test_tunnels_may_come_from_any_address_of_a_node() -> None:
     state = desired(peer)
     assert owners(state)["10.244.2.0/24"] == "192.0.2.2"
     assert overlay(state).nodes == set(map(IPv4Address, ("192.0.2.1", "192.0.2.2", "192.0.2.22")))
+
+
+def ends(state: NodeState) -> dict[str, str]:
+    return {str(address): str(end) for address, end in overlay(state).ends}
+
+
+def test_each_address_of_a_node_is_known_to_be_its_own_unless_several_have_it() -> None:
+    peer = Node("two", (ip("2001:db8::2"), ip("192.0.2.2"), ip("192.0.2.22")), (net("10.244.2.0/24"),))
+    other = Node("six", (ip("192.0.2.6"), ip("192.0.2.99")))
+    assert ends(desired(peer, other)) == {
+        "192.0.2.1": "192.0.2.1",
+        "192.0.2.2": "192.0.2.2",
+        "192.0.2.22": "192.0.2.2",
+        "192.0.2.6": "192.0.2.6",
+        "192.0.2.99": "192.0.2.6",
+    }
+    floating = desired(peer, Node("six", (ip("192.0.2.22"),), (net("10.244.6.0/24"),)))
+    assert overlay(floating).open == {IPv4Address("192.0.2.22")}
+
+
+@pytest.mark.parametrize(
+    ("receives", "is_open"), [((HOST_GW,), True), ((VXLAN,), False), ((VXLAN, HOST_GW), False)]
+)
+def test_a_guest_of_a_node_without_tunnel_may_come_by_one_any_moment(
+    receives: tuple[str, ...], is_open: bool
+) -> None:
+    two = node("two", "192.0.2.2", "10.244.2.0/24")
+    host = replace(node("three", "192.0.2.3", "10.244.3.0/24"), receives=(("net", receives),))
+    nodes = {n.name: n for n in (ME, two, host)}
+    guest = IPReservation(ip("10.244.2.9"), "o", "ns/pod", "three", "net", datetime.now(UTC))
+    snapshot = Snapshot(synced=True, nodes=nodes, reservations={guest.name: guest})
+    view = View(snapshot, "one", LOCAL, NETWORK, ME.blocks, receives=(VXLAN,))
+    assert overlay(MODE.desired(view)).open == (frozenset({IPv4Address("192.0.2.3")}) if is_open else frozenset())
+
+
+def test_what_one_network_lets_a_node_send_the_other_does_not_take_away() -> None:
+    peer = node("two", "192.0.2.2", "10.244.2.0/24")
+    state = desired(peer)
+    lenient = replace(state, overlay=replace(overlay(state), ends=frozenset()))
+    assert ends(union([state, lenient])) == ends(union([lenient, state])) == {}
+    assert ends(union([state, state])) == ends(state)
 
 
 def test_nodes_without_blocks_are_nodes() -> None:
