@@ -64,6 +64,8 @@ class Kernel:
     local: tuple[LocalAddress, ...]
     routers: frozenset[Address] = frozenset()
     """The gateways of the default routes."""
+    outward: frozenset[str] = frozenset()
+    """Interfaces by which IPv4 packets leave that only the default route leads anywhere."""
 
 
 @dataclass
@@ -101,8 +103,10 @@ def read(nl: Netlink, *, gateways: bool = False) -> Kernel:
         for a in addresses
         if a.index in usable
     )
-    found = (rtnl.next_hop(nl, somewhere) for somewhere in SOMEWHERE)
-    return Kernel(links, addresses, tuple(local), frozenset(hop[1] for hop in found if hop and hop[1]))
+    hops = {somewhere.version: rtnl.next_hop(nl, somewhere) for somewhere in SOMEWHERE}
+    routers = frozenset(hop[1] for hop in hops.values() if hop and hop[1])
+    outward = frozenset(link.name for link in links if (hop := hops[4]) and hop[0] == link.index)
+    return Kernel(links, addresses, tuple(local), routers, outward)
 
 
 def _gateways(nl: Netlink) -> list[tuple[int, Address]]:
@@ -174,12 +178,18 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
 def underlay_forwards(
     desired: NodeState, kernel: Kernel, addresses: Iterable[Address], sysctls: Path, done: Programmed
 ) -> None:
-    """Report interfaces of the node that do not forward: they are not ours, but pods are cut off by them."""
+    """Report interfaces of the node that do not forward: they are not ours, but pods are cut off by them.
+
+    Replies from outside come by the interface of the default route. For IPv6 the kernel asks only the switch of
+    all interfaces (ip6_forward in net/ipv6/ip6_output.c).
+    """
     if 4 not in desired.forwarding:
         return
     own = frozenset(addresses)
     names = {local.device for local in kernel.local if local.interface.ip in own}
-    names |= {route.device for route in desired.routes} | {uplink.device for uplink in desired.uplinks}
+    names |= (
+        kernel.outward | {route.device for route in desired.routes} | {uplink.device for uplink in desired.uplinks}
+    )
 
     def look() -> None:
         for device in forwarding.blocked(names - desired.made, sysctls):

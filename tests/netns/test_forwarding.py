@@ -77,6 +77,63 @@ def test_a_node_whose_underlay_does_not_forward_is_not_ready(tmp_path: Path, mod
     assert not ready(host)
 
 
+def second_nic(*, version: int = 4) -> None:
+    """wan0, by which the default route leads; who answers is behind it, in no namespace of the node."""
+    command("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
+    for link in ("wan0", "wan1"):
+        command("ip", "link", "set", link, "up")
+    near, router = {4: ("203.0.113.2/24", "203.0.113.1"), 6: ("2001:db8:9::2/64", "2001:db8:9::1")}[version]
+    command("ip", "address", "add", near, "dev", "wan0", *(["nodad"] if version == 6 else []))
+    command("ip", f"-{version}", "route", "replace", "default", "via", router, "dev", "wan0")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_node_whose_way_out_by_a_second_nic_does_not_forward_is_not_ready(tmp_path: Path, mode: str) -> None:
+    """Pods' packets leave by it, and all replies are dropped there."""
+    host = Host(tmp_path, conf=MODES[mode][0])
+    host.add(Pod("c1"))
+    second_nic()
+    switch("ipv4/conf/wan0/forwarding", "0")
+    host.reconciler.drifted()
+    why = eventually(lambda: ready(host))
+    assert "net.ipv4.conf.wan0.forwarding is 0" in why
+    (problem,) = (p for p in host.reconciler.status.get().problems if p.where == "interface wan0")
+    assert "sysctl -w net.ipv4.conf.wan0.forwarding=1" in problem.remedy
+    assert switch("ipv4/conf/wan0/forwarding") == "0", "the interface is not ours"
+    switch("ipv4/conf/wan0/forwarding", "1")
+    host.reconciler.drifted()
+    eventually(lambda: not host.reconciler.status.get().problems)
+    assert not ready(host)
+
+
+def test_a_second_nic_that_leads_nowhere_may_do_without_forwarding(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.add(Pod("c1"))
+    second_nic()
+    command("ip", "route", "delete", "default")
+    switch("ipv4/conf/wan0/forwarding", "0")
+    host.reconciler.drifted()
+    host.add(Pod("c2"))
+    assert not host.reconciler.status.get().problems
+
+
+def test_ipv6_gets_out_by_a_nic_whose_own_switch_is_off(tmp_path: Path) -> None:
+    """The kernel asks only the switch of all interfaces, so there is nothing to report."""
+    host = Host(tmp_path, DUAL, conf={**CONF, "subnet": None})
+    pod, outside = Pod("c1"), Pod("outside")
+    host.add(pod)
+    second_nic(version=6)
+    switch("ipv6/conf/wan0/forwarding", "0")
+    command("ip", "link", "set", "wan1", "netns", outside.path)
+    for args in (("link", "set", "wan1", "up"), ("address", "add", "2001:db8:9::1/64", "dev", "wan1", "nodad")):
+        outside.run("ip", *args)
+    host.reconciler.drifted()
+    eventually(lambda: pod.reaches("2001:db8:9::1"))
+    assert switch("ipv6/conf/wan0/forwarding") == "0"
+    assert not host.reconciler.status.get().problems
+    assert not ready(host)
+
+
 @pytest.mark.parametrize("advertised", [True, False])
 def test_a_default_route_that_a_router_advertised_stays(tmp_path: Path, advertised: bool) -> None:
     command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
