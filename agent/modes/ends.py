@@ -51,17 +51,18 @@ class Ends:
 def choose(nodes: Mapping[str, Node]) -> Ends:
     """The ends of all nodes, whatever the order in which they are known.
 
-    A node has the first of its InternalIPs that no other node lists, the one that it announces before others.
-    Then those without: the first that no other of them lists. What is left then are nodes that can't be told
-    apart: each has its first, as one of them may be long gone.
+    A node has the InternalIP that it announces; else the first that no other node lists. Then those without: the
+    first that nobody announces and no other of them lists. What is left then are nodes that can't be told apart:
+    each has its first, as one of them may be long gone.
     """
     chosen, contested = {}, {}
     for version in (4, 6):
-        lists = {name: found for name, node in nodes.items() if (found := _addresses(node, version))}
+        lists = {name: own for name, node in nodes.items() if (own := _addresses(node, version))}
         times = Counter(int(address) for addresses in lists.values() for address in addresses)
         if len(times) < sum(times.values()):
             contested.update(_contested(lists, times))
-        chosen[version] = _match(lists, times)
+        told = ((name, _told(nodes[name], addresses)) for name, addresses in lists.items())
+        chosen[version] = _match(lists, times, {name: address for name, address in told if address})
     return Ends(chosen, contested)
 
 
@@ -71,22 +72,28 @@ def announced(node: Node) -> tuple[str, ...]:
 
 
 def _addresses(node: Node, version: int) -> list[Address]:
-    """A node's InternalIPs of an IP version, what it announces first."""
-    found = [address for address in node.addresses if address.version == version]
-    if len(found) > 1 and (said := announced(node)):
-        found.sort(key=lambda address: str(address) not in said)
-    return found
+    return [address for address in node.addresses if address.version == version]
 
 
-def _match(lists: Mapping[str, list[Address]], times: Mapping[int, int]) -> dict[str, Address]:
-    chosen: dict[str, Address] = {}
-    left = dict(lists)
+def _told(node: Node, addresses: list[Address]) -> Address | None:
+    """The first of a node's addresses that it announces."""
+    said = announced(node)
+    return next((address for address in addresses if str(address) in said), None) if said else None
+
+
+def _match(
+    lists: Mapping[str, list[Address]], times: Mapping[int, int], told: Mapping[str, Address]
+) -> dict[str, Address]:
+    chosen, taken = dict(told), set(told.values())
+    left = {name: addresses for name, addresses in lists.items() if name not in chosen}
     while left:
         found = {name: own for name, addresses in left.items() if (own := _own(addresses, times))}
         chosen.update(found)
         left = {name: addresses for name, addresses in left.items() if name not in found}
-        if not found:
+        free = {name: [a for a in addresses if a not in taken] or addresses for name, addresses in left.items()}
+        if not found and left == free:
             return {**chosen, **{name: addresses[0] for name, addresses in left.items()}}
+        left = free
         times = Counter(int(address) for addresses in left.values() for address in addresses)
     return chosen
 

@@ -44,13 +44,16 @@ def home(view: View, known: Ends) -> LocalAddress | None:
 
 
 def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: Ends) -> Receives:
-    """What peers have to be told of this node's addresses: its end, where they would choose another."""
+    """What peers have to be told of this node's addresses: its end, where they would choose another.
+
+    So they may, whatever they do now, where it is among the addresses of another node, too.
+    """
     said: list[str] = []
     for version in (4, 6) if me else ():
         assert me  # noqa: S101 - else there are no versions
         alone = [a for a in me.addresses if a.version == version and a not in known.contested]
         mine, there = end(me, local, known, version)
-        if there and mine in alone and mine != alone[0]:
+        if there and mine not in alone[:1]:
             said.append(str(mine))
     return ((ENDS, tuple(said)),) if said else ()
 

@@ -73,6 +73,28 @@ def test_pods_are_reached_though_a_floating_address_is_listed_first_on_two_nodes
         one.space.batch([f"address del {VIP}/32 dev eth0"])
 
 
+def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes: Lab, pods: list[Pod]) -> None:
+    """In pairs and in a circle, each other's first; and a Node that has another's address as its only one."""
+    one, two, three = nodes.nodes
+    for circle in ((one, two), (one, two, three)):
+        for node, other in zip(circle, (*circle[1:], circle[0]), strict=True):
+            nodes.put_node(node, internal=[other.address, node.address])
+        for node in nodes.nodes:
+            eventually(lambda node=node: reports(node, f"InternalIP {one.address}: is one of several nodes"), 20)
+        eventually(lambda: talk(pods), 30, pause=0.2)
+        assert not any(reports(node, "has this node's own address") for node in nodes.nodes)
+    for node in (one, three):
+        nodes.put_node(node)
+    nodes.put_node(two, internal=[two.address, GHOST])
+    try:
+        nodes.put("node-aaa", manifest("aaa", two.address, "10.244.99.0/24"))
+        for node in nodes.nodes:
+            eventually(lambda node=node: reports(node, f"InternalIP {two.address}: is one of several nodes"), 20)
+        eventually(lambda: talk(pods), 30, pause=0.2)
+    finally:
+        (nodes.datastore / "node-aaa.yaml").unlink(missing_ok=True)
+
+
 def test_a_node_that_shows_a_hostname_only_for_a_moment_loses_no_packet(nodes: Lab, pods: list[Pod]) -> None:
     """Also over a restart of its agent, and while its object is deleted and created again."""
     one, two, _three = nodes.nodes

@@ -134,6 +134,65 @@ def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -
     assert ends.choose({"node1": node(1, "172.18.0.1", said=("172.18.0.2",))}).of("node1", 4) == ip("172.18.0.1")
 
 
+def settled(real: Mapping[str, str], *nodes: Node) -> Mapping[str, str]:
+    """The ends once each agent has announced what it has to, of what is really on its interface."""
+    for _round in range(2 * len(nodes)):
+        known = ends.choose({n.name: n for n in nodes})
+        now = [
+            replace(n, receives=underlay.announcement(n, local(eth0=f"{real[n.name]}/16"), known))
+            if n.name in real
+            else n
+            for n in nodes
+        ]
+        if now == list(nodes):
+            return chosen(*nodes)
+        nodes = tuple(now)
+    raise AssertionError("agents go on announcing")
+
+
+A, B, C, D = (f"172.18.0.{number}" for number in range(1, 5))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (node(1, A, B), node(2, B, A)),
+        (node(1, B, A), node(2, A, B)),
+        (node(1, B, A), node(2, C, B), node(3, A, C)),
+        (node(1, C, B, A), node(2, A, C, B), node(3, B, A, C)),
+        # one of the addresses of each is on no interface of anybody
+        (node(1, D, B, A), node(2, A, B)),
+        # another lists the real one only, and has none of its own
+        (node(1, A, D), node(9, A)),
+        (node(1, A, D), node(9, A, said=(A,))),
+    ],
+)
+def test_nodes_that_list_each_others_addresses_come_to_those_that_are_really_theirs(
+    nodes: tuple[Node, ...],
+) -> None:
+    real = {f"node{number}": address for number, address in ((1, A), (2, B), (3, C))}
+    for order in (nodes, nodes[::-1]):
+        found = settled(real, *order)
+        assert {name: found[name] for name in real if name in found} == {
+            name: address for name, address in real.items() if name in found
+        }
+    assert list(ends.choose({n.name: n for n in nodes}).problems())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.permutations(range(1, 6)), min_size=2, max_size=5), st.data())
+def test_whatever_addresses_nodes_list_besides_the_ends_are_where_the_nodes_are(
+    lists: list[list[int]], data: st.DataObject
+) -> None:
+    nodes, real = [], {}
+    for number, hosts in enumerate(lists, 1):
+        listed = [host for host in hosts[: data.draw(st.integers(0, 5))] if host != number]
+        listed.insert(data.draw(st.integers(0, len(listed))), number)
+        nodes.append(node(number, *(f"172.18.0.{host}" for host in listed)))
+        real[f"node{number}"] = f"172.18.0.{number}"
+    assert settled(real, *nodes) == real
+
+
 def test_nothing_is_told_where_peers_choose_right() -> None:
     for me in (node(1, "172.18.0.1"), node(1, "172.18.0.1", "172.18.9.9"), node(1, "172.18.9.9"), node(1)):
         assert underlay.announcement(me, ETH0, ends.choose({"node1": me})) == ()
