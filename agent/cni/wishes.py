@@ -16,7 +16,7 @@ from agent.model import Described
 
 IP, STICKY, POOL = "testcni.io/ip", "testcni.io/sticky", "testcni.io/pool"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
-REMEMBERED = 1024  # pods
+REMEMBERED = 1024  # pods, and namespaces where not more of them have pods added just now
 NAMESPACE_FOR = 30.0  # seconds that a namespace's annotations are believed
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,10 @@ class Wishes:
         except NotFoundError:
             found = Described("Namespace", name)
         assert isinstance(found, Described)  # noqa: S101 - it was asked for
+        if len(self._namespaces) >= REMEMBERED:
+            self._namespaces = {
+                n: told for n, told in self._namespaces.copy().items() if told[0] + NAMESPACE_FOR > now
+            }
         self._namespaces[name] = (now, found)
         return found
 

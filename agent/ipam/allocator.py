@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from agent.model import Address, Subnet
 
 RANGES_KEPT = 64
+REMEMBERED = 4096  # addresses of which it is known when they were released; a /64 never gives one twice otherwise
 
 
 class ExhaustedError(Exception):
@@ -107,8 +108,12 @@ def spans(subnets: Iterable[Subnet]) -> list[tuple[int, int]]:
 class Allocator:
     """Which addresses are in use and when the others were last: the same calls give the same answers."""
 
-    def __init__(self, cool_down: float) -> None:
+    def __init__(self, cool_down: float, remembered: int = REMEMBERED) -> None:
+        """`remembered`: of how many released addresses it is kept when, beside those that cool still."""
         self._cool_down = cool_down
+        self._remembered = remembered
+        self._forgotten = False
+        """Whether some are forgotten that count as never used when all others were."""
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
         self._aside: dict[Address, float] = {}  # until when
@@ -146,10 +151,13 @@ class Allocator:
 
     def take(self, ranges: Sequence[Range], now: float) -> Address:
         """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
-        for candidates in ranges:
-            number = self._next_fresh(candidates)
-            if number is not None:
-                return self._mark(candidates.at(number))
+        address = self._never_used(ranges)
+        if address is None and self._forgotten:
+            self._fresh.clear()  # from the beginning, where what was forgotten is
+            self._forgotten = False
+            address = self._never_used(ranges)
+        if address is not None:
+            return self._mark(address)
         for address, when in self._released.items():
             if self._may_give(address, now) and any(address in candidates for candidates in ranges):
                 left = self._cool_down - (now - when)
@@ -178,6 +186,7 @@ class Allocator:
             self._used.remove(address)
             self._released.pop(address, None)
             self._released[address] = now
+            self._forget(now)
 
     def set_aside(self, address: Address, now: float, until: float) -> None:
         """Give a free address, as somebody else has it, only to who asks for this very one until `until`."""
@@ -195,6 +204,22 @@ class Allocator:
             for address, when in self._released.items()
         )
         return used, cooling, candidates.size - used - cooling
+
+    def _forget(self, now: float) -> None:
+        """Keep no more than the latest of what has cooled and is not set aside."""
+        while len(self._released) > self._remembered:
+            oldest, when = next(iter(self._released.items()))
+            if now < when + self._cool_down or self._aside.get(oldest, now) > now:
+                return
+            del self._released[oldest]
+            self._forgotten = True
+
+    def _never_used(self, ranges: Sequence[Range]) -> Address | None:
+        for candidates in ranges:
+            number = self._next_fresh(candidates)
+            if number is not None:
+                return candidates.at(number)
+        return None
 
     def _next_fresh(self, candidates: Range) -> int | None:
         number = self._fresh.get(candidates, candidates.first)

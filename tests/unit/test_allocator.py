@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.ipam.allocator import Allocator, ExhaustedError, UnavailableError, gateway, usable
+from agent.ipam.allocator import REMEMBERED, Allocator, ExhaustedError, UnavailableError, gateway, usable
 from agent.model import Address
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
@@ -51,6 +51,17 @@ def test_what_is_withheld_is_in_no_range() -> None:
 def test_a_vast_gap_is_passed_at_once() -> None:
     there = usable(ipaddress.ip_network("fd00::/64"), None, None, [ipaddress.ip_network("fd00::/65")])
     assert str(Allocator(COOL).take([there], 0)) == "fd00::8000:0:0:0"
+
+
+def test_pods_that_come_and_go_in_a_vast_block_leave_nothing_behind() -> None:
+    """Each pod had another address of the node's /64, and all of them were remembered until the node's reboot."""
+    allocator, there, now = Allocator(COOL), usable(ipaddress.ip_network("fd00::/64")), 0.0
+    for _ in range(2 * REMEMBERED):
+        address = allocator.take([there], now)
+        allocator.release(address, now)
+        now += 1
+    assert len(allocator.released) == REMEMBERED
+    assert address in allocator.released
 
 
 def test_who_asks_for_what_is_set_aside_gets_it() -> None:
@@ -105,9 +116,11 @@ def test_an_address_asked_for() -> None:
 class Model(RuleBasedStateMachine):
     """Against the simplest thing that could be right: a list of addresses by the time of their last use."""
 
+    remembered = REMEMBERED
+
     def __init__(self) -> None:
         super().__init__()
-        self.allocator = Allocator(COOL)
+        self.allocator = Allocator(COOL, self.remembered)
         self.now = 1000.0
         self.used: set[Address] = set()
         self.aside: dict[Address, float] = {}
@@ -156,7 +169,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        fresh = Allocator(COOL)
+        fresh = Allocator(COOL, self.remembered)
         fresh.restore(self.allocator.used, list(self.allocator.released.items()))
         self.allocator = fresh
         self.aside = {}  # they are looked at again when they are given
@@ -170,6 +183,26 @@ class Model(RuleBasedStateMachine):
         assert free == len(ready)
 
 
+class Forgetful(Model):
+    """The same where little is remembered: none is given before it has cooled, and none is lost."""
+
+    remembered = 2
+
+    @rule()
+    def take(self) -> None:
+        ready = {a for when, a in self.idle if self.now - when >= COOL and self.aside.get(a, 0) <= self.now}
+        if not ready:
+            with pytest.raises(ExhaustedError):
+                self.allocator.take([RANGE], self.now)
+            return
+        address = self.allocator.take([RANGE], self.now)
+        assert address in ready
+        self.idle = [(when, a) for when, a in self.idle if a != address]
+        self.used.add(address)
+
+
+Forgetful.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestForgetful = Forgetful.TestCase
 Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
 

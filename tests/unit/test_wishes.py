@@ -10,6 +10,7 @@ import pytest
 from agent.cluster.folder import Folder
 from agent.cluster.objects import parse as parse_doc
 from agent.cluster.store import Kind, StoreError
+from agent.cni import wishes as wishes_module
 from agent.cni.wishes import UnknownError, Wish, Wishes, identity, owner_of, parse
 from agent.errors import CniError
 from agent.model import Described, Resource
@@ -111,6 +112,14 @@ def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
     found = Wishes(Store(pod(pool="gold"), namespace)).of(ARGS)
     assert found
     assert found.pool == "gold"
+
+
+def test_namespaces_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wishes_module, "NAMESPACE_FOR", 0.0)
+    wishes = Wishes(Store())
+    for number in range(2 * wishes_module.REMEMBERED):
+        wishes._namespace(f"run-{number}")
+    assert len(wishes._namespaces) <= wishes_module.REMEMBERED
 
 
 def test_while_the_api_server_is_away_a_pod_that_was_seen_starts_again_and_others_wait() -> None:
