@@ -14,6 +14,7 @@ import urllib3
 import yaml
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
+from kubernetes.client.exceptions import OpenApiException
 from kubernetes.config import ConfigException, incluster_config, kube_config
 from urllib3.connection import HTTPConnection
 
@@ -106,9 +107,10 @@ class Api:
         )  # fmt: skip
         try:
             response = client.call_api(*serialized, _request_timeout=(min(CONNECT_WITHIN, self._within), within))
+        except OpenApiException as error:  # what the client makes of an SSLError
+            self._forget(client)  # the CA may have been rotated
+            raise ApiError(f"{request}: {_reason(error.__context__ or error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            if isinstance(error, urllib3.exceptions.SSLError):
-                self._forget(client)  # the CA may have been rotated
             raise ApiError(f"{request}: {_reason(error)}") from error
         answer: urllib3.BaseHTTPResponse = response.response
         if answer.status >= 300:

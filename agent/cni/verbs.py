@@ -240,7 +240,7 @@ class Verbs:
         for attachment in self._attachments.all():
             if attachment.wired is None or attachment.link not in present:
                 log.warning("healing: %s %s is half done or gone, removing it", *attachment.key)
-                self._remove(attachment)
+                self._undo(attachment)
 
     def _still_wired(self, known: Attachment, call: Call, conf: NetConf) -> Wired | None:
         """What an earlier ADD made if it still stands in this namespace; else it is removed."""
@@ -272,7 +272,7 @@ class Verbs:
                 time.sleep(0.05)  # the node path hears of it from the kernel and repairs it
 
     def _undo(self, attachment: Attachment) -> None:
-        """Take a failed ADD back; what can't be taken back now keeps its file, and goes at DEL, GC or start."""
+        """Take an ADD back; what can't be taken back now keeps its file, and goes at DEL, GC or start."""
         try:
             self._remove(attachment)
         except OSError:

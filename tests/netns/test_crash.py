@@ -17,7 +17,9 @@ from agent.cni.verbs import Verbs
 from agent.datapath import bpfcall, links
 from agent.datapath.netlink import Netlink, NetlinkError, Request
 from agent.errors import CniError
+from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
+from agent.modes.hostgw import HostGw
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 
 CLONE_NEWNS = 0x20000
@@ -170,3 +172,25 @@ def test_healing_frees_pods_whose_link_vanished(tmp_path: Path) -> None:
     assert host.attachments.all() == ()
     host.add(pod, CONF)
     assert pod.reaches("10.244.1.1")
+
+
+def test_an_agent_starts_though_a_pod_can_not_be_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose rights no longer suffice for the mode of a pod that went meanwhile."""
+    host, first, second = Host(tmp_path), Pod("c1"), Pod("c2")
+    for pod in (first, second):
+        host.add(pod)
+        pod.run("ip", "link", "del", "eth0")
+    unwire = HostGw.unwire
+
+    def refused(way: HostGw, attachment: Attachment) -> None:
+        if attachment.container_id == "c1":
+            raise OSError(errno.EPERM, "a program can't be read")
+        unwire(way, attachment)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(HostGw, "unwire", refused)
+        host.verbs.heal()
+    (left,) = host.attachments.all()
+    assert left.container_id == "c1", "what can't be removed keeps its address, and the others go"
+    host.delete(first)
+    assert host.attachments.all() == ()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from kubernetes.client.configuration import Configuration
 
 from agent.cluster import api
 from agent.cluster import watch as watch_module
@@ -299,6 +300,28 @@ def test_a_token_that_was_rotated_is_read_again(opened: list[Any]) -> None:
     with pytest.raises(ApiError, match="HTTP 401: Unauthorized"):
         store.list("Node")
     assert [obj.name for obj in store.list("Node")] == ["a"]
+
+
+def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(opened: list[Any]) -> None:
+    """The agent ended, and ended again: pods could neither come nor go until the certificate was renewed."""
+    server = Awkward(lambda asked: held() if asked.is_watch else (200, page(node("a"))))
+    opened.append(server)
+    loaded: list[Configuration] = []
+
+    def load() -> Configuration:
+        loaded.append(config(server.port, "t"))
+        if len(loaded) <= len(KINDS):  # a server that does not speak TLS is refused as one of another CA is
+            loaded[-1].host = f"https://127.0.0.1:{server.port}"
+        return loaded[-1]
+
+    with pytest.raises(ApiError, match=r"GET /api/v1/nodes: \[SSL") as refused:
+        Kubernetes(Api(load)).list("Node")
+    assert refused.value.unsure
+    followed = Followed(Kubernetes(Api(load)))
+    opened.append(followed)
+    changes = followed.until(lambda changes: any(isinstance(change, Replaced) for change in changes))
+    assert any(isinstance(change, Trouble) and "SSL" in str(change.problem) for change in changes)
+    assert len(loaded) > len(KINDS), "it is read anew, as the CA may have been rotated"
 
 
 def test_an_object_that_can_not_be_used_keeps_its_last_good_state(opened: list[Any]) -> None:
