@@ -29,6 +29,17 @@ METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a t
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
 LONGEST_RETRY = 300.0  # seconds of a Retry-After that are believed
 SWITCHES = frozenset({"insecure-skip-tls-verify", "disable-compression"})  # of a kubeconfig's cluster
+CONFIGURATION = (
+    ConfigException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+"""What the client's own configuration raises."""
 NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
 # A connection whose other end is gone without a word is dead after 15 + 3 x 5 s (tcp(7)).
 KEEPALIVE = (
@@ -101,10 +112,14 @@ class Api:
         headers = {"Accept": request.accept}
         if request.content_type:
             headers["Content-Type"] = request.content_type
-        serialized = client.param_serialize(
-            request.method, request.path, query_params=list(request.query.items()), header_params=headers,
-            body=request.body, auth_settings=["BearerToken"],
-        )  # fmt: skip
+        try:
+            serialized = client.param_serialize(
+                request.method, request.path, query_params=list(request.query.items()), header_params=headers,
+                body=request.body, auth_settings=["BearerToken"],
+            )  # fmt: skip
+        except CONFIGURATION as error:  # the token is read anew once a minute
+            self._forget(client)
+            raise ApiError(f"no configuration for the API server: {error}") from error
         try:
             response = client.call_api(*serialized, _request_timeout=(min(CONNECT_WITHIN, self._within), within))
         except OpenApiException as error:  # what the client makes of an SSLError
@@ -112,6 +127,10 @@ class Api:
             raise ApiError(f"{request}: {_reason(error.__context__ or error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ApiError(f"{request}: {_reason(error)}") from error
+        except ValueError:  # its text holds the token
+            self._forget(client)
+            what = "the token holds a character that no HTTP header may have"
+            raise ApiError(f"no configuration for the API server: {what}") from None
         answer: urllib3.BaseHTTPResponse = response.response
         if answer.status >= 300:
             if answer.status == UNAUTHORIZED:
@@ -124,16 +143,7 @@ class Api:
             if self._client is None:
                 try:
                     self._client = ApiClient(self._load())
-                except (
-                    ConfigException,
-                    yaml.YAMLError,
-                    OSError,
-                    ValueError,
-                    TypeError,
-                    LookupError,
-                    AttributeError,
-                    RecursionError,
-                ) as error:
+                except CONFIGURATION as error:
                     raise ApiError(f"no configuration for the API server: {error}") from error
                 self._client.user_agent = "testcni-agent"
             return self._client

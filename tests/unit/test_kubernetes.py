@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.client.configuration import Configuration
+from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from agent.cluster import api
 from agent.cluster import watch as watch_module
@@ -300,6 +303,39 @@ def test_a_token_that_was_rotated_is_read_again(opened: list[Any]) -> None:
     with pytest.raises(ApiError, match="HTTP 401: Unauthorized"):
         store.list("Node")
     assert [obj.name for obj in store.list("Node")] == ["a"]
+
+
+@pytest.mark.parametrize("token", [None, b"", b"\xff\xfe", b"secret\n", b"sec\0ret", "\u00fcsecret".encode()])
+def test_a_token_that_can_not_be_used_for_a_moment_is_trouble_and_is_not_told(
+    opened: list[Any], tmp_path: Path, token: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is read anew once a minute, in the middle of a request."""
+    server = Awkward(lambda asked: held() if asked.is_watch else (200, page(node("a"))))
+    opened.append(server)
+    file = tmp_path / "token"
+    file.write_text("good")
+
+    def load() -> Configuration:
+        configuration = config(server.port, "")
+        loader = InClusterConfigLoader(str(file), str(file), environ={})
+        loader.host, loader.ssl_ca_cert = configuration.host, None
+        loader._token_refresh_period = timedelta(0)
+        loader._read_token_file()
+        loader._set_config(configuration)
+        return configuration
+
+    store = Kubernetes(Api(load))
+    assert [obj.name for obj in store.list("Node")] == ["a"]
+    if token is None:
+        file.unlink()
+    else:
+        file.write_bytes(token)
+    followed = Followed(store)
+    opened.append(followed)
+    changes = followed.until(lambda changes: any(isinstance(change, Trouble) for change in changes))
+    assert "secret" not in f"{changes}{caplog.text}"
+    file.write_text("good")
+    followed.until(lambda changes: any(isinstance(change, Replaced) for change in changes), 20)
 
 
 def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(opened: list[Any]) -> None:
