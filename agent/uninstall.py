@@ -17,7 +17,7 @@ from agent.datapath.bird.daemon import Files
 from agent.datapath.bird.values import BirdError
 from agent.datapath.routes import Ownership
 from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
-from agent.node import install, program, route_marks
+from agent.node import ground, install, program, route_marks
 from agent.node.install import Places
 from agent.node.run_dir import Lock
 
@@ -40,7 +40,7 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
         yield f"BIRD, {routes} routes of it"
     for protocol in route_marks.in_use(conf.run_dir, conf.route_protocol):
         marks = Ownership(protocol)
-        done = program.program(nl, NodeState(), program.read(nl), conf.sysctl_dir, marks, verify=True)
+        done = program.program(nl, NodeState(), ground.read(nl), conf.sysctl_dir, marks, verify=True)
         if done.problems:
             raise OSError("; ".join(map(str, done.problems)))
     yield "bridges, tunnels, eBPF programs, routes and the nft table"

@@ -47,6 +47,8 @@ class LocalAddress:
     interface: Interface
     gateway: Address | None = None
     """The default gateway by this link, if it is in this address's network."""
+    behind: bool = False
+    """Whether nobody is on-link by it, as on lo: for an InternalIP, `device` is that of the way to other nodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,8 @@ class Near:
         mine = {address for version in (4, 6) if (address := own(view, known, version)[0])}
         devices = {local.device for local in view.local if local.interface.ip in mine}
         order = sorted(
-            view.local, key=lambda local: (-local.interface.network.prefixlen, local.device not in devices)
+            (local for local in view.local if not local.behind),
+            key=lambda local: (-local.interface.network.prefixlen, local.device not in devices),
         )
         self.addresses = frozenset(local.interface.ip for local in view.local)
         self._networks = [_entry(local) for local in order]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-import itertools
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.datapath import (
@@ -27,13 +24,11 @@ from agent.datapath import (
 from agent.datapath.bpfcall import BpfError
 from agent.datapath.netlink import Netlink
 from agent.datapath.routes import OURS, Ownership
-from agent.datapath.rtnl import Link, LinkAddress
-from agent.datapath.state import IPIP, LINK_PREFIX, TUNNEL, LocalAddress, NodeState, Underlay
+from agent.datapath.state import IPIP, TUNNEL, NodeState
 from agent.ipam.attachments import Attachments
 from agent.model import Address, Problem
-from agent.modes.underlay import end
 from agent.node import podports
-from agent.node.recall import Known
+from agent.node.ground import Kernel, is_made
 from agent.shared import Tally
 
 KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD = (
@@ -48,24 +43,7 @@ KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD
     "guard",
 )
 
-# Addresses that only a default route leads to: reserved (RFC 1112), and for documentation (RFC 9637).
-SOMEWHERE = (ipaddress.IPv4Address("240.0.0.1"), ipaddress.IPv6Address("3fff::1"))
-LOOKUPS = 16  # nodes that the kernel is asked for the way to
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """Links and addresses as they are, and which of the addresses are the node's own."""
-
-    links: list[Link]
-    addresses: list[LinkAddress]
-    local: tuple[LocalAddress, ...]
-    routers: frozenset[Address] = frozenset()
-    """The gateways of the default routes."""
-    outward: frozenset[str] = frozenset()
-    """Interfaces by which IPv4 packets leave that only the default route leads anywhere."""
 
 
 @dataclass
@@ -86,57 +64,6 @@ class Programmed:
         self.problems.append(problem)
         self.unready.add(device)
         self.failures.add(kind)
-
-
-def read(nl: Netlink, *, gateways: bool = False) -> Kernel:
-    """What is there now; the gateways of links, which are dear to find, only if wanted. Raises OSError."""
-    links, addresses = rtnl.links(nl), rtnl.addresses(nl)
-    usable = {link.index: link for link in links if link.up and link.name != "lo" and not _made(link)}
-    known = _gateways(nl) if gateways else []
-    local = (
-        LocalAddress(
-            usable[a.index].name,
-            usable[a.index].mtu,
-            a.interface,
-            next((g for index, g in known if index == a.index and g in a.interface.network), None),
-        )
-        for a in addresses
-        if a.index in usable
-    )
-    hops = {somewhere.version: rtnl.next_hop(nl, somewhere) for somewhere in SOMEWHERE}
-    routers = frozenset(hop[1] for hop in hops.values() if hop and hop[1])
-    outward = frozenset(link.name for link in links if (hop := hops[4]) and hop[0] == link.index)
-    return Kernel(links, addresses, tuple(local), routers, outward)
-
-
-def _gateways(nl: Netlink) -> list[tuple[int, Address]]:
-    """Interfaces with a default gateway, the preferred first."""
-    default = sorted((r for r in rtnl.routes(nl, 4) if r.dst.prefixlen == 0), key=lambda route: route.metric)
-    return [(route.index, route.gateway) for route in default if route.gateway]
-
-
-def _made(link: Link) -> bool:
-    return bridges.is_ours(link) or tunnel.is_ours(link) or ipip.is_ours(link) or link.name.startswith(LINK_PREFIX)
-
-
-def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:
-    """Whether the kernel has ipip devices, and how nodes in other subnets are reached. Raises OSError.
-
-    The way by the interface that has this node's end counts; the first to any far node where there is none.
-    """
-    ends, me = known.ends.chosen.get(4, {}), known.nodes.get(node)
-    home = end(me, kernel.local, known.ends)[1] if me else None
-    near = [local.interface.network for local in kernel.local]
-    far = (a for a in ends.values() if not any(a in network for network in near))
-    names = {link.index: link.name for link in kernel.links}
-    ways: list[Underlay] = []
-    for address in itertools.islice(far, LOOKUPS):
-        if found := rtnl.next_hop(nl, address):
-            gateway = found[1] if isinstance(found[1], IPv4Address) else None
-            ways.append(Underlay(ipip.by_device(), names.get(found[0], ""), gateway))
-            if home and gateway and ways[-1].device == home.device:
-                return ways[-1]
-    return ways[0] if ways else Underlay(ipip.by_device())
 
 
 def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is known
@@ -347,7 +274,7 @@ def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, 
 def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Programmed) -> None:
     there = rtnl.links(nl)
     devices = {link.index: link.name for link in there}
-    synced = routes.sync(nl, desired.routes, devices, ownership, {link.name for link in there if _made(link)})
+    synced = routes.sync(nl, desired.routes, devices, ownership, {link.name for link in there if is_made(link)})
     done.problems.extend(sorted(synced.problems, key=str))
     if synced.problems:
         done.failures.add(ROUTES)

@@ -19,7 +19,7 @@ from agent.model import IPIP, ROUTE_PROTOCOL, Address, Network, Problem, Receive
 from agent.modes import mode
 from agent.modes.base import View
 from agent.modes.underlay import announcement
-from agent.node import change, prepared, program
+from agent.node import change, ground, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
@@ -194,13 +194,14 @@ class Reconciler:
             self._wake.set()
         return not done.failures
 
-    def _read(self, networks: list[Network], known: Known) -> tuple[program.Kernel, Underlay] | None:
+    def _read(self, networks: list[Network], known: Known) -> tuple[ground.Kernel, Underlay] | None:
         """Read what is in the kernel; None where that fails, which is published."""
         try:
-            kernel = program.read(links.host(), gateways=any(n.link_mode for n in networks))
+            slaves = any(network.link_mode for network in networks)
+            kernel = ground.read(links.host(), gateways=slaves, known=known, node=self._node)
             underlay = Underlay()
             if any(network.mode == IPIP for network in networks):
-                underlay = program.underlay(links.host(), kernel, known, self._node)
+                underlay = ground.underlay(links.host(), kernel, known, self._node)
         except OSError as error:
             self.errors.add(NETLINK)
             self._verify = True
@@ -213,7 +214,7 @@ class Reconciler:
         return kernel, underlay
 
     def _apply(
-        self, desired: NodeState, kernel: program.Kernel, snapshot: Snapshot, networks: list[Network]
+        self, desired: NodeState, kernel: ground.Kernel, snapshot: Snapshot, networks: list[Network]
     ) -> program.Programmed:
         """Make the kernel's state the desired one, pods' ports included, and count what was not so."""
         verify, self._verify = self._verify, False

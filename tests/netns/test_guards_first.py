@@ -15,7 +15,7 @@ from agent.datapath.routes import OURS
 from agent.datapath.state import TUNNEL, Bridge, Ipip, NodeState, Overlay, bridge_mac
 from agent.ipam.attachment import link_name
 from agent.model import KERNEL
-from agent.node import program
+from agent.node import ground, program
 from tests.netns.node import Host, Pod, command
 
 SYSCTLS = Path("/proc/sys/net")
@@ -48,7 +48,7 @@ def wanted(*nodes: str, device: bool = True) -> NodeState:
 
 def programmed(state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
     nl = links.host()
-    return [str(p) for p in program.program(nl, state, program.read(nl), sysctls, OURS, verify=True).problems]
+    return [str(p) for p in program.program(nl, state, ground.read(nl), sysctls, OURS, verify=True).problems]
 
 
 def device() -> str:

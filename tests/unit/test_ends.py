@@ -246,6 +246,14 @@ def test_of_two_interfaces_in_one_network_the_one_with_the_internal_ip_is_taken(
         assert {route.device for route in state.routes} == {"eth1"}
 
 
+def test_nobody_is_on_link_by_a_network_on_lo() -> None:
+    """The kernel takes all of it for its own, so a peer there is reached by another way or not at all."""
+    on = (LocalAddress("eth0", 1500, ipaddress.ip_interface("10.255.0.1/24"), behind=True), *ETH0)
+    state = desired(view("host-gw", on, node(1, "10.255.0.1"), node(2, "10.255.0.2"), node(3, "172.18.0.3")))
+    assert {str(route.dst) for route in state.routes} == {"10.244.3.0/24"}
+    assert [p.what for p in state.problems] == ["10.255.0.2 is not on-link, so host-gw can't reach 10.244.2.0/24"]
+
+
 def test_the_mtu_is_that_of_the_interface_that_peers_send_to() -> None:
     nics = (
         LocalAddress("mgmt0", 9000, ipaddress.ip_interface("192.0.2.1/24")),
