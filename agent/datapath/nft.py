@@ -27,7 +27,8 @@ CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 10
 
 INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
 OUTPUT = {**INPUT, "name": "output", "hook": "output"}
-# before any masquerade, also that of kube-proxy: what is dropped is known by where it comes from
+FORWARD = {**INPUT, "name": "forward", "hook": "forward"}
+# before any masquerade: what is dropped is known by where it comes from
 TUNNELS = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
 # what nft says depends on its version and on /etc/protocols
 PROTOCOLS = {"ipip": 4, "ipencap": 4, "ipv6": 41}
@@ -70,13 +71,16 @@ def objects(
     for detour in sorted(masquerade.detours, key=str):
         rules += _detour(detour)
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
-    here, on = _shut(shut, from_pods=any(source.version == 4 for source in masquerade.sources))
+    closed = _shut(shut, from_pods=any(source.version == 4 for source in masquerade.sources))
     if senders is not None:
         sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
-        here = [_only_senders(counted), *here]
-    chains += [{"chain": {**INSIDE, **INPUT}}] if here else []
-    chains += [{"chain": {**INSIDE, **TUNNELS}}] if on else []
-    rules += here + on
+        closed = [_only_senders(counted), *closed]
+    chains += [
+        {"chain": {**INSIDE, **chain}}
+        for chain in (INPUT, FORWARD, TUNNELS)
+        if any(rule["rule"]["chain"] == chain["name"] for rule in closed)
+    ]
+    rules += closed
     if quiet:
         chains += [{"chain": {**INSIDE, **OUTPUT}}]
         rules += [_no_redirects(device) for device in sorted(quiet)]
@@ -189,11 +193,12 @@ def _only_senders(counted: Counted | None) -> Object:
     return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}
 
 
-def _shut(shut: Shut, *, from_pods: bool) -> tuple[list[Object], list[Object]]:
+def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
     """To ports of tunnels, here and elsewhere: neither from pods, nor what was translated, by whomever.
 
     A Service may lead to a node's port, where the packet is from the node that has translated it, or passed it on.
     To pods it goes on. `from_pods`: there is a set of their addresses, for those that come by no port of a pod.
+    What fails first for a tunnel's own packets is first: each of them passes the chain `input`.
     """
     translated = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
     ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
@@ -201,16 +206,14 @@ def _shut(shut: Shut, *, from_pods: bool) -> tuple[list[Object], list[Object]]:
     to_pods = [
         {"match": {"op": "!=", "left": {"meta": {"key": "oifname"}}, "right": way}} for way in (*ways, TUNNEL)
     ]
-    here, on = [], []
-    for origin, port in itertools.product((translated, *of_pods), shut.ports):
-        steps = [_to_port(port), origin]
-        here.append(_drop(INPUT, *steps))
-        on.append(_drop(TUNNELS, *steps, *to_pods))
+    rules = [_drop(INPUT, translated, _to_port(port)) for port in shut.ports]
+    origins = itertools.product((translated, *of_pods), shut.ports)
+    rules += [_drop(FORWARD, origin, _to_port(port), *to_pods) for origin, port in origins]
     if shut.bypassed and from_pods:
         own = _ip("saddr", "@pods4")
-        on += [_drop(TUNNELS, _ip("protocol", number), own) for number in (IPIP, SIX_IN_FOUR)]
-        on += [_drop(TUNNELS, _to_port(port), own, *to_pods) for port in shut.ports]
-    return here, on
+        rules += [_drop(TUNNELS, _ip("protocol", number), own) for number in (IPIP, SIX_IN_FOUR)]
+        rules += [_drop(TUNNELS, _to_port(port), own, *to_pods) for port in shut.ports]
+    return rules
 
 
 def _ip(field: str, right: str | int) -> Object:

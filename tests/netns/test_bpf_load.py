@@ -71,6 +71,20 @@ def test_newer_objects_share_the_maps_and_the_old_ones_go(tmp_path: Path) -> Non
     assert not bpf.load(OBJECTS).adopted
 
 
+def test_maps_that_only_an_earlier_version_had_go_when_its_programs_do() -> None:
+    private_bpffs()
+    root = bpf.FOLDER / bpf.LAYOUT
+    loaded = bpf.load(OBJECTS)
+    (former,) = bpf.VXLAN.former
+    bpfcall.pin(loaded.maps["nodes"].fd, root / former)
+    assert bpf.load(OBJECTS).adopted
+    assert bpf.retire(OBJECTS) == [root / former]
+    assert bpf.retire(OBJECTS) == []
+    bpfcall.pin(loaded.maps["nodes"].fd, root / former)
+    assert bpf.drop()
+    assert list(root.iterdir()) == []
+
+
 def test_five_thousand_nodes() -> None:
     private_bpffs()
     maps = dict(bpf.load(OBJECTS).maps)

@@ -171,7 +171,7 @@ def test_a_pod_of_ipvlan_l3_sends_no_tunnel_packets_past_its_port(tmp_path: Path
             for what, to in ((EVIL, (kind, protocol, port)), (GOOD, (socket.SOCK_DGRAM, 0, 9))):
                 sent = (str(to[0]), str(to[1]), FAR, str(to[2]), what.decode())
                 slave.pod.run("python3", "-c", SEND, *sent)
-            found = []
+            found: list[str] = []
             while True:
                 assert select.select([listener], [], [], 10)[0], found
                 frame = listener.recv(4096)

@@ -136,7 +136,7 @@ def test_a_node_without_tunnel_closes_the_port_of_its_peers_tunnels(tmp_path: Pa
     node.host.put(peer("two", "10.244.2.0/24", PEER, modes=(HOST_GW,)))
     eventually(lambda: "10.244.2.0" in command("ip", "route"))
     assert passes(node, port), "no node has a tunnel"
-    assert "tunnels" not in command("nft", "list", "ruleset")
+    assert "chain forward" not in command("nft", "list", "ruleset")
     node.host.put(peer("two", "10.244.2.0/24", PEER, modes=(VXLAN, HOST_GW)))
     held = guard.loaded().maps["guard_config"]
     eventually(lambda: socket.htons(port).to_bytes(2, "little") in (held.get(bytes(4)) or b""))

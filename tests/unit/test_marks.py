@@ -43,7 +43,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "policy rules and tables": (),
     "nft priority, postrouting": (nft.CHAIN["prio"],),
     "nft priority, tunnels": (nft.TUNNELS["prio"],),
-    "nft priority, input and output": (*{nft.INPUT["prio"], nft.OUTPUT["prio"]},),
+    "nft priority, input, forward and output": (*{nft.INPUT["prio"], nft.FORWARD["prio"], nft.OUTPUT["prio"]},),
     "tc filter priority": (tc.PRIORITY,),
     "tc filter handle": (tc.HANDLE,),
     "TCX programs at the underlay": tuple(ipip.PROGRAMS.values()),
