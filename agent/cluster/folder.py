@@ -37,6 +37,7 @@ RECEIVES = ".receives"  # suffix of what a node has announced
 LONGEST_RECEIVES = 1 << 16  # bytes of such a file
 SUFFIXES = (".yaml", ".yml", ".json")
 DEBOUNCE = 0.02  # seconds: files that come together are read together
+LOCKED_WITHIN, LOCKED_AGAIN = 5.0, 0.01  # seconds: a write takes milliseconds, but its process may be stopped
 LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
 YOUNG = 50_000_000  # ns: a file this fresh may change again without its time showing it
 STALLED = 10_000_000_000  # ns: who hasn't written for so long isn't in the middle of it
@@ -144,10 +145,25 @@ class Folder:
         except OSError as error:
             raise StoreError(f"{self._path} can't be written: {error}") from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._lock_within(fd, time.monotonic() + LOCKED_WITHIN)
             yield
         finally:
             os.close(fd)
+
+    def _lock_within(self, fd: int, end: float) -> None:
+        """Lock the file, until `end` (time.monotonic) at most. Raises StoreError."""
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    what = f"somebody else has had {self._path}/.lock for {LOCKED_WITHIN:g} s"
+                    raise StoreError(what) from error
+            except OSError as error:  # a network file system may know no locks
+                raise StoreError(f"{self._path}/.lock can't be locked: {error.strerror}") from error
+            else:
+                return
+            time.sleep(LOCKED_AGAIN)
 
     @contextmanager
     def _written(self, obj: Resource, target: Path) -> Iterator[Path]:

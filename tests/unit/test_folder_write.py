@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import json
 import multiprocessing
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from agent.cluster import folder
 from agent.cluster.folder import Folder
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
@@ -252,3 +254,29 @@ def test_a_node_announces_without_waiting_for_who_reads_what_is_in_the_way(tmp_p
         os.mkfifo(tmp_path / name)
     Folder(tmp_path).announce("n1", "net=vxlan")
     assert (tmp_path / "n1.receives").read_text() == "net=vxlan\n"
+
+
+def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an agent on another node does that is stopped in the middle of a write."""
+    monkeypatch.setattr(folder, "LOCKED_WITHIN", 0.05)
+    store = Folder(tmp_path)
+    known = store.create(block(1))
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match=r"somebody else has had .*/\.lock"):
+            store.delete("IPBlock", block(1).name, known)
+    store.delete("IPBlock", block(1).name, known)
+
+
+def test_a_file_system_without_locks_is_an_error_of_the_datastore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Folder(tmp_path)
+    known = store.create(block(1))
+
+    def refused(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(StoreError, match="No locks available"):
+        store.delete("IPBlock", block(1).name, known)
