@@ -14,12 +14,13 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from agent.datapath import hardening, sysctls
-from agent.datapath.rtnl import Link, LinkAddress
+from agent.datapath import hardening, linksetup, sysctls
+from agent.datapath.rtnl import IFF_NOARP, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, Link, LinkAddress
 from agent.datapath.state import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX, Bridge, Interface
 from agent.model import Problem, Subnet
 
 MAC = re.compile(r"[0-9a-f]{12}")
+SWITCHES = {"br_stp_state": IFLA_BR_STP_STATE, "br_vlan_filtering": IFLA_BR_VLAN_FILTERING}  # by pyroute2's names
 NETFILTER = "bridge"  # of /proc/sys/net: there while the module br_netfilter is loaded
 
 
@@ -65,10 +66,28 @@ def read(links: Sequence[Link], addresses: Iterable[LinkAddress]) -> frozenset[B
             link.mtu,
             _interfaces(link.index, held),
             nf_call=link.nf_call is not False,
+            plain=_is_plain(link),
         )
         for link in links
         if is_ours(link) and link.up and link.alias == BRIDGE_ALIAS and _recorded(link)
     )
+
+
+def _is_plain(link: Link) -> bool:
+    return link.arp and not link.master and not _switched_on(link)
+
+
+def _switched_on(link: Link) -> dict[str, int]:
+    """What keeps packets from a bridge's ports and is on, and is to be 0; a kernel may lack either."""
+    found = {name: linksetup.option(link, number) for name, number in SWITCHES.items()}
+    return {name: 0 for name, value in found.items() if any(value or b"")}
+
+
+def _make_plain(ipr: IPRoute, link: Link) -> None:
+    """Let a bridge carry what its ports send. Raises NetlinkError."""
+    if switches := _switched_on(link):
+        ipr.link("set", index=link.index, kind="bridge", **switches)
+    ipr.link("set", index=link.index, master=0, flags=0, change=IFF_NOARP)
 
 
 def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]) -> list[Problem]:
@@ -153,6 +172,8 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
     if link is None or link.nf_call is False:
         # a kernel without br_netfilter ignores it
         ipr.link("set", index=index, kind="bridge", br_nf_call_iptables=1, br_nf_call_ip6tables=1)
+    if link and not _is_plain(link):
+        _make_plain(ipr, link)
     if link is None or not link.up or link.mac != bridge.mac or link.mtu != bridge.mtu:
         hardening.before_up(bridge.name)
         ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")

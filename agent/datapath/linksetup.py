@@ -11,7 +11,20 @@ from agent.datapath import netlink, rtnl
 from agent.datapath.netlink import Request
 from agent.datapath.rtnl import IFF_UP, IFINFO, Link
 
+IFLA_BRPORT_STATE, FORWARDING = 1, 3  # BR_STATE_FORWARDING of uapi/linux/if_bridge.h
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD = 4, 8, 9  # the first is hairpin
+IFLA_BRPORT_PROXYARP, IFLA_BRPORT_PROXYARP_WIFI, IFLA_BRPORT_MCAST_FLOOD, IFLA_BRPORT_BCAST_FLOOD = 10, 12, 27, 30
+IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LOCKED = 32, 33, 39
+PLAIN_PORT = (
+    (IFLA_BRPORT_PROXYARP, 0),
+    (IFLA_BRPORT_PROXYARP_WIFI, 0),
+    (IFLA_BRPORT_MCAST_FLOOD, 1),
+    (IFLA_BRPORT_BCAST_FLOOD, 1),
+    (IFLA_BRPORT_NEIGH_SUPPRESS, 0),
+    (IFLA_BRPORT_ISOLATED, 0),
+    (IFLA_BRPORT_LOCKED, 0),
+)
+"""Flags of a port that is asked by ARP and reaches all others, as the kernel makes it; some kernels lack some."""
 IFLA_INET6_CONF = 2
 NUMBER = struct.Struct("=i")
 QUIET = netlink.attribute(socket.AF_INET6, netlink.u8(rtnl.IFLA_INET6_ADDR_GEN_MODE, rtnl.IN6_ADDR_GEN_MODE_NONE))
@@ -72,6 +85,16 @@ def bridge_port(link: str, flags: Mapping[int, int]) -> Request:
         + netlink.attribute(rtnl.IFLA_LINKINFO, port)
     )
     return Request(rtnl.RTM_NEWLINK, 0, payload, f"set flags of bridge port {link}")
+
+
+def port_state(link: str, state: int) -> Request:
+    """Set the state of a bridge's port; the kernel says ENETDOWN where it is down, EBUSY with a spanning tree."""
+    return bridge_port(link, {IFLA_BRPORT_STATE: state})
+
+
+def option(link: Link, number: int) -> bytes | None:
+    """Return what the kind of a link has under an IFLA_ number of its own, None where it has nothing."""
+    return netlink.attributes(link.data, 0, len(link.data)).get(number)
 
 
 def ipv4(link: Link, number: int) -> int | None:

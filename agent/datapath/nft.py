@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,8 @@ from agent.strictjson import JsonError
 
 TIMEOUT = 20.0  # seconds; nft takes 5 ms
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
-TABLE = {"family": "inet", "name": NFT_TABLE}
+TABLE: dict[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": []}
+"""Without flags: a dormant table does nothing."""
 INSIDE = {"family": "inet", "table": NFT_TABLE}
 CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
 
@@ -34,6 +36,8 @@ TUNNELS = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
 PROTOCOLS = {"ipip": 4, "ipencap": 4, "ipv6": 41}
 IPIP, SIX_IN_FOUR = 4, 41
 
+log = logging.getLogger(__name__)
+
 Object = dict[str, dict[str, Any]]
 """One object by its kind, such as `{"set": {...}}`."""
 Counted = dict[str, int]
@@ -44,6 +48,10 @@ OPEN = Shut()
 
 class NftError(OSError):
     """nft is missing, or refused; its own words are in the message."""
+
+
+class UnreadableError(NftError):
+    """nft lists the table, but not as JSON: 1.0.6 fails so at flags that it does not know."""
 
 
 def objects(
@@ -94,13 +102,25 @@ def sync(
     shut: Shut = OPEN,
 ) -> bool:
     """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
-    actual = _list()
-    wanted = objects(masquerade, senders, next(_counters(actual), None), quiet, shut)
-    if is_same(wanted, actual):
+    actual = _list_if_readable()
+    wanted = objects(masquerade, senders, next(_counters(actual or ()), None), quiet, shut)
+    if actual is not None and is_same(wanted, actual):
         return False
-    commands = [{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}, *({"add": _written(o)} for o in wanted)]
+    table = _written({"table": TABLE})
+    commands = [{"add": table}, {"delete": table}, *({"add": _written(o)} for o in wanted)]
     _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
+    if actual is None:
+        _list()  # what is written anew can be read, or it is a failure of nft
     return True
+
+
+def _list_if_readable() -> list[Object] | None:
+    """The table's objects, None where nft lists them so that nobody can read them. Raises NftError."""
+    try:
+        return _list()
+    except UnreadableError as error:
+        log.warning("%s: the table is written anew", error)
+        return None
 
 
 def is_filtering() -> bool:
@@ -132,8 +152,10 @@ def is_same(wanted: list[Object], actual: list[Object]) -> bool:
 
 
 def _written(wanted: Object) -> Object:
-    """As nft reads it: a set is not given an empty list of elements."""
-    return {kind: {k: v for k, v in body.items() if k != "elem" or v} for kind, body in wanted.items()}
+    """As nft reads it: it is given no empty list of elements or flags."""
+    return {
+        kind: {k: v for k, v in body.items() if k not in ("elem", "flags") or v} for kind, body in wanted.items()
+    }
 
 
 def _fits(wanted: Object, actual: Object) -> bool:
@@ -146,7 +168,7 @@ def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of a
     if (kind, key) == ("set", "elem"):
         return frozenset(_network(element) for element in value or ())
     if key == "flags":
-        return [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, str) else value or []
     if key == "counter":
         return None
     if key == "right" and isinstance(value, str):
@@ -280,7 +302,7 @@ def _list() -> list[Object]:
         entries = strictjson.tolerant(out.encode())["nftables"]
         return [entry for entry in entries if "metainfo" not in entry]
     except (JsonError, KeyError, TypeError) as error:
-        raise NftError(f"nft lists what is no ruleset: {error!r}; see that nft is 1.0 or newer") from error
+        raise UnreadableError(f"nft lists what is no ruleset: {error!r}; see that nft is 1.0 or newer") from error
 
 
 def _nft(args: list[str], stdin: str = "") -> str:

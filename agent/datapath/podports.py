@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -15,10 +14,10 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.datapath import bpf, fdb, guard, hardening, linksetup, neighbours, overlay, rtnl, tc, tunnel
 from agent.datapath.bpf import Loaded
 from agent.datapath.bpfcall import BpfError
-from agent.datapath.guard import Guarded
 from agent.datapath.linksetup import Setup
 from agent.datapath.netlink import Netlink, Request
 from agent.datapath.overlay import Endpoint
+from agent.datapath.podport import Place, PodAddress, PodPort, Seen
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.state import LINK_PREFIX
 from agent.model import ROUTE_PROTOCOL, Address
@@ -40,82 +39,6 @@ def use(route_protocol: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class PodAddress:
-    """An address that the node reaches by a pod's link: by a route to it alone and a permanent neighbour."""
-
-    address: IPv4Address
-    mac: str
-    """The pod's."""
-    source: Address | None = None
-    """The node's own address on packets to it; None: the kernel chooses."""
-
-
-@dataclass(frozen=True, slots=True)
-class PodPort:
-    """All that the node's side of a pod's link consists of; a mode computes it from the attachment alone."""
-
-    link: str
-    """Name of the host end."""
-    alias: str
-    mac: str
-    mtu: int | None = None
-    """Bytes; None: as it was made."""
-    bridge: str = ""
-    """The bridge that it is a port of; empty: none."""
-    flags: tuple[tuple[int, int], ...] = ()
-    """Flags of the bridge's port by their IFLA_BRPORT_ numbers."""
-    ipv4: tuple[tuple[int, int], ...] = ()
-    """Switches of ipv4/conf by their IPV4_DEVCONF_ numbers."""
-    pod: PodAddress | None = None
-    programs: bool = False
-    """Whether the eBPF programs of vxlan carry the pod's packets, and know where it is."""
-    guard: Guarded | None = None
-    """As whom the pod may speak; None: the programs of vxlan see to it."""
-    limited: bool = False
-    """Whether the plugin `bandwidth` is about to limit what the pod sends."""
-    station: str = ""
-    """The MAC that is behind this port of a bridge for good; empty: the bridge learns them."""
-    proxy: tuple[str, Address] | None = None
-    """An interface of the node that answers ARP for an address of the pod."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the kernel has for all pods, read by a few dumps; maps and programs are read when asked for."""
-
-    nl: Netlink
-    links: Mapping[str, Link]
-    routes: frozenset[KernelRoute]
-    """Those with our protocol number."""
-    earlier: Callable[[], frozenset[KernelRoute]]
-    """Read those by pods' links that have any protocol number, once, when something is not as it should be."""
-    permanent: Mapping[tuple[int, Address], str]
-    proxies: frozenset[tuple[int, Address]]
-    stations: set[tuple[int, str]]
-    """Ports of bridges and the MACs that are behind them for good."""
-    pods: Mapping[IPv4Address, Endpoint]
-    """What the eBPF programs know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a port is made: its link as it is now, and what else there is."""
-
-    nl: Netlink
-    link: Link
-    indexes: Mapping[str, int]
-    """Other interfaces of the node by name."""
-    earlier: Callable[[], frozenset[KernelRoute]] = frozenset
-    """Read routes by pods' links that an earlier version made, with another protocol number."""
-
-    def index(self, name: str) -> int:
-        """Return the index of another interface. Raises OSError ENODEV where it is not there."""
-        if name not in self.indexes:
-            raise OSError(errno.ENODEV, f"{name}: {os.strerror(errno.ENODEV)}")
-        return self.indexes[name]
-
-
-@dataclass(frozen=True, slots=True)
 class Aspect:
     """A part of a port. Both functions do nothing for a port without that part. They raise OSError."""
 
@@ -129,11 +52,18 @@ def read(nl: Netlink) -> Seen:
     """Read what the kernel has for all pods. Raises OSError."""
     held, there = bpf.maps(), rtnl.links(nl)
     pods = {link.index for link in there if link.name.startswith(LINK_PREFIX)}
+    routes = frozenset(route for version in (4, 6) for route in rtnl.routes(nl, version, _marks.protocol))
+    by_pods: dict[Address, tuple[KernelRoute, ...]] = {}
+    for route in routes:
+        if route.index in pods and route.dst.prefixlen == route.dst.max_prefixlen:
+            address = route.dst.network_address
+            by_pods[address] = (*by_pods.get(address, ()), route)
     return Seen(
         nl,
         {link.name: link for link in there},
-        frozenset(rtnl.routes(nl, 4, _marks.protocol)),
+        routes,
         functools.cache(lambda: frozenset(route for route in rtnl.routes(nl, 4) if route.index in pods)),
+        by_pods,
         neighbours.permanent(nl),
         frozenset(neighbours.proxies(nl)),
         fdb.stations(nl),
@@ -255,6 +185,7 @@ def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
     master = seen.links.get(port.bridge)
     wrong = {
         f"is no port of bridge {port.bridge}": port.bridge and (not master or link.master != master.index),
+        "is a port of another device": not port.bridge and link.master,
         f"has MTU {link.mtu}, not {port.mtu}": port.mtu not in (None, link.mtu),
         f"has MAC {link.mac}, not {port.mac}": link.mac != port.mac,
         f"has alias {link.alias!r}, not {port.alias!r}": link.alias != port.alias,
@@ -268,7 +199,7 @@ def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
 
 def _set_link(port: PodPort, place: Place) -> list[Request]:
     """What it was made with is not set again: the kernel would tell everybody of a change."""
-    link, master = place.link, place.index(port.bridge) if port.bridge else None
+    link, master = place.link, place.index(port.bridge) if port.bridge else 0
     mtu, mac = None if link.mtu == port.mtu else port.mtu, None if link.mac == port.mac else port.mac
     setup = Setup(port.alias, mtu, mac, None if link.master == master else master, False, dict(port.ipv4))
     return [linksetup.configure(port.link, setup)]
@@ -276,7 +207,7 @@ def _set_link(port: PodPort, place: Place) -> list[Request]:
 
 def _flags_differ(port: PodPort, link: Link, _seen: Seen) -> str:
     for number, value in port.flags:
-        if (found := linksetup.port_flag(link, number)) != value:
+        if (found := linksetup.port_flag(link, number)) not in (value, None):  # None: the kernel lacks it
             return f"host link {port.link} has flag {number} of its bridge at {found}, not {value}"
     return ""
 
@@ -287,6 +218,20 @@ def _set_flags(port: PodPort, _place: Place) -> list[Request]:
 
 def _up_differs(port: PodPort, link: Link, _seen: Seen) -> str:
     return "" if link.up else f"host link {port.link} is down"
+
+
+def _state_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    """A port that has no carrier, as the pod set its own end down, forwards by itself when it has one again."""
+    if not (port.bridge and link.master and link.up and link.running):
+        return ""
+    state = linksetup.port_flag(link, linksetup.IFLA_BRPORT_STATE)
+    return "" if state == linksetup.FORWARDING else f"host link {port.link} does not forward (state {state})"
+
+
+def _set_state(port: PodPort, place: Place) -> list[Request]:
+    """One that has just been set up needs no such request, and is not ready for it."""
+    is_stuck = bool(port.bridge and place.link.up and place.link.running and place.link.master)
+    return [linksetup.port_state(port.link, linksetup.FORWARDING)] if is_stuck else []
 
 
 def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:
@@ -303,19 +248,30 @@ def _route(pod: PodAddress, link: Link) -> KernelRoute:
     return KernelRoute(IPv4Network(pod.address), None, link.index, source=pod.source)
 
 
+def _strays(port: PodPort, link: Link, by_pods: Mapping[Address, tuple[KernelRoute, ...]]) -> list[KernelRoute]:
+    """Return routes of our number to the pod by pods' links, but for the one that should be."""
+    wanted = _route(port.pod, link) if port.pod else None
+    addresses = {*(port.guard.addresses if port.guard else ()), *([port.pod.address] if port.pod else ())}
+    return [route for address in addresses for route in by_pods.get(address, ()) if route != wanted]
+
+
 def _route_differs(port: PodPort, link: Link, seen: Seen) -> str:
-    if port.pod is None or _route(port.pod, link) in seen.routes:
-        return ""
-    return f"the node lacks the route to {port.pod.address} by {port.link}"
+    if port.pod and _route(port.pod, link) not in seen.routes:
+        return f"the node lacks the route to {port.pod.address} by {port.link}"
+    stray = next(iter(_strays(port, link, seen.by_pods)), None)
+    return f"a route to {stray.dst} by another link or metric is in the way of {port.link}" if stray else ""
 
 
 def _set_route(port: PodPort, place: Place) -> list[Request]:
-    """One by this link is replaced in one step, as of an earlier version; any other that is in the way stays."""
+    """One by this link, or of our number, is replaced in one step; any other that is in the way stays."""
+    strays = _strays(port, place.link, place.by_pods)
     if port.pod is None:
-        return []
+        return [rtnl.delete_route(stray, _marks.protocol) for stray in strays]
     route = _route(port.pod, place.link)
-    ours = any((known.dst, known.index) == (route.dst, route.index) for known in place.earlier())
-    return [(rtnl.replace_route if ours else rtnl.add_route)(route, _marks.protocol)]
+    in_place = [known for known in strays if (known.dst, known.metric) == (route.dst, route.metric)]
+    ours = bool(in_place) or any((k.dst, k.index) == (route.dst, route.index) for k in place.earlier())
+    surplus = [rtnl.delete_route(stray, _marks.protocol) for stray in strays if stray not in in_place]
+    return [(rtnl.replace_route if ours else rtnl.add_route)(route, _marks.protocol), *surplus]
 
 
 def _proxy_differs(port: PodPort, _link: Link, seen: Seen) -> str:
@@ -341,6 +297,7 @@ ASPECTS = (
     Aspect(_station_differs, _set_station),
     Aspect(_flags_differ, _set_flags),
     Aspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
+    Aspect(_state_differs, _set_state),
     Aspect(_neighbour_differs, _set_neighbour),
     Aspect(_route_differs, _set_route),
     Aspect(_proxy_differs, _set_proxy),

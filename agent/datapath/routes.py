@@ -61,6 +61,7 @@ def sync(
 
     `own_devices` are links that testcni made.
     """
+    stopped = _delete_those_without_way(nl, ownership.protocol)
     actual = read(nl, devices, ownership.protocol)
     surplus = dict.fromkeys(actual - desired, ownership.protocol)
     for protocol in sorted(ownership.earlier):
@@ -68,7 +69,7 @@ def sync(
         surplus.update(dict.fromkeys(_inherited(found, desired, ownership, own_devices), protocol))
     lacking = desired - actual
     if not lacking and not surplus:
-        return Synced()
+        return Synced(removed=stopped)
     indexes = {name: index for index, name in devices.items()}
     replaced = _places(surplus) & _places(lacking)
     possible = [route for route in lacking if route.device in indexes]
@@ -88,7 +89,24 @@ def sync(
     problems = {_problem(r, f"there is no interface {r.device}") for r in lacking if r.device not in indexes}
     problems |= {_refused(route, error) for route, error in (*refused.items(), *stuck.items())}
     missing = len(lacking) - len(possible) + len(refused)
-    return Synced(len(lacking) - missing, len(surplus) - len(stuck), missing, frozenset(problems))
+    return Synced(len(lacking) - missing, stopped + len(surplus) - len(stuck), missing, frozenset(problems))
+
+
+def _delete_those_without_way(nl: Netlink, protocol: int) -> int:
+    """Delete routes of our number that we never make: those that reject packets, or have several ways.
+
+    One may stand in the place of a route to a peer or a pod. Returns how many there were. Raises OSError.
+    """
+    steps = [
+        rtnl.delete_route(route, protocol)
+        for version in (4, 6)
+        for route in rtnl.routes(nl, version, protocol, rtnl.RTN_ANY)
+        if not route.leads
+    ]
+    for error in nl.batch(steps):
+        if error and error.errno != errno.ESRCH:
+            raise error
+    return len(steps)
 
 
 def _inherited(

@@ -25,14 +25,17 @@ IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 27, 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING = 5, 7
 IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES = 36, 37
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_TARGET_NETNSID = 1, 2, 8, 10
-IFA_F_NODAD = 0x02
+IFA_F_NODAD, IFA_F_OPTIMISTIC, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x04, 0x08, 0x40
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 RTAX_MTU = 2
-RT_TABLE_MAIN, RTN_UNICAST = 254, 1
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
+RTN_ANY, RTN_UNICAST, RTN_LOCAL, RTN_MULTICAST = 0, 1, 2, 5
+OF_LOCAL_TABLE = (RTN_LOCAL, RTN_MULTICAST)
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 253, 254, 255
 RTPROT_BOOT, RTPROT_RA, RTNH_F_ONLINK = 3, 9, 4
 IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without one
 IFF_UP, IFF_NOARP = 0x1, 0x80
@@ -81,6 +84,10 @@ class Link:
     """Its settings of IPv4 and IPv6 (IFLA_AF_SPEC): see `linksetup`."""
     port: bytes = field(default=b"", compare=False, repr=False)
     """Its flags as a bridge's port (IFLA_INFO_SLAVE_DATA)."""
+    data: bytes = field(default=b"", compare=False, repr=False)
+    """What its kind has (IFLA_INFO_DATA)."""
+    arp: bool = True
+    """Whether it asks and answers ARP (no IFF_NOARP)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,8 @@ class LinkAddress:
     index: int
     address: Address
     prefix: int
+    tentative: bool = field(default=False, compare=False)
+    """Whether the kernel still looks whether somebody else has it, or has found somebody (RFC 4862)."""
 
     @property
     def interface(self) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
@@ -99,7 +108,10 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class KernelRoute:
-    """A unicast route of the main table: `dst` via `gateway` (or on-link) out of the interface `index`."""
+    """A route of the main table: `dst` via `gateway` (or on-link) out of the interface `index`.
+
+    One that rejects packets, or divides them among several ways, has no interface (0).
+    """
 
     dst: Subnet
     gateway: Address | None
@@ -112,6 +124,13 @@ class KernelRoute:
     """The gateway need not be in a network of the interface."""
     mtu: int | None = None
     """Bytes of a packet that goes this way; None: the interface's own MTU."""
+    kind: int = RTN_UNICAST
+    """See rtnetlink(7); RTN_LOCAL, to an address of the node itself, and RTN_MULTICAST are of the local table."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it leads out of one interface."""
+        return self.kind == RTN_UNICAST and self.index > 0
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -187,10 +206,10 @@ def delete_address(index: int, address: Address, prefix: int) -> Request:
 
 
 def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
-    scope = RT_SCOPE_UNIVERSE if route.gateway or route.dst.version == 6 else RT_SCOPE_LINK
     hop = RTNH_F_ONLINK if route.onlink else 0
+    table = RT_TABLE_LOCAL if route.kind in OF_LOCAL_TABLE else RT_TABLE_MAIN
     payload = RTMSG.pack(
-        family(route.dst), route.dst.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, hop
+        family(route.dst), route.dst.prefixlen, 0, 0, table, protocol, _scope(route), route.kind, hop
     ) + netlink.u32(RTA_OIF, route.index)
     if route.source:
         payload += netlink.attribute(RTA_PREFSRC, route.source.packed)
@@ -204,6 +223,14 @@ def _route(kind: int, flags: int, route: KernelRoute, protocol: int) -> Request:
         payload += netlink.attribute(RTA_METRICS, netlink.u32(RTAX_MTU, route.mtu))
     verb = "delete" if kind == RTM_DELROUTE else "add"
     return Request(kind, flags, payload, f"{verb} route {route.dst} via {route.gateway}")
+
+
+def _scope(route: KernelRoute) -> int:
+    if route.kind == RTN_LOCAL:
+        return RT_SCOPE_HOST
+    if not route.leads and route.kind != RTN_MULTICAST:
+        return RT_SCOPE_NOWHERE  # of any, where it is deleted
+    return RT_SCOPE_UNIVERSE if route.gateway or route.dst.version == 6 else RT_SCOPE_LINK
 
 
 def add_route(route: KernelRoute, protocol: int = RTPROT_BOOT) -> Request:
@@ -257,12 +284,16 @@ def addresses(nl: Netlink, index: int = 0, netnsid: int | None = None) -> list[L
     return [_address(payload) for payload in nl.dump(request)]
 
 
-def routes(nl: Netlink, version: int, protocol: int = 0) -> list[KernelRoute]:
-    """The unicast routes of the main table for IP `version`, of one protocol or of all (0)."""
+def routes(nl: Netlink, version: int, protocol: int = 0, kind: int = RTN_UNICAST) -> list[KernelRoute]:
+    """The routes of a kind for IP `version`, of one protocol or of all (0).
+
+    Those of the main table, but RTN_LOCAL and RTN_MULTICAST of the local one.
+    """
     af = socket.AF_INET if version == 4 else socket.AF_INET6
-    header = RTMSG.pack(af, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
+    table = RT_TABLE_LOCAL if kind in OF_LOCAL_TABLE else RT_TABLE_MAIN
+    header = RTMSG.pack(af, 0, 0, 0, table, protocol, 0, kind, 0)
     try:
-        payloads = nl.dump(Request(RTM_GETROUTE, 0, header + netlink.u32(RTA_TABLE, RT_TABLE_MAIN), "list routes"))
+        payloads = nl.dump(Request(RTM_GETROUTE, 0, header + netlink.u32(RTA_TABLE, table), "list routes"))
     except NetlinkError as error:
         if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # no such table, or no IPv6
             return []
@@ -307,6 +338,8 @@ def _link(payload: bytes) -> Link:
         nf_call=_nf_call(info.get(IFLA_INFO_DATA, b"")) if info.get(IFLA_INFO_KIND) == b"bridge\0" else None,
         families=found.get(IFLA_AF_SPEC, b""),
         port=info.get(IFLA_INFO_SLAVE_DATA, b""),
+        data=info.get(IFLA_INFO_DATA, b""),
+        arp=not flags & IFF_NOARP,
     )
 
 
@@ -317,13 +350,15 @@ def _nf_call(data: bytes) -> bool | None:
 
 
 def _address(payload: bytes) -> LinkAddress:
-    _family, prefix, _flags, _scope, index = IFADDR.unpack_from(payload)
+    _family, prefix, flags, _scope, index = IFADDR.unpack_from(payload)
     found = netlink.attributes(payload, IFADDR.size, len(payload))
-    return LinkAddress(index, ipaddress.ip_address(found.get(IFA_LOCAL) or found[IFA_ADDRESS]), prefix)
+    address = ipaddress.ip_address(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
+    unsure = IFA_F_TENTATIVE | IFA_F_OPTIMISTIC | IFA_F_DADFAILED if address.version == 6 else 0
+    return LinkAddress(index, address, prefix, bool(flags & unsure))
 
 
 def _kernel_route(payload: bytes) -> KernelRoute:
-    af, prefix, *_, flags = RTMSG.unpack_from(payload)
+    af, prefix, *_, kind, flags = RTMSG.unpack_from(payload)
     found = netlink.attributes(payload, RTMSG.size, len(payload))
     zero = b"\0" * (4 if af == socket.AF_INET else 16)
     gateway = found.get(RTA_GATEWAY)
@@ -338,6 +373,7 @@ def _kernel_route(payload: bytes) -> KernelRoute:
         source=ipaddress.ip_address(source) if source else None,
         onlink=bool(flags & RTNH_F_ONLINK),
         mtu=_number(netlink.attributes(metrics, 0, len(metrics)).get(RTAX_MTU)) or None,
+        kind=kind,
     )
 
 

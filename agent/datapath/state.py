@@ -95,6 +95,8 @@ class Bridge:
     addresses: frozenset[Interface]
     nf_call: bool = True
     """Whether packets between its ports pass nftables and iptables, as those of Services must."""
+    plain: bool = True
+    """Whether it carries what its ports send: it has no spanning tree, VLAN filter or master, and does ARP."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
 from agent.datapath.bird.options import BgpOptions
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.state import LocalAddress, NodeState, Underlay
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment

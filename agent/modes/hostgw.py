@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 from agent.datapath import fdb, links, linksetup, netns, rtnl
 from agent.datapath.netlink import Netlink
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.state import (
     BRIDGE_MAC_PREFIX,
     MAC_PREFIX,
@@ -77,6 +77,7 @@ class HostGw:
             (linksetup.IFLA_BRPORT_MODE, int(network.hairpin)),
             (linksetup.IFLA_BRPORT_LEARNING, learns),
             (linksetup.IFLA_BRPORT_UNICAST_FLOOD, learns),
+            *linksetup.PLAIN_PORT,
         )
         return replace(wiring.port(attachment), bridge=network.bridge, flags=flags, station=attachment.mac)
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from agent.datapath import links
 from agent.datapath import state as kernel
 from agent.datapath.bird.values import METRIC, Tunnel
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.rtnl import IPV4_DEVCONF_PROXY_ARP
 from agent.datapath.state import IPIP, LocalAddress, NodeState, Route
 from agent.ipam import allocator

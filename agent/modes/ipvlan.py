@@ -11,7 +11,7 @@ import ipaddress
 from dataclasses import replace
 
 from agent.datapath import arp, links, neighbours, rtnl
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.state import LINK_PREFIX, NodeState, Route
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment

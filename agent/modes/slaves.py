@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.datapath import links, neighbours, netns, rtnl, slaves
 from agent.datapath.netlink import Netlink
 from agent.datapath.overlay import GATEWAY
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.rtnl import KernelRoute, Link
 from agent.datapath.slaves import Slave
 from agent.datapath.state import Detour, LocalAddress, Masquerade, NodeState, mac_for

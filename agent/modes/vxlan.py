@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from agent.datapath import bpf, links, overlay, rtnl
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.rtnl import Link
 from agent.datapath.state import TUNNEL, NodeState, Overlay, Route
 from agent.ipam import allocator

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.datapath import bpf, guard, hardening, links, neighbours, netns, podports, rtnl, sysctls
 from agent.datapath.guard import Guarded
 from agent.datapath.netlink import Netlink, Request
-from agent.datapath.podports import Place, PodAddress, PodPort
+from agent.datapath.podport import Place, PodAddress, PodPort
 from agent.datapath.rtnl import IPV4_DEVCONF_FORWARDING, KernelRoute, Link
 from agent.datapath.state import ALIAS, Interface
 from agent.ipam.attachment import Attachment

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.datapath import bpf, guard, podports, rtnl
 from agent.datapath.netlink import Netlink
-from agent.datapath.podports import Place, PodPort, Seen
+from agent.datapath.podport import Place, PodPort, Seen
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
 from agent.model import Problem
@@ -73,7 +73,7 @@ def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str
             done.problems.append(Problem(name, what, "delete the pod, so that it is made anew"))
             return
         indexes = {known.name: known.index for known in seen.links.values()}
-        podports.make(port, Place(seen.nl, link, indexes, seen.earlier))
+        podports.make(port, Place(seen.nl, link, indexes, seen.earlier, seen.by_pods))
     except OSError as error:
         what = f"{'; '.join(lacking)}: {error}"
         done.problems.append(

@@ -15,6 +15,7 @@ from agent import netconf
 from agent.datapath import links, netns, rtnl
 from agent.datapath.rtnl import Link
 from agent.datapath.state import bridge_mac
+from agent.ipam.attachment import link_name
 from agent.model import Node
 from agent.node.confs import Confs
 from tests.netns.node import CONF, Host, Pod, command, eventually, net
@@ -209,3 +210,48 @@ def test_a_node_without_br_netfilter_says_what_fails_and_its_pods_work(tmp_path:
     (sysctls / "bridge").symlink_to("/proc/sys/net/bridge")
     host.reconciler.drifted()
     eventually(lambda: not host.reconciler.status.get().problems)
+
+
+SWITCHED = [
+    "ip link set {bridge} type bridge stp_state 1",
+    "ip link set {bridge} type bridge vlan_filtering 1; bridge vlan del dev {port} vid 1",
+    "ip link set {bridge} arp off; ip neigh flush dev {bridge}",
+    "ip route del local 10.244.0.9 dev {bridge} table local",
+    "ip -6 route del local fd00:10:244::1 dev {bridge} table local",
+    "ip route flush table local dev {bridge}; ip -6 route flush table local dev {bridge}",
+    "bridge link set dev {port} state 0",
+    "bridge link set dev {port} state 1",
+    "bridge link set dev {port} isolated on; bridge link set dev {other} isolated on",
+    "bridge link set dev {port} bcast_flood off mcast_flood off",
+    "bridge link set dev {port} neigh_suppress on",
+    "ip link set {port} type bridge_slave proxy_arp on",
+]
+
+
+@pytest.mark.parametrize("change", SWITCHED)
+def test_pods_keep_their_network_when_somebody_switches_the_bridge_or_a_port(tmp_path: Path, change: str) -> None:
+    host, pod, other = ready(tmp_path, UPPER, "fd00:10:244::/64"), Pod("c1"), Pod("c2")
+    addresses = [entry["address"].split("/")[0] for entry in host.add(pod)["ips"]]
+    host.add(other)
+    for address in addresses:
+        eventually(lambda address=address: ping(address) and other.reaches(address))  # type: ignore[misc]
+    names = {"bridge": BRIDGE, "port": link_name("c1", "eth0"), "other": link_name("c2", "eth0")}
+    before = command("ip", "-d", "link", "show", names["port"])
+    command("sh", "-c", change.format(**names))
+    for one in (pod, other):
+        one.run("ip", "neigh", "flush", "all")
+    host.reconciler.drifted()
+    eventually(lambda: all(ways(pod, other, addresses)))
+    assert before.count("isolated off") == command("ip", "-d", "link", "show", names["port"]).count("isolated off")
+    assert not host.reconciler.status.get().problems
+
+
+def ways(pod: Pod, other: Pod, addresses: list[str]) -> tuple[bool, ...]:
+    """Whether the node and another pod reach a pod, and it reaches its gateways and what is beyond."""
+    return (
+        *map(ping, addresses),
+        *map(other.reaches, addresses),
+        pod.reaches("10.244.0.9"),
+        pod.reaches("fd00:10:244::1"),
+        pod.reaches("192.0.2.1"),
+    )

@@ -18,7 +18,7 @@ import pytest
 
 from agent import netconf
 from agent.datapath import bpf, fdb, guard, hardening, links, linksetup, netns, podports, rtnl, tc
-from agent.datapath.podports import PodPort
+from agent.datapath.podport import PodPort
 from agent.datapath.rtnl import Link, mac_bytes
 from agent.errors import CniError
 from agent.ipam.attachment import link_name

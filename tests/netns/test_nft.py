@@ -54,6 +54,7 @@ def test_without_sources_there_is_no_table() -> None:
         "add rule inet testcni postrouting accept",
         "add chain inet testcni other",
         "add chain inet testcni postrouting { policy drop; }",
+        "add table inet testcni { flags dormant; }",
     ],
 )
 def test_a_change_by_others_is_undone(change: str) -> None:

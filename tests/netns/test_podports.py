@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address
@@ -14,7 +15,7 @@ import agent.datapath.podports
 from agent.datapath import bpf, links, overlay
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import RECEIVE, Netlink
-from agent.datapath.podports import Seen
+from agent.datapath.podport import Seen
 from agent.datapath.state import LINK_PREFIX
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
@@ -22,6 +23,7 @@ from agent.model import ROUTE_PROTOCOL
 from agent.node import podports
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
 
+PROTOCOL = str(ROUTE_PROTOCOL)
 MADE_AT_PARENT = ("macvlan",)  # which is another's, so the kernel is heard of it
 MARKER = IPv4Address("192.0.2.77")
 KERNEL_VXLAN = {**VXLAN, "vxlanBackend": "kernel"}
@@ -136,6 +138,30 @@ def no_proxy_arp(node: Node) -> None:
     Path(f"/proc/sys/net/ipv4/conf/{node.link}/proxy_arp").write_text("0")
 
 
+def lead_to_another_pod(node: Node) -> None:
+    node.add(Pod("c2"))
+    command("ip", "route", "replace", f"{node.address}/32", "dev", link_name("c2", "eth0"), "proto", PROTOCOL)
+
+
+def lead_elsewhere(node: Node) -> None:
+    command("ip", "route", "replace", f"{node.address}/32", "via", "192.0.2.9", "proto", PROTOCOL)
+
+
+def lead_nowhere(node: Node) -> None:
+    command("ip", "route", "replace", "unreachable", f"{node.address}/32", "proto", PROTOCOL)
+
+
+def lead_two_ways(node: Node) -> None:
+    hops = ("nexthop", "via", "192.0.2.8", "nexthop", "via", "192.0.2.9")
+    command("ip", "route", "replace", f"{node.address}/32", "proto", PROTOCOL, *hops)
+
+
+def enslave(node: Node) -> None:
+    command("ip", "link", "add", "theirs", "type", "bridge")
+    command("ip", "link", "set", "theirs", "up")
+    command("ip", "link", "set", node.link, "master", "theirs")
+
+
 TOLD = [
     *((mode, change) for mode in MODES for change in (flap, leave_down)),
     *((mode, flush_routes) for mode in ROUTED),
@@ -150,6 +176,12 @@ SILENT = [
     ("host-gw", no_hairpin),
     ("vxlan", lose_entry),
     ("ipip", no_proxy_arp),
+    *((mode, enslave) for mode in MODES),
+]
+MISLED = [
+    (mode, change)
+    for mode in MODES
+    for change in (lead_to_another_pod, lead_elsewhere, lead_nowhere, lead_two_ways)
 ]
 
 
@@ -178,6 +210,23 @@ def test_a_resync_repairs_what_the_kernel_does_not_tell_of(
     eventually(node.fine)
     assert node.pod.reaches(node.gateway)
     eventually(lambda: node.reconciler.drift.repaired.all()["pods",])
+
+
+@pytest.mark.parametrize(("mode", "change"), named(MISLED))
+def test_a_route_of_our_number_that_leads_elsewhere_cuts_no_pod_off(
+    tmp_path: Path, mode: str, change: Callable[[Node], None]
+) -> None:
+    node = Node(tmp_path, mode)
+    change(node)
+    node.reconciler.drifted()
+    eventually(lambda: reached(node.address))
+    assert node.fine(), node.wrong()
+    assert not node.reconciler.status.get().problems
+
+
+def reached(address: str) -> bool:
+    """Whether the node reaches an address."""
+    return subprocess.run(["ping", "-c1", "-W1", "-q", address], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
