@@ -149,6 +149,7 @@ class Agent:
             self._metrics.sink,
             stays,
             foreign_mac=lambda network: self._confs.found.get().foreign_macs.get(network, ""),
+            unseen_mac=lambda network: self._confs.found.get().unseen_macs.get(network, ""),
             egress_limit=lambda network: self._confs.found.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
             snapshot=self._follower.snapshot,
         )

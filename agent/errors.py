@@ -44,6 +44,9 @@ class MustEndError(Exception):
     """The agent can go on only by being started anew; says why."""
 
 
+UNSEEN_MAC_REMEDY = 'write "capabilities": {"mac": true} into the entry of testcni, too'
+
+
 def invalid_config(field: str, value: object, allowed: str) -> CniError:
     """The error for a netconf field that is wrong: it names field, value and what is allowed."""
     return CniError(Code.INVALID_CONFIG, f"{field}: {value!r} is not allowed", f"allowed: {allowed}")

@@ -15,7 +15,7 @@ from agent.cni.protocol import Call
 from agent.cni.stays import Stays
 from agent.datapath import behind, links, rtnl, tcx
 from agent.datapath.state import ALIAS, LINK_PREFIX
-from agent.errors import MAC_REMEDY, CniError, Code, invalid_config
+from agent.errors import MAC_REMEDY, UNSEEN_MAC_REMEDY, CniError, Code, invalid_config
 from agent.ipam.attachment import Attachment, is_link_name, link_name
 from agent.ipam.attachments import Attachments
 from agent.model import Snapshot
@@ -42,12 +42,14 @@ class Verbs:
         stays: Stays | None = None,
         *,
         foreign_mac: Callable[[str], str] = lambda _network: "",
+        unseen_mac: Callable[[str], str] = lambda _network: "",
         egress_limit: Callable[[str], bool | None] = lambda _network: None,
         snapshot: Latest[Snapshot] | None = None,
     ) -> None:
         """`stays`: who knows of pods' annotations; None: they are not looked at.
 
         `foreign_mac` says by the name of a network which MAC a later plugin of the chain gives to pods,
+        `unseen_mac` which later plugins may give one that testcni does not hear of,
         `egress_limit` whether such a plugin limits what each of them sends; False: that of some, None: of none.
         `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
         """
@@ -57,6 +59,7 @@ class Verbs:
         self._addresses = Addresses(attachments, status, demand, stays, self._undo, snapshot=snapshot)
         self._locks = attachments.locks
         self._foreign_mac = foreign_mac
+        self._unseen_mac = unseen_mac
         self._egress_limit = egress_limit
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
@@ -101,6 +104,7 @@ class Verbs:
         if (mac := self._foreign_mac(conf.network.name)) and mac.lower() != conf.mac:
             what = f"none in the plugin tuning after testcni, as nobody would reach the pod; {MAC_REMEDY}"
             raise invalid_config("mac", mac, what)
+        self._refuse_unseen_mac(conf.network.name)
         with self._locks.hold((container_id, ifname)):
             self._refuse_unreadable(link_name(container_id, ifname))
             known = self._attachments.get(container_id, ifname)
@@ -164,6 +168,12 @@ class Verbs:
                 calls.raise_os(error, f"disconnecting {ifname} of container {container_id}")
         return {}
 
+    def _refuse_unseen_mac(self, network: str) -> None:
+        """Raises CniError 7 where a pod of the network may be given a MAC by which nobody reaches it."""
+        if plugins := self._unseen_mac(network):
+            what = f"{plugins} after testcni has the capability `mac` and testcni has not"
+            raise CniError(Code.INVALID_CONFIG, f"capabilities: {what}", UNSEEN_MAC_REMEDY)
+
     def _refuse_unreadable(self, link: str) -> None:
         """Raises CniError 11 for an attachment that is there, but whose file cannot be used."""
         for entry in self._attachments.unreadable():
@@ -226,6 +236,7 @@ class Verbs:
     def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:
         """Success if and only if an ADD would succeed now."""
         mode(conf.network.mode)
+        self._refuse_unseen_mac(conf.network.name)
         self._addresses.look(conf.network)
         return {}
 

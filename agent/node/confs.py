@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent import files, libcni, netconf
 from agent.cluster.inotify import FolderWatch
-from agent.errors import CniError
+from agent.errors import UNSEEN_MAC_REMEDY, CniError
 from agent.model import Network, Problem
 from agent.shared import Latest, pace
 
@@ -30,6 +30,8 @@ class Confs:
     """Of several confs of one name the first: the one that is to be installed, where there is one."""
     foreign_macs: Mapping[str, str] = field(default_factory=dict)
     """By the name of a network the MAC that a plugin after testcni gives to pods, or several."""
+    unseen_macs: Mapping[str, str] = field(default_factory=dict)
+    """By the name of a network the plugins after testcni that may give a pod a MAC unseen by testcni."""
     egress_limits: Mapping[str, bool] = field(default_factory=dict)
     """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
@@ -50,6 +52,7 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
         tuple(problem for confs in found for problem in confs.problems),
         {name: network for confs in reversed(found) for name, network in confs.chosen.items()},
         {name: mac for confs in found for name, mac in confs.foreign_macs.items()},
+        {name: plugins for confs in found for name, plugins in confs.unseen_macs.items()},
         {
             name: any(confs.egress_limits.get(name) for confs in found)
             for confs in found
@@ -77,7 +80,8 @@ def _read(
     try:
         data = files.read(path)
         conf = parse(data)
-        return replace(of(conf), problems=unseen_macs(path, conf))
+        found = of(conf)
+        return replace(found, problems=_refused(path, found.unseen_macs))
     except FileNotFoundError:
         return Confs()  # it went while we looked
     except CniError as error:
@@ -89,11 +93,12 @@ def _read(
 def of(conf: libcni.ConfList) -> Confs:
     """The networks of a file. Raises CniError."""
     networks = [netconf.parse(plugin.conf).network for plugin in conf.plugins if plugin.type == PLUGIN]
-    mac, limit = foreign_mac(conf), egress_limit(conf)
+    mac, unseen, limit = foreign_mac(conf), unseen_mac(conf), egress_limit(conf)
     return Confs(
         frozenset(networks),
         chosen={network.name: network for network in reversed(networks)},
         foreign_macs={network.name: mac for network in networks if mac},
+        unseen_macs={network.name: unseen for network in networks if unseen},
         egress_limits={network.name: limit for network in networks if limit is not None},
     )
 
@@ -109,14 +114,19 @@ def foreign_mac(conf: libcni.ConfList) -> str:
     return ", ".join(sorted(set(found)))
 
 
-def unseen_macs(path: Path, conf: libcni.ConfList) -> tuple[Problem, ...]:
-    """Report plugins after testcni that runtimes give MACs for pods which testcni does not hear of."""
+def unseen_mac(conf: libcni.ConfList) -> str:
+    """Return the plugins after testcni that runtimes give MACs for pods which testcni does not hear of."""
     ours, after = _from_ours(conf)[:1], _from_ours(conf)[1:]
     capable = sorted({plugin.type for plugin in after if plugin.type != PLUGIN and _is_capable(plugin, MAC)})
-    if not capable or any(_is_capable(plugin, MAC) for plugin in ours):
-        return ()
-    what = f"{', '.join(capable)} has the capability `mac` and {PLUGIN} has not: pods that ask for one are cut off"
-    return (Problem(str(path), what, f'write "capabilities": {{"mac": true}} into the entry of {PLUGIN}, too'),)
+    return "" if any(_is_capable(plugin, MAC) for plugin in ours) else ", ".join(capable)
+
+
+def _refused(path: Path, unseen: Mapping[str, str]) -> tuple[Problem, ...]:
+    """Report a conflist whose pods might be given a MAC that nobody reaches them by."""
+    plugins = next(iter(unseen.values()), "")
+    what = f"{plugins} has the capability `mac` and {PLUGIN} has not: no pod is added, as one that asks for a MAC"
+    problem = Problem(str(path), f"{what} would be cut off", UNSEEN_MAC_REMEDY)
+    return (problem,) if plugins else ()
 
 
 def egress_limit(conf: libcni.ConfList) -> bool | None:

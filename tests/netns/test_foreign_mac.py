@@ -45,6 +45,7 @@ def behind(host: Host, asks: Mapping[str, Any]) -> None:
         host.reconciler.status,
         host.demand,
         foreign_mac=lambda network: found.foreign_macs.get(network, ""),
+        unseen_mac=lambda network: found.unseen_macs.get(network, ""),
     )
 
 
@@ -90,3 +91,22 @@ def test_a_check_says_who_has_changed_the_mac(tmp_path: Path, mode: str) -> None
         host.call("CHECK", pod, {**host.conf, "prevResult": {**result, "interfaces": changed}})
     assert "a later plugin of the chain changed the MAC of eth0" in str(refused.value)
     assert "runtimeConfig.mac" in str(refused.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_pod_is_added_that_tuning_may_give_a_mac_unseen(tmp_path: Path, mode: str) -> None:
+    """What the runtime gives a plugin by a capability, it gives to no other."""
+    host, pod = Host(tmp_path, conf=MODES[mode]), Pod("c1")
+    behind(host, {"capabilities": {"mac": True}})
+    for verb in ("ADD", "STATUS"):
+        with pytest.raises(CniError) as refused:
+            host.call(verb, pod)
+        assert refused.value.code == Code.INVALID_CONFIG
+        assert "tuning after testcni has the capability `mac`" in str(refused.value)
+        assert '"capabilities": {"mac": true}' in str(refused.value)
+    assert host.attachments.all() == ()
+    host.conf = {**host.conf, "capabilities": {"mac": True}}
+    behind(host, {"capabilities": {"mac": True}})
+    host.add(pod, {**host.conf, "runtimeConfig": {"mac": MAC}})
+    assert pod.json("link", "show", "eth0")[0]["address"] == MAC
+    host.call("DEL", pod)
