@@ -248,6 +248,7 @@ class Verbs:
         aliases = {link.name: link.alias for link in there if link.name in unknown}
         found = behind.addresses(links.host(), [link for link in there if link.name in unknown]) if unknown else {}
         self._attachments.see_links({name: (addresses, aliases[name]) for name, addresses in found.items()})
+        self._attachments.see_more(behind.given(links.host(), there) if there else {})
         for attachment in self._attachments.all():
             if attachment.wired is None or attachment.link not in present:
                 log.warning("healing: %s %s is half done or gone, removing it", *attachment.key)

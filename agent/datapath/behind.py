@@ -1,10 +1,10 @@
-"""Which addresses are behind links, as the kernel sees it: for links of which nothing else is known."""
+"""Which addresses are behind links, as the kernel sees it: for links of which a file says nothing, or not all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from agent.datapath import neighbours, rtnl
+from agent.datapath import bpf, guard, neighbours, rtnl
 from agent.datapath.netlink import Netlink, NetlinkError
 from agent.datapath.rtnl import Link
 from agent.model import Address
@@ -16,6 +16,30 @@ def addresses(nl: Netlink, links: Iterable[Link]) -> dict[str, frozenset[Address
     Those of the namespace that has the link's other end (veth), of host routes by the link, and of its permanent
     neighbours. Link-local and loopback addresses are left out. Raises OSError.
     """
+    by_index = _on_the_node(nl)
+    return {link.name: _of_pods(by_index.get(link.index, set()) | _inside(nl, link)) for link in links}
+
+
+def given(nl: Netlink, links: Iterable[Link]) -> dict[str, frozenset[Address]]:
+    """The addresses behind each of these links that testcni gave, by its name.
+
+    The node's side says so, and pod_guard; where that does not know a link, the namespace, to which a pod may add
+    what it likes. Raises OSError.
+    """
+    by_index, held = _on_the_node(nl), bpf.maps(family=bpf.GUARD)
+    guarded = guard.addresses(held) if held else {}
+    return {link.name: _given(nl, link, by_index, guarded) for link in links}
+
+
+def _given(
+    nl: Netlink, link: Link, by_index: Mapping[int, set[Address]], guarded: Mapping[int, frozenset[Address]]
+) -> frozenset[Address]:
+    rest = guarded.get(link.index)
+    return _of_pods(by_index.get(link.index, set()) | (_inside(nl, link) if rest is None else rest))
+
+
+def _on_the_node(nl: Netlink) -> dict[int, set[Address]]:
+    """The addresses of host routes and of permanent neighbours, by the index of their link. Raises OSError."""
     by_index: dict[int, set[Address]] = {}
     for version in (4, 6):
         for route in rtnl.routes(nl, version):
@@ -23,14 +47,11 @@ def addresses(nl: Netlink, links: Iterable[Link]) -> dict[str, frozenset[Address
                 by_index.setdefault(route.index, set()).add(route.dst.network_address)
     for index, address in neighbours.permanent(nl):
         by_index.setdefault(index, set()).add(address)
-    return {
-        link.name: frozenset(
-            address
-            for address in by_index.get(link.index, set()) | _inside(nl, link)
-            if not address.is_link_local and not address.is_loopback
-        )
-        for link in links
-    }
+    return by_index
+
+
+def _of_pods(found: Iterable[Address]) -> frozenset[Address]:
+    return frozenset(address for address in found if not address.is_link_local and not address.is_loopback)
 
 
 def _inside(nl: Netlink, link: Link) -> set[Address]:

@@ -127,6 +127,17 @@ def knows(maps: Mapping[str, Map], index: int, guarded: Guarded) -> bool:
     )
 
 
+def addresses(maps: Mapping[str, Map]) -> dict[int, frozenset[Address]]:
+    """Return the addresses of the pod that each port is of, by the port's index. Raises BpfError."""
+    by_pod: dict[bytes, set[Address]] = {}
+    for key in maps["guard_addresses"].items():
+        pod, packed = _ADDRESS.unpack(key)
+        address = IPv6Address(packed)
+        by_pod.setdefault(pod, set()).add(address.ipv4_mapped or address)
+    ports = maps["guard_ports"].items().items()
+    return {_KEY.unpack(key)[0]: frozenset(by_pod.get(_PORT.unpack(entry)[0], ())) for key, entry in ports}
+
+
 def remove(maps: Mapping[str, Map], index: int, guarded: Guarded) -> None:
     """Forget a port; index 0: only its addresses. Raises BpfError."""
     for key in guarded.keys:

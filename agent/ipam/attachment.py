@@ -228,3 +228,15 @@ def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r:.80} is not a list")
     return value
+
+
+def answered(attachment: Attachment) -> frozenset[Address]:
+    """The addresses that ADD answered, as far as the file says so in its second line."""
+    ips = attachment.wired.get("ips") if attachment.wired else None
+    found = set()
+    for entry in ips if isinstance(ips, list) else ():
+        try:
+            found.add(ipaddress.ip_interface(entry["address"]).ip)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return frozenset(found)

@@ -22,7 +22,7 @@ from agent import files
 from agent.datapath.state import mac_for
 from agent.ipam import unreadable
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
-from agent.ipam.attachment import Attachment, Lease, decode, encode, link_name
+from agent.ipam.attachment import Attachment, Lease, answered, decode, encode, link_name
 from agent.ipam.locks import KeyedLocks
 from agent.ipam.released import Released
 from agent.ipam.unreadable import Unreadable
@@ -123,6 +123,23 @@ class Attachments:
                 self._unreadable[name] = seen = unreadable.known_by_kernel(entry, addresses, alias)
                 log.error("%s", seen.problem())
                 self._allocator.hold(seen.addresses)
+
+    def see_more(self, behind: Mapping[str, frozenset[Address]]) -> None:
+        """Hold addresses that pods have by their links, or by what ADD answered, and that their files do not name.
+
+        It is called once, after `see_links`.
+        """
+        with self._lock:
+            named = {lease.address for a in self._all.values() for lease in a.leases}
+            for attachment in self._all.values():
+                more = (behind.get(attachment.link, frozenset()) | answered(attachment)) - named
+                if attachment.link in behind and more:
+                    what = "the pod behind it has addresses that its attachment file does not name"
+                    name = attachment.network.name
+                    seen = Unreadable(attachment.link, what, addresses=more, complete=True, network=name)
+                    self._unreadable[attachment.link] = seen
+                    log.error("%s", seen.problem())
+                    self._allocator.hold(more)
 
     def unreadable(self) -> tuple[Unreadable, ...]:
         """The attachments whose file cannot be used, or that have none."""

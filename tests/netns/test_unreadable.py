@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 from agent.cni.verbs import Verbs
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
+from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
 from agent.ipam.attachments import Attachments
-from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, ip, net
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
 
 
 def newer(path: Path) -> None:
@@ -171,3 +173,43 @@ def test_a_running_pod_keeps_its_traffic_while_other_adds_fail(tmp_path: Path, c
         refused(host, "ADD", broken)
         assert running.reaches("192.0.2.1")
     assert host.state() == state
+
+
+@pytest.mark.parametrize("told", ["by both lines", "by the first line"])
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_running_pod_keeps_the_address_that_its_file_does_not_name(
+    tmp_path: Path, told: str, checked: bool
+) -> None:
+    """A file that is valid and lists one of two leases: the other one is nobody else's before the pod is gone."""
+    blocks = ("10.244.1.0/29", "fd00:10:244:1::/125")
+    host = Host(tmp_path, blocks, conf={**CONF, "subnet": None, "spoofCheck": checked})
+    running = Pod("running")
+    ipv4, ipv6 = [entry["address"].partition("/")[0] for entry in host.add(running)["ips"]]
+    path = file_of(host, running)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first["leases"] = first["leases"][:1]
+    if told == "by both lines":
+        second["ips"] = second["ips"][:1]
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    restart(host)
+    (problem,) = host.attachments.problems()
+    assert ipv6 in problem.what
+    for number in range(10):
+        pod = Pod(f"new{number}")
+        given = [entry["address"].partition("/")[0] for entry in host.add(pod)["ips"]]
+        assert not {ipv4, ipv6} & {*given}
+        host.delete(pod)
+    host.reconciler.drifted()
+    eventually(lambda: running.reaches("fd00:10:244:1::1"))
+    host.delete(running)
+    assert not host.attachments.problems()
+    used = [host.attachments.counts(Range(block, int(block[0]), int(block[-1])))[0] for block in map(net, blocks)]
+    assert used == [0, 0]
+
+
+def test_what_a_pod_adds_to_itself_is_not_held_where_its_sources_are_checked(tmp_path: Path) -> None:
+    host, pod = Host(tmp_path), Pod("running")
+    host.add(pod)
+    pod.run("ip", "address", "add", "10.244.1.77/24", "dev", "eth0")
+    restart(host)
+    assert not host.attachments.problems()
