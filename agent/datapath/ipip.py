@@ -42,6 +42,8 @@ class _Done:
     """What is in force."""
     late: bool = False
     """Whether packets to some nodes still get an outer header that they should not."""
+    filtered: bool = False
+    """Whether this process has had nft drop what comes to the device from others than nodes."""
     by: str = "auto"
     """Who is to encapsulate."""
 
@@ -88,11 +90,14 @@ def is_open(there: Iterable[Link]) -> bool:
 
 
 def unguarded(nl: Netlink, there: Iterable[Link]) -> Problem:
-    """Leave the device as it is while nft fails, but remove it where its filter is gone. Raises OSError."""
+    """Leave the device as it is while nft fails, but remove it where its filter is gone, or was never seen.
+
+    Raises OSError.
+    """
     what = "it is not made or changed before nft drops ipip packets of others than nodes"
-    if is_open(there) and not nft.is_filtering():
+    if is_open(there) and not nft.is_filtering(last_known=_done.filtered):
         links.delete(nl, IPIP)
-        what = "it was removed, as nft no longer drops ipip packets of others than nodes"
+        what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
     return Problem(f"device {IPIP}", what, "see the problem of nft; it is tried again")
 
 
@@ -106,6 +111,7 @@ def sync(
 ) -> list[Problem]:
     """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
     earlier, _done.wanted = _done.wanted, wanted
+    _done.filtered = bool(wanted and wanted.device)  # nft comes before
     device = next((link for link in there if link.name == IPIP), None)
     if device and not is_ours(device):
         if wanted is None:

@@ -123,13 +123,15 @@ def _list_if_readable() -> list[Object] | None:
         return None
 
 
-def is_filtering() -> bool:
-    """Whether ipip packets of others than senders are dropped; where nft can't list, it is taken to be so."""
+def is_filtering(*, last_known: bool) -> bool:
+    """Whether ipip packets of others than senders are dropped; where nft fails, it is as it was last known."""
     try:
         actual = _list()
+    except UnreadableError:
+        return False
     except NftError:
-        return True
-    wanted: list[Object] = [{"chain": {**INSIDE, **INPUT}}, _only_senders(None)]
+        return last_known
+    wanted: list[Object] = [{"table": TABLE}, {"chain": {**INSIDE, **INPUT}}, _only_senders(None)]
     return all(any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted)
 
 

@@ -24,11 +24,15 @@ DEVICE = "testcni-ipip"
 
 @pytest.fixture
 def nft_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What devices of ipip there were at each write of nft; beside it, a file `broken` has all writes fail."""
+    """What devices of ipip there were at each write of nft.
+
+    Beside it, a file `broken` has all writes fail, and `blind` all calls.
+    """
     real, log = command("sh", "-c", "command -v nft").strip(), tmp_path / "log"
     script = tmp_path / "nft"
     script.write_text(
         f"""#!/bin/sh
+        [ -e {tmp_path}/blind ] && {{ echo blind >&2; exit 1; }}
         case "$*" in *-f*)
             [ -e {tmp_path}/broken ] && {{ echo broken >&2; exit 1; }}
             ip -br link show {DEVICE} >>{log} 2>&1
@@ -88,6 +92,22 @@ def test_an_ipip_device_keeps_its_last_filter_and_goes_where_it_has_none(nft_log
     problems = programmed(wanted("192.0.2.3"))
     assert device() == ""
     assert any("it was removed" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_an_ipip_device_of_an_earlier_agent_goes_where_nothing_shows_its_filter(
+    nft_log: Path, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """Whether the filter is there is not assumed, unless this agent has seen it."""
+    kind = "ipip" if has_ipip_devices() else "bridge"  # to be looked at, it only has to be there
+    monkeypatch.setitem(ipip.KINDS, True, kind)
+    command("ip", "link", "add", DEVICE, "type", kind, *(["local", "192.0.2.1"] if kind == "ipip" else []))
+    ipip._done.filtered = seen
+    nft_log.with_name("blind").touch()
+    problems = programmed(wanted())
+    assert device() == (kind if seen else "")
+    said = "it is not made or changed" if seen else "it was removed, as nothing shows that nft drops"
+    assert any(said in problem for problem in problems)
 
 
 @pytest.mark.parametrize("by_ebpf", [True, False])

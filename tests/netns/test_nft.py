@@ -92,9 +92,9 @@ def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
 def test_where_no_node_may_send_nobody_may() -> None:
     assert nft.sync(WANTED, frozenset())
     assert not nft.sync(WANTED, frozenset())
-    assert nft.is_filtering()
+    assert nft.is_filtering(last_known=True)
     assert nft.sync(WANTED)
-    assert not nft.is_filtering()
+    assert not nft.is_filtering(last_known=True)
 
 
 def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
