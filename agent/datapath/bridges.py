@@ -7,7 +7,7 @@ in the alias, which earlier versions compare as a whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,12 @@ NETFILTER = "bridge"  # of /proc/sys/net: there while the module br_netfilter is
 def is_ours(link: Link) -> bool:
     """Whether testcni made this bridge: it has its MAC from the start, its alias a moment later."""
     return link.kind == "bridge" and (link.alias == BRIDGE_ALIAS or link.mac.startswith(BRIDGE_MAC_PREFIX))
+
+
+def as_told(desired: frozenset[Bridge], told: Mapping[str, str]) -> frozenset[Bridge]:
+    """The desired bridges, a new one with the MAC that its pods were told: earlier versions chose it otherwise."""
+    known = {name: mac for name, mac in told.items() if MAC.fullmatch(mac.replace(":", ""))}
+    return frozenset(replace(bridge, mac=known.get(bridge.name, bridge.mac)) for bridge in desired)
 
 
 def adopt(desired: frozenset[Bridge], links: Iterable[Link]) -> frozenset[Bridge]:

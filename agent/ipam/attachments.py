@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,6 +198,16 @@ class Attachments:
         """When the file of an attachment was written, in ns of the wall clock; 0: it has none. Raises OSError."""
         found = self._dir.glob(f"{link_name(container_id, ifname)}.*")
         return max((path.stat().st_mtime_ns for path in found), default=0)
+
+    def told_macs(self) -> dict[str, str]:
+        """The MACs of bridges that most of their pods were told, by the bridge's name."""
+        told = Counter(
+            (str(first.get("name")), str(first.get("mac")))
+            for a in self.in_force()
+            if a.network.bridge and a.wired
+            for first in a.wired["interfaces"][:1]
+        )
+        return dict(pair for pair, _count in sorted(told.items(), key=lambda entry: (entry[1], entry[0])))
 
     def networks(self) -> frozenset[Network]:
         """The networks that any attachment is on."""

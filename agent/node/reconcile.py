@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from agent.datapath import links
+from agent.datapath import bridges, links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import Filter, LocalAddress, NodeState, Underlay, union
@@ -174,6 +174,8 @@ class Reconciler:
         facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers, ipv6)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         desired = replace(desired, ports=self._tunnel_ports(networks, whole))
+        told = self._inputs.attachments.told_macs()
+        desired = replace(desired, bridges=bridges.as_told(desired.bridges, told))
         done = self._apply(desired, kernel, snapshot, networks)
         if options or not self._inputs.bgp.stands:
             self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now

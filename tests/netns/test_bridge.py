@@ -104,6 +104,27 @@ def test_a_bridge_that_comes_anew_has_the_mac_it_had(tmp_path: Path) -> None:
     eventually(lambda: bridge().up and bridge().mac == before)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_bridge_of_an_earlier_version_comes_anew_with_the_mac_that_pods_know(
+    tmp_path: Path, restarted: bool
+) -> None:
+    earlier, pod = "0a:58:0a:f4:00:09", Pod("c1")
+    command("ip", "link", "add", BRIDGE, "address", earlier, "type", "bridge")
+    command("ip", "link", "set", BRIDGE, "alias", "testcni bridge", "up")
+    host = ready(tmp_path, UPPER)
+    host.add(pod)
+    pod.run("ip", "neigh", "replace", "10.244.0.9", "lladdr", earlier, "dev", "eth0", "nud", "permanent")
+    if restarted:
+        host.close()
+    command("ip", "link", "del", BRIDGE)
+    if restarted:
+        host = ready(tmp_path, UPPER)
+    host.reconciler.drifted()
+    eventually(lambda: rtnl.link(links.host(), BRIDGE))
+    eventually(lambda: bridge().up and bridge().mac == earlier)
+    eventually(lambda: pod.reaches("192.0.2.1"))
+
+
 def test_a_bridge_that_was_made_by_half_is_ours(tmp_path: Path) -> None:
     """An agent that died after it had made the bridge, and before it had marked it."""
     host = ready(tmp_path, UPPER)
