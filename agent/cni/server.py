@@ -44,10 +44,14 @@ class Server:
     def start(self) -> None:
         """Bind, for this user only, and serve. Raises OSError."""
         self._arrivals = self._bind()
-        self._hire()
+        with self._state:
+            self._hire()
 
     def keep(self) -> None:
-        """Bind again where the socket's file is gone, or is not ours. Raises OSError."""
+        """Have a worker, and bind again where the socket's file is gone, or is not ours. Raises OSError."""
+        with self._state:
+            if not self._workers and self._arrivals and not self._stopping:
+                self._hire()
         try:
             if self._bound and os.path.samestat(self._path.stat(), self._bound):
                 return
@@ -83,9 +87,14 @@ class Server:
             return self._state.wait_for(lambda: self._busy == 0, within)
 
     def _hire(self) -> None:
+        """One worker more, if the container may have another thread. The caller holds the state."""
+        try:
+            threading.Thread(target=self._work, name=f"call-{self._hired + 1}", daemon=True).start()
+        except RuntimeError as error:  # pids.max, or no memory
+            log.warning("calls wait for the %d threads at work: %s", self._workers, error)
+            return
         self._workers += 1
         self._hired += 1
-        threading.Thread(target=self._work, name=f"call-{self._hired}", daemon=True).start()
 
     def _work(self) -> None:
         """Take calls and serve them; the last idle worker hires another before it begins."""

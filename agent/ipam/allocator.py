@@ -64,7 +64,7 @@ class Range:
 
 def gateway(block: Subnet) -> Address:
     """The bridge's own address in a block: the first after the network's."""
-    return block.network_address + 1
+    return block.network_address + (block.num_addresses > 1)  # a single one has no other
 
 
 def usable(

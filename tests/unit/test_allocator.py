@@ -23,6 +23,7 @@ def ip(text: str) -> Address:
 
 def test_network_gateway_and_broadcast_are_reserved() -> None:
     assert gateway(BLOCK) == ip("10.244.1.1")
+    assert gateway(ipaddress.ip_network("255.255.255.255/32")) == ip("255.255.255.255")
     assert [str(RANGE.at(n)) for n in range(RANGE.first, RANGE.last + 1)] == [f"10.244.1.{n}" for n in range(2, 7)]
     v6 = usable(ipaddress.ip_network("fd00::/125"))
     assert (str(v6.at(v6.first)), str(v6.at(v6.last)), v6.size) == ("fd00::2", "fd00::7", 6)

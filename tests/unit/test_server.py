@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,53 @@ def test_slow_calls_hold_up_nobody_and_threads_go_when_idle(tmp_path: Path) -> N
     workers = [thread for thread in threading.enumerate() if thread.name.startswith("call-")]
     assert len(workers) <= 60
     assert IDLE_WORKERS < 60
+
+
+def test_a_crowd_of_calls_is_served_where_no_more_threads_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the kubelet's podPidsLimit: after a burst nobody took calls any more, and all probes were well."""
+    start, go, at_work = threading.Thread.start, threading.Event(), threading.Semaphore(0)
+
+    def answer(_call: Call) -> dict[str, Any]:
+        at_work.release()
+        go.wait()
+        return {}
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name in ("call-4", "call-5"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    serve(tmp_path, answer)
+    with ThreadPoolExecutor(8) as clients:
+        asked = [clients.submit(ask, tmp_path) for _ in range(8)]
+        for _ in range(3):
+            assert at_work.acquire(timeout=10)
+        go.set()
+        assert [call.result(10) for call in asked] == [{}] * 8
+    monkeypatch.undo()
+    go.clear()
+    with ThreadPoolExecutor(8) as clients:
+        asked = [clients.submit(ask, tmp_path) for _ in range(8)]
+        for _ in range(8 + 8 - 3):
+            assert at_work.acquire(timeout=10)
+        go.set()
+        assert [call.result(10) for call in asked] == [{}] * 8
+
+
+def test_a_server_that_got_no_thread_at_all_gets_one_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refused)
+        server = serve(tmp_path, lambda _call: {})
+    server.keep()
+    assert ask(tmp_path) == {}
 
 
 def test_stop_finishes_what_is_at_work_and_takes_no_more(tmp_path: Path) -> None:
