@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -182,8 +183,9 @@ class Stream:
             self._response.close()
 
     def close(self) -> None:
-        """End the watch from another thread."""
-        self._response.shutdown()
+        """End the watch from another thread; one that is over stays so."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # how urllib3 says that it is
+            self._response.shutdown()
 
 
 def from_kubeconfig(path: Path) -> Configuration:

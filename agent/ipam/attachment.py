@@ -152,9 +152,12 @@ def encode_uplink(uplink: Uplink) -> dict[str, Any]:
 
 def decode_uplink(doc: dict[str, Any]) -> Uplink:
     """The uplink that `encode_uplink` wrote. Raises KeyError, TypeError, ValueError."""
+    hosts = tuple(map(_address, _list(doc["hosts"])))
+    if not hosts:
+        raise ValueError("the uplink has no host")
     return Uplink(
         _text(doc["device"]),
-        tuple(map(_address, _list(doc["hosts"]))),
+        hosts,
         _address(doc["gateway"]) if doc["gateway"] else None,
         _subnets(doc["via_host"]),
         frozenset(map(_address, _list(doc.get("reserved", [])))),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -358,6 +360,35 @@ def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(
     changes = followed.until(lambda changes: any(isinstance(change, Replaced) for change in changes))
     assert any(isinstance(change, Trouble) and "SSL" in str(change.problem) for change in changes)
     assert len(loaded) > len(KINDS), "it is read anew, as the CA may have been rotated"
+
+
+def test_who_is_told_to_end_when_the_server_has_just_ended_the_watch_ends_well(opened: list[Any]) -> None:
+    server = Awkward(lambda _asked: iter((event("ADDED", node("a")),)))
+    opened.append(server)
+    over = Api(lambda: config(server.port, "t")).watch("/api/v1/nodes", {"watch": "1"}, 5)
+    assert len(list(over)) == 1
+    over.close()
+
+
+def test_who_is_told_to_end_when_the_connection_has_just_been_reset_ends_well(opened: list[Any]) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    opened.append(listener)
+    reset = threading.Event()
+
+    def serve() -> None:
+        connection, _address = listener.accept()
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        reset.wait()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    watch = Api(lambda: config(listener.getsockname()[1], "t")).watch("/api/v1/nodes", {"watch": "1"}, 5)
+    reset.set()
+    thread.join()
+    watch.close()
 
 
 def test_an_object_that_can_not_be_used_keeps_its_last_good_state(opened: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
     path.write_text(text)
     assert prepared.load(path) == NOTHING
     assert str(path) in caplog.text
+
+
+def test_an_uplink_by_which_no_host_is_known_counts_for_nothing(tmp_path: Path) -> None:
+    """The test of the segment ended the agent at each start."""
+    path = tmp_path / "prepared.json"
+    prepared.save(path, PREPARED)
+    doc = json.loads(path.read_text())
+    (uplink,) = (entry["uplink"] for entry in doc["networks"] if "uplink" in entry)
+    uplink["hosts"] = []
+    path.write_text(json.dumps(doc))
+    assert prepared.load(path) == NOTHING
 
 
 def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
