@@ -39,7 +39,7 @@ def repair(nl: Netlink, bridges: Iterable[Bridge]) -> int:
     for error in nl.batch(steps):
         if error:
             raise error
-    return len(steps) + repair_local(nl, (link for _bridge, link in wanted))
+    return len(steps)
 
 
 def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:

@@ -22,10 +22,11 @@ LOOSE = 2  # rp_filter: a node may speak from an address whose way back is anoth
 PROGRAMS: dict[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
 KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresses as well, and every kernel has it
 
-IFLA_IPTUN_LOCAL, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 4, 9
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 3, 4, 9
 IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter
 PROBE = f"{IPIP}-x"  # never made
 TTL = 64  # as the programs have it
+UNSET = netlink.attribute(IFLA_IPTUN_REMOTE, bytes(4))  # no node that all is sent to
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,9 @@ def counted() -> dict[str, int]:
 def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
     """The device, up; its index."""
     alias = f"{IPIP_ALIAS} local {wanted.node}" if wanted.device else IPIP_ALIAS
-    if device and (device.kind != KINDS[wanted.device] or device.alias != alias):
+    made = _data(wanted.node) + UNSET if wanted.device else b""
+    same = device and (device.kind, device.alias) == (KINDS[wanted.device], alias)
+    if device and not (same and linksetup.is_as_made(device, made)):
         links.delete(nl, IPIP)
         device = None
     if device is None:
@@ -171,7 +174,8 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
         if device is None:
             raise NetlinkError(errno.ENODEV, f"device {IPIP} has vanished")
         log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
-    if (device.alias, device.mtu, device.up) != (alias, wanted.mtu, True):
+    loose = linksetup.ipv4(device, IPV4_DEVCONF_RP_FILTER) == LOOSE
+    if (device.alias, device.mtu, device.up, loose) != (alias, wanted.mtu, True, True):
         hardening.before_up(IPIP)
         nl.request(
             linksetup.configure(device.index, Setup(mtu=wanted.mtu, up=False)),
@@ -182,12 +186,12 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
 
 def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, name: str = IPIP) -> Request:
     """An ipip device that takes packets of any node to `local`, and sends to the next hop of their route."""
-    data = (
-        netlink.attribute(IFLA_IPTUN_LOCAL, local.packed)
-        + netlink.u8(IFLA_IPTUN_TTL, TTL)
-        + netlink.u8(IFLA_IPTUN_PROTO, protocol)
-    )
-    return _create("ipip", mtu, data, name)
+    return _create("ipip", mtu, _data(local, protocol), name)
+
+
+def _data(local: IPv4Address, protocol: int = IPPROTO_IPIP) -> bytes:
+    parts = netlink.u8(IFLA_IPTUN_TTL, TTL), netlink.u8(IFLA_IPTUN_PROTO, protocol)
+    return netlink.attribute(IFLA_IPTUN_LOCAL, local.packed) + b"".join(parts)
 
 
 def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP) -> Request:

@@ -97,6 +97,13 @@ def option(link: Link, number: int) -> bytes | None:
     return netlink.attributes(link.data, 0, len(link.data)).get(number)
 
 
+def is_as_made(link: Link, data: bytes) -> bool:
+    """Whether what its kind has includes this data, and it is no other device's port, nor held down by anybody."""
+    wanted = netlink.attributes(data, 0, len(data))
+    same = all((option(link, number) or bytes(len(value))) == value for number, value in wanted.items())
+    return same and not link.master and not link.held_down
+
+
 def ipv4(link: Link, number: int) -> int | None:
     """Return a switch of a link by its IPV4_DEVCONF_ number, None where the link has no IPv4."""
     return _number(_family(link, socket.AF_INET).get(rtnl.IFLA_INET_CONF, b""), number - 1)

@@ -17,6 +17,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_PROTO_DOWN = 39
 IFLA_EXT_MASK, SKIP_STATS = 29, 8  # RTEXT_FILTER_SKIP_STATS
 IFLA_OPERSTATE, IF_OPER_UP = 16, b"\x06"
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
@@ -86,6 +87,8 @@ class Link:
     """Its flags as a bridge's port (IFLA_INFO_SLAVE_DATA)."""
     data: bytes = field(default=b"", compare=False, repr=False)
     """What its kind has (IFLA_INFO_DATA)."""
+    held_down: bool = False
+    """Whether somebody holds its carrier down (ip-link(8), protodown)."""
     arp: bool = True
     """Whether it asks and answers ARP (no IFF_NOARP)."""
 
@@ -339,6 +342,7 @@ def _link(payload: bytes) -> Link:
         families=found.get(IFLA_AF_SPEC, b""),
         port=info.get(IFLA_INFO_SLAVE_DATA, b""),
         data=info.get(IFLA_INFO_DATA, b""),
+        held_down=any(found.get(IFLA_PROTO_DOWN, b"")),
         arp=not flags & IFF_NOARP,
     )
 

@@ -18,8 +18,12 @@ from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
 from agent.model import KERNEL, Problem
 
-IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
+IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LOCAL, IFLA_VXLAN_TTL, IFLA_VXLAN_LEARNING = 1, 2, 4, 5, 7
+IFLA_VXLAN_PORT = 15
 IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_COLLECT_METADATA = 18, 25
+
+UNSET = netlink.attribute(IFLA_VXLAN_GROUP, bytes(4)) + netlink.u8(IFLA_VXLAN_TTL, 0)
+"""No node that all is sent to, and the kernel's own TTL."""
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +130,8 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
     alias = f"{TUNNEL_ALIAS} {wanted.port}"
     if plain:
         alias = f"{alias} vni {wanted.vni} local {wanted.node}"
-    if device and device.alias != alias:  # what the alias says of a device can't be changed
+    made = _data(wanted.port, plain) + UNSET
+    if device and (device.alias != alias or not linksetup.is_as_made(device, made)):  # most of it can't be changed
         links.delete(nl, TUNNEL)
         device = None
     if device is None:
@@ -154,19 +159,23 @@ def create(name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Addre
     With `plain`, its VNI and the node's address, it looks peers up in its forwarding entries; else it asks its
     programs where each packet goes.
     """
-    data = netlink.u8(IFLA_VXLAN_LEARNING, 0) + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
-    if plain:
-        vni, node = plain
-        data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
-        data += netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
-    else:
-        data += netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
     attributes = (
         netlink.text(rtnl.IFLA_IFNAME, name)
         + netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(mac))
         + netlink.u32(rtnl.IFLA_MTU, mtu)
     )
-    return rtnl.create("vxlan", attributes, data, f"vxlan device {name}, port {port}", rtnl.IFF_NOARP)
+    return rtnl.create(
+        "vxlan", attributes, _data(port, plain), f"vxlan device {name}, port {port}", rtnl.IFF_NOARP
+    )
+
+
+def _data(port: int, plain: tuple[int, IPv4Address] | None) -> bytes:
+    data = netlink.u8(IFLA_VXLAN_LEARNING, 0) + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
+    if plain is None:
+        return data + netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
+    vni, node = plain
+    data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
+    return data + netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
 
 
 def sync_addresses(

@@ -95,7 +95,7 @@ def program(  # noqa: PLR0913 - what is desired, what is there, and how ours is 
     for what in dict.fromkeys((*(kind for kind, goes in leaving.items() if goes), *steps)):
         if not _attempt(done, what, steps[what]):  # a pod that can't get out must not come up as if it could
             done.unready.update(desired.devices)
-    if _attempt(done, ROUTES, lambda: _routes(nl, desired, ownership, done)):
+    if _attempt(done, ROUTES, lambda: _routes(nl, desired, ownership, done, verify=verify)):
         _attempt(done, OVERLAY, lambda: tunnel.tidy(desired.overlay))
         _attempt(done, TUNNELS, ipip.tidy)
     _attempt(done, PROXIES, lambda: _proxies(nl, desired, done, sysctls))
@@ -271,14 +271,16 @@ def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, 
         done.lacks(TUNNELS, IPIP, problem)
 
 
-def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Programmed) -> None:
+def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Programmed, *, verify: bool) -> None:
     there = rtnl.links(nl)
+    ours = (link for link in there if link.name in desired.made and link.up)
+    restored = bridge_paths.repair_local(nl, ours) if verify else 0
     devices = {link.index: link.name for link in there}
     synced = routes.sync(nl, desired.routes, devices, ownership, {link.name for link in there if is_made(link)})
     done.problems.extend(sorted(synced.problems, key=str))
     if synced.problems:
         done.failures.add(ROUTES)
-    done.changed[ROUTES] = synced.added + synced.removed
+    done.changed[ROUTES] = synced.added + synced.removed + restored
     done.routes = len(desired.routes) - synced.missing
     if synced.added or synced.removed:
         log.info("routes: %d added, %d removed", synced.added, synced.removed)

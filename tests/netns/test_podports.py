@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -227,6 +228,49 @@ def test_a_route_of_our_number_that_leads_elsewhere_cuts_no_pod_off(
 def reached(address: str) -> bool:
     """Whether the node reaches an address."""
     return subprocess.run(["ping", "-c1", "-W1", "-q", address], capture_output=True, check=False).returncode == 0
+
+
+DEVICES = {"vxlan": "testcni-vxlan", "vxlan-kernel": "testcni-vxlan", "ipip": "testcni-ipip"}
+CHANGES = {
+    "held down": "ip link set {device} protodown on",
+    "a port of a bridge": "ip link add theirs type bridge; ip link set {device} master theirs",
+    "another local address": "ip link set {device} type vxlan local 192.0.2.77",
+    "all to one node": "ip link set {device} type vxlan remote 192.0.2.77",
+    "a short life": "ip link set {device} type vxlan ttl 1",
+    "strict rp_filter": "sysctl -qw net.ipv4.conf.{device}.rp_filter=1",
+    "no way to its address": "ip route flush table local dev {device}",
+}
+HARMLESS = {
+    ("vxlan", "another local address"),
+    ("vxlan", "strict rp_filter"),
+    ("vxlan-kernel", "strict rp_filter"),
+}
+CHANGED = [(mode, change) for mode in DEVICES for change in CHANGES if (mode, change) not in HARMLESS]
+
+
+@pytest.mark.parametrize(("mode", "change"), CHANGED)
+def test_what_somebody_changes_at_the_tunnel_is_repaired(tmp_path: Path, mode: str, change: str) -> None:
+    node, device = Node(tmp_path, mode), DEVICES[mode]
+    eventually(lambda: command("ip", "-4", "-br", "address", "show", device).split()[2:])
+    before = tunnel_device(device)
+    done = subprocess.run(["sh", "-c", CHANGES[change].format(device=device)], capture_output=True, check=False)
+    if done.returncode or tunnel_device(device) == before:
+        pytest.skip("a device of this kind has no such thing")
+    node.reconciler.drifted()
+    eventually(lambda: tunnel_device(device) == before)
+    eventually(node.fine)
+    assert node.pod.reaches(node.gateway)
+    assert not node.reconciler.status.get().problems
+
+
+def tunnel_device(name: str) -> str:
+    """What a device is made with, without its index and what changes by itself."""
+    script = (
+        f"ip -d -o link show {name} | cut -d: -f2-; ip route show table local dev {name};"
+        f"cat /proc/sys/net/ipv4/conf/{name}/rp_filter"
+    )
+    shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False).stdout
+    return re.sub(r"[a-z_]+_timer +[0-9.]+|state [A-Z]+ ", "", shown)
 
 
 @pytest.mark.parametrize("mode", MODES)
