@@ -263,6 +263,17 @@ def test_what_somebody_changes_at_the_tunnel_is_repaired(tmp_path: Path, mode: s
     assert not node.reconciler.status.get().problems
 
 
+@pytest.mark.parametrize("mode", DEVICES)
+def test_a_tunnel_that_nobody_changes_stays_the_device_that_it_is(tmp_path: Path, mode: str) -> None:
+    node = Node(tmp_path, mode)
+    node.close()
+    before = command("ip", "-o", "link", "show", DEVICES[mode]).partition(":")[0]
+    for _round in range(2):
+        node.reconciler.drifted()
+        assert node.reconciler.once()
+    assert command("ip", "-o", "link", "show", DEVICES[mode]).partition(":")[0] == before
+
+
 def tunnel_device(name: str) -> str:
     """What a device is made with, without its index and what changes by itself."""
     script = (
