@@ -37,7 +37,7 @@ def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
     known, forwarded = _neighbours(nl, index), _entries(nl, index)
     steps = [_change(RTM_NEWNEIGH, index, entry) for entry in wanted - forwarded]
     steps += [neighbours.add(index, peer, mac) for mac, peer in wanted - known]
-    steps += [_forget(index, peer) for _mac, peer in known - wanted]
+    steps += [neighbours.delete(index, peer) for _mac, peer in known - wanted]
     steps += [_change(RTM_DELNEIGH, index, entry) for entry in forwarded - wanted]
     for error in nl.batch(steps):
         if error and error.errno != errno.ENOENT:
@@ -109,8 +109,3 @@ def _change(kind: int, index: int, entry: Entry) -> Request:
     )
     flags = NLM_F_CREATE | NLM_F_REPLACE if kind == RTM_NEWNEIGH else 0
     return Request(kind, flags, payload, f"forwarding entry {mac} to {peer}")
-
-
-def _forget(index: int, peer: IPv4Address) -> Request:
-    payload = NDMSG.pack(socket.AF_INET, index, 0, 0, 0) + netlink.attribute(NDA_DST, peer.packed)
-    return Request(RTM_DELNEIGH, 0, payload, f"delete neighbour {peer}")

@@ -26,6 +26,12 @@ def add(index: int, address: Address, mac: str) -> Request:
     return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add neighbour {address}")
 
 
+def delete(index: int, address: Address) -> Request:
+    """Forget which MAC an address has on an interface; ENOENT when it is not known."""
+    payload = NDMSG.pack(family(address), index, 0, 0, 0) + netlink.attribute(NDA_DST, address.packed)
+    return Request(RTM_DELNEIGH, 0, payload, f"delete neighbour {address}")
+
+
 def permanent(nl: Netlink) -> dict[tuple[int, Address], str]:
     """The MACs that IPv4 neighbours have for good, by interface and address."""
     header = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)

@@ -87,6 +87,8 @@ class Place:
     """Read routes by pods' links that an earlier version made, with another protocol number."""
     by_pods: Mapping[Address, tuple[KernelRoute, ...]] = field(default_factory=dict)
     """Routes of our number by any pod's link, by the single address that each leads to."""
+    permanent: Mapping[tuple[int, Address], str] = field(default_factory=dict)
+    """The MACs that neighbours have for good, by interface and address."""
 
     def index(self, name: str) -> int:
         """Return the index of another interface. Raises OSError ENODEV where it is not there."""

@@ -240,6 +240,26 @@ def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:
     return f"the node lacks the neighbour {port.pod.address} on {port.link}"
 
 
+def _misled_differs(port: PodPort, _link: Link, seen: Seen) -> str:
+    """On a bridge the node learns where a pod is, unless somebody has told it otherwise for good."""
+    bridge = seen.links.get(port.bridge)
+    if bridge and (wrong := _misled(port, bridge.index, seen.permanent)):
+        return f"bridge {port.bridge} has another MAC for {wrong[0]} for good"
+    return ""
+
+
+def _misled(port: PodPort, bridge: int, permanent: Mapping[tuple[int, Address], str]) -> list[Address]:
+    addresses = port.guard.addresses if port.guard else ()
+    return [address for address in addresses if permanent.get((bridge, address), port.station) != port.station]
+
+
+def _lead_back(port: PodPort, place: Place) -> list[Request]:
+    if not port.bridge:
+        return []
+    index = place.index(port.bridge)
+    return [neighbours.delete(index, address) for address in _misled(port, index, place.permanent)]
+
+
 def _set_neighbour(port: PodPort, place: Place) -> list[Request]:
     return [neighbours.add(place.link.index, port.pod.address, port.pod.mac)] if port.pod else []
 
@@ -299,6 +319,7 @@ ASPECTS = (
     Aspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
     Aspect(_state_differs, _set_state),
     Aspect(_neighbour_differs, _set_neighbour),
+    Aspect(_misled_differs, _lead_back),
     Aspect(_route_differs, _set_route),
     Aspect(_proxy_differs, _set_proxy),
 )

@@ -73,7 +73,7 @@ def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str
             done.problems.append(Problem(name, what, "delete the pod, so that it is made anew"))
             return
         indexes = {known.name: known.index for known in seen.links.values()}
-        podports.make(port, Place(seen.nl, link, indexes, seen.earlier, seen.by_pods))
+        podports.make(port, Place(seen.nl, link, indexes, seen.earlier, seen.by_pods, seen.permanent))
     except OSError as error:
         what = f"{'; '.join(lacking)}: {error}"
         done.problems.append(

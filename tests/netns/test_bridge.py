@@ -246,6 +246,7 @@ SWITCHED = [
     "bridge link set dev {port} bcast_flood off mcast_flood off",
     "bridge link set dev {port} neigh_suppress on",
     "ip link set {port} type bridge_slave proxy_arp on",
+    "ip neigh replace {pod} dev {bridge} lladdr 02:00:00:00:00:99 nud permanent",
 ]
 
 
@@ -256,7 +257,12 @@ def test_pods_keep_their_network_when_somebody_switches_the_bridge_or_a_port(tmp
     host.add(other)
     for address in addresses:
         eventually(lambda address=address: ping(address) and other.reaches(address))  # type: ignore[misc]
-    names = {"bridge": BRIDGE, "port": link_name("c1", "eth0"), "other": link_name("c2", "eth0")}
+    names = {
+        "bridge": BRIDGE,
+        "port": link_name("c1", "eth0"),
+        "other": link_name("c2", "eth0"),
+        "pod": addresses[0],
+    }
     before = command("ip", "-d", "link", "show", names["port"])
     command("sh", "-c", change.format(**names))
     for one in (pod, other):
