@@ -16,6 +16,8 @@ GUEST = "TESTCNI_GUEST"
 """Set in the environment of all that runs in a guest of the kernel tier."""
 PATIENCE = 4 if GUEST in os.environ else 1
 """How much longer things may take here than on the machine itself."""
+PYTHON = (sys.executable, "-ISc")
+"""Begins a command of a short program, by Python without packages: `python3` on the PATH may be a slow script."""
 
 # Runs inside the new namespaces: an overlay of the machine's own root, so that nothing is written to it.
 SETUP = r"""

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tests.lab.lab import SERVICE_TABLE, LabNode, Pod
-from tests.lab.space import PATIENCE, REPO, Space
+from tests.lab.space import PATIENCE, PYTHON, REPO, Space
 
 SERVICE, SERVICE_PORT, NODE_PORT, HOST_PORT, TARGET = "10.96.0.1", 80, 30080, 8080, 9376
 
@@ -109,7 +109,7 @@ class Flow:
     """Datagrams, RATE a second, from a pod to the server of another, and back."""
 
     def __init__(self, source: Pod, target: str) -> None:
-        argv = source.argv("python3", "-c", FLOW, target, str(TARGET), str(RATE))
+        argv = source.argv(*PYTHON, FLOW, target, str(TARGET), str(RATE))
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def end(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class Servers:
 
     def start(self, where: Pod | Space, port: int = TARGET) -> None:
         """A server of TCP and UDP in a pod or a node."""
-        argv = where.argv("python3", "-c", SERVER.replace("PORT", str(port)))
+        argv = where.argv(*PYTHON, SERVER.replace("PORT", str(port)))
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         self._stack.callback(server.wait)
         self._stack.callback(server.kill)
@@ -143,15 +143,15 @@ class Servers:
 def ask(where: Pod | Space, kind: str, host: str, port: int, *, source: int = 0, size: int = 10) -> str:
     """As whom a server saw us; the name of the error where there was no answer."""
     arguments = (kind, host, str(port), str(source), str(size))
-    return where.exec("python3", "-c", CLIENT, *arguments, check=False).stdout.strip()
+    return where.exec(*PYTHON, CLIENT, *arguments, check=False).stdout.strip()
 
 
 def arrives_whole(source: Pod, target: Pod, size: int) -> bool:
     """Whether as many MiB, by one TCP connection, arrive as they were sent."""
-    sink = subprocess.Popen(target.argv("python3", "-c", SINK), stdout=subprocess.PIPE, text=True)
+    sink = subprocess.Popen(target.argv(*PYTHON, SINK), stdout=subprocess.PIPE, text=True)
     assert sink.stdout
     sink.stdout.readline()
-    sent = source.exec("python3", "-c", SOURCE, target.address, str(size)).stdout
+    sent = source.exec(*PYTHON, SOURCE, target.address, str(size)).stdout
     return sink.communicate(timeout=20)[0] == sent
 
 

@@ -10,6 +10,7 @@ from agent.model import ROUTE_PROTOCOL
 from tests.lab import matrix, talk
 from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, lab
 from tests.lab.paths import WAYS, Way
+from tests.lab.space import PYTHON
 from tests.lab.talk import NODE_PORT, TARGET, Servers, ask, eventually
 from tests.lab.test_metrics import value
 from tests.netns.birds import needs_bird
@@ -88,16 +89,16 @@ def send_from_strangers(three: Lab) -> None:
     pod = one.add_pod("a")
     inside = ipv4("10.244.2.2", pod.address, 17, b"\0" * 20).hex()
     before = fates(one)
-    three.outside.exec("python3", "-c", SEND_IPIP, one.address, inside)
+    three.outside.exec(*PYTHON, SEND_IPIP, one.address, inside)
     eventually(lambda: fates(one).get("drop_unknown_node") == 1)
-    two.space.exec("python3", "-c", SEND_IPIP, one.address, inside)
+    two.space.exec(*PYTHON, SEND_IPIP, one.address, inside)
     if not by_device(one):
         eventually(lambda: fates(one).get("received", 0) == before.get("received", 0) + 1)
-        two.space.exec("python3", "-c", SEND_IPIP, one.address, ipv4("10.244.3.2", pod.address, 17).hex())
+        two.space.exec(*PYTHON, SEND_IPIP, one.address, ipv4("10.244.3.2", pod.address, 17).hex())
         eventually(lambda: fates(one).get("drop_spoofed") == 1)
     three.delete_node(two)
     eventually(lambda: "10.244.2.0/24" not in one.bird_routes())
-    two.space.exec("python3", "-c", SEND_IPIP, one.address, inside)
+    two.space.exec(*PYTHON, SEND_IPIP, one.address, inside)
     eventually(lambda: fates(one).get("drop_unknown_node") == 2)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.lab import CONF_FILE, PLUGIN, SEED_CONF, Lab, LabNode, Pod, lab
+from tests.lab.space import PYTHON
 from tests.lab.talk import eventually
 
 RUN = "/run/testcni"
@@ -73,9 +74,7 @@ def test_what_is_removed_on_a_node_is_there_again(node: LabNode, pod: Pod, what:
     eventually(lambda: files.exists() and {p.name: p.read_bytes() for p in files.iterdir()} == before, 10)
     serves(node)
     assert pod.address in node.space.exec("nsenter", f"--net={pod.netns}", "ip", "-4", "address").stdout
-    second = node.space.exec(
-        "python3", "-c", f"import fcntl; fcntl.flock(open('{RUN}/agent.lock'), 6)", check=False
-    )
+    second = node.space.exec(*PYTHON, f"import fcntl; fcntl.flock(open('{RUN}/agent.lock'), 6)", check=False)
     assert "BlockingIOError" in second.stderr, "a second agent could start"
     assert node.problems() == []
 
@@ -86,7 +85,7 @@ def test_a_second_agent_that_took_the_lock_meanwhile_ends_the_first(node: LabNod
     take = (
         f"import fcntl, os, sys; os.unlink('{path}'); f = open('{path}', 'w'); fcntl.flock(f, 6); sys.stdin.read()"
     )
-    argv = node.space.argv("python3", "-c", take)
+    argv = node.space.argv(*PYTHON, take)
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as other:
         assert node.wait_agent() == 1
         assert other.stdin

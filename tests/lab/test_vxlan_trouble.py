@@ -13,7 +13,7 @@ import pytest
 from tests.lab.lab import VXLAN_CONF, Lab, LabNode, Pod, lab
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import OUTSIDE
-from tests.lab.space import REPO
+from tests.lab.space import PYTHON, REPO
 from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, counters, eventually
 from tests.netns.frames import ethernet, ipv4, udp, vxlan
 
@@ -37,7 +37,7 @@ def two() -> Iterator[Lab]:
 
 
 def sends(pod: Pod, frame: bytes) -> None:
-    pod.exec("python3", "-c", SEND, frame.hex())
+    pod.exec(*PYTHON, SEND, frame.hex())
 
 
 class Counted:
@@ -77,7 +77,7 @@ def test_a_pod_does_not_speak_as_its_node(two: Lab) -> None:
     counted = Counted(one)
     inside = vxlan(1, ethernet(*MACS, ipv4("10.244.1.9", "10.244.2.2", 17, udp(1, 2))))
     for target in (other.address, one.address, OUTSIDE):
-        a.exec("python3", "-c", SEND_TUNNEL, target, inside.hex())
+        a.exec(*PYTHON, SEND_TUNNEL, target, inside.hex())
     assert counted.drops() == {"drop_pod_tunnel": 3}
 
 
@@ -86,19 +86,19 @@ def test_the_tunnel_takes_packets_of_nodes_only(two: Lab) -> None:
     a = one.add_pod("a")
     counted = Counted(one)
     inside = ethernet(*MACS, ipv4("10.244.2.2", a.address, 17, udp(1, 2)))
-    two.outside.exec("python3", "-c", SEND_TUNNEL, one.address, vxlan(1, inside).hex())
+    two.outside.exec(*PYTHON, SEND_TUNNEL, one.address, vxlan(1, inside).hex())
     assert counted.drops() == {"drop_unknown_node": 1}
-    other.space.exec("python3", "-c", SEND_TUNNEL, one.address, vxlan(2, inside).hex())
+    other.space.exec(*PYTHON, SEND_TUNNEL, one.address, vxlan(2, inside).hex())
     assert counted.drops() == {"drop_wrong_vni": 1}
     before = counters(one)["forwarded_local"]
-    other.space.exec("python3", "-c", SEND_TUNNEL, one.address, vxlan(1, inside).hex())
+    other.space.exec(*PYTHON, SEND_TUNNEL, one.address, vxlan(1, inside).hex())
     assert counted.drops() == {}
     assert counters(one)["forwarded_local"] == before + 1
     two.delete_node(other)
 
     def dropped() -> bool:
         """The routes to it go first, the maps a moment later."""
-        other.space.exec("python3", "-c", SEND_TUNNEL, one.address, vxlan(1, inside).hex())
+        other.space.exec(*PYTHON, SEND_TUNNEL, one.address, vxlan(1, inside).hex())
         return counted.drops() == {"drop_unknown_node": 1}
 
     eventually(dropped, pause=0.2)

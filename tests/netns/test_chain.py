@@ -19,6 +19,7 @@ from agent.datapath import guard, tcx
 from agent.node import confs
 from tests.lab import gotools
 from tests.lab.runner import Conf, Runner, RunnerError
+from tests.lab.space import PYTHON
 from tests.netns.node import CONF, IPIP, VXLAN, Host, Pod, command, eventually
 
 PLUGIN = Path(__file__).resolve().parents[2] / "build/testcni"
@@ -112,7 +113,7 @@ def test_an_egress_limit_needs_no_word_of_it_in_our_entry(
         runner.add(chain, pod.container_id, pod.path, capabilities=rate if "capabilities" in entry else {})
         runner.check(chain, pod.container_id, pod.path)
         before = guard.counters(guard.loaded().maps)["drop_spoofed_mac"].packets
-        pod.run("python3", "-c", SEND, FOREIGN)
+        pod.run(*PYTHON, SEND, FOREIGN)
         eventually(lambda n=before: guard.counters(guard.loaded().maps)["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
     assert command("tc", "qdisc").count("ingress ffff:") == (1 if "capabilities" in entry else 2)
     assert "clsact" not in command("tc", "qdisc")
@@ -156,7 +157,7 @@ def test_portmap_and_tuning_after_vxlan(tmp_path: Path, reference: Path) -> None
 def _answers(pod: Pod, client: Pod) -> bool:
     """Whether the pod's port 80 is reached by the host port."""
     server = subprocess.Popen(
-        ["nsenter", f"--net={pod.path}", "python3", "-c",
+        ["nsenter", f"--net={pod.path}", *PYTHON,
          "import socket; s=socket.create_server(('',80)); print(flush=True); s.accept()[0].sendall(b'hello')"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -164,7 +165,7 @@ def _answers(pod: Pod, client: Pod) -> bool:
     server.stdout.readline()
     script = "import socket; print(socket.create_connection(('192.0.2.1',8080),2).recv(9).decode())"
     try:
-        return "hello" in client.run("python3", "-c", script)
+        return "hello" in client.run(*PYTHON, script)
     finally:
         server.kill()
         server.wait()

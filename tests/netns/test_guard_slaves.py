@@ -19,6 +19,7 @@ from agent.ipam.attachment import link_name
 from agent.model import VXLAN, Node
 from agent.node.confs import Confs
 from tests.lab.paths import lacks
+from tests.lab.space import PYTHON
 from tests.netns.frames import ICMP, UDP, arp, echo, ethernet, ipv4, ipv6, udp
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command, eventually, ip, net
 from tests.netns.test_guard import advertisement, inside, link_local, wire
@@ -170,7 +171,7 @@ def test_a_pod_of_ipvlan_l3_sends_no_tunnel_packets_past_its_port(tmp_path: Path
         with wire("wire") as listener:
             for what, to in ((EVIL, (kind, protocol, port)), (GOOD, (socket.SOCK_DGRAM, 0, 9))):
                 sent = (str(to[0]), str(to[1]), FAR, str(to[2]), what.decode())
-                slave.pod.run("python3", "-c", SEND, *sent)
+                slave.pod.run(*PYTHON, SEND, *sent)
             found: list[str] = []
             while True:
                 assert select.select([listener], [], [], 10)[0], found

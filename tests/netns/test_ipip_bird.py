@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from agent.datapath.bird.values import Tunnel
+from tests.lab.space import PYTHON
 from tests.netns.birds import Node, flow, lost, needs_bird, wire
 from tests.netns.bpfobjects import Programs
 from tests.netns.node import Pod, command, eventually, private_bpffs
@@ -88,5 +89,5 @@ def test_pods_talk_over_a_router_that_knows_none(tmp_path: Path) -> None:
             "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 4); "
             "s.sendto(bytes.fromhex('450000140000400040010000' '0af40202' '0af40102'), ('192.0.2.1', 0))"
         )
-        stranger.run("python3", "-c", spoof)
+        stranger.run(*PYTHON, spoof)
         eventually(lambda: programs[0].counted().get("drop_unknown_node") == 1)
