@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import subprocess
 import sys
 import threading
@@ -27,27 +26,19 @@ from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node
 from agent.node.claims import Claimer, Rules, claim
 from agent.node.follower import Follower
 from agent.shared import Latest
+from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
 from tests.unit.test_stays import BLOCKS, Agent
 
-MANIFESTS = REPO / "manifests/base"
 MEMORY = 96  # MiB of a whole agent that knows 5,000 nodes
 
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    it = ControlPlane(tmp_path_factory.mktemp("control"))
-    try:
-        it.start(controllers=False)
-        it.kubectl("apply", "-f", str(MANIFESTS / "crds.yaml"))
-        crds = [f"crd/{plural}.testcni.io" for plural in ("ippools", "ipblocks", "ipreservations")]
-        it.kubectl("wait", "--for=condition=Established", *crds)
-        it.kubectl("apply", "-f", str(MANIFESTS / "admission.yaml"))
+    with api_server(tmp_path_factory.mktemp("control"), "admission") as it:
         yield it
-    finally:
-        it.stop()
 
 
 @pytest.fixture
@@ -69,10 +60,6 @@ def reservation(name: str, address: str, **more: str) -> dict[str, Any]:
     who = {"owner": "a/b", "pod": "a/b", "node": "n", "network": "testcni", "since": "2026-01-31T12:00:00Z"}
     spec = {"address": address, **who, **more}
     return {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": name}, "spec": spec}
-
-
-def apply(control: ControlPlane, doc: Mapping[str, Any]) -> None:
-    control.kubectl("apply", "-f", "-", stdin=json.dumps(doc))
 
 
 def test_an_overlapping_pool_is_refused(control: ControlPlane) -> None:

@@ -23,9 +23,9 @@ from agent.cni.stays import TakenError
 from agent.model import IPBlock, IPReservation, Snapshot
 from agent.observe.announce import STRATEGIC, Announcer
 from agent.shared import Latest, NodeStatus
+from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
-from tests.e2e.test_0_datastore import MANIFESTS, apply
 from tests.unit.test_stays import BLOCKS, Agent
 
 NODES = tuple(BLOCKS)
@@ -36,14 +36,7 @@ CONDITION = {"type": "NetworkUnavailable", "status": "False", "reason": "Testcni
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    it = ControlPlane(tmp_path_factory.mktemp("rights"))
-    try:
-        it.start(controllers=False)
-        it.kubectl("apply", "-f", str(MANIFESTS / "crds.yaml"))
-        crds = [f"crd/{plural}.testcni.io" for plural in ("ippools", "ipblocks", "ipreservations")]
-        it.kubectl("wait", "--for=condition=Established", *crds)
-        for name in ("admission", "agents", "rbac"):
-            it.kubectl("apply", "-f", str(MANIFESTS / f"{name}.yaml"))
+    with api_server(tmp_path_factory.mktemp("rights"), "admission", "agents", "rbac") as it:
         for name, cidr in BLOCKS.items():
             spec = {"podCIDR": str(cidr), "podCIDRs": [str(cidr)]}
             node = {"metadata": {"name": name, "labels": {"zone": "a"}}, "spec": spec}
@@ -54,8 +47,6 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
             it.kubectl(*patch)
         wait_for_policies(it)
         yield it
-    finally:
-        it.stop()
 
 
 def wait_for_policies(control: ControlPlane) -> None:
