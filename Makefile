@@ -10,6 +10,8 @@ MODE ?= host-gw
 PROXY ?= iptables
 PODS ?= 1
 SECONDS := 60
+# Tests of nodes wait most of the time, so that more of them than cores run side by side.
+BESIDE := 3
 KEEP ?=
 export PYTHONPATH := $(CURDIR)
 # Compiled once a clone, and not beside the sources: what tests start begins sooner.
@@ -88,7 +90,8 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests
 	@$(BIN)/python -m tests.lab.gotools
-	@$(BIN)/pytest tests/netns tests/lab
+	@$(BIN)/pytest -q -n $(BESIDE) --dist loadgroup -m 'not scale and not alone' tests/netns tests/lab
+	@$(BIN)/pytest -q -m alone tests/netns tests/lab
 
 .PHONY: test-kernel
 test-kernel: deps plugin build/ebpf/.done build/.debs-kernel ## tests on a kernel with ipip, ipvlan, macvlan (User Mode Linux; TESTS=)
@@ -164,6 +167,12 @@ e2e: deps build/.debs-e2e image ## a real Kubernetes with two nodes on this mach
 	@$(BIN)/python -m tests.e2e.programs
 	@MODE=$(MODE) PROXY=$(PROXY) $(BIN)/pytest tests/e2e --timeout 600 --durations 15 -s \
 	  $(if $(filter-out host-gw,$(MODE)),--ignore-glob='*/test_0_*')
+
+.PHONY: built
+built: deps build/.debs-e2e build/.debs-kernel build/.debs-debian13 image ## what slower tests need and is built once a machine (17 minutes)
+	@$(BIN)/python -m tests.e2e.programs
+	@$(BIN)/python -c 'from tests.kernel import uml; uml.build(print)'
+	@tests/debian13.sh true
 
 .PHONY: clean
 clean: ## what was built in this clone

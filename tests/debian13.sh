@@ -26,8 +26,9 @@ prove() {
   make demo
   make check
   # the tests fork beside xdist's thread, of which Python 3.12 and later warn
-  "$HOME"/.cache/testcni/venv-*/bin/pytest -q -n 2 -W "ignore:This process:DeprecationWarning" \
-    tests/netns tests/lab/test_uninstall.py
+  local pytest=("$HOME"/.cache/testcni/venv-*/bin/pytest -q -W "ignore:This process:DeprecationWarning")
+  "${pytest[@]}" -n 3 --dist loadgroup -m "not scale and not alone" tests/netns tests/lab/test_uninstall.py
+  "${pytest[@]}" -m alone tests/netns
 }
 
 build() {

@@ -96,6 +96,7 @@ def reached(pods: Sequence[Pod], address: str) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.alone
 def test_a_node_leaves_and_joins_under_traffic(pods: tuple[Lab, list[Pod]]) -> None:
     it, (a, b, c, d) = pods
     four = it.nodes[3]
@@ -114,6 +115,7 @@ def test_a_node_leaves_and_joins_under_traffic(pods: tuple[Lab, list[Pod]]) -> N
     in_time(turn)
 
 
+@pytest.mark.alone
 def test_a_node_is_readdressed_under_traffic(pods: tuple[Lab, list[Pod]]) -> None:
     it, (a, b, c, d) = pods
 

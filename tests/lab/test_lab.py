@@ -22,7 +22,7 @@ from tests.lab.burst import killed_amid_adds
 from tests.lab.lab import SEED_CONF, Lab, LabNode, lab
 from tests.lab.registry import LABS
 from tests.lab.segment import OUTSIDE
-from tests.lab.space import REPO
+from tests.lab.space import PYTHON, REPO
 from tests.lab.state import difference, fds, net_state
 from tests.lab.talk import eventually
 from tests.timing import in_time
@@ -47,10 +47,10 @@ def test_pods_keep_their_address_among_themselves_and_lose_it_outside(three: Lab
     script = "import socket; s=socket.socket(2,2); s.bind(('',9)); print(flush=True); print(s.recvfrom(9)[1][0])"
 
     def sender_of(listener: list[str], target: str) -> str:
-        server = subprocess.Popen([*listener, "python3", "-c", script], stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen([*listener, *PYTHON, script], stdout=subprocess.PIPE, text=True)
         assert server.stdout
         server.stdout.readline()
-        a.exec("python3", "-c", f"import socket; socket.socket(2,2).sendto(b'x',('{target}',9))")
+        a.exec(*PYTHON, f"import socket; socket.socket(2,2).sendto(b'x',('{target}',9))")
         out, _ = server.communicate(timeout=5)
         return out.strip()
 
@@ -144,6 +144,7 @@ def test_conformance_by_libcnis_cnitool(three: Lab, cnitool: str, version: str) 
     assert after == []
 
 
+@pytest.mark.alone
 def test_nodes_come_change_and_go_within_a_second(three: Lab) -> None:
     one, two, three_ = three.nodes
     assert routes(one) == [

@@ -72,9 +72,14 @@ def test_echoes_of_both_families_are_told_apart(two: Lab) -> None:
         node.space.batch([f"address add fd00::{number}/64 dev eth0 nodad"])
     names = {"v4": other.address, "v6": "fd00::2", "self": "::1", "no v6": "fd00::3", "no route": "2001:db8::1"}
     targets = {name: ipaddress.ip_address(address) for name, address in names.items()}
-    times = ping.round_trips({"one": one.space.netns}, targets, within=0.3)
-    assert {name for (_, name), ms in times.items() if ms is not None} == {"v4", "v6", "self"}
-    assert all(0 < ms < 100 for ms in times.values() if ms)
+
+    def turn(_number: int) -> bool:
+        times = ping.round_trips({"one": one.space.netns}, targets, within=0.3)
+        answered = {name for (_, name), ms in times.items() if ms is not None}
+        assert answered <= {"v4", "v6", "self"}
+        return len(answered) == 3 and all(0 < ms < 100 for ms in times.values() if ms)
+
+    in_time(turn)
 
 
 def test_a_node_is_a_machine_of_its_own(two: Lab) -> None:
@@ -267,6 +272,7 @@ def test_how_many_nodes_there_may_be_is_told() -> None:
 
 
 @pytest.mark.parametrize("nodes", [50, 200])
+@pytest.mark.alone
 def test_hundreds_of_nodes_are_quick(nodes: int) -> None:
     def turn(_number: int) -> bool:
         began = time.monotonic()

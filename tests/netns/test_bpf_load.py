@@ -85,6 +85,7 @@ def test_maps_that_only_an_earlier_version_had_go_when_its_programs_do() -> None
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.alone
 def test_five_thousand_nodes() -> None:
     private_bpffs()
     maps = dict(bpf.load(OBJECTS).maps)
@@ -154,6 +155,7 @@ def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
     assert "pref 1 bpf" in command("tc", "filter", "show", "dev", "v0", "ingress"), "others' filters stay"
 
 
+@pytest.mark.alone
 def test_attaching_takes_little_time() -> None:
     private_bpffs()
     nl, loaded = links.host(), bpf.load(OBJECTS)

@@ -194,6 +194,7 @@ def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatc
     eventually(lambda: {k: v for k, v in host.state().items() if k in before} == before)
 
 
+@pytest.mark.alone
 def test_three_thousand_peers_within_two_seconds(tmp_path: Path) -> None:
     host = Host(tmp_path)
     command("ip", "address", "add", "172.16.0.1/12", "dev", "eth0")
