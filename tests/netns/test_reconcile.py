@@ -120,6 +120,7 @@ def test_foreign_routes_stay(tmp_path: Path) -> None:
     assert "10.244.2.0/24 via 192.0.2.9" in routes
 
 
+@pytest.mark.alone
 def test_what_is_deleted_by_hand_is_back_within_two_seconds(tmp_path: Path) -> None:
     host = ready(tmp_path)
     host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
