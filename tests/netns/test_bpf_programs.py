@@ -260,6 +260,6 @@ def test_the_structures_are_as_long_as_python_thinks() -> None:
         "nodes": (4, 4),
         "pods": (4, 16),
         "flows": (16, 4),
-        "counters": (4, 16),
+        "reason_counters": (4, 16),
         "events": (0, 0),
     }
