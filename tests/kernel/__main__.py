@@ -24,6 +24,7 @@ SELECTION = (
         "tests/kernel",
         "tests/netns/test_probe.py",
         "tests/netns/test_guards_first.py",
+        "tests/netns/test_guard_slaves.py",
         "tests/lab/test_ipip.py",
         "tests/lab/test_ipip_trouble.py",
         "tests/lab/test_paths.py",
