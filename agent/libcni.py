@@ -94,8 +94,9 @@ def _plain(data: bytes) -> ConfList:
         raise CniError(
             Code.INVALID_CONFIG, "is a conflist, which runtimes load only from a file *.conflist", "rename it"
         )
-    name = _name(doc)
-    return _network(name, _version({"cniVersion": doc.get("cniVersion") or ""}), [("netconf", doc)])
+    read = {_folded(key): value for key, value in doc.items()}  # no key is there twice
+    name = _name(read)
+    return _network(name, _version({"cniVersion": read.get("cniversion") or ""}), [("netconf", doc)])
 
 
 def _network(name: str, version: str, entries: list[tuple[str, dict[str, Any]]]) -> ConfList:

@@ -164,6 +164,7 @@ def test_files_are_read_by_their_names(judge: str, tmp_path: Path) -> None:
         "a.conf": json.dumps(PLAIN), "b.json": json.dumps(PLAIN), "c.conf": json.dumps(GOOD),
         "d.json": json.dumps({"name": "x"}), "e.conf": twice, "f.conf": other_case, "g.conf": json.dumps(OURS),
         "h.conf": json.dumps({**PLAIN, "cniVersion": None}), ".conflist": json.dumps(GOOD),
+        "i.conf": json.dumps({"NAME": "x", "cniVer\u017fion": "0.4.0", **OURS}, ensure_ascii=False),
     }  # fmt: skip
     paths = [written(tmp_path, name, text.encode()) for name, text in files.items()]
     for path, theirs in zip(paths, libcni_of(judge, paths), strict=True):
@@ -174,6 +175,7 @@ def test_files_are_read_by_their_names(judge: str, tmp_path: Path) -> None:
         "b.json",
         "h.conf",
         ".conflist",
+        "i.conf",
     ]
 
 
