@@ -85,7 +85,7 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
 	@$(MYPY)
 	@$(BIN)/lint-imports --no-cache | tail -3
-	@$(BIN)/pytest -q -n 4 tests/unit
+	@$(BIN)/pytest -q -n 6 tests/unit
 
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests
