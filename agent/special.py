@@ -51,17 +51,27 @@ CLASSES = (
 )
 
 
-def against(subnet: Subnet, *, ordinary: bool = True) -> Class | None:
-    """The class of which a subnet has a part, the one that it lies in first; None: pods may have all of it.
+_RANGES = {
+    version: [
+        (int(kept.network.network_address), int(kept.network.broadcast_address), kept)
+        for kept in CLASSES
+        if kept.network.version == version
+    ]
+    for version in (4, 6)
+}
+"""First and last address as numbers, with the class: each block of the cluster is compared with all of them."""
 
-    Without `ordinary` only the classes that the node itself needs count.
+
+def against(subnet: Subnet, *, ordinary: bool = True) -> Class | None:
+    """Return the class that a subnet overlaps: the smallest that holds all of it, else the first one.
+
+    None: pods may have all of it. Without `ordinary` only the classes that the node itself needs count.
     """
+    first, last = int(subnet.network_address), int(subnet.broadcast_address)
     found = [
         kept
-        for kept in CLASSES
-        if kept.network.version == subnet.version
-        and (ordinary or not kept.ordinary)
-        and subnet.overlaps(kept.network)
+        for low, high, kept in _RANGES[subnet.version]
+        if low <= last and first <= high and (ordinary or not kept.ordinary)
     ]
     around = [kept for kept in found if kept.network.prefixlen <= subnet.prefixlen]
     return max(around, key=lambda kept: kept.network.prefixlen) if around else next(iter(found), None)

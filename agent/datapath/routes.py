@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agent.datapath import rtnl
 from agent.datapath.netlink import Netlink, NetlinkError, Request
+from agent.datapath.rtnl import KernelRoute
 from agent.datapath.state import LINK_PREFIX, Route
 from agent.model import ROUTE_PROTOCOL, Problem, Subnet
 
@@ -37,16 +38,20 @@ class Synced:
     problems: frozenset[Problem] = frozenset()
 
 
-def read(nl: Netlink, devices: Mapping[int, str], protocol: int) -> frozenset[Route]:
-    """The routes of a protocol, of both families, but those to single pods, which are of their ports.
+def _read(nl: Netlink, protocol: int) -> list[KernelRoute]:
+    """Return the routes of a protocol, of both families and all kinds. Raises OSError."""
+    return [route for version in (4, 6) for route in rtnl.routes(nl, version, protocol, rtnl.RTN_ANY)]
+
+
+def _known(found: Iterable[KernelRoute], devices: Mapping[int, str]) -> frozenset[Route]:
+    """Return the routes that lead somewhere, but those to single pods, which are of their ports.
 
     `devices` names interfaces by index; one that is not there is a pod's whose ADD is at work.
     """
     return frozenset(
         Route(route.dst, route.gateway, devices[route.index], route.metric, route.mtu)
-        for version in (4, 6)
-        for route in rtnl.routes(nl, version, protocol)
-        if route.index in devices and not devices[route.index].startswith(LINK_PREFIX)
+        for route in found
+        if route.leads and route.index in devices and not devices[route.index].startswith(LINK_PREFIX)
     )
 
 
@@ -61,11 +66,12 @@ def sync(
 
     `own_devices` are links that testcni made.
     """
-    stopped = _delete_those_without_way(nl, ownership.protocol)
-    actual = read(nl, devices, ownership.protocol)
+    there = _read(nl, ownership.protocol)
+    stopped = _delete_those_without_way(nl, there, ownership.protocol)
+    actual = _known(there, devices)
     surplus = dict.fromkeys(actual - desired, ownership.protocol)
     for protocol in sorted(ownership.earlier):
-        found = read(nl, devices, protocol)
+        found = _known(_read(nl, protocol), devices)
         surplus.update(dict.fromkeys(_inherited(found, desired, ownership, own_devices), protocol))
     lacking = desired - actual
     if not lacking and not surplus:
@@ -92,17 +98,12 @@ def sync(
     return Synced(len(lacking) - missing, stopped + len(surplus) - len(stuck), missing, frozenset(problems))
 
 
-def _delete_those_without_way(nl: Netlink, protocol: int) -> int:
+def _delete_those_without_way(nl: Netlink, there: Iterable[KernelRoute], protocol: int) -> int:
     """Delete routes of our number that we never make: those that reject packets, or have several ways.
 
     One may stand in the place of a route to a peer or a pod. Returns how many there were. Raises OSError.
     """
-    steps = [
-        rtnl.delete_route(route, protocol)
-        for version in (4, 6)
-        for route in rtnl.routes(nl, version, protocol, rtnl.RTN_ANY)
-        if not route.leads
-    ]
+    steps = [rtnl.delete_route(route, protocol) for route in there if not route.leads]
     for error in nl.batch(steps):
         if error and error.errno != errno.ESRCH:
             raise error
