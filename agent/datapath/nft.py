@@ -38,11 +38,12 @@ IPIP, SIX_IN_FOUR = 4, 41
 
 log = logging.getLogger(__name__)
 
-Object = dict[str, dict[str, Any]]
-"""One object by its kind, such as `{"set": {...}}`."""
+Object = dict[str, Any]
+"""An object, statement or expression by its kind, such as `{"set": {...}}`."""
 Counted = dict[str, int]
 
-
+DROP: Object = {"drop": None}
+TRANSLATED: Object = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
 OPEN = Shut()
 
 
@@ -75,7 +76,7 @@ def objects(
             continue
         exempt = _collapsed([*masquerade.exempt, ipaddress.ip_network(multicast)], version)
         sets += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
-        rules.append(_rule(version, protocol))
+        rules.append(_masquerade(version, protocol))
     for detour in sorted(masquerade.detours, key=str):
         rules += _detour(detour)
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
@@ -187,103 +188,83 @@ def _network(element: Any) -> Any:  # noqa: ANN401 - what others added may have 
 
 
 def _set(name: str, kind: str, subnets: Iterable[Subnet]) -> Object:
-    elements = [{"prefix": {"addr": str(s.network_address), "len": s.prefixlen}} for s in subnets]
+    elements = [_prefix(subnet) for subnet in subnets]
     return {"set": {**INSIDE, "name": name, "type": kind, "flags": ["interval"], "elem": elements}}
 
 
-def _rule(version: int, protocol: str) -> Object:
-    def match(operator: str, field: str, name: str) -> dict[str, Any]:
-        left = {"payload": {"protocol": protocol, "field": field}}
-        return {"match": {"op": operator, "left": left, "right": f"@{name}{version}"}}
-
-    steps = [
-        match("==", "saddr", "pods"),
-        match("!=", "daddr", "cluster"),
-        {"masquerade": {"flags": ["fully-random"]}},
-    ]
-    return {"rule": {**INSIDE, "chain": CHAIN["name"], "expr": steps}}
+def _masquerade(version: int, protocol: str) -> Object:
+    pods, elsewhere = f"@pods{version}", f"@cluster{version}"
+    to_others = _match(_payload(protocol, "daddr"), elsewhere, "!=")
+    steps = _match(_payload(protocol, "saddr"), pods), to_others, {"masquerade": {"flags": ["fully-random"]}}
+    return _rule(CHAIN, *steps)
 
 
 def _only_senders(counted: Counted | None) -> Object:
-    def match(operator: str, field: str, right: str | int) -> dict[str, Any]:
-        return {"match": {"op": operator, "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
-
-    steps = [
-        match("==", "protocol", IPIP),
-        match("!=", "saddr", "@nodes4"),
-        {"counter": counted},
-        {"drop": None},
-    ]
-    return {"rule": {**INSIDE, "chain": INPUT["name"], "expr": steps}}
+    others = _match(_payload("ip", "saddr"), "@nodes4", "!=")
+    return _rule(INPUT, _match(_payload("ip", "protocol"), IPIP), others, {"counter": counted}, DROP)
 
 
 def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
-    """To ports of tunnels, here and elsewhere: neither from pods, nor what was translated, by whomever.
+    """Drop packets to ports of tunnels, of this node and of others: those of pods, and all that were translated.
 
-    A Service may lead to a node's port, where the packet is from the node that has translated it, or passed it on.
-    To pods it goes on. `from_pods`: there is a set of their addresses, for those that come by no port of a pod.
-    What fails first for a tunnel's own packets is first: each of them passes the chain `input`.
+    A Service may lead to a node's port: then the packet comes from the node that translated it, or passed it on.
+    What goes to a pod is let through. `from_pods`: the set of the pods' addresses is there, for pods that have no
+    port with pod_guard. Packets of a tunnel itself pass the chain `input`, so the match that they fail is first.
     """
-    translated = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
     ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
-    of_pods = ({"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": way}} for way in ways)
-    to_pods = [
-        {"match": {"op": "!=", "left": {"meta": {"key": "oifname"}}, "right": way}} for way in (*ways, TUNNEL)
-    ]
-    rules = [_drop(INPUT, translated, _to_port(port)) for port in shut.ports]
-    origins = itertools.product((translated, *of_pods), shut.ports)
-    rules += [_drop(FORWARD, origin, _to_port(port), *to_pods) for origin, port in origins]
+    of_pods = (_match(_meta("iifname"), way) for way in ways)
+    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, TUNNEL)]
+    rules = [_rule(INPUT, TRANSLATED, _to_port(port), DROP) for port in shut.ports]
+    origins = itertools.product((TRANSLATED, *of_pods), shut.ports)
+    rules += [_rule(FORWARD, origin, _to_port(port), *to_pods, DROP) for origin, port in origins]
     if shut.bypassed and from_pods:
-        own = _ip("saddr", "@pods4")
-        rules += [_drop(TUNNELS, _ip("protocol", number), own) for number in (IPIP, SIX_IN_FOUR)]
-        rules += [_drop(TUNNELS, _to_port(port), own, *to_pods) for port in shut.ports]
+        own, protocol = _match(_payload("ip", "saddr"), "@pods4"), _payload("ip", "protocol")
+        rules += [_rule(TUNNELS, _match(protocol, number), own, DROP) for number in (IPIP, SIX_IN_FOUR)]
+        rules += [_rule(TUNNELS, _to_port(port), own, *to_pods, DROP) for port in shut.ports]
     return rules
 
 
-def _ip(field: str, right: str | int) -> Object:
-    return {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
-
-
 def _to_port(port: int) -> Object:
-    return {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": port}}
-
-
-def _drop(chain: Mapping[str, Any], *steps: Object) -> Object:
-    return {"rule": {**INSIDE, "chain": chain["name"], "expr": [*steps, {"drop": None}]}}
+    return _match(_payload("udp", "dport"), port)
 
 
 def _no_redirects(device: str) -> Object:
     """A guest is by the same device as who asks for it, but is reached by the node only (RFC 792, redirect)."""
-
-    def match(left: dict[str, Any], right: str) -> dict[str, Any]:
-        return {"match": {"op": "==", "left": left, "right": right}}
-
-    steps = [
-        match({"meta": {"key": "oifname"}}, device),
-        match({"payload": {"protocol": "icmp", "field": "type"}}, "redirect"),
-        {"drop": None},
-    ]
-    return {"rule": {**INSIDE, "chain": OUTPUT["name"], "expr": steps}}
+    redirect = _match(_payload("icmp", "type"), "redirect")
+    return _rule(OUTPUT, _match(_meta("oifname"), device), redirect, DROP)
 
 
 def _detour(detour: Detour) -> list[Object]:
     """From pods by their veth pair to wherever, and what was translated, by whomever, to a pod."""
     protocol = "ip" if detour.subnet.version == 4 else "ip6"
-    translated = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
     snat = {"snat": {"family": protocol, "addr": str(detour.source)}}
 
-    def rule(interface: str, field: str, *more: Any) -> Object:  # noqa: ANN401 - statements of nft
-        network = {"prefix": {"addr": str(detour.subnet.network_address), "len": detour.subnet.prefixlen}}
-        steps = [
-            {"match": {"op": "==", "left": {"meta": {"key": interface}}, "right": f"{LINK_PREFIX}*"}},
-            {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": network}},
-            *more,
-            snat,
-        ]
-        return {"rule": {**INSIDE, "chain": CHAIN["name"], "expr": steps}}
+    def rule(interface: str, field: str, *more: Object) -> Object:
+        pods = _match(_payload(protocol, field), _prefix(detour.subnet))
+        return _rule(CHAIN, _match(_meta(interface), f"{LINK_PREFIX}*"), pods, *more, snat)
 
-    out = rule("iifname", "saddr") if detour.everything else rule("iifname", "saddr", translated)
-    return [out, rule("oifname", "daddr", translated)]
+    out = rule("iifname", "saddr") if detour.everything else rule("iifname", "saddr", TRANSLATED)
+    return [out, rule("oifname", "daddr", TRANSLATED)]
+
+
+def _rule(chain: Mapping[str, Any], *steps: Object) -> Object:
+    return {"rule": {**INSIDE, "chain": chain["name"], "expr": list(steps)}}
+
+
+def _match(left: Object, right: str | int | Object, operator: str = "==") -> Object:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+def _payload(protocol: str, field: str) -> Object:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def _meta(key: str) -> Object:
+    return {"meta": {"key": key}}
+
+
+def _prefix(subnet: Subnet) -> Object:
+    return {"prefix": {"addr": str(subnet.network_address), "len": subnet.prefixlen}}
 
 
 def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
