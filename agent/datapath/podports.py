@@ -220,9 +220,13 @@ def _up_differs(port: PodPort, link: Link, _seen: Seen) -> str:
     return "" if link.up else f"host link {port.link} is down"
 
 
-def _state_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+def _is_active(port: PodPort, link: Link) -> bool:
     """A port that has no carrier, as the pod set its own end down, forwards by itself when it has one again."""
-    if not (port.bridge and link.master and link.up and link.running):
+    return bool(port.bridge and link.master and link.up and link.running)
+
+
+def _state_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    if not _is_active(port, link):
         return ""
     state = linksetup.port_flag(link, linksetup.IFLA_BRPORT_STATE)
     return "" if state == linksetup.FORWARDING else f"host link {port.link} does not forward (state {state})"
@@ -230,8 +234,8 @@ def _state_differs(port: PodPort, link: Link, _seen: Seen) -> str:
 
 def _set_state(port: PodPort, place: Place) -> list[Request]:
     """One that has just been set up needs no such request, and is not ready for it."""
-    is_stuck = bool(port.bridge and place.link.up and place.link.running and place.link.master)
-    return [linksetup.port_state(port.link, linksetup.FORWARDING)] if is_stuck else []
+    is_active = _is_active(port, place.link)
+    return [linksetup.port_state(port.link, linksetup.FORWARDING)] if is_active else []
 
 
 def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:

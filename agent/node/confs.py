@@ -123,10 +123,10 @@ def unseen_mac(conf: libcni.ConfList) -> str:
 
 def _refused(path: Path, unseen: Mapping[str, str]) -> tuple[Problem, ...]:
     """Report a conflist whose pods might be given a MAC that nobody reaches them by."""
-    plugins = next(iter(unseen.values()), "")
+    if not (plugins := next(iter(unseen.values()), "")):
+        return ()
     what = f"{plugins} has the capability `mac` and {PLUGIN} has not: no pod is added, as one that asks for a MAC"
-    problem = Problem(str(path), f"{what} would be cut off", UNSEEN_MAC_REMEDY)
-    return (problem,) if plugins else ()
+    return (Problem(str(path), f"{what} would be cut off", UNSEEN_MAC_REMEDY),)
 
 
 def egress_limit(conf: libcni.ConfList) -> bool | None:

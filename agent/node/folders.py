@@ -20,6 +20,8 @@ from agent.shared import Latest
 ENTRIES = 4096  # bytes: enough for any first entry
 LOOK = 5.0  # seconds between two looks
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class Folders:
     """Looks for folders that were removed; `folders` has each by its option."""
@@ -69,10 +71,8 @@ def removed(path: Path) -> bool:
 
 def _can_be_listed(folder: int) -> bool:
     """Whether the kernel lists it; asked by getdents64(2), as readdir(3) makes an empty folder of this error."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.getdents64(folder, ctypes.create_string_buffer(ENTRIES), ENTRIES) >= 0) or (
-        ctypes.get_errno() != errno.ENOENT
-    )
+    listed: int = _libc.getdents64(folder, ctypes.create_string_buffer(ENTRIES), ENTRIES)
+    return listed >= 0 or ctypes.get_errno() != errno.ENOENT
 
 
 def _problem(option: str, path: Path) -> Problem:

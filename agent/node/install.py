@@ -125,9 +125,11 @@ class Installer:
 
     def _absent(self, problems: Mapping[str, Problem]) -> list[str]:
         """Programs that the installed conflist names and the plugin folder lacks; none where that is not known."""
+        if "install" in problems:
+            return []
         try:
             conf = libcni.read(self._places.conflist, files.read(self._places.conflist))
-            types = {plugin.type for plugin in conf.plugins} if "install" not in problems else set()
+            types = {plugin.type for plugin in conf.plugins}
             return sorted(name for name in types if not (self._places.bin_dir / name).is_file())
         except (CniError, OSError):
             return []  # who reads the confs reports it, or there is none yet

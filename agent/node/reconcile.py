@@ -173,9 +173,8 @@ class Reconciler:
         ipv6 = (self._inputs.sysctls / "ipv6").exists()
         facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers, ipv6)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
-        desired = replace(desired, ports=self._tunnel_ports(networks, whole))
-        told = self._inputs.attachments.told_macs()
-        desired = replace(desired, bridges=bridges.as_told(desired.bridges, told))
+        known_bridges = bridges.as_told(desired.bridges, self._inputs.attachments.told_macs())
+        desired = replace(desired, ports=self._tunnel_ports(networks, whole), bridges=known_bridges)
         done = self._apply(desired, kernel, snapshot, networks)
         if options or not self._inputs.bgp.stands:
             self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
