@@ -211,7 +211,7 @@ class Watch:
         return obj
 
     def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, Trouble]) -> None:
-        """Deliver changes and troubles; those of sources that were `seen` to be well again are over."""
+        """Deliver changes and troubles. A trouble ends when its source is `seen` to work again."""
         over = (self._troubles & set(seen)) - troubles.keys()
         self._troubles = (self._troubles - over) | troubles.keys()
         told = [

@@ -146,7 +146,7 @@ class Overlay:
     """Addresses that tunnels may come from."""
     backend: str = EBPF
     ends: frozenset[tuple[IPv4Address, IPv4Address]] = frozenset()
-    """For those of the nodes that send from no other node's blocks the address that their own are known by."""
+    """Nodes that send from their own blocks only: each of their addresses, and the one that `blocks` has."""
 
     @property
     def open(self) -> frozenset[IPv4Address]:
@@ -156,7 +156,7 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class Shut:
-    """Where no packet of a pod goes: to tunnels, which would take it for their node's once it is masqueraded."""
+    """Destinations closed to pods: tunnels, which would take a masqueraded packet of a pod for one of its node."""
 
     ports: tuple[int, ...] = ()
     """UDP ports of vxlan tunnels, that of this node first."""

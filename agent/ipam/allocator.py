@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from agent.model import Address, Subnet
 
 RANGES_KEPT = 64
-REMEMBERED = 4096  # addresses of which it is known when they were released; a /64 never gives one twice otherwise
+REMEMBERED = 4096  # released addresses whose time of release is kept; without a limit a /64 would keep all
 
 
 class ExhaustedError(Exception):
@@ -109,11 +109,11 @@ class Allocator:
     """Which addresses are in use and when the others were last: the same calls give the same answers."""
 
     def __init__(self, cool_down: float, remembered: int = REMEMBERED) -> None:
-        """`remembered`: of how many released addresses it is kept when, beside those that cool still."""
+        """`remembered`: how many released addresses keep their time of release, besides those that still cool."""
         self._cool_down = cool_down
         self._remembered = remembered
         self._forgotten = False
-        """Whether some are forgotten that count as never used when all others were."""
+        """Whether releases were forgotten: their addresses count as never used, once all others were given."""
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
         self._aside: dict[Address, float] = {}  # until when
@@ -206,7 +206,7 @@ class Allocator:
         return used, cooling, candidates.size - used - cooling
 
     def _forget(self, now: float) -> None:
-        """Keep no more than the latest of what has cooled and is not set aside."""
+        """Forget the oldest releases beyond the limit, but none that still cools or is set aside."""
         while len(self._released) > self._remembered:
             oldest, when = next(iter(self._released.items()))
             if now < when + self._cool_down or self._aside.get(oldest, now) > now:

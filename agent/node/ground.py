@@ -33,14 +33,15 @@ class Kernel:
     routers: frozenset[Address] = frozenset()
     """The gateways of the default routes."""
     outward: frozenset[str] = frozenset()
-    """Interfaces by which IPv4 packets leave that only the default route leads anywhere."""
+    """Interfaces of the IPv4 default route."""
 
 
 def read(nl: Netlink, *, gateways: bool = False, known: Known | None = None, node: str = "") -> Kernel:
-    """What is there now; the gateways of links, which are dear to find, only if wanted. Raises OSError.
+    """Read links, addresses and default routes. Raises OSError.
 
-    `known` is where nodes are. An InternalIP of `node` on lo, or a /32 or /128 on any link (as a dummy), counts as
-    one of the interface that leads to them.
+    `gateways`: also find the gateway of each link, which costs a dump of all routes. `known` is where
+    nodes are: an InternalIP of `node` on lo, or a /32 or /128 on any link (as a dummy), counts as one of the
+    interface that leads to them.
     """
     links, addresses = rtnl.links(nl), rtnl.addresses(nl)
     usable = {link.index: link for link in links if link.up and not is_made(link)}
