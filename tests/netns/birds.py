@@ -26,6 +26,7 @@ from agent.datapath.bird.daemon import Files
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.bird.values import BirdConfig, BirdStatus, Peer, State
 from tests.netns.node import CLONE_NEWNET, Pod, command, eventually
+from tests.netns.route_monitor import route_monitor
 
 needs_bird = pytest.mark.skipif(not shutil.which("bird"), reason="BIRD is not installed (Debian: bird2)")
 POOLS = (IPv4Network("10.244.0.0/16"),)
@@ -166,10 +167,7 @@ def converged(nodes: Sequence[Node], within: float = 15.0) -> float:
 
 def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:
     """What happens to a node's routes in the next seconds."""
-    argv = ("nsenter", f"--net={node.netns.path}", "timeout", str(seconds), "ip", "monitor", "route")
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    time.sleep(0.1)
-    return process
+    return route_monitor("nsenter", f"--net={node.netns.path}", seconds=seconds)
 
 
 def flow(source: Node, target: Node, seconds: float) -> subprocess.Popen[str]:

@@ -13,7 +13,8 @@ from agent.model import ROUTE_PROTOCOL, IPPool, Node
 from agent.node.confs import Confs
 from agent.node.route_marks import FILE, FIRST_PROTOCOL
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
-from tests.netns.test_reconcile import peer, ready, told_of_routes
+from tests.netns.route_monitor import told_of_routes
+from tests.netns.test_reconcile import peer, ready
 
 OVN = 84
 OTHER = 215

@@ -1,0 +1,52 @@
+"""What the kernel tells of changes of routes."""
+
+from __future__ import annotations
+
+import itertools
+import select
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.lab.space import PATIENCE
+
+MARKER = "198.51.100.1", "table", "4242"  # changed until the monitor tells it
+WITHIN = 60.0  # seconds
+
+
+def route_monitor(*enter: str, seconds: float = 600) -> subprocess.Popen[str]:
+    """`ip monitor route`, which listens already, for so long.
+
+    `enter` is a command that runs its arguments in another network namespace; without it, it is this one.
+    """
+    argv = (*enter, "timeout", str(seconds), "ip", "-N", "monitor", "route")
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + WITHIN * PATIENCE
+    for kind in itertools.cycle(("blackhole", "prohibit")):  # nobody is told of a replace that changes nothing
+        assert time.monotonic() < end, f"{argv} tells nothing"
+        subprocess.run((*enter, "ip", "route", "replace", kind, *MARKER), check=True)
+        if select.select([process.stdout], [], [], 0.02)[0]:
+            break
+    return process
+
+
+@contextmanager
+def told_of_routes() -> Iterator[list[str]]:
+    """What the kernel tells of changes of routes, in their order; it listens once this is entered."""
+    monitor = route_monitor()
+    heard: list[str] = []
+
+    def read() -> None:
+        for line in monitor.stdout or ():
+            heard.append(line)  # noqa: PERF402 - one by one, as they come
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield heard
+    finally:
+        monitor.terminate()  # `timeout` passes that on
+        monitor.wait()
+        reader.join()
