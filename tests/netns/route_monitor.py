@@ -23,6 +23,7 @@ def route_monitor(*enter: str, seconds: float = 600) -> subprocess.Popen[str]:
     """
     argv = (*enter, "timeout", str(seconds), "ip", "-N", "monitor", "route")
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
     end = time.monotonic() + WITHIN * PATIENCE
     for kind in itertools.cycle(("blackhole", "prohibit")):  # nobody is told of a replace that changes nothing
         assert time.monotonic() < end, f"{argv} tells nothing"
