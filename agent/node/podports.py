@@ -25,6 +25,8 @@ class Repaired:
     problems: list[Problem] = field(default_factory=list)
     failed: bool = False
     """Whether something failed that may succeed when it is tried again."""
+    busy: bool = False
+    """Whether a call was at work on a pod whose port differs; it may be a CHECK, which repairs nothing."""
 
 
 def sync(nl: Netlink, attachments: Attachments) -> Repaired:
@@ -47,7 +49,8 @@ def sync(nl: Netlink, attachments: Attachments) -> Repaired:
         if link and not lacking:
             continue
         with attachments.locks.attempt(attachment.key) as held:
-            # a call that is at work, or was meanwhile, has made the link what it should be, or removed it
+            done.busy |= not held
+            # a call that was at work meanwhile has made the link what it should be, or removed it
             if held and attachments.get(*attachment.key) is attachment:
                 _repair(seen, attachment, port, lacking, done)
     return done

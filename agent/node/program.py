@@ -58,6 +58,13 @@ class Programmed:
     """How many things of each kind were not as desired and now are."""
     routes: int = 0
     """How many of the desired routes are in the kernel."""
+    busy: bool = False
+    """Whether pods were left alone that are to be looked at again."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be tried again."""
+        return not self.failures and not self.busy
 
     def lacks(self, kind: str, device: str, problem: Problem) -> None:
         """Pods can't hang on a device, because of a problem."""
@@ -148,6 +155,7 @@ def pods(nl: Netlink, attachments: Attachments, done: Programmed) -> None:
         repaired = podports.sync(nl, attachments)
         done.problems.extend(repaired.problems)
         done.changed[PODS] = repaired.pods
+        done.busy = repaired.busy
         if repaired.failed:
             done.failures.add(PODS)
 

@@ -95,7 +95,9 @@ class Reconciler:
         self._wake = threading.Event()
         self.pace = pace()
         self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
-        self._verify = True
+        self._verify = threading.Event()
+        """Set when somebody else may have changed something."""
+        self._verify.set()
         self._nft: Filter | None = None
         self._ports = change.TunnelPorts()
         self._memory: dict[Network, tuple[View, NodeState]] = {}
@@ -113,7 +115,7 @@ class Reconciler:
 
     def drifted(self) -> None:
         """Somebody else changed something: look at everything."""
-        self._verify = True
+        self._verify.set()
         self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
@@ -122,7 +124,7 @@ class Reconciler:
         while not stop.is_set():
             pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures - 1)) if failures else self._until_next()
             if not self._wake.wait(pause):
-                self._verify = True
+                self._verify.set()
             if stop.wait(DEBOUNCE):
                 return
             self.pace.wait(stop)
@@ -155,10 +157,13 @@ class Reconciler:
         problem = Problem("reconciler", what, "a bug of testcni; its log has the trace")
         if problem not in self._told:
             log.exception("a round failed unexpectedly")
-        self._verify = True
+        self._verify.set()
         self._publish(replace(self.status.get(), problems=self._with_reported([problem])))
 
     def _round(self, snapshot: Snapshot) -> bool:
+        verify = self._verify.is_set()
+        if verify:  # before the kernel is read: what changes from here on is for the next round
+            self._verify.clear()
         known = self._recall.look(snapshot)
         whole = replace(snapshot, nodes=known.nodes)
         """With what Nodes lack just now: for what is in the kernel, and not for what pods are given."""
@@ -175,7 +180,7 @@ class Reconciler:
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         known_bridges = bridges.as_told(desired.bridges, self._inputs.attachments.told_macs())
         desired = replace(desired, ports=self._tunnel_ports(networks, whole), bridges=known_bridges)
-        done = self._apply(desired, kernel, snapshot, networks)
+        done = self._apply(desired, kernel, snapshot, networks, verify=verify)
         if options or not self._inputs.bgp.stands:
             self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         problems = [
@@ -193,7 +198,7 @@ class Reconciler:
         wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
         if self._giveback.look(snapshot, wanted, noted=self._noted):
             self._wake.set()
-        return not done.failures
+        return done.settled
 
     def _read(self, networks: list[Network], known: Known) -> tuple[ground.Kernel, Underlay] | None:
         """Read what is in the kernel; None where that fails, which is published."""
@@ -205,7 +210,7 @@ class Reconciler:
                 underlay = ground.underlay(links.host(), kernel, known, self._node)
         except OSError as error:
             self.errors.add(NETLINK)
-            self._verify = True
+            self._verify.set()
             problem = Problem(NETLINK, str(error), "it is tried again")
             still = self.status.get()  # what can't be looked at is taken to be as it was
             self._publish(replace(still, synced=True, problems=self._with_reported([problem])))
@@ -215,10 +220,15 @@ class Reconciler:
         return kernel, underlay
 
     def _apply(
-        self, desired: NodeState, kernel: ground.Kernel, snapshot: Snapshot, networks: list[Network]
+        self,
+        desired: NodeState,
+        kernel: ground.Kernel,
+        snapshot: Snapshot,
+        networks: list[Network],
+        *,
+        verify: bool,
     ) -> program.Programmed:
         """Make the kernel's state the desired one, pods' ports included, and count what was not so."""
-        verify, self._verify = self._verify, False
         nft = desired.filter
         ours = self._inputs.marks.ownership(blocks.everywhere(snapshot, networks))
         sysctls = self._inputs.sysctls
@@ -230,7 +240,8 @@ class Reconciler:
         program.underlay_forwards(desired, kernel, me.addresses if me else (), sysctls, done)
         if verify:
             program.pods(links.host(), self._inputs.attachments, done)
-        self._verify |= bool(done.failures)
+        if not done.settled:
+            self._verify.set()
         self.drift.note(desired, done)
         for what in done.failures:
             self.errors.add(what)

@@ -228,6 +228,13 @@ class Host:
     def delete(self, pod: Pod, conf: object = None, **more: Any) -> dict[str, Any]:
         return self.call("DEL", pod, conf, **more)
 
+    def looked(self) -> None:
+        """Wait until a whole round, which began after this, has looked at everything."""
+        for _ in range(3):  # the first may have begun before; when the third begins, the second is over
+            before = self.reconciler.pace.spent
+            self.reconciler.drifted()
+            eventually(lambda before=before: self.reconciler.pace.spent > before)  # type: ignore[misc]
+
     def state(self) -> dict[str, Any]:
         """All that an attachment could leave behind."""
         nl = links.host()

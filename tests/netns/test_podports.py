@@ -20,6 +20,7 @@ from agent.datapath.podport import Seen
 from agent.datapath.state import LINK_PREFIX
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
+from agent.ipam.attachments import Attachments
 from agent.model import ROUTE_PROTOCOL
 from agent.node import podports
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
@@ -338,6 +339,43 @@ def test_a_link_that_is_gone_is_a_problem_that_names_the_pod(tmp_path: Path, mod
     node.delete(node.pod)
     node.reconciler.drifted()
     eventually(lambda: not node.reconciler.status.get().problems)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pod_is_repaired_when_the_call_that_was_at_work_on_it_is_over(tmp_path: Path, mode: str) -> None:
+    node = Node(tmp_path, mode)
+    node.close()  # rounds are made by hand here
+    (attachment,) = node.attachments.all()
+    with node.attachments.locks.hold(attachment.key):  # as CHECK does, which changes nothing
+        change_mtu(node)
+        node.reconciler.drifted()
+        assert not node.reconciler.once(), "it is tried again"
+        assert "mtu 1300" in command("ip", "link", "show", node.link)
+    assert node.reconciler.once()
+    assert node.fine()
+    assert not any(node.reconciler.errors.all().values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_changes_while_a_round_looks_is_for_the_next_one(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, mode)
+    node.looked()
+    real, changed = podports.sync, threading.Event()
+
+    def sync(nl: Netlink, attachments: Attachments) -> podports.Repaired:
+        done = real(nl, attachments)
+        if not changed.is_set():
+            changed.set()
+            change_mtu(node)
+            node.reconciler.drifted()
+        return done
+
+    monkeypatch.setattr("agent.node.podports.sync", sync)
+    node.reconciler.drifted()
+    assert changed.wait(10)
+    eventually(node.fine)
 
 
 @pytest.mark.parametrize("mode", MODES)
