@@ -108,6 +108,7 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
     host, pod = Host(tmp_path, conf=conf), Pod("c1")
     other = Pod("other")
     host.add(other)
+    host.close()  # a thread that holds a lock when the process forks would hold it in the child for ever
     before = host.state()
     steps = Steps(tmp_path, monkeypatch)
     crashes = 0
