@@ -114,7 +114,8 @@ class Space:
         with self._holder.stdout as out, self._holder.stderr as err:
             ready, _, pid = out.readline().strip().partition(" ")
             if ready != "ready":
-                raise SpaceError(f"{self.name}: {err.read().strip()}")
+                words = err.read().strip() or "it said nothing"
+                raise SpaceError(f"{self.name}: its holder ended with {self._holder.wait()}: {words}")
             self.inner = int(pid or self.pid)
 
     @property
