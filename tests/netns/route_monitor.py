@@ -17,15 +17,15 @@ WITHIN = 60.0  # seconds
 
 
 def route_monitor(*enter: str, seconds: float = 600) -> subprocess.Popen[str]:
-    """`ip monitor route`, which listens already, for so long.
+    """Start `ip monitor route` for so many seconds; it listens when this returns.
 
-    `enter` is a command that runs its arguments in another network namespace; without it, it is this one.
+    `enter`: a command that runs its arguments in another network namespace; without it the monitor is in this one.
     """
     argv = (*enter, "timeout", str(seconds), "ip", "-N", "monitor", "route")
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     end = time.monotonic() + WITHIN * PATIENCE
-    for kind in itertools.cycle(("blackhole", "prohibit")):  # nobody is told of a replace that changes nothing
+    for kind in itertools.cycle(("blackhole", "prohibit")):  # a replace that changes nothing is not told
         assert time.monotonic() < end, f"{argv} tells nothing"
         subprocess.run((*enter, "ip", "route", "replace", kind, *MARKER), check=True)
         if select.select([process.stdout], [], [], 0.02)[0]:

@@ -6,6 +6,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from agent.model import Network, Node, Problem, Snapshot
 from agent.observe import announce
 from agent.observe.announce import Announcer
 from agent.shared import Latest, NodeStatus, Notice, Notices
-from tests.timing import in_time
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
@@ -104,16 +104,16 @@ def test_a_problem_that_lasts_is_an_event_once_until_it_comes_again(told: Told) 
     eventually(lambda: len(told.all("POST")) == 2)
 
 
-def test_what_solves_itself_at_once_is_no_event(told: Told) -> None:
-    def turn(_number: int) -> bool:
-        before = len(told.all("POST"))
-        told.status.publish(NodeStatus(problems=(PROBLEM,)))
-        time.sleep(0.05)
-        told.status.publish(NodeStatus())
-        time.sleep(0.4)
-        return len(told.all("POST")) == before
-
-    in_time(turn)
+def test_what_solves_itself_at_once_is_no_event(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(announce, "time", SimpleNamespace(monotonic=lambda: now))
+    told.status.publish(NodeStatus(problems=(PROBLEM,)))
+    eventually(lambda: PROBLEM in told.announcer._since)
+    told.status.publish(NodeStatus())
+    eventually(lambda: not told.announcer._since)
+    now += 60
+    time.sleep(0.4)
+    assert told.all("POST") == []
 
 
 def test_a_flood_of_problems_is_no_flood_of_events(told: Told) -> None:
