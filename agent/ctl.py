@@ -8,11 +8,13 @@ import os
 import socket
 import sys
 import time
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from agent import strictjson
 from agent.cni.protocol import PROTOCOL
+from agent.model import FAMILIES
 
 EXIT_PROBLEMS, EXIT_UNABLE, EXIT_NO_AGENT = 1, 3, 4
 WITHIN = 5.0  # seconds
@@ -46,12 +48,13 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
         f"  {doc['nodes']} nodes, {doc['routes']} routes to peers, {doc['attachments']} pod interfaces, "
         f"up {doc['uptimeSeconds']:.0f} s, datastore {doc['datastore']}"
     )
-    rows = [("NETWORK", "MODE", "DEVICE", "USED", "COOLING", "FREE", "BLOCKS")]
+    rows = [("NETWORK", "MODE", "DEVICE", "FAMILY", "USED", "COOLING", "FREE", "BLOCKS")]
     for network in doc["networks"]:
-        addresses = network["addresses"]
-        counts = (str(addresses[key]) for key in ("used", "cooling", "free"))
         device = network.get("parent") or network["bridge"]
-        rows.append((network["name"], network["mode"], device, *counts, " ".join(network["blocks"])))
+        for family, addresses in network["addresses"].items():
+            counts = (str(addresses[key]) for key in ("used", "cooling", "free"))
+            blocks = " ".join(b for b in network["blocks"] if FAMILIES[ip_network(b).version] == family)
+            rows.append((network["name"], network["mode"], device, family, *counts, blocks))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if bgp := doc.get("bgp"):

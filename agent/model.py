@@ -12,6 +12,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 API_VERSION = "testcni.io/v1"
+FAMILIES: Mapping[int, str] = {4: "ipv4", 6: "ipv6"}
+"""The names of the IP versions, where people and metrics tell them apart."""
 ROUTE_PROTOCOL = 116
 """By which our routes are known, unless an option says otherwise: 't', registered by nobody (docs/marks.md)."""
 

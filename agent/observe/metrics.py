@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
@@ -15,7 +17,7 @@ from prometheus_client.registry import Collector
 from agent import __version__
 from agent.cni.journal import Journal
 from agent.datapath.bird.values import BirdStatus
-from agent.model import MODES, Snapshot
+from agent.model import FAMILIES, MODES, Snapshot
 from agent.node.follower import Follower
 from agent.node.reconcile import Reconciler
 from agent.shared import Sink
@@ -163,17 +165,20 @@ def _ipip(counted: Mapping[str, int]) -> Metric:
 
 def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     """Addresses and blocks; of two confs of one name (one has changed, pods are on both) the larger counts."""
-    networks: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for entry in sorted(reported, key=lambda entry: sum(entry["addresses"].values())):
-        networks[entry["name"], entry["mode"]] = entry
-    addresses: dict[tuple[str, ...], float] = {
-        (*key, state): count for key, entry in networks.items() for state, count in entry["addresses"].items()
-    }
-    yield _gauge("addresses", "Addresses in this node's blocks", ["network", "mode", "state"], addresses)
+    largest: dict[tuple[str, str, str], Mapping[str, int]] = {}
     blocks: dict[tuple[str, ...], float] = {}
-    for (name, _mode), entry in networks.items():
-        blocks[name,] = max(blocks.get((name,), 0), len(entry["blocks"]))
-    yield _gauge("blocks", "Blocks of addresses that this node has", ["network"], blocks)
+    for entry in reported:
+        found = Counter(FAMILIES[ip_network(block).version] for block in entry["blocks"])
+        for family, counts in entry["addresses"].items():
+            key = (entry["name"], entry["mode"], family)
+            largest[key] = max(counts, largest.get(key, {}), key=lambda counts: sum(counts.values()))
+            blocks[entry["name"], family] = max(blocks.get((entry["name"], family), 0), found[family])
+    addresses: dict[tuple[str, ...], float] = {
+        (*key, state): count for key, counts in largest.items() for state, count in counts.items()
+    }
+    labels = ["network", "mode", "family", "state"]
+    yield _gauge("addresses", "Addresses in this node's blocks, by IP version", labels, addresses)
+    yield _gauge("blocks", "Blocks of addresses that this node has", ["network", "family"], blocks)
 
 
 def _ebpf(counted: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from agent.config import AgentConfig
 from agent.datapath import bpf, guard, overlay
 from agent.datapath.bird.values import BirdStatus
 from agent.ipam import blocks
+from agent.ipam.allocator import Range
 from agent.ipam.attachments import Attachments
-from agent.model import Network, Snapshot, Subnet
+from agent.model import FAMILIES, Network, Snapshot, Subnet
 from agent.shared import NodeStatus
 
 
@@ -79,11 +81,17 @@ def _network(
     network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: Attachments
 ) -> dict[str, Any]:
     uplink, ranges = status.uplinks.get(network), blocks.prepared(status, network, own)
-    used, cooling, free = (sum(counts) for counts in zip(*map(attachments.counts, ranges), strict=True))
+    versions = status.families.get(network, frozenset(block.version for block in own))
     return {
         "name": network.name,
         "mode": network.mode,
         **({"parent": uplink.device} if uplink else {"bridge": network.bridge}),
         "blocks": [str(block) for block in own],
-        "addresses": {"used": used, "cooling": cooling, "free": free},
+        "addresses": {FAMILIES[v]: _addresses(ranges, v, attachments) for v in sorted(versions)},
     }
+
+
+def _addresses(ranges: Iterable[Range], version: int, attachments: Attachments) -> dict[str, int]:
+    """Count the addresses of one IP version by state; all 0 where the node has no block of it."""
+    counts = [attachments.counts(candidates) for candidates in ranges if candidates.block.version == version]
+    return {state: sum(count[n] for count in counts) for n, state in enumerate(("used", "cooling", "free"))}

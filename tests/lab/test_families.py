@@ -13,8 +13,10 @@ import pytest
 from agent.cluster.folder import Folder
 from agent.errors import Code
 from agent.model import IPBlock
-from tests.lab.lab import Lab, Pod, lab
+from tests.lab.lab import Lab, LabNode, Pod, lab
 from tests.lab.runner import RunnerError
+from tests.lab.talk import eventually
+from tests.lab.test_metrics import value
 
 CONF = {"cniVersion": "1.0.0", "name": "testcni", "type": "testcni"}
 FOUR, SIX = {"cidr": "10.250.0.0/29", "blockSize": 30}, {"cidr": "fd00:250::/64", "blockSize": 126}
@@ -42,6 +44,14 @@ def blocks(it: Lab, version: int) -> list[str]:
     return sorted(str(cidr) for cidr in found if cidr.version == version)
 
 
+def counted(node: LabNode) -> dict[str, tuple[int, int]]:
+    """Used and free addresses by IP version; empty while status and metrics differ, as they are asked apart."""
+    (network,) = node.ask()["networks"]
+    counts: dict[str, dict[str, int]] = network["addresses"]
+    metrics = {f: {s: value(node, "testcni_addresses", family=f, state=s) for s in counts[f]} for f in counts}
+    return {f: (count["used"], count["free"]) for f, count in counts.items()} if metrics == counts else {}
+
+
 def versions(pod: Pod) -> list[int]:
     return [ip_address(entry["address"].partition("/")[0]).version for entry in pod.result["ips"]]
 
@@ -50,6 +60,7 @@ def test_each_pod_gets_an_address_of_each_pools_ip_version_or_the_reason() -> No
     with pools_of(CONF, four=FOUR, six=SIX) as it:
         (node,) = it.nodes
         pods = [node.add_pod(f"p{n}") for n in range(2)]  # a block of IPv4 has one address for a pod
+        eventually(lambda: counted(node) == {"ipv4": (2, 0), "ipv6": (2, 0)}, 5)
         assert [versions(pod) for pod in pods] == [[4, 6], [4, 6]]
         assert len(blocks(it, 4)) == 2
         began = time.monotonic()
@@ -68,6 +79,7 @@ def test_a_mode_that_carries_ipv4_only_leaves_an_ipv6_pool_alone() -> None:
         (node,) = it.nodes
         for n in range(2):
             assert versions(node.add_pod(f"p{n}")) == [4]
+        eventually(lambda: counted(node) == {"ipv4": (2, 0)}, 5)
         with pytest.raises(RunnerError, match="no block is left in four"):
             node.add_pod("late")
         assert blocks(it, 6) == []

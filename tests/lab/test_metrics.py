@@ -53,7 +53,7 @@ def test_a_node_from_unready_to_at_work() -> None:
         pod = one.add_pod("a")
         call = {"verb": "ADD", "mode": "host-gw", "result": "ok"}
         assert value(one, "testcni_cni_request_duration_seconds_count", **call) == 1
-        assert value(one, "testcni_addresses", network="testcni", state="used") == 1
+        assert value(one, "testcni_addresses", network="testcni", family="ipv4", state="used") == 1
         assert value(one, "testcni_attachments") == 1
         assert value(one, "testcni_nodes") == 2
         assert value(one, "testcni_peers") == 1
@@ -61,7 +61,7 @@ def test_a_node_from_unready_to_at_work() -> None:
         one.space.exec("ip", "route", "flush", "proto", str(ROUTE_PROTOCOL))
         eventually(lambda: value(one, "testcni_drift_repaired_total", kind="routes") == 1, 5)
         one.delete_pod(pod)
-        assert value(one, "testcni_addresses", network="testcni", state="cooling") == 1
+        assert value(one, "testcni_addresses", network="testcni", family="ipv4", state="cooling") == 1
         assert value(one, "process_open_fds")
         told = json.loads(get(one, "/status")[1])
         assert {k: told[k] for k in ("node", "synced", "problems")} == {

@@ -153,7 +153,7 @@ def test_an_address_that_a_stranger_has_is_told_and_not_given() -> None:
             node.add_pod("b", args="IP=172.18.9.0")
         # what is excluded later is not given any more, though the block has it
         put_pool(it, cidr="172.18.9.0/29", blockSize=29, exclude=["172.18.9.0/30"])
-        eventually(lambda: node.ask()["networks"][0]["addresses"]["free"] == 4, 5)
+        eventually(lambda: node.ask()["networks"][0]["addresses"]["ipv4"]["free"] == 4, 5)
         assert node.add_pod("c").address == "172.18.9.4"
 
 

@@ -11,6 +11,11 @@ from agent.model import Snapshot, Uplink
 from agent.observe.report import report
 from agent.shared import NodeStatus
 
+DOC: dict[str, Any] = {
+    "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,
+    "datastore": "dir:/x", "networks": [], "problems": [],
+}  # fmt: skip
+
 
 def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
     """The table of networks, from the report of a node that has prepared them, in words."""
@@ -30,15 +35,23 @@ def test_a_network_of_any_mode_is_shown_with_what_its_pods_hang_on(tmp_path: Pat
     lan = {"name": "lan", "mode": "macvlan", "subnet": "192.0.2.0/24", "ipam": {"rangeStart": "192.0.2.250"}}
     pods = {"name": "pods", "bridge": "br7", "subnet": "10.244.1.0/24"}
     assert shown(tmp_path, lan, pods) == [
-        "NETWORK MODE DEVICE USED COOLING FREE BLOCKS",
-        "lan macvlan bond0 0 0 6 192.0.2.0/24",
-        "pods host-gw br7 0 0 253 10.244.1.0/24",
+        "NETWORK MODE DEVICE FAMILY USED COOLING FREE BLOCKS",
+        "lan macvlan bond0 ipv4 0 0 6 192.0.2.0/24",
+        "pods host-gw br7 ipv4 0 0 253 10.244.1.0/24",
+    ]
+
+
+def test_a_network_of_two_ip_versions_has_a_line_for_each() -> None:
+    counts = {"ipv4": {"used": 2, "cooling": 1, "free": 250}, "ipv6": {"used": 2, "cooling": 0, "free": 2**64 - 4}}
+    blocks = ["10.244.1.0/24", "10.244.9.0/24", "fd00:1::/64"]
+    network = {"name": "pods", "mode": "host-gw", "bridge": "br7", "blocks": blocks, "addresses": counts}
+    text = ctl.render({**DOC, "networks": [network]}, colour=False)
+    assert [" ".join(line.split()) for line in text.splitlines()[3:]] == [
+        "pods host-gw br7 ipv4 2 1 250 10.244.1.0/24 10.244.9.0/24",
+        f"pods host-gw br7 ipv6 2 0 {2**64 - 4} fd00:1::/64",
     ]
 
 
 def test_a_problem_is_shown_with_its_remedy() -> None:
-    doc = {
-        "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,
-        "datastore": "dir:/x", "networks": [], "problems": [{"where": "eth0", "what": "is down", "remedy": "up"}],
-    }  # fmt: skip
+    doc = {**DOC, "problems": [{"where": "eth0", "what": "is down", "remedy": "up"}]}
     assert "problem eth0: is down; up" in ctl.render(doc, colour=False)

@@ -31,8 +31,10 @@ from agent.datapath.netns import NetnsLostError
 from agent.datapath.overlay import Count
 from agent.datapath.state import Bridge, NodeState, Route
 from agent.errors import CniError
+from agent.ipam import blocks
+from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
-from agent.model import IPBlock, Network, Node, Problem
+from agent.model import IPBlock, Network, Node, Problem, Subnet
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.follower import Follower
@@ -176,15 +178,58 @@ def test_node_and_networks(parts: Parts) -> None:
     assert parts.value("routes_programmed") == 2
     assert parts.value("problems") == 1
     assert parts.value("attachments") == 0
-    assert parts.value("blocks", network="pods") == 1
-    assert parts.value("addresses", network="pods", mode="host-gw", state="free") == 253
+    assert parts.value("blocks", network="pods", family="ipv4") == 1
+    assert parts.value("addresses", network="pods", mode="host-gw", family="ipv4", state="free") == 253
     assert parts.value("build_info", version=agent.__version__) == 1
 
 
 def test_a_network_whose_conf_changed_is_one_series(parts: Parts) -> None:
     smaller = replace(POD_NET, range_start=ipaddress.ip_address("10.244.1.200"))
-    parts.reconciler.status.publish(NodeStatus(True, {POD_NET: (BLOCK,), smaller: (BLOCK,)}))
-    assert parts.value("addresses", network="pods", mode="host-gw", state="free") == 253
+    for order in ({POD_NET: (BLOCK,), smaller: (BLOCK,)}, {smaller: (BLOCK,), POD_NET: (BLOCK,)}):
+        parts.reconciler.status.publish(NodeStatus(True, order))
+        assert parts.value("addresses", network="pods", mode="host-gw", family="ipv4", state="free") == 253
+
+
+BOTH = Network("both")
+SIX = ipaddress.ip_network("fd00:1::/120")
+
+
+def test_addresses_and_blocks_are_counted_by_ip_version(parts: Parts) -> None:
+    more = ipaddress.ip_network("10.244.2.0/30")
+    known = {BOTH: frozenset({4, 6})}
+    parts.reconciler.status.publish(NodeStatus(True, {BOTH: (BLOCK, more, SIX)}, families=known))
+    parts.attachments.load()
+    status = parts.reconciler.status.get()
+    for n in range(2):
+        wanted = Attachment(f"c{n}", "eth0", BOTH, "/x", "", (), "")
+        parts.attachments.reserve(wanted, blocks.prepared(status, BOTH, status.blocks[BOTH]), (), 0)
+    expected = {("ipv4", "used"): 2, ("ipv4", "free"): 252, ("ipv6", "used"): 2, ("ipv6", "free"): 252}
+    for (family, state), count in expected.items():
+        found = parts.value("addresses", network="both", mode="host-gw", family=family, state=state)
+        assert found == count, (family, state)
+    assert parts.value("blocks", network="both", family="ipv4") == 2
+    assert parts.value("blocks", network="both", family="ipv6") == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "families", "listed"),
+    [
+        ((BLOCK,), {4}, {"ipv4": 253}),
+        ((BLOCK,), {4, 6}, {"ipv4": 253, "ipv6": 0}),  # pools of both, and no IPv6 block is left
+        ((BLOCK, SIX), {4}, {"ipv4": 253}),  # links that are too small for IPv6
+        ((BLOCK, SIX), None, {"ipv4": 253, "ipv6": 254}),
+        ((SIX,), {6}, {"ipv6": 254}),
+    ],
+)
+def test_an_ip_version_that_pods_get_no_address_of_is_not_listed(
+    parts: Parts, own: tuple[Subnet, ...], families: set[int] | None, listed: dict[str, int]
+) -> None:
+    known = {} if families is None else {BOTH: frozenset(families)}
+    parts.reconciler.status.publish(NodeStatus(True, {BOTH: own}, families=known))
+    (entry,) = parts.report()["networks"]
+    assert {family: counts["free"] for family, counts in entry["addresses"].items()} == listed
+    found = {dict(labels)["family"] for name, labels in parts.samples() if name == "testcni_addresses"}
+    assert found == listed.keys()
 
 
 def test_watches(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
