@@ -31,7 +31,7 @@ from agent.datapath.monitor import Monitor
 from agent.ending import Ending
 from agent.errors import MustEndError
 from agent.ipam.attachments import Attachments
-from agent.model import Problem, Snapshot
+from agent.model import Address, Problem, Snapshot
 from agent.node import keeper, route_marks
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
@@ -125,6 +125,7 @@ class Agent:
             bird=self._bird.want,
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
+            servers=servers(conf.datastore),
             marks=RouteMarks(conf.run_dir, conf.route_protocol),
         )
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
@@ -305,6 +306,16 @@ def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
     load = partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster
     server = api.Api(load)
     return Kubernetes(server), Kubernetes(api.Api(load, ADD_WAITS)), server
+
+
+def servers(datastore: str) -> frozenset[Address]:
+    """Return the addresses of the API server behind a datastore, as far as they are known; a folder has none."""
+    kind, _, where = datastore.partition(":")
+    if kind == "dir":
+        return frozenset()
+    from agent.cluster import server_address  # noqa: PLC0415 - see above
+
+    return server_address.addresses(where)
 
 
 def announcer(

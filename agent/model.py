@@ -79,6 +79,11 @@ class IPBlock:
     """Tells it from one of the same name that was there before (Kubernetes); empty where nobody gives one."""
     created: str = field(default="", compare=False)
     """When the object was created, in a form that sorts by time; empty: nobody says."""
+    shared: bool = False
+    """Whether a network claimed it whose pods share their parent's subnet: then no network routes it.
+
+    False in blocks of versions that did not write it, whatever claimed them.
+    """
 
     @property
     def name(self) -> str:
@@ -152,6 +157,18 @@ Resource = Node | IPPool | IPBlock | IPReservation | Described
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """What a node needs for itself, and no routed block of pods' addresses may overlap."""
+
+    networks: tuple[tuple[Subnet, str], ...] = ()
+    """The networks of its interfaces, each with a text for people, such as `192.0.2.1/24 of eth0`."""
+    routers: frozenset[Address] = frozenset()
+    """The gateways of its default routes."""
+    servers: frozenset[Address] = frozenset()
+    """The addresses by which the agent reaches the API server."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster as last seen; `synced` once each kind has been listed completely."""
 
@@ -160,6 +177,8 @@ class Snapshot:
     pools: Mapping[str, IPPool] = field(default_factory=dict)
     blocks: Mapping[str, IPBlock] = field(default_factory=dict)
     reservations: Mapping[str, IPReservation] = field(default_factory=dict)
+    ground: Ground = field(default_factory=Ground)
+    """What this node stands on; empty where nobody has looked."""
 
 
 @dataclass(frozen=True, slots=True)

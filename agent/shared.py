@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from agent.model import Address, Network, Problem, Receives, Subnet, Uplink
+from agent.model import Address, Ground, Network, Problem, Receives, Subnet, Uplink
 
 T = TypeVar("T")
 
@@ -110,6 +110,10 @@ class NodeStatus:
     """Addresses of this node's pods that are in none of its blocks, and for which its state is in the kernel."""
     away: frozenset[Subnet] = frozenset()
     """Single addresses for which this node has a route to another."""
+    ground: Ground = field(default_factory=Ground)
+    """What this node stands on."""
+    pool_faults: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with IPPools, by their names; those that are right are left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Fences:
         self._gateways = not view.network.link_mode
         """Whether each block needs an address for this node."""
         self._networks = [(local.interface.version, *span(local.interface.network), local) for local in near]
+        self._servers = [(server.version, int(server), server) for server in view.snapshot.ground.servers]
         self._routers = [(router.version, int(router), router) for router in view.routers]
         self._ages = {name: node.created for name, node in view.snapshot.nodes.items()}
         ends = ((name, a) for found in underlay.chosen(view).chosen.values() for name, a in found.items())
@@ -66,6 +67,11 @@ class Fences:
         return router or next(
             (end for end, name in self._inside(block) if not self._is_younger(name, owner)), None
         )
+
+    def _server(self, block: Subnet) -> Address | None:
+        (first, last), version = span(block), block.version
+        found = (s for of, number, s in self._servers if of == version and first <= number <= last)
+        return next(found, None)
 
     def newcomers(self, block: Subnet, owner: str) -> Iterator[Problem]:
         """Nodes whose ends are in a block of an older node: it keeps the block, so they may not be reached."""
@@ -94,6 +100,8 @@ class Fences:
             return f"is too small for a gateway and a pod: /{LARGEST_BLOCK_SIZE[block.version]} is the smallest"
         if local := self.network(block):
             return f"overlaps {local.interface} of this node's {local.device}"
+        if server := self._server(block):
+            return f"contains {server}, an address of the Kubernetes API server"
         if address := self.address(block, owner):
             return f"contains {address}, which is a node's address or gateway"
         return ""

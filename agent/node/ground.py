@@ -12,7 +12,7 @@ from agent.datapath import bridges, ipip, rtnl, tunnel
 from agent.datapath.netlink import Netlink
 from agent.datapath.rtnl import Link, LinkAddress
 from agent.datapath.state import LINK_PREFIX, LocalAddress, Underlay
-from agent.model import Address
+from agent.model import Address, Ground, Node
 from agent.modes.underlay import end
 from agent.node.recall import Known
 
@@ -72,6 +72,22 @@ def read(nl: Netlink, *, gateways: bool = False, known: Known | None = None, nod
 def is_made(link: Link) -> bool:
     """Whether testcni made a link, for a pod or for the node."""
     return bridges.is_ours(link) or tunnel.is_ours(link) or ipip.is_ours(link) or link.name.startswith(LINK_PREFIX)
+
+
+def stands_on(kernel: Kernel, me: Node | None, servers: frozenset[Address] = frozenset()) -> Ground:
+    """Return what no block of pods' addresses may overlap on this node.
+
+    `servers`: the addresses by which the agent reaches the API server. A single address counts only where it is
+    the node's InternalIP: the kernel reaches others whatever the block, as it looks at local addresses first.
+    """
+    mine = me.addresses if me else ()
+    near = {
+        local.interface.network: f"{local.interface} of {local.device}"
+        for local in reversed(kernel.local)
+        if local.interface.ip in mine or local.interface.network.num_addresses > 1
+    }
+    order = sorted(near.items(), key=lambda entry: (entry[0].version, int(entry[0].network_address), entry[1]))
+    return Ground(tuple(order), kernel.routers, servers)
 
 
 def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:

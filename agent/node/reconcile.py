@@ -13,7 +13,7 @@ from agent.datapath import bridges, links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import Filter, LocalAddress, NodeState, Underlay, union
-from agent.ipam import blocks, reservations
+from agent.ipam import blocks, pool_faults, reservations
 from agent.ipam.attachments import Attachments
 from agent.model import IPIP, ROUTE_PROTOCOL, Address, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
@@ -23,6 +23,7 @@ from agent.node import change, ground, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
+from agent.node.ground import stands_on
 from agent.node.recall import Known, Recall, identity
 from agent.node.route_marks import RouteMarks
 from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink, Tally, pace
@@ -56,6 +57,8 @@ class Inputs:
     """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE
     """Seconds without use after which a claimed block goes back to its pool."""
+    servers: frozenset[Address] = frozenset()
+    """The addresses by which the agent reaches the API server."""
     marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
     """By which protocol number the node's routes are known."""
 
@@ -103,6 +106,7 @@ class Reconciler:
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
+        self._faults = pool_faults.Known()
         self._said: Receives = ()
         """What peers have to be told of this node's addresses."""
         self._leaving = change.Leaving(earlier.blocks)
@@ -173,6 +177,8 @@ class Reconciler:
         if read is None:
             return False
         kernel, underlay = read
+        ground = stands_on(kernel, whole.nodes.get(self._node), self._inputs.servers)
+        snapshot, whole = replace(snapshot, ground=ground), replace(whole, ground=ground)
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         options, wrong = self._inputs.bgp.look()
         ipv6 = (self._inputs.sysctls / "ipv6").exists()
@@ -288,6 +294,8 @@ class Reconciler:
                 guests=guests,
                 away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
                 receives=self._receives(),
+                ground=snapshot.ground,
+                pool_faults=self._faults.look(snapshot, networks),
             )
         )
 

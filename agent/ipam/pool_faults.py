@@ -1,0 +1,124 @@
+"""What is wrong with IPPools, as far as an agent can know: pure functions of the snapshot.
+
+The API server refuses some of it when a pool is created (manifests/base). Agents also see what comes later, such
+as a podCIDR, and clusters without these rules.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+
+from agent import special
+from agent.ipam.ownership import span
+from agent.model import Address, IPPool, Network, Node, Snapshot, Subnet
+
+
+def faults(snapshot: Snapshot, networks: Iterable[Network] = ()) -> Mapping[str, str]:
+    """Return what is wrong with each pool, by the pool's name; pools that are right are left out.
+
+    `networks`: the networks in force on this node. A pool whose addresses macvlan or ipvlan pods have may lie in
+    the nodes' own subnet. The texts are stable: of several faults always the same one is told.
+    """
+    shared = [network.subnet for network in networks if network.shared and network.subnet]
+    found = {name: next(_faults(pool, snapshot, shared), "") for name, pool in sorted(snapshot.pools.items())}
+    return {name: fault for name, fault in found.items() if fault}
+
+
+class Known:
+    """The faults of the last snapshot: thousands of nodes are compared only after a change."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Snapshot, tuple[Network, ...]] | None = None
+        self._found: Mapping[str, str] = {}
+
+    def look(self, snapshot: Snapshot, networks: Iterable[Network]) -> Mapping[str, str]:
+        """Return `faults` of these; the same value again while nothing of it has changed."""
+        shared = tuple(network for network in networks if network.shared)
+        if self._seen is None or not _alike(self._seen[0], snapshot) or self._seen[1] != shared:
+            self._found = faults(snapshot, shared)
+            self._seen = snapshot, shared
+        return self._found
+
+
+def _alike(one: Snapshot, other: Snapshot) -> bool:
+    same = one.nodes is other.nodes and one.pools is other.pools and one.blocks is other.blocks
+    return same and one.ground == other.ground
+
+
+def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
+    """Return whether only networks whose pods share their parent's subnet may have addresses of the pool.
+
+    This is so where they have claimed a block of it, and where the pool lies in a network of this node's.
+    """
+    if any(_within(pool.cidr, network) for network, _text in snapshot.ground.networks):
+        return True
+    return any(block.shared and block.pool == pool.name for block in snapshot.blocks.values())
+
+
+def overlaps(one: Subnet, other: Subnet) -> bool:
+    """Return whether two networks share an address."""
+    return one.version == other.version and one.overlaps(other)
+
+
+def on_ground(cidr: Subnet, snapshot: Snapshot) -> str:
+    """Return the network of this node's that a CIDR overlaps, for people; empty where it overlaps none."""
+    return next((text for network, text in snapshot.ground.networks if overlaps(cidr, network)), "")
+
+
+def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
+    """Yield what no new block of a network may overlap, besides blocks and podCIDRs.
+
+    Pods that share their parent's subnet live among the nodes: there single addresses are left out, not blocks.
+    """
+    yield from (kept.network for kept in special.CLASSES)
+    yield from map(ipaddress.ip_network, snapshot.ground.servers)
+    if network.shared:
+        return
+    yield from (near for near, _text in snapshot.ground.networks)
+    yield from map(ipaddress.ip_network, snapshot.ground.routers)
+    yield from (ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
+
+
+def _pod_cidr(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Subnet, str] | None:
+    """Return the first podCIDR by address that a CIDR overlaps, and the name of its Node."""
+    (first, last), version = span(cidr), cidr.version
+    blocks = ((block, node.name) for node in nodes for block in node.blocks if block.version == version)
+    given = ((*span(block), block, name) for block, name in blocks)
+    met = (entry for entry in given if entry[0] <= last and first <= entry[1])
+    found = min(met, key=lambda entry: (entry[0], entry[3]), default=None)
+    return (found[2], found[3]) if found else None
+
+
+def _address(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Address, str] | None:
+    """Return the first InternalIP in a CIDR, and the name of its Node."""
+    (first, last), version = span(cidr), cidr.version
+    known = ((int(a), a, node.name) for node in nodes for a in node.addresses if a.version == version)
+    met = (entry for entry in known if first <= entry[0] <= last)
+    found = min(met, key=lambda entry: (entry[0], entry[2]), default=None)
+    return (found[1], found[2]) if found else None
+
+
+def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet]) -> Iterator[str]:
+    """Yield what is wrong with a pool, the worst first."""
+    cidr = pool.cidr
+    if kept := special.against(cidr):
+        yield f"it overlaps {kept}"
+    for server in sorted(snapshot.ground.servers, key=str):
+        if server.version == cidr.version and server in cidr:
+            yield f"it contains {server}, an address of the Kubernetes API server"
+    for name, other in sorted(snapshot.pools.items()):
+        if name != pool.name and overlaps(other.cidr, cidr):
+            yield f"it overlaps {other.cidr} of IPPool {name}"
+    if given := _pod_cidr(cidr, snapshot.nodes.values()):
+        yield f"it overlaps podCIDR {given[0]} of node {given[1]}"
+    if is_shared(pool, snapshot) or any(overlaps(cidr, subnet) for subnet in shared):
+        return
+    if near := on_ground(cidr, snapshot):
+        yield f"it overlaps {near}, a network of the nodes"
+    if address := _address(cidr, snapshot.nodes.values()):
+        yield f"it contains {address[0]}, the InternalIP of node {address[1]}"
+
+
+def _within(cidr: Subnet, network: Subnet) -> bool:
+    return cidr.version == network.version and cidr.subnet_of(network)  # type: ignore[arg-type]
