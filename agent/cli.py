@@ -20,7 +20,7 @@ from agent.cluster.folder import Folder
 from agent.cluster.store import Datastore
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
-from agent.cni.server import Server
+from agent.cni.server import WORKERS, Server
 from agent.cni.stays import Known, Stays
 from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
@@ -305,7 +305,7 @@ def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
 
     load = partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster
     server = api.Api(load)
-    return Kubernetes(server), Kubernetes(api.Api(load, ADD_WAITS)), server
+    return Kubernetes(server), Kubernetes(api.Api(load, ADD_WAITS, WORKERS)), server
 
 
 def servers(datastore: str) -> frozenset[Address]:

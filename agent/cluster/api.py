@@ -25,6 +25,7 @@ from agent.strictjson import JsonError
 
 CONNECT_WITHIN = 5.0  # seconds
 ANSWER_WITHIN = 15.0  # seconds
+LOOPS = 32  # threads that may ask at once, calls of the plugin apart: a watch for each kind, and the agent's parts
 JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a tenth of a Pod (API concepts)
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
@@ -42,7 +43,8 @@ CONFIGURATION = (
 )
 """What the client's own configuration raises."""
 NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
-# A connection whose other end is gone without a word is dead after 15 + 3 x 5 s (tcp(7)).
+# A connection whose other end is gone without a word is dead after 30 s, whether it is idle (15 + 3 x 5) or
+# something was sent (tcp(7)).
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -88,11 +90,17 @@ class Request:
 
 
 class Api:
-    """Requests to one API server, each answered `within` so many seconds; for several threads at once."""
+    """Requests to one API server, each answered `within` so many seconds; for several threads at once.
 
-    def __init__(self, load: Callable[[], Configuration], within: float = ANSWER_WITHIN) -> None:
+    `threads`: how many may ask at once. As many connections are kept open, as each new one costs a TLS handshake.
+    """
+
+    def __init__(
+        self, load: Callable[[], Configuration], within: float = ANSWER_WITHIN, threads: int = LOOPS
+    ) -> None:
         self._load = load
         self._within = within
+        self._threads = threads
         self._lock = threading.Lock()
         self._client: ApiClient | None = None
 
@@ -143,7 +151,9 @@ class Api:
         with self._lock:
             if self._client is None:
                 try:
-                    self._client = ApiClient(self._load())
+                    configuration = self._load()
+                    configuration.connection_pool_maxsize = self._threads
+                    self._client = ApiClient(configuration)
                 except CONFIGURATION as error:
                     raise ApiError(f"no configuration for the API server: {error}") from error
                 self._client.user_agent = "testcni-agent"

@@ -18,7 +18,7 @@ from agent.cluster.store import (
     StoreError,
     kind_of,
 )
-from agent.cluster.watch import Watch
+from agent.cluster.watch import Lasts, Watch
 from agent.model import IPBlock, Resource
 
 MERGE = "application/merge-patch+json"
@@ -27,10 +27,10 @@ MERGE = "application/merge-patch+json"
 class Kubernetes:
     """A Datastore (see agent.cluster.store) over the API server."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, lasts: Lasts | None = None) -> None:
         self._api = api
         answers = threading.Condition()
-        self.watches = tuple(Watch(api, kind, answers) for kind in KINDS)
+        self.watches = tuple(Watch(api, kind, answers, lasts) for kind in KINDS)
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind that can be used. Raises StoreError."""

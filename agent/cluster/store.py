@@ -65,18 +65,18 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A watch is alive though nothing changed (a bookmark)."""
+    """A watch is alive though nothing changed: it was begun anew, or a bookmark came."""
 
     kind: Kind
 
 
 REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
-"""Why a watch ends: a new list is wanted, the server ended it, or it broke."""
+"""Why a watch ends before its time: a new list is wanted, the server ended it, or it broke."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A watch ended and is begun anew; `reason` is one of REASONS."""
+    """A watch ended before its time and is begun anew; `reason` is one of REASONS."""
 
     kind: Kind
     reason: str

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tenacity import (
@@ -18,7 +19,7 @@ from tenacity import (
 )
 
 from agent.cluster import listing
-from agent.cluster.api import GONE, Api, ApiError, GarbledError, GoneError, Stream
+from agent.cluster.api import GONE, Api, ApiError, GarbledError, GoneError, Request, Stream
 from agent.cluster.fields import Faults, ObjectError
 from agent.cluster.store import (
     ENDED,
@@ -39,15 +40,30 @@ from agent.cluster.store import (
 from agent.model import Problem, Resource
 from agent.shared import Pace
 
-WATCH_FOR = (240, 360)  # seconds, by chance: not all nodes come back at once
-SILENCE = 100.0  # seconds: the server sends a bookmark about once a minute
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
 BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)
 UNREAD = "look at the objects of this kind; all are listed anew when the watch ends"
 RESTARTS = 10, 5.0  # watches at once, then one in so many seconds: each may end as soon as it brought something
 SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
 
+IN_TIME = 0.99  # of the time asked for: clocks differ a little
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lasts:
+    """How long a watch runs, in seconds.
+
+    The server ends it after the time that it is asked for (`timeoutSeconds`, API reference). Nothing else need
+    come: bookmarks are not guaranteed (API concepts, watch bookmarks), so silence until then is normal.
+    """
+
+    shortest: int = 180
+    longest: int = 270
+    """The time asked for is by chance between the two: not all nodes come back at once."""
+    slack: float = 20.0
+    """A server that is this much too late hangs."""
 
 
 class Watch:
@@ -56,11 +72,15 @@ class Watch:
     `answers` is notified when a server that had not answered does again: the other kinds need not wait any longer.
     """
 
-    def __init__(self, api: Api, kind: Kind, answers: threading.Condition | None = None) -> None:
+    def __init__(
+        self, api: Api, kind: Kind, answers: threading.Condition | None = None, lasts: Lasts | None = None
+    ) -> None:
         self.kind = kind
         self._api = api
         self._answers = answers or threading.Condition()
+        self._lasts = lasts or Lasts()
         self._away = False
+        self._broke = self._useless = False
         self._server = f"API server, {kind}"
         self._version = ""
         self._heard = 0
@@ -113,16 +133,13 @@ class Watch:
         if not self._version:
             self._list()
             self._answered()
+        elif self._broke:  # a server that hangs may take a watch, but answers nothing
+            self._api.ask(Request("GET", listing.PATHS[self.kind], {"limit": "1", "resourceVersion": "0"}))
+        self._broke = False
+        asked = random.randint(self._lasts.shortest, self._lasts.longest)  # noqa: S311
         began, heard, garbled = time.monotonic(), self._heard, None
-        query = {
-            "watch": "1",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": self._version,
-            "timeoutSeconds": str(random.randint(*WATCH_FOR)),  # noqa: S311
-        }
         try:
-            self._stream = self._api.watch(listing.PATHS[self.kind], query, SILENCE)
-            self._answered()
+            self._stream = self._open(asked)
             for event in self._stream:
                 if isinstance(event, GarbledError):
                     garbled = event
@@ -134,20 +151,40 @@ class Watch:
             self._version = ""
             self._ended(EXPIRED, began, heard, error)
         except StoreError as error:
+            self._broke = isinstance(error, ApiError) and error.status == 0
             self._ended(FAILED, began, heard, error)
         else:
             early = ApiError("the server ends the watch as soon as it begins")
-            self._ended(ENDED, began, heard, garbled or early)
+            in_time = time.monotonic() - began >= asked * IN_TIME
+            self._ended("" if in_time else ENDED, began, heard, garbled or early)
         finally:
             if garbled and self._heard != heard:  # only a new list says what the event was
                 self._version = ""
             self._stream = None
 
+    def _open(self, asked: int) -> Stream:
+        """A watch of `asked` seconds; that the server took it is news of a kind of which nothing else may come."""
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(asked),
+        }
+        stream = self._api.watch(listing.PATHS[self.kind], query, asked + self._lasts.slack)
+        self._answered()
+        self._tell([Heard(self.kind)], () if self._useless else (self._server,), {})
+        return stream
+
     def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
-        """A watch that brought something may begin again at its pace; else `error` is raised, so that it waits."""
-        log.debug("watch of %s: %s (%s)", self.kind, reason, error)
-        self._deliver([Restarted(self.kind, reason)])
-        if self._heard == heard and time.monotonic() - began < SHORTEST:
+        """A watch that brought something, or ran for a while, may begin again at its pace.
+
+        Else `error` is raised, so that it waits. An empty `reason`: it ended in time, which is not counted.
+        """
+        log.debug("watch of %s: %s (%s)", self.kind, reason or "ended in time", error)
+        if reason:
+            self._deliver([Restarted(self.kind, reason)])
+        self._useless = self._heard == heard and time.monotonic() - began < SHORTEST
+        if self._useless:
             raise error
 
     def _failed(self, state: RetryCallState) -> None:
@@ -177,8 +214,9 @@ class Watch:
         """Deliver what an event changes. Raises GoneError, ApiError."""
         kind, item = event.get("type"), event["object"]
         if kind == "ERROR":
-            message = str(item.get("message", "unknown"))[:500]
-            raise GoneError(message, GONE) if item.get("code") == GONE else ApiError(message)
+            message, code = str(item.get("message", "unknown"))[:500], item.get("code")
+            status = code if isinstance(code, int) else BROKEN
+            raise GoneError(message, GONE) if status == GONE else ApiError(message, status)
         metadata = listing.metadata(item)
         source = _source(self.kind, item)
         troubles: dict[str, Trouble] = {}

@@ -43,6 +43,8 @@ def test_many_pods_on_one_node(cluster: Cluster, one: ClusterNode) -> None:
     pods = cluster.running("app=many", PODS_ON_A_NODE, 180)
     print(f"{PODS_ON_A_NODE} pods on a node: {time.monotonic() - began:.1f} s")
     assert len({pod["status"]["podIP"] for pod in pods}) == PODS_ON_A_NODE
+    said = cluster.kubectl("-n", "testcni", "logs", "-l", "app.kubernetes.io/component=agent", "--tail=-1")
+    assert "pool is full" not in said, "a connection to the API server is kept for each call"
     nothing_leaked(cluster)
     cluster.kubectl("delete", "deployment", "many", "--wait=false")
     eventually(lambda: cluster.get("pods", "-l", "app=many") == [], 120)

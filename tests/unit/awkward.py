@@ -23,6 +23,8 @@ class Asked:
     query: dict[str, str]
     token: str
     body: Any = None
+    client: Any = None
+    """The other end of the connection."""
     at: float = field(default_factory=time.monotonic)
 
     @property
@@ -50,7 +52,7 @@ class Awkward:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 token = self.headers.get("authorization", "")
-                asked = Asked(self.command, url.path, dict(parse_qsl(url.query)), token, body)
+                asked = Asked(self.command, url.path, dict(parse_qsl(url.query)), token, body, self.client_address)
                 awkward.asked.append(asked)
                 answer = awkward.answer(asked)
                 if isinstance(answer, tuple):
@@ -83,8 +85,11 @@ class Awkward:
             def log_message(self, *_: object) -> None:
                 return
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128  # a SYN that finds the queue full is sent again after a second
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -283,14 +283,6 @@ def test_events_that_come_in_pieces_are_whole(opened: list[Any]) -> None:
     assert [change.obj.name for change in changes if isinstance(change, Put)] == ["b", "c"]
 
 
-def test_a_silent_connection_is_given_up(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "SILENCE", 1.2)
-    watches = iter([held(event("BOOKMARK", node("", version="15"))), held(event("DELETED", node("a")))])
-    asked, followed = follow(opened, lambda one: next(watches) if one.is_watch else (200, page(node("a"))))
-    followed.until(lambda changes: Gone("Node", "a") in changes)
-    assert [one.query["resourceVersion"] for one in of_nodes(asked, watches=True)] == ["10", "15"]
-
-
 def test_a_token_that_was_rotated_is_read_again(opened: list[Any]) -> None:
     tokens = iter(["old", "new"])
 
