@@ -82,10 +82,11 @@ class Agent:
         kept = conf.run_dir / "reservations.json"
         self._follower = Follower(store, keeper.load(kept))
         busy: Latest[Busy] = Latest(frozenset())
+        notices = Notices()
         self._keeper = Keeper(
             store,
             conf.node,
-            Kept(self._follower.snapshot, busy, self._attachments, kept),
+            Kept(self._follower.snapshot, busy, self._attachments, kept, notices.put),
             conf.keep_address,
         )
         rules = Rules(conf.node_gone, whole=lambda: not self._follower.troubles.get())
@@ -131,7 +132,6 @@ class Agent:
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
-        notices = Notices()
         self._announce: Callable[[threading.Event], None] | None = None
         if api:
             self._announce = announcer(api, conf.node, self._reconciler.status, self._follower.snapshot, notices)

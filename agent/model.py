@@ -102,6 +102,10 @@ def address_name(address: Address) -> str:
     return text.replace(".", "-").replace(":", "-")
 
 
+WHILE_POD, ALWAYS_KEPT = KEEPS = ("Pod", "Always")
+"""How long a reservation is kept: until its pod is gone; until a person deletes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class IPReservation:
     """An address that stays with its owner; named for the address, so creating it is the claim."""
@@ -109,14 +113,14 @@ class IPReservation:
     address: Address
     owner: str
     """`namespace/pod` where pods keep their names, else `namespace/Kind/name` of their controller."""
-    pod: str
-    """`namespace/name` of who has it, or had it last."""
-    node: str
-    """Where that pod is, or was."""
-    network: str
-    """The network's name in the netconf."""
-    since: datetime
-    """When that pod got it."""
+    pod: str = ""
+    """`namespace/name` of who has it, or had it last; empty: a person reserved it, and no pod has had it yet."""
+    node: str = ""
+    """Where that pod is, or was; empty with `pod`."""
+    network: str = ""
+    """The network's name in the netconf; empty: any."""
+    since: datetime | None = None
+    """When that pod got it; None with an empty `pod`."""
     released: datetime | None = None
     """When that pod gave it back; None: it is in use."""
     asks: str = ""
@@ -124,6 +128,8 @@ class IPReservation:
     refused: str = ""
     """Why that node did not agree."""
     resource_version: str = field(default="", compare=False)
+    keep: str = ""
+    """How long it outlives its pod: one of KEEPS; empty: for the time of the agents' option keep-address."""
 
     @property
     def name(self) -> str:
@@ -133,7 +139,12 @@ class IPReservation:
     @property
     def in_use(self) -> bool:
         """Whether a pod has it, or is about to."""
-        return self.released is None and not self.asks
+        return self.released is None and not self.asks and not self.ahead
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a person reserved it, and no pod has had it yet."""
+        return not self.node
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from agent.cluster import fields, nodes, receives
 from agent.cluster.fields import Faults, ObjectError, short
 from agent.model import (
     API_VERSION,
+    KEEPS,
     Address,
     Described,
     IPBlock,
@@ -35,6 +36,7 @@ KINDS_BY_VERSION = {
     "Pod": "v1",
     "Namespace": "v1",
 }
+AGENTS = "pod, node and since, which agents write"
 OURS = "testcni.io/"  # begins the annotations that are for us
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123 subdomain
 NAME_LIMIT = 253
@@ -222,12 +224,11 @@ def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation
     if name != address_name(address):
         what = f"the reservation of {address} is named {address_name(address)}"
         raise ObjectError("metadata.name", f"is {name}", what)
-    for key in ("owner", "pod", "node", "network"):
-        if not isinstance(spec.get(key), str) or not spec[key]:
-            raise ObjectError(f"spec.{key}", f"is {short(spec.get(key))}", f"name the {key}")
-    for key in ("asks", "refused"):
-        if not isinstance(spec.get(key, ""), str):
-            raise ObjectError(f"spec.{key}", f"is {short(spec[key])}, not a string", "write text, or leave it out")
+    _check_texts(spec)
+    if not spec.get("node"):  # a person reserved it: all else is for agents to write
+        return IPReservation(
+            address, spec["owner"], network=spec.get("network", ""), resource_version=version, keep=_keep(spec)
+        )
     return IPReservation(
         address,
         spec["owner"],
@@ -239,17 +240,41 @@ def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation
         spec.get("asks", ""),
         spec.get("refused", ""),
         version,
+        _keep(spec),
     )
+
+
+def _check_texts(spec: dict[str, Any]) -> None:
+    """Raises ObjectError for texts that are missing or are none; only who has a pod must say all of them."""
+    agents = any(key in spec for key in ("pod", "node", "since"))
+    for key in ("owner", "pod", "node", "network"):
+        value = spec.get(key)
+        if (agents or key == "owner" or value is not None) and (not isinstance(value, str) or not value):
+            remedy = (
+                f"name the {key}" if key == "owner" or not agents else f"name the {key}, or leave out {AGENTS}"
+            )
+            raise ObjectError(f"spec.{key}", f"is {short(value)}", remedy)
+    for key in ("asks", "refused"):
+        if not isinstance(spec.get(key, ""), str):
+            raise ObjectError(f"spec.{key}", f"is {short(spec[key])}, not a string", "write text, or leave it out")
+
+
+def _keep(spec: dict[str, Any]) -> str:
+    keep = spec.get("keep", "")
+    if keep not in ("", *KEEPS):
+        raise ObjectError("spec.keep", f"is {short(keep)}", f"{' or '.join(KEEPS)}, or leave it out")
+    return str(keep)
 
 
 def _reservation_spec(obj: IPReservation) -> dict[str, Any]:
     texts = {"owner": obj.owner, "pod": obj.pod, "node": obj.node, "network": obj.network}
     times = {"since": obj.since, "released": obj.released}
+    more = {"asks": obj.asks, "refused": obj.refused, "keep": obj.keep}
     return {
         "address": str(obj.address),
-        **texts,
+        **{key: text for key, text in texts.items() if text},
         **{key: rfc3339(when) for key, when in times.items() if when},
-        **{key: text for key, text in (("asks", obj.asks), ("refused", obj.refused)) if text},
+        **{key: text for key, text in more.items() if text},
     }
 
 

@@ -149,6 +149,10 @@ class Allocator:
             self._released[address] = now
         self._withheld = addresses
 
+    def is_withheld(self, addresses: Iterable[Address]) -> bool:
+        """Whether any of these is reserved."""
+        return any(address in self._withheld for address in addresses)
+
     def take(self, ranges: Sequence[Range], now: float) -> Address:
         """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
         address = self._never_used(ranges)

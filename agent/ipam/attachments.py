@@ -314,7 +314,9 @@ class Attachments:
     def _matters(self, attachment: Attachment) -> bool:
         """Whether its address is reserved, two modes share its block, or it is a network's first or last."""
         others = [other for other in self.all() if other.key != attachment.key]
-        if attachment.owner or not any(other.network == attachment.network for other in others):
+        if attachment.owner or self._allocator.is_withheld(lease.address for lease in attachment.leases):
+            return True
+        if not any(other.network == attachment.network for other in others):
             return True
         blocks, mode = {lease.block for lease in attachment.leases}, attachment.network.mode
         strange = (other.leases for other in others if other.network.mode != mode)

@@ -8,7 +8,17 @@ from datetime import datetime, timedelta
 
 from agent.cluster.objects import rfc3339
 from agent.ipam import blocks
-from agent.model import Address, IPReservation, Network, Problem, Snapshot, Subnet, address_name
+from agent.model import (
+    ALWAYS_KEPT,
+    WHILE_POD,
+    Address,
+    IPReservation,
+    Network,
+    Problem,
+    Snapshot,
+    Subnet,
+    address_name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,8 @@ class Claim:
     pod: str
     node: str
     network: str
+    keep: str = ""
+    """WHILE_POD: nobody asked for it to stay, and it is reserved only while it is in none of the node's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +42,11 @@ class Here:
     used: Mapping[Address, str] = field(default_factory=dict)
     """Their addresses, and whose they are."""
     claims: frozenset[Claim] = frozenset()
-    """Those of the addresses that are reserved."""
+    """Those of the addresses that are reserved, or that have to be while they are outside."""
     busy: Set[Address] = frozenset()
     """What an ADD is at work on: left alone."""
+    outside: Set[Address] = frozenset()
+    """Those of the addresses that are in none of the node's blocks, though nobody asked for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +81,55 @@ def claimed(held: IPReservation | None, claim: Claim, asks: str, now: datetime, 
     owner when it was given back; anybody when it has also been kept for its time.
     """
     mine = IPReservation(
-        claim.address, claim.owner, claim.pod, claim.node, claim.network, now.replace(microsecond=0), asks=asks
+        claim.address,
+        claim.owner,
+        claim.pod,
+        claim.node,
+        claim.network,
+        now.replace(microsecond=0),
+        asks=asks,
+        keep=claim.keep,
     )
     if held is None:
         return mine
-    same = held.owner == claim.owner and held.network == claim.network
-    if same and (held.pod == claim.pod or held.released):
-        pass
+    same = held.owner == claim.owner and held.network in ("", claim.network)
+    if same and (held.ahead or held.pod == claim.pod or held.released):
+        if held.ahead or held.keep == ALWAYS_KEPT:  # who made it deletes it
+            mine = replace(mine, keep=ALWAYS_KEPT)
+    elif held.ahead or (held.released and held.keep == ALWAYS_KEPT):
+        remedy = f"ask for another address, or end it: kubectl delete ipreservation {held.name}"
+        network = f" on network {held.network}" if held.network else ""
+        raise RefusedError(f"{held.address} is reserved for {held.owner}{network} by a person", remedy)
     elif held.released is None:
         what = f"{held.address} is reserved for {held.owner}: pod {held.pod} on node {held.node} has it"
-        raise RefusedError(f"{what} since {rfc3339(held.since)}", "delete that pod, or ask for another address")
+        since = f" since {rfc3339(held.since)}" if held.since else ""
+        raise RefusedError(f"{what}{since}", "delete that pod, or ask for another address")
     elif not is_over(held, now, keep):
         what = f"{held.address} is kept for {held.owner} until {rfc3339(held.released + keep)}"
         remedy = f"wait, ask for another, or end it: kubectl delete ipreservation {held.name}"
         raise RefusedError(f"{what}: pod {held.pod} had it", remedy)
     # who had to agree to this reservation once need not agree again: nobody else was given the address since
-    return replace(mine, asks=asks if held.asks else "", resource_version=held.resource_version)
+    asks = asks if held.asks or held.ahead else ""
+    return replace(mine, asks=asks, resource_version=held.resource_version)
 
 
 def is_over(held: IPReservation, now: datetime, keep: timedelta) -> bool:
     """Whether a reservation has outlived its pod for long enough."""
-    return held.released is not None and now >= held.released + keep
+    return held.released is not None and held.keep != ALWAYS_KEPT and now >= held.released + keep
 
 
-def of_owner(reservations: Iterable[IPReservation], owner: str, network: str) -> list[IPReservation]:
-    """The addresses that the owner may come back to, in their order."""
-    mine = (r for r in reservations if (r.owner, r.network) == (owner, network) and not r.asks)
-    return sorted(mine, key=lambda r: (r.address.version, int(r.address)))
+def of_owner(
+    reservations: Iterable[IPReservation], owner: str, network: str, pod: str = ""
+) -> list[IPReservation]:
+    """The addresses that the owner may come back to: that of `pod` first, then free ones, in their order."""
+
+    def order(held: IPReservation) -> tuple[bool, bool, int, int]:
+        free = held.ahead or held.released is not None
+        return held.pod != pod, not free, held.address.version, int(held.address)
+
+    mine = (r for r in reservations if r.owner == owner and r.network in ("", network))
+    kept = (r for r in mine if r.keep == ALWAYS_KEPT or (r.keep != WHILE_POD and not r.asks))
+    return sorted(kept, key=order)
 
 
 def owners(snapshot: Snapshot) -> dict[Subnet, str]:
@@ -144,37 +180,78 @@ def wrong(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterato
                 yield Problem(f"IPReservation {name}", what, remedy)
 
 
+def disputes(snapshot: Snapshot, here: Here) -> Iterator[Problem]:
+    """Addresses of pods here that are reserved for others: given before that was known."""
+    mine = {claim.address: claim for claim in here.claims}
+    for address in here.used.keys() - here.busy if snapshot.reservations else ():
+        held = snapshot.reservations.get(address_name(address))
+        claim = mine.get(address)
+        if held is None or (claim and (claim.owner, claim.pod) == (held.owner, held.pod)):
+            continue
+        if held.ahead or (held.in_use and held.node != here.node):
+            has = "" if held.ahead else f", and pod {held.pod} on node {held.node} has it, too"
+            what = f"{address} is reserved for {held.owner}, but {here.used[address]} on this node has it{has}"
+            yield Problem(f"IPReservation {held.name}", what, "delete the pod here, or the reservation")
+
+
 def steps(snapshot: Snapshot, here: Here, now: datetime, keep: timedelta) -> Iterator[Step]:
     """What this node has to do about reservations: its own, those it is asked about, those of gone nodes."""
     mine = {claim.address: claim for claim in here.claims}
     for held in snapshot.reservations.values():
+        if held.ahead:
+            continue  # a person's, until a pod comes
         if held.node == here.node:
             if held.address not in here.busy:
-                yield from _own(held, mine.get(held.address), now, keep)
-        elif held.asks == here.node and not held.refused:
+                claim = mine.get(held.address)
+                if claim and (claim.owner, claim.pod) == (held.owner, held.pod):
+                    yield from _used(snapshot, held, claim)
+                else:
+                    yield from _left(held, now, keep, at_once=held.keep == WHILE_POD)
+        elif held.asks == here.node and (not held.refused or held.keep == WHILE_POD):
             user = here.used.get(held.address)
             refused = f"{user} on node {here.node} has it" if user else ""
-            yield Update(replace(held, asks=here.node if refused else "", refused=refused))
+            answered = replace(held, asks=here.node if refused else "", refused=refused)
+            if answered != held:  # a pod that has its address already is not asked to go, so it is looked at again
+                yield Update(answered)
         elif held.node not in snapshot.nodes and here.node == _heir(snapshot, held):
-            yield from _own(held, None, now, keep)
+            yield from _left(held, now, keep, at_once=False)  # its pods may run on, and the Node come back
 
 
 def lost(snapshot: Snapshot, here: Here, now: datetime) -> Iterator[IPReservation]:
-    """What somebody deleted though a pod of this node has it: to be created again."""
+    """What has to be reserved and is not: it was deleted, or the address is in no block of its node any more."""
     for claim in here.claims:
-        if claim.address not in here.busy and address_name(claim.address) not in snapshot.reservations:
-            yield claimed(None, claim, "", now, timedelta())
+        wanted = claim.keep != WHILE_POD or claim.address in here.outside
+        if wanted and claim.address not in here.busy and address_name(claim.address) not in snapshot.reservations:
+            yield claimed(None, claim, _asked(snapshot, claim.address, here.node), now, timedelta())
 
 
-def _own(held: IPReservation, claim: Claim | None, now: datetime, keep: timedelta) -> Iterator[Step]:
-    """A reservation of this node's, and who has its address here, if anybody."""
-    if claim and (claim.owner, claim.pod) == (held.owner, held.pod):
-        if held.released:  # while the datastore could not be told
-            yield Update(replace(held, released=None))
-    elif held.asks or is_over(held, now, keep):
+def _used(snapshot: Snapshot, held: IPReservation, claim: Claim) -> Iterator[Step]:
+    """A reservation of this node's whose pod is here."""
+    found = home(snapshot, held.address)
+    if held.keep == claim.keep == WHILE_POD and found and found[1] == held.node:
+        yield Delete(held)  # the address is in a block of the node again
+        return
+    asks = held.asks
+    if asks and asks not in snapshot.nodes:
+        asks = _asked(snapshot, held.address, held.node)
+    # it was released while the datastore could not be told, or while this node had no Node object
+    wanted = replace(held, released=None, asks=asks, refused=held.refused if asks == held.asks else "")
+    if wanted != held:
+        yield Update(wanted)
+
+
+def _left(held: IPReservation, now: datetime, keep: timedelta, *, at_once: bool) -> Iterator[Step]:
+    """A reservation that no pod has any more."""
+    if at_once or (held.asks and held.keep != ALWAYS_KEPT) or is_over(held, now, keep):
         yield Delete(held)
     elif held.released is None:
         yield Update(replace(held, released=now.replace(microsecond=0)))
+
+
+def _asked(snapshot: Snapshot, address: Address, node: str) -> str:
+    """The live node that has to agree to what a pod of `node` has, as the address is in its block."""
+    found = home(snapshot, address)
+    return found[1] if found and found[1] in snapshot.nodes and found[1] != node else ""
 
 
 def _heir(snapshot: Snapshot, held: IPReservation) -> str:

@@ -13,7 +13,7 @@ from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
 from agent.model import IPIP, Node, Problem
-from agent.modes import territory, underlay
+from agent.modes import territory, underlay, ways
 from agent.modes.base import View
 from agent.modes.ends import Ends
 
@@ -122,6 +122,7 @@ def _pools(view: View) -> Iterator[IPv4Network]:
         podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)
         owned = ((name, block) for name, block in podcidrs if known.owners.get(block) == name)
         subnets.update(block for name, block in owned if not fences.against(block, name))
+        subnets.update(alone for _node, alone in ways.away(view))
     yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
 
 

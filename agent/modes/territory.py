@@ -161,6 +161,8 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
                 other = next((Claim(own, view.node) for own in found), None)
             if other:
                 remedy = "give each node podCIDRs of its own; no route is set for this one"
+                if other.node == view.node and other.block not in known.by_node.get(view.node, (other.block,)):
+                    remedy = f"pods here have addresses of it: delete them, and a route to {name} is set"
                 yield Problem(f"node {name}", f"block {block} {_by_other(block, other, view.node)}", remedy)
             elif why := fences.against(block, name):
                 yield Problem(f"node {name}", f"block {block} {why}", REMEDY)

@@ -29,7 +29,8 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
         return Masquerade()
     snapshot = view.snapshot
     exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values()}
-    exempt.update(territory.claims(view).owners, view.blocks)
+    exempt.update(territory.claims(view).owners, view.blocks, view.guests)
+    exempt.update(alone for _node, alone in away(view))
     if nodes:
         exempt.update(ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
     if view.network.subnet:

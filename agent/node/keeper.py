@@ -22,8 +22,9 @@ from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreEr
 from agent.ipam import reservations
 from agent.ipam.attachments import Attachments
 from agent.ipam.reservations import Claim, Delete, Here, Step
-from agent.model import IPReservation, Problem, Snapshot
+from agent.model import WHILE_POD, Address, IPReservation, Problem, Snapshot
 from agent.node import notes
+from agent.node.outside import Outsiders, Tell
 from agent.shared import Busy, Latest, pace
 
 AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
@@ -43,6 +44,8 @@ class Kept:
     attachments: Attachments
     file: Path
     """Where a restarted agent finds the reservations while the datastore is away."""
+    tell: Tell = lambda _notice: None
+    """Hands what concerns a pod to its Events."""
 
 
 class Keeper:
@@ -56,6 +59,7 @@ class Keeper:
         self._node = node
         self._kept = kept
         self._keep = timedelta(seconds=keep)
+        self._outsiders = Outsiders(node, store, kept.tell)
         self._withheld: Mapping[str, IPReservation] = {}
         self._wake = threading.Event()
         self.pace = pace()
@@ -84,7 +88,8 @@ class Keeper:
         self._withhold()  # before anything is granted
         # in this order: what the snapshot has of a pod here is busy, or else on file
         snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
-        here = self._here(self._kept.busy.get())
+        here = self._here(snapshot, self._kept.busy.get())
+        self._outsiders.tell(snapshot)
         changes = [
             *(partial(self._take, step) for step in reservations.steps(snapshot, here, now, self._keep)),
             *(partial(self._create, missing) for missing in reservations.lost(snapshot, here, now)),
@@ -100,22 +105,31 @@ class Keeper:
                 wrong.append(str(error))
                 if time.monotonic() > end:
                     break
-        # always the same of several: a text that differs each time would look like news
-        return {WHERE: Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore")} if wrong else {}
+        problems = [*self._outsiders.problems(snapshot), *reservations.disputes(snapshot, here)]
+        if wrong:  # always the same of several: a text that differs each time would look like news
+            problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
+        return {str(problem): problem for problem in problems}
 
-    def _here(self, busy: Busy) -> Here:
-        used, claims = {}, set()
+    def _here(self, snapshot: Snapshot, busy: Busy) -> Here:
+        used: dict[Address, str] = {}
+        claims = set()
         for entry in self._kept.attachments.unreadable():
             used.update(dict.fromkeys(entry.addresses, f"the pod behind link {entry.link}"))
             busy |= entry.addresses  # whose they are is not known, so they stay as they are
-        for attachment in self._kept.attachments.all():
+        pods = self._kept.attachments.all()
+        for attachment in pods:
+            name = attachment.pod or attachment.container_id
             for lease in attachment.leases:
                 used[lease.address] = f"pod {attachment.pod}" if attachment.pod else attachment.container_id
             if attachment.wired is None:  # whoever is at work on it will claim it
                 busy |= frozenset(attachment.held)
-            for address in attachment.held:
-                claims.add(Claim(address, attachment.owner, attachment.pod, self._node, attachment.network.name))
-        return Here(self._node, used, frozenset(claims), busy)
+            network = attachment.network.name
+            for lease in attachment.leases:
+                if lease.address in attachment.held:
+                    claims.add(Claim(lease.address, attachment.owner, attachment.pod, self._node, network))
+                else:
+                    claims.add(Claim(lease.address, name, name, self._node, network, WHILE_POD))
+        return Here(self._node, used, frozenset(claims), busy, self._outsiders.look(snapshot, pods))
 
     def _take(self, step: Step) -> None:
         held = step.reservation
@@ -132,7 +146,12 @@ class Keeper:
 
     def _create(self, missing: IPReservation) -> None:
         self._store.create(missing)
-        log.warning("reservation of %s was deleted, but pod %s has it: made again", missing.address, missing.pod)
+        if missing.keep == WHILE_POD:
+            log.warning("%s of pod %s is in no block of this node: reserved", missing.address, missing.pod)
+        else:
+            log.warning(
+                "reservation of %s was deleted, but pod %s has it: made again", missing.address, missing.pod
+            )
 
     def _changed(self) -> None:
         self._withhold()

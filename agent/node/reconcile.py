@@ -15,7 +15,7 @@ from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import Filter, LocalAddress, NodeState, Underlay, union
 from agent.ipam import blocks, pool_faults, reservations
 from agent.ipam.attachments import Attachments
-from agent.model import IPIP, ROUTE_PROTOCOL, Address, Network, Problem, Receives, Snapshot, Subnet
+from agent.model import IPIP, ROUTE_PROTOCOL, VXLAN, Address, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
 from agent.modes.underlay import announcement
@@ -356,6 +356,10 @@ class Reconciler:
         all_pods = self._inputs.attachments.in_force()
         pods = [a for a in all_pods if a.network == network and a.owner]
         guests = frozenset(guest for pod in pods for guest in pod.guests)
+        if any(block.version == 4 for block in own) and network.mode in (VXLAN, IPIP):
+            # their pods need no address of the block on the node, and who has it now is reached
+            guests |= self._alone(network, kept)
+            kept = []
         held = frozenset(blocks.single(address) for pod in pods for address in pod.held)
         others = (lease.address for a in all_pods if a.network.mode != network.mode for lease in a.leases)
         strays = frozenset(address for address in others if any(address in block for block in (*own, *kept)))
@@ -377,6 +381,11 @@ class Reconciler:
             facts.routers,
             facts.ipv6,
         )
+
+    def _alone(self, network: Network, gone: list[Subnet]) -> frozenset[Subnet]:
+        """The addresses that pods of the network have of these blocks, each by itself."""
+        pods = (a for a in self._inputs.attachments.in_force() if a.network == network)
+        return frozenset(blocks.single(lease.address) for a in pods for lease in a.leases if lease.block in gone)
 
     def _usable(self, snapshot: Snapshot, network: Network) -> tuple[Subnet, ...]:
         """The blocks that pods may have addresses of."""

@@ -13,7 +13,7 @@ from agent.datapath.bird.values import BirdStatus
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
 from agent.ipam.attachments import Attachments
-from agent.model import FAMILIES, Network, Snapshot, Subnet
+from agent.model import FAMILIES, Address, Network, Snapshot, Subnet
 from agent.shared import NodeStatus
 
 
@@ -81,17 +81,27 @@ def _network(
     network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: Attachments
 ) -> dict[str, Any]:
     uplink, ranges = status.uplinks.get(network), blocks.prepared(status, network, own)
-    versions = status.families.get(network, frozenset(block.version for block in own))
+    outside = _outside(network, own, attachments)
+    versions = {*status.families.get(network, (block.version for block in own)), *(a.version for a in outside)}
     return {
         "name": network.name,
         "mode": network.mode,
         **({"parent": uplink.device} if uplink else {"bridge": network.bridge}),
         "blocks": [str(block) for block in own],
-        "addresses": {FAMILIES[v]: _addresses(ranges, v, attachments) for v in sorted(versions)},
+        "addresses": {FAMILIES[v]: _addresses(ranges, v, attachments, outside) for v in sorted(versions)},
     }
 
 
-def _addresses(ranges: Iterable[Range], version: int, attachments: Attachments) -> dict[str, int]:
-    """Count the addresses of one IP version by state; all 0 where the node has no block of it."""
+def _addresses(
+    ranges: Iterable[Range], version: int, attachments: Attachments, outside: Iterable[Address]
+) -> dict[str, int]:
+    """Count the addresses of one IP version by state; 0 where there is neither block nor pod of it."""
     counts = [attachments.counts(candidates) for candidates in ranges if candidates.block.version == version]
-    return {state: sum(count[n] for count in counts) for n, state in enumerate(("used", "cooling", "free"))}
+    found = {state: sum(count[n] for count in counts) for n, state in enumerate(("used", "cooling", "free"))}
+    return {**found, "used": found["used"] + sum(address.version == version for address in outside)}
+
+
+def _outside(network: Network, own: tuple[Subnet, ...], attachments: Attachments) -> tuple[Address, ...]:
+    """Return the addresses of a network's pods that are in none of the node's blocks."""
+    leases = (lease.address for a in attachments.all() if a.network == network for lease in a.leases)
+    return tuple(address for address in leases if not any(address in block for block in own))

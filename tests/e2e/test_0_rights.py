@@ -227,6 +227,57 @@ def test_an_agent_releases_answers_and_inherits(admin: Kubernetes, thief: Kubern
     thief.delete("IPReservation", over.name, over)
 
 
+@pytest.mark.usefixtures("tidy")
+def test_what_a_person_reserved_is_for_its_owner_and_for_a_person_to_delete(
+    control: ControlPlane, admin: Kubernetes, thief: Kubernetes
+) -> None:
+    ahead = admin.create(IPReservation(ipaddress.ip_address("10.244.1.30"), "shop/web-0"))
+    far = admin.create(IPReservation(ipaddress.ip_address("10.244.2.30"), "shop/Deployment/web"))
+    assert isinstance(ahead, IPReservation)
+    assert isinstance(far, IPReservation)
+    assert (ahead.ahead, ahead.since) == (True, None)
+    assert "shop/web-0" in control.kubectl("get", "ipreservations")
+    for odd in (ahead, far):
+        is_refused(partial(thief.delete, "IPReservation", odd.name, odd), "for a person to delete")
+        is_refused(partial(thief.update, replace(odd, owner="evil/x")), "its own node only")
+    used: dict[str, Any] = {"pod": "shop/web-0", "node": ONE, "network": "testcni", "since": NOW, "keep": "Always"}
+    is_refused(lambda: thief.update(replace(ahead, **{**used, "owner": "evil/x"})), "a pod of the same name")
+    is_refused(lambda: thief.update(replace(ahead, **{**used, "node": TWO})), "its own node only")
+    taken = thief.update(replace(ahead, **used))
+    assert isinstance(taken, IPReservation)
+    thief.update(replace(taken, released=NOW))
+    is_refused(lambda: thief.update(replace(far, **used)), "has to be asked")
+    thief.update(replace(far, asks=TWO, **used))
+    for spec, words in (
+        ({"owner": "web"}, "owner must be namespace/pod"),
+        ({"owner": "shop/Deployment/web/x"}, "owner must be namespace/pod"),
+        ({"owner": "shop/web", "node": ONE}, "are for agents to write"),
+        ({"owner": "shop/web", "keep": "forever"}, "Unsupported value"),
+    ):
+        doc = {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": "10-244-1-31"}}
+        path = control.folder / "odd.json"
+        path.write_text(json.dumps({**doc, "spec": {"address": "10.244.1.31", **spec}}))
+        assert words in control.kubectl("apply", "-f", str(path), check=False)
+
+
+@pytest.mark.usefixtures("tidy")
+def test_what_is_kept_while_a_pod_has_it_is_answered_by_new_and_old_agents(
+    admin: Kubernetes, thief: Kubernetes
+) -> None:
+    # an agent that does not know `keep` leaves it out
+    answers: tuple[dict[str, Any], ...] = ({"asks": ""}, {"asks": "", "keep": ""})
+    for answer in answers:
+        asked = admin.create(held("10.244.1.6", TWO, asks=ONE, keep="Pod"))
+        assert isinstance(asked, IPReservation)
+        is_refused(partial(thief.update, replace(asked, asks="", keep="Always")), "its own node only")
+        thief.update(replace(asked, **answer))
+        admin.delete("IPReservation", asked.name)
+    mine = thief.create(held("10.244.1.5", ONE, keep="Pod"))
+    assert isinstance(mine, IPReservation)
+    assert mine.keep == "Pod"
+    thief.delete("IPReservation", mine.name, mine)
+
+
 def patch(server: Api, node: str, body: object, content_type: str = STRATEGIC) -> None:
     server.ask(Request("PATCH", f"/api/v1/nodes/{node}/status", {}, body, content_type))
 

@@ -1,0 +1,125 @@
+"""Nodes that get another podCIDR while their pods run on: each pod is reached until it is gone, and is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.lab import Lab, LabNode, Pod, conf_of
+from tests.lab.stays import converge, describe, reservations, staying
+from tests.lab.talk import TARGET, Servers, ask, eventually
+
+NEW = "10.244.77.0/24"
+OUTSIDE = "addresses of pods are in none of its blocks"
+
+
+@pytest.fixture(params=["host-gw", "vxlan", "ipip"])
+def anew(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Three nodes with a pod each; podCIDRs may lie anywhere, as in the manifests."""
+    conf = json.loads(str(conf_of(request.param)))
+    del conf["subnet"]
+    with staying(3, conf=conf) as it:
+        it.each(lambda node: node.add_pod(f"pod{node.number}"))
+        converge(it, 20)
+        yield it
+
+
+def used(node: LabNode) -> int:
+    return int(node.ask()["networks"][0]["addresses"]["ipv4"]["used"])
+
+
+def make_anew(it: Lab, node: LabNode, block: str) -> None:
+    """As `kubectl delete node` does, kubelet, and who allocates podCIDRs."""
+    pod = next(iter(node.pods.values()))
+    it.delete_node(node)
+    eventually(lambda: "has no Node object" in str(node.problems()), 20)
+    it.put_node(node, block=block)
+    eventually(lambda: pod.address in reservations(it), 20)
+
+
+def seen_as_itself(pods: list[Pod]) -> bool:
+    pairs = ((a, b) for a in pods for b in pods if a is not b)
+    return all(ask(a, "udp", b.address, TARGET) == a.address for a, b in pairs)
+
+
+def test_pods_are_reached_until_they_are_gone_though_their_node_has_another_podcidr(anew: Lab) -> None:
+    one, two, three = anew.nodes
+    old = one.pods["pod1"]
+    make_anew(anew, one, NEW)
+    converge(anew, 20)
+    assert reservations(anew)[old.address]["keep"] == "Pod"
+    late = one.add_pod("late")
+    assert late.address.startswith("10.244.77.")
+    converge(anew, 20)
+    with Servers() as servers:
+        pods = [old, late, two.pods["pod2"], three.pods["pod3"]]
+        for pod in pods:
+            servers.start(pod)
+        eventually(lambda: seen_as_itself(pods), 20, pause=0.2)
+    (problem,) = one.problems()
+    assert f"{OUTSIDE} ({NEW}): pod1; delete" in problem
+    assert [node.problems() for node in (two, three)] == [[], []]
+    assert used(one) == 2
+    one.stop_agent()
+    one.start_agent("--pod-annotations", "on")
+    one.wait_ready()
+    converge(anew, 20)
+    assert reservations(anew).keys() == {old.address}
+    one.delete_pod(old)
+    eventually(lambda: not reservations(anew) and not one.problems(), 20)
+    assert used(one) == 1
+
+
+def test_a_range_that_is_another_nodes_by_now(anew: Lab) -> None:
+    """Its node gives nobody the addresses of the pods that are elsewhere, and reaches them."""
+    one, two, three = anew.nodes
+    old = one.pods["pod1"]
+    make_anew(anew, one, NEW)
+    make_anew(anew, three, one.block)
+    assert reservations(anew).keys() == {old.address, three.pods["pod3"].address}
+    converge(anew, 20)
+    late = three.add_pod("late")
+    assert late.address.startswith("10.244.1.")
+    assert late.address != old.address
+    if (
+        one.ask()["networks"][0]["mode"] == "host-gw"
+    ):  # node1's bridge has the old block as long as its pod is there
+        eventually(lambda: any("pods here have addresses of it" in problem for problem in one.problems()), 20)
+        one.delete_pod(old)
+    converge(anew, 20)
+    assert two.problems() == []
+    eventually(lambda: all(OUTSIDE in problem for problem in (*one.problems(), *three.problems())), 20)
+
+
+def test_a_node_that_is_made_anew_as_it_was(anew: Lab) -> None:
+    one = anew.nodes[0]
+    anew.delete_node(one)
+    eventually(lambda: "has no Node object" in str(one.problems()), 20)
+    anew.put_node(one)
+    converge(anew, 20)
+    eventually(lambda: not one.problems(), 20)
+    assert not reservations(anew)
+
+
+def test_an_address_that_another_pod_has_by_now_is_a_problem_of_its_pod(anew: Lab) -> None:
+    """While the node was away its range was given to another, whose pod came first."""
+    one, two, _three = anew.nodes
+    old = one.pods["pod1"]
+    anew.delete_node(one)
+    eventually(lambda: "has no Node object" in str(one.problems()), 20)
+    one.stop_agent()  # it can reserve nothing
+    anew.put_node(one, block=NEW)
+    anew.put_node(two, block=one.block)
+    eventually(lambda: one.block in str(two.ask()["networks"]), 90)
+    describe(anew, "taker", {"testcni.io/ip": old.address})
+    taker = two.add_pod("taker", args=f"IgnoreUnknown=1;IP={old.address}")
+    assert taker.address == old.address
+    one.start_agent("--pod-annotations", "on")
+    one.wait_ready()
+    words = f"its address {old.address} is in none of this node's blocks, and taker on node node2 has it"
+    eventually(lambda: any(words in problem for problem in one.problems()), 30)
+    two.delete_pod(taker)
+    eventually(lambda: not any(words in problem for problem in one.problems()), 30)
+    converge(anew, 20)
