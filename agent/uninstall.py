@@ -1,4 +1,7 @@
-"""testcni-uninstall: takes away all that the agent put on this node; pods that are left lose their network."""
+"""testcni-uninstall: takes away all that the agent put on this node, and what it wrote of it into the datastore.
+
+Pods that are left lose their network.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import config
-from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
+from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
+from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
 from agent.datapath import bpf, links, rtnl
 from agent.datapath.bird import supervisor
@@ -20,6 +24,27 @@ from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
 from agent.node import ground, install, program, route_marks
 from agent.node.install import Places
 from agent.node.run_dir import Lock
+
+EXIT_DATASTORE = 4
+
+
+def withdraw(conf: AgentConfig) -> Iterator[str]:
+    """Remove what the agent wrote of this node into the datastore; what went. Raises StoreError.
+
+    Of a node without a Node object nothing is there.
+    """
+    store, _quick, api = datastores(conf.datastore)
+    try:
+        store.announce(conf.node, "")
+        yield f"what node {conf.node} receives"
+        if not api:
+            return
+        from agent.cluster import condition  # noqa: PLC0415 - the API's client is loaded where it is used
+
+        if condition.remove(api, conf.node):
+            yield f"the condition {condition.TYPE} of node {conf.node}"
+    except NotFoundError:
+        return
 
 
 def uninstall(conf: AgentConfig) -> Iterator[str]:
@@ -63,7 +88,11 @@ def _empty(folder: Path) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Options are the agent's. Exit codes: 0 nothing is left, 1 failed, 2 wrong options, 3 an agent runs."""
+    """Options are the agent's.
+
+    Exit codes: 0 nothing is left, 1 failed, 2 wrong options, 3 an agent runs, 4 nothing is left on the node, but
+    the datastore could not be written.
+    """
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
         Lock(conf.run_dir)
@@ -78,6 +107,13 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, BirdError) as error:
         print(f"testcni-uninstall: {error}; it may be repeated", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
+    try:
+        for what in withdraw(conf):
+            print(f"removed {what}")  # noqa: T201
+    except StoreError as error:
+        what = f"this node is clean, but what the agent wrote of it stays in the datastore: {error}"
+        print(f"testcni-uninstall: {what}; it may be repeated", file=sys.stderr)  # noqa: T201
+        return EXIT_DATASTORE
     return 0
 
 

@@ -117,9 +117,12 @@ class Folder:
                 raise StoreError(f"{kind} {name} can't be deleted: {error}") from error
 
     def announce(self, node: str, text: str) -> None:
-        """A small file beside the manifests, which are their owner's."""
+        """A small file beside the manifests, which are their owner's; an empty text removes it."""
         path = self._path / f"{quote(node, safe='')}{RECEIVES}"
         try:
+            if not text:
+                path.unlink(missing_ok=True)
+                return
             files.beside(path.with_name(f".{path.name}"), f"{text}\n").rename(path)
         except OSError as error:
             raise StoreError(f"{path} can't be written: {error}") from error

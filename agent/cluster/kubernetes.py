@@ -93,8 +93,8 @@ class Kubernetes:
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
 
     def announce(self, node: str, text: str) -> None:
-        """An annotation of the Node, by its status, which is what an agent may change of it."""
-        body = {"metadata": {"annotations": {receives.ANNOTATION: text}}}
+        """An annotation of the Node, by its status, which an agent may change; an empty text removes it."""
+        body = {"metadata": {"annotations": {receives.ANNOTATION: text or None}}}
         self._api.ask(Request("PATCH", f"{listing.path('Node', node)}/status", body=body, content_type=MERGE))
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:

@@ -129,4 +129,7 @@ class Datastore(Protocol):
         """Delete the object; NotFoundError when there is none, ConflictError when it is not the `known` one."""
 
     def announce(self, node: str, text: str) -> None:
-        """Say of a node what it receives (agent.cluster.receives), beside what its Node object holds."""
+        """Say of a node what it receives (agent.cluster.receives), beside what its Node object holds.
+
+        An empty text removes what was said.
+        """

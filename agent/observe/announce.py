@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from urllib.parse import quote
 
+from agent.cluster import condition
 from agent.cluster.api import Api, Request
 from agent.cluster.store import StoreError
 from agent.model import Node, Problem, Snapshot
@@ -22,7 +22,6 @@ CLEARS = 5, 60.0  # at once, then one in so many seconds: another controller may
 SEEN_WITHIN = 30.0  # seconds in which the watch shows a change
 POD_EVENTS = 30, 2.0  # of all pods of the node, in the same way
 NOTICE_EVERY = 60.0  # seconds
-STRATEGIC = "application/strategic-merge-patch+json"
 LONGEST_MESSAGE = 1024  # bytes (events.k8s.io)
 
 log = logging.getLogger(__name__)
@@ -126,17 +125,8 @@ class Announcer:
             self._noticed[notice] = now
 
     def _clear(self) -> None:
-        """Say that the network is there; a cloud's kubelet waits for it."""
-        condition = {
-            "type": "NetworkUnavailable",
-            "status": "False",
-            "reason": "TestcniIsUp",
-            "message": "testcni has prepared this node for pods",
-            "lastHeartbeatTime": _now(),
-            "lastTransitionTime": _now(),
-        }
-        path = f"/api/v1/nodes/{quote(self._node, safe='')}/status"
-        self._api.ask(Request("PATCH", path, {}, {"status": {"conditions": [condition]}}, STRATEGIC))
+        """Say that the network is there. Raises StoreError."""
+        condition.clear(self._api, self._node)
         log.info("condition NetworkUnavailable of node %s is cleared", self._node)
 
     def _event(self, namespace: str, about: dict[str, str], reason: str, message: str) -> None:
@@ -149,13 +139,9 @@ class Announcer:
             "reason": reason,
             "message": message[:LONGEST_MESSAGE],
             "source": {"component": "testcni", "host": self._node},
-            "firstTimestamp": _now(),
-            "lastTimestamp": _now(),
+            "firstTimestamp": condition.now(),
+            "lastTimestamp": condition.now(),
             "count": 1,
         }
         path = f"/api/v1/namespaces/{quote(namespace, safe='')}/events"
         self._api.ask(Request("POST", path, {}, event))
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,19 +16,22 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.cluster import api
+from agent.cluster import api, condition
 from agent.cluster.api import Api, ApiError, Request
+from agent.cluster.condition import STRATEGIC
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import StoreError
 from agent.cni.stays import TakenError
 from agent.model import IPBlock, IPReservation, Snapshot
-from agent.observe.announce import STRATEGIC, Announcer
+from agent.observe.announce import Announcer
 from agent.shared import Latest, NodeStatus
 from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
 from tests.unit.test_stays import BLOCKS, Agent
 
+CLEANUP = MANIFESTS.parent / "cleanup/cleanup.yaml"
+CLEANER = "system:serviceaccount:kube-system:testcni-cleanup"
 NODES = tuple(BLOCKS)
 ONE, TWO = NODES
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -80,16 +84,19 @@ def holds(check: Callable[[], bool]) -> bool:
         return False
 
 
-def stolen(control: ControlPlane, node: str | None) -> Path:
-    """A kubeconfig with the token of the agent's pod on a node; None: a token that is bound to no pod."""
-    create = ["-n", "testcni", "create", "token", "testcni", "--duration=1h"]
+def stolen(control: ControlPlane, node: str | None, namespace: str = "testcni", name: str = "testcni") -> Path:
+    """A kubeconfig with the token of the agent's pod on a node; None: a token that is bound to no pod.
+
+    Or that of another service account, of a pod on that node.
+    """
+    create = ["-n", namespace, "create", "token", name, "--duration=1h"]
     if node:
-        metadata = {"name": f"agent-{node}", "namespace": "testcni"}
-        spec = {"nodeName": node, "serviceAccountName": "testcni", "containers": [{"name": "a", "image": "none"}]}
+        metadata = {"name": f"agent-{node}", "namespace": namespace}
+        spec = {"nodeName": node, "serviceAccountName": name, "containers": [{"name": "a", "image": "none"}]}
         apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
         create += ["--bound-object-kind=Pod", f"--bound-object-name=agent-{node}"]
     token = control.kubectl(*create).strip()
-    path = control.folder / f"agent-{node}.kubeconfig"
+    path = control.folder / f"{name}-{node}.kubeconfig"
     shutil.copy(control.kubeconfig(), path)
     doc = yaml.safe_load(path.read_text())
     doc["users"][0]["user"] = {"token": token}
@@ -358,7 +365,52 @@ def test_agents_with_their_own_tokens_do_all_that_pods_need(control: ControlPlan
             agent.stop()
 
 
-def test_applying_the_policies_again_changes_nothing(control: ControlPlane) -> None:
-    for name in ("admission", "agents"):
-        said = control.kubectl("apply", "-f", str(MANIFESTS / f"{name}.yaml")).splitlines()
-        assert [line for line in said if "unchanged" not in line] == []
+def test_the_clean_up_removes_one_condition_and_one_annotation_of_one_node(control: ControlPlane) -> None:
+    control.kubectl("apply", "-f", str(CLEANUP))
+    agent = server_of(stolen(control, ONE))
+    server = server_of(stolen(control, ONE, "kube-system", "testcni-cleanup"))
+    cleanup = Kubernetes(server)
+
+    def is_in_force() -> bool:
+        try:
+            patch(server, ONE, {"metadata": {"annotations": {"probe": str(time.monotonic())}}})
+        except StoreError as error:
+            return "changes no other" in str(error)
+        return False
+
+    eventually(is_in_force, 60)
+    condition.clear(agent, ONE)
+    Kubernetes(agent).announce(ONE, "testcni=vxlan")
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"status": {"conditions": [{**CONDITION, "message": "x"}]}}, "changes no other"),
+        ({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}}, "changes no other"),
+        ({"status": {"capacity": {"cpu": "1000"}}}, "nothing else of a Node"),
+        ({"metadata": {"labels": {"zone": "b"}}}, "nothing else of a Node"),
+        ({"metadata": {"annotations": {"node.alpha.kubernetes.io/ttl": "9"}}}, "changes no other"),
+    )
+    for body, words in refused:
+        is_refused(partial(patch, server, ONE, body), words)
+    is_refused(lambda: cleanup.announce(ONE, "testcni=host-gw"), "changes no other")
+    is_refused(lambda: cleanup.announce(TWO, ""), "its own Node only")
+    for is_there in (True, False):
+        cleanup.announce(ONE, "")
+        assert condition.remove(server, ONE) == is_there
+    node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
+    assert "testcni.io/receives" not in node["metadata"].get("annotations", {})
+    assert [c["type"] for c in node["status"]["conditions"]] == ["Ready"]
+    for name in ("secrets", "pods", "events", "ipblocks.testcni.io"):
+        assert control.kubectl("auth", "can-i", "--as", CLEANER, "list", name, "-A", check=False).strip() == "no"
+
+
+def test_applying_the_manifests_again_changes_nothing(control: ControlPlane) -> None:
+    rendered = MANIFESTS.parent / "testcni.yaml"
+    control.kubectl("apply", "-f", str(rendered), "-f", str(CLEANUP))
+    said = control.kubectl("apply", "-f", str(rendered), "-f", str(CLEANUP)).splitlines()
+    assert [line for line in said if "unchanged" not in line] == []
+    assert {line.partition("/")[0].partition(".")[0] for line in said} >= {
+        "validatingadmissionpolicy",
+        "validatingadmissionpolicybinding",
+        "daemonset",
+        "customresourcedefinition",
+        "configmap",
+    }

@@ -60,4 +60,7 @@ def test_nothing_is_left(cluster: Cluster) -> None:
         ]
         assert f"proto {ROUTE_PROTOCOL}" not in now["routes"]
         assert "testcni" not in node.machine.exec("ls", "/sys/fs/bpf").stdout
+    for found in cluster.get("nodes"):
+        assert "testcni.io/receives" not in found["metadata"].get("annotations", {})
+        assert "NetworkUnavailable" not in {condition["type"] for condition in found["status"]["conditions"]}
     eventually(lambda: cluster.ready_nodes() == set(), 60)

@@ -16,8 +16,9 @@ from tests.lab.talk import eventually
 OPTIONS = ("--conflist", "/opt/testcni/conflist")
 
 
-def uninstall(node: LabNode) -> subprocess.CompletedProcess[str]:
-    argv = (sys.executable, "-m", "agent.uninstall", "--datastore", "kubernetes", *OPTIONS)
+def uninstall(node: LabNode, datastore: str = "") -> subprocess.CompletedProcess[str]:
+    store = datastore or f"dir:{node.lab.datastore}"
+    argv = (sys.executable, "-m", "agent.uninstall", "--node", node.name, "--datastore", store, *OPTIONS)
     return node.space.exec(*argv, check=False)
 
 
@@ -44,10 +45,17 @@ def test_nothing_of_ours_is_left_and_all_that_is_foreign(conf: str) -> None:
         eventually(lambda: f"proto {ROUTE_PROTOCOL}" in node.space.exec("ip", "-N", "route").stdout, 5)
         busy = uninstall(node)
         assert (busy.returncode, "an agent serves" in busy.stderr) == (3, True)
+        said = it.datastore / f"{node.name}.receives"
+        eventually(said.exists, 10)
         node.stop_agent()
+        away = uninstall(node, "kubernetes")
+        assert (away.returncode, "but what the agent wrote of it stays" in away.stderr) == (4, True), away.stderr
+        assert "removed /etc/cni/net.d/05-testcni.conflist" in away.stdout, "the node is cleaned all the same"
+        assert said.exists()
         done = uninstall(node)
         assert done.returncode == 0, done.stderr
-        assert "removed /etc/cni/net.d/05-testcni.conflist" in done.stdout
+        assert not said.exists()
+        assert (it.datastore / f"{other.name}.receives").exists()
         gone = [line for line in difference(before, net_state(node)) if "/run/netns" not in line]
         assert [line for line in gone if "agent.lock" not in line] == []
         assert node.path("/opt/cni/bin/portmap").read_text() == "somebody else's"

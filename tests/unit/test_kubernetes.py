@@ -135,9 +135,11 @@ def names(change: Change) -> list[str]:
 def test_what_a_node_announces_is_an_annotation(opened: list[Any]) -> None:
     server, store = serve(opened, lambda asked: (200, asked.body))
     store.announce("n/1", "net=vxlan")
-    (asked,) = server.asked
+    store.announce("n/1", "")
+    asked, removed = server.asked
     assert (asked.method, asked.path) == ("PATCH", "/api/v1/nodes/n%2F1/status")
     assert asked.body == {"metadata": {"annotations": {"testcni.io/receives": "net=vxlan"}}}
+    assert removed.body == {"metadata": {"annotations": {"testcni.io/receives": None}}}
 
 
 def test_pages_then_events_then_resumption_where_it_ended(opened: list[Any]) -> None:

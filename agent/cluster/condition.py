@@ -1,0 +1,64 @@
+"""The condition NetworkUnavailable of a Node: how the agent clears it, and how it is removed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from agent.cluster.api import Api, Request
+from agent.cluster.store import ConflictError
+
+TYPE = "NetworkUnavailable"
+REASON = "TestcniIsUp"
+"""By which the condition is known as ours: others (a cloud's route controller) give it another."""
+TRIES = 5
+STRATEGIC = "application/strategic-merge-patch+json"
+
+
+def clear(api: Api, node: str) -> None:
+    """Write that the network is there; a cloud's kubelet waits for it. Raises StoreError."""
+    condition = {
+        "type": TYPE,
+        "status": "False",
+        "reason": REASON,
+        "message": "testcni has prepared this node for pods",
+        "lastHeartbeatTime": now(),
+        "lastTransitionTime": now(),
+    }
+    api.ask(Request("PATCH", _path(node), {}, {"status": {"conditions": [condition]}}, STRATEGIC))
+
+
+def remove(api: Api, node: str) -> bool:
+    """Remove the condition if it is ours; whether it was there. Raises StoreError."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(ConflictError):  # kubelet writes there every few seconds
+            return _remove(api, node)
+    return _remove(api, node)
+
+
+def _remove(api: Api, node: str) -> bool:
+    """Remove it once. Raises ConflictError where the Node was changed since it was read."""
+    found = api.ask(Request("GET", _path(node).removesuffix("/status")))
+    if not any(_is_ours(condition) for condition in (found.get("status") or {}).get("conditions") or ()):
+        return False
+    body = {
+        "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
+        "status": {"conditions": [{"$patch": "delete", "type": TYPE}]},
+    }
+    api.ask(Request("PATCH", _path(node), {}, body, STRATEGIC))
+    return True
+
+
+def _is_ours(condition: dict[str, Any]) -> bool:
+    return (condition.get("type"), condition.get("status"), condition.get("reason")) == (TYPE, "False", REASON)
+
+
+def _path(node: str) -> str:
+    return f"/api/v1/nodes/{quote(node, safe='')}/status"
+
+
+def now() -> str:
+    """Return the time as the API server writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
