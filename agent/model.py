@@ -21,6 +21,8 @@ ROUTE_PROTOCOL = 116
 Receives = tuple[tuple[str, tuple[str, ...]], ...]
 """By the name of a network the modes in which a node takes packets for pods now; that of its conf first.
 
+A network of ipvlan or macvlan has its mode alone: pods are reached past the node.
+
 Under ENDS, which is no network's name, those of its InternalIPs that it has on an interface where others would
 send to another by themselves.
 """
@@ -43,7 +45,11 @@ class Node:
     """Whether its condition NetworkUnavailable is True."""
 
     def modes(self, network: str) -> tuple[str, ...]:
-        """In which modes it takes packets of a network; none: it does not say."""
+        """In which of the modes ROUTED it takes packets of a network; none: it does not say."""
+        return tuple(mode for mode in self.announced(network) if mode in ROUTED)
+
+    def announced(self, network: str) -> tuple[str, ...]:
+        """All modes that it has announced for a network; none: it does not say."""
         return dict(self.receives).get(network, ())
 
 

@@ -108,6 +108,10 @@ class NodeStatus:
     """What peers are to be told."""
     guests: frozenset[Subnet] = frozenset()
     """Addresses of this node's pods that are in none of its blocks, and for which its state is in the kernel."""
+    refused: frozenset[str] = frozenset()
+    """The names of networks whose new mode does not come into force, as other pods would not reach its pods."""
+    unserved: frozenset[Network] = frozenset()
+    """Networks that pods on this node are on, and whose node state is not in the kernel."""
     away: frozenset[Subnet] = frozenset()
     """Single addresses for which this node has a route to another."""
     ground: Ground = field(default_factory=Ground)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.model import ENDS, ROUTED, Receives
+from agent.model import ENDS, MODES, Receives
 
 ANNOTATION = "testcni.io/receives"
 
@@ -21,7 +21,7 @@ def decode(text: object) -> Receives:
     for word in text.split() if isinstance(text, str) else ():
         network, _, modes = word.partition("=")
         said = tuple(dict.fromkeys(modes.split(",")))
-        known = said if network == ENDS else tuple(mode for mode in said if mode in ROUTED)
+        known = said if network == ENDS else tuple(mode for mode in said if mode in MODES)
         if network and known:
             found[network] = known
     return tuple(sorted(found.items()))

@@ -46,11 +46,11 @@ class Slaves:
 
     def desired(self, view: View) -> NodeState:
         """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""
+        found = find_uplink(view)
+        if isinstance(found, Problem):  # also before there are blocks: none is of use then
+            return NodeState(problems=frozenset({found}))
         if not view.blocks:
             return NodeState()
-        found = find_uplink(view)
-        if isinstance(found, Problem):
-            return NodeState(problems=frozenset({found}))
         assert view.network.subnet  # noqa: S101 - the netconf of these modes has one
         detour = Detour(view.network.subnet, found.hosts[0], view.network.masquerade)
         return NodeState(
@@ -226,8 +226,11 @@ def _unfit(view: View, device: str, on_parent: list[LocalAddress]) -> Problem | 
         return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")
     if network.shared and on_parent and not any(_within(network.subnet, local) for local in on_parent):
         held = ", ".join(str(local.interface) for local in on_parent)
-        what = f"subnet {network.subnet} is not that of {device} ({held})"
-        return Problem(where, what, "set `subnet` to the parent's, or `master` to another parent")
+        here = [local.device for local in view.local if _within(network.subnet, local)]
+        others = f"but of {', '.join(here)}" if here else "nor of any interface of this node"
+        what = f"subnet {network.subnet} is not that of {device} ({held}), {others}"
+        files = f"manifests/overlays/{network.mode}: conflist.yaml, and ippool.yaml for the IPPool"
+        return Problem(where, what, f"set `subnet` to the parent's ({files}), or `master` to another parent")
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from agent.model import ENDS, HOST_GW, ROUTED, VXLAN, Network, Node, Receives
+from agent.model import ENDS, HOST_GW, MODES, ROUTED, VXLAN, Network, Node, Receives
 
 GRACE = 15.0  # seconds from the withdrawal to the removal
 KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear late that it may remove it
@@ -19,10 +19,11 @@ def receives(chosen: Mapping[str, Network], ready: Iterable[Network], leaving: C
     """The modes of each network of the confs in which packets are taken now, that of the conf first."""
     found: dict[str, set[str]] = {}
     for network in ready:
-        if network.mode in ROUTED and network.name in chosen and network not in leaving:
+        if network.name in chosen and network not in leaving:
             found.setdefault(network.name, set()).add(network.mode)
+    order = (*ROUTED, *MODES)
     return tuple(
-        (name, tuple(sorted(modes, key=lambda mode: (mode != chosen[name].mode, ROUTED.index(mode)))))
+        (name, tuple(sorted(modes, key=lambda mode: (mode != chosen[name].mode, order.index(mode)))))
         for name, modes in sorted(found.items())
     )
 
@@ -36,9 +37,15 @@ def siblings(
     """
     wanted = set()
     for peer in peers:
-        for name, modes in peer.receives:
-            conf = chosen.get(name)
-            if conf and conf.mode in ROUTED and conf.mode not in (HOST_GW, *modes) and modes[0] != HOST_GW:
+        for name in dict(peer.receives):
+            conf, modes = chosen.get(name), peer.modes(name)
+            if (
+                conf
+                and modes
+                and conf.mode in ROUTED
+                and conf.mode not in (HOST_GW, *modes)
+                and modes[0] != HOST_GW
+            ):
                 wanted.add((conf, modes[0]))
     held = {(network.name, network.mode) for network in needed}
     found = set()

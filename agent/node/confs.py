@@ -28,6 +28,8 @@ class Confs:
     problems: tuple[Problem, ...] = ()
     chosen: Mapping[str, Network] = field(default_factory=dict)
     """Of several confs of one name the first: the one that is to be installed, where there is one."""
+    installed: frozenset[Network] = frozenset()
+    """Those of the folder, where a conflist is to be installed there: they were in force when it was written."""
     foreign_macs: Mapping[str, str] = field(default_factory=dict)
     """By the name of a network the MAC that a plugin after testcni gives to pods, or several."""
     unseen_macs: Mapping[str, str] = field(default_factory=dict)
@@ -45,12 +47,13 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
             str(folder), str(error), "let the agent read it; until then its last state stays in force"
         )
         return replace(known or Confs(), problems=(problem,))
-    found = [read_template(template, folder)] if template else []
-    found += [read_file(path) for path in paths]
+    there = [read_file(path) for path in paths]
+    found = [*([read_template(template, folder)] if template else []), *there]
     return Confs(
         frozenset(network for confs in found for network in confs.networks),
         tuple(problem for confs in found for problem in confs.problems),
         {name: network for confs in reversed(found) for name, network in confs.chosen.items()},
+        frozenset(network for confs in there for network in confs.networks) if template else frozenset(),
         {name: mac for confs in found for name, mac in confs.foreign_macs.items()},
         {name: plugins for confs in found for name, plugins in confs.unseen_macs.items()},
         {
@@ -83,7 +86,7 @@ def _read(
         found = of(conf)
         return replace(found, problems=_refused(path, found.unseen_macs))
     except FileNotFoundError:
-        return Confs()  # it went while we looked
+        return Confs()  # it went while we looked; who installs a conflist reports that there is none
     except CniError as error:
         return Confs(problems=(Problem(str(path), str(error), remedy),) if ours in data else ())
     except OSError as error:

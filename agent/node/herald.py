@@ -50,7 +50,10 @@ class Herald:
     def once(self) -> None:
         """One look; what fails is tried again."""
         status, me = self._status.get(), self._snapshot.get().nodes.get(self._node)
-        if not status.synced or not status.receives or me is None:
+        known = (
+            status.receives or status.blocks or status.refused
+        )  # else it is not known yet what there is to tell
+        if not status.synced or not known or me is None:
             return
         if me.receives == status.receives:
             self._problems.publish({})

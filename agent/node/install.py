@@ -24,6 +24,7 @@ from agent.shared import Latest, NodeStatus, pace
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
 DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
 LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
+REASONS = 3  # problems that a waiting conflist names: an Event has 1,024 bytes
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,8 @@ class Installer:
         try:
             for source in sorted(self._places.bundle.iterdir()):
                 _install(source.read_bytes(), self._places.bin_dir / source.name, 0o755)
-            data = files.read(self._places.template)
-            if waiting := self._waits(data):
-                problems["conflist"] = Problem(str(self._places.template), waiting, "see the other problems")
-            elif waiting is None:
-                _install(data, self._places.conflist, 0o600)
+            if problem := self._put_conflist():
+                problems["conflist"] = problem
         except OSError as error:
             remedy = "see that the host's folders are mounted and can be written"
             problems["install"] = Problem("install", str(error), remedy)
@@ -105,23 +103,44 @@ class Installer:
             problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
         self._problems.publish(problems)
 
-    def _waits(self, data: bytes) -> str | None:
-        """Why the conflist is not to be installed, None: it is; the installed one stays in force till then."""
-        self._refused = ""
+    def _put_conflist(self) -> Problem | None:
+        """Install the conflist if its networks are prepared, else return why the installed one stays in force.
+
+        Raises OSError where it can't be installed.
+        """
+        template, self._refused = self._places.template, ""
         try:
+            data = files.read(template)
             networks = confs.of(libcni.conflist(data, self._places.conf_dir)).networks
-        except CniError as error:
+        except FileNotFoundError:
+            remedy = f"in Kubernetes: give the ConfigMap the key {template.name}"
+            return self._refuse("there is no such file", remedy)
+        except (CniError, OSError) as error:
             self._refused = str(error)
-            return ""  # who reads the confs reports it
+            return None  # who reads the confs reports it
         if not networks:
-            self._refused = "has no plugin of type testcni"
-            return self._refused
+            return self._refuse("has no plugin of type testcni", "add one")
         prepared = self._status.get().blocks
         missing = sorted(f"{n.name} ({n.mode})" for n in networks if not prepared.get(n))
         if not missing:
-            return None
-        installed = self.installed and not _same(self._places.conflist, data)
-        return f"network {', '.join(missing)} is not prepared, so the old conflist stays" if installed else ""
+            _install(data, self._places.conflist, 0o600)
+        elif self.installed and not _same(self._places.conflist, data):
+            return self._waiting(f"network {', '.join(missing)} is not prepared, so the old conflist stays")
+        return None
+
+    def _refuse(self, what: str, remedy: str) -> Problem:
+        """Note and return what is wrong with the conflist that is to be installed."""
+        self._refused = what
+        return Problem(str(self._places.template), what, f"{remedy}; until then what is installed stays in force")
+
+    def _waiting(self, what: str) -> Problem:
+        """Return the problem with the reasons for it, as an Event shows no other problem beside it."""
+        own = self._problems.get().values()
+        others = [problem for problem in self._status.get().problems if problem not in own]
+        if not others:
+            return Problem(str(self._places.template), what, "wait; if it stays so, see the agent's log")
+        reasons = "; ".join(f"{problem.where}: {problem.what}" for problem in others[:REASONS])
+        return Problem(str(self._places.template), f"{what}: {reasons}", others[0].remedy)
 
     def _absent(self, problems: Mapping[str, Problem]) -> list[str]:
         """Programs that the installed conflist names and the plugin folder lacks; none where that is not known."""

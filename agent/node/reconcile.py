@@ -15,11 +15,11 @@ from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import Filter, LocalAddress, NodeState, Underlay, union
 from agent.ipam import blocks, pool_faults, reservations
 from agent.ipam.attachments import Attachments
-from agent.model import IPIP, ROUTE_PROTOCOL, VXLAN, Address, Network, Problem, Receives, Snapshot, Subnet
+from agent.model import IPIP, ROUTE_PROTOCOL, ROUTED, VXLAN, Address, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
 from agent.modes.underlay import announcement
-from agent.node import change, ground, prepared, program
+from agent.node import admission, change, ground, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
@@ -110,6 +110,7 @@ class Reconciler:
         self._said: Receives = ()
         """What peers have to be told of this node's addresses."""
         self._leaving = change.Leaving(earlier.blocks)
+        self._admitted = admission.Admitted()
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
         pods = inputs.attachments
         told = (inputs.snapshot, inputs.confs, inputs.demand, pods, pods.aside, claimer.unseen, inputs.bgp.said)
@@ -172,7 +173,8 @@ class Reconciler:
         whole = replace(snapshot, nodes=known.nodes)
         """With what Nodes lack just now: for what is in the kernel, and not for what pods are given."""
         networks = self._networks(whole)
-        self._claimer.want({n: self._blocks_wanted(n) for n in networks if not n.hand_made})
+        claiming = [n for n in networks if not n.hand_made and not self._is_unfit(n)]
+        self._claimer.want({n: self._blocks_wanted(n) for n in claiming})
         read = self._read(networks, known)
         if read is None:
             return False
@@ -190,6 +192,7 @@ class Reconciler:
         if options or not self._inputs.bgp.stands:
             self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         problems = [
+            *self._admitted.problems,
             *identity(snapshot, self._node, kernel.local),
             *known.problems,
             *known.disputes(),
@@ -262,15 +265,10 @@ class Reconciler:
         problems: list[Problem],
     ) -> None:
         """Publish which networks are prepared for pods, and what is wrong."""
-        ready = {
-            network: own
-            for network in networks
-            if network in self._memory
-            and self._memory[network][1].devices.isdisjoint(done.unready)
-            and bool(network.link_mode) == bool(self._memory[network][1].uplinks)
-            and (own := self._usable(snapshot, network))
-        }
+        works = {n for n in networks if n in self._memory and _works(n, self._memory[n][1], done)}
+        ready = {n: own for n in networks if n in works and (own := self._usable(snapshot, n))}
         guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
+        used = self._inputs.attachments.networks()
         # where nothing is ready for a moment, ways to peers stay as they are
         names = {network.name for network in ready}
         self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
@@ -296,6 +294,8 @@ class Reconciler:
                 receives=self._receives(),
                 ground=snapshot.ground,
                 pool_faults=self._faults.look(snapshot, networks),
+                refused=self._admitted.refused,
+                unserved=frozenset(used - works),
             )
         )
 
@@ -306,9 +306,11 @@ class Reconciler:
         if any(want.until <= now for want in demand.values()):
             self._inputs.demand.update(lambda d: {n: want for n, want in d.items() if want.until > now})
         asked = {network for network, want in demand.items() if want.until > now}
-        confs, leaving = self._inputs.confs.get(), self._leaving
-        needed = confs.networks | self._inputs.attachments.networks() | asked
-        peers = (node for node in snapshot.nodes.values() if node.name != self._node)
+        used, leaving = self._inputs.attachments.networks(), self._leaving
+        peers = [node for node in snapshot.nodes.values() if node.name != self._node]
+        confs = admission.admit(self._inputs.confs.get(), asked, used, leaving.in_force, peers)
+        self._admitted = confs
+        needed = confs.networks | used
         needed |= change.siblings(confs.chosen, peers, needed, leaving.in_force)
         known = needed | leaving.keep(needed, confs.chosen, snapshot.nodes.get(self._node), now)
         self._memory = {network: entry for network, entry in self._memory.items() if network in known}
@@ -316,11 +318,17 @@ class Reconciler:
 
     def _tunnel_ports(self, networks: list[Network], snapshot: Snapshot) -> tuple[int, ...]:
         peers = (node for node in snapshot.nodes.values() if node.name != self._node)
-        return self._ports.look(networks, self._inputs.confs.get().chosen, peers, time.monotonic())
+        return self._ports.look(networks, self._admitted.chosen, peers, time.monotonic())
 
     def _receives(self) -> Receives:
-        modes = change.receives(self._inputs.confs.get().chosen, self._ready, self._leaving.networks)
-        return tuple(sorted((*modes, *self._said)))
+        confs, silent = self._admitted, self._admitted.silent(self._inputs.attachments.networks())
+        modes = change.receives(confs.chosen, self._ready, self._leaving.networks)
+        return tuple(sorted((*(entry for entry in modes if entry[0] not in silent), *self._said)))
+
+    def _is_unfit(self, network: Network) -> bool:
+        """Whether the last round found no parent that pods could hang on, so that no block would be of use."""
+        known = self._memory.get(network)
+        return bool(network.link_mode and known and known[1].problems and not known[1].uplinks)
 
     def _blocks_wanted(self, network: Network) -> Mapping[int, int]:
         """How many blocks of each IP version the network needs."""
@@ -374,7 +382,7 @@ class Reconciler:
             guests,
             held,
             strays,
-            dict(facts.receives).get(network.name, ()),
+            tuple(mode for mode in dict(facts.receives).get(network.name, ()) if mode in ROUTED),
             facts.known.ends,
             facts.known.claims,
             self._used(network),
@@ -434,3 +442,8 @@ class Reconciler:
             *self._ports.ends,
         ]
         return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
+
+
+def _works(network: Network, state: NodeState, done: program.Programmed) -> bool:
+    """Whether what the pods of a network hang on is in the kernel."""
+    return state.devices.isdisjoint(done.unready) and bool(network.link_mode) == bool(state.uplinks)

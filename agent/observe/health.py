@@ -38,12 +38,16 @@ def _is_here(host: str) -> bool:
 
 
 def ready(status: NodeStatus, confs: Confs, installer: Installer | None) -> Page:
-    """Whether the node path is synced, the confs' networks are prepared and the conflist is where it should be."""
+    """Whether the datastore was read, the networks of confs and pods are prepared, the conflist is installed."""
     reasons = []
     if not status.synced:
         reasons.append("the datastore has not been read completely yet")
-    for name in sorted(network.name for network in confs.networks if not status.blocks.get(network)):
-        reasons.append(f"network {name} is not prepared")
+    missing = {network for network in confs.networks if not status.blocks.get(network)}
+    for network in sorted(missing - status.unserved, key=str):
+        reasons.append(f"network {network.name} ({network.mode}) is not prepared")
+    for network in sorted(status.unserved, key=str):
+        what = f"network {network.name} ({network.mode}), which pods on this node are on, is not prepared"
+        reasons.append(f"{what}: they may be cut off")
     if installer and installer.lacking:
         reasons.append(installer.lacking)
     if reasons:  # what stands behind them; a problem alone does not make a node unready

@@ -32,6 +32,8 @@ WAITING = 1024  # connections not yet taken, in the kernel
 LOOPBACK = "127.0.0.1"
 LOOK = 0.2  # seconds until the end is noticed
 AGAIN = 5.0  # seconds until a port in use is tried again
+PATIENCE, LOOK_SOON = 4.0, 0.05  # seconds: how long an answer may wait to be a good one, and how often it is made
+WAIT = re.compile(r"wait=([0-9]{1,3})")
 REQUEST = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r?\n")
 
 log = logging.getLogger(__name__)
@@ -136,10 +138,24 @@ class Http:
         request = REQUEST.match(head)
         if not request:
             return _encode(_error(HTTPStatus.BAD_REQUEST))
-        method, path = request[1].decode(), request[2].decode().partition("?")[0]
+        method, (path, _, query) = request[1].decode(), request[2].decode().partition("?")
         if method not in ("GET", "HEAD"):
             return _encode(_error(HTTPStatus.METHOD_NOT_ALLOWED))
-        return _encode(self._page(path, fresh=fresh), body=method == "GET")
+        page = await self._waited(path, query) if fresh else self._page(path, fresh=False)
+        return _encode(page, body=method == "GET")
+
+    async def _waited(self, path: str, query: str) -> Page:
+        """Return the page for a client on this node; with `wait=SECONDS` when it is no 503, or after that time.
+
+        kubelet writes a warning Event for each probe that fails, also for one of an agent that has just begun.
+        """
+        asked = WAIT.fullmatch(query)
+        end = time.monotonic() + (min(PATIENCE, float(asked[1])) if asked else 0.0)
+        while (page := self._page(path, fresh=True)).status == HTTPStatus.SERVICE_UNAVAILABLE:
+            if time.monotonic() >= end:
+                break
+            await asyncio.sleep(LOOK_SOON)
+        return page
 
     def _page(self, path: str, *, fresh: bool) -> Page:
         if path not in self._pages:

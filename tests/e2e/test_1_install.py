@@ -7,6 +7,7 @@ import time
 from datetime import datetime
 from typing import Any
 
+from agent.model import MODES
 from tests.e2e import programs
 from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, eventually
 from tests.lab.space import REPO
@@ -19,6 +20,16 @@ def test_the_rendered_manifest_is_that_of_the_default_overlay(bare: Cluster) -> 
     assert (MANIFESTS / "testcni.yaml").read_text() == rendered, "make manifests"
     assert [path.name for path in MANIFESTS.glob("*.yaml")] == ["testcni.yaml"]
     assert programs.VERSION in bare.kubectl("version")
+
+
+def test_overlays_differ_in_the_configmap_only(bare: Cluster) -> None:
+    """So one `kubectl apply -k` changes the mode: no agent lacks a right that old pods need."""
+
+    def others(mode: str) -> list[str]:
+        docs = bare.kubectl("kustomize", str(MANIFESTS / "overlays" / mode)).split("\n---\n")
+        return [doc for doc in docs if "kind: ConfigMap" not in doc]
+
+    assert all(others(mode) == others(MODES[0]) for mode in MODES[1:])
 
 
 def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
@@ -38,6 +49,13 @@ def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
         assert parse(state["state"]["running"]["startedAt"]) <= parse(ready(node)["lastTransitionTime"])
     if bare.mode not in ON_THE_SUBNET:  # there the policy about IPPools has to be known first
         assert took < READY_WITHIN
+
+
+def test_no_probe_fails_at_an_install(cluster: Cluster) -> None:
+    """Each that does is a warning Event of the agent's pod."""
+    cluster.running("app.kubernetes.io/name=testcni", len(cluster.nodes), 30, "testcni")
+    failed = ("-n", "testcni", "--field-selector", "reason=Unhealthy")
+    assert [event["message"] for event in cluster.get("events", *failed)] == []
 
 
 def test_the_condition_network_unavailable_is_cleared_with_a_reason(cluster: Cluster) -> None:

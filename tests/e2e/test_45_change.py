@@ -1,4 +1,4 @@
-"""The mode changes on a running cluster: host-gw to vxlan and back, under a flow between old pods."""
+"""The mode changes on a running cluster, by `kubectl apply -k` alone: host-gw to vxlan and back, under a flow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import DEFAULT, MANIFESTS, Cluster, ClusterNode, eventually
+from tests.e2e.cluster import DEFAULT, EXAMPLE_SUBNET, MANIFESTS, Cluster, ClusterNode, eventually
 from tests.e2e.conftest import MODE
 from tests.e2e.flow import Flow, ends
 from tests.e2e.workload import container, pod
+from tests.lab.segment import PREFIX, UNDERLAY
 
 pytestmark = pytest.mark.skipif(MODE != DEFAULT, reason="it begins with host-gw, and ends with it")
 
 NEW = "vxlan"
+AGENT = "app.kubernetes.io/component=agent"
 HEARD_WITHIN = 150.0  # seconds: kubelet brings a ConfigMap to its pods about once a minute
 GONE_WITHIN = 90.0  # seconds: the next comparison, the grace, and what API server and kubelet take
 
@@ -32,9 +34,9 @@ def conflists(cluster: Cluster) -> set[str]:
 
 
 def overlay(cluster: Cluster, mode: str) -> None:
-    """Conf and agents of a mode, as `kubectl apply -k` has them."""
-    cluster.apply(cluster.kubectl("kustomize", str(MANIFESTS / "overlays" / mode)))
-    cluster.kubectl("rollout", "status", "-n", "testcni", "daemonset/testcni", "--timeout=150s", within=160)
+    """Apply an overlay as `kubectl apply -k` does, with the subnet of the nodes."""
+    text = cluster.kubectl("kustomize", str(MANIFESTS / "overlays" / mode))
+    cluster.apply(text.replace(EXAMPLE_SUBNET, f"{UNDERLAY}.0.0/{PREFIX}"))
 
 
 def meet(cluster: Cluster, *pods: dict[str, Any]) -> None:
@@ -69,11 +71,8 @@ def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: Clus
     print(f"{DEFAULT} to {NEW}: {sent} datagrams sent, {sent - got} lost")
     assert got == sent
 
-    # back: the conf first, and the agents' rights when no pod needs them any more
     flow = Flow(cluster, sender, echo["status"]["podIP"], 150)
-    config = cluster.kubectl("kustomize", str(MANIFESTS / "overlays" / DEFAULT))
-    conf = next(part for part in config.split("\n---\n") if "kind: ConfigMap" in part)
-    cluster.apply(conf)
+    overlay(cluster, DEFAULT)
     eventually(lambda: conflists(cluster) == {DEFAULT}, HEARD_WITHIN)
     last = placed(cluster, "last", cluster.nodes)
     meet(cluster, *old, *new, *last)
@@ -84,7 +83,34 @@ def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: Clus
         cluster.kubectl("delete", "pod", gone["metadata"]["name"], "--grace-period=1")
     eventually(lambda: set(receives(cluster)) == {f"testcni={DEFAULT}"}, GONE_WITHIN)
     eventually(lambda: not any("testcni-vxlan" in n.state()["links"] for n in cluster.nodes), GONE_WITHIN)
-    overlay(cluster, DEFAULT)
     meet(cluster, *old, *last)
-    for left in (*old, *last, echo, sender):
+
+    # macvlan: its pods and those would not reach each other
+    overlay(cluster, "macvlan")
+    cluster.kubectl("rollout", "restart", "-n", "testcni", "daemonset/testcni")
+    eventually(lambda: "the mode macvlan is refused" in events(cluster), 60)
+    (rollout,) = cluster.get("daemonsets", "-n", "testcni")
+    assert rollout["status"]["updatedNumberScheduled"] == 1, "the rollout stops at the first node"
+    refused = [p for p in cluster.pods(AGENT, "testcni") if "False" in states(p)]
+    page = cluster.node_of(refused[0]).machine.exec("curl", "-s", "http://127.0.0.1:9480/readyz").stdout
+    assert "network testcni (macvlan) is not prepared" in page
+    assert "the old conflist stays in force: pods on this node are in the mode host-gw" in page
+    assert (conflists(cluster), set(receives(cluster))) == ({DEFAULT}, {f"testcni={DEFAULT}"})
+    later = placed(cluster, "later", cluster.nodes)
+    meet(cluster, *old, *later)
+    overlay(cluster, DEFAULT)
+    cluster.kubectl("rollout", "restart", "-n", "testcni", "daemonset/testcni")
+    cluster.kubectl("rollout", "status", "-n", "testcni", "daemonset/testcni", "--timeout=150s", within=160)
+    assert conflists(cluster) == {DEFAULT}
+    meet(cluster, *old, *later)
+    for left in (*old, *last, *later, echo, sender):
         cluster.kubectl("delete", "pod", left["metadata"]["name"], "--grace-period=1")
+
+
+def events(cluster: Cluster) -> str:
+    return cluster.kubectl("get", "events", "-n", "default", "-o", "custom-columns=M:.message", "--no-headers")
+
+
+def states(agent: dict[str, Any]) -> list[str]:
+    """Whether an agent's pod is Ready, as its conditions say."""
+    return [one["status"] for one in agent["status"]["conditions"] if one["type"] == "Ready"]

@@ -47,7 +47,7 @@ def test_a_node_from_unready_to_at_work() -> None:
         eventually(lambda: "has no Node object" in get(one, "/readyz")[1], 5)
         status, why = get(one, "/readyz")
         assert status == 503
-        assert why.startswith("network testcni is not prepared\n")
+        assert why.startswith("network testcni (host-gw) is not prepared\n")
         it.put_node(one)
         eventually(lambda: get(one, "/readyz") == (200, "ok\n"), 5)
         pod = one.add_pod("a")

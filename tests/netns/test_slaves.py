@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent import netconf
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
 from agent.model import IPBlock, IPPool
-from tests.netns.node import MACVLAN, Host, Pod, command, net
+from agent.node.confs import Confs
+from tests.netns.node import MACVLAN, Host, Pod, command, eventually, net
 
 
 def added(tmp_path: Path, **more: Any) -> tuple[Host, Pod, dict[str, Any]]:
@@ -153,6 +156,29 @@ def test_what_can_not_work_is_told(tmp_path: Path, more: dict[str, Any], message
     host = Host(tmp_path, conf={**MACVLAN, **more})
     with pytest.raises(CniError, match=message):
         host.call("STATUS")
+
+
+def test_an_example_that_was_not_edited_is_told_as_that(tmp_path: Path) -> None:
+    """Without a block, as no IPPool is there yet: that none gives addresses is not what has to be fixed."""
+    host = Host(tmp_path, conf={**MACVLAN, "subnet": "192.168.64.0/24", "ipam": {}})
+    told = host.reconciler.status
+    host.put(replace(host.me, blocks=()))
+    network = netconf.parse(dict(host.conf)).network
+    host.confs.publish(Confs(frozenset({network}), chosen={"testcni": network}))
+    eventually(lambda: "is not that of eth0" in str(told.get().problems))
+    host.looked()
+    host.claimer.once()
+    assert host.claimer.problems.get() == {}
+    (problem,) = told.get().problems
+    assert problem.what == (
+        "subnet 192.168.64.0/24 is not that of eth0 (192.0.2.1/24), nor of any interface of this node"
+    )
+    assert "manifests/overlays/macvlan: conflist.yaml" in problem.remedy
+    good = netconf.parse({**host.conf, "subnet": "192.0.2.0/24"}).network
+    host.confs.publish(Confs(frozenset({good}), chosen={"testcni": good}))
+    eventually(lambda: "is not that of" not in str(told.get().problems))
+    host.claimer.once()
+    assert "neither podCIDR nor IPPool" in str(host.claimer.problems.get()), "now that is what is missing"
 
 
 def test_with_passthru_a_mac_can_not_be_asked_for(tmp_path: Path) -> None:

@@ -104,8 +104,10 @@ def test_bird_speaks_with_those_that_take_ipip() -> None:
 def test_what_is_told_is_what_is_ready() -> None:
     chosen = {"net": BY[VXLAN], "lan": Network("lan", mode="macvlan", link_mode="bridge")}
     others = [Network("elsewhere"), chosen["lan"]]
-    assert change.receives(chosen, others, ()) == ()
-    assert change.receives(chosen, [BY[HOST_GW], *others], ()) == (("net", (HOST_GW,)),)
+    assert change.receives(chosen, others[:1], ()) == ()
+    lan = (("lan", ("macvlan",)),)
+    assert change.receives(chosen, others, ()) == lan
+    assert change.receives(chosen, [BY[HOST_GW], *others], ()) == (*lan, ("net", (HOST_GW,)))
     both = [BY[HOST_GW], BY[VXLAN]]
     assert change.receives(chosen, both, ()) == (("net", (VXLAN, HOST_GW)),)
     assert change.receives(chosen, both, {BY[HOST_GW]}) == (("net", (VXLAN,)),)
@@ -120,6 +122,7 @@ def test_tunnels_to_peers_that_do_not_take_the_new_mode() -> None:
     assert change.siblings(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
     assert change.siblings(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
     assert change.siblings({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
+    assert change.siblings(chosen, [node(2, "macvlan")], needed, ()) == frozenset(), "there is no tunnel to those"
 
 
 def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
@@ -156,7 +159,7 @@ def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
     assert leaving.in_force == needed
 
 
-@pytest.mark.parametrize("text", [None, 7, "", "=", "net", "net=", "net=macvlan,wireguard", "=vxlan", "net:vxlan"])
+@pytest.mark.parametrize("text", [None, 7, "", "=", "net", "net=", "net=wireguard", "=vxlan", "net:vxlan"])
 def test_what_is_not_understood_counts_for_nothing(text: object) -> None:
     assert receives.decode(text) == ()
 
@@ -206,6 +209,22 @@ def test_peers_are_told_until_the_snapshot_says_so() -> None:
     herald.once()
     assert store.told[1:] == [("n1", "net=vxlan,host-gw")]
     assert problems.get() == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "is_withdrawn"),
+    [
+        (NodeStatus(synced=True), False),
+        (NodeStatus(synced=False, blocks={BY[HOST_GW]: ()}), False),
+        (NodeStatus(synced=True, blocks={BY[HOST_GW]: ()}), True),
+        (NodeStatus(synced=True, refused=frozenset({"net"})), True),
+    ],
+)
+def test_what_holds_no_more_is_withdrawn_once_that_is_known(status: NodeStatus, *, is_withdrawn: bool) -> None:
+    """An agent that has only just begun does not know yet in which modes its node takes packets."""
+    store, snapshot = Store(), Latest(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
+    Herald(as_store(store), "n1", snapshot, Latest(status), Latest({})).once()
+    assert store.told == ([("n1", "")] if is_withdrawn else [])
 
 
 def as_store(store: object) -> Datastore:

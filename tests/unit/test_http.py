@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,17 @@ def pages() -> Pages:
 class Running:
     def __init__(self, host: str = LOOPBACK, port: int = 0) -> None:
         self.problems: Latest[dict[str, Problem]] = Latest({})
-        self.server = Http((host, port), pages(), self.problems)  # type: ignore[arg-type]
+        self.refusals = 0
+        """How often the page /begun is none yet."""
+        self.server = Http((host, port), {**pages(), "/begun": self._begun}, self.problems)  # type: ignore[arg-type]
         self.host = host
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.server.run, args=(self.stop,), daemon=True)
         self.thread.start()
+
+    def _begun(self) -> Page:
+        self.refusals -= 1
+        return Page(b"", status=HTTPStatus.SERVICE_UNAVAILABLE if self.refusals >= 0 else HTTPStatus.OK)
 
     def wait(self) -> None:
         end = time.monotonic() + 5
@@ -98,6 +105,28 @@ def test_get_and_head(running: Running) -> None:
     assert running.ask(GET.replace(b"GET", b"HEAD")) == (head, b"")
     assert running.ask(GET.replace(b"/hello", b"/hello?a=b"))[1] == b"hello\n"
     assert running.ask(GET.replace(b"HTTP/1.1", b"HTTP/1.0"))[1] == b"hello\n"
+
+
+@pytest.mark.parametrize(
+    ("query", "after", "status"),
+    [
+        (b"?wait=4", 3, b"200"),
+        (b"?wait=400", 3, b"200"),
+        (b"?wait=0", 1, b"503"),
+        (b"?wait=1", 1000, b"503"),
+        (b"", 1, b"503"),
+        (b"?wait=", 1, b"503"),
+        (b"?wait=-1", 1, b"503"),
+        (b"?wait=4&x", 1, b"503"),
+    ],
+)
+def test_an_answer_waits_to_be_a_good_one_if_asked(
+    running: Running, query: bytes, after: int, status: bytes
+) -> None:
+    """As each probe of kubelet's that fails is a warning Event, also of an agent that has only begun."""
+    running.refusals = after
+    assert running.ask(GET.replace(b"/hello", b"/begun" + query))[0].split()[1] == status
+    assert running.ask()[1] == b"hello\n"
 
 
 @pytest.mark.parametrize(
@@ -235,8 +264,8 @@ def test_ready_or_why_not(tmp_path: Path) -> None:
     assert told.status == 503
     assert told.body.decode().splitlines() == [
         "the datastore has not been read completely yet",
-        "network other is not prepared",
-        "network pods is not prepared",
+        "network other (host-gw) is not prepared",
+        "network pods (host-gw) is not prepared",
         str(PROBLEM),
     ]
     status = NodeStatus(synced=True, blocks=BLOCKS, problems=(PROBLEM,))

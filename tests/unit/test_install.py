@@ -212,6 +212,58 @@ def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) ->
     assert health.ready(ready(places), confs.read(places.conf_dir, places.template), installer).status == 200
 
 
+def test_a_conflist_that_waits_says_why(places: Places) -> None:
+    """Who reads an Event sees no other problem beside it."""
+    status, problems = Latest(ready(places)), Latest[Mapping[str, Problem]]({})
+    installer = Installer(places, status, problems)
+    installer.once()
+    places.template.write_text(json.dumps({**CONFLIST, "plugins": [{"type": "testcni", "mode": "vxlan"}]}))
+    installer.once()
+    (first,) = problems.get().values()
+    cause = Problem("eBPF", "load vxlan_ingress.o: Operation not permitted", "give the agent CAP_BPF")
+    for _ in range(3):  # its own problem, which is one of the node's, is no reason for itself
+        status.publish(replace(ready_with(places, CONFLIST), problems=(*problems.get().values(), cause)))
+        installer.once()
+        (problem,) = problems.get().values()
+        assert problem.what.startswith("network testcni (vxlan) is not prepared, so the old conflist stays: ")
+        assert problem.what.endswith(": eBPF: load vxlan_ingress.o: Operation not permitted")
+        assert problem.remedy == "give the agent CAP_BPF"
+    assert "see the other problems" not in f"{first} {problem}"
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["running", "first"])
+def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> None:
+    """As in Kubernetes, when the ConfigMap loses the key."""
+    installer, status = Installer(places, Latest(ready(places)), Latest({})), ready(places)
+    if before:
+        installer.once()
+    places.template.unlink()
+    installer.once()
+    (problem,) = installer._problems.get().values()
+    assert "there is no such file; in Kubernetes: give the ConfigMap the key template" in str(problem)
+    page = health.ready(status, confs.read(places.conf_dir, places.template), installer)
+    assert page.status == 503
+    assert f"the conflist {places.template} can't be used: there is no such file" in page.body.decode()
+    assert places.conflist.exists() == before
+    places.template.write_text(json.dumps(CONFLIST))
+    installer.once()
+    assert installer._problems.get() == {}
+    assert health.ready(status, confs.read(places.conf_dir, places.template), installer).status == 200
+
+
+def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
+    installer = Installer(places, Latest(ready(places)), Latest({}))
+    installer.once()
+    places.template.unlink()
+    places.template.mkdir()
+    installer.once()
+    found = confs.read(places.conf_dir, places.template)
+    assert [problem.where for problem in found.problems] == [str(places.template)]
+    assert health.ready(NodeStatus(synced=True), found, installer).status == 503
+    assert installer.lacking
+    assert places.conflist.exists()
+
+
 def test_a_conflist_without_our_plugin_is_told(places: Places) -> None:
     installer = Installer(places, Latest(ready(places)), Latest({}))
     places.template.write_text('{"name": "testcni", "plugins": [{"type": "portmap"}]}')
