@@ -50,11 +50,10 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
     )
     rows = [("NETWORK", "MODE", "DEVICE", "FAMILY", "USED", "COOLING", "FREE", "BLOCKS")]
     for network in doc["networks"]:
-        device = network.get("parent") or network["bridge"]
         for family, addresses in network["addresses"].items():
             counts = (str(addresses[key]) for key in ("used", "cooling", "free"))
             blocks = " ".join(b for b in network["blocks"] if FAMILIES[ip_network(b).version] == family)
-            rows.append((network["name"], network["mode"], device, family, *counts, blocks))
+            rows.append((network["name"], network["mode"], network["device"], family, *counts, blocks))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if bgp := doc.get("bgp"):

@@ -127,7 +127,9 @@ def to_doc(obj: Resource) -> dict[str, Any]:
         case IPPool():
             kind, rest = "IPPool", {"spec": _pool_spec(obj)}
         case IPBlock():
-            kind, rest = "IPBlock", {"spec": {"cidr": str(obj.cidr), "node": obj.node, "pool": obj.pool}}
+            shared = {"shared": True} if obj.shared else {}
+            spec = {"cidr": str(obj.cidr), "node": obj.node, "pool": obj.pool, **shared}
+            kind, rest = "IPBlock", {"spec": spec}
         case IPReservation():
             kind, rest = "IPReservation", {"spec": _reservation_spec(obj)}
         case Described():
@@ -216,7 +218,10 @@ def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
     for key in ("node", "pool"):
         if not isinstance(spec.get(key), str) or not spec[key]:
             raise ObjectError(f"spec.{key}", f"is {short(spec.get(key))}", f"name the {key}")
-    return IPBlock(cidr, spec["node"], spec["pool"], version)
+    shared = spec.get("shared", False)
+    if not isinstance(shared, bool):
+        raise ObjectError("spec.shared", f"is {short(shared)}", "true or false")
+    return IPBlock(cidr, spec["node"], spec["pool"], version, shared=shared)
 
 
 def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation:

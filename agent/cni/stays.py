@@ -125,10 +125,14 @@ class Stays:
                 self._known.tell(Notice(*pod, REASON, str(error)))
             raise
 
+    def _seen(self) -> Snapshot:
+        """Return the cluster as last seen, with what this node stands on."""
+        return replace(self._known.snapshot.get(), ground=self._known.status.get().ground)
+
     def _check_pool(self, wish: Wish, network: Network) -> None:
         """Raises CniError 7 for a pool that there is not, or that the network does not have."""
         wanted = replace(network, pool=wish.pool)
-        snapshot = self._known.snapshot.get()
+        snapshot = self._seen()
         if network.hand_made or (snapshot.synced and not blocks.pools(snapshot, wanted)):
             names = [] if network.hand_made else [pool.name for pool in blocks.pools(snapshot, network)]
             known = ", ".join(name for name in names if name in snapshot.pools) or "there is none"
@@ -197,10 +201,11 @@ class Stays:
 
     def _misplaced(self, address: Address, network: Network) -> CniError | None:
         """Why no pod of the network may have an address; None: it may."""
-        snapshot = self._known.snapshot.get()
+        snapshot = self._seen()
         if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
             return None
-        places = [network.subnet] if network.subnet else [pool.cidr for pool in snapshot.pools.values()]
+        every = replace(network, pool="")
+        places = [network.subnet] if network.subnet else [pool.cidr for pool in blocks.pools(snapshot, every)]
         found = reservations.home(snapshot, address)
         if found and blocks.within(found[0], network.subnet):
             places = [found[0]]
@@ -209,7 +214,10 @@ class Stays:
             return CniError(Code.ADDRESSES, what, "ask for another")
         inside = tuple(place for place in places if address in place)
         if not inside:
-            allowed = f"those of network {network.name}: {', '.join(map(str, places)) or 'there is no IPPool'}"
+            own = blocks.node_blocks(snapshot, every, self._known.node)
+            known = ", ".join(map(str, dict.fromkeys((*own, *places)))) or "none"
+            none = "" if places else "; no IPPool has others"
+            allowed = f"those of network {network.name}: {known}{none}"
             return invalid_config("address", str(address), allowed)
         uplink = self._known.status.get().uplinks.get(network)
         barred = blocks.withheld(snapshot, network, self._known.node, inside)

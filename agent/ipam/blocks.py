@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from agent import special
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
 from agent.ipam import allocator
 from agent.ipam.allocator import Range
@@ -87,6 +88,49 @@ def overlaps(one: Subnet, other: Subnet) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
+def belongs(block: IPBlock, network: Network, snapshot: Snapshot) -> bool:
+    """Return whether pods of a network may have addresses of a claimed block, whoever has claimed it.
+
+    Networks whose pods share their parent's subnet and routed ones have no block in common. Versions that wrote no
+    `shared` are known by the place: a block in a network of this node's is not routed.
+    """
+    return network.shared or not (block.shared or on_ground(block.cidr, snapshot))
+
+
+def on_ground(cidr: Subnet, snapshot: Snapshot) -> str:
+    """Return the network of this node's that a CIDR overlaps, for people; empty where it overlaps none."""
+    return next((text for network, text in snapshot.ground.networks if overlaps(cidr, network)), "")
+
+
+def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
+    """Return whether only networks whose pods share their parent's subnet may have addresses of a pool.
+
+    This is so where the pool lies in a network of this node's, and where they have claimed a block of it.
+    """
+    if any(within(pool.cidr, network) for network, _text in snapshot.ground.networks):
+        return True
+    return any(block.shared and block.pool == pool.name for block in snapshot.blocks.values())
+
+
+def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
+    """Yield what no new block of a network may overlap, besides blocks and podCIDRs.
+
+    Pods that share their parent's subnet live among the nodes: there single addresses are left out, not blocks.
+    The API server's address outside of the node's networks is a Service's: how far those go is not known.
+    """
+    yield from (kept.network for kept in special.CLASSES)
+    for server in snapshot.ground.servers:
+        near = on_ground(single(server), snapshot)
+        around = (*(pool.cidr for pool in snapshot.pools.values()), network.subnet)
+        yield from (cidr for cidr in around if cidr and contains(cidr, server) and not near)
+    if network.shared:
+        return
+    yield from (near for near, _text in snapshot.ground.networks)
+    yield from map(single, snapshot.ground.routers)
+    yield from map(single, snapshot.ground.servers)
+    yield from (single(address) for node in snapshot.nodes.values() for address in node.addresses)
+
+
 def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
     """The blocks that the cluster has given the node for a network: then it need not claim any, nor may it.
 
@@ -110,7 +154,10 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
     mine = (
         block.cidr
         for block in snapshot.blocks.values()
-        if block.node == node and network.pool in ("", block.pool) and fits(block.cidr, network)
+        if block.node == node
+        and network.pool in ("", block.pool)
+        and fits(block.cidr, network)
+        and belongs(block, network, snapshot)
     )
     return tuple(sorted(mine, key=lambda cidr: (cidr.version, int(cidr.network_address), cidr.prefixlen)))
 
@@ -118,8 +165,8 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
 def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Subnet]:
     """Where pods' addresses are in the cluster, but for subnets that they share with others."""
     found = {network.subnet for network in networks if network.subnet and not network.shared}
-    found.update(pool.cidr for pool in snapshot.pools.values())
-    found.update(block.cidr for block in snapshot.blocks.values())
+    found.update(pool.cidr for pool in snapshot.pools.values() if not is_shared(pool, snapshot))
+    found.update(block.cidr for block in snapshot.blocks.values() if not block.shared)
     found.update(block for node in snapshot.nodes.values() for block in node.blocks)
     return frozenset(found)
 
@@ -168,13 +215,17 @@ def prepared(status: NodeStatus, network: Network, own: tuple[Subnet, ...]) -> t
 
 
 def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
-    """The pools that a network may claim from; a netconf's subnet is a pool where no IPPool covers it."""
+    """The pools that a network may claim from; a netconf's subnet is a pool where no IPPool covers it.
+
+    A routed network claims from no pool of networks that share their parent's subnet.
+    """
     fitting = tuple(
         pool
         for pool in sorted(snapshot.pools.values(), key=lambda p: p.name)
         if network.pool in ("", pool.name)
         and pool.cidr.version in network.versions
         and (network.subnet is None or overlaps(pool.cidr, network.subnet))
+        and (network.shared or not is_shared(pool, snapshot))
     )
     # others live on a shared subnet: nothing is guessed
     if fitting or network.pool or network.subnet is None or network.shared:
@@ -190,6 +241,7 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
     """
     taken = [block.cidr for block in snapshot.blocks.values()]
     taken += [cidr for other in snapshot.nodes.values() for cidr in other.blocks]
+    taken += barred(snapshot, network)
     exact, held = set(taken), frozenset(r.address for r in snapshot.reservations.values())
     for pool in pools(snapshot, network):
         if version not in (None, pool.cidr.version):
@@ -200,7 +252,7 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
                 continue  # somebody has it, or a pod has what would be the gateway there
             inside = frozenset(address for address in held if contains(cidr, address))
             if any(r.size for r in ranges(network, (cidr,), withheld(snapshot, network, node, (cidr,)), inside)):
-                yield IPBlock(cidr, node, pool.name)
+                yield IPBlock(cidr, node, pool.name, shared=network.shared)
 
 
 def _parts(

@@ -6,10 +6,10 @@ as a podCIDR, and clusters without these rules.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 
 from agent import special
+from agent.ipam import blocks
 from agent.ipam.ownership import span
 from agent.model import Address, IPPool, Network, Node, Snapshot, Subnet
 
@@ -46,45 +46,11 @@ def _alike(one: Snapshot, other: Snapshot) -> bool:
     return same and one.ground == other.ground
 
 
-def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
-    """Return whether only networks whose pods share their parent's subnet may have addresses of the pool.
-
-    This is so where they have claimed a block of it, and where the pool lies in a network of this node's.
-    """
-    if any(_within(pool.cidr, network) for network, _text in snapshot.ground.networks):
-        return True
-    return any(block.shared and block.pool == pool.name for block in snapshot.blocks.values())
-
-
-def overlaps(one: Subnet, other: Subnet) -> bool:
-    """Return whether two networks share an address."""
-    return one.version == other.version and one.overlaps(other)
-
-
-def on_ground(cidr: Subnet, snapshot: Snapshot) -> str:
-    """Return the network of this node's that a CIDR overlaps, for people; empty where it overlaps none."""
-    return next((text for network, text in snapshot.ground.networks if overlaps(cidr, network)), "")
-
-
-def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
-    """Yield what no new block of a network may overlap, besides blocks and podCIDRs.
-
-    Pods that share their parent's subnet live among the nodes: there single addresses are left out, not blocks.
-    """
-    yield from (kept.network for kept in special.CLASSES)
-    yield from map(ipaddress.ip_network, snapshot.ground.servers)
-    if network.shared:
-        return
-    yield from (near for near, _text in snapshot.ground.networks)
-    yield from map(ipaddress.ip_network, snapshot.ground.routers)
-    yield from (ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
-
-
 def _pod_cidr(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Subnet, str] | None:
     """Return the first podCIDR by address that a CIDR overlaps, and the name of its Node."""
     (first, last), version = span(cidr), cidr.version
-    blocks = ((block, node.name) for node in nodes for block in node.blocks if block.version == version)
-    given = ((*span(block), block, name) for block, name in blocks)
+    podcidrs = ((block, node.name) for node in nodes for block in node.blocks if block.version == version)
+    given = ((*span(block), block, name) for block, name in podcidrs)
     met = (entry for entry in given if entry[0] <= last and first <= entry[1])
     found = min(met, key=lambda entry: (entry[0], entry[3]), default=None)
     return (found[2], found[3]) if found else None
@@ -105,20 +71,16 @@ def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet]) -> Itera
     if kept := special.against(cidr):
         yield f"it overlaps {kept}"
     for server in sorted(snapshot.ground.servers, key=str):
-        if server.version == cidr.version and server in cidr:
+        if blocks.contains(cidr, server) and not blocks.on_ground(blocks.single(server), snapshot):
             yield f"it contains {server}, an address of the Kubernetes API server"
     for name, other in sorted(snapshot.pools.items()):
-        if name != pool.name and overlaps(other.cidr, cidr):
+        if name != pool.name and blocks.overlaps(other.cidr, cidr):
             yield f"it overlaps {other.cidr} of IPPool {name}"
     if given := _pod_cidr(cidr, snapshot.nodes.values()):
         yield f"it overlaps podCIDR {given[0]} of node {given[1]}"
-    if is_shared(pool, snapshot) or any(overlaps(cidr, subnet) for subnet in shared):
+    if blocks.is_shared(pool, snapshot) or any(blocks.overlaps(cidr, subnet) for subnet in shared):
         return
-    if near := on_ground(cidr, snapshot):
+    if near := blocks.on_ground(cidr, snapshot):
         yield f"it overlaps {near}, a network of the nodes"
     if address := _address(cidr, snapshot.nodes.values()):
         yield f"it contains {address[0]}, the InternalIP of node {address[1]}"
-
-
-def _within(cidr: Subnet, network: Subnet) -> bool:
-    return cidr.version == network.version and cidr.subnet_of(network)  # type: ignore[arg-type]

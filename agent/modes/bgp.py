@@ -12,6 +12,7 @@ from agent import model
 from agent.datapath.bird.options import BgpOptions
 from agent.datapath.bird.render import networks
 from agent.datapath.bird.values import BirdConfig, External, Peer, Tunnel
+from agent.ipam import blocks
 from agent.model import IPIP, Node, Problem
 from agent.modes import territory, underlay, ways
 from agent.modes.base import View
@@ -116,7 +117,8 @@ def _pools(view: View) -> Iterator[IPv4Network]:
     if view.network.subnet:
         subnets = {view.network.subnet}
     else:
-        subnets = {pool.cidr for pool in view.snapshot.pools.values()}
+        snapshot = view.snapshot
+        subnets = {pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot)}
         known = territory.claims(view)
         fences = territory.Fences(view)
         podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)

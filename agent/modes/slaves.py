@@ -259,7 +259,8 @@ def _contradictions(view: View) -> Iterator[Problem]:
 
 def _via_host(view: View) -> tuple[Subnet, ...]:
     """What the netconf says, and all pools of pods: other modes' pods are known to the node, not to the router."""
-    pools = (pool.cidr for pool in view.snapshot.pools.values())
+    snapshot = view.snapshot
+    pools = (pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot))
     others = [cidr for cidr in pools if not view.network.subnet or not blocks.overlaps(cidr, view.network.subnet)]
     wanted = (cidr for cidr in (*view.network.via_host, *others) if isinstance(cidr, IPv4Network))
     return tuple(sorted(ipaddress.collapse_addresses(wanted)))
@@ -268,7 +269,7 @@ def _via_host(view: View) -> tuple[Subnet, ...]:
 def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -> frozenset[Address]:
     subnet = view.network.subnet
     known: set[Address] = {address for node in view.snapshot.nodes.values() for address in node.addresses}
-    known.update(hosts)
+    known.update((*hosts, *view.snapshot.ground.servers))
     if subnet:
         known |= {subnet.network_address, subnet.broadcast_address}
     if gateway:

@@ -28,8 +28,9 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
     if not view.network.masquerade:
         return Masquerade()
     snapshot = view.snapshot
-    exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values()}
-    exempt.update(territory.claims(view).owners, view.blocks, view.guests)
+    exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot)}
+    elsewhere = {block.cidr for block in snapshot.blocks.values() if block.shared}
+    exempt.update(territory.claims(view).owners.keys() - elsewhere, view.blocks, view.guests)
     exempt.update(alone for _node, alone in away(view))
     if nodes:
         exempt.update(ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)

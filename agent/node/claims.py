@@ -19,7 +19,8 @@ import tenacity
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
 from agent.ipam.blocks import Wanted
-from agent.model import Address, IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
+from agent.model import Address, Ground, IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
+from agent.node import no_block
 from agent.shared import Latest, pace
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
@@ -83,14 +84,7 @@ def claim(create: Create, snapshot: Snapshot, network: Network, node: str, versi
             continue
         log.info("claimed block %s of pool %s for network %s", candidate.cidr, candidate.pool, network.name)
         return created if isinstance(created, IPBlock) else candidate
-    pools = [pool for pool in blocks.pools(snapshot, network) if version in (None, pool.cidr.version)]
-    if not pools:
-        raise NoBlockError(
-            "neither podCIDR nor IPPool gives this node addresses",
-            "let the cluster allocate podCIDRs, create an IPPool, or set `subnet` in the netconf",
-        )
-    names = ", ".join(f"{pool.name} ({pool.cidr})" for pool in pools)
-    raise NoBlockError(f"no block is left in {names}", "add an IPPool, or let nodes that hold blocks go")
+    raise NoBlockError(*no_block.why(snapshot, network, node, version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +109,7 @@ class Claimer:
         self._snapshot = snapshot
         self._rules = rules or Rules()
         self._wanted: Mapping[Network, Wanted] = {}
+        self._ground = Ground()
         self._pending: dict[Subnet, Pending] = {}
         self.unseen: Latest[frozenset[Subnet]] = Latest(frozenset())
         """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
@@ -129,10 +124,11 @@ class Claimer:
         self.pace = pace()
         snapshot.listen(self._wake.set)
 
-    def want(self, wanted: Mapping[Network, Wanted]) -> None:
-        """Note how many blocks each network should have."""
-        if wanted != self._wanted:
-            self._wanted = wanted
+    def want(self, wanted: Mapping[Network, Wanted], ground: Ground | None = None) -> None:
+        """Note how many blocks each network should have, and what the node stands on; None: as before."""
+        ground = self._ground if ground is None else ground
+        if (wanted, ground) != (self._wanted, self._ground):
+            self._wanted, self._ground = wanted, ground
             self._wake.set()
 
     def pending(self) -> tuple[IPBlock, ...]:
@@ -179,12 +175,14 @@ class Claimer:
 
     def once(self) -> None:
         """One look at what is to be done."""
-        self._note_missed(self._snapshot.get())
+        snapshot = replace(self._snapshot.get(), ground=self._ground)
+        self._note_missed(snapshot)
         for block in self.withdrawn(Stage.LEAVING):
             self._delete(block)
         now = time.monotonic()
         self._refused = {block: told for block, told in self._refused.items() if told[1] > now}
         problems = {block.name: problem for block, (problem, _until) in self._refused.items()}
+        problems.update(no_block.faulty(snapshot, self._wanted, self._node))
         full: dict[tuple[str, int], str] = {}
         for network, wanted in dict(self._wanted).items():
             for version in network.versions:
@@ -242,9 +240,11 @@ class Claimer:
     def _refuse_reserved(self, held: set[Address]) -> frozenset[Subnet]:
         """Delete new blocks whose gateway a pod has reserved before, and return them. Raises StoreError."""
         refused, unseen = set(), self.unseen.get()
-        known = {b.cidr: b for b in self._snapshot.get().blocks.values() if b.node == self._node}
+        snapshot = replace(self._snapshot.get(), ground=self._ground)
+        known = {b.cidr: b for b in snapshot.blocks.values() if b.node == self._node}
         for cidr, block in {**known, **{b.cidr: b for b in self.pending()}}.items():
-            barred = [a for n in self._wanted if blocks.fits(cidr, n) for a in blocks.not_for_pods(cidr, n)]
+            mine = (n for n in self._wanted if blocks.fits(cidr, n) and blocks.belongs(block, n, snapshot))
+            barred = [a for n in mine for a in blocks.not_for_pods(cidr, n)]
             if cidr in unseen and not held.isdisjoint(barred):
                 with contextlib.suppress(NotFoundError, ConflictError):  # it was done, and the answer was lost
                     self._store.delete("IPBlock", block.name, block)
@@ -265,7 +265,7 @@ class Claimer:
 
     def _claim_up_to(self, count: int, network: Network, version: int) -> None:
         for _ in range(count):
-            snapshot = self._snapshot.get()
+            snapshot = replace(self._snapshot.get(), ground=self._ground)
             mine = self._claimed(snapshot)
             if self._node not in mine.nodes or blocks.assigned(mine, network, self._node):
                 return
@@ -322,7 +322,7 @@ class Claimer:
         pools = blocks.pools(snapshot, network)
         for block in snapshot.blocks.values():
             gone = self._missed.get(block.node, long_ago + 1) <= long_ago
-            fits = blocks.within(block.cidr, network.subnet)
+            fits = blocks.within(block.cidr, network.subnet) and blocks.belongs(block, network, snapshot)
             if gone and fits and any(blocks.overlaps(block.cidr, pool.cidr) for pool in pools):
                 yield block
 

@@ -173,14 +173,14 @@ class Reconciler:
         whole = replace(snapshot, nodes=known.nodes)
         """With what Nodes lack just now: for what is in the kernel, and not for what pods are given."""
         networks = self._networks(whole)
-        claiming = [n for n in networks if not n.hand_made and not self._is_unfit(n)]
-        self._claimer.want({n: self._blocks_wanted(n) for n in claiming})
         read = self._read(networks, known)
         if read is None:
             return False
         kernel, underlay = read
         ground = stands_on(kernel, whole.nodes.get(self._node), self._inputs.servers)
         snapshot, whole = replace(snapshot, ground=ground), replace(whole, ground=ground)
+        claiming = [n for n in networks if not n.hand_made and not self._is_unfit(n)]
+        self._claimer.want({n: self._blocks_wanted(n) for n in claiming}, ground)
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         options, wrong = self._inputs.bgp.look()
         ipv6 = (self._inputs.sysctls / "ipv6").exists()

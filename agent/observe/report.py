@@ -10,11 +10,16 @@ from typing import Any
 from agent.config import AgentConfig
 from agent.datapath import bpf, guard, overlay
 from agent.datapath.bird.values import BirdStatus
+from agent.datapath.state import IPIP as IPIP_DEVICE
+from agent.datapath.state import TUNNEL
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
 from agent.ipam.attachments import Attachments
-from agent.model import FAMILIES, Address, Network, Snapshot, Subnet
+from agent.model import FAMILIES, HOST_GW, IPIP, VXLAN, Address, Network, Snapshot, Subnet
 from agent.shared import NodeStatus
+
+DEVICES = {VXLAN: TUNNEL, IPIP: IPIP_DEVICE}
+"""The node's device by mode, where a node has one for all its networks."""
 
 
 def report(
@@ -86,7 +91,9 @@ def _network(
     return {
         "name": network.name,
         "mode": network.mode,
-        **({"parent": uplink.device} if uplink else {"bridge": network.bridge}),
+        "device": uplink.device if uplink else DEVICES.get(network.mode, network.bridge),
+        **({"parent": uplink.device} if uplink else {}),
+        **({"bridge": network.bridge} if network.mode == HOST_GW else {}),
         "blocks": [str(block) for block in own],
         "addresses": {FAMILIES[v]: _addresses(ranges, v, attachments, outside) for v in sorted(versions)},
     }

@@ -51,7 +51,7 @@ def test_an_idle_block_goes_back_but_never_the_last(folder: Path) -> None:
 
 
 def one_block(cidr: Subnet, node: str = "one") -> IPBlock:
-    return IPBlock(cidr, node, "lan")
+    return IPBlock(cidr, node, "lan", shared=True)
 
 
 def test_all_go_when_no_network_is_in_force(folder: Path) -> None:

@@ -34,17 +34,21 @@ def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
 def test_a_network_of_any_mode_is_shown_with_what_its_pods_hang_on(tmp_path: Path) -> None:
     lan = {"name": "lan", "mode": "macvlan", "subnet": "192.0.2.0/24", "ipam": {"rangeStart": "192.0.2.250"}}
     pods = {"name": "pods", "bridge": "br7", "subnet": "10.244.1.0/24"}
-    assert shown(tmp_path, lan, pods) == [
+    vxlan = {"name": "far", "mode": "vxlan", "subnet": "10.245.1.0/24"}
+    ipip = {"name": "bgp", "mode": "ipip", "subnet": "10.246.1.0/24"}
+    assert shown(tmp_path, lan, pods, vxlan, ipip) == [
         "NETWORK MODE DEVICE FAMILY USED COOLING FREE BLOCKS",
         "lan macvlan bond0 ipv4 0 0 6 192.0.2.0/24",
         "pods host-gw br7 ipv4 0 0 253 10.244.1.0/24",
+        "far vxlan testcni-vxlan ipv4 0 0 253 10.245.1.0/24",
+        "bgp ipip testcni-ipip ipv4 0 0 253 10.246.1.0/24",
     ]
 
 
 def test_a_network_of_two_ip_versions_has_a_line_for_each() -> None:
     counts = {"ipv4": {"used": 2, "cooling": 1, "free": 250}, "ipv6": {"used": 2, "cooling": 0, "free": 2**64 - 4}}
     blocks = ["10.244.1.0/24", "10.244.9.0/24", "fd00:1::/64"]
-    network = {"name": "pods", "mode": "host-gw", "bridge": "br7", "blocks": blocks, "addresses": counts}
+    network = {"name": "pods", "mode": "host-gw", "device": "br7", "blocks": blocks, "addresses": counts}
     text = ctl.render({**DOC, "networks": [network]}, colour=False)
     assert [" ".join(line.split()) for line in text.splitlines()[3:]] == [
         "pods host-gw br7 ipv4 2 1 250 10.244.1.0/24 10.244.9.0/24",

@@ -53,6 +53,7 @@ BLOCK: dict[str, Any] = {
     "metadata": {"name": "10-244-3-0-24"},
     "spec": {"cidr": "10.244.3.0/24", "node": "worker-1", "pool": "default"},
 }
+SHARED = {**BLOCK, "spec": {**BLOCK["spec"], "shared": True}}
 
 
 HELD: dict[str, Any] = {
@@ -167,6 +168,7 @@ BAD: list[tuple[object, str]] = [
     ),
     (changed(BLOCK, "metadata.name", "10-244-4-0-24"), "metadata.name"),
     (changed(BLOCK, "spec.cidr", "10.244.3.1/24"), "spec.cidr"),
+    *((changed(BLOCK, "spec.shared", v), "spec.shared") for v in ("true", 1)),
     *((changed(BLOCK, f"spec.{key}", v), f"spec.{key}") for key in ("node", "pool") for v in (None, "", 1)),
     (changed(HELD, "metadata.name", "10-244-3-8"), "metadata.name"),
     *((changed(HELD, "spec.address", v), "spec.address") for v in (None, "", "10.244.3", "10.244.3.0/24", 7)),
@@ -303,6 +305,7 @@ def test_documents_are_as_kubernetes_has_them() -> None:
     assert to_doc(parse(POOL)) == POOL
     assert to_doc(parse(LAN)) == LAN
     assert to_doc(parse(BLOCK)) == BLOCK
+    assert to_doc(parse(SHARED)) == SHARED
     assert to_doc(parse(HELD)) == HELD
     assert to_doc(parse(POD)) == POD
 

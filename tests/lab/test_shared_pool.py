@@ -1,0 +1,100 @@
+"""A routed network and one on the nodes' own subnet, each with IPPools: a block is of one of them only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cluster.folder import Folder
+from agent.model import IPBlock
+from tests.lab.lab import Lab, LabNode, Pod, lab
+from tests.lab.paths import lacks
+from tests.lab.runner import Conf
+from tests.lab.segment import PREFIX, UNDERLAY
+from tests.lab.state import difference, net_state
+from tests.lab.talk import TARGET, Servers, ask, eventually
+
+NETNS = "/run/netns/pod"
+LAN = {"cidr": f"{UNDERLAY}.200.128/25", "blockSize": 28}
+MODES = ("host-gw", "vxlan", "ipip")
+
+
+def pool(name: str, **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec}
+
+
+def lan() -> Conf:
+    """The macvlan network as a meta plugin has it: its conf is on no node's disk."""
+    subnet = f"{UNDERLAY}.0.0/{PREFIX}"
+    entry = {"type": "testcni", "mode": "macvlan", "subnet": subnet}
+    return Conf("lan", "1.1.0", (entry,), Path("an object of the cluster"))
+
+
+@contextmanager
+def both(mode: str, *, pod_cidrs: bool) -> Iterator[Lab]:
+    """Two nodes with a network of this mode, which names no subnet, and a pool on their own subnet."""
+    if why := lacks("macvlan"):
+        pytest.skip(why)
+    conf = {"cniVersion": "1.1.0", "name": "testcni", "type": "testcni", "mode": mode}
+    with lab(2, conf=conf, pod_cidrs=pod_cidrs, agents=False) as it:
+        it.put("lan", pool("lan", **LAN))
+        it.each(lambda node: node.start_agent("--block-idle", "1", "--cool-down", "0", "--resync", "2"))
+        it.each(lambda node: node.wait_ready(90))
+        yield it
+
+
+def blocks(it: Lab) -> dict[str, tuple[str, bool]]:
+    """The pool of each claimed block, and whether it is shared."""
+    found = Folder(it.datastore).list("IPBlock")
+    return {str(b.cidr): (b.pool, b.shared) for b in found if isinstance(b, IPBlock)}
+
+
+def interfaces(node: LabNode) -> tuple[Pod, Pod]:
+    """A pod as it is known by either network."""
+    node.add_netns("pod")
+    first = node.runner.add(node.conf(), "pod", NETNS)
+    second = node.runner.add(lan(), "pod", NETNS, "net1")
+    return Pod(node, "pod", first), Pod(node, "pod", second)
+
+
+@pytest.mark.parametrize("pod_cidrs", [True, False], ids=["podcidrs", "pools"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_is_of_the_network_that_claimed_it(mode: str, pod_cidrs: bool) -> None:
+    with both(mode, pod_cidrs=pod_cidrs) as it, Servers() as servers:
+        if mode == "ipip":  # BIRD's routes come after the node is ready
+            eventually(lambda: all(node.bird_routes() for node in it.nodes), 60)
+        before = it.each(net_state)
+        assert not [name for name, _shared in blocks(it).values() if name == "lan"]
+        pods = {node: interfaces(node) for node in it.nodes}
+        here, there = pods.values()
+        servers.start(there[0])
+        for mine, other in zip(here, there, strict=True):
+            eventually(lambda a=mine, b=other: ask(here[0], "tcp", b.address, TARGET) == a.address, 20)
+        eventually(lambda: [node.problems() for node in it.nodes] == [[], []], 20)
+        claimed = blocks(it)
+        assert sorted(claimed.values()) == [("lan", True)] * 2 + ([] if pod_cidrs else [("pods", False)] * 2)
+        shared = [cidr for cidr, (name, _shared) in claimed.items() if name == "lan"]
+        for node in it.nodes:
+            routed = json.loads(node.space.exec("ip", "-j", "route", "show", "table", "all").stdout)
+            assert not {route["dst"] for route in routed} & {*shared, LAN["cidr"]}, "the parent leads there"
+            by_name = {network["name"]: network for network in node.ask()["networks"]}
+            assert set(by_name["testcni"]["blocks"]).isdisjoint(shared)
+            assert set(by_name["lan"]["blocks"]) <= set(shared)
+            links = {link["ifname"] for link in json.loads(node.space.exec("ip", "-j", "link").stdout)}
+            device = {"host-gw": "testcni0", "vxlan": "testcni-vxlan", "ipip": "testcni-ipip"}[mode]
+            assert [by_name[name]["device"] for name in ("testcni", "lan")] == [device, "eth0"]
+            assert {device, "eth0"} <= links
+        for node, (first, _second) in pods.items():
+            node.runner.delete(lan(), "pod", NETNS, "net1")
+            node.runner.delete(node.conf(), "pod", NETNS)
+            node.space.exec("ip", "netns", "delete", "pod")
+            assert first.address
+        eventually(lambda: "lan" not in {name for name, _shared in blocks(it).values()}, 40)
+        assert [node.problems() for node in it.nodes] == [[], []]
+        left = (difference(state, net_state(node)) for state, node in zip(before, it.nodes, strict=True))
+        assert [line for lines in left for line in lines if " files: " not in line] == []

@@ -1,0 +1,223 @@
+"""Blocks of networks on their parent's subnet: no routed network claims, uses or routes them."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+
+import pytest
+
+from agent import special
+from agent.datapath.state import LocalAddress, NodeState
+from agent.ipam import blocks
+from agent.model import Ground, IPBlock, IPPool, Network, Node, Problem, Snapshot, Subnet
+from agent.modes import mode
+from agent.modes.base import View
+from agent.node import no_block
+from tests.unit.test_territory import reached
+
+WAYS = ("host-gw", "vxlan", "ipip")
+ETH0 = LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16"))
+GROUND = Ground(
+    ((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
+    frozenset({ipaddress.ip_address("203.0.113.254")}),
+    frozenset({ipaddress.ip_address("10.96.0.1")}),
+)
+LAN = Network("lan", "macvlan", ipaddress.ip_network("172.18.0.0/16"), link_mode="bridge")
+FAR_LAN = Network("far", "macvlan", ipaddress.ip_network("192.168.7.0/24"), link_mode="bridge", master="eth1")
+
+
+def net(text: str) -> Subnet:
+    return ipaddress.ip_network(text)
+
+
+def node(name: str, number: int, *cidrs: str) -> Node:
+    return Node(name, (ipaddress.ip_address(f"172.18.0.{number}"),), tuple(map(net, cidrs)))
+
+
+def pool(name: str, cidr: str, size: int = 28) -> IPPool:
+    return IPPool(name, net(cidr), size)
+
+
+def block(cidr: str, owner: str = "one", *, shared: bool = False, of: str = "lan") -> IPBlock:
+    return IPBlock(net(cidr), owner, of, shared=shared)
+
+
+def cluster(
+    *pools: IPPool,
+    claimed: tuple[IPBlock, ...] = (),
+    nodes: tuple[Node, ...] = (node("one", 1), node("two", 2)),
+    ground: Ground = GROUND,
+) -> Snapshot:
+    by_name = {b.name: b for b in claimed}
+    return Snapshot(True, {n.name: n for n in nodes}, {p.name: p for p in pools}, by_name, ground=ground)
+
+
+PODS, NEAR, AWAY = (
+    pool("pods", "10.244.0.0/16", 24),
+    pool("lan", "172.18.200.0/24"),
+    pool("away", "192.168.7.0/24"),
+)
+
+
+def names(snapshot: Snapshot, network: Network) -> list[str]:
+    return [found.name for found in blocks.pools(snapshot, network)]
+
+
+def test_a_routed_network_claims_from_no_pool_of_a_shared_subnet() -> None:
+    routed, every = Network("testcni", "vxlan"), cluster(AWAY, NEAR, PODS)
+    assert names(every, routed) == ["away", "pods"], "nobody knows yet that others are on the subnet of away"
+    assert names(every, LAN) == ["lan"]
+    claimed = cluster(AWAY, NEAR, PODS, claimed=(block("192.168.7.16/28", "two", shared=True, of="away"),))
+    assert names(claimed, routed) == ["pods"]
+    assert names(claimed, replace(routed, pool="lan")) == names(claimed, replace(routed, pool="away")) == []
+    assert names(claimed, FAR_LAN) == ["away"]
+    assert {found.cidr.prefixlen for found in blocks.candidates(claimed, routed, "one")} == {24}
+
+
+def test_a_claim_says_for_which_networks_it_is() -> None:
+    every = cluster(AWAY, NEAR, PODS)
+    assert {found.shared for found in blocks.candidates(every, Network("testcni"), "one")} == {False}
+    assert {found.shared for found in blocks.candidates(every, LAN, "one")} == {True}
+    l3 = replace(LAN, mode="ipvlan", link_mode="l3", subnet=net("10.244.0.0/16"))
+    assert {found.shared for found in blocks.candidates(every, l3, "one")} == {False}, "its pods are routed"
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "of an earlier version"])
+def test_each_network_has_its_own_blocks(marked: bool) -> None:
+    mine = (block("10.244.7.0/24", of="pods"), block("172.18.200.16/28", shared=marked))
+    snapshot = cluster(PODS, NEAR, claimed=mine)
+    assert blocks.node_blocks(snapshot, Network("testcni"), "one") == (net("10.244.7.0/24"),)
+    assert blocks.node_blocks(snapshot, LAN, "one") == (net("172.18.200.16/28"),)
+    for networks in ({Network("testcni"): 1, LAN: 1}, {LAN: 1, Network("testcni"): 1}):
+        assert blocks.surplus(snapshot, "one", networks, ()) == frozenset(), "each keeps its last one"
+
+
+def desired(way: str, snapshot: Snapshot) -> NodeState:
+    """What the first node wants."""
+    network = Network("testcni", way)
+    own = blocks.node_blocks(snapshot, network, "one")
+    return mode(way).desired(View(snapshot, "one", (ETH0,), network, own))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pod_cidrs", [True, False])
+def test_no_routed_network_routes_them_or_reports_them(way: str, pod_cidrs: bool) -> None:
+    claimed = (
+        block("192.168.7.16/28", "two", shared=True, of="away"),
+        block("172.18.200.16/28", "one", shared=True),
+        block("172.18.200.32/28", "two", shared=True),
+        block("172.18.200.48/28", "two"),  # of an earlier version
+    )
+    routed = ("10.244.1.0/24", "10.244.2.0/24")
+    nodes = tuple(node(name, n, *(routed[n - 1 : n] if pod_cidrs else ())) for n, name in ((1, "one"), (2, "two")))
+    if not pod_cidrs:
+        claimed += (block(routed[0], "one", of="pods"), block(routed[1], "two", of="pods"))
+    state = desired(way, cluster(AWAY, NEAR, PODS, claimed=claimed, nodes=nodes))
+    assert (state.problems, state.refused) == (frozenset(), frozenset())
+    if way != "ipip" or state.ipip:
+        assert reached(state) - {"10.244.0.0/16"} == set(routed)
+    exempt = {str(subnet) for subnet in state.masquerade.exempt}
+    assert "10.244.2.0/24" in exempt
+    assert exempt.isdisjoint({str(b.cidr) for b in claimed[:4]} | {"192.168.7.0/24", "172.18.200.0/24"})
+    if state.bird:
+        assert not any(net("192.168.7.0/24").overlaps(there) for there in state.bird.pools)
+        assert not any(net("172.18.0.0/16").overlaps(there) for there in state.bird.pools)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pod_cidr_there_is_a_problem_all_the_same(way: str) -> None:
+    nodes = (node("one", 1, "10.244.1.0/24"), node("two", 2, "172.18.200.32/28"))
+    state = desired(way, cluster(nodes=nodes, claimed=(block("172.18.200.32/28", "two", shared=True),)))
+    (problem,) = state.problems
+    assert problem.what == "block 172.18.200.32/28 overlaps 172.18.0.1/16 of this node's eth0"
+
+
+BARRED = ("172.18.0.0/16", "203.0.113.254/32", "198.51.100.7/32", *(str(c.network) for c in special.CLASSES))
+
+
+@pytest.mark.parametrize(("cidr", "size"), [("172.16.0.0/12", 18), ("203.0.113.0/24", 26), ("198.51.100.0/24", 26),
+                                            ("126.0.0.0/7", 10), ("fe00::/7", 9), ("192.0.0.0/2", 6)])  # fmt: skip
+def test_no_block_is_claimed_that_overlaps_what_is_not_for_pods(cidr: str, size: int) -> None:
+    far = Node("far", (ipaddress.ip_address("198.51.100.7"),))
+    snapshot = cluster(pool("p", cidr, size), nodes=(node("one", 1), far))
+    found = [c.cidr for c in blocks.candidates(snapshot, Network("testcni"), "one")]
+    free = [c for c in net(cidr).subnets(new_prefix=size) if not any(blocks.overlaps(c, net(b)) for b in BARRED)]
+    assert sorted(found, key=str) == sorted(free, key=str)
+    assert len(free) < 1 << (size - net(cidr).prefixlen)
+
+
+def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
+    snapshot = cluster(pool("p", "10.96.0.0/16", 24))
+    for network in (Network("testcni"), Network("testcni", subnet=net("10.96.0.0/16"))):
+        assert [*blocks.candidates(snapshot, network, "one")] == []
+    assert [*blocks.candidates(cluster(), Network("testcni", subnet=net("10.96.0.0/16")), "one")] == []
+    vip = replace(GROUND, servers=frozenset({ipaddress.ip_address("172.18.200.5")}))
+    assert len([*blocks.candidates(cluster(NEAR, ground=vip), LAN, "one")]) == 16, "there it is one address"
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "network", "what"),
+    [
+        (cluster(), Network("testcni"), "neither podCIDR nor IPPool gives this node addresses"),
+        (
+            cluster(NEAR),
+            Network("testcni"),
+            "IPPool lan (172.18.200.0/24) is for macvlan and ipvlan only, as it lies in 172.18.0.1/16 of eth0",
+        ),
+        (
+            cluster(AWAY, claimed=(block("192.168.7.16/28", "two", shared=True, of="away"),)),
+            Network("testcni"),
+            "IPPool away (192.168.7.0/24) is for macvlan and ipvlan only, as they have blocks of it",
+        ),
+        (
+            cluster(nodes=(node("one", 1, "10.244.1.0/24"),)),
+            Network("testcni", "vxlan", subnet=net("10.250.0.0/24")),
+            "",
+        ),
+        (
+            cluster(AWAY, nodes=(node("one", 1, "10.244.1.0/24"),)),
+            LAN,
+            "one is not in subnet 172.18.0.0/16; IPPool away (192.168.7.0/24) is not in subnet 172.18.0.0/16",
+        ),
+        (
+            cluster(nodes=(node("one", 1, "fd00:1::/64"),)),
+            Network("testcni", "vxlan"),
+            "podCIDR fd00:1::/64 of node one is IPv6, which mode vxlan does not carry",
+        ),
+        (
+            cluster(),
+            replace(LAN, subnet=net("192.168.64.0/24")),
+            "subnet 192.168.64.0/24 is not in a network of this node (172.18.0.1/16 of eth0)",
+        ),
+        (
+            cluster(pool("p", "10.96.0.0/16", 24)),
+            Network("testcni"),
+            "no block is left in p (10.96.0.0/16; it contains 10.96.0.1, an address of the Kubernetes API server)",
+        ),
+    ],
+)
+def test_why_there_is_no_block(snapshot: Snapshot, network: Network, what: str) -> None:
+    found = [*blocks.candidates(snapshot, network, "one")]
+    if not what:
+        assert found
+        return
+    assert not found
+    assert no_block.why(snapshot, network, "one")[0].endswith(what)
+
+
+def test_a_node_that_claims_reports_what_is_wrong_with_its_pools() -> None:
+    routed, wrong = Network("testcni"), pool("wrong", "10.244.0.0/16", 24)
+    near = node("two", 2, "10.244.9.0/24")
+    snapshot = cluster(wrong, NEAR, nodes=(node("one", 1), near))
+    assert no_block.faulty(snapshot, [routed], "one") == {
+        "IPPool wrong": Problem(
+            "IPPool wrong",
+            "10.244.0.0/16: it overlaps podCIDR 10.244.9.0/24 of node two; no block is claimed that overlaps it",
+            no_block.OTHER_POOL,
+        )
+    }
+    assert no_block.faulty(snapshot, [routed], "two") == {}, "it claims nothing"
+    assert no_block.faulty(snapshot, [replace(routed, pool="wrong")], "two").keys() == {"IPPool wrong"}
+    assert no_block.faulty(snapshot, [LAN], "one") == {}
+    assert no_block.faulty(cluster(PODS, NEAR), [routed, LAN], "one") == {}
