@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agent import special
 from agent.cluster import api
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes import Kubernetes
@@ -32,6 +34,7 @@ from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
 from tests.unit.test_stays import BLOCKS, Agent
 
+MAPPED = ipaddress.ip_network("::ffff:0:0/96")  # the API server takes no such CIDR at all
 MEMORY = 96  # MiB of a whole agent that knows 5,000 nodes
 
 
@@ -75,6 +78,49 @@ def test_an_overlapping_pool_is_refused(control: ControlPlane) -> None:
     apply(control, pool("beside", "10.241.0.0/16"))
     apply(control, pool("six", "fd00::/48"))
     control.kubectl("delete", "ippools", "--all")
+
+
+def test_a_pool_over_pod_cidrs_or_services_is_refused(control: ControlPlane) -> None:
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "given"},
+        "spec": {"podCIDRs": ["10.230.4.0/24"]},
+    }
+    apply(control, node)
+    words = {
+        "10.230.0.0/16": "its cidr 10.230.0.0/16 overlaps podCIDRs 10.230.4.0/24 of node given",
+        "10.230.4.128/25": "its cidr 10.230.4.128/25 overlaps podCIDRs 10.230.4.0/24 of node given",
+        "10.96.8.0/24": "of Services (ServiceCIDR kubernetes)",
+        "10.64.0.0/10": "of Services (ServiceCIDR kubernetes)",
+    }
+    for cidr, message in words.items():  # each policy knows its kind a while after it was made
+        eventually(lambda cidr=cidr, message=message: message in refusal(control, pool("p", cidr)), 60)  # type: ignore[misc]
+    assert refusal(control, pool("p", "10.230.5.0/24")) == ""
+    control.kubectl("delete", "node", "given")
+
+
+@pytest.mark.parametrize("kept", [k for k in special.CLASSES if k.network != MAPPED], ids=lambda k: str(k.network))
+def test_a_pool_of_addresses_that_no_pod_may_have_is_refused(control: ControlPlane, kept: special.Class) -> None:
+    longest = kept.network.prefixlen >= (30 if kept.network.version == 4 else 126)
+    inside = kept.network.supernet(new_prefix=kept.network.max_prefixlen - 4) if longest else kept.network
+    message = "overlaps addresses that no pod may have: unspecified, loopback"
+    for cidr in {inside, kept.network.supernet(), ipaddress.ip_network((inside[0], inside.max_prefixlen - 4))}:
+        assert message in refusal(control, pool("p", str(cidr)))
+
+
+def test_the_kind_and_the_agents_know_the_same_addresses() -> None:
+    docs = yaml.safe_load_all((MANIFESTS / "crds.yaml").read_text())
+    schema = next(docs)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    rules = schema["properties"]["spec"]["properties"]["cidr"]["x-kubernetes-validations"]
+    (rule,) = (each["rule"] for each in rules if "127.0.0.0/8" in each["rule"])
+    named = [ipaddress.ip_network(text) for text in re.findall(r"'([^']+/[0-9]+)'", rule)]
+    for version in (4, 6):
+        both = [
+            [*ipaddress.collapse_addresses(n for n in found if n.version == version)]  # type: ignore[type-var]
+            for found in (named, [kept.network for kept in special.CLASSES])
+        ]
+        assert both[0] == both[1]
 
 
 def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
@@ -125,8 +171,8 @@ def test_wrong_objects_are_refused_with_a_message(
 @pytest.mark.parametrize(
     ("doc", "change", "message"),
     [
-        (pool("p", "10.244.0.0/16"), {"cidr": "10.245.0.0/16"}, "a pool's cidr can't be moved"),
-        (pool("p", "10.244.0.0/16", 24), {"blockSize": 26}, "blockSize can't change"),
+        (pool("p", "10.244.0.0/16"), {"cidr": "10.245.0.0/16"}, "cidr is immutable; create another pool"),
+        (pool("p", "10.244.0.0/16", 24), {"blockSize": 26}, "blockSize is immutable; create another pool"),
         (block("10-244-3-0-24", "10.244.3.0/24"), {"node": "other"}, "a block can't change its owner"),
         (reservation("10-244-3-7", "10.244.3.7"), {"address": "10.244.3.8"}, "a reservation is for one address"),
     ],

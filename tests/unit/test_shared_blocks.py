@@ -103,7 +103,7 @@ def desired(way: str, snapshot: Snapshot) -> NodeState:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("pod_cidrs", [True, False])
 def test_no_routed_network_routes_them_or_reports_them(way: str, pod_cidrs: bool) -> None:
-    claimed = (
+    claimed: tuple[IPBlock, ...] = (
         block("192.168.7.16/28", "two", shared=True, of="away"),
         block("172.18.200.16/28", "one", shared=True),
         block("172.18.200.32/28", "two", shared=True),
