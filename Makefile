@@ -153,9 +153,11 @@ image: build/.debs-image ## the container image, build/testcni.tar, by buildah; 
 ifeq ($(BASE),localhost/debian:bookworm)
 	@tests/image/base.sh $(BASE)
 endif
-	@tests/thrice.sh buildah build --quiet --layers --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
-	  $(if $(CA),--volume $(CA):/run/ca.crt:ro --build-arg PIP_CERT=/run/ca.crt) -t $(IMAGE) . >/dev/null
-	@rm -f build/testcni.tar && buildah push --quiet $(IMAGE) docker-archive:build/testcni.tar:$(IMAGE)
+# By its id, as another clone may give the tag to its own image meanwhile; and others may still read the old archive.
+	@id=$$(tests/thrice.sh buildah build --quiet --layers --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
+	  $(if $(CA),--volume $(CA):/run/ca.crt:ro --build-arg PIP_CERT=/run/ca.crt) -t $(IMAGE) .); \
+	new=build/testcni.$$$$.tar; trap "rm -f $$new" EXIT; \
+	buildah push --quiet $$id docker-archive:$$new:$(IMAGE); mv $$new build/testcni.tar
 
 .PHONY: manifests
 manifests: ## manifests/testcni.yaml anew from base and overlay (needs Go)
@@ -168,9 +170,15 @@ e2e: deps build/.debs-e2e image ## a real Kubernetes with two nodes on this mach
 	@MODE=$(MODE) PROXY=$(PROXY) $(BIN)/pytest tests/e2e --timeout 600 --durations 15 -s \
 	  $(if $(filter-out host-gw,$(MODE)),--ignore-glob='*/test_0_*')
 
-.PHONY: built
-built: deps build/.debs-e2e build/.debs-kernel build/.debs-debian13 image ## what slower tests need and is built once a machine (17 minutes)
+.PHONY: conformance
+conformance: deps build/.debs-e2e image ## upstream's 47 [sig-network] Conformance cases (MODE=host-gw PROXY=iptables; needs Go)
 	@$(BIN)/python -m tests.e2e.programs
+	@BASE=$(BASE) $(BIN)/python -m tests.conformance --mode $(MODE) --proxy $(PROXY)
+
+.PHONY: built
+built: deps build/.debs-e2e build/.debs-kernel build/.debs-debian13 image ## what slower tests need and is built once a machine (20 minutes)
+	@$(BIN)/python -m tests.e2e.programs
+	@BASE=$(BASE) $(BIN)/python -m tests.conformance.build
 	@$(BIN)/python -c 'from tests.kernel import uml; uml.build(print)'
 	@tests/debian13.sh true
 

@@ -101,6 +101,12 @@ class ClusterNode:
     def _has_images(self) -> bool:
         return images.TESTCNI in self.machine.exec("ctr", "-n", "k8s.io", "images", "ls", "-q").stdout
 
+    def load(self, archive: str, name: str, others: Sequence[str]) -> None:
+        """Import an image, and give it other names as well."""
+        self.machine.exec("ctr", "-n", "k8s.io", "images", "import", archive, timeout=300)
+        for other in others:
+            self.machine.exec("ctr", "-n", "k8s.io", "images", "tag", "--force", name, other)
+
     def crash(self) -> None:
         """Switch it off without a word: every process ends, its disk stays."""
         end_all([self.machine.pid])

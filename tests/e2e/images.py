@@ -6,15 +6,19 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
+from tests import built
 from tests.lab.space import REPO
 
 PAUSE = "localhost/pause:1"
 BUSYBOX = "docker.io/library/busybox:1.37"
 TESTCNI = "localhost/testcni:dev"
 BUSYBOX_BINARY = Path("/bin/busybox")
+WITHIN = 1200.0  # seconds, for a step of a build: CI builds beside its tests
+KEPT = 3600.0  # seconds: longer than any run that may still want a copy
 SOURCE = r"""
 #include <signal.h>
 #include <stdlib.h>
@@ -39,8 +43,8 @@ class ImageError(RuntimeError):
 
 def folder() -> Path:
     """Where image archives are on this machine."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni" / "images"
-    path.mkdir(parents=True, exist_ok=True)
+    path = built.cache() / "images"
+    path.mkdir(exist_ok=True)
     return path
 
 
@@ -50,11 +54,23 @@ def archives() -> list[Path]:
     ours = REPO / "build/testcni.tar"
     if not ours.exists():
         raise ImageError(f"{ours} is not there: make image")
-    copy = folder() / "testcni.tar"
-    if not copy.exists() or copy.stat().st_mtime < ours.stat().st_mtime:
-        shutil.copy2(ours, copy.with_suffix(".new"))
+    with built.alone(folder() / "lock", print):
+        return [_copy(ours), *_busybox()]
+
+
+def _copy(ours: Path) -> Path:
+    """A copy by content: other clones have other images, and `make image` replaces the original beside a run."""
+    with ours.open("rb") as file:
+        copy = folder() / f"testcni-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.tar"
+    if copy.exists():
+        copy.touch()
+    else:
+        shutil.copyfile(ours, copy.with_suffix(".new"))
         copy.with_suffix(".new").rename(copy)
-    return [copy, *_busybox()]
+    for other in folder().glob("testcni-*.tar"):
+        if other.stat().st_mtime < time.time() - KEPT:
+            other.unlink()
+    return copy
 
 
 def _busybox() -> list[Path]:
@@ -68,22 +84,23 @@ def _busybox() -> list[Path]:
     (context / "bin").mkdir(parents=True)
     (context / "tmp").mkdir()
     (context / "Dockerfile").write_text(DOCKERFILE)
-    _run("gcc", "-O2", "-static", "-x", "c", "-o", str(context / "pause"), "-", stdin=SOURCE)
+    run("gcc", "-O2", "-static", "-x", "c", "-o", str(context / "pause"), "-", stdin=SOURCE)
     shutil.copy2(BUSYBOX_BINARY, context / "bin/busybox")
-    for name in _run(str(BUSYBOX_BINARY), "--list").split():
+    for name in run(str(BUSYBOX_BINARY), "--list").split():
         if name != "busybox":
             (context / "bin" / name).symlink_to("busybox")
-    _run("buildah", "build", "-q", "--isolation", "chroot", "-t", PAUSE, str(context))
-    _run("buildah", "tag", PAUSE, BUSYBOX)
+    run("buildah", "build", "-q", "--isolation", "chroot", "-t", PAUSE, str(context))
+    run("buildah", "tag", PAUSE, BUSYBOX)
     for name, archive in archives.items():
-        _run("buildah", "push", "-q", name, f"docker-archive:{context}/new.tar:{name}")
+        run("buildah", "push", "-q", name, f"docker-archive:{context}/new.tar:{name}")
         (context / "new.tar").rename(archive)
     shutil.rmtree(context)
     return list(archives.values())
 
 
-def _run(*argv: str, stdin: str | None = None) -> str:
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=300)
+def run(*argv: str, stdin: str | None = None) -> str:
+    """What a command prints. Raises ImageError."""
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=WITHIN)
     if done.returncode:
         raise ImageError(f"{' '.join(argv[:3])} failed: {done.stderr.strip()[-1000:]}")
     return done.stdout

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.kernel.uml import Say
+from tests.built import Say
 from tests.lab.space import GUEST, shared_paths
 
 INIT = Path(__file__).with_name("init.sh")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-Say = Callable[[str], None]
+from tests.built import Say, alone, cache
 
 FRAGMENT = Path(__file__).with_name("uml.frag")
 SOURCES = Path("/usr/src")
@@ -72,12 +69,6 @@ def options(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("CONFIG_")]
 
 
-def cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _digest(origin: Source) -> str:
     """What the kernel depends on."""
     compiler = _output("gcc", "--version").splitlines()[0]
@@ -134,21 +125,6 @@ def _runs(process: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
-
-
-@contextmanager
-def alone(lock: Path, say: Say) -> Iterator[None]:
-    """Two that want the same kernel build it once."""
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("somebody else builds the guest's kernel: waiting for it")
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _output(*argv: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kernel.uml import KernelError, alone, cache
+from tests.built import alone, cache
+from tests.kernel.uml import KernelError
 from tests.lab.space import REPO
 
 BRANCHES = ("5.15", "6.1", "6.12")
