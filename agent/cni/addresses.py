@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from agent.cni import calls, policy, probe
 from agent.cni.stays import SEE, TRIES, Stay, Stays, TakenError
-from agent.cni.wishes import IP, Wish
+from agent.cni.wishes import Wish
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks
@@ -145,8 +145,9 @@ class Addresses:
         self, stays: Stays, stay: Stay, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]
     ) -> Attachment:
         """The attachment with its addresses, those that stay claimed."""
-        if stay.asked and any(address.version == 4 for address in conf.ips):
-            raise invalid_config("ips", ", ".join(map(str, conf.ips)), f"none: the pod's annotations say {IP}")
+        if stay.asked and any(address.version == 4 and address not in stay.asked for address in conf.ips):
+            allowed = f"none: {', '.join(map(str, stay.asked))} is reserved for the pod"
+            raise invalid_config("ips", ", ".join(map(str, conf.ips)), allowed)
         for tries in range(TRIES):
             attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay.deadline, stay)
             try:
@@ -167,7 +168,8 @@ class Addresses:
         deadline: float,
         stay: Stay | None = None,
     ) -> Attachment:
-        guests, asked = (stay.guests, (*conf.ips, *stay.asked)) if stay else ((), conf.ips)
+        guests = stay.guests if stay else ()
+        asked = tuple(dict.fromkeys((*conf.ips, *(stay.asked if stay else ()))))
         now = time.monotonic()
         # what is left after an address has not cooled in time is for a block more
         cooled, going = min(deadline - PREPARED_WITHIN, now + COOLED_WITHIN), min(deadline, now + GOING_WITHIN)

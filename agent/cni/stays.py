@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -13,13 +13,23 @@ from typing import cast
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.cni import policy
+from agent.cni.places import ByHand, Places
 from agent.cni.wishes import POOL, UnknownError, Wish, Wishes, identity
 from agent.errors import CniError, Code, invalid_config
 from agent.ipam import blocks, reservations
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import Attachment
 from agent.ipam.reservations import Claim, RefusedError
-from agent.model import Address, IPBlock, IPReservation, Network, Resource, Snapshot, address_name
+from agent.model import (
+    WHILE_POD,
+    Address,
+    IPBlock,
+    IPReservation,
+    Network,
+    Resource,
+    Snapshot,
+    address_name,
+)
 from agent.shared import Busy, Latest, NodeStatus, Notice
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
@@ -75,8 +85,10 @@ class Stays:
         `quota`: how many reservations a namespace may have.
         """
         self._store = store
-        self._wishes = Wishes(store)
+        self._wishes = Wishes(store, known.tell)
         self._known = known
+        self._by_hand = ByHand()
+        self._places = Places(known.node, known.snapshot, known.status)
         self._keep = timedelta(seconds=keep)
         self._quota = quota
 
@@ -84,9 +96,14 @@ class Stays:
         """What the pod of these CNI_ARGS asks for; None: it is an ordinary pod. Raises CniError."""
         with self._telling(identity(args)):
             wish = self._read(args, network)
+            known = self._known.snapshot.get()
+            if wish and not wish.stays and self._by_hand.has(wish.owner, network.name, known):
+                # what persons reserved may be for another network of the pod
+                sticky = any(self._places.fitting(known.reservations.values(), wish, network))
+                wish = replace(wish, sticky=sticky)
             if wish and wish.pool:
                 self._check_pool(wish, network)
-            return wish
+            return wish if wish and wish.asks else None
 
     @contextmanager
     def staying(
@@ -125,14 +142,10 @@ class Stays:
                 self._known.tell(Notice(*pod, REASON, str(error)))
             raise
 
-    def _seen(self) -> Snapshot:
-        """Return the cluster as last seen, with what this node stands on."""
-        return replace(self._known.snapshot.get(), ground=self._known.status.get().ground)
-
     def _check_pool(self, wish: Wish, network: Network) -> None:
         """Raises CniError 7 for a pool that there is not, or that the network does not have."""
         wanted = replace(network, pool=wish.pool)
-        snapshot = self._seen()
+        snapshot = self._places.seen()
         if network.hand_made or (snapshot.synced and not blocks.pools(snapshot, wanted)):
             names = [] if network.hand_made else [pool.name for pool in blocks.pools(snapshot, network)]
             known = ", ".join(name for name in names if name in snapshot.pools) or "there is none"
@@ -165,7 +178,7 @@ class Stays:
         except UnknownError as error:
             for held in self._known.snapshot.get().reservations.values():
                 here = (held.pod, held.node, held.network) == (error.pod, self._known.node, network.name)
-                if here and not held.asks:
+                if here and not held.asks and held.keep != WHILE_POD:
                     log.warning("%s gets %s again, as %s", error.pod, held.address, error)
                     return Wish(error.pod, error.uid, held.owner, sticky=True)
             raise
@@ -174,58 +187,28 @@ class Stays:
         """The address that is asked for, or the one that the owner had."""
         if wish.address or not wish.sticky:
             return (wish.address,) if wish.address else ()
-        held = self._fitting(self._known.snapshot.get().reservations.values(), wish, network)
+        held, wrong = self._places.fitting(self._known.snapshot.get().reservations.values(), wish, network)
         if held is None:  # before the owner gets a second one: a watch may be late
             try:
                 found = self._store.list("IPReservation")
             except StoreError as error:
                 what = f"whether {wish.owner} has an address can't be read: {error}"
                 raise CniError(Code.TRY_AGAIN, what, "the runtime tries again") from error
-            held = self._fitting((r for r in found if isinstance(r, IPReservation)), wish, network)
+            held, wrong = self._places.fitting((r for r in found if isinstance(r, IPReservation)), wish, network)
+        if held is None and wrong:
+            raise wrong
         return (held.address,) if held else ()
-
-    def _fitting(self, known: Iterable[IPReservation], wish: Wish, network: Network) -> IPReservation | None:
-        """Of the owner's addresses the first that the network still has."""
-        mine = reservations.of_owner(known, wish.owner, network.name)
-        return next((r for r in mine if self._misplaced(r.address, network) is None), None)
 
     def _guest(self, address: Address, stay: Stay) -> Range:
         """An address of no block of this node. Raises CniError for one that no pod may have."""
-        if wrong := self._misplaced(address, stay.network):
-            raise wrong
         known = self._known.snapshot.get().reservations.get(address_name(address))
+        mine = known if known and known.owner == stay.wish.owner else None
+        if stay.wish.address and (wrong := self._places.wrong(address, stay.network, mine)):
+            raise wrong  # what the owner came back to was looked at
         if stay.network.hand_made and (known is None or known.owner != stay.wish.owner):
             what = f"{address} is not in this node's part of {stay.network.subnet}, and whose it is, is not known"
             raise CniError(Code.ADDRESSES, what, "ask for one of this node's range, or use an IPPool")
         return Range(blocks.single(address), int(address), int(address))
-
-    def _misplaced(self, address: Address, network: Network) -> CniError | None:
-        """Why no pod of the network may have an address; None: it may."""
-        snapshot = self._seen()
-        if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
-            return None
-        every = replace(network, pool="")
-        places = [network.subnet] if network.subnet else [pool.cidr for pool in blocks.pools(snapshot, every)]
-        found = reservations.home(snapshot, address)
-        if found and blocks.within(found[0], network.subnet):
-            places = [found[0]]
-        elif any(address in blocks.not_for_pods(b, network) for b in blocks.possible(snapshot, network, address)):
-            what = f"{address} is no address for pods: a network, gateway or broadcast address of a possible block"
-            return CniError(Code.ADDRESSES, what, "ask for another")
-        inside = tuple(place for place in places if address in place)
-        if not inside:
-            own = blocks.node_blocks(snapshot, every, self._known.node)
-            known = ", ".join(map(str, dict.fromkeys((*own, *places)))) or "none"
-            none = "" if places else "; no IPPool has others"
-            allowed = f"those of network {network.name}: {known}{none}"
-            return invalid_config("address", str(address), allowed)
-        uplink = self._known.status.get().uplinks.get(network)
-        barred = blocks.withheld(snapshot, network, self._known.node, inside)
-        reserved = uplink.reserved if uplink else frozenset()
-        if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.hand_made:
-            return None
-        what = f"{address} is no address for pods: a network's, a gateway's or a node's own, or out of range"
-        return CniError(Code.ADDRESSES, what, "ask for another")
 
     def _claim(self, stay: Stay, address: Address) -> None:
         """The reservation becomes this pod's. Raises TakenError, CniError."""
@@ -271,7 +254,8 @@ class Stays:
         held = known.get(address_name(address))
         if held and held.owner == wish.owner:
             return
-        count = sum(other.owner.partition("/")[0] == namespace for other in known.values())
+        mine = (other for other in known.values() if other.owner.partition("/")[0] == namespace)
+        count = sum(other.keep != WHILE_POD for other in mine)
         if count >= self._quota:
             what = f"namespace {namespace} has {count} reserved addresses, and may have {self._quota}"
             remedy = "kubectl get ipreservations shows them; those that are released may be deleted"

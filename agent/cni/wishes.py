@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import logging
 import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
@@ -13,8 +15,13 @@ from agent import cniargs
 from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.errors import CniError, Code, invalid_config
 from agent.model import Described
+from agent.shared import Notice
 
-IP, STICKY, POOL = "testcni.io/ip", "testcni.io/sticky", "testcni.io/pool"
+PREFIX = "testcni.io/"
+IP, STICKY, POOL = f"{PREFIX}ip", f"{PREFIX}sticky", f"{PREFIX}pool"
+KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
+"""The annotations that count, by the kind that may have them."""
+UNKNOWN = "AnnotationUnknown"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
 REMEMBERED = 1024  # pods, and namespaces where not more of them have pods added just now
 NAMESPACE_FOR = 30.0  # seconds that a namespace's annotations are believed
@@ -39,6 +46,11 @@ class Wish:
     def stays(self) -> bool:
         """Whether it wants an address of its own."""
         return self.sticky or self.address is not None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it wants anything."""
+        return self.stays or bool(self.pool)
 
 
 def identity(args: str) -> tuple[str, str] | None:
@@ -67,14 +79,16 @@ class UnknownError(CniError):
 class Wishes:
     """Reads annotations. For several threads at once."""
 
-    def __init__(self, store: Datastore) -> None:
-        """`store` answers within the time that an ADD may take for it."""
+    def __init__(self, store: Datastore, tell: Callable[[Notice], None] = lambda _notice: None) -> None:
+        """`store` answers within the time that an ADD may take; `tell` hands a notice to the pod's Events."""
         self._store = store
+        self._tell = tell
         self._known: dict[str, Wish] = {}
         self._namespaces: dict[str, tuple[float, Described]] = {}
+        self._told: dict[Notice, None] = {}
 
     def of(self, args: str) -> Wish | None:
-        """What the pod of these CNI_ARGS asks for; None: nothing. Raises CniError 7, 11, UnknownError."""
+        """What the pod of these CNI_ARGS asks for; None: it is not asked. Raises CniError 7, 11, UnknownError."""
         found = identity(args)
         if found is None:
             return None
@@ -90,7 +104,7 @@ class Wishes:
                 raise UnknownError(pod, uid, error) from error
             log.warning("annotations of %s are taken as they were, as they can't be read: %s", pod, error)
             wish = known
-        return wish if wish.stays or wish.pool else None
+        return wish
 
     def _read(self, pod: str, uid: str) -> Wish:
         try:
@@ -101,14 +115,27 @@ class Wishes:
         if uid and found.uid and found.uid != uid:
             what = f"there is another pod {pod} now, with UID {found.uid}"
             raise CniError(Code.TRY_AGAIN, what, "the runtime deletes this one")
+        self._tell_unknown(pod, uid, found)  # whatever comes of the ADD
         wish = parse(found)
-        if not wish.pool and (pool := dict(self._namespace(pod.partition("/")[0]).annotations).get(POOL)):
-            wish = replace(wish, pool=pool)
+        if not wish.pool:
+            namespace = self._namespace(pod.partition("/")[0])
+            self._tell_unknown(pod, uid, namespace)
+            wish = replace(wish, pool=dict(namespace.annotations).get(POOL, ""))
         if uid:
             self._known[uid] = wish
             if len(self._known) > REMEMBERED:
                 self._known.pop(next(iter(self._known)), None)
         return wish
+
+    def _tell_unknown(self, pod: str, uid: str, found: Described) -> None:
+        """Tell a pod once what is wrong with annotations of its own, or of its namespace."""
+        for message in _unknown(found):
+            notice = Notice(pod, uid, UNKNOWN, message)
+            if notice not in self._told:
+                self._told[notice] = None
+                self._tell(notice)
+                if len(self._told) > REMEMBERED:
+                    self._told.pop(next(iter(self._told)), None)
 
     def _namespace(self, name: str) -> Described:
         now = time.monotonic()
@@ -144,6 +171,18 @@ def parse(pod: Described) -> Wish:
         except ValueError as error:
             raise _wrong(pod, IP, text, "allowed: an IPv4 address such as 10.244.1.7") from error
     return Wish(pod.name, pod.uid, owner_of(pod), address, sticky == "true", annotations.get(POOL, "").strip())
+
+
+def _unknown(found: Described) -> Iterator[str]:
+    """What is wrong with annotations of ours that no agent looks at: they may be misspelt."""
+    kind, known = found.kind.lower(), KNOWN[found.kind]
+    names = {key.removeprefix(PREFIX): key for key in known}
+    for key, _value in found.annotations:
+        if key in known:
+            continue
+        meant = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), names, 1)
+        hint = f"did you mean {names[meant[0]]}?" if meant else f"a {kind} may have {', '.join(known)}"
+        yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"
 
 
 def owner_of(pod: Described) -> str:

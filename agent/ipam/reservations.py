@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from agent.model import (
     ALWAYS_KEPT,
     WHILE_POD,
     Address,
+    IPPool,
     IPReservation,
     Network,
     Problem,
@@ -65,6 +67,10 @@ class Update:
 
 Step = Delete | Update
 
+_NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+OWNER = re.compile(f"{_NAME}/([A-Za-z0-9]+/)?{_NAME}")
+"""`namespace/pod` or `namespace/Kind/name`."""
+
 
 class RefusedError(Exception):
     """Somebody else has the address: who, since when, and what to do."""
@@ -113,6 +119,11 @@ def claimed(held: IPReservation | None, claim: Claim, asks: str, now: datetime, 
     return replace(mine, asks=asks, resource_version=held.resource_version)
 
 
+def _is_for(held: IPReservation, claim: Claim) -> bool:
+    """Whether a pod that has an address is the one that it is reserved for."""
+    return claim.owner == held.owner and held.pod in ("", claim.pod) and held.network in ("", claim.network)
+
+
 def is_over(held: IPReservation, now: datetime, keep: timedelta) -> bool:
     """Whether a reservation has outlived its pod for long enough."""
     return held.released is not None and held.keep != ALWAYS_KEPT and now >= held.released + keep
@@ -121,11 +132,12 @@ def is_over(held: IPReservation, now: datetime, keep: timedelta) -> bool:
 def of_owner(
     reservations: Iterable[IPReservation], owner: str, network: str, pod: str = ""
 ) -> list[IPReservation]:
-    """The addresses that the owner may come back to: that of `pod` first, then free ones, in their order."""
+    """The addresses that the owner may come back to: those that its pod can have first, persons' before others."""
 
-    def order(held: IPReservation) -> tuple[bool, bool, int, int]:
-        free = held.ahead or held.released is not None
-        return held.pod != pod, not free, held.address.version, int(held.address)
+    def order(held: IPReservation) -> tuple[bool, bool, bool, int, int]:
+        free = held.ahead or held.released is not None or held.pod == pod
+        by_hand = held.ahead or held.keep == ALWAYS_KEPT
+        return not free, not by_hand, held.pod != pod, held.address.version, int(held.address)
 
     mine = (r for r in reservations if r.owner == owner and r.network in ("", network))
     kept = (r for r in mine if r.keep == ALWAYS_KEPT or (r.keep != WHILE_POD and not r.asks))
@@ -172,12 +184,50 @@ def wrong(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterato
     """Reservations of addresses that no pod may have by now, for the pod's node and for the block's."""
     for network in networks if snapshot.reservations else ():
         for name, held in sorted(snapshot.reservations.items()):
-            found = misplaced(snapshot, network, held) if held.network == network.name else None
+            found = misplaced(snapshot, network, held) if held.network in ("", network.name) else None
             if found and node in (held.node, found[1]):
                 where = f"block {found[0]} of node {found[1]}"
                 what = f"{held.address} is the network, gateway or broadcast address of {where}"
                 remedy = f"delete pod {held.pod} on node {held.node}, and let it ask for another address"
+                if held.ahead:
+                    remedy = f"reserve another address: kubectl delete ipreservation {name}"
                 yield Problem(f"IPReservation {name}", what, remedy)
+
+
+def useless(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterator[Problem]:
+    """What persons reserved and no pod can have, each told by one node."""
+    ahead = [held for _name, held in sorted(snapshot.reservations.items()) if held.ahead]
+    if not ahead:
+        return
+    places = _places(snapshot, networks)
+    first: dict[tuple[str, str], IPReservation] = {}
+    for held in ahead:
+        what = ""
+        if not OWNER.fullmatch(held.owner):
+            what = f"its owner {held.owner!r:.80} is neither namespace/pod nor namespace/Kind/name"
+        elif held.address.version != 4:
+            what = "it is an IPv6 address, and only IPv4 addresses are reserved for pods"
+        elif not any(blocks.contains(place, held.address) for place in places):
+            what = f"{held.address} is in no IPPool, no node's block and no network's subnet"
+        elif barred := next((p for p in snapshot.pools.values() if _barred(p, held.address)), None):
+            what = f"IPPool {barred.name} leaves {held.address} out (start, end, exclude or gateway)"
+        elif (other := first.setdefault((held.owner, held.network), held)) != held and held.owner.count("/") == 1:
+            what = f"pod {held.owner} has {other.address} reserved, too, and gets one of the two"
+        if what and node == _heir(snapshot, held):
+            yield Problem(f"IPReservation {held.name}", what, f"kubectl delete ipreservation {held.name}")
+
+
+def _places(snapshot: Snapshot, networks: Iterable[Network]) -> list[Subnet]:
+    """Where addresses of pods may be, as far as this node knows."""
+    subnets = [network.subnet for network in networks if network.subnet]
+    return [*subnets, *(pool.cidr for pool in snapshot.pools.values()), *owners(snapshot)]
+
+
+def _barred(pool: IPPool, address: Address) -> bool:
+    if not blocks.contains(pool.cidr, address):
+        return False
+    low, high = int(pool.start or pool.cidr[0]), int(pool.end or pool.cidr[-1])
+    return address == pool.gateway or not low <= int(address) <= high or any(address in e for e in pool.exclude)
 
 
 def disputes(snapshot: Snapshot, here: Here) -> Iterator[Problem]:
@@ -186,10 +236,11 @@ def disputes(snapshot: Snapshot, here: Here) -> Iterator[Problem]:
     for address in here.used.keys() - here.busy if snapshot.reservations else ():
         held = snapshot.reservations.get(address_name(address))
         claim = mine.get(address)
-        if held is None or (claim and (claim.owner, claim.pod) == (held.owner, held.pod)):
+        if held is None or (claim and _is_for(held, claim)):
             continue
-        if held.ahead or (held.in_use and held.node != here.node):
-            has = "" if held.ahead else f", and pod {held.pod} on node {held.node} has it, too"
+        there = held.in_use and held.node != here.node
+        if there or held.ahead or held.keep == ALWAYS_KEPT:
+            has = f", and pod {held.pod} on node {held.node} has it, too" if there else ""
             what = f"{address} is reserved for {held.owner}, but {here.used[address]} on this node has it{has}"
             yield Problem(f"IPReservation {held.name}", what, "delete the pod here, or the reservation")
 
@@ -198,11 +249,12 @@ def steps(snapshot: Snapshot, here: Here, now: datetime, keep: timedelta) -> Ite
     """What this node has to do about reservations: its own, those it is asked about, those of gone nodes."""
     mine = {claim.address: claim for claim in here.claims}
     for held in snapshot.reservations.values():
-        if held.ahead:
-            continue  # a person's, until a pod comes
-        if held.node == here.node:
+        claim = mine.get(held.address)
+        if held.ahead:  # a person's, until its pod comes; or it was there before
+            if claim and _is_for(held, claim) and held.address not in here.busy:
+                yield Update(claimed(held, claim, _asked(snapshot, held.address, here.node), now, keep))
+        elif held.node == here.node:
             if held.address not in here.busy:
-                claim = mine.get(held.address)
                 if claim and (claim.owner, claim.pod) == (held.owner, held.pod):
                     yield from _used(snapshot, held, claim)
                 else:

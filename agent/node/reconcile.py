@@ -197,6 +197,7 @@ class Reconciler:
             *known.problems,
             *known.disputes(),
             *reservations.wrong(snapshot, networks, self._node),
+            *reservations.useless(snapshot, networks, self._node),
             *wrong,
             *sorted(desired.problems, key=str),
             *done.problems,

@@ -259,6 +259,7 @@ def test_what_a_person_reserved_is_for_its_owner_and_for_a_person_to_delete(
         ({"owner": "web"}, "owner must be namespace/pod"),
         ({"owner": "shop/Deployment/web/x"}, "owner must be namespace/pod"),
         ({"owner": "shop/web", "node": ONE}, "are for agents to write"),
+        ({"owner": "shop/web", "address": "fd00::7"}, "only IPv4"),
         ({"owner": "shop/web", "keep": "forever"}, "Unsupported value"),
     ):
         doc = {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": "10-244-1-31"}}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import pytest
 
 from tests.lab.lab import Lab, LabNode, Pod, conf_of
-from tests.lab.stays import converge, describe, reservations, staying
+from tests.lab.stays import STICKY, add, converge, describe, reservations, staying
 from tests.lab.talk import TARGET, Servers, ask, eventually
 
 NEW = "10.244.77.0/24"
@@ -101,6 +102,37 @@ def test_a_node_that_is_made_anew_as_it_was(anew: Lab) -> None:
     converge(anew, 20)
     eventually(lambda: not one.problems(), 20)
     assert not reservations(anew)
+
+
+def test_what_stays_and_what_a_person_reserved_is_reached_wherever_it_is(anew: Lab) -> None:
+    """A sticky pod whose home block is nobody's by now, and a pod without annotations of another node's block."""
+    one, two, three = anew.nodes
+    describe(anew, "web-0", STICKY, "StatefulSet/web")
+    sticky = add(one, "web-0")
+    one.delete_pod(sticky)
+    make_anew(anew, one, NEW)
+    one.delete_pod(one.pods["pod1"])
+    reserved = str(ip_address(three.block.partition("/")[0]) + 50)
+    name = reserved.replace(".", "-")
+    spec = {"address": reserved, "owner": "default/db"}
+    doc = {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": name}, "spec": spec}
+    anew.put(f"ipreservation-{name}", doc)
+    eventually(lambda: all(reserved in known(node) for node in anew.nodes), 20)
+    for node in (two, one):
+        pods = [add(node, "web-0"), add(node, "db")]
+        assert [pod.address for pod in pods] == [sticky.address, reserved]
+        converge(anew, 20)
+        for pod in pods:
+            node.delete_pod(pod)
+        eventually(lambda: all("released" in held for held in reservations(anew).values()), 20)
+    assert reservations(anew)[reserved]["keep"] == "Always"
+    assert [node.problems() for node in anew.nodes] == [[], [], []]
+
+
+def known(node: LabNode) -> str:
+    """The reservations that a node's agent has read."""
+    path = node.path("/run/testcni/reservations.json")
+    return path.read_text() if path.exists() else ""
 
 
 def test_an_address_that_another_pod_has_by_now_is_a_problem_of_its_pod(anew: Lab) -> None:

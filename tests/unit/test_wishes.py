@@ -14,6 +14,7 @@ from agent.cni import wishes as wishes_module
 from agent.cni.wishes import UnknownError, Wish, Wishes, identity, owner_of, parse
 from agent.errors import CniError
 from agent.model import Described, Resource
+from agent.shared import Notice
 
 UID = "0f0e0d0c-1111-4222-8333-123456789abc"
 ARGS = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID={UID}"
@@ -71,6 +72,7 @@ def test_annotations() -> None:
         ({"ip": "fd00::7"}, ""),
         ({"ip": "10.244.1.7/24"}, ""),
         ({"sticky": "1"}, ""),
+        ({"sticky": "ture"}, ""),
         ({"sticky": "true"}, "ReplicaSet/web-5d8f"),
         ({"sticky": "true"}, "DaemonSet/web"),
     ],
@@ -98,10 +100,60 @@ def test_an_add_asks_once_and_only_for_pods_of_the_api_server() -> None:
 
 
 def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_none() -> None:
-    assert Wishes(Store()).of(ARGS) is None
+    ordinary = Wishes(Store()).of(ARGS)
+    assert ordinary == Wish("shop/web-0", UID, "shop/web-0")
+    assert not ordinary.asks
     with pytest.raises(CniError, match="another pod shop/web-0") as caught:
         Wishes(Store(pod(sticky="true"))).of(ARGS.replace("0f0e", "ffff"))
     assert caught.value.code == 11
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("sticki", "did you mean testcni.io/sticky?"),
+        ("IP", "did you mean testcni.io/ip?"),
+        ("pools", "did you mean testcni.io/pool?"),
+        ("bandwidth", "a pod may have testcni.io/ip, testcni.io/sticky, testcni.io/pool"),
+    ],
+)
+def test_an_annotation_that_nobody_knows_is_told_once_and_the_pod_goes_on(key: str, hint: str) -> None:
+    told: list[Notice] = []
+    wishes = Wishes(Store(pod(**{key: "true", "pool": "gold"})), told.append)
+    for _ in range(3):
+        wish = wishes.of(ARGS)
+        assert wish
+        assert wish.pool == "gold"
+    (notice,) = told
+    assert (notice.pod, notice.uid, notice.reason) == ("shop/web-0", UID, "AnnotationUnknown")
+    assert f"annotation testcni.io/{key} of pod shop/web-0 is unknown and does nothing; {hint}" == notice.message
+
+
+def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
+    told: list[Notice] = []
+    wishes = Wishes(Store(pod(sticki="true", ip="nonsense")), told.append)
+    for _ in range(3):
+        with pytest.raises(CniError, match=r"testcni.io/ip"):
+            wishes.of(ARGS)
+    assert len(told) == 1
+
+
+def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
+    told: list[Notice] = []
+    keys = (("testcni.io/pol", "gold"), ("testcni.io/sticky", "true"))
+    pods = [Described("Pod", f"shop/web-{n}", UID.replace("0f0e", f"000{n}")) for n in range(2)]
+    wishes = Wishes(Store(*pods, Described("Namespace", "shop", "", keys)), told.append)
+    for n in range(2):
+        for _ in range(2):
+            wish = wishes.of(ARGS.replace("web-0", f"web-{n}").replace("0f0e", f"000{n}"))
+            assert wish
+            assert not wish.asks
+    assert sorted((notice.pod, notice.message.partition("; ")[2]) for notice in told) == [
+        ("shop/web-0", "a namespace may have testcni.io/pool"),
+        ("shop/web-0", "did you mean testcni.io/pool?"),
+        ("shop/web-1", "a namespace may have testcni.io/pool"),
+        ("shop/web-1", "did you mean testcni.io/pool?"),
+    ]
 
 
 def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
