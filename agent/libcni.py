@@ -116,11 +116,13 @@ def _object(data: bytes, *, repeated: bool = True) -> dict[str, Any]:
         )
         json.dumps(doc, ensure_ascii=False).encode()  # no half of a surrogate pair
     except json.JSONDecodeError as error:
-        what = "begins with a byte order mark" if data.startswith(b"\xef\xbb\xbf") else error.msg
         where = f"line {error.lineno}, column {error.colno}"
-        raise CniError(
-            Code.DECODING_FAILURE, f"is no JSON: {what} at {where}", "save it as plain UTF-8"
-        ) from error
+        what, remedy = f"is no JSON: {error.msg} at {where}", "correct it there"
+        if data.startswith(b"\xef\xbb\xbf"):
+            what, remedy = "is no JSON: begins with a byte order mark", "save it as plain UTF-8"
+        elif not data.strip():
+            what, remedy = "is empty", "write a conflist into it"
+        raise CniError(Code.DECODING_FAILURE, what, remedy) from error
     except (ValueError, RecursionError) as error:
         raise CniError(Code.DECODING_FAILURE, f"is no JSON that runtimes read: {error}") from error
     if not isinstance(doc, dict):

@@ -1,7 +1,7 @@
 """Which networks of the confs come into force: no change between modes whose pods don't reach each other.
 
 Pods of host-gw, vxlan and ipip reach each other, as all have addresses of the nodes' blocks. Those of ipvlan and
-macvlan are on the parent's own subnet, and reach none of another mode.
+macvlan are on the parent's own subnet: those of the other modes don't reach them, and one parent can't have both.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from agent.model import ROUTED, Network, Node, Problem
 from agent.node.confs import Confs
 
+UNREACHED = "and pods of the two modes don't reach each other"
 NAMED = 3  # nodes or pods that a problem names
 REMEDY = (
     "put the old mode back into the conf (in Kubernetes: the ConfigMap), or delete all pods of the network, or"
@@ -39,8 +40,8 @@ class Admitted:
 
 
 def conflict(one: str, other: str) -> bool:
-    """Whether pods of two modes of one network can't reach each other."""
-    return one != other and not {one, other} <= {*ROUTED}
+    """Whether pods of two modes of one network can't reach each other: one is routed, the other on the subnet."""
+    return (one in ROUTED) != (other in ROUTED)
 
 
 def admit(
@@ -75,27 +76,31 @@ def admit(
 
 def _against(network: Network, used: Iterable[Network], peers: Iterable[Node]) -> str:
     """Return who has the network in a mode whose pods its own would not reach; empty: nobody."""
-    here = sorted({n.mode for n in used if n.name == network.name and conflict(network.mode, n.mode)})
-    if here:
-        return f"pods on this node are in the mode {', '.join(here)}"
+    here = sorted({n.mode for n in used if n.name == network.name} - {network.mode})
+    for mode in here:
+        if conflict(network.mode, mode):
+            return f"pods on this node are in the mode {mode}, {UNREACHED}"
+        if mode not in ROUTED:
+            return f"pods on this node are in the mode {mode}, and one parent can't have both"
     there: dict[str, list[str]] = {}
     for peer in peers:
         for mode in peer.announced(network.name):
             if conflict(network.mode, mode):
                 there.setdefault(mode, []).append(peer.name)
-    return "; ".join(
+    told = [
         f"node {', '.join(sorted(names)[:NAMED])}{' and others' * (len(names) > NAMED)} announces the mode {mode}"
         for mode, names in sorted(there.items())
-    )
+    ]
+    return f"{'; '.join(told)}, {UNREACHED}" if told else ""
 
 
 def _problem(network: Network, why: str, *, refused: bool) -> Problem:
-    where, others = f"network {network.name}", "pods of the two modes don't reach each other"
+    where = f"network {network.name}"
     if refused:
-        what = f"the mode {network.mode} is refused, and the old conflist stays in force: {why}, and {others}"
+        what = f"the mode {network.mode} is refused, and the old conflist stays in force: {why}"
         return Problem(where, what, REMEDY)
-    remedy = f"delete what is left of the other mode, so that it is made anew; {REMEDY}"
-    return Problem(where, f"the mode is {network.mode}, but {why}, and {others}", remedy)
+    remedy = "delete the pods that are left of the other mode, so that they are made anew"
+    return Problem(where, f"the mode is {network.mode}, but {why}", remedy)
 
 
 def _chosen(confs: Confs, refused: Collection[Network], used: Iterable[Network]) -> dict[str, Network]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.model import HOST_GW, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network, Node
+from agent.model import HOST_GW, IPIP, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network, Node
 from agent.node import admission
 from agent.node.admission import Admitted
 from agent.node.confs import Confs
@@ -19,6 +19,11 @@ from agent.shared import NodeStatus
 NET = Network("net")
 BY = {name: replace(NET, mode=name, link_mode="" if name in ROUTED else "bridge") for name in MODES}
 NOBODY: frozenset[Network] = frozenset()
+
+
+def far(one: str, other: str) -> bool:
+    """Whether one of two modes has pods in the nodes' blocks, and the other on the nodes' subnet."""
+    return len({mode in (HOST_GW, VXLAN, IPIP) for mode in (one, other)}) == 2
 
 
 def confs(wanted: str, installed: str | None) -> Confs:
@@ -44,14 +49,16 @@ def admit(
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(MODES, 2)))
 def test_pods_on_this_node_refuse_a_mode_whose_pods_they_would_not_reach(old: str, new: str) -> None:
     got = admit(new, old, used={BY[old]}, in_force={BY[old]})
-    if {old, new} <= {*ROUTED}:
+    if {old, new} <= {HOST_GW, VXLAN, IPIP}:
         assert (got.chosen["net"], set(got.refused), got.problems) == (BY[new], set(), ())
         assert got.networks == {BY[old], BY[new]}
         return
     assert (got.chosen["net"], set(got.networks), set(got.refused)) == (BY[old], {BY[old]}, {"net"})
     (problem,) = got.problems
     assert f"the mode {new} is refused, and the old conflist stays" in problem.what
-    assert f"pods on this node are in the mode {old}" in problem.what
+    assert f"pods on this node are in the mode {old}, and " in problem.what
+    assert ("don't reach each other" in problem.what) == far(old, new)
+    assert ("one parent can't have both" in problem.what) != far(old, new)
     assert "ConfigMap" in problem.remedy
     assert got.silent({BY[old]}) == frozenset(), "peers must know of its pods"
     assert got.silent(()) == {"net"}
@@ -61,7 +68,7 @@ def test_pods_on_this_node_refuse_a_mode_whose_pods_they_would_not_reach(old: st
 def test_what_other_nodes_announce_refuses_it_too(old: str, new: str) -> None:
     for installed in (old, None):  # a node that is new in the cluster has none
         got = admit(new, installed, in_force=NOBODY, peers=[peer("n2", old), peer("n3")])
-        assert bool(got.refused) == (not {old, new} <= {*ROUTED})
+        assert bool(got.refused) == far(old, new)
         if got.refused:
             assert f"node n2 announces the mode {old}" in got.problems[0].what
             assert got.chosen == ({"net": BY[old]} if installed else {})

@@ -251,6 +251,35 @@ def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> 
     assert health.ready(status, confs.read(places.conf_dir, places.template), installer).status == 200
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{"name": "testcni",\n  "plugins" []}',
+            "is no JSON: Expecting ':' delimiter at line 2, column 13 (correct it",
+        ),
+        ("\n", "is empty (write a conflist into it)"),
+        ("\ufeff{}", "begins with a byte order mark (save it as plain UTF-8)"),
+        (
+            '{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "testcni", "mode": "x"}]}',
+            "mode: 'x' is not",
+        ),
+        ('{"cniVersion": "1.0.0", "name": "n", "plugins": 7}', "plugins"),
+    ],
+)
+def test_what_is_wrong_with_a_conflist_is_said_with_place_and_remedy(
+    places: Places, text: str, words: str
+) -> None:
+    places.template.write_text(text)
+    (problem,) = confs.read(places.conf_dir, places.template).problems
+    assert words in str(problem)
+    assert problem.where == str(places.template)
+    assert "fix it (in Kubernetes: the ConfigMap)" in problem.remedy
+    installer = Installer(places, Latest(NodeStatus(synced=True)), Latest({}))
+    installer.once()
+    assert words in installer.lacking
+
+
 def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
     installer = Installer(places, Latest(ready(places)), Latest({}))
     installer.once()
