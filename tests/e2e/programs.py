@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.built import alone, cache
-from tests.lab.gotools import THRICE, NoGoError
+from tests.lab.gotools import THRICE, NoGoError, module_program
 
 VERSION = "v1.37.2"
 STAGING = VERSION.replace("v1", "v0", 1)  # the version under which Kubernetes' parts are published
@@ -33,6 +33,12 @@ def build(*names: str, say: Say = lambda _text: None) -> Path:
                 say(f"building {name} {VERSION}")
                 compiled(["build"], f"k8s.io/kubernetes/cmd/{name}", folder / name)
     return folder
+
+
+def multus() -> Path:
+    """The path of Multus' thin plugin, of the version in multus/go.mod: 2 minutes cold. Raises NoGoError."""
+    package = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus"
+    return module_program(Path(__file__).parent / "multus", package)
 
 
 def digest(*more: str) -> str:
@@ -109,5 +115,7 @@ def _flags() -> str:
 if __name__ == "__main__":
     try:
         build(say=print)
+        print("building multus")
+        multus()
     except NoGoError as error:
-        sys.exit(f"Kubernetes can't be built: {error}")
+        sys.exit(f"Kubernetes or Multus can't be built: {error}")

@@ -43,6 +43,12 @@ def from_source(source: Path) -> Path:
     return _install(["."], content, source) / source.name
 
 
+def module_program(module: Path, package: str) -> Path:
+    """The path of a program, of the versions that a module's go.mod and go.sum say. Raises NoGoError."""
+    content = "\n".join([package, *((module / name).read_text() for name in ("go.mod", "go.sum"))])
+    return _install([package], content, module) / package.rpartition("/")[2]
+
+
 def _build(packages: list[str]) -> Path:
     """A folder with the programs of these packages, named for their versions."""
     return _install(packages, "\n".join(packages), Path("/"))
