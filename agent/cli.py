@@ -36,7 +36,7 @@ from agent.node import keeper, route_marks
 from agent.node.claims import Claimer, Rules
 from agent.node.confs import ConfFolder
 from agent.node.folders import Folders
-from agent.node.follower import Follower
+from agent.node.follower import Follower, Seen
 from agent.node.herald import Herald
 from agent.node.install import Installer, Places
 from agent.node.keeper import Keeper, Kept
@@ -93,13 +93,9 @@ class Agent:
         self._claimer = Claimer(store, conf.node, self._follower.snapshot, rules)
         self._confs = ConfFolder(conf.conf_dir, conf.conflist)
         self._folders = Folders(folders(conf))
-        installing: Latest[Mapping[str, Problem]] = Latest({})
-        listening: Latest[Mapping[str, Problem]] = Latest({})
-        alone: Latest[Mapping[str, Problem]] = Latest({})
+        installing, listening, alone, heralding, journaling, counting = (no_problems() for _ in range(6))
         self._bird = Supervisor(conf.run_dir / "bird")
         self._selftest = SelfTest(conf.route_protocol)
-        heralding: Latest[Mapping[str, Problem]] = Latest({})
-        journaling: Latest[Mapping[str, Problem]] = Latest({})
         self._inputs = inputs = Inputs(
             self._follower.snapshot,
             self._confs.found,
@@ -118,6 +114,7 @@ class Agent:
                 self._folders.problems,
                 heralding,
                 journaling,
+                counting,
             ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
@@ -132,6 +129,8 @@ class Agent:
         self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
         self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
+        seen = Seen(conf.node, self._follower, self._reconciler.status, self._attachments)
+        self._accounting = accounting(api, seen, counting) if api else {}
         self._announce: Callable[[threading.Event], None] | None = None
         if api:
             self._announce = announcer(api, conf.node, self._reconciler.status, self._follower.snapshot, notices)
@@ -212,6 +211,7 @@ class Agent:
             parts["bgp-options"] = self._inputs.bgp.run
         if self._announce:
             parts["announcer"] = self._announce
+        parts.update(self._accounting)
         if self._http:
             parts["http"] = self._http.run  # the last one: it says whether all others live
         return parts
@@ -279,6 +279,11 @@ class Agent:
             self._ending.now()
 
 
+def no_problems() -> Latest[Mapping[str, Problem]]:
+    """Return the place where a part says what a person must fix."""
+    return Latest({})
+
+
 def folders(conf: AgentConfig) -> dict[str, Path]:
     """The folders of the host that the agent uses, by their options."""
     found = {
@@ -325,6 +330,21 @@ def announcer(
     from agent.observe.announce import Announcer  # noqa: PLC0415
 
     return Announcer(api, node, status, snapshot, notices).run
+
+
+def accounting(
+    api: Api, seen: Seen, problems: Latest[Mapping[str, Problem]]
+) -> dict[str, Callable[[threading.Event], None]]:
+    """Return the threads that write for people which addresses are in use."""
+    from agent.cluster.usages import Usages  # noqa: PLC0415
+    from agent.node.pool_status import PoolStatusWriter  # noqa: PLC0415
+    from agent.node.usage import UsageWriter  # noqa: PLC0415
+
+    usages = Usages(api)
+    return {
+        "usage": UsageWriter(usages, seen, problems).run,
+        "pool-status": PoolStatusWriter(usages, seen, problems).run,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

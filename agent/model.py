@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from agent.visible import PoolStatus
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -71,6 +73,8 @@ class IPPool:
     """The router of pods that share their subnet with others; no pod's."""
     namespaces: tuple[str, ...] | None = None
     """Whose pods may ask for its addresses, in whichever way; None: those of all namespaces."""
+    status: PoolStatus = field(default=PoolStatus(), compare=False)
+    """What people are told of it: it changes nothing for pods, so a pool with another status is the same pool."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -24,17 +24,24 @@ PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parse
 
 def items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Every object of a kind, page by page; the list's resourceVersion is given to `take_version`."""
-    query = {"limit": str(PAGE)}
+    return pages(api, PATHS[kind], {}, take_version)
+
+
+def pages(
+    api: Api, path: str, selectors: Mapping[str, str], take_version: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Every object at a path that the selectors choose, page by page. Raises StoreError."""
+    query = {**selectors, "limit": str(PAGE)}
     while True:
-        page = api.ask(Request("GET", PATHS[kind], query))
+        page = api.ask(Request("GET", path, query))
         metadata, items = page.get("metadata"), page.get("items")
         if not isinstance(metadata, dict) or not isinstance(items, list | None):
-            raise ApiError(f"GET {PATHS[kind]}: the answer is no list")
+            raise ApiError(f"GET {path}: the answer is no list")
         yield from (item if isinstance(item, dict) else {} for item in items or ())
         if not metadata.get("continue"):
             take_version(version(metadata))
             return
-        query = {"limit": str(PAGE), "continue": str(metadata["continue"])}
+        query = {**selectors, "limit": str(PAGE), "continue": str(metadata["continue"])}
 
 
 def parse(kind: Kind, item: dict[str, Any], faults: Faults, known: Resource | None = None) -> Resource:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from agent.cluster import fields, nodes, receives
+from agent.cluster import fields, nodes, pool_status, receives
 from agent.cluster.fields import Faults, ObjectError, short
 from agent.model import (
     API_VERSION,
@@ -100,7 +100,7 @@ def read(doc: object, faults: Faults) -> Resource:
         return _described(kind, metadata, version, faults)  # type: ignore[arg-type]
     spec = fields.mapping(doc, "spec")
     if kind == "IPPool":
-        return _pool(name, spec, version)
+        return replace(_pool(name, spec, version), status=pool_status.read(doc.get("status")))
     if kind == "IPReservation":
         return _reservation(name, spec, version)
     since = fields.tolerant(faults, "", fields.created, metadata)

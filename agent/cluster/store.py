@@ -70,6 +70,18 @@ class Heard:
     kind: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class StatusSeen:
+    """An object is as it was, but for its status, which is of no account to pods."""
+
+    obj: IPPool
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the object."""
+        return kind_of(self.obj)
+
+
 REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
 """Why a watch ends before its time: a new list is wanted, the server ended it, or it broke."""
 
@@ -82,7 +94,7 @@ class Restarted:
     reason: str
 
 
-Change = Replaced | Put | Gone | Trouble | Heard | Restarted
+Change = Replaced | Put | Gone | Trouble | Heard | StatusSeen | Restarted
 Deliver = Callable[[Sequence[Change]], None]
 
 

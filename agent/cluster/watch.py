@@ -34,10 +34,11 @@ from agent.cluster.store import (
     Put,
     Replaced,
     Restarted,
+    StatusSeen,
     StoreError,
     Trouble,
 )
-from agent.model import Problem, Resource
+from agent.model import IPPool, Problem, Resource
 from agent.shared import Pace
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
@@ -226,6 +227,8 @@ class Watch:
             if obj and self._known.get(obj.name) != obj:  # a Node changes every few minutes, but nothing of ours
                 self._known[obj.name] = obj
                 changes.append(Put(obj))
+            elif isinstance(obj, IPPool):
+                changes.append(StatusSeen(obj))
         elif kind == "DELETED":
             self._known.pop(str(metadata.get("name")), None)
             changes.append(Gone(self.kind, str(metadata.get("name"))))

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.cluster.store import (
@@ -21,11 +21,14 @@ from agent.cluster.store import (
     Put,
     Replaced,
     Restarted,
+    StatusSeen,
     Trouble,
     kind_of,
 )
-from agent.model import IPReservation, Problem, Resource, Snapshot
-from agent.shared import Latest, Tally
+from agent.ipam.attachments import Attachments
+from agent.model import IPPool, IPReservation, Problem, Resource, Snapshot
+from agent.shared import Latest, NodeStatus, Tally
+from agent.visible import PoolStatus
 
 FIELDS: dict[Kind, str] = {
     "Node": "nodes",
@@ -54,7 +57,7 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
                 of(kind_of(obj))[obj.name] = obj
             case Gone(kind, name):
                 of(kind).pop(name, None)
-            case Trouble() | Heard() | Restarted():
+            case Trouble() | Heard() | StatusSeen() | Restarted():
                 continue
     changed: dict[str, Any] = {FIELDS[kind]: objects for kind, objects in maps.items()}
     return replace(snapshot, synced=listed >= set(KINDS), **changed)
@@ -70,6 +73,8 @@ class Follower:
         """Sources that can't be used just now: something may be missing in the snapshot."""
         self.odd: Latest[Mapping[str, Problem]] = Latest({})
         """Sources that are in use without what is wrong with them."""
+        self.pool_status: Latest[Mapping[str, PoolStatus]] = Latest({})
+        """What the status of each IPPool says; apart from the snapshot, as pods depend on nothing of it."""
         self.restarts = Tally(*itertools.product(KINDS, REASONS))
         """Restarted watches by kind and reason."""
         self._heard: dict[Kind, float] = {}
@@ -91,6 +96,7 @@ class Follower:
         self._listed |= {change.kind for change in changes if isinstance(change, Replaced)}
         if any(isinstance(change, Replaced | Put | Gone) for change in changes):
             self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
+        self.pool_status.update(lambda known: _pool_status(known, changes))
         troubles = [change for change in changes if isinstance(change, Trouble)]
         if troubles:
             # a source that turns from the one into the other is over in the first
@@ -103,6 +109,29 @@ class Follower:
         """Seconds since the datastore last told of each kind, for those of which it ever did."""
         now = time.monotonic()
         return {kind: now - when for kind, when in self._heard.copy().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an agent knows of the cluster and of its own node: what they go by who write of it for people."""
+
+    node: str
+    follower: Follower
+    status: Latest[NodeStatus]
+    attachments: Attachments
+
+
+def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> Mapping[str, PoolStatus]:
+    now = dict(known)
+    for change in changes:
+        match change:
+            case Replaced("IPPool", objects):
+                now = {obj.name: obj.status for obj in objects if isinstance(obj, IPPool)}
+            case Put(IPPool() as obj) | StatusSeen(obj):
+                now[obj.name] = obj.status
+            case Gone("IPPool", name):
+                now.pop(name, None)
+    return now
 
 
 def _with(known: Mapping[str, Problem], troubles: Sequence[Trouble]) -> Mapping[str, Problem]:

@@ -12,7 +12,7 @@ from tests.e2e.control import ControlPlane
 from tests.lab.space import REPO
 
 MANIFESTS = REPO / "manifests/base"
-KINDS = ("ippools", "ipblocks", "ipreservations")
+KINDS = ("ippools", "ipblocks", "ipreservations", "ipblockusages")
 
 
 @contextmanager

@@ -8,12 +8,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.api import api_server
 from tests.e2e.cluster import DEFAULT, Cluster, ClusterNode, eventually
+from tests.e2e.control import ControlPlane
 from tests.e2e.workload import TOOLBOX, toolbox
 
 MODE = os.environ.get("MODE", DEFAULT)
 PROXY = os.environ.get("PROXY", "iptables")
 NODES = 2
+
+
+@pytest.fixture(scope="session")
+def rights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """An API server alone that binds agents to their nodes: it takes half a minute until it does."""
+    with api_server(tmp_path_factory.mktemp("rights"), "admission", "agents", "rbac") as it:
+        yield it
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from agent.cni.stays import TakenError
 from agent.model import IPBlock, IPReservation, Snapshot
 from agent.observe.announce import Announcer
 from agent.shared import Latest, NodeStatus
-from tests.e2e.api import MANIFESTS, api_server, apply
+from tests.e2e.api import MANIFESTS, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
 from tests.unit.test_stays import BLOCKS, Agent
@@ -39,18 +39,17 @@ CONDITION = {"type": "NetworkUnavailable", "status": "False", "reason": "Testcni
 
 
 @pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with api_server(tmp_path_factory.mktemp("rights"), "admission", "agents", "rbac") as it:
-        for name, cidr in BLOCKS.items():
-            spec = {"podCIDR": str(cidr), "podCIDRs": [str(cidr)]}
-            node = {"metadata": {"name": name, "labels": {"zone": "a"}}, "spec": spec}
-            apply(it, {"apiVersion": "v1", "kind": "Node", **node})
-            status = {"conditions": [{"type": "Ready", "status": "True"}, {**CONDITION, "status": "True"}]}
-            status["addresses"] = [{"type": "InternalIP", "address": f"192.0.2.{NODES.index(name) + 1}"}]
-            patch = ("patch", "node", name, "--subresource=status", "-p", json.dumps({"status": status}))
-            it.kubectl(*patch)
-        wait_for_policies(it)
-        yield it
+def control(rights: ControlPlane) -> ControlPlane:
+    for name, cidr in BLOCKS.items():
+        spec = {"podCIDR": str(cidr), "podCIDRs": [str(cidr)]}
+        node = {"metadata": {"name": name, "labels": {"zone": "a"}}, "spec": spec}
+        apply(rights, {"apiVersion": "v1", "kind": "Node", **node})
+        status = {"conditions": [{"type": "Ready", "status": "True"}, {**CONDITION, "status": "True"}]}
+        status["addresses"] = [{"type": "InternalIP", "address": f"192.0.2.{NODES.index(name) + 1}"}]
+        patch = ("patch", "node", name, "--subresource=status", "-p", json.dumps({"status": status}))
+        rights.kubectl(*patch)
+    wait_for_policies(rights)
+    return rights
 
 
 def wait_for_policies(control: ControlPlane) -> None:

@@ -33,10 +33,12 @@ from agent.cluster.store import (
     Put,
     Replaced,
     Restarted,
+    StatusSeen,
     StoreError,
     Trouble,
 )
-from agent.model import IPBlock, Node, Resource
+from agent.model import IPBlock, IPPool, Node, Resource
+from agent.visible import PoolCounts
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
@@ -406,6 +408,34 @@ def test_an_event_that_changes_nothing_of_ours_is_not_delivered(opened: list[Any
     _asked, followed = follow(opened, lambda one: watch if one.is_watch else (200, page(node("a"))))
     changes = followed.until(lambda changes: Gone("Node", "a") in changes)
     assert len(changes) == 2
+
+
+def test_a_status_of_a_pool_is_not_a_change_of_the_pool(opened: list[Any]) -> None:
+    def pool(version: str, used: int, size: int = 24) -> dict[str, Any]:
+        spec, status = {"cidr": "10.8.0.0/16", "blockSize": size}, {"used": used, "free": 1, "blocks": 1}
+        return {"metadata": {"name": "p", "resourceVersion": version}, "spec": spec, "status": status}
+
+    def answer(asked: Asked) -> Answer:
+        if not asked.path.endswith("/ippools"):
+            return held() if asked.is_watch else (200, page())
+        if asked.is_watch:
+            return held(event("MODIFIED", pool("11", 7)), event("MODIFIED", pool("12", 7, 26)))
+        return 200, page(pool("10", 0))
+
+    server = Awkward(answer)
+    opened.append(server)
+    followed = Followed(Kubernetes(Api(lambda: config(server.port, "t"))))
+    opened.append(followed)
+
+    def of_pools() -> list[Change]:
+        return [c for c in followed.changes if isinstance(c, Put | StatusSeen) and isinstance(c.obj, IPPool)]
+
+    followed.until(lambda _changes: len(of_pools()) == 2)
+    seen, changed = of_pools()
+    assert isinstance(seen, StatusSeen)
+    assert seen.obj.status.counts == PoolCounts(7, 1, 1)
+    assert isinstance(changed, Put)
+    assert changed.obj.block_size == 26  # type: ignore[union-attr]
 
 
 def test_missing_definitions_are_told_with_the_remedy(opened: list[Any]) -> None:

@@ -1,0 +1,116 @@
+"""What people see of addresses with kubectl: IPBlockUsages, and the status of IPPools. No agent watches them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from agent.cluster import fields, listing, pool_status
+from agent.cluster.api import Api, Request
+from agent.cluster.fields import ObjectError
+from agent.cluster.kubernetes import MERGE
+from agent.model import API_VERSION
+from agent.visible import BlockUsage, Condition, PoolCounts
+
+PATH = f"/apis/{API_VERSION}/ipblockusages"
+NODE_LABEL, POOL_LABEL = "testcni.io/node", "testcni.io/pool"
+LONGEST_LABEL = 63  # characters of a label's value (Kubernetes)
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"  # a Node is 10 KiB otherwise
+
+
+class Usages:
+    """Requests about usage. Each raises StoreError, NotFoundError, ConflictError; none is repeated."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def uid(self, node: str) -> str:
+        """Return the UID of a Node object; empty where there is none."""
+        query = {"fieldSelector": f"metadata.name={node}"}
+        answer = self._api.ask(Request("GET", listing.PATHS["Node"], query, accept=METADATA_LIST))
+        return next((str(listing.metadata(i).get("uid") or "") for i in answer.get("items") or ()), "")
+
+    def of_node(self, node: str) -> dict[str, BlockUsage | None]:
+        """Return the objects of a node by name; None is one that can't be read."""
+        query = {"labelSelector": f"{NODE_LABEL}={label(node)}"}
+        found = ((str(listing.metadata(i).get("name")), read(i)) for i in self._items(query))
+        return {name: usage for name, usage in found if usage is None or usage.node == node}
+
+    def of_pools(self) -> Iterator[BlockUsage]:
+        """Yield the objects of all nodes that count for a pool, page by page."""
+        selector = f"{POOL_LABEL} notin ({BlockUsage.POD_CIDR},{BlockUsage.BY_HAND})"
+        yield from (usage for item in self._items({"labelSelector": selector}) if (usage := read(item)))
+
+    def create(self, usage: BlockUsage, uid: str) -> None:
+        """Create the object, which goes with the Node of this UID."""
+        self._api.ask(Request("POST", PATH, {}, to_doc(usage, uid)))
+
+    def change(self, usage: BlockUsage, uid: str) -> None:
+        """Make the object what `usage` says, whatever it was."""
+        self._api.ask(Request("PATCH", f"{PATH}/{quote(usage.name)}", {}, to_doc(usage, uid), MERGE))
+
+    def delete(self, name: str) -> None:
+        """Delete the object."""
+        self._api.ask(Request("DELETE", f"{PATH}/{quote(name, safe='')}"))
+
+    def write_counts(self, pool: str, counts: PoolCounts) -> None:
+        """Write how many addresses and blocks of a pool are in use."""
+        self._patch_pool(pool, pool_status.counts_doc(counts))
+
+    def write_condition(self, pool: str, condition: Condition) -> None:
+        """Write whether a pool can be used."""
+        self._patch_pool(pool, pool_status.condition_doc(condition))
+
+    def _patch_pool(self, pool: str, status: Mapping[str, Any]) -> None:
+        path = f"{listing.path('IPPool', pool)}/status"
+        self._api.ask(Request("PATCH", path, {}, {"status": status}, MERGE))
+
+    def _items(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        # with resourceVersion=0 the server ignores `limit`: 40 MB at once of 5,000 nodes
+        yield from listing.pages(self._api, PATH, query, lambda _version: None)
+
+
+def label(name: str) -> str:
+    """Return a name as a label's value: itself, or a hash where it is too long for one."""
+    return name if len(name) <= LONGEST_LABEL else hashlib.sha256(name.encode()).hexdigest()[:40]
+
+
+def to_doc(usage: BlockUsage, uid: str) -> dict[str, Any]:
+    """Return the object as Kubernetes has it."""
+    labels = {NODE_LABEL: label(usage.node), **({POOL_LABEL: label(usage.pool)} if usage.pool else {})}
+    spec = {"node": usage.node, "cidr": str(usage.cidr) if usage.cidr else None, "pool": usage.pool or None}
+    status = {"used": usage.used, "reserved": usage.reserved, "free": usage.free}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "IPBlockUsage",
+        "metadata": {
+            "name": usage.name,
+            "labels": labels,
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": usage.node, "uid": uid}],
+        },
+        "spec": {key: value for key, value in spec.items() if value is not None},
+        "status": {
+            **{key: value for key, value in status.items() if value is not None},
+            "addresses": list(usage.addresses),
+        },
+    }
+
+
+def read(item: dict[str, Any]) -> BlockUsage | None:
+    """Return what an object says; None where it can't be read."""
+    try:
+        spec, status = fields.mapping(item, "spec"), fields.mapping(item, "status")
+        cidr = fields.cidr("spec.cidr", spec["cidr"]) if "cidr" in spec else None
+        entries = fields.items(status, "status.addresses")
+    except ObjectError:
+        return None
+    texts = (listing.metadata(item).get("name"), spec.get("node"), spec.get("pool", ""), *entries)
+    numbers = (status.get("used"), status.get("reserved"), status.get("free", 0))
+    if not all(isinstance(text, str) for text in texts) or not all(map(pool_status.is_count, numbers)):
+        return None
+    return BlockUsage(
+        str(texts[0]), str(texts[1]), str(texts[2]), cidr,
+        status["used"], status["reserved"], status.get("free"), tuple(entries),
+    )  # fmt: skip
