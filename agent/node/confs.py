@@ -157,7 +157,7 @@ def _from_ours(conf: libcni.ConfList) -> tuple[libcni.Plugin, ...]:
 
 
 class ConfFolder:
-    """Follows the conf folder."""
+    """Follows the conf folder, and the conflist that is to be installed there."""
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
         self.found: Latest[Confs] = Latest(read(folder, template))
@@ -166,8 +166,15 @@ class ConfFolder:
         self.pace = pace()
 
     def run(self, stop: threading.Event) -> None:
-        """Publish what the folder names, after every change, until `stop` is set. Raises OSError."""
-        with closing(FolderWatch(self._folder)) as watch:
+        """Publish what the confs name, after every change, until `stop` is set. Raises OSError."""
+        if self._template:
+            folder = self._template.parent
+            threading.Thread(target=self._follow, args=(folder, stop), name="confs-template", daemon=True).start()
+        self._follow(self._folder, stop)
+
+    def _follow(self, folder: Path, stop: threading.Event) -> None:
+        """Read all confs after every change of one folder."""
+        with closing(FolderWatch(folder)) as watch:
             while not stop.is_set():
                 self.pace.wait(stop)
                 self.found.update(lambda known: read(self._folder, self._template, known))

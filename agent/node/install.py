@@ -60,7 +60,7 @@ class Installer:
 
     def run(self, stop: threading.Event) -> None:
         """Install, and install again whatever drifts, until `stop` is set."""
-        for folder in (self._places.bin_dir, self._places.conf_dir):
+        for folder in (self._places.bin_dir, self._places.conf_dir, self._places.template.parent):
             name = f"watch-{folder.name}"
             threading.Thread(target=self._watch, args=(folder, stop), name=name, daemon=True).start()
         while not stop.is_set():

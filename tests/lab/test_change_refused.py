@@ -23,7 +23,6 @@ def wants(node: LabNode, conf: str) -> None:
     plugins = {"cniVersion": "1.0.0", "name": "testcni", "plugins": [json.loads(conf)]}
     path.with_suffix(".new").write_text(json.dumps(plugins))
     path.with_suffix(".new").rename(path)
-    node.path(f"{CONF_FOLDER}/look").touch()  # the agent looks there at once, and at the conflist every 30 s
 
 
 def has(it: Lab) -> list[str]:

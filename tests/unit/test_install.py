@@ -100,6 +100,35 @@ def test_drift_is_repaired_at_once(places: Places) -> None:
         thread.join()
 
 
+def test_a_new_conflist_is_seen_at_once(places: Places) -> None:
+    """As kubelet brings it: the ConfigMap's folder changes by its link `..data`."""
+    folder = places.template.parent / "config"
+    for name, mode in (("..one", "host-gw"), ("..two", "vxlan")):
+        (folder / name).mkdir(parents=True)
+        conflist = {**CONFLIST, "plugins": [{"type": "testcni", "mode": mode}]}
+        (folder / name / "template").write_text(json.dumps(conflist))
+    (folder / "..data").symlink_to("..one")
+    (folder / "template").symlink_to("..data/template")
+    places = replace(places, template=folder / "template")
+    status, stop = Latest(ready(places)), threading.Event()
+    installer, followed = Installer(places, status, Latest({})), confs.ConfFolder(places.conf_dir, places.template)
+    threads = [threading.Thread(target=part.run, args=(stop,)) for part in (installer, followed)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(places.conflist.exists)
+        (folder / "..new").symlink_to("..two")
+        (folder / "..new").rename(folder / "..data")
+        eventually(lambda: followed.found.get().chosen["testcni"].mode == "vxlan")
+        status.publish(ready(places))
+        eventually(lambda: "vxlan" in places.conflist.read_text())
+    finally:
+        stop.set()
+        installer._wake.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_a_plugin_of_the_conflist_that_is_on_no_disk_is_told(places: Places) -> None:
     """libcni loads such a conflist, and fails at each ADD."""
     plugins = [*CONFLIST["plugins"], {"type": "tuning", "sysctl": {}}]
