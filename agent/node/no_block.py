@@ -43,6 +43,22 @@ def faulty(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mappin
     }
 
 
+def starved(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mapping[str, str]:
+    """Return what is wrong with pools in this node's networks, by name: a routed network has nothing else.
+
+    Such a pool is right for macvlan and ipvlan, so nothing is wrong where one of these is in force or has blocks.
+    """
+    networks = list(networks)
+    routed = [n for n in networks if not (n.shared or n.pool or blocks.assigned(snapshot, n, node))]
+    lacking = [network.name for network in routed if not blocks.pools(snapshot, network)]
+    if not lacking or any(network.shared for network in networks):
+        return {}
+    claimed = {block.pool for block in snapshot.blocks.values() if block.shared}
+    near = {name: blocks.on_ground(pool.cidr, snapshot) for name, pool in sorted(snapshot.pools.items())}
+    what = f"where only macvlan and ipvlan pods have addresses, and network {min(lacking)} has no other pool"
+    return {name: f"it lies in {text}, {what}" for name, text in near.items() if text and name not in claimed}
+
+
 def _named(pool: IPPool, fault: str) -> str:
     return f"{pool.name} ({pool.cidr}{f'; {fault}' if fault else ''})"
 

@@ -19,7 +19,7 @@ from agent.model import IPIP, ROUTE_PROTOCOL, ROUTED, VXLAN, Address, Network, P
 from agent.modes import mode
 from agent.modes.base import View
 from agent.modes.underlay import announcement
-from agent.node import admission, change, ground, prepared, program
+from agent.node import admission, change, ground, no_block, prepared, program
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.giveback import BLOCK_IDLE, GiveBack
@@ -294,7 +294,10 @@ class Reconciler:
                 away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
                 receives=self._receives(),
                 ground=snapshot.ground,
-                pool_faults=self._faults.look(snapshot, networks),
+                pool_faults={
+                    **no_block.starved(snapshot, networks, self._node),
+                    **self._faults.look(snapshot, networks),
+                },
                 refused=self._admitted.refused,
                 unserved=frozenset(used - works),
             )

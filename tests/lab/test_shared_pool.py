@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from agent.cluster.folder import Folder
 from agent.model import IPBlock
 from tests.lab.lab import Lab, LabNode, Pod, lab
 from tests.lab.paths import lacks
-from tests.lab.runner import Conf
+from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import PREFIX, UNDERLAY
 from tests.lab.state import difference, net_state
 from tests.lab.talk import TARGET, Servers, ask, eventually
@@ -46,6 +47,37 @@ def both(mode: str, *, pod_cidrs: bool) -> Iterator[Lab]:
         it.each(lambda node: node.start_agent("--block-idle", "1", "--cool-down", "0", "--resync", "2"))
         it.each(lambda node: node.wait_ready(90))
         yield it
+
+
+WRONG = {
+    "the nodes' own subnet": (
+        f"{UNDERLAY}.9.0/24",
+        "is for macvlan and ipvlan only, as it lies in 172.18.0.2/16 of eth0",
+    ),
+    "loopback": ("127.0.0.0/8", "it overlaps 127.0.0.0/8, which is kept for loopback (RFC 1122)"),
+    "multicast": ("224.0.0.0/8", "it overlaps 224.0.0.0/4, which is kept for multicast (RFC 5771)"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_pool_of_what_is_not_for_pods_is_reported_and_not_claimed(what: str) -> None:
+    cidr, why = WRONG[what]
+    conf = {"cniVersion": "1.1.0", "name": "testcni", "type": "testcni", "mode": "vxlan"}
+    with lab(1, conf=conf, pod_cidrs=False, agents=False) as it:
+        (node,) = it.nodes
+        (it.datastore / "pool.yaml").unlink()
+        it.put("wrong", pool("wrong", cidr=cidr, blockSize=26))
+        node.start_agent()
+        eventually(lambda: [p for p in node.problems() if why in p], 30)
+        with pytest.raises(RunnerError, match=re.escape(why)):
+            node.add_pod("early")
+        assert blocks(it) == {}
+        it.put("right", pool("right", cidr="10.250.0.0/16", blockSize=24))
+        node.wait_ready()
+        assert node.add_pod("later").address.startswith("10.250.")
+        assert {name for name, _shared in blocks(it).values()} == {"right"}
+        still = [p for p in node.problems() if why in p]
+        assert bool(still) == (what != "the nodes' own subnet"), "that one is right for macvlan"
 
 
 def blocks(it: Lab) -> dict[str, tuple[str, bool]]:

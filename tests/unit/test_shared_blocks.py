@@ -206,6 +206,21 @@ def test_why_there_is_no_block(snapshot: Snapshot, network: Network, what: str) 
     assert no_block.why(snapshot, network, "one")[0].endswith(what)
 
 
+def test_a_pool_among_the_nodes_is_wrong_where_a_routed_network_has_nothing_else() -> None:
+    routed = Network("testcni")
+    what = (
+        "it lies in 172.18.0.1/16 of eth0, where only macvlan and ipvlan pods have addresses, "
+        "and network testcni has no other pool"
+    )
+    assert no_block.starved(cluster(NEAR), [routed], "one") == {"lan": what}
+    assert no_block.starved(cluster(NEAR, PODS), [routed], "one") == {}
+    assert no_block.starved(cluster(NEAR), [routed, LAN], "one") == {}
+    assert no_block.starved(cluster(NEAR, nodes=(node("one", 1, "10.244.1.0/24"),)), [routed], "one") == {}
+    claimed = (block("172.18.200.16/28", "two", shared=True),)
+    assert no_block.starved(cluster(NEAR, claimed=claimed), [routed], "one") == {}
+    assert no_block.starved(cluster(), [routed], "one") == {}
+
+
 def test_a_node_that_claims_reports_what_is_wrong_with_its_pools() -> None:
     routed, wrong = Network("testcni"), pool("wrong", "10.244.0.0/16", 24)
     near = node("two", 2, "10.244.9.0/24")
