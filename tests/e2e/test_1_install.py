@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, eventually
 from tests.lab.space import REPO
 
 READY_WITHIN = 15.0  # seconds
+ALONE = os.environ.get("SIDE_BY_SIDE", "1") == "1"  # only on a machine of its own can a time be held
 
 
 def test_the_rendered_manifest_is_that_of_the_default_overlay(bare: Cluster) -> None:
@@ -47,7 +49,7 @@ def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
         name = node["metadata"]["name"]
         (state,) = agents[name]["status"]["containerStatuses"]
         assert parse(state["state"]["running"]["startedAt"]) <= parse(ready(node)["lastTransitionTime"])
-    if bare.mode not in ON_THE_SUBNET:  # there the policy about IPPools has to be known first
+    if ALONE and bare.mode not in ON_THE_SUBNET:  # there the policy about IPPools has to be known first
         assert took < READY_WITHIN
 
 

@@ -12,7 +12,7 @@ import pytest
 from agent.datapath.state import LINK_PREFIX
 from agent.model import ROUTE_PROTOCOL
 from tests.e2e.cluster import Cluster, ClusterNode, eventually
-from tests.e2e.flow import Flow, ends
+from tests.e2e.flow import RATE, Flow, ends
 from tests.e2e.images import TESTCNI
 from tests.e2e.test_3_scale import nothing_leaked
 from tests.e2e.workload import container, deployment, pod
@@ -42,7 +42,7 @@ def test_agents_killed_while_pods_start_and_a_flow_runs(
     assert cluster.refused("during") == []
     sent, got = flow.counts()
     print(f"agents deleted: {sent} datagrams sent, {sent - got} lost")
-    assert sent > 15_000
+    assert sent == 20 * RATE
     assert got == sent
     cluster.kubectl("delete", "deployment", "during", "--wait=false")
 
