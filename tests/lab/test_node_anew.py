@@ -59,15 +59,15 @@ def test_pods_are_reached_until_they_are_gone_though_their_node_has_another_podc
         for pod in pods:
             servers.start(pod)
         eventually(lambda: seen_as_itself(pods), 20, pause=0.2)
-    (problem,) = one.problems()
-    assert f"{OUTSIDE} ({NEW}): pod1; delete" in problem
-    assert [node.problems() for node in (two, three)] == [[], []]
+    words = f"{OUTSIDE} ({NEW}): pod1; delete"
+    eventually(lambda: [words in problem for problem in one.problems()] == [True], 20)
+    eventually(lambda: [node.problems() for node in (two, three)] == [[], []], 20)
     assert used(one) == 2
     one.stop_agent()
     one.start_agent("--pod-annotations", "on")
     one.wait_ready()
     converge(anew, 20)
-    assert reservations(anew).keys() == {old.address}
+    eventually(lambda: reservations(anew).keys() == {old.address}, 20)
     one.delete_pod(old)
     eventually(lambda: not reservations(anew) and not one.problems(), 20)
     assert used(one) == 1
