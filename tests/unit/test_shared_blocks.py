@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from agent import special
+from agent.cluster.folder import Folder
+from agent.cni.stays import Known, Stays
+from agent.cni.wishes import Wish
 from agent.datapath.state import LocalAddress, NodeState
+from agent.errors import CniError
 from agent.ipam import blocks
 from agent.model import Ground, IPBlock, IPPool, Network, Node, Problem, Snapshot, Subnet
 from agent.modes import mode
 from agent.modes.base import View
 from agent.node import no_block
+from agent.shared import Latest, NodeStatus
 from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
@@ -236,3 +242,23 @@ def test_a_node_that_claims_reports_what_is_wrong_with_its_pools() -> None:
     assert no_block.faulty(snapshot, [replace(routed, pool="wrong")], "two").keys() == {"IPPool wrong"}
     assert no_block.faulty(snapshot, [LAN], "one") == {}
     assert no_block.faulty(cluster(PODS, NEAR), [routed, LAN], "one") == {}
+
+
+@pytest.mark.parametrize(
+    ("pools", "says"),
+    [
+        ((), "those of network testcni: 10.244.1.0/24; no IPPool has others"),
+        ((NEAR,), "those of network testcni: 10.244.1.0/24; no IPPool has others"),
+        ((NEAR, PODS), "those of network testcni: 10.244.1.0/24, 10.244.0.0/16"),
+    ],
+)
+def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
+    pools: tuple[IPPool, ...], says: str, tmp_path: Path
+) -> None:
+    seen = cluster(*pools, nodes=(node("one", 1, "10.244.1.0/24"),), ground=Ground())
+    known = Known("one", Latest(seen), Latest(NodeStatus(synced=True, ground=GROUND)), Latest(frozenset()))
+    stays = Stays(Folder(tmp_path), known, 0)
+    wish = Wish("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
+    with pytest.raises(CniError) as refused, stays.staying(wish, Network("testcni", "vxlan"), ()):
+        pass
+    assert says in f"{refused.value}"
