@@ -210,7 +210,7 @@ def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
         store.create(made)
     with pytest.raises(ConflictError, match="the object has been modified"):
         store.update(IPPool("p", ipaddress.ip_network("10.244.0.0/16"), 24, "1"))
-    with pytest.raises(ApiError, match="can't be moved"):
+    with pytest.raises(ApiError, match="cidr is immutable"):
         store.update(IPPool("p", ipaddress.ip_network("10.245.0.0/16"), 24, made.resource_version))
     store.delete("IPPool", "p")
     with pytest.raises(NotFoundError):
