@@ -25,7 +25,7 @@ VENV = $(CACHE)/venv-$(shell { $(PYTHON) -VV; cat requirements-dev.lock; } | sha
 BIN = $(VENV)/bin
 # By content as well: its cache knows the packages, and each module of whatever clone as it was. It is for one at a time.
 MYPY = flock $(VENV)/mypy.lock $(BIN)/mypy --cache-dir $(VENV)/mypy
-DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 python3-bpfcc bird2
+DEBS := gcc libc6-dev python3-venv iproute2 nftables iputils-ping procps util-linux mount hostname clang libbpf-dev libbpf1 bird2
 DEBS_IMAGE := buildah mmdebstrap ca-certificates
 DEBS_DEBIAN13 := mmdebstrap
 DEBS_BENCH := sockperf

@@ -67,8 +67,7 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
 
 def monitor(run_dir: Path, output: str, seconds: float) -> int:
     """Drops and flows until the time is over or somebody interrupts: a table in a terminal, lines in a pipe."""
-    from agent.datapath.events import NoBccError  # noqa: PLC0415 - `status` must not wait for what it does not use
-    from agent.observe import watch  # noqa: PLC0415
+    from agent.observe import watch  # noqa: PLC0415 - `status` must not wait for what it does not use
 
     try:
         watched = watch.Watch(run_dir)
@@ -86,7 +85,7 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
         sys.stderr.close()  # whoever read has read enough
     except KeyboardInterrupt:
         pass
-    except (NoBccError, OSError) as error:
+    except OSError as error:
         print(f"testcnictl: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_UNABLE
     return 0

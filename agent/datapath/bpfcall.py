@@ -80,6 +80,8 @@ class Map:
     """Bytes of a key."""
     value: int
     """Bytes of a value, of one CPU where each has its own."""
+    entries: int = 0
+    """How many it may have; bytes of a ring buffer."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None; all CPUs' values in a row, each padded to 8 bytes, where each has its own."""
@@ -224,8 +226,8 @@ def program(fd: int) -> Program:
 
 def map_of(fd: int) -> Map:
     """What the kernel knows of a map (struct bpf_map_info). Raises BpfError."""
-    kind, _id, key, value = struct.unpack_from("=IIII", (info := _info(fd, 88)))
-    return Map(fd, info[24 : 24 + NAME].rstrip(b"\0").decode(errors="replace"), kind, key, value)
+    kind, _id, key, value, entries = struct.unpack_from("=IIIII", (info := _info(fd, 88)))
+    return Map(fd, info[24 : 24 + NAME].rstrip(b"\0").decode(errors="replace"), kind, key, value, entries)
 
 
 def pinned(path: Path) -> int:

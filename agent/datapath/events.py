@@ -1,28 +1,20 @@
-"""What the programs tell of single packets: a ring buffer of sampled drops, read by bcc, and the map of flows."""
+"""What the programs tell of single packets: a ring buffer of sampled drops, and the map of flows."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 import socket
 import struct
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
 
 from agent.datapath.bpfcall import Map
 from agent.datapath.overlay import REASONS
+from agent.datapath.ringbuf import RingBuffer
 
 _EVENT = struct.Struct("=QII4s4s4sHHHB6s3x")  # struct event in ebpf/maps.h
 _FLOW = struct.Struct("=4s4sHHB3x")
-SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"  # where Debian has bcc, which is not on PyPI
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
-
-
-class NoBccError(RuntimeError):
-    """There is no bcc; says how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +51,12 @@ class Drops:
     """The sampled drops, each once: whoever reads them takes them from all others."""
 
     def __init__(self, events: Map) -> None:
-        """Raises NoBccError, OSError."""
-        self._lib, callback = _bcc()
-        self._found: list[Drop] = []
-        self._heard = callback(self._hear)  # bcc keeps the pointer
-        self._ring = self._lib.bpf_new_ringbuf(events.fd, self._heard, None)
-        if not self._ring:
-            raise OSError(f"bcc can't read the map {events.name}")
+        """Raises OSError."""
+        self._ring = RingBuffer(events)
 
     def wait(self, seconds: float) -> list[Drop]:
-        """What there is, as soon as there is something or the time is over."""
-        self._lib.bpf_poll_ringbuf(self._ring, int(seconds * 1000))
-        found, self._found = self._found, []
-        return found
-
-    def _hear(self, _context: object, data: int, _size: int) -> int:
-        self._found.append(drop(ctypes.string_at(data, _EVENT.size)))
-        return 0
+        """What there is, as soon as there is something or the time is over. Raises OSError."""
+        return [drop(data) for data in self._ring.wait(seconds) if len(data) >= _EVENT.size]
 
 
 def drop(data: bytes) -> Drop:
@@ -100,16 +81,3 @@ def flows(maps: Mapping[str, Map]) -> set[Flow]:
         name = PROTOCOLS.get(protocol, str(protocol))
         found.add(Flow(source, destination, source_port, destination_port, name))
     return found
-
-
-def _bcc() -> tuple[Any, Any]:
-    """The library of bcc, and the type of a ring buffer's callback."""
-    for path in (None, SYSTEM_PACKAGES):
-        if path:
-            sys.path.append(path)  # the last place: nothing else is taken from there that we have
-        try:
-            found = importlib.import_module("bcc.libbcc")
-        except (ImportError, OSError):
-            continue
-        return found.lib, found._RINGBUF_CB_TYPE  # bcc has no other way to a map that is pinned
-    raise NoBccError("bcc is not there; install it: Debian's package is python3-bpfcc")

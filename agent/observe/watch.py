@@ -63,7 +63,7 @@ class Watch:
     """What happens from now on, and the drops that nobody has read yet."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Raises NoBccError, OSError."""
+        """Raises OSError."""
         maps = bpf.maps()
         if maps is None:
             raise BpfError(2, "there are no eBPF maps here: no network of mode vxlan and backend ebpf is in use")
@@ -74,7 +74,7 @@ class Watch:
         self._offset = time.time() - time.monotonic()
 
     def happened(self) -> list[dict[str, Any]]:
-        """Drops and new flows of the last second, as JSON. Raises BpfError."""
+        """Drops and new flows of the last second, as JSON. Raises OSError."""
         dropped = self._drops.wait(REFRESH)
         now, before = events.flows(self.maps), self._flows
         self._flows = now

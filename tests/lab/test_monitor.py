@@ -7,19 +7,13 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-from agent.datapath.events import SYSTEM_PACKAGES
 from tests.lab import talk
 from tests.lab.lab import VXLAN_CONF, LabNode, lab
 from tests.lab.space import REPO
 from tests.lab.talk import SERVICE, SERVICE_PORT, Servers, ask
 from tests.lab.test_vxlan_trouble import sends
 from tests.netns.frames import ethernet, ipv4, udp
-
-pytestmark = pytest.mark.skipif(not Path(SYSTEM_PACKAGES, "bcc").exists(), reason="python3-bpfcc is not installed")
 
 
 def monitor(node: LabNode, *options: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:

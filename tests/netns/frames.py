@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import mmap
 import socket
 import struct
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from agent.datapath import bpfcall
-from agent.datapath.bpfcall import Program
+from agent.datapath.bpfcall import Map, Program
+from agent.datapath.ringbuf import RingBuffer
 from agent.datapath.rtnl import mac_bytes
 
 PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
@@ -51,19 +52,11 @@ def run(program: Program, frame: bytes, device: int, *, mark: int = 0, gso: int 
     return Ran(verdict, out.raw[:size], struct.unpack_from("=I", after, MARK)[0])
 
 
-def events(ring: int, size: int = 256 * 1024) -> list[tuple[Any, ...]]:
-    """What is in the ring buffer (Documentation/bpf/ringbuf.rst), each as struct event of ebpf/maps.h."""
-    page = mmap.PAGESIZE
-    with mmap.mmap(ring, page) as own, mmap.mmap(ring, page + 2 * size, prot=mmap.PROT_READ, offset=page) as its:
-        read, written = (struct.unpack_from("=Q", where)[0] for where in (own, its))
-        found = []
-        while read < written:
-            start = page + read % size
-            length = struct.unpack_from("=I", its, start)[0]
-            found.append(EVENT.unpack_from(its, start + 8))
-            read += 8 + length + 7 & ~7
-        own[:8] = struct.pack("=Q", read)
-        return [(*e[:6], *map(socket.ntohs, e[6:9]), *e[9:]) for e in found]
+def events(ring: Map) -> list[tuple[Any, ...]]:
+    """What is in the ring buffer, each as struct event of ebpf/maps.h."""
+    with contextlib.closing(RingBuffer(ring)) as reader:
+        found = [EVENT.unpack_from(data) for data in reader.wait(0)]
+    return [(*e[:6], *map(socket.ntohs, e[6:9]), *e[9:]) for e in found]
 
 
 def checksum(data: bytes) -> int:

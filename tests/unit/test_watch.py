@@ -6,7 +6,6 @@ import ipaddress
 import json
 import socket
 import struct
-import sys
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -91,13 +90,3 @@ def test_a_node_without_programs_says_so(
     monkeypatch.setattr(bpf, "maps", lambda: None)
     assert ctl.main(["monitor"]) == ctl.EXIT_UNABLE
     assert "no eBPF maps here" in capsys.readouterr().err
-
-
-def test_without_bcc_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr("importlib.import_module", refuse)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(events.NoBccError, match="python3-bpfcc"):
-        events._bcc()
