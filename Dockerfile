@@ -1,4 +1,5 @@
-# One image: the agent with its Python, the static plugin, the reference plugins, eBPF objects, nft and BIRD.
+# One image: the agent with its Python, the static plugin, the reference plugins, eBPF objects, nft and BIRD. ip and
+# birdc are for people who look into the container.
 # Debian 12, as the nft of later ones writes tables on which an older nft of the host crashes (1.1.3 and 1.0.6).
 ARG BASE=debian:bookworm-slim
 
@@ -25,11 +26,12 @@ RUN make -s -C cni-bin OUT=/opt/testcni/bin && make -s -C ebpf OUT=/opt/testcni/
 FROM ${BASE}
 # ca-certificates is left out: the API server's CA comes with the service account.
 RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      python3-minimal libpython3-stdlib nftables bird2 libbpf1 >/dev/null \
+      python3-minimal libpython3-stdlib nftables bird2 libbpf1 iproute2 >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/* /var/lib/dpkg/*-old \
       /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info
 COPY --from=build /opt/testcni /opt/testcni
-COPY bird /opt/testcni/bird
+COPY bird/*.conf /opt/testcni/bird/
+COPY bird/birdc /opt/testcni/venv/bin/birdc
 ENV PATH=/opt/testcni/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
 LABEL org.opencontainers.image.title="testcni" \
       org.opencontainers.image.description="Pod networking for Kubernetes: agent, CNI plugin and what they need" \

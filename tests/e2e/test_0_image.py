@@ -54,7 +54,17 @@ def test_it_is_small(archive: tarfile.TarFile) -> None:
 def test_it_has_what_it_needs_and_no_compiler(archive: tarfile.TarFile) -> None:
     names = files(archive)
     programs = {name.rpartition("/")[2] for name in names if "/bin/" in name or "/sbin/" in name}
-    assert {"testcni-agent", "testcnictl", "testcni-uninstall", "testcni", "portmap", "nft", "bird"} <= programs
+    assert {
+        "testcni-agent",
+        "testcnictl",
+        "testcni-uninstall",
+        "testcni",
+        "portmap",
+        "nft",
+        "bird",
+        "birdc",
+        "ip",
+    } <= programs
     assert not programs & {"gcc", "cc", "clang", "ld", "pip", "make"}
     assert any(name.endswith("opt/testcni/ebpf/veth_ingress.o") for name in names)
     assert any(name.endswith("site-packages/agent/cli.py") for name in names), "not a link to a clone"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from tests.lab.space import REPO
 
 READY_WITHIN = 15.0  # seconds
 ALONE = os.environ.get("SIDE_BY_SIDE", "1") == "1"  # only on a machine of its own can a time be held
+DOCS = (REPO / "README.md", *REPO.glob("docs/**/*.md"))
 
 
 def test_the_rendered_manifest_is_that_of_the_default_overlay(bare: Cluster) -> None:
@@ -96,6 +98,27 @@ def test_a_conf_that_sorts_first_is_told_as_an_event(cluster: Cluster) -> None:
         eventually(lambda: "00-other.conf: sorts before 05-testcni.conflist" in events(cluster), 20)
     finally:
         run("rm", "/etc/cni/net.d/00-other.conf")
+
+
+def test_what_the_docs_look_with_is_there(cluster: Cluster) -> None:
+    """The docs' lines with curl on a node, and the programs that they call in the agent's container."""
+    curls = {line for path in DOCS for line in re.findall(r"`(curl -s \S+/readyz)`", path.read_text())}
+    assert len(curls) >= 2
+    pods = {
+        pod["spec"]["nodeName"]: pod
+        for pod in cluster.running("app.kubernetes.io/component=agent", 2, 30, "testcni")
+    }
+    for node in cluster.nodes:
+        agent = pods[node.name]
+        for line in curls:
+            argv = line.replace("NODE", agent["status"]["hostIP"]).split()
+            eventually(lambda argv=argv, node=node: node.machine.exec(*argv).stdout == "ok\n", 15)
+        assert " testcni0 " in cluster.exec(agent, "ip", "link").replace(":", " ") or cluster.mode != "host-gw"
+        assert cluster.exec(agent, "testcnictl", "status")
+        if cluster.mode == "ipip":
+            assert "BGP" in cluster.exec(agent, "birdc", "-r", "show", "protocols")
+        if cluster.mode == "vxlan":
+            cluster.exec(agent, "testcnictl", "monitor", "--for", "0.5")
 
 
 def test_the_seeds_busybox_runs_three_times_and_pings_itself(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -15,6 +16,7 @@ from agent.datapath.bird import render, supervisor
 from agent.datapath.bird.control import Control
 from agent.datapath.bird.supervisor import Supervisor
 from agent.datapath.bird.values import State, Tunnel
+from tests.lab.space import REPO
 from tests.netns.birds import POOLS, converged, flow, lost, mesh, monitored, needs_bird, start_agent, wire
 from tests.netns.node import eventually
 
@@ -42,6 +44,23 @@ def test_two_nodes(tmp_path: Path) -> None:
             assert control.ask("configure").text == "Access denied"
         with Control(one.files.socket, change=True) as control:
             control.configure()
+
+
+def test_the_images_birdc_knows_the_agents_socket(tmp_path: Path) -> None:
+    with wire(tmp_path) as net:
+        one, two = nodes = net.add(1, 2)
+        mesh(nodes)
+        converged(nodes)
+        script = str(REPO / "bird/birdc")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/bird").symlink_to(one.folder)
+        env = {**os.environ, "TESTCNI_RUN_DIR": str(tmp_path / "run")}
+        said = subprocess.run(
+            [script, "-r", "show", "protocols"], env=env, capture_output=True, text=True, check=True
+        )
+        assert "node_2_test" in said.stdout
+        other = [script, "-s", str(two.files.socket), "-r", "show", "protocols"]
+        assert "node_1_test" in subprocess.run(other, env=env, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_third_node_joins_and_one_leaves(tmp_path: Path) -> None:
