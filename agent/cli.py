@@ -152,6 +152,7 @@ class Agent:
             unseen_mac=lambda network: self._confs.found.get().unseen_macs.get(network, ""),
             egress_limit=lambda network: self._confs.found.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
             snapshot=self._follower.snapshot,
+            tell=notices.put,
         )
         self._journal = Journal(conf.state_dir, self._verbs.answer, conf.run_dir / "deletes-done", journaling)
         self._server = Server(conf.socket, self.answer)

@@ -12,7 +12,7 @@ from agent.cni.stays import SEE, TRIES, Stay, Stays, TakenError
 from agent.cni.wishes import Wish
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code, invalid_config
-from agent.ipam import blocks
+from agent.ipam import blocks, shortage
 from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
@@ -28,6 +28,10 @@ GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may ta
 ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
 MOST_BLOCKS = 32  # that one ADD asks for, as other ADDs may have taken all addresses of each
 DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
+
+
+class ShortageError(CniError):
+    """The node has no address for a pod."""
 
 
 class Addresses:
@@ -112,11 +116,9 @@ class Addresses:
             why = "; ".join(str(problem) for problem in status.problems[:3])
             if not status.synced:
                 why = why or "the datastore has not been read completely yet"
-            raise CniError(
-                code,
-                f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}",
-                "see `testcnictl status` on the node",
-            )
+            error = ShortageError if status.synced else CniError
+            what = f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}"
+            raise error(code, what, "see `testcnictl status` on the node")
         return own
 
     def _refuse_blind(self, code: Code) -> None:
@@ -259,8 +261,5 @@ class Addresses:
 
     def _exhausted(self, network: Network, ranges: list[Range], version: int, code: Code) -> CniError:
         """The error that says how many addresses there are, and why there are no more."""
-        mine = [r for r in ranges if r.block.version == version]
-        where, size = ", ".join(str(r.block) for r in mine), sum(r.size for r in mine)
         why = self._status.get().limits.get((network, version), "the node has not got another block in time")
-        what = f"no address is free in {where} ({size} in all)" if mine else f"the node has no IPv{version} block"
-        return CniError(code, f"{what}, and {why}", "delete pods, or give the node more addresses")
+        return ShortageError(code, shortage.text(ranges, version, why), shortage.REMEDY)

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from agent import netconf
 from agent.cni import addresses, calls, result
-from agent.cni.addresses import Addresses
+from agent.cni.addresses import Addresses, ShortageError
 from agent.cni.protocol import Call
-from agent.cni.stays import Stays
+from agent.cni.stays import REASON, Stays
+from agent.cni.wishes import identity
 from agent.datapath import behind, links, rtnl, tcx
 from agent.datapath.state import ALIAS, LINK_PREFIX
 from agent.errors import MAC_REMEDY, UNSEEN_MAC_REMEDY, CniError, Code, invalid_config
@@ -22,7 +23,7 @@ from agent.model import Snapshot
 from agent.modes import mode, unwire_unknown
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.netconf import NetConf
-from agent.shared import NOBODY, Demand, Latest, NodeStatus, Sink
+from agent.shared import NOBODY, Demand, Latest, NodeStatus, Notice, Sink
 
 READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod hangs on
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -45,6 +46,7 @@ class Verbs:
         unseen_mac: Callable[[str], str] = lambda _network: "",
         egress_limit: Callable[[str], bool | None] = lambda _network: None,
         snapshot: Latest[Snapshot] | None = None,
+        tell: Callable[[Notice], None] = lambda _notice: None,
     ) -> None:
         """`stays`: who knows of pods' annotations; None: they are not looked at.
 
@@ -52,6 +54,7 @@ class Verbs:
         `unseen_mac` which later plugins may give one that testcni does not hear of,
         `egress_limit` whether such a plugin limits what each of them sends; False: that of some, None: of none.
         `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
+        `tell` takes what those who look at a pod should hear.
         """
         self._attachments = attachments
         self._sink = sink
@@ -61,6 +64,7 @@ class Verbs:
         self._foreign_mac = foreign_mac
         self._unseen_mac = unseen_mac
         self._egress_limit = egress_limit
+        self._tell = tell
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,
@@ -118,8 +122,13 @@ class Verbs:
             wanted = Attachment(
                 container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "", limited=limited
             )
-            with self._addresses.given(wanted, conf, wish, deadline) as attachment:
-                return self._connect(way, attachment, fd, conf, deadline)
+            try:
+                with self._addresses.given(wanted, conf, wish, deadline) as attachment:
+                    return self._connect(way, attachment, fd, conf, deadline)
+            except ShortageError as error:
+                if who := identity(call.args):
+                    self._tell(Notice(*who, REASON, str(error)))
+                raise
 
     def _may_be_limited(self, network: str) -> bool:
         """Whether a later plugin needs an ingress qdisc; where it may only, the kernel has to allow for it."""

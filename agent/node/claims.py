@@ -19,6 +19,7 @@ import tenacity
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ipam import blocks
 from agent.ipam.blocks import Wanted
+from agent.ipam.shortage import Refusals
 from agent.model import Address, Ground, IPBlock, IPReservation, Network, Problem, Resource, Snapshot, Subnet
 from agent.node import no_block
 from agent.shared import Latest, pace
@@ -56,7 +57,7 @@ class Pending:
 
 def _key(network: Network, version: int) -> str:
     """Of a network's problem about blocks."""
-    return f"{network.name} IPv{version}"
+    return f"{network.name} {network.pool} IPv{version}"
 
 
 class NoBlockError(Exception):
@@ -115,8 +116,9 @@ class Claimer:
         """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
         self._withdrawn: dict[IPBlock, Stage] = {}
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}
-        self._full: Mapping[tuple[str, int], str] = {}
-        """Why no block is left, by the network's name and the IP version."""
+        self._full: Mapping[str, str] = {}
+        """Why no block is left, by the key of network and IP version."""
+        self._refusals = Refusals()
         self._missed: dict[str, float] = {}
         """Nodes that own blocks and have no Node object, since when."""
         self._lock = threading.Lock()
@@ -137,7 +139,11 @@ class Claimer:
 
     def full(self, network: Network, version: int) -> str:
         """Why no block of an IP version is left for a network, as the last look found; empty where one may be."""
-        return self._full.get((network.name, version), "")
+        return self._full.get(_key(network, version), "")
+
+    def exhausted(self, network: Network, version: int) -> str:
+        """Why no block was left at the last claim; empty where blocks or pools have changed since."""
+        return self._refusals.why(_key(network, version), self._seen())
 
     def well(self) -> bool:
         """Whether the datastore is as it should be, so that what is given back is soon gone."""
@@ -175,7 +181,7 @@ class Claimer:
 
     def once(self) -> None:
         """One look at what is to be done."""
-        snapshot = replace(self._snapshot.get(), ground=self._ground)
+        snapshot = self._seen()
         self._note_missed(snapshot)
         for block in self.withdrawn(Stage.LEAVING):
             self._delete(block)
@@ -183,22 +189,31 @@ class Claimer:
         self._refused = {block: told for block, told in self._refused.items() if told[1] > now}
         problems = {block.name: problem for block, (problem, _until) in self._refused.items()}
         problems.update(no_block.faulty(snapshot, self._wanted, self._node))
-        full: dict[tuple[str, int], str] = {}
+        full: dict[str, str] = {}
         for network, wanted in dict(self._wanted).items():
             for version in network.versions:
                 key = _key(network, version)
                 try:
                     self._claim_up_to(blocks.count(wanted, version), network, version)
                 except NoBlockError as error:
-                    full[network.name, version] = str(error)
-                    problems[key] = Problem(f"network {network.name}", str(error), error.remedy)
+                    full[key] = str(error)
+                    seen = self._seen()
+                    own = blocks.node_blocks(self._claimed(seen), network, self._node)
+                    problem = Problem(f"network {network.name}", str(error), error.remedy)
+                    without = not any(block.version == version for block in own)
+                    self._refusals.note(key, problem, seen, without=without)
                 except StoreError as error:
                     what = f"an IPv{version} block can't be claimed: {error}"
                     problems[key] = Problem(f"network {network.name}", what, "see the datastore")
-        if problem := self._see_reserved():
-            problems[RESERVED] = problem
+        problems = {**self._refusals.problems(self._seen()), **problems}
+        if reserved := self._see_reserved():
+            problems[RESERVED] = reserved
         self._full = full
         self.problems.publish(problems)
+
+    def _seen(self) -> Snapshot:
+        """The snapshot, with what is known of the node's own networks."""
+        return replace(self._snapshot.get(), ground=self._ground)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with the blocks that were claimed since, and without those that pods may not have (yet)."""
@@ -240,7 +255,7 @@ class Claimer:
     def _refuse_reserved(self, held: set[Address]) -> frozenset[Subnet]:
         """Delete new blocks whose gateway a pod has reserved before, and return them. Raises StoreError."""
         refused, unseen = set(), self.unseen.get()
-        snapshot = replace(self._snapshot.get(), ground=self._ground)
+        snapshot = self._seen()
         known = {b.cidr: b for b in snapshot.blocks.values() if b.node == self._node}
         for cidr, block in {**known, **{b.cidr: b for b in self.pending()}}.items():
             mine = (n for n in self._wanted if blocks.fits(cidr, n) and blocks.belongs(block, n, snapshot))
@@ -265,7 +280,7 @@ class Claimer:
 
     def _claim_up_to(self, count: int, network: Network, version: int) -> None:
         for _ in range(count):
-            snapshot = replace(self._snapshot.get(), ground=self._ground)
+            snapshot = self._seen()
             mine = self._claimed(snapshot)
             if self._node not in mine.nodes or blocks.assigned(mine, network, self._node):
                 return
@@ -279,6 +294,7 @@ class Claimer:
             before = snapshot.blocks.get(claimed.name)
             self._pending[claimed.cidr] = Pending(claimed, time.monotonic(), before)
             key = _key(network, version)
+            self._refusals.forget(key)
             self.problems.update(lambda known, key=key: {k: v for k, v in known.items() if k != key})  # type: ignore[misc]
 
     def _claim(self, snapshot: Snapshot, network: Network, version: int) -> IPBlock:

@@ -13,7 +13,7 @@ from agent.datapath import bridges, links
 from agent.datapath.bird.options import BgpOptions, OptionsFile
 from agent.datapath.bird.values import BirdConfig
 from agent.datapath.state import Filter, LocalAddress, NodeState, Underlay, union
-from agent.ipam import blocks, pool_faults, reservations
+from agent.ipam import blocks, pool_faults, reservations, shortage
 from agent.ipam.attachments import Attachments
 from agent.model import IPIP, ROUTE_PROTOCOL, ROUTED, VXLAN, Address, Network, Problem, Receives, Snapshot, Subnet
 from agent.modes import mode
@@ -274,34 +274,33 @@ class Reconciler:
         names = {network.name for network in ready}
         self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
         barred = {n: blocks.withheld(snapshot, n, self._node, own) for n, own in ready.items()}
-        self._publish(
-            NodeStatus(
-                synced=True,
-                blocks=ready,
-                withheld={network: subnets for network, subnets in barred.items() if subnets},
-                families={n: blocks.families(snapshot, n, self._node) - self._memory[n][1].lacking for n in ready},
-                limits={
-                    (network, version): why
-                    for network in ready
-                    for version in network.versions
-                    if (why := self._limit(snapshot, network, version))
-                },
-                uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
-                routes=len(desired.routes),
-                programmed=done.routes,
-                problems=self._with_reported(problems),
-                guests=guests,
-                away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
-                receives=self._receives(),
-                ground=snapshot.ground,
-                pool_faults={
-                    **no_block.starved(snapshot, networks, self._node),
-                    **self._faults.look(snapshot, networks),
-                },
-                refused=self._admitted.refused,
-                unserved=frozenset(used - works),
-            )
+        status = NodeStatus(
+            synced=True,
+            blocks=ready,
+            withheld={network: subnets for network, subnets in barred.items() if subnets},
+            families={n: blocks.families(snapshot, n, self._node) - self._memory[n][1].lacking for n in ready},
+            limits={
+                (network, version): why
+                for network in ready
+                for version in network.versions
+                if (why := self._limit(snapshot, network, version))
+            },
+            uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
+            routes=len(desired.routes),
+            programmed=done.routes,
+            guests=guests,
+            away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
+            receives=self._receives(),
+            ground=snapshot.ground,
+            pool_faults={
+                **no_block.starved(snapshot, networks, self._node),
+                **self._faults.look(snapshot, networks),
+            },
+            refused=self._admitted.refused,
+            unserved=frozenset(used - works),
         )
+        short = shortage.problems(status, lambda r: self._inputs.attachments.counts(r)[0], self._claimer.exhausted)
+        self._publish(replace(status, problems=self._with_reported([*problems, *short])))
 
     def _networks(self, snapshot: Snapshot) -> list[Network]:
         """The networks in force: named by confs, used by pods, asked for just now, or on the way to peers."""

@@ -21,7 +21,7 @@ TELL_AGAIN = 1800.0  # seconds: Events are kept for an hour
 CLEARS = 5, 60.0  # at once, then one in so many seconds: another controller may set the condition again and again
 SEEN_WITHIN = 30.0  # seconds in which the watch shows a change
 POD_EVENTS = 30, 2.0  # of all pods of the node, in the same way
-NOTICE_EVERY = 60.0  # seconds
+NOTICE_EVERY = 600.0  # seconds between two Events with the same words about a pod
 LONGEST_MESSAGE = 1024  # bytes (events.k8s.io)
 
 log = logging.getLogger(__name__)

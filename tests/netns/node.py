@@ -27,7 +27,7 @@ from agent.node.confs import Confs
 from agent.node.follower import apply
 from agent.node.reconcile import Inputs, Reconciler
 from agent.node.route_marks import RouteMarks, of_pods
-from agent.shared import Latest
+from agent.shared import Latest, Notice
 from tests.lab.space import PATIENCE
 
 T = TypeVar("T")
@@ -182,11 +182,13 @@ class Host:
         self.claimer = Claimer(NoStore(), "one", self.snapshot)
         inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), sysctls, marks=marks)
         self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
+        self.notices: list[Notice] = []
         self.verbs = Verbs(
             self.attachments,
             self.reconciler.status,
             self.demand,
             egress_limit=lambda network: self.confs.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
+            tell=self.notices.append,
         )
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True)

@@ -14,6 +14,7 @@ from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
 from agent.model import Address, IPPool, Node
+from agent.shared import Notice
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 
 
@@ -261,6 +262,35 @@ def test_a_full_block_says_so_and_frees_on_del(tmp_path: Path) -> None:
     host.delete(pods[2])
     assert host.call("STATUS") == {}
     assert host.add(Pod("late"))["ips"][0]["address"] == "10.244.1.4/29"
+
+
+def test_a_full_node_is_a_problem_while_it_is_and_the_pod_hears_of_it(tmp_path: Path) -> None:
+    host = Host(tmp_path, ["10.244.1.0/29"])
+    pods = [Pod(f"c{number}") for number in range(5)]
+    for pod in pods[:4]:
+        host.add(pod)
+    host.looked()
+    assert host.reconciler.status.get().problems == ()
+    host.add(pods[4])
+    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u1"
+    with pytest.raises(CniError, match="no address is free") as caught:
+        host.add(Pod("late"), args=args)
+    assert host.notices == [Notice("shop/web", "u1", "AddressNotGiven", str(caught.value))]
+    host.looked()
+    (problem,) = host.reconciler.status.get().problems
+    why = "no address is free in 10.244.1.0/29 (5 in all), and the node's podCIDRs are all that it has"
+    assert (problem.where, problem.what) == ("network testcni", why)
+    host.delete(pods[2])
+    host.looked()
+    assert host.reconciler.status.get().problems == ()
+
+
+def test_a_pod_hears_that_its_node_has_no_block(tmp_path: Path) -> None:
+    host = Host(tmp_path, [])
+    with pytest.raises(CniError, match="not ready for network"):
+        host.add(Pod("c1"), args="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u1")
+    (notice,) = host.notices
+    assert (notice.pod, notice.reason) == ("shop/web", "AddressNotGiven")
 
 
 def test_what_the_pool_excludes_is_given_to_nobody(tmp_path: Path) -> None:

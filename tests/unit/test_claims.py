@@ -250,6 +250,38 @@ def test_a_node_must_be_gone_for_a_while_and_the_picture_complete(folder: Path) 
     assert one.claimer.problems.get() == {}
 
 
+def test_that_no_block_is_left_is_known_until_blocks_or_pools_change(folder: Path) -> None:
+    """A pod asks for a block now and then only, while its runtime tries it again."""
+    one, two = Member(folder, "one"), Member(folder, "two")
+    two.claim(4)
+    one.see()
+    assert one.claim(1) == ()
+    assert "no block is left" in one.claimer.exhausted(NETWORK, 4)
+    assert one.claimer.exhausted(replace(NETWORK, pool="other"), 4) == ""
+    one.claimer.want({})
+    one.claimer.once()
+    assert one.claimer.full(NETWORK, 4) == ""
+    assert "no block is left" in one.claimer.exhausted(NETWORK, 4)
+    (problem,) = one.claimer.problems.get().values()
+    assert "no block is left in lan" in problem.what
+    two.store.delete("IPBlock", next(iter(two.see().blocks)))
+    one.see()
+    one.claimer.once()
+    assert one.claimer.exhausted(NETWORK, 4) == ""
+    assert one.claimer.problems.get() == {}
+
+
+def test_a_node_that_lacks_no_block_has_no_problem_of_the_claim(folder: Path) -> None:
+    one, two = Member(folder, "one"), Member(folder, "two")
+    two.claim(3)
+    one.see()
+    assert len(one.claim(1)) == 1
+    one.see()
+    one.claim(2)
+    assert "no block is left" in one.claimer.full(NETWORK, 4)
+    assert one.claimer.problems.get() == {}, "it is one only when pods use every address"
+
+
 def test_a_node_that_is_back_though_the_watch_has_not_told_keeps_its_blocks(folder: Path) -> None:
     one, two = Member(folder, "one"), Member(folder, "two")
     two.claim(4)
