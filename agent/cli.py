@@ -53,6 +53,7 @@ from agent.shared import Busy, Demand, Latest, NodeStatus, Notices
 
 if TYPE_CHECKING:
     from agent.cluster.api import Api
+    from agent.observe.policies import Policies
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 ADD_WAITS = 2.0  # seconds for an answer of the API server
@@ -131,9 +132,9 @@ class Agent:
         self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
         seen = Seen(conf.node, self._follower, self._reconciler.status, self._attachments)
         self._accounting = accounting(api, seen, counting) if api else {}
-        self._announce: Callable[[threading.Event], None] | None = None
-        if api:
-            self._announce = announcer(api, conf.node, self._reconciler.status, self._follower.snapshot, notices)
+        tell = (self._reconciler.status, self._follower.snapshot, notices)
+        self._announce = announcer(api, conf.node, *tell) if api else None
+        self._policies = policies(api, conf.node) if api else None
         self._installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
@@ -213,6 +214,8 @@ class Agent:
         if self._announce:
             parts["announcer"] = self._announce
         parts.update(self._accounting)
+        if self._policies:
+            parts["policies"] = self._policies.run
         if self._http:
             parts["http"] = self._http.run  # the last one: it says whether all others live
         return parts
@@ -246,7 +249,8 @@ class Agent:
         """What the agent says of itself."""
         snapshot, status = self._follower.snapshot.get(), self._reconciler.status.get()
         told = report(self.conf, self._began, snapshot, status, self._attachments)
-        return {**told, "bgp": bgp(self._bird.status.get()), "rounds": self._rounds()}
+        notes = [self._policies.note] if self._policies and self._policies.note else []
+        return {**told, "notes": notes, "bgp": bgp(self._bird.status.get()), "rounds": self._rounds()}
 
     def _rounds(self) -> dict[str, int]:
         """How often each part that others wake has looked at things: it grows fast where parts wake each other."""
@@ -346,6 +350,13 @@ def accounting(
         "usage": UsageWriter(usages, seen, problems).run,
         "pool-status": PoolStatusWriter(usages, seen, problems).run,
     }
+
+
+def policies(api: Api, node: str) -> Policies:
+    """What looks for NetworkPolicies."""
+    from agent.observe.policies import Policies  # noqa: PLC0415
+
+    return Policies(api, node)
 
 
 def main(argv: list[str] | None = None) -> int:

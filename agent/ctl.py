@@ -62,6 +62,7 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
             f"  BIRD {bgp['version']}: {bgp['kernelRoutes']} routes in the kernel, sessions: {states or 'none'}"
         )
     lines += [f"  {paint('problem', RED)} {p['where']}: {p['what']}; {p['remedy']}" for p in doc["problems"]]
+    lines += [f"  note: {note}" for note in doc.get("notes", ())]
     return "\n".join(lines)
 
 

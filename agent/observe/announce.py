@@ -96,7 +96,7 @@ class Announcer:
             if due and self._credit.spend():
                 # kubelet's events have the name as uid, too: `kubectl describe node` looks for that
                 about = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
-                self._event("default", about, "PodNetworkProblem", str(problem))
+                self._api.ask(event(self._node, about, "PodNetworkProblem", str(problem)))
                 self._told[problem] = now
         self._tell_pods(now)
 
@@ -121,7 +121,7 @@ class Announcer:
                 continue
             namespace, _, name = notice.pod.partition("/")
             about = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": notice.uid}
-            self._event(namespace, about, notice.reason, notice.message)
+            self._api.ask(event(self._node, about, notice.reason, notice.message))
             self._noticed[notice] = now
 
     def _clear(self) -> None:
@@ -129,19 +129,21 @@ class Announcer:
         condition.clear(self._api, self._node)
         log.info("condition NetworkUnavailable of node %s is cleared", self._node)
 
-    def _event(self, namespace: str, about: dict[str, str], reason: str, message: str) -> None:
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": "testcni-", "namespace": namespace},
-            "involvedObject": about,
-            "type": "Warning",
-            "reason": reason,
-            "message": message[:LONGEST_MESSAGE],
-            "source": {"component": "testcni", "host": self._node},
-            "firstTimestamp": condition.now(),
-            "lastTimestamp": condition.now(),
-            "count": 1,
-        }
-        path = f"/api/v1/namespaces/{quote(namespace, safe='')}/events"
-        self._api.ask(Request("POST", path, {}, event))
+
+def event(node: str, about: dict[str, str], reason: str, message: str, name: str = "") -> Request:
+    """Return the request that makes an Event about an object, as this node's agent; without a name it gets one."""
+    namespace = about.get("namespace", "default")
+    doc = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {**({"name": name} if name else {"generateName": "testcni-"}), "namespace": namespace},
+        "involvedObject": about,
+        "type": "Warning",
+        "reason": reason,
+        "message": message[:LONGEST_MESSAGE],
+        "source": {"component": "testcni", "host": node},
+        "firstTimestamp": condition.now(),
+        "lastTimestamp": condition.now(),
+        "count": 1,
+    }
+    return Request("POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", {}, doc)

@@ -16,6 +16,10 @@ from tests.lab.space import REPO
 
 READY_WITHIN = 15.0  # seconds
 ALONE = os.environ.get("SIDE_BY_SIDE", "1") == "1"  # only on a machine of its own can a time be held
+POLICY: dict[str, Any] = {
+    "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "nobody"},
+    "spec": {"podSelector": {"matchLabels": {"app": "nobody"}}},
+}  # fmt: skip
 DOCS = (REPO / "README.md", *REPO.glob("docs/**/*.md"))
 
 
@@ -39,6 +43,7 @@ def test_overlays_differ_in_the_configmap_only(bare: Cluster) -> None:
 def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
     assert bare.ready_nodes() == set()
     assert {reason(node) for node in bare.get("nodes")} <= {"KubeletNotReady"}
+    bare.apply(POLICY)
     began = time.monotonic()
     bare.install()
     eventually(lambda: len(bare.ready_nodes()) == len(bare.nodes), 60)
@@ -69,6 +74,20 @@ def test_the_condition_network_unavailable_is_cleared_with_a_reason(cluster: Clu
 
     eventually(lambda: len(conditions()) == len(cluster.nodes), 10)
     assert {(one["status"], one["reason"]) for one in conditions()} == {("False", "TestcniIsUp")}
+
+
+def test_one_event_says_that_network_policies_are_not_enforced(cluster: Cluster) -> None:
+    def told() -> list[dict[str, Any]]:
+        return cluster.get("events", "--field-selector", "reason=NetworkPolicyNotEnforced")
+
+    def noted() -> bool:
+        agents = cluster.running("app.kubernetes.io/component=agent", len(cluster.nodes), 30, "testcni")
+        return all("note: testcni does not enforce" in cluster.exec(one, "testcnictl", "status") for one in agents)
+
+    eventually(noted, 30)
+    (event,) = told()
+    assert event["involvedObject"]["name"] == POLICY["metadata"]["name"]
+    cluster.kubectl("delete", "networkpolicy", POLICY["metadata"]["name"])
 
 
 def test_what_was_installed(cluster: Cluster) -> None:
