@@ -22,9 +22,8 @@ from agent.cluster.condition import STRATEGIC
 from agent.cluster.kubernetes import Kubernetes
 from agent.cluster.store import StoreError
 from agent.cni.stays import TakenError
-from agent.model import IPBlock, IPReservation, Snapshot
-from agent.observe.announce import Announcer
-from agent.shared import Latest, NodeStatus
+from agent.model import IPBlock, IPReservation
+from agent.observe.announce import event
 from tests.e2e.api import MANIFESTS, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
@@ -321,13 +320,12 @@ def test_a_stolen_token_changes_one_condition_and_one_annotation_of_one_node(con
 def test_a_stolen_token_speaks_for_its_own_node_only(control: ControlPlane) -> None:
     server = server_of(stolen(control, ONE))
     for node in NODES:
-        announcer = Announcer(server, node, Latest(NodeStatus()), Latest(Snapshot()))
         about = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}
-        event = partial(announcer._event, "default", about, "PodNetworkProblem", "x")
+        told = partial(server.ask, event(node, about, "PodNetworkProblem", "x"))
         if node == ONE:
-            event()
+            told()
         else:
-            is_refused(event, "writes Events as source.host")
+            is_refused(told, "writes Events as source.host")
 
 
 def test_a_token_that_names_no_node_writes_nothing(control: ControlPlane) -> None:

@@ -7,11 +7,12 @@ import os
 import re
 import time
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from agent.model import MODES
 from tests.e2e import programs
-from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, eventually
+from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.lab.space import REPO
 
 READY_WITHIN = 15.0  # seconds
@@ -131,7 +132,7 @@ def test_what_the_docs_look_with_is_there(cluster: Cluster) -> None:
         agent = pods[node.name]
         for line in curls:
             argv = line.replace("NODE", agent["status"]["hostIP"]).split()
-            eventually(lambda argv=argv, node=node: node.machine.exec(*argv).stdout == "ok\n", 15)
+            eventually(partial(is_ok, node, argv), 15)
         assert " testcni0 " in cluster.exec(agent, "ip", "link").replace(":", " ") or cluster.mode != "host-gw"
         assert cluster.exec(agent, "testcnictl", "status")
         if cluster.mode == "ipip":
@@ -148,6 +149,10 @@ def test_the_seeds_busybox_runs_three_times_and_pings_itself(cluster: Cluster) -
         for other in pods:
             cluster.exec(pod, "ping", "-c1", "-W2", other["status"]["podIP"])
     cluster.kubectl("delete", "deployment", "busybox", "--wait=false")
+
+
+def is_ok(node: ClusterNode, argv: list[str]) -> bool:
+    return node.machine.exec(*argv).stdout == "ok\n"
 
 
 def events(cluster: Cluster) -> str:
