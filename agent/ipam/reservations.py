@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from agent.cluster.objects import rfc3339
-from agent.ipam import blocks
+from agent.ipam import blocks, homes
 from agent.model import (
     ALWAYS_KEPT,
     WHILE_POD,
@@ -144,18 +144,9 @@ def of_owner(
     return sorted(kept, key=order)
 
 
-def owners(snapshot: Snapshot) -> dict[Subnet, str]:
-    """Every node's blocks."""
-    found: dict[Subnet, str] = {block.cidr: block.node for block in snapshot.blocks.values()}
-    for node in snapshot.nodes.values():
-        found.update(dict.fromkeys(node.blocks, node.name))
-    return found
-
-
 def home(snapshot: Snapshot, address: Address) -> tuple[Subnet, str] | None:
     """The block that an address lies in, and its node; None: it is in nobody's."""
-    found = ((block, node) for block, node in owners(snapshot).items() if address in block)
-    return max(found, key=lambda entry: entry[0].prefixlen, default=None)
+    return homes.of(snapshot).find(address)
 
 
 def away(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservation]:
@@ -163,7 +154,7 @@ def away(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservat
     if not snapshot.reservations:
         return
     by_node: dict[str, list[Subnet]] = {}
-    for block, owner in owners(snapshot).items():
+    for block, owner in homes.of(snapshot).owners.items():
         by_node.setdefault(owner, []).append(block)
     for _name, held in sorted(snapshot.reservations.items()):
         if held.in_use and held.network == network.name and held.node != node and held.node in snapshot.nodes:
@@ -207,7 +198,7 @@ def useless(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Itera
             what = f"its owner {held.owner!r:.80} is neither namespace/pod nor namespace/Kind/name"
         elif held.address.version != 4:
             what = "it is an IPv6 address, and only IPv4 addresses are reserved for pods"
-        elif not any(blocks.contains(place, held.address) for place in places):
+        elif not (any(blocks.contains(p, held.address) for p in places) or home(snapshot, held.address)):
             what = f"{held.address} is in no IPPool, no node's block and no network's subnet"
         elif barred := next((p for p in snapshot.pools.values() if _barred(p, held.address)), None):
             what = f"IPPool {barred.name} leaves {held.address} out (start, end, exclude or gateway)"
@@ -218,9 +209,9 @@ def useless(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Itera
 
 
 def _places(snapshot: Snapshot, networks: Iterable[Network]) -> list[Subnet]:
-    """Where addresses of pods may be, as far as this node knows."""
+    """Where addresses of pods may be besides nodes' blocks, as far as this node knows."""
     subnets = [network.subnet for network in networks if network.subnet]
-    return [*subnets, *(pool.cidr for pool in snapshot.pools.values()), *owners(snapshot)]
+    return [*subnets, *(pool.cidr for pool in snapshot.pools.values())]
 
 
 def _barred(pool: IPPool, address: Address) -> bool:
