@@ -14,13 +14,14 @@ from agent.ipam.ownership import span
 from agent.model import Address, IPPool, Network, Node, Snapshot, Subnet
 
 
-def faults(snapshot: Snapshot, networks: Iterable[Network] = ()) -> Mapping[str, str]:
+def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mapping[str, str]:
     """Return what is wrong with each pool, by the pool's name; pools that are right are left out.
 
     `networks`: the networks in force on this node. A pool whose addresses macvlan or ipvlan pods have may lie in
-    the nodes' own subnet. The texts are stable: of several faults always the same one is told.
+    the nodes' own subnet. None: only what the agents of all nodes see alike, whatever their networks are.
+    The texts are stable: of several faults always the same one is told.
     """
-    shared = [network.subnet for network in networks if network.shared and network.subnet]
+    shared = None if networks is None else [n.subnet for n in networks if n.shared and n.subnet]
     found = {name: next(_faults(pool, snapshot, shared), "") for name, pool in sorted(snapshot.pools.items())}
     return {name: fault for name, fault in found.items() if fault}
 
@@ -29,12 +30,12 @@ class Known:
     """The faults of the last snapshot: thousands of nodes are compared only after a change."""
 
     def __init__(self) -> None:
-        self._seen: tuple[Snapshot, tuple[Network, ...]] | None = None
+        self._seen: tuple[Snapshot, tuple[Network, ...] | None] | None = None
         self._found: Mapping[str, str] = {}
 
-    def look(self, snapshot: Snapshot, networks: Iterable[Network]) -> Mapping[str, str]:
+    def look(self, snapshot: Snapshot, networks: Iterable[Network] | None) -> Mapping[str, str]:
         """Return `faults` of these; the same value again while nothing of it has changed."""
-        shared = tuple(network for network in networks if network.shared)
+        shared = None if networks is None else tuple(network for network in networks if network.shared)
         if self._seen is None or not _alike(self._seen[0], snapshot) or self._seen[1] != shared:
             self._found = faults(snapshot, shared)
             self._seen = snapshot, shared
@@ -65,8 +66,11 @@ def _address(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Address, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet]) -> Iterator[str]:
-    """Yield what is wrong with a pool, the worst first."""
+def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet] | None) -> Iterator[str]:
+    """Yield what is wrong with a pool, the worst first.
+
+    `shared`: subnets that pods of this node share; None: what this node sees does not count.
+    """
     cidr = pool.cidr
     if kept := special.against(cidr):
         yield f"it overlaps {kept}"
@@ -78,7 +82,7 @@ def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet]) -> Itera
             yield f"it overlaps {other.cidr} of IPPool {name}"
     if given := _pod_cidr(cidr, snapshot.nodes.values()):
         yield f"it overlaps podCIDR {given[0]} of node {given[1]}"
-    if blocks.is_shared(pool, snapshot) or any(blocks.overlaps(cidr, subnet) for subnet in shared):
+    if shared is None or blocks.is_shared(pool, snapshot) or any(blocks.overlaps(cidr, s) for s in shared):
         return
     if near := blocks.on_ground(cidr, snapshot):
         yield f"it overlaps {near}, a network of the nodes"

@@ -137,7 +137,7 @@ class PoolStatusWriter:
     def _changed(self, snapshot: Snapshot, now: float) -> dict[str, Condition]:
         """Return the conditions that differ from what the datastore says."""
         status, known = self._seen.status.get(), self._seen.follower.pool_status.get()
-        everywhere = self._faults.look(snapshot, status.blocks)
+        everywhere = self._faults.look(snapshot, None)  # else agents would write by turns
         self._written = {
             name: entry for name, entry in self._written.items() if name in known and entry[1] + SEEN_WITHIN > now
         }

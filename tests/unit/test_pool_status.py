@@ -16,8 +16,9 @@ from agent.cluster import usages as codec
 from agent.cluster.api import Api
 from agent.cluster.store import Gone, Put, Replaced, StatusSeen
 from agent.cluster.usages import Usages
+from agent.ipam import pool_faults
 from agent.ipam.attachments import Attachments
-from agent.model import IPBlock, IPPool, Node, Problem, Snapshot
+from agent.model import MACVLAN, IPBlock, IPPool, Network, Node, Problem, Snapshot
 from agent.node import pool_status as controller
 from agent.node.follower import Follower, Seen
 from agent.node.pool_status import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
@@ -322,3 +323,26 @@ def test_a_status_alone_wakes_nobody_but_who_follows_it() -> None:
     follower.deliver([Put(replace(PODS, block_size=26)), Gone("IPPool", "lan")])
     assert follower.pool_status.get() == {"pods": PoolStatus()}
     assert "snapshot" in woken
+
+
+def test_nodes_with_different_networks_agree_on_a_pool_among_the_nodes(cluster: Make) -> None:
+    """Which networks pods are on differs from node to node, as NetworkAttachmentDefinitions do."""
+    it = cluster(6)
+    subnet = ipaddress.ip_network("192.0.2.0/24")
+    lan = Network("lan", MACVLAN, subnet, link_mode="bridge", range_start=subnet[10], range_end=subnet[20])
+    it.run(60)
+    nodes = {seen.node: Node(seen.node, (subnet[n + 1],)) for n, seen in enumerate(it.seen)}
+    for seen in it.seen:
+        seen.follower.snapshot.update(lambda s: replace(s, nodes=nodes))
+    it.pools(PODS, IPPool("lan", subnet, 28))
+    for number, seen in enumerate(it.seen):  # what each node path says: half of them have pods of the network
+        networks = (lan,) if number % 2 else ()
+        faults = pool_faults.faults(seen.follower.snapshot.get(), networks)
+        blocks = dict.fromkeys(networks, (subnet,))
+        seen.status.update(lambda s, b=blocks, f=faults: replace(s, blocks=b, pool_faults=f))  # type: ignore[misc]
+    it.run(60)
+    ready = it.shown("lan")[1]
+    assert ready
+    assert not ready.ok, "it is of no use to the nodes where no such pods are"
+    assert "it contains 192.0.2.1, the InternalIP of node n0" in ready.message
+    assert [one.path for one in it.run(600) if one.method != "GET"] == [], "agents do not write by turns"
