@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from typing import TypeVar
 
 from agent import cniargs
 from agent.cluster.store import Datastore, NotFoundError, StoreError
@@ -23,8 +26,12 @@ KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
 """The annotations that count, by the kind that may have them."""
 UNKNOWN = "AnnotationUnknown"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
+TOLD = 3  # unknown annotations of one object: all pods of the node share the number of Events
 REMEMBERED = 1024  # pods, and namespaces where not more of them have pods added just now
 NAMESPACE_FOR = 30.0  # seconds that a namespace's annotations are believed
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +93,7 @@ class Wishes:
         self._known: dict[str, Wish] = {}
         self._namespaces: dict[str, tuple[float, Described]] = {}
         self._told: dict[Notice, None] = {}
+        self._lock = threading.Lock()
 
     def of(self, args: str) -> Wish | None:
         """What the pod of these CNI_ARGS asks for; None: it is not asked. Raises CniError 7, 11, UnknownError."""
@@ -122,9 +130,7 @@ class Wishes:
             self._tell_unknown(pod, uid, namespace)
             wish = replace(wish, pool=dict(namespace.annotations).get(POOL, ""))
         if uid:
-            self._known[uid] = wish
-            if len(self._known) > REMEMBERED:
-                self._known.pop(next(iter(self._known)), None)
+            self._remember(self._known, uid, wish)
         return wish
 
     def _tell_unknown(self, pod: str, uid: str, found: Described) -> None:
@@ -132,10 +138,15 @@ class Wishes:
         for message in _unknown(found):
             notice = Notice(pod, uid, UNKNOWN, message)
             if notice not in self._told:
-                self._told[notice] = None
+                self._remember(self._told, notice, None)
                 self._tell(notice)
-                if len(self._told) > REMEMBERED:
-                    self._told.pop(next(iter(self._told)), None)
+
+    def _remember(self, known: dict[K, V], key: K, value: V) -> None:
+        """Note something, and forget the oldest of too many; under a lock, as a dict that grows has no first."""
+        with self._lock:
+            known[key] = value
+            if len(known) > REMEMBERED:
+                del known[next(iter(known))]
 
     def _namespace(self, name: str) -> Described:
         now = time.monotonic()
@@ -174,12 +185,11 @@ def parse(pod: Described) -> Wish:
 
 
 def _unknown(found: Described) -> Iterator[str]:
-    """What is wrong with annotations of ours that no agent looks at: they may be misspelt."""
+    """What is wrong with the first annotations of ours that no agent looks at: they may be misspelt."""
     kind, known = found.kind.lower(), KNOWN[found.kind]
     names = {key.removeprefix(PREFIX): key for key in known}
-    for key, _value in found.annotations:
-        if key in known:
-            continue
+    unknown = (key for key, _value in found.annotations if key not in known)
+    for key in itertools.islice(unknown, TOLD):
         meant = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), names, 1)
         hint = f"did you mean {names[meant[0]]}?" if meant else f"a {kind} may have {', '.join(known)}"
         yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"

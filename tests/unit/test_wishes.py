@@ -138,6 +138,15 @@ def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
     assert len(told) == 1
 
 
+def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of_the_node() -> None:
+    """256 KiB of annotations are allowed: each costs the ADD time, and an Event that another pod does not get."""
+    told: list[Notice] = []
+    wishes = Wishes(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
+    for _ in range(3):
+        wishes.of(ARGS)
+    assert len(told) == wishes_module.TOLD == 3
+
+
 def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
     told: list[Notice] = []
     keys = (("testcni.io/pol", "gold"), ("testcni.io/sticky", "true"))
