@@ -32,11 +32,15 @@ class Usages:
         answer = self._api.ask(Request("GET", listing.PATHS["Node"], query, accept=METADATA_LIST))
         return next((str(listing.metadata(i).get("uid") or "") for i in answer.get("items") or ()), "")
 
-    def of_node(self, node: str) -> dict[str, BlockUsage | None]:
-        """Return the objects of a node by name; None is one that can't be read."""
+    def of_node(self, node: str, uid: str) -> dict[str, BlockUsage | None]:
+        """Return the objects of a node by name; None is one that can't be read, or goes with another Node object."""
         query = {"labelSelector": f"{NODE_LABEL}={label(node)}"}
-        found = ((str(listing.metadata(i).get("name")), read(i)) for i in self._items(query))
-        return {name: usage for name, usage in found if usage is None or usage.node == node}
+        found = {}
+        for item in self._items(query):
+            usage, metadata = read(item), listing.metadata(item)
+            if usage is None or usage.node == node:
+                found[str(metadata.get("name"))] = usage if _goes_with(metadata, uid) else None
+        return found
 
     def of_pools(self) -> Iterator[BlockUsage]:
         """Yield the objects of all nodes that count for a pool, page by page."""
@@ -96,6 +100,12 @@ def to_doc(usage: BlockUsage, uid: str) -> dict[str, Any]:
             "addresses": list(usage.addresses),
         },
     }
+
+
+def _goes_with(metadata: Mapping[str, Any], uid: str) -> bool:
+    """Return whether the object is deleted with the Node of this UID, and with no other."""
+    owners = metadata.get("ownerReferences")
+    return isinstance(owners, list) and [o.get("uid") for o in owners if isinstance(o, dict)] == [uid]
 
 
 def read(item: dict[str, Any]) -> BlockUsage | None:

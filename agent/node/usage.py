@@ -80,6 +80,8 @@ class UsageWriter:
         self._known: dict[str, BlockUsage | None] | None = None
         """What the API server has; None: that is to be found out."""
         self._uid = ""
+        self._created = ""
+        """When the Node was created whose UID that is."""
         self._list_again = 0.0
         self._foreign: frozenset[str] = frozenset()
 
@@ -100,6 +102,8 @@ class UsageWriter:
         if node not in snapshot.nodes:
             self._known = None  # its objects go with the Node
             return
+        if snapshot.nodes[node].created != self._created:  # between two looks it was deleted and made anew
+            self._known, self._created = None, snapshot.nodes[node].created
         if not (snapshot.synced and status.synced and status.blocks):
             return  # nothing is deleted on half a picture
         wanted = usage.of_node(node, snapshot, status, self._pods(), self._seen.attachments.counts)
@@ -130,7 +134,7 @@ class UsageWriter:
         """Return what the API server has of this node. Raises StoreError."""
         if self._known is None or time.monotonic() > self._list_again:
             self._uid = self._usages.uid(self._seen.node)
-            self._known = self._usages.of_node(self._seen.node)
+            self._known = self._usages.of_node(self._seen.node, self._uid)
             self._list_again = time.monotonic() + random.uniform(*AFRESH)  # noqa: S311
         return self._known
 

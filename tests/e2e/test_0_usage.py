@@ -206,7 +206,7 @@ def test_an_agent_writes_the_usage_of_its_own_node_only(control: ControlPlane, a
     eventually(lambda: overlap_refused(agent), 30)  # once the policy's informer has the block
     agent.delete(gone.name)  # of a node that has no Node object
     agent.delete(mine.name)
-    assert set(agent.of_node(TWO)) == {theirs.name}
+    assert set(agent.of_node(TWO, "u")) == {theirs.name}
 
 
 def overlap_refused(agent: Usages) -> bool:

@@ -319,6 +319,24 @@ def test_objects_that_are_deleted_are_made_again_for_the_node_of_that_time(parts
     assert parts.kube.objects == {}, "the Node is gone again: nothing is made that nobody would delete"
 
 
+@pytest.mark.parametrize("collected", [True, False])
+def test_objects_follow_a_node_that_is_made_anew_between_two_looks(parts: Parts, *, collected: bool) -> None:
+    """No look finds the node without its object, and nothing of its pods has changed."""
+    parts.writer.once()
+    if collected:  # by the garbage collector, as their owner is gone; else it has yet to come
+        parts.kube.objects.clear()
+    parts.kube.uid = "uid-2"
+    anew = Node("one", created="2026-01-01T00:01:00Z")  # it gets its podCIDR a moment later
+    for node in (anew, replace(anew, blocks=(BLOCK,))):
+        parts.see(Snapshot(True, {"one": node}))
+    parts.kube.writes()
+    parts.writer.once()
+    parts.writer.once()
+    (doc,) = parts.kube.objects.values()
+    assert [owner["uid"] for owner in doc["metadata"]["ownerReferences"]] == ["uid-2"]
+    assert len(parts.kube.writes()) == 1, "and it is written once"
+
+
 def test_what_is_written_can_be_read() -> None:
     for one in (
         BlockUsage("a", "one", "podCIDR", BLOCK, 3, 1, 9, ("10.244.1.2 a/b",)),
