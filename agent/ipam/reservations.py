@@ -137,7 +137,7 @@ def of_owner(
     def order(held: IPReservation) -> tuple[bool, bool, bool, int, int]:
         free = held.ahead or held.released is not None or held.pod == pod
         by_hand = held.ahead or held.keep == ALWAYS_KEPT
-        return not free, not by_hand, held.pod != pod, held.address.version, int(held.address)
+        return not free, not by_hand, held.pod != pod, *_numerically(held)
 
     mine = (r for r in reservations if r.owner == owner and r.network in ("", network))
     kept = (r for r in mine if r.keep == ALWAYS_KEPT or (r.keep != WHILE_POD and not r.asks))
@@ -187,11 +187,12 @@ def wrong(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterato
 
 def useless(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterator[Problem]:
     """What persons reserved and no pod can have, each told by one node."""
-    ahead = [held for _name, held in sorted(snapshot.reservations.items()) if held.ahead]
+    every = sorted(snapshot.reservations.values(), key=_numerically)
+    ahead = [held for held in every if held.ahead]
     if not ahead:
         return
     places = _places(snapshot, networks)
-    first: dict[tuple[str, str], IPReservation] = {}
+    first = _come_back_to(every, {network.name for network in networks})
     for held in ahead:
         what = ""
         if not OWNER.fullmatch(held.owner):
@@ -203,9 +204,23 @@ def useless(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Itera
         elif barred := next((p for p in snapshot.pools.values() if _barred(p, held.address)), None):
             what = f"IPPool {barred.name} leaves {held.address} out (start, end, exclude or gateway)"
         elif (other := first.setdefault((held.owner, held.network), held)) != held and held.owner.count("/") == 1:
-            what = f"pod {held.owner} has {other.address} reserved, too, and gets one of the two"
+            what = f"pod {held.owner} has {other.address} reserved, too, and gets only that one"
         if what and node == _heir(snapshot, held):
             yield Problem(f"IPReservation {held.name}", what, f"kubectl delete ipreservation {held.name}")
+
+
+def _numerically(held: IPReservation) -> tuple[int, int]:
+    return held.address.version, int(held.address)
+
+
+def _come_back_to(every: Iterable[IPReservation], networks: set[str]) -> dict[tuple[str, str], IPReservation]:
+    """What persons reserved and pods have had, by owner and network: the pods come back to it.
+
+    A reservation without a network is for the only one; where there are several, it may be for another.
+    """
+    had = [held for held in every if held.keep == ALWAYS_KEPT and not held.ahead]
+    found = {(held.owner, held.network): held for held in had}
+    return {**{(held.owner, ""): held for held in had}, **found} if len(networks) == 1 else found
 
 
 def _places(snapshot: Snapshot, networks: Iterable[Network]) -> list[Subnet]:

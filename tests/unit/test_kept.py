@@ -298,6 +298,31 @@ def test_two_for_one_pod_are_told() -> None:
     assert "pod default/db has 10.244.1.7 reserved, too" in problem.what
 
 
+def test_the_one_that_the_pod_gets_is_not_the_one_to_delete() -> None:
+    """It gets the lower number, though its name sorts after the other's."""
+    higher = ahead("10.244.1.12", "default/db")
+    assert of_owner([higher, HELD], "default/db", "testcni")[0] == HELD
+    (problem,) = useless(world(HELD, higher), [NO_SUBNET], "one")
+    assert problem.where == "IPReservation 10-244-1-12"
+    assert "has 10.244.1.7 reserved, too, and gets only that one" in problem.what
+
+
+@pytest.mark.parametrize("released", [None, NOW])
+def test_a_second_one_is_told_also_when_the_pod_has_the_first(released: datetime | None) -> None:
+    has = replace(
+        HELD, pod="default/db", node="one", network="testcni", since=NOW, keep=ALWAYS_KEPT, released=released
+    )
+    for second in (ahead("10.244.1.2", "default/db"), replace(ahead("10.244.1.8", "default/db"), network="testcni")):
+        (problem,) = useless(world(has, second), [NO_SUBNET], "one")
+        assert problem.where == f"IPReservation {second.name}"
+        assert "has 10.244.1.7 reserved, too, and gets only that one" in problem.what
+    other = replace(ahead("10.244.1.8", "default/db"), network="lan")
+    unnamed = ahead("10.244.1.8", "default/db")
+    assert not list(useless(world(has, other), [NO_SUBNET], "one"))
+    assert not list(useless(world(has, unnamed), [NO_SUBNET, Network("lan")], "one")), "it may be for the other"
+    assert not list(useless(world(has, ahead("10.244.1.8", "default/web")), [NO_SUBNET], "one"))
+
+
 def test_as_a_person_writes_it() -> None:
     spec: dict[str, Any] = {"address": "10.244.1.7", "owner": "default/db"}
     doc = {
