@@ -33,7 +33,10 @@ class Usages:
         return next((str(listing.metadata(i).get("uid") or "") for i in answer.get("items") or ()), "")
 
     def of_node(self, node: str, uid: str) -> dict[str, BlockUsage | None]:
-        """Return the objects of a node by name; None is one that can't be read, or goes with another Node object."""
+        """Return the objects of a node by name; None is one to be written anew.
+
+        It can't be read, or it goes with an earlier Node object of that name.
+        """
         query = {"labelSelector": f"{NODE_LABEL}={label(node)}"}
         found = {}
         for item in self._items(query):

@@ -54,6 +54,9 @@ class Places:
         snapshot = self.seen()
         if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
             return None
+        if owner := next((n.name for n in snapshot.nodes.values() if address in n.addresses), ""):
+            what = f"{address} is no address for pods: it is the InternalIP of node {owner}"
+            return CniError(Code.ADDRESSES, what, "ask for another")
         every = replace(network, pool="")
         places = [network.subnet] if network.subnet else [pool.cidr for pool in blocks.pools(snapshot, every)]
         found = reservations.home(snapshot, address)

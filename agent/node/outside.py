@@ -89,8 +89,7 @@ class Outsiders:
         if lone:
             named = sorted({one.pod for one in lone})
             more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-            blocks = ", ".join(map(str, _blocks(snapshot, self._node))) or "it has none"
-            what = f"addresses of pods are in none of its blocks ({blocks}): {', '.join(named[:NAMED])}{more}"
+            what = f"addresses of pods are in none of its blocks: {', '.join(named[:NAMED])}{more}"
             remedy = "delete these pods, so that they are made anew; until then other nodes have a route to each"
             yield Problem(f"node {self._node}", what, remedy)
         for one in self._found.values():

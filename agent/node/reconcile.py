@@ -413,7 +413,8 @@ class Reconciler:
 
     def _with_reported(self, problems: list[Problem]) -> tuple[Problem, ...]:
         sources = [problem for source in self._inputs.troubles for problem in source.get().values()]
-        return (*problems, *self._inputs.confs.get().problems, *sources, *self._inputs.attachments.problems())
+        every = (*problems, *self._inputs.confs.get().problems, *sources, *self._inputs.attachments.problems())
+        return tuple(dict.fromkeys(every))  # a network that pods have by several pools says the same for each
 
     def _publish(self, status: NodeStatus) -> None:
         """Hand the status to the pod path, and tell each problem once when it comes and when it goes."""

@@ -21,7 +21,7 @@ from agent.cni.verbs import Verbs
 from agent.datapath import bpf, links, netns, overlay, podports, rtnl
 from agent.datapath.netlink import Netlink
 from agent.ipam.attachments import Attachments
-from agent.model import ROUTE_PROTOCOL, Address, IPBlock, IPPool, Node, Resource, Snapshot, Subnet
+from agent.model import ROUTE_PROTOCOL, Address, IPBlock, IPPool, IPReservation, Node, Resource, Snapshot, Subnet
 from agent.node.claims import Claimer
 from agent.node.confs import Confs
 from agent.node.follower import apply
@@ -200,7 +200,7 @@ class Host:
         self.reconciler.stop()
         self._loop.join()
 
-    def put(self, *objects: Node | IPPool | IPBlock) -> None:
+    def put(self, *objects: Node | IPPool | IPBlock | IPReservation) -> None:
         """Add objects to the snapshot."""
         puts = [Put(obj) for obj in objects]
         self.snapshot.update(lambda s: apply(s, puts, frozenset(KINDS)))

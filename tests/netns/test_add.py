@@ -13,7 +13,7 @@ import pytest
 from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
-from agent.model import Address, IPPool, Node
+from agent.model import Address, IPPool, IPReservation, Node
 from agent.shared import Notice
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 
@@ -291,6 +291,16 @@ def test_a_pod_hears_that_its_node_has_no_block(tmp_path: Path) -> None:
         host.add(Pod("c1"), args="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u1")
     (notice,) = host.notices
     assert (notice.pod, notice.reason) == ("shop/web", "AddressNotGiven")
+
+
+def test_what_two_confs_of_a_network_have_in_common_is_one_problem(tmp_path: Path) -> None:
+    host = Host(tmp_path, ["10.244.1.0/24"])
+    host.add(Pod("c1"))
+    host.add(Pod("c2"), {**CONF, "mtu": 1400})
+    host.put(IPReservation(ip("10.244.1.0"), "default/web"))
+    assert len(host.reconciler.status.get().blocks) == 2
+    (problem,) = eventually(lambda: host.reconciler.status.get().problems)
+    assert problem.where == "IPReservation 10-244-1-0"
 
 
 def test_what_the_pool_excludes_is_given_to_nobody(tmp_path: Path) -> None:

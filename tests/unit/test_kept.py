@@ -312,11 +312,11 @@ def test_a_second_one_is_told_also_when_the_pod_has_the_first(released: datetime
     has = replace(
         HELD, pod="default/db", node="one", network="testcni", since=NOW, keep=ALWAYS_KEPT, released=released
     )
-    for second in (ahead("10.244.1.2", "default/db"), replace(ahead("10.244.1.8", "default/db"), network="testcni")):
+    for second in (ahead("10.244.1.2", "default/db"), ahead("10.244.1.8", "default/db", network="testcni")):
         (problem,) = useless(world(has, second), [NO_SUBNET], "one")
         assert problem.where == f"IPReservation {second.name}"
         assert "has 10.244.1.7 reserved, too, and gets only that one" in problem.what
-    other = replace(ahead("10.244.1.8", "default/db"), network="lan")
+    other = ahead("10.244.1.8", "default/db", network="lan")
     unnamed = ahead("10.244.1.8", "default/db")
     assert not list(useless(world(has, other), [NO_SUBNET], "one"))
     assert not list(useless(world(has, unnamed), [NO_SUBNET, Network("lan")], "one")), "it may be for the other"

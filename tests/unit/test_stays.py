@@ -411,6 +411,20 @@ def test_no_pod_gets_the_gateway_of_a_block_that_a_node_may_claim(
     assert address(one.add("fine")) == "10.244.3.9"
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_an_address_that_is_a_nodes_own_is_said_to_be_that(cluster: Cluster, *, pool: bool) -> None:
+    """Whether or not it would be the gateway of a block that a node may claim."""
+    if pool:
+        cluster.put(PODS)
+    cluster.put(Node("three", (ip("10.244.3.65"),), (ipaddress.ip_network("10.245.3.0/24"),)))
+    one = cluster.agent("one")
+    cluster.pod("web", ip="10.244.3.65")
+    with pytest.raises(CniError, match="it is the InternalIP of node three") as caught:
+        one.add("web")
+    assert caught.value.code == Code.ADDRESSES
+    assert not one.known()
+
+
 @pytest.mark.parametrize("how", [{"ip": "10.244.3.9"}, {"ip": "10.244.1.9"}, {"sticky": "true"}, {"pool": "pods"}])
 def test_a_pod_of_another_namespace_is_refused_with_pool_and_namespace(
     cluster: Cluster, how: dict[str, str]
