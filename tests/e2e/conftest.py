@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -47,9 +48,13 @@ def cluster(bare: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def boxes(cluster: Cluster) -> dict[str, dict[str, object]]:
-    """A pod with tools on each node, by the node's name."""
+def _toolboxes(cluster: Cluster) -> None:
     cluster.apply(toolbox())
+
+
+@pytest.fixture
+def boxes(cluster: Cluster, _toolboxes: None) -> dict[str, dict[str, Any]]:
+    """The pod with tools on each node, by the node's name; a node that boots gives it a new address."""
     return {pod["spec"]["nodeName"]: pod for pod in cluster.running(TOOLBOX, NODES)}
 
 

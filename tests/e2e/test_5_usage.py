@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +18,13 @@ SPEC = {"cidr": "10.250.0.0/24", "blockSize": 26}
 
 
 def rows(cluster: Cluster, *argv: str) -> list[dict[str, str]]:
-    """The lines of a table by the names of its columns; no cell has a blank."""
-    head, *lines = (line.split() for line in cluster.kubectl("get", *argv).splitlines())
-    return [dict(zip(head, line, strict=True)) for line in lines]
+    """The lines of a table by the names of its columns; cells begin where the name does, and may be empty."""
+    head, *lines = cluster.kubectl("get", *argv).splitlines()
+    columns = [(found.group(), found.start()) for found in re.finditer(r"\S+", head)]
+    ends = [begin for _name, begin in columns[1:]] + [None]
+    return [
+        {name: line[begin:end].strip() for (name, begin), end in zip(columns, ends, strict=True)} for line in lines
+    ]
 
 
 def own_addresses(cluster: Cluster) -> set[str]:
@@ -35,10 +40,10 @@ def usage(cluster: Cluster) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("boxes")
 def test_every_block_is_listed_with_its_pods(cluster: Cluster) -> None:
-    def listed() -> bool:
-        return {entry for one in usage(cluster) for entry in one["addresses"]} == own_addresses(cluster)
+    def missing() -> set[str]:
+        return {entry for one in usage(cluster) for entry in one["addresses"]} ^ own_addresses(cluster)
 
-    eventually(listed, 30)
+    eventually(lambda: not missing(), 30)
     found = usage(cluster)
     assert {one["node"] for one in found} == {node.name for node in cluster.nodes}
     blocks = {one["spec"]["cidr"]: one["spec"]["pool"] for one in cluster.get("ipblocks")}
