@@ -117,7 +117,7 @@ def _object(data: bytes, *, repeated: bool = True) -> dict[str, Any]:
         json.dumps(doc, ensure_ascii=False).encode()  # no half of a surrogate pair
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        what, remedy = f"is no JSON: {error.msg} at {where}", "correct it there"
+        what, remedy = f"is no JSON: {error.msg} at {where}", ""
         if data.startswith(b"\xef\xbb\xbf"):
             what, remedy = "is no JSON: begins with a byte order mark", "save it as plain UTF-8"
         elif not data.strip():

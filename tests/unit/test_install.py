@@ -285,7 +285,7 @@ def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> 
     [
         (
             '{"name": "testcni",\n  "plugins" []}',
-            "is no JSON: Expecting ':' delimiter at line 2, column 13 (correct it",
+            "is no JSON: Expecting ':' delimiter at line 2, column 13",
         ),
         ("\n", "is empty (write a conflist into it)"),
         ("\ufeff{}", "begins with a byte order mark (save it as plain UTF-8)"),
