@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from agent.datapath.bpfcall import Map
 from agent.datapath.overlay import REASONS
@@ -50,9 +51,9 @@ class Drop:
 class Drops:
     """The sampled drops, each once: whoever reads them takes them from all others."""
 
-    def __init__(self, events: Map) -> None:
-        """Raises OSError."""
-        self._ring = RingBuffer(events)
+    def __init__(self, events: Map, turns: Path) -> None:
+        """`turns`: what all readers lock, see RingBuffer. Raises OSError."""
+        self._ring = RingBuffer(events, turns)
 
     def wait(self, seconds: float) -> list[Drop]:
         """What there is, as soon as there is something or the time is over. Raises OSError."""

@@ -69,7 +69,7 @@ class Watch:
             raise BpfError(2, "there are no eBPF maps here: no network of mode vxlan and backend ebpf is in use")
         self.names = Names(run_dir / "attachments")
         self.maps: Mapping[str, Map] = maps
-        self._drops = Drops(maps["events"])
+        self._drops = Drops(maps["events"], run_dir)
         self._flows = events.flows(maps)
         self._offset = time.time() - time.monotonic()
 

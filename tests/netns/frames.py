@@ -8,6 +8,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any
 
 from agent.datapath import bpfcall
@@ -54,7 +55,7 @@ def run(program: Program, frame: bytes, device: int, *, mark: int = 0, gso: int 
 
 def events(ring: Map) -> list[tuple[Any, ...]]:
     """What is in the ring buffer, each as struct event of ebpf/maps.h."""
-    with contextlib.closing(RingBuffer(ring)) as reader:
+    with contextlib.closing(RingBuffer(ring, Path(__file__))) as reader:
         found = [EVENT.unpack_from(data) for data in reader.wait(0)]
     return [(*e[:6], *map(socket.ntohs, e[6:9]), *e[9:]) for e in found]
 

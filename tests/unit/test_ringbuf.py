@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,11 @@ class Pages:
         path.write_bytes(bytes(2 * mmap.PAGESIZE + 2 * SIZE))
         self.fd = os.open(path, os.O_RDWR)
         self.end = 0
-        self.ring = RingBuffer(Map(self.fd, "events", 27, 0, 0, SIZE))
+        self.turns = path.parent
+        self.ring = self.reader()
+
+    def reader(self) -> RingBuffer:
+        return RingBuffer(Map(self.fd, "events", 27, 0, 0, SIZE), self.turns)
 
     def put(self, data: bytes, flags: int = 0) -> int:
         """Write a record, and return where it is."""
@@ -85,3 +91,48 @@ def test_round_and_round(pages: Pages) -> None:
         pages.put(data)
         assert pages.ring.wait(0) == [data]
     assert pages.consumed() == pages.end > 2 * SIZE
+
+
+def test_two_readers_share_the_records_and_never_put_the_position_back(pages: Pages) -> None:
+    """Each has its turn: one that wrote a position of before would read what is half overwritten."""
+    other = pages.reader()
+    numbers = iter(range(10**9))
+    seen: list[bytes] = []
+    done = threading.Event()
+
+    def read(ring: RingBuffer) -> None:
+        while not done.is_set():
+            seen.extend(ring.wait(0))
+
+    readers = [threading.Thread(target=read, args=(ring,)) for ring in (pages.ring, other)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for reader in readers:
+            reader.start()
+        put, last = 0, 0
+        while put < 20 * SIZE // 32:
+            assert pages.consumed() >= last, "the position went back"
+            last = pages.consumed()
+            if pages.end - last <= SIZE - 32:  # else the kernel writes nothing either
+                pages.put(next(numbers).to_bytes(20, "little"))
+                put += 1
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+        sys.setswitchinterval(before)
+        other.close()
+    seen.extend(pages.ring.wait(0))
+    assert sorted(int.from_bytes(data, "little") for data in seen) == list(range(put))
+
+
+@pytest.mark.parametrize("wrong", [8, 24, 10**6])
+def test_a_position_that_somebody_broke_is_put_right(pages: Pages, wrong: int) -> None:
+    """The kernel writes nothing more while the position is ahead of its own (kernel/bpf/ringbuf.c)."""
+    pages.put(b"\xff\xff\xff\x3f" * 8)
+    os.pwrite(pages.fd, POSITION.pack(wrong), 0)
+    pages.ring.wait(0)
+    assert pages.consumed() == pages.end
+    pages.put(b"next")
+    assert pages.ring.wait(0) == [b"next"]
