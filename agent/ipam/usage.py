@@ -6,7 +6,9 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
+from agent.cluster.objects import NAME_LIMIT
 from agent.cluster.pool_status import LARGEST
+from agent.cluster.usages import label
 from agent.ipam import allocator, blocks
 from agent.ipam.allocator import Range
 from agent.model import Address, IPPool, Network, Snapshot, Subnet, block_name
@@ -32,16 +34,22 @@ def of_node(
         inside = {address: pod for address, pod in pods.items() if blocks.contains(block, address)}
         taken, cooling, free = counts(part)
         reserved = taken - sum(address in part for address in inside)
-        name = f"{block_name(block)}.{node}" if pool == BlockUsage.BY_HAND else block_name(block)
+        name = of_one_node(block_name(block), node) if pool == BlockUsage.BY_HAND else block_name(block)
         found[name] = BlockUsage(
             name, node, pool, block, len(inside), reserved, min(free + cooling, LARGEST), _listed(inside)
         )
         for address in inside:
             left.pop(address, None)
     if left:
-        name = f"{OFF_BLOCK}.{node}"
+        name = of_one_node(OFF_BLOCK, node)
         found[name] = BlockUsage(name, node, "", None, len(left), 0, None, _listed(left))
     return found
+
+
+def of_one_node(what: str, node: str) -> str:
+    """Return the name of an object of which each node may have one; a Node's own name may be as long as any."""
+    name = f"{what}.{node}"
+    return name if len(name) <= NAME_LIMIT else f"{what}.{label(node)}"
 
 
 def _blocks(

@@ -12,6 +12,7 @@ import pytest
 
 from agent.cluster import usages as codec
 from agent.cluster.api import Api
+from agent.cluster.objects import NAME
 from agent.cluster.usages import Usages
 from agent.ipam import blocks, usage
 from agent.ipam.attachment import Attachment
@@ -335,6 +336,17 @@ def test_objects_follow_a_node_that_is_made_anew_between_two_looks(parts: Parts,
     (doc,) = parts.kube.objects.values()
     assert [owner["uid"] for owner in doc["metadata"]["ownerReferences"]] == ["uid-2"]
     assert len(parts.kube.writes()) == 1, "and it is written once"
+
+
+def test_a_node_with_the_longest_name_has_objects_of_its_own() -> None:
+    name = ".".join(["n" * 63] * 4)[:253]
+    first = ipaddress.ip_address("192.0.2.10")
+    lan = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge", range_start=first)
+    status = NodeStatus(True, {lan: (net("192.0.2.0/24"),)})
+    pods = {ipaddress.ip_address("10.1.2.3"): "a/b"}
+    found = usage.of_node(name, Snapshot(True, {name: Node(name)}), status, pods, lambda _: (0, 0, 9))
+    assert len(found) == 2
+    assert all(NAME.fullmatch(key) and len(key) <= 253 for key in found), sorted(found)
 
 
 def test_what_is_written_can_be_read() -> None:
