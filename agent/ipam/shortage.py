@@ -61,8 +61,12 @@ class Refusals:
         self._last: dict[str, Refusal] = {}
 
     def note(self, key: str, problem: Problem, snapshot: Snapshot, *, without: bool) -> None:
-        """Keep what a claim found just now."""
-        self._last = {**self._last, key: Refusal(problem, snapshot, without, time.monotonic())}
+        """Keep what a claim found just now, and nothing of what was before blocks, pools or Nodes changed.
+
+        Networks come and go with names of their own, and each snapshot has every Node.
+        """
+        valid = {other: refusal for other, refusal in self._last.items() if _is_alike(refusal.snapshot, snapshot)}
+        self._last = {**valid, key: Refusal(problem, snapshot, without, time.monotonic())}
 
     def forget(self, key: str) -> None:
         """A claim has succeeded."""
