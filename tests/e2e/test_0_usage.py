@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agent.cluster import objects
 from agent.cluster import usages as codec
 from agent.cluster.api import ApiError, Request
 from agent.cluster.kubernetes import MERGE
@@ -19,6 +20,7 @@ from agent.cluster.usages import Usages
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachments import Attachments
+from agent.ipam.usage import of_one_node
 from agent.model import IPBlock, Network, Node, Snapshot
 from agent.node.follower import Follower, Seen
 from agent.node.pool_status import PoolStatusWriter
@@ -186,6 +188,17 @@ def test_pools_show_used_free_and_whether_they_are_ready(
         seen.status.update(lambda old: replace(old, synced=False))
         for thread in threads:
             thread.join()
+
+
+def test_a_range_by_hand_may_overlap_blocks_of_other_nodes(control: ControlPlane, agent: Usages) -> None:
+    """Netconfs divide a subnet among all nodes, whatever else lies there; the object is named for its node."""
+    theirs = IPBlock(ipaddress.ip_network("10.60.0.0/26"), TWO, "lan")
+    apply(control, objects.to_doc(theirs))
+    for cidr in ("10.244.0.0/16", "10.60.0.0/24"):
+        block = of(ONE, cidr, pool=BlockUsage.BY_HAND)
+        is_refused(lambda block=block: agent.create(block, "u"), f"of node {TWO}")  # type: ignore[misc]
+        agent.create(replace(block, name=of_one_node(block.name, ONE)), "u")
+    assert len(rows(control, "usage")) == 2
 
 
 def test_an_agent_writes_the_usage_of_its_own_node_only(control: ControlPlane, agent: Usages) -> None:
