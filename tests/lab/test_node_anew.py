@@ -59,7 +59,7 @@ def test_pods_are_reached_until_they_are_gone_though_their_node_has_another_podc
         for pod in pods:
             servers.start(pod)
         eventually(lambda: seen_as_itself(pods), 20, pause=0.2)
-    words = f"{OUTSIDE} ({NEW}): pod1; delete"
+    words = f"{OUTSIDE}: pod1; delete"
     eventually(lambda: [words in problem for problem in one.problems()] == [True], 20)
     eventually(lambda: [node.problems() for node in (two, three)] == [[], []], 20)
     assert used(one) == 2
