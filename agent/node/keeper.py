@@ -89,7 +89,6 @@ class Keeper:
         # in this order: what the snapshot has of a pod here is busy, or else on file
         snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
         here = self._here(snapshot, self._kept.busy.get())
-        self._outsiders.tell(snapshot)
         changes = [
             *(partial(self._take, step) for step in reservations.steps(snapshot, here, now, self._keep)),
             *(partial(self._create, missing) for missing in reservations.lost(snapshot, here, now)),
@@ -105,6 +104,7 @@ class Keeper:
                 wrong.append(str(error))
                 if time.monotonic() > end:
                     break
+        self._outsiders.tell(snapshot)  # last, as it asks for each pod, and the datastore may hang
         problems = [*self._outsiders.problems(snapshot), *reservations.disputes(snapshot, here)]
         if wrong:  # always the same of several: a text that differs each time would look like news
             problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
