@@ -48,12 +48,13 @@ def cluster(bare: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def _toolboxes(cluster: Cluster) -> None:
+def toolboxes(cluster: Cluster) -> None:
+    """A pod with tools on each node: see `boxes`."""
     cluster.apply(toolbox())
 
 
 @pytest.fixture
-def boxes(cluster: Cluster, _toolboxes: None) -> dict[str, dict[str, Any]]:
+def boxes(cluster: Cluster, toolboxes: None) -> dict[str, dict[str, Any]]:
     """The pod with tools on each node, by the node's name; a node that boots gives it a new address."""
     return {pod["spec"]["nodeName"]: pod for pod in cluster.running(TOOLBOX, NODES)}
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.cluster import ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.e2e.images import TESTCNI
-from tests.e2e.workload import FETCH, HOST, container, daemonset, deployment, pod, service, web
+from tests.e2e.workload import FETCH, HOST, TOOLBOX, container, daemonset, deployment, pod, service, web
 from tests.lab.segment import OUTSIDE
 
 Boxes = dict[str, dict[str, Any]]
@@ -46,18 +46,18 @@ def ip(pod: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def hosts(cluster: Cluster, boxes: Boxes) -> Boxes:
+def hosts(cluster: Cluster, toolboxes: None) -> Boxes:
     return {pod["spec"]["nodeName"]: pod for pod in cluster.running(HOST, len(cluster.nodes))}
 
 
 @pytest.fixture(scope="module")
-def services(cluster: Cluster, boxes: Boxes) -> dict[str, Any]:
+def services(cluster: Cluster, toolboxes: None) -> dict[str, Any]:
     """A Service with a NodePort over the toolboxes of all nodes, once each node's kube-proxy knows it."""
     cluster.apply(service("toolbox", 8000, 80, type="NodePort"))
     (made,) = (one for one in cluster.get("services") if one["metadata"]["name"] == "toolbox")
     spec: dict[str, Any] = made["spec"]
     port = spec["ports"][0]["nodePort"]
-    for box in boxes.values():
+    for box in cluster.running(TOOLBOX, len(cluster.nodes)):
         for at in (f"{spec['clusterIP']}:8000", *(f"{node.address}:{port}" for node in cluster.nodes)):
             fetched(cluster, box, f"http://{at}")
     return spec

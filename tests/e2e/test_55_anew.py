@@ -70,8 +70,9 @@ def test_a_node_that_is_made_anew_with_another_podcidr(
     eventually(lambda: two.name in cluster.ready_nodes(), 60)
     mine = str(box["status"]["podIP"])
     assert eventually(lambda: cluster.exec(old, *FETCH, f"http://{mine}").strip(), 20)
-    (message,) = eventually(lambda: events(cluster, name, "AddressOutsideBlocks"), 30)
-    assert f"kubectl delete pod -n default {name}" in message
+    messages = eventually(lambda: events(cluster, name, "AddressOutsideBlocks"), 30)
+    assert len(messages) == 1, messages
+    assert f"kubectl delete pod -n default {name}" in messages[0]
     assert "AddressOutsideBlocks" in cluster.kubectl("describe", "pod", name)
     for held in reservations(cluster).values():
         if held.get("keep") == "Pod":
