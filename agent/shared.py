@@ -130,6 +130,8 @@ class Notice:
     reason: str
     """In CamelCase, for machines."""
     message: str
+    once: str = ""
+    """What it is about, where one Event is enough, also after the agent was restarted."""
 
 
 class Notices:

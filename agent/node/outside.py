@@ -112,7 +112,7 @@ class Outsiders:
             reached = f"other nodes do not reach it: {why}" if why else "other nodes have a route to it until then"
             what = f"its address {address} is in none of the blocks of node {self._node} ({blocks}) any more"
             message = f"{what}, so the pod should be made anew: {one.remedy}; {reached}"
-            self._tell(Notice(one.pod, uid, REASON, message))
+            self._tell(Notice(one.pod, uid, REASON, message, once=str(address)))
 
     def _cut_off(self, one: Outsider, held: IPReservation | None) -> str:
         """Why other nodes have no route to it, once they could have one; empty where they have."""

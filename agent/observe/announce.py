@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 from agent.cluster import condition
 from agent.cluster.api import Api, Request
-from agent.cluster.store import StoreError
+from agent.cluster.store import ConflictError, StoreError
 from agent.model import Node, Problem, Snapshot
 from agent.shared import Latest, NodeStatus, Notice, Notices, Pace, pace
 
@@ -121,13 +122,24 @@ class Announcer:
                 continue
             namespace, _, name = notice.pod.partition("/")
             about = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": notice.uid}
-            self._api.ask(event(self._node, about, notice.reason, notice.message))
+            try:
+                self._api.ask(event(self._node, about, notice.reason, notice.message, _name(notice)))
+            except ConflictError:
+                log.debug("pod %s has this Event already: %s", notice.pod, notice.message)
             self._noticed[notice] = now
 
     def _clear(self) -> None:
         """Say that the network is there. Raises StoreError."""
         condition.clear(self._api, self._node)
         log.info("condition NetworkUnavailable of node %s is cleared", self._node)
+
+
+def _name(notice: Notice) -> str:
+    """Return the name of an Event that there is to be one of; empty: it gets one."""
+    if not notice.once:
+        return ""
+    which = " ".join((notice.pod, notice.uid, notice.reason, notice.once))
+    return f"testcni-{hashlib.sha256(which.encode()).hexdigest()[:16]}"
 
 
 def event(node: str, about: dict[str, str], reason: str, message: str, name: str = "") -> Request:

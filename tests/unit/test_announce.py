@@ -6,6 +6,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,8 @@ class Told:
 
     def __init__(self) -> None:
         self.refuse = False
+        self.named: set[str] = set()
+        """Of the Events that were given a name."""
         self.patched = 0
         """PATCHes that were not refused."""
         self.server = Awkward(self._answer)
@@ -43,6 +46,10 @@ class Told:
         if self.refuse:
             return 503, {"message": "away"}
         self.patched += asked.method == "PATCH"
+        name = asked.body["metadata"].get("name") if asked.method == "POST" else None
+        if name in self.named:
+            return 409, {"message": "already exists"}
+        self.named |= {name} if name else set()
         return 200, asked.body
 
     def node(self, **fields: Any) -> None:
@@ -150,6 +157,19 @@ def test_a_pod_hears_of_its_trouble_once_in_a_while(told: Told) -> None:
     assert len(second["message"]) == 1024
     path = next(asked.path for asked in told.server.asked if asked.method == "POST")
     assert path.startswith("/api/v1/namespaces/shop/events")
+
+
+def test_what_is_said_once_is_one_event_also_after_a_restart(told: Told) -> None:
+    notice = Notice("shop/web-0", "0f0e", "AddressOutsideBlocks", "blocks: 10.244.1.0/24", once="10.244.7.2")
+    told.notices.put(notice)
+    told.notices.put(replace(notice, message="blocks: none"))  # as the next agent has other words
+    told.notices.put(replace(notice, once="fd00::2"))
+    told.notices.put(replace(notice, pod="shop/web-1", uid="0f0f"))
+    eventually(lambda: len(told.all("POST")) == 4)
+    assert len(told.named) == 3
+    told.notices.put(replace(notice, reason="AddressNotGiven", once=""))
+    eventually(lambda: len(told.all("POST")) == 5)
+    assert "name" not in told.all("POST")[4]["metadata"], "what comes again is an Event of its own"
 
 
 def test_a_condition_that_is_set_again_is_cleared_again(told: Told) -> None:
