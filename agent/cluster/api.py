@@ -28,6 +28,7 @@ ANSWER_WITHIN = 15.0  # seconds
 LOOPS = 32  # threads that may ask at once, calls of the plugin apart: a watch for each kind, and the agent's parts
 JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a tenth of a Pod (API concepts)
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"  # the same of a list
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
 LONGEST_RETRY = 300.0  # seconds of a Retry-After that are believed
 SWITCHES = frozenset({"insecure-skip-tls-verify", "disable-compression"})  # of a kubeconfig's cluster

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
+from agent.cluster import listing
 from agent.cluster.api import Api, Request
+from agent.cluster.objects import rfc3339
 from agent.cluster.store import ConflictError
 
 TYPE = "NetworkUnavailable"
@@ -19,15 +20,18 @@ STRATEGIC = "application/strategic-merge-patch+json"
 
 def clear(api: Api, node: str) -> None:
     """Write that the network is there; a cloud's kubelet waits for it. Raises StoreError."""
+    now = rfc3339(datetime.now(UTC))
     condition = {
         "type": TYPE,
         "status": "False",
         "reason": REASON,
         "message": "testcni has prepared this node for pods",
-        "lastHeartbeatTime": now(),
-        "lastTransitionTime": now(),
+        "lastHeartbeatTime": now,
+        "lastTransitionTime": now,
     }
-    api.ask(Request("PATCH", _path(node), {}, {"status": {"conditions": [condition]}}, STRATEGIC))
+    api.ask(
+        Request("PATCH", listing.status_path("Node", node), {}, {"status": {"conditions": [condition]}}, STRATEGIC)
+    )
 
 
 def remove(api: Api, node: str) -> bool:
@@ -40,25 +44,16 @@ def remove(api: Api, node: str) -> bool:
 
 def _remove(api: Api, node: str) -> bool:
     """Remove it once. Raises ConflictError where the Node was changed since it was read."""
-    found = api.ask(Request("GET", _path(node).removesuffix("/status")))
+    found = api.ask(Request("GET", listing.path("Node", node)))
     if not any(_is_ours(condition) for condition in (found.get("status") or {}).get("conditions") or ()):
         return False
     body = {
         "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
         "status": {"conditions": [{"$patch": "delete", "type": TYPE}]},
     }
-    api.ask(Request("PATCH", _path(node), {}, body, STRATEGIC))
+    api.ask(Request("PATCH", listing.status_path("Node", node), {}, body, STRATEGIC))
     return True
 
 
 def _is_ours(condition: dict[str, Any]) -> bool:
     return (condition.get("type"), condition.get("status"), condition.get("reason")) == (TYPE, "False", REASON)
-
-
-def _path(node: str) -> str:
-    return f"/api/v1/nodes/{quote(node, safe='')}/status"
-
-
-def now() -> str:
-    """Return the time as the API server writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

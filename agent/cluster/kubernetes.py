@@ -95,7 +95,7 @@ class Kubernetes:
     def announce(self, node: str, text: str) -> None:
         """An annotation of the Node, by its status, which an agent may change; an empty text removes it."""
         body = {"metadata": {"annotations": {receives.ANNOTATION: text or None}}}
-        self._api.ask(Request("PATCH", f"{listing.path('Node', node)}/status", body=body, content_type=MERGE))
+        self._api.ask(Request("PATCH", listing.status_path("Node", node), body=body, content_type=MERGE))
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         """Delete the object, if it is the one that is known; one with its name may have come after it."""

@@ -61,6 +61,11 @@ def version(metadata: dict[str, Any]) -> str:
     return version if isinstance(version, str) else ""
 
 
+def status_path(kind: Kind, name: str) -> str:
+    """Where an object's status is."""
+    return f"{path(kind, name)}/status"
+
+
 def path(kind: Kind, name: str) -> str:
     """Where an object is; a Pod's name is namespace/name."""
     if kind == "Pod":

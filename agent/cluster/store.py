@@ -72,7 +72,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class StatusSeen:
-    """An object is as it was, but for its status, which is of no account to pods."""
+    """Only the status of an object changed. Pods do not depend on it."""
 
     obj: IPPool
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.cluster import fields, listing, pool_status
-from agent.cluster.api import Api, Request
+from agent.cluster.api import METADATA_LIST, Api, Request
 from agent.cluster.fields import ObjectError
 from agent.cluster.kubernetes import MERGE
 from agent.model import API_VERSION
@@ -17,7 +17,6 @@ from agent.visible import BlockUsage, Condition, PoolCounts
 PATH = f"/apis/{API_VERSION}/ipblockusages"
 NODE_LABEL, POOL_LABEL = "testcni.io/node", "testcni.io/pool"
 LONGEST_LABEL = 63  # characters of a label's value (Kubernetes)
-METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"  # a Node is 10 KiB otherwise
 
 
 class Usages:
@@ -56,11 +55,11 @@ class Usages:
 
     def change(self, usage: BlockUsage, uid: str) -> None:
         """Make the object what `usage` says, whatever it was."""
-        self._api.ask(Request("PATCH", f"{PATH}/{quote(usage.name)}", {}, to_doc(usage, uid), MERGE))
+        self._api.ask(Request("PATCH", _path(usage.name), {}, to_doc(usage, uid), MERGE))
 
     def delete(self, name: str) -> None:
         """Delete the object."""
-        self._api.ask(Request("DELETE", f"{PATH}/{quote(name, safe='')}"))
+        self._api.ask(Request("DELETE", _path(name)))
 
     def write_counts(self, pool: str, counts: PoolCounts) -> None:
         """Write how many addresses and blocks of a pool are in use."""
@@ -71,12 +70,15 @@ class Usages:
         self._patch_pool(pool, pool_status.condition_doc(condition))
 
     def _patch_pool(self, pool: str, status: Mapping[str, Any]) -> None:
-        path = f"{listing.path('IPPool', pool)}/status"
-        self._api.ask(Request("PATCH", path, {}, {"status": status}, MERGE))
+        self._api.ask(Request("PATCH", listing.status_path("IPPool", pool), {}, {"status": status}, MERGE))
 
     def _items(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         # with resourceVersion=0 the server ignores `limit`: 40 MB at once of 5,000 nodes
         yield from listing.pages(self._api, PATH, query, lambda _version: None)
+
+
+def _path(name: str) -> str:
+    return f"{PATH}/{quote(name, safe='')}"
 
 
 def label(name: str) -> str:

@@ -46,7 +46,6 @@ BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110,
 UNREAD = "look at the objects of this kind; all are listed anew when the watch ends"
 RESTARTS = 10, 5.0  # watches at once, then one in so many seconds: each may end as soon as it brought something
 SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
-
 IN_TIME = 0.99  # of the time asked for: clocks differ a little
 
 log = logging.getLogger(__name__)

@@ -147,7 +147,8 @@ class Addresses:
         self, stays: Stays, stay: Stay, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]
     ) -> Attachment:
         """The attachment with its addresses, those that stay claimed."""
-        if stay.asked and any(address.version == 4 and address not in stay.asked for address in conf.ips):
+        families = {address.version for address in stay.asked}
+        if any(address.version in families and address not in stay.asked for address in conf.ips):
             allowed = f"none: {', '.join(map(str, stay.asked))} is reserved for the pod"
             raise invalid_config("ips", ", ".join(map(str, conf.ips)), allowed)
         for tries in range(TRIES):

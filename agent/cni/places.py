@@ -40,7 +40,7 @@ class Places:
         return None, wrong
 
     def wrong(self, address: Address, network: Network, held: IPReservation | None) -> CniError | None:
-        """Why no pod of the network may have an address; one that it has reserved may be in nobody's block."""
+        """Return why no pod of the network may have an address. A reserved one may lie outside all blocks."""
         error = self._misplaced(address, network)
         mine = held is not None and held.network == network.name
         return None if mine and isinstance(error, OutsideError) and network.subnet is None else error

@@ -15,13 +15,13 @@ from ipaddress import IPv4Address
 from typing import TypeVar
 
 from agent import cniargs
+from agent.cluster.objects import OURS
 from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.errors import CniError, Code, invalid_config
 from agent.model import Described
 from agent.shared import Notice
 
-PREFIX = "testcni.io/"
-IP, STICKY, POOL = f"{PREFIX}ip", f"{PREFIX}sticky", f"{PREFIX}pool"
+IP, STICKY, POOL = f"{OURS}ip", f"{OURS}sticky", f"{OURS}pool"
 KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
 """The annotations that count, by the kind that may have them."""
 UNKNOWN = "AnnotationUnknown"
@@ -187,10 +187,10 @@ def parse(pod: Described) -> Wish:
 def _unknown(found: Described) -> Iterator[str]:
     """What is wrong with the first annotations of ours that no agent looks at: they may be misspelt."""
     kind, known = found.kind.lower(), KNOWN[found.kind]
-    names = {key.removeprefix(PREFIX): key for key in known}
+    names = {key.removeprefix(OURS): key for key in known}
     unknown = (key for key, _value in found.annotations if key not in known)
     for key in itertools.islice(unknown, TOLD):
-        meant = difflib.get_close_matches(key.removeprefix(PREFIX).lower(), names, 1)
+        meant = difflib.get_close_matches(key.removeprefix(OURS).lower(), names, 1)
         hint = f"did you mean {names[meant[0]]}?" if meant else f"a {kind} may have {', '.join(known)}"
         yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"
 

@@ -88,6 +88,11 @@ def overlaps(one: Subnet, other: Subnet) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
+def is_alike(one: Snapshot, other: Snapshot) -> bool:
+    """Return whether two snapshots have the same Nodes, pools and blocks, and the same ground."""
+    return (one.pools, one.blocks, one.nodes, one.ground) == (other.pools, other.blocks, other.nodes, other.ground)
+
+
 def belongs(block: IPBlock, network: Network, snapshot: Snapshot) -> bool:
     """Return whether pods of a network may have addresses of a claimed block, whoever has claimed it.
 
@@ -178,18 +183,19 @@ def withheld(snapshot: Snapshot, network: Network, node: str, own: tuple[Subnet,
     """
     found: set[Subnet] = set()
     for pool in snapshot.pools.values():
-        found.update(pool.exclude)
-        if pool.gateway:
-            found.add(ipaddress.ip_network(pool.gateway))
-        if not network.hand_made:
-            found.update(_outside(pool))
+        found.update(left_out(pool, ends=not network.hand_made))
     if network.hand_made:
         found.update(block.cidr for block in snapshot.blocks.values() if block.node != node)
     return frozenset(subnet for subnet in found if any(overlaps(subnet, block) for block in own))
 
 
-def _outside(pool: IPPool) -> Iterator[Subnet]:
-    """What of the pool's CIDR lies before its start or after its end."""
+def left_out(pool: IPPool, *, ends: bool = True) -> Iterator[Subnet]:
+    """Yield what of a pool no pod may have; with `ends` also what lies before its start or after its end."""
+    yield from pool.exclude
+    if pool.gateway:
+        yield single(pool.gateway)
+    if not ends:
+        return
     first, last = pool.cidr.network_address, pool.cidr.broadcast_address
     if pool.start and pool.start != first:
         yield from ipaddress.summarize_address_range(first, pool.start - 1)

@@ -1,4 +1,4 @@
-"""In whose block an address lies, of thousands of nodes: asked for each reservation, so no search looks at all."""
+"""Find the block and the node of an address, among thousands of nodes, without a look at each block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Homes:
         self._sizes = {version: [size for of, size in sizes if of == version] for version in (4, 6)}
 
     def find(self, address: Address) -> tuple[Subnet, str] | None:
-        """The smallest block that an address lies in, and its node; None: it is in nobody's."""
+        """Return the smallest block that contains an address, and its node. None: no block contains it."""
         number, version = int(address), address.version
         for size in self._sizes[version]:
             rest = address.max_prefixlen - size

@@ -7,11 +7,14 @@ as a podCIDR, and clusters without these rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from agent import special
 from agent.ipam import blocks
 from agent.ipam.ownership import span
 from agent.model import Address, IPPool, Network, Node, Snapshot, Subnet
+
+T = TypeVar("T")
 
 
 def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mapping[str, str]:
@@ -19,7 +22,7 @@ def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mappi
 
     `networks`: the networks in force on this node. A pool whose addresses macvlan or ipvlan pods have may lie in
     the nodes' own subnet. None: only what the agents of all nodes see alike, whatever their networks are.
-    The texts are stable: of several faults always the same one is told.
+    Of several faults of a pool the result always has the same one.
     """
     shared = None if networks is None else [n.subnet for n in networks if n.shared and n.subnet]
     found = {name: next(_faults(pool, snapshot, shared), "") for name, pool in sorted(snapshot.pools.items())}
@@ -36,34 +39,33 @@ class Known:
     def look(self, snapshot: Snapshot, networks: Iterable[Network] | None) -> Mapping[str, str]:
         """Return `faults` of these; the same value again while nothing of it has changed."""
         shared = None if networks is None else tuple(network for network in networks if network.shared)
-        if self._seen is None or not _alike(self._seen[0], snapshot) or self._seen[1] != shared:
+        if self._seen is None or not blocks.is_alike(self._seen[0], snapshot) or self._seen[1] != shared:
             self._found = faults(snapshot, shared)
             self._seen = snapshot, shared
         return self._found
 
 
-def _alike(one: Snapshot, other: Snapshot) -> bool:
-    same = one.nodes is other.nodes and one.pools is other.pools and one.blocks is other.blocks
-    return same and one.ground == other.ground
-
-
 def _pod_cidr(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Subnet, str] | None:
     """Return the first podCIDR by address that a CIDR overlaps, and the name of its Node."""
-    (first, last), version = span(cidr), cidr.version
-    podcidrs = ((block, node.name) for node in nodes for block in node.blocks if block.version == version)
-    given = ((*span(block), block, name) for block, name in podcidrs)
-    met = (entry for entry in given if entry[0] <= last and first <= entry[1])
-    found = min(met, key=lambda entry: (entry[0], entry[3]), default=None)
-    return (found[2], found[3]) if found else None
+    podcidrs = ((block, node.name) for node in nodes for block in node.blocks if block.version == cidr.version)
+    return _first(cidr, ((*span(block), block, name) for block, name in podcidrs))
 
 
 def _address(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Address, str] | None:
     """Return the first InternalIP in a CIDR, and the name of its Node."""
-    (first, last), version = span(cidr), cidr.version
-    known = ((int(a), a, node.name) for node in nodes for a in node.addresses if a.version == version)
-    met = (entry for entry in known if first <= entry[0] <= last)
-    found = min(met, key=lambda entry: (entry[0], entry[2]), default=None)
-    return (found[1], found[2]) if found else None
+    addresses = ((a, node.name) for node in nodes for a in node.addresses if a.version == cidr.version)
+    return _first(cidr, ((int(a), int(a), a, name) for a, name in addresses))
+
+
+def _first(cidr: Subnet, known: Iterable[tuple[int, int, T, str]]) -> tuple[T, str] | None:
+    """Return the first that a CIDR overlaps, by its lowest address and then by name, and its name.
+
+    `known`: of each its lowest and highest address as numbers, itself, and the name.
+    """
+    first, last = span(cidr)
+    met = (entry for entry in known if entry[0] <= last and first <= entry[1])
+    found = min(met, key=lambda entry: (entry[0], entry[3]), default=None)
+    return found[2:] if found else None
 
 
 def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet] | None) -> Iterator[str]:

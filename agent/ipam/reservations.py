@@ -230,10 +230,8 @@ def _places(snapshot: Snapshot, networks: Iterable[Network]) -> list[Subnet]:
 
 
 def _barred(pool: IPPool, address: Address) -> bool:
-    if not blocks.contains(pool.cidr, address):
-        return False
-    low, high = int(pool.start or pool.cidr[0]), int(pool.end or pool.cidr[-1])
-    return address == pool.gateway or not low <= int(address) <= high or any(address in e for e in pool.exclude)
+    inside = blocks.contains(pool.cidr, address)
+    return inside and any(blocks.contains(subnet, address) for subnet in blocks.left_out(pool))
 
 
 def disputes(snapshot: Snapshot, here: Here) -> Iterator[Problem]:

@@ -65,7 +65,9 @@ class Refusals:
 
         Networks come and go with names of their own, and each snapshot has every Node.
         """
-        valid = {other: refusal for other, refusal in self._last.items() if _is_alike(refusal.snapshot, snapshot)}
+        valid = {
+            other: refusal for other, refusal in self._last.items() if blocks.is_alike(refusal.snapshot, snapshot)
+        }
         self._last = {**valid, key: Refusal(problem, snapshot, without, time.monotonic())}
 
     def forget(self, key: str) -> None:
@@ -75,7 +77,7 @@ class Refusals:
     def why(self, key: str, snapshot: Snapshot) -> str:
         """Why no block is left; empty where one may be."""
         refusal = self._last.get(key)
-        return refusal.problem.what if refusal and _is_alike(refusal.snapshot, snapshot) else ""
+        return refusal.problem.what if refusal and blocks.is_alike(refusal.snapshot, snapshot) else ""
 
     def problems(self, snapshot: Snapshot) -> dict[str, Problem]:
         """Of networks for which the node has no block, for as long as somebody may still want one.
@@ -86,9 +88,5 @@ class Refusals:
         return {
             key: refusal.problem
             for key, refusal in self._last.items()
-            if refusal.without and refusal.at > since and _is_alike(refusal.snapshot, snapshot)
+            if refusal.without and refusal.at > since and blocks.is_alike(refusal.snapshot, snapshot)
         }
-
-
-def _is_alike(then: Snapshot, now: Snapshot) -> bool:
-    return (then.pools, then.blocks, then.nodes, then.ground) == (now.pools, now.blocks, now.nodes, now.ground)

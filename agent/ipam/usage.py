@@ -123,19 +123,19 @@ def capacity(pool: IPPool, snapshot: Snapshot) -> int:
     each block, unless pods share the subnet of their parent. It is calculated, as a pool may have 2^100 blocks.
     """
     base, last = int(pool.cidr.network_address), int(pool.cidr.broadcast_address)
-    first = int(pool.start) if pool.start else base
-    last = int(pool.end) if pool.end else last
-    barred = [*pool.exclude, *([ipaddress.ip_network(pool.gateway)] if pool.gateway else [])]
-    barred += [block for node in snapshot.nodes.values() for block in node.blocks]
+    podcidrs = (block for node in snapshot.nodes.values() for block in node.blocks)
+    barred = (*blocks.left_out(pool), *podcidrs)
     gaps = allocator.spans(block for block in barred if blocks.overlaps(block, pool.cidr))
     step = 1 << (pool.cidr.max_prefixlen - pool.block_size)
-    taken = () if blocks.is_shared(pool, snapshot) else (0, 1, step - 1) if pool.cidr.version == 4 else (0, 1)
-    total, low = 0, first
+    block = allocator.usable(type(pool.cidr)((base, pool.block_size)))
+    edges = (*range(block.first - base), *range(block.last + 1 - base, step))
+    taken = () if blocks.is_shared(pool, snapshot) else edges
+    total, low = 0, base
     for begin, end in (*gaps, (last + 1, last + 1)):
         high = min(begin - 1, last)
         if low <= high:
-            edges = sum(_count(high + 1 - base, step, rest) - _count(low - base, step, rest) for rest in taken)
-            total += high - low + 1 - edges
+            lost = sum(_count(high + 1 - base, step, rest) - _count(low - base, step, rest) for rest in taken)
+            total += high - low + 1 - lost
         low = max(low, end + 1)
     return total
 

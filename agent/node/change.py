@@ -39,13 +39,9 @@ def siblings(
     for peer in peers:
         for name in dict(peer.receives):
             conf, modes = chosen.get(name), peer.modes(name)
-            if (
-                conf
-                and modes
-                and conf.mode in ROUTED
-                and conf.mode not in (HOST_GW, *modes)
-                and modes[0] != HOST_GW
-            ):
+            if not (conf and modes and conf.mode in ROUTED):
+                continue
+            if conf.mode not in (HOST_GW, *modes) and modes[0] != HOST_GW:
                 wanted.add((conf, modes[0]))
     held = {(network.name, network.mode) for network in needed}
     found = set()

@@ -50,9 +50,8 @@ class Herald:
     def once(self) -> None:
         """One look; what fails is tried again."""
         status, me = self._status.get(), self._snapshot.get().nodes.get(self._node)
-        known = (
-            status.receives or status.blocks or status.refused
-        )  # else it is not known yet what there is to tell
+        # without any of these it is not known yet what to announce
+        known = status.receives or status.blocks or status.refused
         if not status.synced or not known or me is None:
             return
         if me.receives == status.receives:

@@ -1,4 +1,4 @@
-"""Pods whose address is in no block of their node any more: which ones, and who hears of it.
+"""Pods whose address is no longer in a block of their node: find them, and report them.
 
 A Node that is made anew may get another podCIDR, and a person may delete an IPBlock, while pods run on.
 """

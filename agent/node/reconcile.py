@@ -367,7 +367,7 @@ class Reconciler:
         all_pods = self._inputs.attachments.in_force()
         pods = [a for a in all_pods if a.network == network and a.owner]
         guests = frozenset(guest for pod in pods for guest in pod.guests)
-        if any(block.version == 4 for block in own) and network.mode in (VXLAN, IPIP):
+        if any(block.version in network.versions for block in own) and network.mode in (VXLAN, IPIP):
             # their pods need no address of the block on the node, and who has it now is reached
             guests |= self._alone(network, kept)
             kept = []

@@ -20,10 +20,7 @@ from agent.visible import BlockUsage
 EVERY = 10.0  # seconds between two looks at the node's addresses, and so between two writes of a block
 SOON = 1.0  # seconds: as long as nothing has been written yet
 LONGEST = 300.0  # seconds between two attempts while requests fail
-AFRESH = (
-    1800.0,
-    3600.0,
-)  # seconds after which the node's objects are listed anew, as people may have deleted some
+AFRESH = 1800.0, 3600.0  # seconds until the node's objects are listed again, as people may have deleted some
 REFUSED = (401, 403, 404)  # HTTP: older CustomResourceDefinitions or an older ClusterRole
 
 log = logging.getLogger(__name__)
@@ -52,17 +49,17 @@ class Failures:
         self._count += 1
         if (isinstance(error, ApiError) and error.status in REFUSED) or isinstance(error, NotFoundError):
             remedy = "apply the manifests of the agents' version: kubectl apply -f manifests/; pods do not need it"
-            problem = Problem(self._what, f"it can't be written: {error}", remedy)
-            self._problems.update(lambda known: {**known, self._what: problem})
+            self._report(f"it can't be written: {error}", remedy)
 
     def bug(self) -> None:
         """Report an exception that nobody expected: pods need nothing of this, so the agent goes on."""
         self._count += 1
         if self._what not in self._problems.get():
             log.exception("%s can't be written", self._what)
-        problem = Problem(
-            self._what, "internal error: it can't be written", "a bug of testcni; its log has the trace"
-        )
+        self._report("internal error: it can't be written", "a bug of testcni; its log has the trace")
+
+    def _report(self, what: str, remedy: str) -> None:
+        problem = Problem(self._what, what, remedy)
         self._problems.update(lambda known: {**known, self._what: problem})
 
     def pause(self, usual: float) -> float:

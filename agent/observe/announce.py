@@ -7,10 +7,12 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from agent.cluster import condition
 from agent.cluster.api import Api, Request
+from agent.cluster.objects import rfc3339
 from agent.cluster.store import ConflictError, StoreError
 from agent.model import Node, Problem, Snapshot
 from agent.shared import Latest, NodeStatus, Notice, Notices, Pace, pace
@@ -136,15 +138,17 @@ class Announcer:
 
 def _name(notice: Notice) -> str:
     """Return the name of an Event that there is to be one of; empty: it gets one."""
-    if not notice.once:
-        return ""
-    which = " ".join((notice.pod, notice.uid, notice.reason, notice.once))
-    return f"testcni-{hashlib.sha256(which.encode()).hexdigest()[:16]}"
+    return event_name("pod", notice.pod, notice.uid, notice.reason, notice.once) if notice.once else ""
+
+
+def event_name(kind: str, *about: str) -> str:
+    """Return the name of the only Event about something, whichever agent says it and however often."""
+    return f"testcni-{kind}-{hashlib.sha256(' '.join(about).encode()).hexdigest()[:16]}"
 
 
 def event(node: str, about: dict[str, str], reason: str, message: str, name: str = "") -> Request:
     """Return the request that makes an Event about an object, as this node's agent; without a name it gets one."""
-    namespace = about.get("namespace", "default")
+    namespace, now = about.get("namespace", "default"), rfc3339(datetime.now(UTC))
     doc = {
         "apiVersion": "v1",
         "kind": "Event",
@@ -154,8 +158,8 @@ def event(node: str, about: dict[str, str], reason: str, message: str, name: str
         "reason": reason,
         "message": message[:LONGEST_MESSAGE],
         "source": {"component": "testcni", "host": node},
-        "firstTimestamp": condition.now(),
-        "lastTimestamp": condition.now(),
+        "firstTimestamp": now,
+        "lastTimestamp": now,
         "count": 1,
     }
     return Request("POST", f"/api/v1/namespaces/{quote(namespace, safe='')}/events", {}, doc)

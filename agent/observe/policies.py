@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import threading
 import time
 
 from agent.cluster import listing
-from agent.cluster.api import Api, Request
+from agent.cluster.api import METADATA_LIST, Api, Request
 from agent.cluster.store import ConflictError, StoreError
-from agent.observe.announce import event
+from agent.observe.announce import event, event_name
 
 PATH = "/apis/networking.k8s.io/v1/networkpolicies"
-METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 EVERY = 600.0  # seconds between two looks
 TELL_AGAIN = 3600.0  # seconds: the API server keeps Events for an hour
 REASON = "NetworkPolicyNotEnforced"
@@ -67,8 +65,7 @@ class Policies:
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": namespace, "name": name,
             "uid": uid,
         }  # fmt: skip
-        which = hashlib.sha256(uid.encode()).hexdigest()[:16]
         try:
-            self._api.ask(event(self._node, about, REASON, MESSAGE, f"testcni-not-enforced-{which}"))
+            self._api.ask(event(self._node, about, REASON, MESSAGE, event_name("not-enforced", uid)))
         except ConflictError:
             log.debug("another agent has told of NetworkPolicy %s/%s", namespace, name)
