@@ -49,7 +49,7 @@ def condition(known: Condition | None, node: str, everywhere: str, here: str, sn
             return replace(known, since="")
     if here:
         return Condition(False, ON_NODE, f"node {node}: {here}"[:LONGEST_MESSAGE])
-    return Condition(True, USABLE, "nodes can claim blocks of it")
+    return Condition(True, USABLE, "its range has no known fault")
 
 
 class PoolStatusWriter:

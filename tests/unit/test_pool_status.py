@@ -31,7 +31,7 @@ PODS, LAN = (
     for name, cidr in (("pods", "10.8.0.0/22"), ("lan", "10.9.0.0/24"))
 )
 BLOCK = IPBlock(ipaddress.ip_network("10.8.1.0/24"), "n0", "pods")
-OK = Condition(True, USABLE, "nodes can claim blocks of it")
+OK = Condition(True, USABLE, "its range has no known fault")
 
 
 class Clock:
