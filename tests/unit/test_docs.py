@@ -1,0 +1,93 @@
+"""Every link of a documentation page, and every page that the code names, leads to something that exists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
+SOURCES = sorted(
+    path
+    for folder in ("agent", "bird", "cni-bin", "ebpf", "manifests", "tests")
+    for path in (REPO / folder).rglob("*")
+    if path.suffix in (".py", ".c", ".h", ".conf", ".yaml", ".frag")
+)
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+NAMED = re.compile(r"\bdocs/[\w./-]+\.md(?:#[\w-]+)?")
+
+
+def prose(page: Path) -> str:
+    """Return the text of a page without its blocks of code."""
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the headings of a page."""
+    found: set[str] = set()
+    for heading in HEADING.findall(prose(page)):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        found.add(
+            next(name for number in range(99) if (name := f"{slug}-{number}" if number else slug) not in found)
+        )
+    return found
+
+
+def links(page: Path) -> Iterator[str]:
+    """Yield the targets of all links and images of a page that are in the repository."""
+    for match in LINK.finditer(CODE.sub("", prose(page))):
+        target = match[1] or match[2]
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def fault(target: str, base: Path) -> str:
+    """Return what is wrong with a link's target, seen from the folder or page `base`; empty if nothing is."""
+    name, _, anchor = target.partition("#")
+    path = (base if base.is_dir() else base.parent) / name if name else base
+    if not path.exists():
+        return f"{target}: no such file"
+    if anchor and anchor not in anchors(path):
+        return f"{target}: no such heading"
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    assert [found for target in links(page) if (found := fault(target, page))] == []
+
+
+def test_pages_that_the_sources_name_exist() -> None:
+    faults = [
+        f"{path.relative_to(REPO)}: {found}"
+        for path in SOURCES
+        for target in NAMED.findall(path.read_text())
+        if (found := fault(target, REPO))
+    ]
+    assert faults == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    seen, todo = set[Path](), [REPO / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        todo += [(page.parent / target.partition("#")[0]).resolve() for target in links(page) if target[0] != "#"]
+    assert sorted(set(REPO.glob("docs/**/*.md")) - seen) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `b` (c)\n## Twice\n## Twice\n```\n# no heading [x](none.md)\n```\n[a](#a-b-c) [b](#twice-1) `[c](d)`"
+    )
+    assert [fault(target, page) for target in links(page)] == ["", ""]
+    assert [target for target in ("#no-heading", "none.md", "page.md#none") if not fault(target, page)] == []
