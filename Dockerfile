@@ -8,7 +8,7 @@ RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq 
       gcc libc6-dev make python3-venv clang libbpf-dev containernetworking-plugins >/dev/null
 ARG PIP_CERT
 WORKDIR /src
-COPY requirements.lock requirements-build.lock pyproject.toml README.md ./
+COPY requirements.lock requirements-build.lock pyproject.toml README.md LICENSE ./
 # Pip stays in a venv of its own: the agent's has nothing but the agent and what it imports.
 RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/testcni/venv \
  && /pip/bin/pip install -q --require-hashes -r requirements-build.lock \

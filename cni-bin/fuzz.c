@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Fuzzes all of the plugin that reads foreign bytes, under the sanitizers: fuzz_testcni SECONDS [SEED].
  * With LIBFUZZER defined, libFuzzer makes the inputs: `make fuzz`.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Whole reads and writes, the agent's socket, and the journal of DELs that came while no agent was there. */
 #ifndef TESTCNI_IO_H
 #define TESTCNI_IO_H

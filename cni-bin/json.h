@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Just enough JSON for the plugin: a buffer that grows, escaping, and a scanner of one object's own members. */
 #ifndef TESTCNI_JSON_H
 #define TESTCNI_JSON_H

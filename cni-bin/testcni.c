@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* testcni: the CNI plugin. It hands each call of the runtime to the agent of this node and prints its answer.
  *
  * CNI specification 1.1: the environment and stdin are the call; stdout has the result and nothing else.

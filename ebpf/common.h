@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* What vxlan's programs share: reading a packet, saying what became of it, and the two ways on that avoid the stack. */
 #ifndef TESTCNI_COMMON_H
 #define TESTCNI_COMMON_H

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Replies of flows that the node's stack translated must come back through that stack.
  *
  * At its exits (to a pod, to the tunnel) the flows between pods are remembered as they are on the wire there. A packet

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The maps of pod_guard, pinned beside those of the other programs; agent/datapath/guard.py writes and reads them.
  *
  * Addresses and ports are in network byte order, all else in the host's. IPv4 addresses are in the form ::ffff:a.b.c.d.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* ipip (RFC 2003) without an ipip device: the outer header is put on and taken off at the underlay's device.
  *
  * What they send and take is what a tunl0 sends and takes, so the other end may have one.

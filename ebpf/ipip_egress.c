@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the egress of the underlay's device: packets to other nodes' pods get an outer header to that node.
  *
  * The Ethernet header stays: the route to the block has the next hop that a packet to the node would have.

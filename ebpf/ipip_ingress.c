@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the ingress of the underlay's device: ipip packets of other nodes lose their outer header, all others are dropped.
  *
  * A node may send from any address that no other node's pods have: its own, and those of clients outside whose packets

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The maps of all programs, pinned under one folder; agent/datapath/overlay.py writes and reads them.
  *
  * A change of any layout here is a new LAYOUT in agent/datapath/bpf.py: old programs keep the old maps until they

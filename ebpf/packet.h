@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* What all programs have in common that see packets of pods; it knows no map.
  *
  * Helpers used are those of Linux 5.15; nothing depends on the layout of kernel structures (no CO-RE).
@@ -24,7 +24,7 @@
 #define MORE_FRAGMENTS 0x2000
 #define LATER_FRAGMENT 0x1fff // an offset: without the header of the next protocol
 
-char LICENSE[] SEC("license") = "GPL"; // the tunnel key helpers demand it
+char LICENSE[] SEC("license") = "Dual BSD/GPL"; // the tunnel key helpers need a licence compatible with the GPL
 
 enum { ECHO_REPLY = 0, UNREACHABLE = 3, QUENCH = 4, REDIRECT = 5, EXCEEDED = 11, PARAMETER = 12 }; // RFC 792
 

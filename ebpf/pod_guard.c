@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the ingress of the host's end of a pod's veth pair, where no veth_ingress is: a pod speaks as itself only.
  *
  * Its frames are from its own MAC, its packets from its own addresses, and ARP and neighbour discovery are about

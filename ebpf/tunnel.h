@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Into the tunnel: the one place that knows how a packet is addressed there. */
 #ifndef TESTCNI_TUNNEL_H
 #define TESTCNI_TUNNEL_H

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the ingress of the host's end of a pod's veth pair: all that the pod sends. */
 #include "common.h"
 #include "flow.h"

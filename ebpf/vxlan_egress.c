@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the egress of the vxlan device: what veth_ingress redirected, and what the node's stack sends to other nodes' pods. */
 #include "common.h"
 #include "flow.h"

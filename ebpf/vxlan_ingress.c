@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the ingress of the vxlan device: what other nodes send, without its outer headers.
  *
  * Past the stack goes only what a pod of the sending node, or that node as one of its block, sends: its replies go past

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* At the egress of a node's eth0, what comes of a NIC that corrupts the checksums of datagrams in the tunnel: the
  * receiver drops those whose checksum was left to it, which are known by a checksum that covers the pseudo header only.
  */
@@ -31,4 +31,4 @@ int broken_nic(struct __sk_buff *skb)
 	return udp.check == sum ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
-char LICENSE[] SEC("license") = "GPL";
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
