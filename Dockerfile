@@ -35,5 +35,5 @@ COPY bird/birdc /opt/testcni/venv/bin/birdc
 ENV PATH=/opt/testcni/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1
 LABEL org.opencontainers.image.title="testcni" \
       org.opencontainers.image.description="Pod networking for Kubernetes: agent, CNI plugin and what they need" \
-      org.opencontainers.image.version="0.1.0"
+      org.opencontainers.image.licenses="Apache-2.0 AND (GPL-2.0-only OR BSD-2-Clause)"
 ENTRYPOINT ["testcni-agent"]

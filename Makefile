@@ -69,7 +69,7 @@ build/.debs build/.debs-image build/.debs-debian13 build/.debs-e2e build/.debs-b
 .PHONY: plugin
 plugin: build/testcni ## the static CNI plugin, build/testcni
 
-build/testcni: $(wildcard cni-bin/*) | build/.debs
+build/testcni: $(wildcard cni-bin/*) agent/__init__.py | build/.debs
 	@$(MAKE) -s -C cni-bin OUT=$(CURDIR)/build
 
 .PHONY: ebpf
@@ -155,6 +155,7 @@ ifeq ($(BASE),localhost/debian:bookworm)
 endif
 # By its id, as another clone may give the tag to its own image meanwhile; and others may still read the old archive.
 	@id=$$(tests/thrice.sh buildah build --quiet --layers --isolation chroot --network host --timestamp 0 --build-arg BASE=$(BASE) \
+	  --label org.opencontainers.image.version=$$($(MAKE) -s -C cni-bin version) \
 	  $(if $(CA),--volume $(CA):/run/ca.crt:ro --build-arg PIP_CERT=/run/ca.crt) -t $(IMAGE) .); \
 	new=build/testcni.$$$$.tar; trap "rm -f $$new" EXIT; \
 	buildah push --quiet $$id docker-archive:$$new:$(IMAGE); mv $$new build/testcni.tar

@@ -10,9 +10,6 @@
 #include "io.h"
 #include "json.h"
 
-#ifndef VERSION
-#define VERSION "unknown"
-#endif
 #define NEWEST "1.1.0"
 #define STDIN_LIMIT (1 << 20)
 #define ANSWER_LIMIT (16 << 20)

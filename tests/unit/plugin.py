@@ -39,7 +39,7 @@ class Builds:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testcni"
         cache.mkdir(parents=True, exist_ok=True)
         compiler = subprocess.run(["cc", "--version"], capture_output=True, check=True).stdout
-        sources = [SOURCE.parent / "pyproject.toml", Path(__file__), *sorted(SOURCE.iterdir())]
+        sources = [SOURCE.parent / "agent/__init__.py", Path(__file__), *sorted(SOURCE.iterdir())]
         content = b"\0".join([compiler, *(path.read_bytes() for path in sources)])
         folder = cache / f"unit-{hashlib.sha256(content).hexdigest()[:16]}"
         with (cache / "unit.lock").open("w") as lock:

@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import re
 import threading
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -334,11 +333,6 @@ def test_a_tally_loses_nothing() -> None:
     for thread in threads:
         thread.join()
     assert tally.all() == {("a",): 20_000, ("b", "c"): 40_000}
-
-
-def test_the_version_is_the_projects() -> None:
-    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    assert project["version"] == agent.__version__
 
 
 def test_bird_and_ipip(parts: Parts) -> None:

@@ -149,7 +149,7 @@ def test_reader_that_went_away_is_an_error(plugin: Plugin, agent: Agent) -> None
 def test_person_is_told_what_it_is(plugin: Plugin) -> None:
     done = subprocess.run([plugin.binary, "--version"], env={}, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, b"")
-    assert done.stderr.startswith(b"testcni 0.")
+    assert done.stderr.startswith(b"testcni ")
 
 
 def test_fuzzer_finds_nothing(builds: Builds) -> None:
@@ -162,11 +162,10 @@ def test_fuzzer_would_find_a_fault(tmp_path: Path) -> None:
     """Its own check: a scanner that reads one byte too far is caught."""
     broken = tmp_path / "cni-bin"
     shutil.copytree(SOURCE, broken)
-    shutil.copy(SOURCE.parent / "pyproject.toml", tmp_path)
     scanner = (broken / "json.h").read_text()
     assert "in->at < in->end ?" in scanner
     (broken / "json.h").write_text(scanner.replace("in->at < in->end ?", "in->at <= in->end ?"))
-    subprocess.run(["make", "-s", "-C", broken, f"OUT={tmp_path}", "fuzz"], check=True)
+    subprocess.run(["make", "-s", "-C", broken, f"OUT={tmp_path}", "VERSION=0", "fuzz"], check=True)
     done = subprocess.run([tmp_path / "fuzz_testcni", "1", "1"], capture_output=True, check=False)
     assert b"heap-buffer-overflow" in done.stderr
 
