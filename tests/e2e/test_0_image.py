@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ import pytest
 
 from agent import __version__
 from tests.lab.space import REPO
+from tests.unit.test_licences import DUAL
 
 ARCHIVE = REPO / "build/testcni.tar"
 PACKED = 120  # MB
 CHUNK = 1 << 20
+DOC = "usr/share/doc"
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +33,21 @@ def document(archive: tarfile.TarFile, name: str) -> Any:
     return json.load(member)
 
 
-def files(archive: tarfile.TarFile) -> set[str]:
-    names: set[str] = set()
+def layers(archive: tarfile.TarFile) -> Iterator[tarfile.TarFile]:
     for layer in document(archive, "manifest.json")[0]["Layers"]:
-        member = archive.extractfile(layer)
-        with tarfile.open(fileobj=member) as inner:
-            names.update(inner.getnames())
-    return names
+        with tarfile.open(fileobj=archive.extractfile(layer)) as inner:
+            yield inner
+
+
+def files(archive: tarfile.TarFile) -> set[str]:
+    return {name for layer in layers(archive) for name in layer.getnames()}
+
+
+def text(archive: tarfile.TarFile, name: str) -> str:
+    """The file as the last layer that has it says."""
+    found = [layer.extractfile(name) for layer in layers(archive) if name in layer.getnames()]
+    assert found[-1]
+    return found[-1].read().decode()
 
 
 def test_it_is_small(archive: tarfile.TarFile) -> None:
@@ -75,4 +86,32 @@ def test_it_says_what_it_is(archive: tarfile.TarFile) -> None:
     assert config["Entrypoint"] == ["testcni-agent"]
     assert config["Labels"]["org.opencontainers.image.title"] == "testcni"
     assert config["Labels"]["org.opencontainers.image.version"] == __version__
+    assert config["Labels"]["org.opencontainers.image.licenses"] == f"Apache-2.0 AND ({DUAL})"
     assert "Healthcheck" not in config, "probes are Kubernetes'"
+
+
+def test_it_has_the_licence_of_each_part(archive: tarfile.TarFile) -> None:
+    names, listed = files(archive), text(archive, f"{DOC}/testcni/THIRD_PARTY.md")
+    links = {
+        member.name: f"{DOC}/{member.linkname}"
+        for layer in layers(archive)
+        for member in layer
+        if member.issym() and member.name.startswith(DOC)
+    }
+    debian = re.findall(r"^Package: (\S+)$", text(archive, "var/lib/dpkg/status"), re.MULTILINE)
+    python = {name.rpartition("/")[0] for name in names if name.endswith(".dist-info/METADATA")}
+    assert {"bird2", "libc6", "libgcc-s1", "nftables", "python3.11-minimal"} <= set(debian)
+    for package in debian:
+        folder = f"{DOC}/{package}"
+        assert f"{links.get(folder, folder)}/copyright" in names, package
+        assert f"| {package} | " in listed
+    assert len(python) > 20
+    for folder in python:
+        assert any(name.startswith(folder) and "LICENSE" in name for name in names), folder
+        assert f"/{folder}/" in listed or "/testcni-" in folder
+    linked = set(re.findall(rf" /({DOC}/testcni/linked/[^/]+/copyright) ", listed))
+    assert linked == {name for name in names if re.fullmatch(rf"{DOC}/testcni/linked/[^/]+/copyright", name)}
+    for part in ("containernetworking-plugins", "golang-1.", "golang-github-vishvananda-netlink"):
+        assert any(f"/linked/{part}" in name for name in linked), part
+    own = ("LICENSE", "LICENSES/GPL-2.0-only.txt", "LICENSES/BSD-2-Clause.txt")
+    assert names >= {f"{DOC}/testcni/{name}" for name in own}

@@ -4,12 +4,12 @@
 set -euo pipefail
 tag=$1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/testcni
-tar=$cache/base-bookworm.tar
+tar=$cache/base-bookworm-$(sha256sum "$0" | cut -c1-8).tar
 mkdir -p "$cache"
 if [ -z "$(find "$cache" -path "$tar" -mtime -1)" ]; then
   "$(dirname "$0")/../thrice.sh" mmdebstrap --quiet --variant=minbase --aptopt='APT::Install-Recommends "false"' \
-    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$cache/new-$$.tar"
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$cache/new-$$.tar"
   mv "$cache/new-$$.tar" "$tar"
 fi
 digest=$(sha256sum "$tar" | cut -c1-16)
