@@ -91,3 +91,11 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     )
     assert [fault(target, page) for target in links(page)] == ["", ""]
     assert [target for target in ("#no-heading", "none.md", "page.md#none") if not fault(target, page)] == []
+
+
+@pytest.mark.parametrize("light", sorted(REPO.glob("docs/images/*-light.svg")), ids=lambda path: path.name)
+def test_a_drawing_differs_in_its_colours_only(light: Path) -> None:
+    """So a change of a drawing is made in both variants."""
+    dark = light.with_name(light.name.replace("-light", "-dark"))
+    style = re.compile(r"<style>.*</style>", re.DOTALL)
+    assert style.sub("", light.read_text()) == style.sub("", dark.read_text())
