@@ -48,7 +48,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "tc filter handle": (tc.HANDLE,),
     "TCX programs at the underlay": tuple(ipip.PROGRAMS.values()),
     "TCX program at a pod's link": bpf.GUARD.programs,
-    "link group of slaves": (hex(int("f" * 7, 16) + 1),),
+    "link group of subinterfaces": (hex(int("f" * 7, 16) + 1),),
     "UDP port of the tunnel": (NETWORK.port,),
     "VNI": (NETWORK.vni,),
     "listener of metrics and health": (option("listen"),),
