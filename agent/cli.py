@@ -16,44 +16,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import config
-from agent.cluster.folder import Folder
+from agent import log as logs
+from agent.cluster.directory_store import Folder
+from agent.cluster.snapshot_cache import Follower, Seen
 from agent.cluster.store import Datastore
+from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import WORKERS, Server
-from agent.cni.stays import Known, Stays
-from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, ConfigError
-from agent.datapath import bpf, ipip, podports, sysctls
-from agent.datapath.bird.options import OptionsFile
-from agent.datapath.bird.supervisor import Supervisor
-from agent.datapath.monitor import Monitor
-from agent.ending import Ending
 from agent.errors import MustEndError
-from agent.ipam.attachments import Attachments
-from agent.model import Address, Problem, Snapshot
-from agent.node import keeper, route_marks
-from agent.node.claims import Claimer, Rules
-from agent.node.confs import ConfFolder
-from agent.node.folders import Folders
-from agent.node.follower import Follower, Seen
-from agent.node.herald import Herald
-from agent.node.install import Installer, Places
-from agent.node.keeper import Keeper, Kept
-from agent.node.reconcile import Inputs, Reconciler
-from agent.node.route_marks import RouteMarks
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Claimer, Rules
+from agent.ipam.reservations import controller as reservation_controller
+from agent.ipam.reservations.claims import Known, Stays
+from agent.ipam.reservations.controller import Keeper, Kept
+from agent.kernel import sysctl
+from agent.kernel.bpf import loader
+from agent.kernel.netlink_monitor import Monitor
+from agent.model.cluster import Address, Problem, Snapshot
+from agent.modes.ipip import device as ipip_device
+from agent.modes.ipip.bird.options import OptionsFile
+from agent.modes.ipip.bird.supervisor import Supervisor
+from agent.modes.parent.mac_filter_check import SegmentTest
+from agent.modes.vxlan.checksum_check import SelfTest
+from agent.node import route_protocol
+from agent.node.accepted_modes_publisher import Herald
+from agent.node.cni_conf_dir import ConfFolder
+from agent.node.host_directories import Folders
+from agent.node.installer import Installer, Places
+from agent.node.reconciler import Inputs, Reconciler
+from agent.node.route_protocol import RouteMarks
 from agent.node.run_dir import Lock, RunDir
-from agent.node.segment import SegmentTest
-from agent.node.selftest import SelfTest
+from agent.objects import pod_port_setup
 from agent.observe import health, metrics
-from agent.observe import log as logs
 from agent.observe.http import Http, Page, Pages
-from agent.observe.report import bgp, report
-from agent.shared import Busy, Demand, Latest, NodeStatus, Notices
+from agent.observe.status import bgp, report
+from agent.runtime.observable import Busy, Demand, Latest, NodeStatus, Notices
+from agent.runtime.shutdown import Ending
 
 if TYPE_CHECKING:
     from agent.cluster.api import Api
-    from agent.observe.policies import Policies
+    from agent.observe.network_policies import Policies
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 ADD_WAITS = 2.0  # seconds for an answer of the API server
@@ -73,15 +77,15 @@ class Agent:
         self._metrics = metrics.Metrics()
         self._ending, self._stop = Ending(), threading.Event()
         self._began = time.monotonic()
-        bpf.use(conf.ebpf)
-        ipip.use(conf.ipip)
-        podports.use(route_marks.of_pods(conf.route_protocol))
-        sysctls.use(conf.sysctl_dir)
+        loader.use(conf.ebpf)
+        ipip_device.use(conf.ipip)
+        pod_port_setup.use(route_protocol.of_pods(conf.route_protocol))
+        sysctl.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
         demand: Latest[Demand] = Latest({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)
         kept = conf.run_dir / "reservations.json"
-        self._follower = Follower(store, keeper.load(kept))
+        self._follower = Follower(store, reservation_controller.load(kept))
         busy: Latest[Busy] = Latest(frozenset())
         notices = Notices()
         self._keeper = Keeper(
@@ -119,7 +123,7 @@ class Agent:
             ),
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
-            resume=keeper.unusable(kept) is None,
+            resume=reservation_controller.unusable(kept) is None,
             bgp=OptionsFile(conf.bgp, conf.run_dir / "bgp-options"),
             bird=self._bird.want,
             nodes=conf.run_dir / "nodes.json",
@@ -166,7 +170,7 @@ class Agent:
                 self._reconciler,
                 self._journal,
                 self._bird.status.get,
-                ipip.counted,
+                ipip_device.counted,
             )
         )
 
@@ -311,7 +315,7 @@ def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
         return folder, folder, None
     # the client costs 30 MiB and 0.3 s: only those who use it pay
     from agent.cluster import api  # noqa: PLC0415
-    from agent.cluster.kubernetes import Kubernetes  # noqa: PLC0415
+    from agent.cluster.kubernetes_store import Kubernetes  # noqa: PLC0415
 
     load = partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster
     server = api.Api(load)
@@ -332,7 +336,7 @@ def announcer(
     api: Api, node: str, status: Latest[NodeStatus], snapshot: Latest[Snapshot], notices: Notices
 ) -> Callable[[threading.Event], None]:
     """What tells the cluster of this node."""
-    from agent.observe.announce import Announcer  # noqa: PLC0415
+    from agent.cluster.node_events import Announcer  # noqa: PLC0415
 
     return Announcer(api, node, status, snapshot, notices).run
 
@@ -341,9 +345,9 @@ def accounting(
     api: Api, seen: Seen, problems: Latest[Mapping[str, Problem]]
 ) -> dict[str, Callable[[threading.Event], None]]:
     """Return the threads that write for people which addresses are in use."""
-    from agent.cluster.usages import Usages  # noqa: PLC0415
-    from agent.node.pool_status import PoolStatusWriter  # noqa: PLC0415
-    from agent.node.usage import UsageWriter  # noqa: PLC0415
+    from agent.cluster.usage_objects import Usages  # noqa: PLC0415
+    from agent.node.pool_status_writer import PoolStatusWriter  # noqa: PLC0415
+    from agent.node.usage_writer import UsageWriter  # noqa: PLC0415
 
     usages = Usages(api)
     return {
@@ -354,7 +358,7 @@ def accounting(
 
 def policies(api: Api, node: str) -> Policies:
     """What looks for NetworkPolicies."""
-    from agent.observe.policies import Policies  # noqa: PLC0415
+    from agent.observe.network_policies import Policies  # noqa: PLC0415
 
     return Policies(api, node)
 

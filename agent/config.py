@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from agent import files, strictyaml
-from agent.model import ROUTE_PROTOCOL
-from agent.strictyaml import YamlError
+from agent.codec import strict_yaml
+from agent.codec.strict_yaml import YamlError
+from agent.model.cluster import ROUTE_PROTOCOL
+from agent.runtime import atomic_file
 
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 IPIP = ("device", "ebpf", "auto")
@@ -184,7 +185,7 @@ def _refuse_blank(candidates: Sequence[tuple[str | None, str]]) -> None:
 def _read_file(path: Path) -> dict[str, str]:
     """Read the options of the file; one without a value is not given, or is an empty text if it is never blank."""
     try:
-        doc = strictyaml.value(files.read(path))
+        doc = strict_yaml.value(atomic_file.read(path))
     except (OSError, YamlError) as error:
         raise ConfigError(f"config file {path}: {error}") from error
     if doc is None:

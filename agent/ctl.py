@@ -12,9 +12,9 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from agent import strictjson
 from agent.cni.protocol import PROTOCOL
-from agent.model import FAMILIES
+from agent.codec import strict_json
+from agent.model.cluster import FAMILIES
 
 EXIT_PROBLEMS, EXIT_UNABLE, EXIT_NO_AGENT = 1, 3, 4
 WITHIN = 5.0  # seconds
@@ -29,7 +29,7 @@ def ask(path: Path) -> dict[str, Any]:
         connection.sendall(json.dumps({"protocol": PROTOCOL, "command": "INFO"}).encode())
         connection.shutdown(socket.SHUT_WR)
         with connection.makefile("rb") as answer:
-            doc = strictjson.mapping(answer.read())
+            doc = strict_json.mapping(answer.read())
     if "node" not in doc:
         raise ValueError(f"the agent's answer makes no sense: {doc}")
     return doc
@@ -68,18 +68,18 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
 
 def monitor(run_dir: Path, output: str, seconds: float) -> int:
     """Drops and flows until the time is over or somebody interrupts: a table in a terminal, lines in a pipe."""
-    from agent.observe import watch  # noqa: PLC0415 - `status` must not wait for what it does not use
+    from agent.observe import drop_monitor  # noqa: PLC0415 - `status` must not wait for what it does not use
 
     try:
-        watched = watch.Watch(run_dir)
-        table = watch.Table(watched.maps) if output == "text" and sys.stdout.isatty() else None
+        watched = drop_monitor.Watch(run_dir)
+        table = drop_monitor.Table(watched.maps) if output == "text" and sys.stdout.isatty() else None
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for event in watched.happened():
                 if table:
                     table.add(event)
                 else:
-                    print(watch.line(event, output), flush=True)  # noqa: T201
+                    print(drop_monitor.line(event, output), flush=True)  # noqa: T201
             if table:
                 print(table.render(), flush=True)  # noqa: T201
     except BrokenPipeError:

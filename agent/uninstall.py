@@ -15,15 +15,16 @@ from agent import config
 from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
-from agent.datapath import bpf, links, rtnl
-from agent.datapath.bird import supervisor
-from agent.datapath.bird.daemon import Files
-from agent.datapath.bird.values import BirdError
-from agent.datapath.routes import Ownership
-from agent.datapath.state import ALIAS, LINK_PREFIX, NodeState
-from agent.node import ground, install, program, route_marks
-from agent.node.install import Places
+from agent.kernel import links, rtnl
+from agent.kernel.bpf import loader
+from agent.modes.ipip.bird import supervisor
+from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.types import BirdError
+from agent.node import apply, installer, kernel_state, route_protocol
+from agent.node.installer import Places
 from agent.node.run_dir import Lock
+from agent.objects.routes import Ownership
+from agent.objects.state import ALIAS, LINK_PREFIX, NodeState
 
 EXIT_DATASTORE = 4
 
@@ -39,10 +40,10 @@ def withdraw(conf: AgentConfig) -> Iterator[str]:
         yield f"what node {conf.node} receives"
         if not api:
             return
-        from agent.cluster import condition  # noqa: PLC0415 - the API's client is loaded where it is used
+        from agent.cluster import node_condition  # noqa: PLC0415 - the API's client is loaded where it is used
 
-        if condition.remove(api, conf.node):
-            yield f"the condition {condition.TYPE} of node {conf.node}"
+        if node_condition.remove(api, conf.node):
+            yield f"the condition {node_condition.TYPE} of node {conf.node}"
     except NotFoundError:
         return
 
@@ -53,7 +54,7 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
     Raises OSError, and BirdError when something else holds BIRD's socket.
     """
     if conf.conflist:  # first: the runtime must not start a pod on what goes now
-        for path in install.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
+        for path in installer.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
             yield str(path)
     nl = links.host()
     for link in rtnl.links(nl):
@@ -63,14 +64,14 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
     ran, routes = supervisor.retire(Files(conf.run_dir / "bird"))
     if ran or routes:
         yield f"BIRD, {routes} routes of it"
-    for protocol in route_marks.in_use(conf.run_dir, conf.route_protocol):
+    for protocol in route_protocol.in_use(conf.run_dir, conf.route_protocol):
         marks = Ownership(protocol)
-        done = program.program(nl, NodeState(), ground.read(nl), conf.sysctl_dir, marks, verify=True)
+        done = apply.program(nl, NodeState(), kernel_state.read(nl), conf.sysctl_dir, marks, verify=True)
         if done.problems:
             raise OSError("; ".join(map(str, done.problems)))
     yield "bridges, tunnels, eBPF programs, routes and the nft table"
-    if bpf.forget():
-        yield str(bpf.FOLDER)
+    if loader.forget():
+        yield str(loader.FOLDER)
     for folder in (conf.run_dir, conf.state_dir):
         yield from _empty(folder)
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The maps of pod_guard, pinned beside those of the other programs; agent/datapath/guard.py writes and reads them.
+/* The maps of pod_guard, pinned beside those of the other programs; agent/objects/pod_guard.py writes and reads them.
  *
  * Addresses and ports are in network byte order, all else in the host's. IPv4 addresses are in the form ::ffff:a.b.c.d.
  */
@@ -8,7 +8,7 @@
 
 #include "packet.h"
 
-enum guard_reason { // names in agent/datapath/guard.py, in this order
+enum guard_reason { // names in agent/objects/pod_guard.py, in this order
 	GUARD_MALFORMED,    // not as long as it says, or with more headers than it may have
 	GUARD_NOT_IP,       // neither IP nor ARP, or tagged
 	GUARD_SPOOFED_IP,   // from an address, or about one, that is not the pod's

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The maps of all programs, pinned under one folder; agent/datapath/overlay.py writes and reads them.
+/* The maps of all programs, pinned under one folder; agent/modes/vxlan/maps.py writes and reads them.
  *
- * A change of any layout here is a new LAYOUT in agent/datapath/bpf.py: old programs keep the old maps until they
+ * A change of any layout here is a new LAYOUT in agent/kernel/bpf/loader.py: old programs keep the old maps until they
  * are replaced. Addresses and ports are in network byte order, all else in the host's.
  */
 #ifndef TESTCNI_MAPS_H
@@ -11,7 +11,7 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
-enum reason { // names in agent/datapath/overlay.py, in this order
+enum reason { // names in agent/modes/vxlan/maps.py, in this order
 	FORWARDED_LOCAL,     // straight into a pod of this node
 	FORWARDED_REMOTE,    // from a pod straight into the tunnel
 	TO_STACK,            // handed to the node's stack

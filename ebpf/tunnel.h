@@ -10,7 +10,7 @@
  */
 struct tunnel_macs {
 	__u16 align;
-	__u8 prefix[2]; // TUNNEL_MAC_PREFIX in agent/datapath/overlay.py
+	__u8 prefix[2]; // TUNNEL_MAC_PREFIX in agent/modes/vxlan/maps.py
 	__be32 node;
 	__u8 source[ETH_ALEN];
 	__u16 end;

@@ -19,9 +19,9 @@ from kubernetes.client.exceptions import OpenApiException
 from kubernetes.config import ConfigException, incluster_config, kube_config
 from urllib3.connection import HTTPConnection
 
-from agent import strictjson
 from agent.cluster.store import ConflictError, NotFoundError, StoreError
-from agent.strictjson import JsonError
+from agent.codec import strict_json
+from agent.codec.strict_json import JsonError
 
 CONNECT_WITHIN = 5.0  # seconds
 ANSWER_WITHIN = 15.0  # seconds
@@ -109,7 +109,7 @@ class Api:
         """The JSON answer. Raises ApiError, ConflictError, NotFoundError."""
         response = self._open(request, self._within)
         try:
-            return strictjson.tolerant(response.data)
+            return strict_json.tolerant(response.data)
         except (ValueError, urllib3.exceptions.HTTPError, OSError) as error:
             raise ApiError(f"{request}: the answer is no JSON object: {_reason(error)}") from error
 
@@ -245,7 +245,7 @@ def _configuration() -> Configuration:
 
 def _event(path: str, line: bytes) -> dict[str, Any] | GarbledError:
     try:
-        doc = strictjson.tolerant(line)
+        doc = strict_json.tolerant(line)
     except JsonError as error:
         return GarbledError(f"watch {path}: {line[:80]!r} is no event: {error}")
     if not isinstance(doc.get("object"), dict):
@@ -257,7 +257,7 @@ def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
     """The API server's own words, and what kind of error they are."""
     try:
         text = answer.data.decode(errors="replace")
-        doc = strictjson.tolerant(text.encode())
+        doc = strict_json.tolerant(text.encode())
         message = str(doc["message"]) if "message" in doc else text
     except (ValueError, urllib3.exceptions.HTTPError, OSError):
         message = answer.reason or ""

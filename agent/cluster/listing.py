@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from agent.cluster import objects
 from agent.cluster.api import Api, ApiError, Request
-from agent.cluster.fields import Faults
+from agent.cluster.object_fields import Faults
 from agent.cluster.store import Kind
-from agent.model import Resource
+from agent.model.cluster import Resource
 
 PATHS: dict[Kind, str] = {
     "Node": "/api/v1/nodes",

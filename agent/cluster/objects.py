@@ -9,9 +9,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from agent.cluster import fields, nodes, pool_status, receives
-from agent.cluster.fields import Faults, ObjectError, short
-from agent.model import (
+from agent.cluster import accepted_modes, node_object, object_fields, pool_status_object
+from agent.cluster.object_fields import Faults, ObjectError, short
+from agent.model.cluster import (
     API_VERSION,
     KEEPS,
     Address,
@@ -71,7 +71,11 @@ def usable(doc: object, faults: Faults, known: Resource | None = None) -> Resour
     A field of which nothing can be used stays as it is in `known`, the last good state. Raises ObjectError.
     """
     obj = read(doc, faults)
-    return nodes.usable(obj, faults, known if isinstance(known, Node) else None) if isinstance(obj, Node) else obj
+    return (
+        node_object.usable(obj, faults, known if isinstance(known, Node) else None)
+        if isinstance(obj, Node)
+        else obj
+    )
 
 
 def read(doc: object, faults: Faults) -> Resource:
@@ -88,22 +92,22 @@ def read(doc: object, faults: Faults) -> Resource:
         raise ObjectError(
             "apiVersion", f"is {short(doc.get('apiVersion'))}", f"a {kind} has {KINDS_BY_VERSION[kind]}"
         )
-    metadata = fields.mapping(doc, "metadata")
+    metadata = object_fields.mapping(doc, "metadata")
     name = metadata.get("name")
     if not isinstance(name, str) or len(name) > NAME_LIMIT or not NAME.fullmatch(name):
         remedy = "small letters, digits, - and . (a DNS-1123 subdomain)"
         raise ObjectError("metadata.name", f"{short(name)} is no name", remedy)
     version = str(metadata.get("resourceVersion") or "")
     if kind == "Node":
-        return nodes.read(name, doc, version, faults)
+        return node_object.read(name, doc, version, faults)
     if kind in ("Pod", "Namespace"):
         return _described(kind, metadata, version, faults)  # type: ignore[arg-type]
-    spec = fields.mapping(doc, "spec")
+    spec = object_fields.mapping(doc, "spec")
     if kind == "IPPool":
-        return replace(_pool(name, spec, version), status=pool_status.read(doc.get("status")))
+        return replace(_pool(name, spec, version), status=pool_status_object.read(doc.get("status")))
     if kind == "IPReservation":
         return _reservation(name, spec, version)
-    since = fields.tolerant(faults, "", fields.created, metadata)
+    since = object_fields.tolerant(faults, "", object_fields.created, metadata)
     return replace(_block(name, spec, version), uid=str(metadata.get("uid") or ""), created=since)
 
 
@@ -120,7 +124,7 @@ def to_doc(obj: Resource) -> dict[str, Any]:
             if obj.labels:
                 metadata["labels"] = dict(obj.labels)
             if obj.receives:
-                metadata["annotations"] = {receives.ANNOTATION: receives.encode(obj.receives)}
+                metadata["annotations"] = {accepted_modes.ANNOTATION: accepted_modes.encode(obj.receives)}
             if obj.blocks:
                 spec = {"podCIDR": str(obj.blocks[0]), **spec}
             kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}
@@ -138,7 +142,7 @@ def to_doc(obj: Resource) -> dict[str, Any]:
 
 
 def _pool(name: str, spec: dict[str, Any], version: str) -> IPPool:
-    cidr = fields.cidr("spec.cidr", spec.get("cidr"))
+    cidr = object_fields.cidr("spec.cidr", spec.get("cidr"))
     largest = LARGEST_BLOCK_SIZE[cidr.version]
     if cidr.prefixlen > largest:
         raise ObjectError("spec.cidr", f"{cidr} is too small for a block", f"a CIDR of /{largest} or larger")
@@ -162,9 +166,9 @@ def _limited(pool: IPPool, spec: dict[str, Any]) -> IPPool:
     start, end = (_bound(cidr, spec, key) for key in ("start", "end"))
     if start and end and int(start) > int(end):
         raise ObjectError("spec.end", f"{end} is below start", f"an address not below {start}")
-    items = enumerate(fields.items(spec, "spec.exclude"))
+    items = enumerate(object_fields.items(spec, "spec.exclude"))
     exclude = dict.fromkeys(_excluded(cidr, f"spec.exclude[{n}]", item) for n, item in items)
-    gateway = None if spec.get("gateway") is None else fields.address("spec.gateway", spec["gateway"])
+    gateway = None if spec.get("gateway") is None else object_fields.address("spec.gateway", spec["gateway"])
     if gateway and gateway.version != cidr.version:
         raise ObjectError("spec.gateway", f"{gateway} is of another IP version", f"an address as {cidr} has them")
     allowed = _namespaces(spec)
@@ -174,7 +178,7 @@ def _limited(pool: IPPool, spec: dict[str, Any]) -> IPPool:
 def _namespaces(spec: dict[str, Any]) -> tuple[str, ...] | None:
     if spec.get("allowedNamespaces") is None:
         return None
-    names = fields.items(spec, "spec.allowedNamespaces")
+    names = object_fields.items(spec, "spec.allowedNamespaces")
     for number, name in enumerate(names):
         if not isinstance(name, str) or not name:
             raise ObjectError(f"spec.allowedNamespaces[{number}]", f"is {short(name)}", "the name of a namespace")
@@ -184,7 +188,7 @@ def _namespaces(spec: dict[str, Any]) -> tuple[str, ...] | None:
 def _bound(cidr: Subnet, spec: dict[str, Any], key: str) -> Address | None:
     if spec.get(key) is None:
         return None
-    address = fields.address(f"spec.{key}", spec[key])
+    address = object_fields.address(f"spec.{key}", spec[key])
     if address not in cidr:
         raise ObjectError(f"spec.{key}", f"{address} is not in cidr", f"an address of {cidr}")
     return address
@@ -193,7 +197,7 @@ def _bound(cidr: Subnet, spec: dict[str, Any], key: str) -> Address | None:
 def _excluded(cidr: Subnet, path: str, value: object) -> Subnet:
     """An address or a CIDR, as a CIDR."""
     alone = isinstance(value, str) and "/" not in value
-    subnet = ipaddress.ip_network(fields.address(path, value)) if alone else fields.cidr(path, value)
+    subnet = ipaddress.ip_network(object_fields.address(path, value)) if alone else object_fields.cidr(path, value)
     if subnet.version != cidr.version or not subnet.subnet_of(cidr):  # type: ignore[arg-type]
         raise ObjectError(path, f"{short(value)} is not in cidr", f"an address or a CIDR of {cidr}")
     return subnet
@@ -212,7 +216,7 @@ def _pool_spec(pool: IPPool) -> dict[str, Any]:
 
 
 def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
-    cidr = fields.cidr("spec.cidr", spec.get("cidr"))
+    cidr = object_fields.cidr("spec.cidr", spec.get("cidr"))
     if name != block_name(cidr):
         raise ObjectError("metadata.name", f"is {name}", f"the block {cidr} is named {block_name(cidr)}")
     for key in ("node", "pool"):
@@ -225,7 +229,7 @@ def _block(name: str, spec: dict[str, Any], version: str) -> IPBlock:
 
 
 def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation:
-    address = fields.address("spec.address", spec.get("address"))
+    address = object_fields.address("spec.address", spec.get("address"))
     if name != address_name(address):
         what = f"the reservation of {address} is named {address_name(address)}"
         raise ObjectError("metadata.name", f"is {name}", what)
@@ -240,8 +244,8 @@ def _reservation(name: str, spec: dict[str, Any], version: str) -> IPReservation
         spec["pod"],
         spec["node"],
         spec["network"],
-        fields.time("spec.since", spec.get("since")),
-        fields.time("spec.released", spec["released"]) if spec.get("released") is not None else None,
+        object_fields.time("spec.since", spec.get("since")),
+        object_fields.time("spec.released", spec["released"]) if spec.get("released") is not None else None,
         spec.get("asks", ""),
         spec.get("refused", ""),
         version,
@@ -292,13 +296,13 @@ def _described(
     kind: Literal["Pod", "Namespace"], metadata: dict[str, Any], version: str, faults: Faults
 ) -> Described:
     others: Faults = []
-    annotations = nodes.labels(metadata, others, "annotations")
+    annotations = node_object.labels(metadata, others, "annotations")
     if ours := [fault for fault in others if OURS in fault.what]:
         raise ours[0]  # what somebody asked for is not known
     faults += others
     controller = ""
     path = "metadata.ownerReferences"
-    for owner in fields.each(faults, path, fields.items(metadata, path), _owner):
+    for owner in object_fields.each(faults, path, object_fields.items(metadata, path), _owner):
         if owner.get("controller") is True:
             controller = f"{owner.get('kind')}/{owner.get('name')}"
     return Described(
@@ -307,7 +311,7 @@ def _described(
         str(metadata.get("uid") or ""),
         tuple((key, value) for key, value in annotations if key.startswith(OURS)),
         controller,
-        dict(nodes.labels(metadata, faults)).get("pod-template-hash", ""),
+        dict(node_object.labels(metadata, faults)).get("pod-template-hash", ""),
         version,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agent.cluster import api
-from agent.model import Address
+from agent.model.cluster import Address
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agent.model import Described, IPBlock, IPPool, IPReservation, Node, Problem, Resource
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Problem, Resource
 
 Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
 KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock", "IPReservation")
@@ -141,7 +141,7 @@ class Datastore(Protocol):
         """Delete the object; NotFoundError when there is none, ConflictError when it is not the `known` one."""
 
     def announce(self, node: str, text: str) -> None:
-        """Say of a node what it receives (agent.cluster.receives), beside what its Node object holds.
+        """Say of a node what it receives (agent.cluster.accepted_modes), beside what its Node object holds.
 
         An empty text removes what was said.
         """

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent import files, strictjson
 from agent.cni import protocol
 from agent.cni.protocol import Call
+from agent.codec import strict_json
+from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
-from agent.model import Problem
-from agent.shared import Latest
-from agent.strictjson import JsonError
+from agent.model.cluster import Problem
+from agent.runtime import atomic_file
+from agent.runtime.observable import Latest
 
 ABANDONED = 60.0  # seconds; a plugin writes for milliseconds
 EVERY = 1.0  # seconds: a DEL may have been journaled just as the agent came up
@@ -178,7 +179,7 @@ class Journal:
         if not self._done or done == self._noted:
             return
         try:
-            files.beside(self._done, json.dumps(sorted(done))).rename(self._done)
+            atomic_file.beside(self._done, json.dumps(sorted(done))).rename(self._done)
             self._noted = done
         except OSError as error:
             log.warning("%s can't be written: %s", self._done, error)
@@ -187,7 +188,7 @@ class Journal:
         if not self._done:
             return
         try:
-            for name, inode, when in strictjson.value(files.read(self._done)):
+            for name, inode, when in strict_json.value(atomic_file.read(self._done)):
                 yield (str(name), int(inode), int(when))
         except FileNotFoundError:
             return
@@ -203,7 +204,7 @@ def _stamp(path: Path) -> Stamp:
 def _read(path: Path, stamp: Stamp) -> Call:
     """The call of an entry, with the time when it was journaled. Raises CniError, OSError."""
     try:
-        data = files.read(path, protocol.REQUEST_LIMIT)
+        data = atomic_file.read(path, protocol.REQUEST_LIMIT)
     except OSError as error:
         # no plugin writes a link: one that leads nowhere is an entry that can never be done
         if error.errno in (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.EISDIR) or path.is_symlink():

@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from agent import strictjson
+from agent.codec import strict_json
+from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
-from agent.strictjson import JsonError
 
 PROTOCOL = 1
 FIELDS = {
@@ -50,7 +50,7 @@ class Call:
 def decode(data: bytes, netns_fd: int | None) -> Call:
     """The call in a request; raises CniError 4 or 6."""
     try:
-        doc = strictjson.tolerant(data)
+        doc = strict_json.tolerant(data)
     except JsonError as error:
         raise CniError(Code.DECODING_FAILURE, f"the plugin's request is no JSON object: {error}") from error
     if doc.get("protocol") != PROTOCOL:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from agent.cni.netconf import NetConf
 from agent.errors import MAC_REMEDY, invalid_config
 from agent.modes.base import CheckError, Wired
-from agent.netconf import NetConf
 
 
 def render(conf: NetConf, wired: Wired) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent import strictjson
 from agent.cni import protocol
-from agent.cni.arrivals import Arrival, Arrivals
+from agent.cni.connections import Arrival, Arrivals
+from agent.cni.netconf import VERSIONS
 from agent.cni.protocol import Call
-from agent.datapath.netns import NetnsLostError
+from agent.codec import strict_json
+from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
-from agent.netconf import VERSIONS
-from agent.strictjson import JsonError
+from agent.kernel.netns import NetnsLostError
 
 BACKLOG = 1024
 WORKERS = 256  # an ADD may wait for seconds; the rest queues in the backlog
@@ -171,7 +171,7 @@ class Server:
 def _version(call: Call) -> str:
     """The version in which an error is told: the netconf's where that can be read."""
     try:
-        found = strictjson.mapping(call.config).get("cniVersion")
+        found = strict_json.mapping(call.config).get("cniVersion")
     except JsonError:
         return VERSIONS[-1]
     return found if isinstance(found, str) and found in VERSIONS else VERSIONS[-1]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from agent import strictjson
-from agent.datapath.state import LINK_PREFIX
+from agent.codec import strict_json
 from agent.ipam.blocks import is_single
-from agent.model import MODES, Address, Network, Subnet, Uplink
+from agent.model.cluster import MODES, Address, Network, Subnet, Uplink
+from agent.objects.state import LINK_PREFIX
 
 FORMAT = 2
 """Of a file's first line. Keys may be added to it: whoever does not know them skips them.
@@ -190,11 +190,11 @@ def decode(data: bytes, *, whole: bool) -> Attachment:
     """The attachment of a file's bytes, wired if it is `whole`; raises ValueError that says what is wrong."""
     try:
         first, _, second = data.partition(b"\n")
-        doc = strictjson.mapping(first)
+        doc = strict_json.mapping(first)
         if doc["format"] != FORMAT:
             raise ValueError(f"it is of format {doc['format']!r}, not {FORMAT}")
         made = decode_line(doc)
-        return replace(made, wired=_wired(strictjson.mapping(second))) if whole else made
+        return replace(made, wired=_wired(strict_json.mapping(second))) if whole else made
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is no attachment: {error!r}") from error
 

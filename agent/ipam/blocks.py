@@ -7,12 +7,12 @@ import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from agent import special
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
 from agent.ipam import allocator
 from agent.ipam.allocator import Range
-from agent.model import Address, IPBlock, IPPool, Network, Snapshot, Subnet
-from agent.shared import NodeStatus
+from agent.model import special_addresses
+from agent.model.cluster import Address, IPBlock, IPPool, Network, Snapshot, Subnet
+from agent.runtime.observable import NodeStatus
 
 IMPLICIT_POOL = "netconf"
 NOBODY: frozenset[Address] = frozenset()
@@ -123,7 +123,7 @@ def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
     Pods that share their parent's subnet live among the nodes: there single addresses are left out, not blocks.
     The API server's address outside of the node's networks is a Service's: how far those go is not known.
     """
-    yield from (kept.network for kept in special.CLASSES)
+    yield from (kept.network for kept in special_addresses.CLASSES)
     for server in snapshot.ground.servers:
         near = on_ground(single(server), snapshot)
         around = (*(pool.cidr for pool in snapshot.pools.values()), network.subnet)

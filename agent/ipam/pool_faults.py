@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from agent import special
 from agent.ipam import blocks
-from agent.ipam.ownership import span
-from agent.model import Address, IPPool, Network, Node, Snapshot, Subnet
+from agent.ipam.block_ownership import span
+from agent.model import special_addresses
+from agent.model.cluster import Address, IPPool, Network, Node, Snapshot, Subnet
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet] | None) -
     `shared`: subnets that pods of this node share; None: what this node sees does not count.
     """
     cidr = pool.cidr
-    if kept := special.against(cidr):
+    if kept := special_addresses.against(cidr):
         yield f"it overlaps {kept}"
     for server in sorted(snapshot.ground.servers, key=str):
         if blocks.contains(cidr, server) and not blocks.on_ground(blocks.single(server), snapshot):

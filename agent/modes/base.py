@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
-from agent.datapath.bird.options import BgpOptions
-from agent.datapath.podport import PodPort
-from agent.datapath.state import LocalAddress, NodeState, Underlay
+from agent.cni.netconf import ExtraRoute
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
-from agent.ipam.ownership import Ownership
-from agent.model import Address, Network, Snapshot, Subnet
-from agent.modes.ends import Ends
-from agent.netconf import ExtraRoute
+from agent.ipam.block_ownership import Ownership
+from agent.model.cluster import Address, Network, Snapshot, Subnet
+from agent.modes.ipip.bird.options import BgpOptions
+from agent.modes.node_endpoints import Ends
+from agent.objects.pod_port import PodPort
+from agent.objects.state import LocalAddress, NodeState, Underlay
 
 
 @dataclass(frozen=True, slots=True)

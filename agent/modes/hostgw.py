@@ -6,27 +6,18 @@ import ipaddress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.datapath import fdb, links, linksetup, netns, rtnl
-from agent.datapath.netlink import Netlink
-from agent.datapath.podport import PodPort
-from agent.datapath.state import (
-    BRIDGE_MAC_PREFIX,
-    MAC_PREFIX,
-    Bridge,
-    NodeState,
-    Proxy,
-    Route,
-    bridge_mac,
-    mac_for,
-)
+from agent.cni.netconf import ExtraRoute
 from agent.errors import invalid_config
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
-from agent.model import HOST_GW, Address, Problem
-from agent.modes import ip_versions, territory, ways, wiring
+from agent.kernel import fdb, link_setup, links, netns, rtnl
+from agent.kernel.netlink import Netlink
+from agent.model.cluster import HOST_GW, Address, Problem
+from agent.modes import ip_versions, peers, routable_blocks, veth
 from agent.modes.base import CheckError, View, Wired
-from agent.netconf import ExtraRoute
+from agent.objects.pod_port import PodPort
+from agent.objects.state import BRIDGE_MAC_PREFIX, MAC_PREFIX, Bridge, NodeState, Proxy, Route, bridge_mac, mac_for
 
 
 class HostGw:
@@ -34,20 +25,20 @@ class HostGw:
 
     def desired(self, view: View) -> NodeState:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
-        settled = territory.settle(view)
+        settled = routable_blocks.settle(view)
         carried = ip_versions.settle(settled.view, _mtu(view))
         view = carried.view
         routes: set[Route] = set()
         problems: set[Problem] = {*settled.problems, *carried.problems}
-        to = ways.Peers(view)
-        for found in ways.peers(view):
+        to = peers.Peers(view)
+        for found in peers.peers(view):
             if isinstance(found, Problem):
                 problems.add(found)
                 continue
             peer, block = found
             if block.version == 6 and not view.ipv6:
                 continue  # one problem says so
-            if block.version == 4 and ways.way(view, peer) != HOST_GW:
+            if block.version == 4 and peers.way(view, peer) != HOST_GW:
                 continue  # another mode's network has a way to it
             route = to.route(peer, block)
             if isinstance(route, Route):
@@ -59,43 +50,43 @@ class HostGw:
             bridges=_bridge(view),
             routes=frozenset(routes),
             proxies=_proxies(view),
-            masquerade=ways.masquerade(view, nodes=True),
+            masquerade=peers.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=frozenset(problems),
             refused=settled.refused | carried.refused,
             lacking=carried.lacking,
-            crossing=ways.crossing(view),
+            crossing=peers.crossing(view),
             guards=frozenset({(view.network.bridge, view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
-            answering=frozenset({view.network.bridge} if view.blocks and ways.mixed(view) else ()),
+            answering=frozenset({view.network.bridge} if view.blocks and peers.mixed(view) else ()),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
         """A port of the bridge."""
         network, learns = attachment.network, int(not attachment.network.spoof_check)
         flags = (
-            (linksetup.IFLA_BRPORT_MODE, int(network.hairpin)),
-            (linksetup.IFLA_BRPORT_LEARNING, learns),
-            (linksetup.IFLA_BRPORT_UNICAST_FLOOD, learns),
-            *linksetup.PLAIN_PORT,
+            (link_setup.IFLA_BRPORT_MODE, int(network.hairpin)),
+            (link_setup.IFLA_BRPORT_LEARNING, learns),
+            (link_setup.IFLA_BRPORT_UNICAST_FLOOD, learns),
+            *link_setup.PLAIN_PORT,
         )
-        return replace(wiring.port(attachment), bridge=network.bridge, flags=flags, station=attachment.mac)
+        return replace(veth.port(attachment), bridge=network.bridge, flags=flags, station=attachment.mac)
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
-        bridge = wiring.needed("bridge", network.bridge)
+        bridge = veth.needed("bridge", network.bridge)
         _refuse_taken(nl, attachment, bridge.mac)
         mtu = network.mtu or bridge.mtu
-        nl.request(wiring.create_veth(attachment, netns_fd, mtu, master=bridge.index))
-        wiring.make_port(self.port(attachment), bridge)
-        with wiring.pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
+        nl.request(veth.create_veth(attachment, netns_fd, mtu, master=bridge.index))
+        veth.make_port(self.port(attachment), bridge)
+        with veth.pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
         links.settle(nl, bridge.name)
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
-                {"name": attachment.link, "mac": wiring.host_mac(attachment), "mtu": mtu},
+                {"name": attachment.link, "mac": veth.host_mac(attachment), "mtu": mtu},
                 {"name": attachment.ifname, "mac": attachment.mac, "mtu": mtu, "sandbox": attachment.netns},
             ],
             ips=[
@@ -111,8 +102,8 @@ class HostGw:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        bridge = wiring.check_up("bridge", attachment.network.bridge)
-        port = wiring.check_port(self.port(attachment))
+        bridge = veth.check_up("bridge", attachment.network.bridge)
+        port = veth.check_port(self.port(attachment))
         held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
         for lease in attachment.leases:
             if not is_single(lease.block) and allocator.gateway(lease.block) not in held:
@@ -121,11 +112,11 @@ class HostGw:
             addresses = tuple(
                 ipaddress.ip_interface((lease.address, lease.block.prefixlen)) for lease in attachment.leases
             )
-            wiring.check_pod(inside, attachment, wired, port.index, addresses)
+            veth.check_pod(inside, attachment, wired, port.index, addresses)
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the host's end; the pod's end goes with it."""
-        wiring.remove_port(attachment)
+        veth.remove_port(attachment)
 
 
 def _bridge(view: View) -> frozenset[Bridge]:
@@ -138,7 +129,7 @@ def _bridge(view: View) -> frozenset[Bridge]:
 
 def _mtu(view: View) -> int:
     """Return the MTU of the bridge and of pods, in bytes."""
-    return view.network.mtu or ways.underlay_mtu(view)
+    return view.network.mtu or peers.underlay_mtu(view)
 
 
 def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:
@@ -156,7 +147,7 @@ def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:
 
 def _proxies(view: View) -> frozenset[Proxy]:
     """The pods on the bridge believe that all of the block is there: for what is not the node answers."""
-    gone = (alone.network_address for _node, alone in ways.away(view))
+    gone = (alone.network_address for _node, alone in peers.away(view))
     return frozenset(
         Proxy(view.network.bridge, address)
         for address in (*gone, *view.strays)
@@ -166,16 +157,16 @@ def _proxies(view: View) -> frozenset[Proxy]:
 
 def _gateway(lease: Lease) -> Address:
     """The bridge's address in the block; a guest, whose block is not here, has the one that is on no interface."""
-    return wiring.GATEWAY if is_single(lease.block) else allocator.gateway(lease.block)
+    return veth.GATEWAY if is_single(lease.block) else allocator.gateway(lease.block)
 
 
 def _configure(
     inside: Netlink, attachment: Attachment, bridge_mac: str, routes: tuple[ExtraRoute, ...]
 ) -> list[ExtraRoute]:
-    end = wiring.pod_end(inside, attachment)
+    end = veth.pod_end(inside, attachment)
     gateways: dict[int, Address] = {lease.address.version: _gateway(lease) for lease in attachment.leases}
     steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
-    if wiring.GATEWAY in gateways.values():
-        steps += wiring.lone_gateway(inside, end.index, bridge_mac)
-    ways = wiring.pod_routes(gateways, routes)
-    return wiring.configure(inside, end.index, steps, attachment.network.subnet, ways)
+    if veth.GATEWAY in gateways.values():
+        steps += veth.lone_gateway(inside, end.index, bridge_mac)
+    ways = veth.pod_routes(gateways, routes)
+    return veth.configure(inside, end.index, steps, attachment.network.subnet, ways)

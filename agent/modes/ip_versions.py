@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agent.datapath.state import IPV6_MIN_MTU
-from agent.model import Problem, Subnet
+from agent.model.cluster import Problem, Subnet
 from agent.modes.base import View
+from agent.objects.state import IPV6_MIN_MTU
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from agent.datapath.state import LocalAddress
-from agent.model import ENDS, Address, Node, Problem, Receives, Subnet
-from agent.modes import ends
+from agent.model.cluster import ENDS, Address, Node, Problem, Receives, Subnet
+from agent.modes import node_endpoints
 from agent.modes.base import View
-from agent.modes.ends import Ends
+from agent.modes.node_endpoints import Ends
+from agent.objects.state import LocalAddress
 
 
 def chosen(view: View) -> Ends:
     """Where each node of the cluster is."""
-    return view.ends if view.ends is not None else ends.choose(view.snapshot.nodes)
+    return view.ends if view.ends is not None else node_endpoints.choose(view.snapshot.nodes)
 
 
 def own(view: View, known: Ends, version: int = 4) -> tuple[Address | None, LocalAddress | None]:

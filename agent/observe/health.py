@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Thread
 
-from agent.datapath import links, rtnl
-from agent.node.confs import Confs
-from agent.node.install import Installer
+from agent.kernel import links, rtnl
+from agent.node.cni_conf_dir import Confs
+from agent.node.installer import Installer
 from agent.observe.http import Page
-from agent.shared import NodeStatus
+from agent.runtime.observable import NodeStatus
 
 
 def alive(parts: Iterable[Thread], listen: tuple[str, int] | None) -> Page:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import cast
 
-from agent.model import Problem
-from agent.shared import Latest
+from agent.model.cluster import Problem
+from agent.runtime.observable import Latest
 
 TEXT = "text/plain; charset=utf-8"
 WITHIN = 5.0  # seconds for all of a connection

@@ -15,12 +15,12 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.cluster.snapshot_cache import Follower
 from agent.cni.journal import Journal
-from agent.datapath.bird.values import BirdStatus
-from agent.model import FAMILIES, MODES, Snapshot
-from agent.node.follower import Follower
-from agent.node.reconcile import Reconciler
-from agent.shared import Sink
+from agent.model.cluster import FAMILIES, MODES, Snapshot
+from agent.modes.ipip.bird.types import BirdStatus
+from agent.node.reconciler import Reconciler
+from agent.runtime.observable import Sink
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 import yaml
 
-from agent import special
 from agent.cluster import api
 from agent.cluster.api import Api, ApiError
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import KINDS, ConflictError, NotFoundError
-from agent.cni.stays import TakenError
-from agent.model import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
-from agent.node.claims import Claimer, Rules, claim
-from agent.node.follower import Follower
-from agent.shared import Latest
+from agent.ipam.block_controller import Claimer, Rules, claim
+from agent.ipam.reservations.claims import TakenError
+from agent.model import special_addresses
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
+from agent.runtime.observable import Latest
 from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
@@ -100,8 +100,12 @@ def test_a_pool_over_pod_cidrs_or_services_is_refused(control: ControlPlane) -> 
     control.kubectl("delete", "node", "given")
 
 
-@pytest.mark.parametrize("kept", [k for k in special.CLASSES if k.network != MAPPED], ids=lambda k: str(k.network))
-def test_a_pool_of_addresses_that_no_pod_may_have_is_refused(control: ControlPlane, kept: special.Class) -> None:
+@pytest.mark.parametrize(
+    "kept", [k for k in special_addresses.CLASSES if k.network != MAPPED], ids=lambda k: str(k.network)
+)
+def test_a_pool_of_addresses_that_no_pod_may_have_is_refused(
+    control: ControlPlane, kept: special_addresses.Class
+) -> None:
     longest = kept.network.prefixlen >= (30 if kept.network.version == 4 else 126)
     inside = kept.network.supernet(new_prefix=kept.network.max_prefixlen - 4) if longest else kept.network
     message = "overlaps addresses that no pod may have: unspecified, loopback"
@@ -118,7 +122,7 @@ def test_the_kind_and_the_agents_know_the_same_addresses() -> None:
     for version in (4, 6):
         both = [
             [*ipaddress.collapse_addresses(n for n in found if n.version == version)]  # type: ignore[type-var]
-            for found in (named, [kept.network for kept in special.CLASSES])
+            for found in (named, [kept.network for kept in special_addresses.CLASSES])
         ]
         assert both[0] == both[1]
 
@@ -379,8 +383,8 @@ from pathlib import Path
 from pathlib import Path
 from agent import cli
 from agent.cluster import api
-from agent.cluster.kubernetes import Kubernetes
-from agent.node.follower import Follower
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.snapshot_cache import Follower
 follower = Follower(Kubernetes(api.Api(partial(api.from_kubeconfig, Path(sys.argv[1])))))
 threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
 while len(follower.snapshot.get().nodes) < 5000 or not follower.snapshot.get().synced: time.sleep(0.1)

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.cluster import api, condition
+from agent.cluster import api, node_condition
 from agent.cluster.api import Api, ApiError, Request
-from agent.cluster.condition import STRATEGIC
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.node_condition import STRATEGIC
+from agent.cluster.node_events import event
 from agent.cluster.store import StoreError
-from agent.cni.stays import TakenError
-from agent.model import IPBlock, IPReservation
-from agent.observe.announce import event
+from agent.ipam.reservations.claims import TakenError
+from agent.model.cluster import IPBlock, IPReservation
 from tests.e2e.api import MANIFESTS, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
@@ -377,7 +377,7 @@ def test_the_clean_up_removes_one_condition_and_one_annotation_of_one_node(contr
         return False
 
     eventually(is_in_force, 60)
-    condition.clear(agent, ONE)
+    node_condition.clear(agent, ONE)
     Kubernetes(agent).announce(ONE, "testcni=vxlan")
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"status": {"conditions": [{**CONDITION, "message": "x"}]}}, "changes no other"),
@@ -392,7 +392,7 @@ def test_the_clean_up_removes_one_condition_and_one_annotation_of_one_node(contr
     is_refused(lambda: cleanup.announce(TWO, ""), "its own Node only")
     for is_there in (True, False):
         cleanup.announce(ONE, "")
-        assert condition.remove(server, ONE) == is_there
+        assert node_condition.remove(server, ONE) == is_there
     node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
     assert "testcni.io/receives" not in node["metadata"].get("annotations", {})
     assert [c["type"] for c in node["status"]["conditions"]] == ["Ready"]

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 
 from agent.cluster import objects
-from agent.cluster import usages as codec
+from agent.cluster import usage_objects as codec
 from agent.cluster.api import ApiError, Request
-from agent.cluster.kubernetes import MERGE
-from agent.cluster.usages import Usages
+from agent.cluster.kubernetes_store import MERGE
+from agent.cluster.snapshot_cache import Follower, Seen
+from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
+from agent.ipam.attachment_store import Attachments
 from agent.ipam.usage import of_one_node
-from agent.model import IPBlock, Network, Node, Snapshot
-from agent.node.follower import Follower, Seen
-from agent.node.pool_status import PoolStatusWriter
-from agent.node.usage import UsageWriter
-from agent.shared import Latest, NodeStatus
-from agent.visible import BlockUsage, PoolCounts
+from agent.model.cluster import IPBlock, Network, Node, Snapshot
+from agent.model.usage import BlockUsage, PoolCounts
+from agent.node.pool_status_writer import PoolStatusWriter
+from agent.node.usage_writer import UsageWriter
+from agent.runtime.observable import Latest, NodeStatus
 from tests.e2e.api import apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane

@@ -179,8 +179,9 @@ def serve(nodes: Sequence[LabNode], backend: Pod) -> None:
 
 COUNTERS = """
 import json
-from agent.datapath import bpf, overlay
-print(json.dumps({name: count.packets for name, count in overlay.counters(bpf.maps()).items()}))
+from agent.kernel.bpf import loader
+from agent.modes.vxlan import maps
+print(json.dumps({name: count.packets for name, count in maps.counters(loader.maps()).items()}))
 """
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent.datapath import tcx
-from agent.datapath.bird.supervisor import RETIRE_AFTER
-from agent.node.change import GRACE
+from agent.kernel import tcx
+from agent.modes.ipip.bird.supervisor import RETIRE_AFTER
+from agent.node.mode_migration import GRACE
 from tests.lab import matrix, underlay
 from tests.lab.lab import CONF_FILE, Lab, LabNode, Pod, lab
 from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, eventually

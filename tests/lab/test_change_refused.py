@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from agent.node.change import GRACE
-from agent.node.install import CONFLIST
+from agent.node.installer import CONFLIST
+from agent.node.mode_migration import GRACE
 from tests.lab.lab import PLUGIN, SEED_CONF, Lab, LabNode, Pod, lab, shared_conf
 from tests.lab.paths import lacks
 from tests.lab.talk import eventually

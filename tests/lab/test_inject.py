@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from agent.datapath.overlay import tunnel_mac
+from agent.modes.vxlan.maps import tunnel_mac
 from tests.lab.lab import SERVICE_TABLE, Lab, LabNode, Pod, lab
 from tests.lab.talk import NODE_PORT, SERVICE, SERVICE_PORT, counters, eventually
 from tests.netns.frames import UDP, ethernet, ipv4, udp

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird.control import Control, ControlError
-from agent.datapath.bird.daemon import Files
-from agent.datapath.bird.render import render
-from agent.datapath.bird.values import BirdConfig, State
-from agent.datapath.state import LocalAddress, Underlay
-from agent.model import Network, Node, Snapshot
-from agent.modes import mode
+from agent.model.cluster import Network, Node, Snapshot
 from agent.modes.base import View
+from agent.modes.ipip.bird.control import Control, ControlError
+from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.render import render
+from agent.modes.ipip.bird.types import BirdConfig, State
+from agent.modes.registry import mode
+from agent.objects.state import LocalAddress, Underlay
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, lab
 from tests.lab.segment import PREFIX
 from tests.lab.talk import TARGET, Servers, ask, eventually

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent import libcni
+from agent.cni import conflist
 from agent.errors import CniError
 from tests.lab import gotools
 
@@ -130,7 +130,7 @@ def libcni_of(judge: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
 def ours_of(path: Path) -> dict[str, Any]:
     """What the agent makes of it, in the same form."""
     try:
-        conf = libcni.read(path, path.read_bytes())
+        conf = conflist.read(path, path.read_bytes())
     except (CniError, OSError) as error:
         return {"Error": str(error)}
     types, confs = [plugin.type for plugin in conf.plugins], [plugin.conf for plugin in conf.plugins]

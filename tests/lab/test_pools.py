@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.errors import Code
-from agent.model import IPBlock
+from agent.model.cluster import IPBlock
 from tests.lab import matrix
 from tests.lab.lab import Lab, LabNode, lab
 from tests.lab.paths import lacks

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.folder import Folder
-from agent.model import IPBlock
+from agent.cluster.directory_store import Folder
+from agent.model.cluster import IPBlock
 from tests.lab.lab import Lab, LabNode, Pod, lab
 from tests.lab.paths import lacks
 from tests.lab.runner import Conf, RunnerError

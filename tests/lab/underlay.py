@@ -9,10 +9,11 @@ from tests.lab.space import REPO
 
 SCRIPT = """
 import sys
-from agent.datapath import ipip, links, rtnl, tc, tcx
+from agent.kernel import links, rtnl, tc, tcx
+from agent.modes.ipip import device
 nl = links.host()
 index = rtnl.link(nl, "eth0").index
-for hook, name in ipip.PROGRAMS.items():
+for hook, name in device.PROGRAMS.items():
     if sys.argv[1] == "take":
         taken = (tcx.known() and tcx.detach(index, {hook: name})) or tc.detach(nl, index, {hook: name})
     else:

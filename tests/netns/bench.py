@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import bpf, overlay
-from agent.datapath.overlay import Config, Count, Endpoint
+from agent.kernel.bpf import loader
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import Config, Count, Endpoint
 from tests.netns import frames
 from tests.netns.frames import Ran, ethernet
 from tests.netns.node import OBJECTS, command, private_bpffs
@@ -33,20 +34,20 @@ class Bench:
         for pod in ("pod-a", "pod-b"):
             command("ip", "link", "add", pod, "type", "veth", "peer", "name", f"{pod}-end")
         command("ip", "link", "add", "vx", "mtu", "1450", "type", "vxlan", "external", "dstport", "8472")
-        loaded = bpf.load(OBJECTS)
+        loaded = loader.load(OBJECTS)
         self.programs, self.maps = loaded.programs, loaded.maps
         self.device = {A: socket.if_nametoindex("pod-a"), B: socket.if_nametoindex("pod-b")}
         self.vxlan = socket.if_nametoindex("vx")
-        overlay.configure(self.maps, Config(IPv4Address(NODE), 7, 8472, self.vxlan, sample=0))
+        vxlan_maps.configure(self.maps, Config(IPv4Address(NODE), 7, 8472, self.vxlan, sample=0))
         for pod in (A, B):
-            overlay.put_pod(self.maps, IPv4Address(pod), Endpoint(self.device[pod], MAC[pod], HOST[pod]))
+            vxlan_maps.put_pod(self.maps, IPv4Address(pod), Endpoint(self.device[pod], MAC[pod], HOST[pod]))
         blocks = {"10.244.1.0/24": NODE, "10.244.2.0/24": PEER, "10.244.3.0/24": "172.18.0.4"}
-        overlay.put_nodes(
+        vxlan_maps.put_nodes(
             self.maps,
             {IPv4Network(block): IPv4Address(node) for block, node in blocks.items()},
             [IPv4Address(node) for node in blocks.values()],
         )
-        self._before = overlay.counters(self.maps)
+        self._before = vxlan_maps.counters(self.maps)
 
     def pod(self, packet: bytes, source: str = A, **more: int) -> Ran:
         """Pod `source` sends an IP packet."""
@@ -66,7 +67,7 @@ class Bench:
 
     def counted(self) -> dict[str, int]:
         """What the counters say of packets since the last call."""
-        before, self._before = self._before, overlay.counters(self.maps)
+        before, self._before = self._before, vxlan_maps.counters(self.maps)
         none = Count(0, 0)
         return {
             reason: more

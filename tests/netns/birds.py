@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from agent.datapath.bird.control import Control
-from agent.datapath.bird.daemon import Files
-from agent.datapath.bird.supervisor import Supervisor
-from agent.datapath.bird.values import BirdConfig, BirdStatus, Peer, State
+from agent.modes.ipip.bird.control import Control
+from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.supervisor import Supervisor
+from agent.modes.ipip.bird.types import BirdConfig, BirdStatus, Peer, State
 from tests.netns.node import CLONE_NEWNET, Pod, command, eventually
 from tests.netns.route_monitor import route_monitor
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.datapath import bpf, ipipmaps, netns, rtnl, tc
-from agent.datapath.state import Ipip
+from agent.kernel import netns, rtnl, tc
+from agent.kernel.bpf import loader
+from agent.modes.ipip import maps as ipip_maps
+from agent.objects.state import Ipip
 from tests.netns import frames
 from tests.netns.frames import Ran
 from tests.netns.node import OBJECTS, Pod
@@ -18,14 +20,14 @@ class Programs:
     """Both programs of one node."""
 
     def __init__(self, name: str) -> None:
-        self.loaded = bpf.load(OBJECTS, bpf.BPFFS / name, bpf.IPIP)
+        self.loaded = loader.load(OBJECTS, loader.BPFFS / name, loader.IPIP)
 
     def configure(self, node: IPv4Address, blocks: Mapping[IPv4Network, tuple[IPv4Address, bool]]) -> None:
         """This node's address, and all nodes' blocks: whose, and whether packets there are encapsulated."""
         owners = frozenset((block, owner) for block, (owner, _) in blocks.items())
         nodes = frozenset(owner for owner, _ in blocks.values())
         tunnelled = frozenset(owner for owner, encapsulate in blocks.values() if encapsulate)
-        ipipmaps.sync(self.loaded.maps, Ipip(node, MTU, blocks=owners, nodes=nodes, tunnelled=tunnelled))
+        ipip_maps.sync(self.loaded.maps, Ipip(node, MTU, blocks=owners, nodes=nodes, tunnelled=tunnelled))
 
     def attach(self, netns_of: Pod, device: str) -> None:
         """Put them at a device."""
@@ -37,7 +39,7 @@ class Programs:
 
     def counted(self) -> dict[str, int]:
         """Packets by what became of them."""
-        counts = ipipmaps.counters(self.loaded.maps)
+        counts = ipip_maps.counters(self.loaded.maps)
         return {name: count.packets for name, count in counts.items() if count.packets}
 
     def run(self, program: str, frame: bytes) -> Ran:

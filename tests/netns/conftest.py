@@ -18,7 +18,7 @@ CLONE_NEWNET = 0x40000000
 @pytest.fixture(autouse=True)
 def _patient_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node's first round loads nft and libbpf, which may take long on a busy machine."""
-    monkeypatch.setattr("agent.cni.addresses.STATUS_WITHIN", 3.0)
+    monkeypatch.setattr("agent.ipam.assigner.STATUS_WITHIN", 3.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,10 +11,10 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from agent.datapath import bpfcall
-from agent.datapath.bpfcall import Map, Program
-from agent.datapath.ringbuf import RingBuffer
-from agent.datapath.rtnl import mac_bytes
+from agent.kernel.bpf import syscall
+from agent.kernel.bpf.ring_buffer import RingBuffer
+from agent.kernel.bpf.syscall import Map, Program
+from agent.kernel.rtnl import mac_bytes
 
 PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 PROG_TEST_RUN = 10
@@ -48,7 +48,7 @@ def run(program: Program, frame: bytes, device: int, *, mark: int = 0, gso: int 
             SKB, SKB, ctypes.addressof(context), ctypes.addressof(after), 0, 0, 0,
         ), TEST_RUN.size,
     )  # fmt: skip
-    bpfcall.call(PROG_TEST_RUN, attr, f"run {program.name}")
+    syscall.call(PROG_TEST_RUN, attr, f"run {program.name}")
     _fd, verdict, _in, size = TEST_RUN.unpack(attr.raw)[:4]
     return Ran(verdict, out.raw[:size], struct.unpack_from("=I", after, MARK)[0])
 

@@ -15,19 +15,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.cluster.snapshot_cache import apply
 from agent.cluster.store import KINDS, Gone, Kind, Put
+from agent.cni.handler import Verbs
 from agent.cni.protocol import Call
-from agent.cni.verbs import Verbs
-from agent.datapath import bpf, links, netns, overlay, podports, rtnl
-from agent.datapath.netlink import Netlink
-from agent.ipam.attachments import Attachments
-from agent.model import ROUTE_PROTOCOL, Address, IPBlock, IPPool, IPReservation, Node, Resource, Snapshot, Subnet
-from agent.node.claims import Claimer
-from agent.node.confs import Confs
-from agent.node.follower import apply
-from agent.node.reconcile import Inputs, Reconciler
-from agent.node.route_marks import RouteMarks, of_pods
-from agent.shared import Latest, Notice
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Claimer
+from agent.kernel import links, netns, rtnl
+from agent.kernel.bpf import loader
+from agent.kernel.netlink import Netlink
+from agent.model.cluster import (
+    ROUTE_PROTOCOL,
+    Address,
+    IPBlock,
+    IPPool,
+    IPReservation,
+    Node,
+    Resource,
+    Snapshot,
+    Subnet,
+)
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.node.cni_conf_dir import Confs
+from agent.node.reconciler import Inputs, Reconciler
+from agent.node.route_protocol import RouteMarks, of_pods
+from agent.objects import pod_port_setup
+from agent.runtime.observable import Latest, Notice
 from tests.lab.space import PATIENCE
 
 T = TypeVar("T")
@@ -163,7 +176,7 @@ class Host:
         self.conf = conf
         refuse_the_machines_namespace()
         private_bpffs()
-        bpf.use(OBJECTS)
+        loader.use(OBJECTS)
         command("ip", "link", "set", "lo", "up")
         if "eth0" not in command("ip", "link"):
             command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
@@ -175,7 +188,7 @@ class Host:
         self.snapshot = Latest(Snapshot(synced=True, nodes={"one": self.me}))
         self.confs: Latest[Confs] = Latest(Confs())
         self.demand: Latest[Any] = Latest({})
-        podports.use(of_pods(route_protocol))
+        pod_port_setup.use(of_pods(route_protocol))
         marks = RouteMarks(run_dir, route_protocol)
         self.attachments = Attachments(run_dir, cool_down)
         self.attachments.load()
@@ -245,7 +258,7 @@ class Host:
             # the kernel gives links their link-local IPv6 addresses when it pleases
             "addresses": sorted(str(a.interface) for a in rtnl.addresses(nl) if not a.address.is_link_local),
             "routes": sorted(str(r) for v in (4, 6) for r in rtnl.routes(nl, v) if not r.dst.is_link_local),
-            "pods": overlay.pods(bpf.maps() or {}) if self.conf is VXLAN else {},
+            "pods": vxlan_maps.pods(loader.maps() or {}) if self.conf is VXLAN else {},
             "nft": command("nft", "list", "ruleset"),
             "files": sorted(str(path) for path in self.run_dir.rglob("*")),
             "used": self.attachments.all(),

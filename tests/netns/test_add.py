@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from agent.datapath import links, rtnl
 from agent.errors import CniError, Code
 from agent.ipam.attachment import Attachment
-from agent.model import Address, IPPool, IPReservation, Node
-from agent.shared import Notice
+from agent.kernel import links, rtnl
+from agent.model.cluster import Address, IPPool, IPReservation, Node
+from agent.runtime.observable import Notice
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 
 
@@ -350,7 +350,7 @@ def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
 
 
 def test_a_node_without_addresses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 0.3)
+    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 0.3)
     host, pod = Host(tmp_path, []), Pod("c1")
     host.me = Node("one", (ip("192.0.2.1"),))
     conf = {key: value for key, value in CONF.items() if key != "subnet"}

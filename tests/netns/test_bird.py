@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird import render, supervisor
-from agent.datapath.bird.control import Control
-from agent.datapath.bird.supervisor import Supervisor
-from agent.datapath.bird.values import State, Tunnel
+from agent.modes.ipip.bird import render, supervisor
+from agent.modes.ipip.bird.control import Control
+from agent.modes.ipip.bird.supervisor import Supervisor
+from agent.modes.ipip.bird.types import State, Tunnel
 from tests.lab.space import REPO
 from tests.netns.birds import POOLS, converged, flow, lost, mesh, monitored, needs_bird, start_agent, wire
 from tests.netns.node import eventually
@@ -190,7 +190,7 @@ def test_a_bird_that_dies_while_nobody_says_what_is_wanted_is_started_again(tmp_
 
 def test_a_bird_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "HUNG", 1.0)
-    monkeypatch.setattr("agent.datapath.bird.control.TIMEOUT", 0.5)
+    monkeypatch.setattr("agent.modes.ipip.bird.control.TIMEOUT", 0.5)
     with wire(tmp_path) as net:
         one, two = nodes = net.add(1, 2)
         mesh(nodes)

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from agent import modes, netconf
-from agent.datapath.bird import supervisor
-from agent.datapath.bird.options import OptionsFile
-from agent.datapath.bird.supervisor import Supervisor
-from agent.datapath.bird.values import BirdConfig, Secret, Tunnel
-from agent.datapath.state import NodeState
-from agent.model import Node as NodeObject
+from agent.cni import netconf
+from agent.model.cluster import Node as NodeObject
+from agent.modes import registry
 from agent.modes.base import View
-from agent.modes.bgp import Encapsulate, plan
 from agent.modes.hostgw import HostGw
-from agent.node.confs import Confs
-from agent.node.reconcile import Inputs, Reconciler
-from agent.shared import Latest, NodeStatus
+from agent.modes.ipip.bgp import Encapsulate, plan
+from agent.modes.ipip.bird import supervisor
+from agent.modes.ipip.bird.options import OptionsFile
+from agent.modes.ipip.bird.supervisor import Supervisor
+from agent.modes.ipip.bird.types import BirdConfig, Secret, Tunnel
+from agent.node.cni_conf_dir import Confs
+from agent.node.reconciler import Inputs, Reconciler
+from agent.objects.state import NodeState
+from agent.runtime.observable import Latest, NodeStatus
 from tests.netns.birds import Node, needs_bird, wire
 from tests.netns.node import CONF, Host, command, eventually
 
@@ -39,7 +40,7 @@ class OnlyBgp(HostGw):
 def test_no_session_begins_without_the_password_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(modes.REGISTRY, "ipip", OnlyBgp())
+    monkeypatch.setitem(registry.REGISTRY, "ipip", OnlyBgp())
     file, secret = tmp_path / "bgp.yaml", tmp_path / "secret"
     file.write_text(f"passwordFile: {secret}")
     host = Host(tmp_path / "run")
@@ -78,7 +79,7 @@ def as_object(node: Node) -> NodeObject:
 
 def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RETIRE_AFTER", 1.0)
-    monkeypatch.setitem(modes.REGISTRY, "ipip", OnlyBgp())
+    monkeypatch.setitem(registry.REGISTRY, "ipip", OnlyBgp())
     file = tmp_path / "bgp.yaml"
     file.write_text("asNumber: 64512")
     with wire(tmp_path) as net:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird import daemon, health, supervisor
-from agent.datapath.bird.control import Control
-from agent.datapath.bird.values import BirdError, External, Peer, Secret, State, Tunnel, read_secret
+from agent.modes.ipip.bird import daemon, session_checks, supervisor
+from agent.modes.ipip.bird.control import Control
+from agent.modes.ipip.bird.types import BirdError, External, Peer, Secret, State, Tunnel, read_secret
 from tests.netns.birds import Node, Wire, converged, mesh, monitored, needs_bird, wire
 from tests.netns.node import Pod, command, eventually
 
@@ -86,7 +86,7 @@ def test_a_router_learns_the_blocks_and_teaches_nothing(tmp_path: Path) -> None:
 
 
 def test_wrong_as_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 2.0)
+    monkeypatch.setattr(session_checks, "PATIENCE", 2.0)
     with wire(tmp_path) as net:
         nodes = net.add(1)
         with router(net, nodes, asn=65001):
@@ -99,7 +99,7 @@ def test_wrong_as_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 3.0)
+    monkeypatch.setattr(session_checks, "PATIENCE", 3.0)
     caplog.set_level(logging.DEBUG)
     top = External(IPv4Address("192.0.2.100"), 65000, Secret("it's \\secret #1"))
     with wire(tmp_path) as net:
@@ -144,7 +144,7 @@ def test_reflectors(tmp_path: Path) -> None:
 def test_a_node_that_is_down_is_told_and_its_routes_stay_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 2.0)
+    monkeypatch.setattr(session_checks, "PATIENCE", 2.0)
     with wire(tmp_path) as net:
         one, two = nodes = net.add(1, 2)
         mesh(nodes)

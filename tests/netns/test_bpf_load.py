@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import bpf, bpfcall, links, overlay, tc
-from agent.datapath.bpfcall import BpfError
-from agent.datapath.overlay import Config, Endpoint
+from agent.kernel import links, tc
+from agent.kernel.bpf import loader, syscall
+from agent.kernel.bpf.syscall import BpfError
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import Config, Endpoint
 from tests.netns.node import OBJECTS, command, private_bpffs
 
 MANY = 5000
@@ -30,65 +32,67 @@ def blocks(count: int, first: int = 0) -> dict[IPv4Network, IPv4Address]:
     }
 
 
-def synced(maps: dict[str, bpfcall.Map], wanted: dict[IPv4Network, IPv4Address]) -> tuple[tuple[int, int], float]:
+def synced(maps: dict[str, syscall.Map], wanted: dict[IPv4Network, IPv4Address]) -> tuple[tuple[int, int], float]:
     began = time.monotonic()
-    put = overlay.put_nodes(maps, wanted, wanted.values())
-    removed = overlay.remove_other_nodes(maps, wanted, wanted.values())
+    put = vxlan_maps.put_nodes(maps, wanted, wanted.values())
+    removed = vxlan_maps.remove_other_nodes(maps, wanted, wanted.values())
     return (put, removed), time.monotonic() - began
 
 
 def test_programs_are_adopted_after_a_restart() -> None:
     private_bpffs()
-    first = bpf.load(OBJECTS)
-    again = bpf.load(OBJECTS)
+    first = loader.load(OBJECTS)
+    again = loader.load(OBJECTS)
     assert (first.adopted, again.adopted) == (False, True)
     assert {p.id for p in first.programs.values()} == {p.id for p in again.programs.values()}
-    overlay.put_pod(first.maps, IPv4Address("10.244.1.2"), Endpoint(7, "0a:58:0a:f4:01:02", "ee:00:00:00:00:01"))
+    vxlan_maps.put_pod(
+        first.maps, IPv4Address("10.244.1.2"), Endpoint(7, "0a:58:0a:f4:01:02", "ee:00:00:00:00:01")
+    )
     known = Endpoint(7, "0a:58:0a:f4:01:02", "ee:00:00:00:00:01")
-    assert overlay.pods(again.maps) == {IPv4Address("10.244.1.2"): known}
+    assert vxlan_maps.pods(again.maps) == {IPv4Address("10.244.1.2"): known}
 
 
 def test_a_load_that_died_half_way_is_taken_up(tmp_path: Path) -> None:
     private_bpffs()
-    bpf.load(OBJECTS)
-    home = next((bpf.FOLDER / bpf.LAYOUT).glob("programs-*"))
+    loader.load(OBJECTS)
+    home = next((loader.FOLDER / loader.LAYOUT).glob("programs-*"))
     (home / "veth_egress").unlink()
-    assert not bpf.load(OBJECTS).adopted
-    assert bpf.load(OBJECTS).adopted
+    assert not loader.load(OBJECTS).adopted
+    assert loader.load(OBJECTS).adopted
 
 
 def test_newer_objects_share_the_maps_and_the_old_ones_go(tmp_path: Path) -> None:
     private_bpffs()
-    old = bpf.load(OBJECTS)
-    overlay.configure(old.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1))
-    for name in bpf.VXLAN.programs:
+    old = loader.load(OBJECTS)
+    vxlan_maps.configure(old.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1))
+    for name in loader.VXLAN.programs:
         (tmp_path / f"{name}.o").write_bytes((OBJECTS / f"{name}.o").read_bytes() + b"\0")
-    new = bpf.load(tmp_path)
+    new = loader.load(tmp_path)
     assert not {p.id for p in old.programs.values()} & {p.id for p in new.programs.values()}
-    assert not overlay.configure(new.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1)), "it is there already"
-    assert len(bpf.retire(tmp_path)) == 1
-    assert bpf.load(tmp_path).adopted
-    assert not bpf.load(OBJECTS).adopted
+    assert not vxlan_maps.configure(new.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1)), "it is there already"
+    assert len(loader.retire(tmp_path)) == 1
+    assert loader.load(tmp_path).adopted
+    assert not loader.load(OBJECTS).adopted
 
 
 def test_maps_that_only_an_earlier_version_had_go_when_its_programs_do() -> None:
     private_bpffs()
-    root = bpf.FOLDER / bpf.LAYOUT
-    loaded = bpf.load(OBJECTS)
-    (former,) = bpf.VXLAN.former
-    bpfcall.pin(loaded.maps["nodes"].fd, root / former)
-    assert bpf.load(OBJECTS).adopted
-    assert bpf.retire(OBJECTS) == [root / former]
-    assert bpf.retire(OBJECTS) == []
-    bpfcall.pin(loaded.maps["nodes"].fd, root / former)
-    assert bpf.drop()
+    root = loader.FOLDER / loader.LAYOUT
+    loaded = loader.load(OBJECTS)
+    (former,) = loader.VXLAN.former
+    syscall.pin(loaded.maps["nodes"].fd, root / former)
+    assert loader.load(OBJECTS).adopted
+    assert loader.retire(OBJECTS) == [root / former]
+    assert loader.retire(OBJECTS) == []
+    syscall.pin(loaded.maps["nodes"].fd, root / former)
+    assert loader.drop()
     assert list(root.iterdir()) == []
 
 
 @pytest.mark.alone
 def test_five_thousand_nodes() -> None:
     private_bpffs()
-    maps = dict(bpf.load(OBJECTS).maps)
+    maps = dict(loader.load(OBJECTS).maps)
     wanted = blocks(MANY)
     done, took = synced(maps, wanted)
     assert done == (2 * MANY, 0)
@@ -101,8 +105,8 @@ def test_five_thousand_nodes() -> None:
 
 def test_a_map_is_emptied_and_dumped_in_any_size() -> None:
     private_bpffs()
-    maps = dict(bpf.load(OBJECTS).maps)
-    for count in (0, 1, bpfcall.BATCH - 1, bpfcall.BATCH, bpfcall.BATCH + 1, 0):
+    maps = dict(loader.load(OBJECTS).maps)
+    for count in (0, 1, syscall.BATCH - 1, syscall.BATCH, syscall.BATCH + 1, 0):
         wanted = blocks(count)
         synced(maps, wanted)
         assert len(maps["blocks"].items()) == len(maps["nodes"].items()) == count
@@ -110,15 +114,15 @@ def test_a_map_is_emptied_and_dumped_in_any_size() -> None:
 
 def test_kernels_without_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     private_bpffs()
-    maps = dict(bpf.load(OBJECTS).maps)
-    call = bpfcall.call
+    maps = dict(loader.load(OBJECTS).maps)
+    call = syscall.call
 
     def old(number: int, *more: object) -> int:
-        if number in (bpfcall.LOOKUP_BATCH, bpfcall.UPDATE_BATCH, bpfcall.DELETE_BATCH):
-            raise BpfError(bpfcall.ENOTSUPP, "batch")
+        if number in (syscall.LOOKUP_BATCH, syscall.UPDATE_BATCH, syscall.DELETE_BATCH):
+            raise BpfError(syscall.ENOTSUPP, "batch")
         return call(number, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bpfcall, "call", old)
+    monkeypatch.setattr(syscall, "call", old)
     assert synced(maps, blocks(100))[0] == (200, 0)
     assert synced(maps, blocks(50))[0] == (0, 100)
     assert len(maps["blocks"].items()) == 50
@@ -126,7 +130,7 @@ def test_kernels_without_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_map_is_told() -> None:
     private_bpffs()
-    maps = bpf.load(OBJECTS).maps
+    maps = loader.load(OBJECTS).maps
     with pytest.raises(BpfError, match="map pods: update") as caught:
         maps["pods"].put_all({n.to_bytes(4, "big"): bytes(16) for n in range(16385)})
     assert "max_entries" in caught.value.remedy
@@ -135,8 +139,8 @@ def test_a_full_map_is_told() -> None:
 def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
     private_bpffs()
     command("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
-    device, nl, loaded = socket.if_nametoindex("v0"), links.host(), bpf.load(OBJECTS)
-    programs: dict[tc.Hook, bpfcall.Program] = {
+    device, nl, loaded = socket.if_nametoindex("v0"), links.host(), loader.load(OBJECTS)
+    programs: dict[tc.Hook, syscall.Program] = {
         "ingress": loaded.programs["veth_ingress"],
         "egress": loaded.programs["veth_egress"],
     }
@@ -147,7 +151,7 @@ def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
     other = command("tc", "filter", "show", "dev", "v0", "ingress")
     assert "pref 84 bpf" in other
     assert "veth_ingress direct-action" in other
-    foreign = next(bpf.FOLDER.rglob("vxlan_egress"))
+    foreign = next(loader.FOLDER.rglob("vxlan_egress"))
     command("tc", "filter", "add", "dev", "v0", "ingress", "pref", "1", "bpf", "da", "pinned", str(foreign))
     assert tc.attached(nl, device, "ingress") == programs["ingress"].id
     assert tc.ensure(nl, device, {"ingress": loaded.programs["vxlan_ingress"]})
@@ -158,8 +162,8 @@ def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_attaching_takes_little_time() -> None:
     private_bpffs()
-    nl, loaded = links.host(), bpf.load(OBJECTS)
-    programs: dict[tc.Hook, bpfcall.Program] = {
+    nl, loaded = links.host(), loader.load(OBJECTS)
+    programs: dict[tc.Hook, syscall.Program] = {
         "ingress": loaded.programs["veth_ingress"],
         "egress": loaded.programs["veth_egress"],
     }
@@ -203,7 +207,7 @@ def test_what_hinders_is_told(spoil: Callable[[], None], message: str, remedy: s
     private_bpffs()
     spoil()
     with pytest.raises(BpfError, match=message) as caught:
-        bpf.load(OBJECTS)
+        loader.load(OBJECTS)
     assert remedy in caught.value.remedy
 
 
@@ -215,7 +219,7 @@ def test_a_program_that_the_verifier_refuses_is_quoted(tmp_path: Path) -> None:
         'SEC("tc") int veth_ingress(struct __sk_buff *skb)'
         "{ return *(int *)(long)(skb->data + 4); }\n"
     )
-    for name in bpf.VXLAN.programs:
+    for name in loader.VXLAN.programs:
         (tmp_path / f"{name}.o").write_bytes((OBJECTS / f"{name}.o").read_bytes())
     subprocess.run(
         [
@@ -225,6 +229,6 @@ def test_a_program_that_the_verifier_refuses_is_quoted(tmp_path: Path) -> None:
         check=True,
     )  # fmt: skip
     with pytest.raises(BpfError, match="pointer arithmetic") as caught:
-        bpf.load(tmp_path)
+        loader.load(tmp_path)
     assert caught.value.errno in (errno.EACCES, errno.EINVAL)
-    assert not bpf.load(OBJECTS).adopted, "nothing half loaded stays"
+    assert not loader.load(OBJECTS).adopted, "nothing half loaded stays"

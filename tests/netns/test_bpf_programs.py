@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from agent.datapath import overlay
-from agent.datapath.overlay import Config, Count
-from agent.datapath.rtnl import mac_bytes
+from agent.kernel.rtnl import mac_bytes
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import Config, Count
 from tests.netns import frames
 from tests.netns.bench import (
     FAR,
@@ -210,7 +210,7 @@ def test_what_is_too_large_for_the_tunnel_goes_to_the_stack() -> None:
 
 def test_without_a_config_nothing_is_carried() -> None:
     bench = Bench()
-    overlay.configure(bench.maps, Config(IPv4Address(NODE), 7, 8472, 0, sample=0))
+    vxlan_maps.configure(bench.maps, Config(IPv4Address(NODE), 7, 8472, 0, sample=0))
     packet = ipv4(A, B, UDP, udp(1, 2))
     assert bench.pod(packet).verdict == DROP
     assert bench.tunnelled(packet).verdict == DROP
@@ -226,7 +226,7 @@ def test_the_counters_sum_bytes() -> None:
     frame = ethernet(HOST[A], MAC[A], ipv4(A, B, UDP, udp(1, 2)))
     bench.frame(frame)
     bench.frame(frame)
-    assert overlay.counters(bench.maps)["forwarded_local"] == Count(2, 2 * len(frame))
+    assert vxlan_maps.counters(bench.maps)["forwarded_local"] == Count(2, 2 * len(frame))
 
 
 def test_a_drop_is_told_in_an_event() -> None:
@@ -235,10 +235,10 @@ def test_a_drop_is_told_in_an_event() -> None:
     bench.frame(ethernet(HOST[A], MAC[A], b"\x60" + bytes(60), 0x86DD))
     first, second = frames.events(bench.maps["events"])
     assert first[1:] == (
-        overlay.REASONS.index("drop_spoofed_mac"), bench.device[A], IPv4Address(A).packed, IPv4Address(FAR).packed,
-        bytes(4), 1000, 53, 0x0800, UDP, mac_bytes(MAC[B]),
+        vxlan_maps.REASONS.index("drop_spoofed_mac"), bench.device[A], IPv4Address(A).packed,
+        IPv4Address(FAR).packed, bytes(4), 1000, 53, 0x0800, UDP, mac_bytes(MAC[B]),
     )  # fmt: skip
-    assert second[1:3] == (overlay.REASONS.index("drop_not_ip"), bench.device[A])
+    assert second[1:3] == (vxlan_maps.REASONS.index("drop_not_ip"), bench.device[A])
     assert second[8] == 0x86DD
 
 
@@ -255,7 +255,7 @@ def test_the_ring_goes_round_without_a_loss() -> None:
 
 def test_few_of_many_drops_are_told() -> None:
     bench = Bench()
-    overlay.configure(bench.maps, Config(IPv4Address(NODE), 7, 8472, bench.vxlan, sample=63))
+    vxlan_maps.configure(bench.maps, Config(IPv4Address(NODE), 7, 8472, bench.vxlan, sample=63))
     for _ in range(130):
         bench.frame(ethernet(HOST[A], MAC[A], bytes(40), 0x88CC))
     assert 3 <= len(frames.events(bench.maps["events"])) <= 2 + (os.cpu_count() or 1), (

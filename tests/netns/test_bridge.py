@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
-from agent.datapath import links, netns, rtnl
-from agent.datapath.rtnl import Link
-from agent.datapath.state import bridge_mac
+from agent.cni import netconf
 from agent.ipam.attachment import link_name
-from agent.model import Node
-from agent.node.confs import Confs
+from agent.kernel import links, netns, rtnl
+from agent.kernel.rtnl import Link
+from agent.model.cluster import Node
+from agent.node.cni_conf_dir import Confs
+from agent.objects.state import bridge_mac
 from tests.netns.node import CONF, Host, Pod, command, eventually, net
 
 ANY = {key: value for key, value in CONF.items() if key != "subnet"}  # blocks of either IP version

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from agent import libcni
+from agent.cni import conflist
 from agent.cni.server import Server
-from agent.datapath import guard, tcx
-from agent.node import confs
+from agent.kernel import tcx
+from agent.node import cni_conf_dir
+from agent.objects import pod_guard
 from tests.lab import gotools
 from tests.lab.runner import Conf, Runner, RunnerError
 from tests.lab.space import PYTHON
@@ -96,7 +97,7 @@ def limited(ours: dict[str, Any], tmp_path: Path, host: Host, entry: Mapping[str
     """A conflist of the conf folder whose entry of testcni says nothing of the plugin bandwidth after it."""
     conf = Conf("testcni", "1.1.0", (ours, {"type": "bandwidth", **entry}), tmp_path)
     doc = {"cniVersion": "1.1.0", "name": "testcni", "plugins": list(conf.plugins)}
-    host.confs.publish(confs.of(libcni.conflist(json.dumps(doc).encode(), tmp_path)))
+    host.confs.publish(cni_conf_dir.of(conflist.conflist(json.dumps(doc).encode(), tmp_path)))
     return conf
 
 
@@ -112,9 +113,9 @@ def test_an_egress_limit_needs_no_word_of_it_in_our_entry(
     for pod, rate in zip(pods, ({"bandwidth": RATE}, {}), strict=True):
         runner.add(chain, pod.container_id, pod.path, capabilities=rate if "capabilities" in entry else {})
         runner.check(chain, pod.container_id, pod.path)
-        before = guard.counters(guard.loaded().maps)["drop_spoofed_mac"].packets
+        before = pod_guard.counters(pod_guard.loaded().maps)["drop_spoofed_mac"].packets
         pod.run(*PYTHON, SEND, FOREIGN)
-        eventually(lambda n=before: guard.counters(guard.loaded().maps)["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
+        eventually(lambda n=before: pod_guard.counters(pod_guard.loaded().maps)["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
     assert command("tc", "qdisc").count("ingress ffff:") == (1 if "capabilities" in entry else 2)
     assert "clsact" not in command("tc", "qdisc")
     for pod in pods:

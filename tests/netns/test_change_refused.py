@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
+from agent.cni import netconf
 from agent.errors import CniError
-from agent.model import HOST_GW, VXLAN, Node
-from agent.node.confs import Confs
+from agent.model.cluster import HOST_GW, VXLAN, Node
+from agent.node.cni_conf_dir import Confs
 from agent.observe import health
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command, eventually, ip, net
 from tests.netns.node import VXLAN as VXLAN_CONF

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError, Code
-from agent.model import Node, Snapshot
+from agent.model.cluster import Node, Snapshot
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
+from agent.cni import netconf
 from agent.errors import CniError
-from agent.node.confs import Confs
+from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually
 
 FOREIGN = {

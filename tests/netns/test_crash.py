@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from agent.cni.verbs import Verbs
-from agent.datapath import bpfcall, links
-from agent.datapath.netlink import Netlink, NetlinkError, Request
+from agent.cni.handler import Verbs
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
+from agent.ipam.attachment_store import Attachments
+from agent.kernel import links
+from agent.kernel.bpf import syscall
+from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.modes.hostgw import HostGw
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 
@@ -33,7 +34,7 @@ class Steps:
         self._count = 0
         self._at = -1
         self._act: Callable[[], None] = refuse
-        send, call = Netlink._send, bpfcall.call
+        send, call = Netlink._send, syscall.call
 
         def counted(nl: Netlink, requests: Sequence[Request]) -> int:
             self._step()
@@ -48,7 +49,7 @@ class Steps:
             return call(number, *more)
 
         monkeypatch.setattr(Netlink, "_send", counted)
-        monkeypatch.setattr(bpfcall, "call", called)
+        monkeypatch.setattr(syscall, "call", called)
         sys.addaudithook(audit)
 
     def arm(self, at: int, act: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import MustEndError
-from agent.node.folders import Folders, removed
+from agent.node.host_directories import Folders, removed
 from tests.netns.node import CLONE_NEWNS, command
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from agent import libcni
-from agent.cni.verbs import Verbs
+from agent.cni import conflist
+from agent.cni.handler import Verbs
 from agent.errors import CniError, Code
-from agent.node import confs
+from agent.node import cni_conf_dir
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod
 
 MAC, OTHER = "02:11:22:33:44:55", "02:11:22:33:44:66"
@@ -39,7 +39,7 @@ def chain(conf: Mapping[str, Any], asks: Mapping[str, Any]) -> bytes:
 
 def behind(host: Host, asks: Mapping[str, Any]) -> None:
     """Have the node's conf folder name a plugin after testcni that sets a MAC."""
-    found = confs.of(libcni.conflist(chain(host.conf, asks), host.run_dir))
+    found = cni_conf_dir.of(conflist.conflist(chain(host.conf, asks), host.run_dir))
     host.verbs = Verbs(
         host.attachments,
         host.reconciler.status,

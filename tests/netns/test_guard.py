@@ -16,14 +16,16 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agent import netconf
-from agent.datapath import bpf, fdb, guard, hardening, links, linksetup, netns, podports, rtnl, tc
-from agent.datapath.podport import PodPort
-from agent.datapath.rtnl import Link, mac_bytes
+from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
-from agent.modes import mode as mode_of
-from agent.node.confs import Confs
+from agent.kernel import fdb, hardening, link_setup, links, netns, rtnl, tc
+from agent.kernel.bpf import loader
+from agent.kernel.rtnl import Link, mac_bytes
+from agent.modes.registry import mode as mode_of
+from agent.node.cni_conf_dir import Confs
+from agent.objects import pod_guard, pod_port_setup
+from agent.objects.pod_port import PodPort
 from tests.netns.frames import (
     ICMP,
     UDP,
@@ -317,12 +319,12 @@ def test_what_guards_a_pod_is_repaired(tmp_path: Path, mode: str) -> None:
     node = ready(tmp_path, MODES[mode])
     node.host.close()
     end, nl = node.end(), links.host()
-    held = guard.loaded()
+    held = pod_guard.loaded()
     wanted = port_of(node, 0)
     harm: dict[str, Callable[[], object]] = {
         "program": lambda: command("tc", "qdisc", "del", "dev", end.name, "clsact"),
         "another's program": lambda: tc.attach(
-            nl, end.index, {"ingress": bpf.load(OBJECTS).programs["veth_egress"]}
+            nl, end.index, {"ingress": loader.load(OBJECTS).programs["veth_egress"]}
         ),
         "entry": lambda: held.maps["guard_ports"].remove(end.index.to_bytes(4, "little")),
         "address": lambda: [
@@ -339,10 +341,10 @@ def test_what_guards_a_pod_is_repaired(tmp_path: Path, mode: str) -> None:
         }
     for what, do in harm.items():
         do()
-        assert podports.differs(nl, wanted), what
+        assert pod_port_setup.differs(nl, wanted), what
         node.host.reconciler.drifted()
         node.host.reconciler.once()
-        assert podports.differs(nl, wanted) == "", what
+        assert pod_port_setup.differs(nl, wanted) == "", what
     assert node.heard([hostile(node)["an address that nobody has"]]) == []
 
 
@@ -356,15 +358,15 @@ def port_of(node: Node, number: int) -> PodPort:
 def test_no_pod_is_connected_without_the_check_unless_its_netconf_says_so(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.cni.addresses.DEMANDED_FOR", 0.2)
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 4.0)
+    monkeypatch.setattr("agent.ipam.assigner.DEMANDED_FOR", 0.2)
+    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 4.0)
     conf = MODES[mode]
     host = Host(tmp_path, conf=conf)
     objects = tmp_path / "objects"
     objects.mkdir()
     for path in OBJECTS.glob("[!p]*.o"):
         (objects / path.name).symlink_to(path)
-    bpf.use(objects)  # without pod_guard, as where eBPF is not to be had
+    loader.use(objects)  # without pod_guard, as where eBPF is not to be had
     host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
     with pytest.raises(CniError) as refused:
         host.add(Pod("c1"))
@@ -409,21 +411,21 @@ def test_a_pod_gets_no_mac_of_another_by_asking_for_it(tmp_path: Path) -> None:
 
 def test_a_pods_entries_go_with_it(tmp_path: Path) -> None:
     node = ready(tmp_path, CONF)
-    held = guard.loaded()
-    before = guard.known(held.maps)
+    held = pod_guard.loaded()
+    before = pod_guard.known(held.maps)
     assert (len(before.ports), len(before.addresses)) == (2, 2)
     node.host.delete(node.pods[0])
-    after = guard.known(held.maps)
+    after = pod_guard.known(held.maps)
     assert (len(after.ports), len(after.addresses)) == (1, 1)
-    guard.put(held.maps, 99999, guard.Guarded("gone", "0a:58:00:00:00:01", (ip("10.244.1.77"),)))
+    pod_guard.put(held.maps, 99999, pod_guard.Guarded("gone", "0a:58:00:00:00:01", (ip("10.244.1.77"),)))
     node.host.reconciler.drifted()
-    eventually(lambda: guard.known(held.maps) == after)
+    eventually(lambda: pod_guard.known(held.maps) == after)
 
 
 def test_a_flood_of_random_frames_ends_in_counters(tmp_path: Path) -> None:
     node, randoms = ready(tmp_path, CONF), random.Random(1)
     frames = [bytes(randoms.randrange(256) for _ in range(randoms.randrange(14, 120))) for _ in range(300)]
     assert node.heard(frames) == []
-    assert sum(count.packets for count in guard.counters(guard.loaded().maps).values()) >= 300
-    assert linksetup.port_flag(node.end(), linksetup.IFLA_BRPORT_LEARNING) == 0
+    assert sum(count.packets for count in pod_guard.counters(pod_guard.loaded().maps).values()) >= 300
+    assert link_setup.port_flag(node.end(), link_setup.IFLA_BRPORT_LEARNING) == 0
     assert (node.end().index, node.mac(0)) in fdb.stations(links.host())

@@ -7,8 +7,9 @@ import struct
 
 import pytest
 
-from agent.datapath import bpf, guard
-from agent.datapath.guard import Guarded
+from agent.kernel.bpf import loader
+from agent.objects import pod_guard
+from agent.objects.pod_guard import Guarded
 from tests.netns import frames
 from tests.netns.bench import LSRR, MORE, NOBODY, NODE, OUTSIDE, PEER, A, B
 from tests.netns.frames import (
@@ -48,19 +49,19 @@ class Port:
         private_bpffs()
         command("ip", "link", "add", "pod", "type", "veth", "peer", "name", "end")
         self.device = socket.if_nametoindex("pod")
-        self.loaded = bpf.load(OBJECTS, family=bpf.GUARD)
-        guard.set_tunnels(self.loaded.maps, [tunnel])
-        guard.put(self.loaded.maps, self.device, Guarded("c1", MAC, (ip(A), ip(A6)), checked))
-        guard.put(self.loaded.maps, self.device + 1, Guarded("c1", OTHER, (ip(SECOND),)))
-        guard.put(self.loaded.maps, self.device + 2, Guarded("c2", OTHER, (ip(B), ip(B6))))
+        self.loaded = loader.load(OBJECTS, family=loader.GUARD)
+        pod_guard.set_tunnels(self.loaded.maps, [tunnel])
+        pod_guard.put(self.loaded.maps, self.device, Guarded("c1", MAC, (ip(A), ip(A6)), checked))
+        pod_guard.put(self.loaded.maps, self.device + 1, Guarded("c1", OTHER, (ip(SECOND),)))
+        pod_guard.put(self.loaded.maps, self.device + 2, Guarded("c2", OTHER, (ip(B), ip(B6))))
 
     def sends(self, packet: bytes, kind: int = IPV4, mac: str = MAC) -> str:
         """Why a frame is dropped; empty: it passes, as it is."""
-        before = guard.counters(self.loaded.maps)
+        before = pod_guard.counters(self.loaded.maps)
         frame = ethernet(HOST, mac, packet, kind)
         ran = frames.run(self.loaded.programs["pod_guard"], frame, self.device)
         assert ran.data == frame
-        after = guard.counters(self.loaded.maps)
+        after = pod_guard.counters(self.loaded.maps)
         counted = [reason for reason, count in after.items() if count != before[reason]]
         assert (ran.verdict, len(counted)) in ((PASS, 0), (DROP, 1))
         return "".join(counted).removeprefix("drop_")
@@ -278,7 +279,7 @@ def test_without_the_check_a_pod_speaks_as_anybody_but_not_as_a_router_or_node()
 
 def test_a_port_that_is_not_known_lets_nothing_pass() -> None:
     port = Port()
-    guard.remove(port.loaded.maps, port.device, Guarded("c1", MAC, (ip(A), ip(A6))))
+    pod_guard.remove(port.loaded.maps, port.device, Guarded("c1", MAC, (ip(A), ip(A6))))
     assert port.sends(ipv4(A, B, UDP, udp(1, 2))) == "failed"
 
 
@@ -286,11 +287,11 @@ def test_one_pods_addresses_are_no_others() -> None:
     """Pods of networks that do not know of each other may have one address; the end of one is not the other's."""
     port = Port()
     same = Guarded("c3", OTHER, (ip(A),))
-    guard.put(port.loaded.maps, port.device + 3, same)
-    guard.remove(port.loaded.maps, port.device + 3, same)
+    pod_guard.put(port.loaded.maps, port.device + 3, same)
+    pod_guard.remove(port.loaded.maps, port.device + 3, same)
     assert port.sends(ipv4(A, B, UDP, udp(1, 2))) == ""
-    assert guard.knows(port.loaded.maps, port.device, Guarded("c1", MAC, (ip(A), ip(A6))))
-    assert not guard.knows(port.loaded.maps, port.device + 3, same)
+    assert pod_guard.knows(port.loaded.maps, port.device, Guarded("c1", MAC, (ip(A), ip(A6))))
+    assert not pod_guard.knows(port.loaded.maps, port.device + 3, same)
 
 
 def test_the_guards_structures_are_as_long_as_python_thinks() -> None:
@@ -305,8 +306,8 @@ def test_the_guards_structures_are_as_long_as_python_thinks() -> None:
 
 def test_a_pod_sends_to_no_tunnel_of_this_node_or_of_others() -> None:
     port = Port()
-    assert guard.set_tunnels(port.loaded.maps, [4790, 8472])
-    assert not guard.set_tunnels(port.loaded.maps, [4790, 8472])
+    assert pod_guard.set_tunnels(port.loaded.maps, [4790, 8472])
+    assert not pod_guard.set_tunnels(port.loaded.maps, [4790, 8472])
     sent = [port.sends(ipv4(A, PEER, UDP, udp(1, number))) for number in (4790, 8472, 4789, 0)]
     assert sent == ["pod_tunnel", "pod_tunnel", "", ""]
     sent6 = [port.sends(ipv6(A6, B6, UDP, udp(1, number)), IPV6) for number in (4790, 8472, 4789)]

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from agent import netconf
-from agent.datapath import guard
+from agent.cni import netconf
 from agent.ipam.attachment import link_name
-from agent.model import VXLAN, Node
-from agent.node.confs import Confs
+from agent.model.cluster import VXLAN, Node
+from agent.node.cni_conf_dir import Confs
+from agent.objects import pod_guard
 from tests.lab.paths import lacks
 from tests.lab.space import PYTHON
 from tests.netns.frames import ICMP, UDP, arp, echo, ethernet, ipv4, ipv6, udp
@@ -90,7 +90,7 @@ def ready(tmp_path: Path, way: str, **more: Any) -> Slave:
     pod = Pod("c1")
     answer = host.add(pod)
     wanted = socket.htons(8472).to_bytes(2, "little")
-    eventually(lambda: wanted in (guard.loaded().maps["guard_config"].get(bytes(4)) or b""))
+    eventually(lambda: wanted in (pod_guard.loaded().maps["guard_config"].get(bytes(4)) or b""))
     return Slave(host, pod, answer["ips"][0]["address"].split("/")[0], answer["interfaces"][0]["mac"])
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from agent.datapath import hardening, ipip, links, linksetup, rtnl
-from agent.datapath.routes import OURS
-from agent.datapath.state import TUNNEL, Bridge, Ipip, NodeState, Overlay, bridge_mac
 from agent.ipam.attachment import link_name
-from agent.model import KERNEL
-from agent.node import ground, program
+from agent.kernel import hardening, link_setup, links, rtnl
+from agent.model.cluster import KERNEL
+from agent.modes.ipip import device as ipip_device
+from agent.node import apply, kernel_state
+from agent.objects.routes import OURS
+from agent.objects.state import TUNNEL, Bridge, Ipip, NodeState, Overlay, bridge_mac
 from tests.netns.node import Host, Pod, command
 
 SYSCTLS = Path("/proc/sys/net")
@@ -52,7 +53,7 @@ def wanted(*nodes: str, device: bool = True) -> NodeState:
 
 def programmed(state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
     nl = links.host()
-    return [str(p) for p in program.program(nl, state, ground.read(nl), sysctls, OURS, verify=True).problems]
+    return [str(p) for p in apply.program(nl, state, kernel_state.read(nl), sysctls, OURS, verify=True).problems]
 
 
 def device() -> str:
@@ -62,8 +63,8 @@ def device() -> str:
 
 def has_ipip_devices() -> bool:
     """Whether this kernel has them; else only that none is tried can be seen."""
-    ipip.use("auto")
-    return ipip.by_device()
+    ipip_device.use("auto")
+    return ipip_device.by_device()
 
 
 def test_no_ipip_device_is_made_before_its_filter(nft_log: Path) -> None:
@@ -100,9 +101,9 @@ def test_an_ipip_device_of_an_earlier_agent_goes_where_nothing_shows_its_filter(
 ) -> None:
     """Whether the filter is there is not assumed, unless this agent has seen it."""
     kind = "ipip" if has_ipip_devices() else "bridge"  # to be looked at, it only has to be there
-    monkeypatch.setitem(ipip.KINDS, True, kind)
+    monkeypatch.setitem(ipip_device.KINDS, True, kind)
     command("ip", "link", "add", DEVICE, "type", kind, *(["local", "192.0.2.1"] if kind == "ipip" else []))
-    ipip._done.filtered = seen
+    ipip_device._done.filtered = seen
     nft_log.with_name("blind").touch()
     problems = programmed(wanted())
     assert device() == (kind if seen else "")
@@ -142,7 +143,7 @@ def test_a_device_hears_no_router_even_where_the_node_can_not_forward(tmp_path: 
     assert made
     assert made.up
     assert hardening.differs(made) == ""
-    assert linksetup.ipv4(made, hardening.IPV4_DEVCONF_ACCEPT_REDIRECTS) == 0
+    assert link_setup.ipv4(made, hardening.IPV4_DEVCONF_ACCEPT_REDIRECTS) == 0
 
 
 def test_a_pods_port_is_up_last(tmp_path: Path) -> None:

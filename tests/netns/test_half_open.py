@@ -10,10 +10,10 @@ from kubernetes.client.configuration import Configuration
 
 from agent.cluster import api
 from agent.cluster.api import Api
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.informer import Lasts
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import FAILED, KINDS
-from agent.cluster.watch import Lasts
-from agent.node.follower import Follower
 from tests.netns.node import command, eventually
 from tests.unit import awkward
 from tests.unit.awkward import Answer, Asked, Awkward

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.observe import health
 from agent.observe.http import MOST, Http, Page
-from agent.shared import Latest
+from agent.runtime.observable import Latest
 from tests.netns.node import Host, Pod, command, eventually
 
 PORT = 9480

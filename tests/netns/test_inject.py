@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
-from agent.datapath import bpf, guard, links, overlay, rtnl
-from agent.datapath.overlay import tunnel_mac
-from agent.model import HOST_GW, VXLAN, IPReservation, Node
-from agent.node.confs import Confs
+from agent.cni import netconf
+from agent.kernel import links, rtnl
+from agent.kernel.bpf import loader
+from agent.model.cluster import HOST_GW, VXLAN, IPReservation, Node
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import tunnel_mac
+from agent.node.cni_conf_dir import Confs
+from agent.objects import pod_guard
 from tests.netns.frames import UDP, ethernet, ipv4, udp, vxlan
 from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
 from tests.netns.node import VXLAN as VXLAN_CONF
@@ -38,9 +41,9 @@ class Tunnel:
 
     def fate(self, source: str, remote: str, tag: bytes = b"") -> str:
         """What becomes of a packet of a pod, tagged or not, that comes out of the tunnel from a node."""
-        held = bpf.maps()
+        held = loader.maps()
         assert held
-        before = overlay.counters(held)
+        before = vxlan_maps.counters(held)
         packet = tag + ipv4(source, self.pod, UDP, udp(1, 9))
         frame = ethernet(tunnel_mac(IPv4Address(ME)), SENDER, packet, 0x8100 if tag else 0x0800)
         eth0 = rtnl.link(links.host(), "eth0")
@@ -51,7 +54,7 @@ class Tunnel:
             wire.send(ethernet(eth0.mac, SENDER, outer))
 
         def counted() -> list[str]:
-            after = overlay.counters(held)
+            after = vxlan_maps.counters(held)
             return [reason for reason, count in after.items() if count.packets > before[reason].packets]
 
         return "".join(eventually(counted))
@@ -112,11 +115,11 @@ def test_a_pod_that_moves_with_its_address_is_heard_from_where_it_is(tmp_path: P
 
 def test_entries_of_a_version_without_the_check_let_all_nodes_send_until_they_are_replaced(tmp_path: Path) -> None:
     tunnel = begun(tmp_path)
-    held = bpf.maps()
+    held = loader.maps()
     assert held
     tunnel.host.close()
     for key in held["nodes"].items():
-        held["nodes"].put(key, overlay._KEY.pack(overlay.UNKNOWN))
+        held["nodes"].put(key, vxlan_maps._KEY.pack(vxlan_maps.UNKNOWN))
     assert tunnel.fate("10.244.3.9", PEER) == "to_stack"
     tunnel.host.reconciler.drifted()
     tunnel.host.reconciler.once()
@@ -138,7 +141,7 @@ def test_a_node_without_tunnel_closes_the_port_of_its_peers_tunnels(tmp_path: Pa
     assert passes(node, port), "no node has a tunnel"
     assert "chain forward" not in command("nft", "list", "ruleset")
     node.host.put(peer("two", "10.244.2.0/24", PEER, modes=(VXLAN, HOST_GW)))
-    held = guard.loaded().maps["guard_config"]
+    held = pod_guard.loaded().maps["guard_config"]
     eventually(lambda: socket.htons(port).to_bytes(2, "little") in (held.get(bytes(4)) or b""))
     assert not passes(node, port)
     assert passes(node, port + 1)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import sysctls
 from agent.errors import CniError
-from agent.model import Problem
+from agent.kernel import sysctl
+from agent.model.cluster import Problem
 from tests.netns.node import CONF, Host, Pod, command, eventually
 
 DUAL, ONLY_IPV6 = ("10.244.1.0/24", "fd00:10:244:1::/64"), ("fd00:10:244:1::/64",)
@@ -18,7 +18,7 @@ SMALL = 1200  # bytes
 
 
 def turn_off(name: str) -> None:
-    (sysctls.root() / "ipv6/conf" / name / "disable_ipv6").write_text("1")
+    (sysctl.root() / "ipv6/conf" / name / "disable_ipv6").write_text("1")
 
 
 def versions(host: Host, pod: Pod) -> list[int]:
@@ -94,7 +94,7 @@ def test_pods_get_ipv4_alone_where_the_kernel_has_no_ipv6(tmp_path: Path) -> Non
     switches.mkdir()
     for name in ("ipv4", "bridge"):
         (switches / name).symlink_to(Path("/proc/sys/net", name))
-    sysctls.use(switches)
+    sysctl.use(switches)
     host, pod = Host(tmp_path / "run", DUAL, conf=ANY, sysctls=switches), Pod("c1")
     assert versions(host, pod) == [4]
     assert pod.reaches("192.0.2.1")

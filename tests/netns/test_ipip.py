@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
-from agent.datapath import bpf, ipip, ipipmaps, netlink, rtnl, tc, tcx
+from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.model import Node
-from agent.node.confs import Confs
+from agent.kernel import netlink, rtnl, tc, tcx
+from agent.kernel.bpf import loader
+from agent.model.cluster import Node
+from agent.modes.ipip import device as ipip_device
+from agent.modes.ipip import maps as ipip_maps
+from agent.node.cni_conf_dir import Confs
 from tests.netns.node import IPIP, OBJECTS, Host, Pod, command, eventually, ip, net
 
 DEVICE = "testcni-ipip"
@@ -20,7 +23,7 @@ DEFAULT = "default via 192.0.2.254"
 @pytest.fixture(autouse=True, params=["tcx", "clsact"])
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How programs are attached; also on a kernel that has ipip devices."""
-    ipip.use("ebpf")
+    ipip_device.use("ebpf")
     way: str = request.param
     if way == "tcx" and not tcx.known():
         pytest.skip("this kernel has no TCX (Linux 6.6)")
@@ -49,7 +52,7 @@ def filters() -> list[str]:
 
 def attached(by: str) -> list[str]:
     """The programs at the underlay's device, which has them in no other way."""
-    by_tcx = [name for hook, name in ipip.PROGRAMS.items() if tcx.attached(eth0(), hook, name)]
+    by_tcx = [name for hook, name in ipip_device.PROGRAMS.items() if tcx.attached(eth0(), hook, name)]
     if by == "clsact":
         assert by_tcx == []
         return filters()
@@ -120,7 +123,7 @@ def test_check_sees_what_is_wrong(tmp_path: Path, change: tuple[str, ...], messa
 
 def test_maps_follow_the_nodes(tmp_path: Path) -> None:
     host, _ = added(tmp_path)
-    maps = bpf.maps(family=bpf.IPIP)
+    maps = loader.maps(family=loader.IPIP)
     assert maps
     host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),)))
     eventually(lambda: len(maps["ipip_blocks"].items()) == len(maps["ipip_nodes"].items()) == 2)
@@ -128,13 +131,13 @@ def test_maps_follow_the_nodes(tmp_path: Path) -> None:
     eventually(lambda: ip("192.0.2.3").packed in maps["ipip_nodes"].items())
     host.drop("two")
     eventually(lambda: len(maps["ipip_blocks"].items()) == len(maps["ipip_nodes"].items()) == 1)
-    assert ipipmaps.counters(maps)["drop_failed"].packets == 0
+    assert ipip_maps.counters(maps)["drop_failed"].packets == 0
 
 
 def test_what_others_take_away_comes_back(tmp_path: Path, by: str) -> None:
     host, _ = added(tmp_path)
     if by == "tcx":
-        assert tcx.detach(eth0(), ipip.PROGRAMS)
+        assert tcx.detach(eth0(), ipip_device.PROGRAMS)
     else:
         command("tc", "qdisc", "delete", "dev", "eth0", "clsact")
     assert attached(by) == []
@@ -157,7 +160,7 @@ def test_a_device_of_somebody_else_is_told_and_left_alone(tmp_path: Path) -> Non
 
 def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_path: Path, by: str) -> None:
     host, pod = added(tmp_path)
-    (pin,) = bpf.FOLDER.glob("v1/ipip-*/ipip_egress")
+    (pin,) = loader.FOLDER.glob("v1/ipip-*/ipip_egress")
     if by == "tcx":
         command("tc", "qdisc", "add", "dev", "eth0", "clsact")
     command("tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "bpf", "da", "object-pinned", str(pin))
@@ -201,14 +204,14 @@ def test_a_filter_of_another_program_in_the_place_of_ours_stays_and_is_reported(
 def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path, by: str) -> None:
     host, _ = added(tmp_path)
     host.close()  # it would put its own back
-    old = bpf.current(bpf.IPIP)
+    old = loader.current(loader.IPIP)
     assert old
-    newer = bpf.load(OBJECTS, bpf.BPFFS / "newer", bpf.IPIP)
+    newer = loader.load(OBJECTS, loader.BPFFS / "newer", loader.IPIP)
     assert newer.programs["ipip_egress"].id != old.programs["ipip_egress"].id
     with netlink.Netlink() as nl:
-        programs = {hook: newer.programs[name] for hook, name in ipip.PROGRAMS.items()}
-        assert ipip._attach(nl, eth0(), programs)
-        assert not ipip._attach(nl, eth0(), programs)
+        programs = {hook: newer.programs[name] for hook, name in ipip_device.PROGRAMS.items()}
+        assert ipip_device._attach(nl, eth0(), programs)
+        assert not ipip_device._attach(nl, eth0(), programs)
         assert attached(by) == ["ipip_ingress", "ipip_egress"]
         if by == "tcx":
             assert tcx.detach(eth0(), {"egress": "ipip_egress"})
@@ -219,12 +222,12 @@ def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path,
 
 def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Path, by: str) -> None:
     host, pod = added(tmp_path)
-    loaded = bpf.current(bpf.IPIP)
+    loaded = loader.current(loader.IPIP)
     assert loaded
     with netlink.Netlink() as nl:
-        tc.attach(nl, eth0(), {hook: loaded.programs[name] for hook, name in ipip.PROGRAMS.items()})
+        tc.attach(nl, eth0(), {hook: loaded.programs[name] for hook, name in ipip_device.PROGRAMS.items()})
     assert filters() == ["ipip_ingress", "ipip_egress"]
-    ipip._done.at = None  # as after a start
+    ipip_device._done.at = None  # as after a start
     host.reconciler.drifted()
     eventually(lambda: filters() == [] if by == "tcx" else len(filters()) == 2)
     eventually(lambda: by != "tcx" or "clsact" not in command("tc", "qdisc", "show", "dev", "eth0"))

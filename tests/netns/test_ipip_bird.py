@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from agent.datapath.bird.values import Tunnel
+from agent.modes.ipip.bird.types import Tunnel
 from tests.lab.space import PYTHON
 from tests.netns.birds import Node, flow, lost, needs_bird, wire
 from tests.netns.bpfobjects import Programs

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from agent.cni.journal import BOOT_ID, Journal
-from agent.model import Problem
-from agent.shared import Latest
+from agent.model.cluster import Problem
+from agent.runtime.observable import Latest
 from tests.netns.node import CONF, Host, Pod, command
 
 

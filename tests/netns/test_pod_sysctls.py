@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.datapath import netns
+from agent.kernel import netns
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
 
 DUAL = ("10.244.1.0/24", "fd00:10:244:1::/64")

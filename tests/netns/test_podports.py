@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
-import agent.datapath.podports
-from agent.datapath import bpf, links, overlay
-from agent.datapath.monitor import Monitor
-from agent.datapath.netlink import RECEIVE, Netlink
-from agent.datapath.podport import Seen
-from agent.datapath.state import LINK_PREFIX
+import agent.objects.pod_port_setup
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
-from agent.ipam.attachments import Attachments
-from agent.model import ROUTE_PROTOCOL
-from agent.node import podports
+from agent.ipam.attachment_store import Attachments
+from agent.kernel import links
+from agent.kernel.bpf import loader
+from agent.kernel.netlink import RECEIVE, Netlink
+from agent.kernel.netlink_monitor import Monitor
+from agent.model.cluster import ROUTE_PROTOCOL
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.node import pod_port_repair
+from agent.objects.pod_port import Seen
+from agent.objects.state import LINK_PREFIX
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
 
 PROTOCOL = str(ROUTE_PROTOCOL)
@@ -131,9 +133,9 @@ def lose_qdisc(node: Node) -> None:
 
 
 def lose_entry(node: Node) -> None:
-    held = bpf.maps()
+    held = loader.maps()
     assert held
-    overlay.remove_pod(held, IPv4Address(node.address))
+    vxlan_maps.remove_pod(held, IPv4Address(node.address))
 
 
 def no_proxy_arp(node: Node) -> None:
@@ -362,9 +364,9 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
 ) -> None:
     node = Node(tmp_path, mode)
     node.looked()
-    real, changed = podports.sync, threading.Event()
+    real, changed = pod_port_repair.sync, threading.Event()
 
-    def sync(nl: Netlink, attachments: Attachments) -> podports.Repaired:
+    def sync(nl: Netlink, attachments: Attachments) -> pod_port_repair.Repaired:
         done = real(nl, attachments)
         if not changed.is_set():
             changed.set()
@@ -372,7 +374,7 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
             node.reconciler.drifted()
         return done
 
-    monkeypatch.setattr("agent.node.podports.sync", sync)
+    monkeypatch.setattr("agent.node.pod_port_repair.sync", sync)
     node.reconciler.drifted()
     assert changed.wait(10)
     eventually(node.fine)
@@ -387,19 +389,19 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
     leave_down(node)
     (attachment,) = node.attachments.all()
     with node.attachments.locks.hold(attachment.key):
-        assert podports.sync(links.host(), node.attachments).pods == 0
-    assert podports.sync(links.host(), node.attachments).pods == 1
+        assert pod_port_repair.sync(links.host(), node.attachments).pods == 0
+    assert pod_port_repair.sync(links.host(), node.attachments).pods == 1
     leave_down(node)
-    read = agent.datapath.podports.read
+    read = agent.objects.pod_port_setup.read
 
     def read_and_delete(nl: Netlink) -> Seen:
         seen = read(nl)
         node.delete(node.pod)
         return seen
 
-    monkeypatch.setattr("agent.datapath.podports.read", read_and_delete)
-    done = podports.sync(links.host(), node.attachments)
+    monkeypatch.setattr("agent.objects.pod_port_setup.read", read_and_delete)
+    done = pod_port_repair.sync(links.host(), node.attachments)
     assert (done.pods, done.problems) == (0, [])
     assert node.address not in command("ip", "route") + command("ip", "neigh")
-    held = bpf.maps()
-    assert not held or not overlay.pods(held)
+    held = loader.maps()
+    assert not held or not vxlan_maps.pods(held)

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from agent.cni import addresses, probe
-from agent.datapath import arp
 from agent.errors import CniError, Code
-from agent.ipam import attachments
+from agent.ipam import assigner, attachment_store, duplicate_address
 from agent.ipam.attachment import Lease
-from agent.model import Problem
-from agent.node.segment import AGAIN, LONGEST, WELL_FOR, SegmentTest
-from agent.shared import Latest
+from agent.kernel import arp
+from agent.model.cluster import Problem
+from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, SegmentTest
+from agent.runtime.observable import Latest
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
 from tests.timing import Starved
 
@@ -135,7 +134,7 @@ def test_an_address_that_somebody_has_is_set_aside_and_told(tmp_path: Path, conf
 
 
 def test_what_is_set_aside_is_looked_at_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachments, "ASIDE_FOR", 0.5)
+    monkeypatch.setattr(attachment_store, "ASIDE_FOR", 0.5)
     ipam = {"rangeStart": "192.0.2.90", "rangeEnd": "192.0.2.91"}
     host, other = segment(tmp_path, {**MACVLAN, "ipam": ipam})
     other.run("ip", "address", "add", "192.0.2.90/24", "dev", "eth0")
@@ -165,10 +164,10 @@ def test_who_goes_meanwhile_is_waited_for_where_that_is_asked(tmp_path: Path) ->
     host.add(Pod("c1"))
     (attachment,) = host.attachments.all()
     wanted = replace(attachment, leases=(Lease(ip(OTHER), attachment.leases[0].block),))
-    assert probe.owner(wanted) == probe.Owner(ip(OTHER), "eth0", MAC)
+    assert duplicate_address.owner(wanted) == duplicate_address.Owner(ip(OTHER), "eth0", MAC)
     going = threading.Timer(0.3, other.run, ("ip", "address", "delete", f"{OTHER}/24", "dev", "eth0"))
     going.start()
-    assert probe.owner(wanted, 5) is None
+    assert duplicate_address.owner(wanted, 5) is None
     going.join()
 
 
@@ -180,9 +179,9 @@ def test_a_machine_that_answers_for_all_costs_an_add_a_few_addresses(tmp_path: P
     assert caught.value.code == Code.TRY_AGAIN
     assert "ipam.probe" in caught.value.details
     assert host.attachments.all() == ()
-    assert len(host.attachments.problems()) == addresses.ATTEMPTS
+    assert len(host.attachments.problems()) == assigner.ATTEMPTS
     trusting = {**MACVLAN, "ipam": {**MACVLAN["ipam"], "probe": False}}
-    assert host.add(Pod("c1"), trusting)["ips"][0]["address"] == f"192.0.2.{90 + addresses.ATTEMPTS}/24"
+    assert host.add(Pod("c1"), trusting)["ips"][0]["address"] == f"192.0.2.{90 + assigner.ATTEMPTS}/24"
 
 
 def test_what_a_probe_costs(tmp_path: Path) -> None:

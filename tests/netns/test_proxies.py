@@ -7,9 +7,10 @@ import socket
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.datapath import links, proxies, rtnl
-from agent.datapath.rtnl import mac_bytes
-from agent.datapath.state import BRIDGE_ALIAS, Proxy
+from agent.kernel import links, rtnl
+from agent.kernel.rtnl import mac_bytes
+from agent.objects import proxy_arp
+from agent.objects.state import BRIDGE_ALIAS, Proxy
 from tests.netns.node import command
 
 SYSCTLS = Path("/proc/sys/net")
@@ -27,7 +28,7 @@ def answers() -> str:
 
 
 def sync(*wanted: Proxy) -> int:
-    return proxies.sync(links.host(), frozenset(wanted), rtnl.links(links.host()), SYSCTLS)
+    return proxy_arp.sync(links.host(), frozenset(wanted), rtnl.links(links.host()), SYSCTLS)
 
 
 def test_entries_come_and_go_with_an_announcement_of_whose_mac_it_is() -> None:

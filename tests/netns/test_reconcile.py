@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
-from agent.datapath.monitor import Monitor
-from agent.model import ROUTE_PROTOCOL, Node
-from agent.node.confs import Confs
+from agent.cni import netconf
+from agent.kernel.netlink_monitor import Monitor
+from agent.model.cluster import ROUTE_PROTOCOL, Node
+from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
 from tests.netns.route_monitor import told_of_routes
 from tests.timing import in_time
@@ -183,7 +183,7 @@ def test_a_peer_that_is_not_on_link_is_reported_not_guessed(tmp_path: Path) -> N
 
 
 def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.DEMANDED_FOR", 0.2)
+    monkeypatch.setattr("agent.ipam.assigner.DEMANDED_FOR", 0.2)
     host, pod = Host(tmp_path), Pod("c1")
     before = {k: v for k, v in host.state().items() if k in ("links", "addresses", "routes", "nft")}
     host.confs.publish(Confs(frozenset({NETWORK})))

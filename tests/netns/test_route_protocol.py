@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agent import config, netconf, uninstall
-from agent.model import ROUTE_PROTOCOL, IPPool, Node
-from agent.node.confs import Confs
-from agent.node.route_marks import FILE, FIRST_PROTOCOL
+from agent import config, uninstall
+from agent.cni import netconf
+from agent.model.cluster import ROUTE_PROTOCOL, IPPool, Node
+from agent.node.cni_conf_dir import Confs
+from agent.node.route_protocol import FILE, FIRST_PROTOCOL
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
 from tests.netns.route_monitor import told_of_routes
 from tests.netns.test_reconcile import peer, ready

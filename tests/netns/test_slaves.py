@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from agent import netconf
-from agent.datapath import links, rtnl
+from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.model import IPBlock, IPPool
-from agent.node.confs import Confs
+from agent.kernel import links, rtnl
+from agent.model.cluster import IPBlock, IPPool
+from agent.node.cni_conf_dir import Confs
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, net
 
 

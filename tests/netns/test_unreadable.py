@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from agent.cni.verbs import Verbs
-from agent.datapath import links, rtnl
+from agent.cni.handler import Verbs
 from agent.errors import CniError, Code
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
-from agent.ipam.attachments import Attachments
+from agent.ipam.attachment_store import Attachments
+from agent.kernel import links, rtnl
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import bpf, links, overlay, tunnel
 from agent.errors import CniError, Code
-from agent.model import ROUTE_PROTOCOL, Node
+from agent.kernel import links
+from agent.kernel.bpf import loader
+from agent.model.cluster import ROUTE_PROTOCOL, Node
+from agent.modes.vxlan import device as vxlan_device
+from agent.modes.vxlan import maps as vxlan_maps
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
 
 DEVICE = "testcni-vxlan"
@@ -106,16 +109,16 @@ def test_check_sees_a_change_on_the_node(tmp_path: Path, change: str, message: s
 def test_check_sees_a_pod_that_the_programs_forgot(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     conf = {**VXLAN, "prevResult": host.add(pod)}
-    maps = bpf.maps()
+    maps = loader.maps()
     assert maps
-    overlay.remove_pod(maps, host.attachments.all()[0].leases[0].address)  # type: ignore[arg-type]
+    vxlan_maps.remove_pod(maps, host.attachments.all()[0].leases[0].address)  # type: ignore[arg-type]
     with pytest.raises(CniError, match=r"the programs don't know 10\.244\.1\.2"):
         host.call("CHECK", pod, conf)
 
 
 def test_peers_reach_the_maps_and_leave_them(tmp_path: Path) -> None:
     host, _ = added(tmp_path)
-    maps = bpf.maps()
+    maps = loader.maps()
     assert maps
     assert len(maps["blocks"].items()) == 1, "its own"
     for number in range(2, 5):
@@ -146,28 +149,28 @@ def test_all_goes_with_the_last_pod(tmp_path: Path) -> None:
 
 
 def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 3)
+    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 3)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     command("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "x")
     with pytest.raises(CniError, match=f"device {DEVICE}: a veth of that name exists"):
         host.add(pod)
     command("ip", "link", "delete", DEVICE)
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 8)
+    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 8)
     host.add(pod)
 
 
 def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    links.host().request(tunnel.create(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
+    links.host().request(vxlan_device.create(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
     host.add(pod)
     assert pod.reaches("10.244.1.1")
     assert " mtu 1450 " in command("ip", "link", "show", DEVICE)
 
 
 def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.cni.addresses.PREPARED_WITHIN", 3)
+    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 3)
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    bpf.use(tmp_path)
+    loader.use(tmp_path)
     with pytest.raises(CniError, match=r'build the objects: make ebpf; .*"vxlanBackend": "kernel"'):
         host.add(pod)
 
@@ -178,7 +181,7 @@ KERNEL = {**VXLAN, "vxlanBackend": "kernel"}
 def test_the_kernel_alone(tmp_path: Path) -> None:
     plain = {**KERNEL, "spoofCheck": False}  # the only eBPF that it would need
     host, one, two = Host(tmp_path, conf=plain), Pod("c1"), Pod("c2")
-    bpf.use(tmp_path)  # no objects: nobody asks for them
+    loader.use(tmp_path)  # no objects: nobody asks for them
     result = host.add(one)
     before = host.state()
     host.add(two)

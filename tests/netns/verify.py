@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from agent.datapath import bpf
-from agent.datapath.bpfcall import BpfError
+from agent.kernel.bpf import loader
+from agent.kernel.bpf.syscall import BpfError
 from tests.netns.node import OBJECTS, private_bpffs
 
 
@@ -16,7 +16,7 @@ def main() -> int:
         return 0
     try:
         private_bpffs()
-        loaded = [bpf.load(OBJECTS, family=family) for family in bpf.FAMILIES]
+        loaded = [loader.load(OBJECTS, family=family) for family in loader.FAMILIES]
     except BpfError as error:
         print(f"{error}\n{error.remedy}", file=sys.stderr)
         return 1

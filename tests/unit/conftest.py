@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from agent.cluster import inotify
+from agent.kernel import inotify
 from tests.unit.plugin import Agent, Builds, Plugin
 
 settings.register_profile("busy", deadline=None)  # an example that takes long is the machine's doing

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
@@ -22,7 +22,7 @@ from agent.cluster.store import (
     Trouble,
     kind_of,
 )
-from agent.model import IPBlock, IPPool, Node, Problem, Resource
+from agent.model.cluster import IPBlock, IPPool, Node, Problem, Resource
 
 SOON = 5.0  # seconds: well below the watch's own LOOK_AGAIN, so what is seen was seen by inotify
 State = dict[tuple[Kind, str], Resource]

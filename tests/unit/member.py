@@ -6,15 +6,15 @@ import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.cluster.store import KINDS, Kind
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
-from agent.model import IPBlock, IPPool, Network, Resource, Snapshot, Subnet
-from agent.node.claims import Claimer, Rules
-from agent.node.giveback import GiveBack
-from agent.shared import Latest
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Claimer, Rules
+from agent.ipam.idle_blocks import GiveBack
+from agent.model.cluster import IPBlock, IPPool, Network, Resource, Snapshot, Subnet
+from agent.runtime.observable import Latest
 
 
 def net(text: str) -> Subnet:

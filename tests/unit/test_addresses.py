@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
-from agent.cni import addresses
-from agent.cni.addresses import Addresses
+from agent.cni import netconf
+from agent.cni.netconf import NetConf
 from agent.errors import CniError, Code
-from agent.ipam import blocks
+from agent.ipam import assigner, blocks
+from agent.ipam.assigner import Addresses
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
-from agent.model import IPPool, Network, Snapshot, Subnet
-from agent.netconf import NetConf
-from agent.shared import Demand, Latest, NodeStatus
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import IPPool, Network, Snapshot, Subnet
+from agent.runtime.observable import Demand, Latest, NodeStatus
 
 NETWORK = Network("net")
 CONF = NetConf("1.1.0", NETWORK)
@@ -120,7 +119,7 @@ def test_an_ip_version_without_more_blocks_fails_the_add_with_the_reason(tmp_pat
 
 def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For an address to cool, then for a block of one IP version, then for one of the other."""
-    monkeypatch.setattr(addresses, "PREPARED_WITHIN", 1.0)
+    monkeypatch.setattr(assigner, "PREPARED_WITHIN", 1.0)
     node = Node(tmp_path, FOUR, families=BOTH, cool_down=600)
     for n in range(5):
         wanted = Attachment(f"c{n}", "eth0", NETWORK, "/x", "", (), "")
@@ -136,7 +135,7 @@ def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path, monkeypatch: pyt
 
 def test_one_add_does_not_ask_for_blocks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each new block has no address for it, as the others were quicker."""
-    monkeypatch.setattr(addresses, "MOST_BLOCKS", 4)
+    monkeypatch.setattr(assigner, "MOST_BLOCKS", 4)
     node = Node(tmp_path, families=frozenset({4}))
     useless = list(ipaddress.IPv4Network("10.9.0.0/24").subnets(new_prefix=31))
     node.status.publish(NodeStatus(True, {NETWORK: (useless[0],)}, families={NETWORK: frozenset({4})}))

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from agent.model import HOST_GW, IPIP, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network, Node
-from agent.node import admission
-from agent.node.admission import Admitted
-from agent.node.confs import Confs
+from agent.model.cluster import HOST_GW, IPIP, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network, Node
+from agent.node import mode_admission
+from agent.node.cni_conf_dir import Confs
+from agent.node.mode_admission import Admitted
 from agent.observe import health
-from agent.shared import NodeStatus
+from agent.runtime.observable import NodeStatus
 
 NET = Network("net")
 BY = {name: replace(NET, mode=name, link_mode="" if name in ROUTED else "bridge") for name in MODES}
@@ -43,7 +43,7 @@ def admit(
     in_force: Collection[Network] = NOBODY,
     peers: Collection[Node] = (),
 ) -> Admitted:
-    return admission.admit(confs(wanted, installed), (), used, in_force, peers)
+    return mode_admission.admit(confs(wanted, installed), (), used, in_force, peers)
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(MODES, 2)))
@@ -102,16 +102,16 @@ def test_many_nodes_are_not_all_named() -> None:
 
 
 def test_a_conf_that_comes_with_a_pod_is_refused_as_one_of_the_folder() -> None:
-    got = admission.admit(Confs(), [BY[MACVLAN]], {BY[HOST_GW]}, {BY[HOST_GW]}, ())
+    got = mode_admission.admit(Confs(), [BY[MACVLAN]], {BY[HOST_GW]}, {BY[HOST_GW]}, ())
     assert (set(got.networks), set(got.refused)) == (set(), {"net"})
     other = replace(BY[MACVLAN], name="lan")
-    assert admission.admit(Confs(), [other], {BY[HOST_GW]}, (), ()).networks == {other}
+    assert mode_admission.admit(Confs(), [other], {BY[HOST_GW]}, (), ()).networks == {other}
 
 
 def test_a_network_with_a_pool_of_its_own_is_no_other_mode() -> None:
     got = admit(HOST_GW, HOST_GW, used={replace(BY[HOST_GW], pool="lan")}, in_force={BY[HOST_GW]})
     assert (got.refused, got.problems) == (frozenset(), ())
-    refused = admission.admit(
+    refused = mode_admission.admit(
         Confs(frozenset({BY[MACVLAN]}), chosen={"net": BY[MACVLAN]}),
         (),
         {replace(BY[HOST_GW], pool="lan")},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.ipam.allocator import REMEMBERED, Allocator, ExhaustedError, UnavailableError, gateway, usable
-from agent.model import Address
+from agent.model.cluster import Address
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
 RANGE = usable(BLOCK)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from agent.cluster import node_events
 from agent.cluster.api import Api
-from agent.model import Network, Node, Problem, Snapshot
-from agent.observe import announce
-from agent.observe.announce import Announcer
-from agent.shared import Latest, NodeStatus, Notice, Notices
+from agent.cluster.node_events import Announcer
+from agent.model.cluster import Network, Node, Problem, Snapshot
+from agent.runtime.observable import Latest, NodeStatus, Notice, Notices
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
@@ -68,8 +68,8 @@ class Told:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
-    monkeypatch.setattr(announce, "LASTING", 0.2)
-    monkeypatch.setattr(announce, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(node_events, "LASTING", 0.2)
+    monkeypatch.setattr(node_events, "LOOK_AGAIN", 0.05)
     it = Told()
     yield it
     it.close()
@@ -113,7 +113,7 @@ def test_a_problem_that_lasts_is_an_event_once_until_it_comes_again(told: Told) 
 
 def test_what_solves_itself_at_once_is_no_event(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr(announce, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(node_events, "time", SimpleNamespace(monotonic=lambda: now))
     told.status.publish(NodeStatus(problems=(PROBLEM,)))
     eventually(lambda: PROBLEM in told.announcer._since)
     told.status.publish(NodeStatus())
@@ -126,9 +126,9 @@ def test_what_solves_itself_at_once_is_no_event(told: Told, monkeypatch: pytest.
 def test_a_flood_of_problems_is_no_flood_of_events(told: Told) -> None:
     problems = tuple(Problem(f"node {n}", "is bad", "mend it") for n in range(100))
     told.status.publish(NodeStatus(problems=problems))
-    eventually(lambda: len(told.all("POST")) == announce.EVENTS_AT_ONCE)
+    eventually(lambda: len(told.all("POST")) == node_events.EVENTS_AT_ONCE)
     time.sleep(0.3)
-    assert len(told.all("POST")) == announce.EVENTS_AT_ONCE
+    assert len(told.all("POST")) == node_events.EVENTS_AT_ONCE
 
 
 def test_an_api_server_that_is_away_hears_of_it_later(told: Told) -> None:
@@ -188,13 +188,13 @@ def test_two_controllers_do_not_fight_at_full_speed(told: Told) -> None:
     for number in range(60):
         told.node(unavailable=bool(number % 2))
         time.sleep(0.01)
-    assert len(told.all("PATCH")) <= announce.CLEARS[0] + 1
+    assert len(told.all("PATCH")) <= node_events.CLEARS[0] + 1
 
 
 def test_a_problem_is_told_again_when_its_event_is_about_to_go(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announce, "TELL_AGAIN", 0.5)
+    monkeypatch.setattr(node_events, "TELL_AGAIN", 0.5)
     told.status.publish(NodeStatus(problems=(PROBLEM,)))
     eventually(lambda: len(told.all("POST")) == 2)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from agent.datapath.state import mac_for
 from agent.ipam.allocator import ExhaustedError, usable
 from agent.ipam.attachment import Attachment, encode, link_name
-from agent.ipam.attachments import Attachments
-from agent.model import Network
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import Network
+from agent.objects.state import mac_for
 from tests.timing import in_time
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
@@ -357,7 +357,7 @@ def test_a_full_disk_takes_no_address(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_log_of_releases_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.attachments.LINES_KEPT", 20)
+    monkeypatch.setattr("agent.ipam.attachment_store.LINES_KEPT", 20)
     attachments = store(tmp_path)
     for n in range(200):
         attachments.remove(add(attachments, f"c{n}"))

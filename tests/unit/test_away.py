@@ -9,10 +9,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.datapath.state import LocalAddress, NodeState, Proxy, Route, Underlay
-from agent.model import EBPF, KERNEL, IPPool, IPReservation, Network, Node, Snapshot
-from agent.modes import mode
+from agent.model.cluster import EBPF, KERNEL, IPPool, IPReservation, Network, Node, Snapshot
 from agent.modes.base import View
+from agent.modes.registry import mode
+from agent.objects.state import LocalAddress, NodeState, Proxy, Route, Underlay
 
 X = IPv4Address("10.244.1.7")
 ALONE = IPv4Network("10.244.1.7/32")

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from agent.cluster import objects
-from agent.cluster.fields import ObjectError
-from agent.datapath.bird.options import BgpOptions, OptionsFile, Router, read
-from agent.datapath.bird.render import render
-from agent.datapath.bird.values import BirdConfig, BirdError, External, Peer, Secret, Tunnel
-from agent.datapath.state import LocalAddress, NodeState, union
-from agent.model import IPPool, Network, Node, Snapshot
+from agent.cluster.object_fields import ObjectError
+from agent.model.cluster import IPPool, Network, Node, Snapshot
 from agent.modes.base import View
-from agent.modes.bgp import REFLECTOR, Encapsulate, Plan, plan
+from agent.modes.ipip.bgp import REFLECTOR, Encapsulate, Plan, plan
+from agent.modes.ipip.bird.options import BgpOptions, OptionsFile, Router, read
+from agent.modes.ipip.bird.render import render
+from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret, Tunnel
+from agent.objects.state import LocalAddress, NodeState, union
 
 TUNNEL = Tunnel("tunl0")
 RACK = Router(External(IPv4Address("192.0.2.100"), 65000), (("rack", "a"),))
@@ -308,7 +308,7 @@ def test_a_change_of_the_file_or_a_password_is_seen_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a ConfigMap changes: by a link to another folder."""
-    monkeypatch.setattr("agent.datapath.bird.options.EVERY", 0.05)
+    monkeypatch.setattr("agent.modes.ipip.bird.options.EVERY", 0.05)
     for name, text in (("one", "{}"), ("two", f"passwordFile: {tmp_path}/mesh"), ("three", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "bgp.yaml").write_text(text)

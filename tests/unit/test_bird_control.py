@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bird import control, daemon, health, logs, recovery
-from agent.datapath.bird.control import Control, ControlError
-from agent.datapath.bird.daemon import Files
-from agent.datapath.bird.recovery import Recovery
-from agent.datapath.bird.values import BirdConfig, BirdError, BirdStatus, Peer, Session, State
+from agent.modes.ipip.bird import control, daemon, logs, restart_guard, session_checks
+from agent.modes.ipip.bird.control import Control, ControlError
+from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.restart_guard import Recovery
+from agent.modes.ipip.bird.types import BirdConfig, BirdError, BirdStatus, Peer, Session, State
 from tests.timing import Starved
 
 GREETING = "0001 BIRD 2.0.12 ready.\n"
@@ -214,9 +214,9 @@ def test_recovery_ends_when_the_old_routes_are_known_again() -> None:
     assert not it.is_over(frozenset(), 102.0, settled=True)
     assert not it.is_over(frozenset(), 103.0, settled=False)
     assert not it.is_over(frozenset(), 104.0, settled=True)
-    assert not it.is_over(frozenset(), 104.0 + recovery.SETTLED, settled=True), "counted from the last unrest"
-    assert it.is_over(frozenset(), 104.1 + recovery.SETTLED, settled=True)
-    assert it.is_over(frozenset(), 100.1 + recovery.LONGEST, settled=False)
+    assert not it.is_over(frozenset(), 104.0 + restart_guard.SETTLED, settled=True), "counted from the last unrest"
+    assert it.is_over(frozenset(), 104.1 + restart_guard.SETTLED, settled=True)
+    assert it.is_over(frozenset(), 100.1 + restart_guard.LONGEST, settled=False)
 
 
 def test_routes(tmp_path: Path) -> None:
@@ -266,10 +266,10 @@ def test_a_configuration_that_is_no_text_is_an_error_that_is_told(tmp_path: Path
 def test_a_missing_session_is_a_problem_when_it_has_had_its_time() -> None:
     config = BirdConfig("one", IPv4Address("192.0.2.1"), peers=(Peer("b", IPv4Address("192.0.2.2")),))
     missing = (Session("b", State.IDLE, error="BGP Error: Bad peer AS"),)
-    it = health.Health()
+    it = session_checks.Health()
     assert it.problems(config, missing, 0) == ()
     assert it.waiting
-    (told,) = it.problems(config, missing, health.PATIENCE)
+    (told,) = it.problems(config, missing, session_checks.PATIENCE)
     assert str(told) == (
         "BGP session with node b (192.0.2.2): is missing: BGP Error: Bad peer AS; "
         "give both sides the other's AS number"

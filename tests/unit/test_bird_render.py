@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.datapath.bird.render import FOLDERS, render, symbol, symbols
-from agent.datapath.bird.values import BirdConfig, BirdError, External, Peer, Secret, Tunnel
+from agent.modes.ipip.bird.render import FOLDERS, render, symbol, symbols
+from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret, Tunnel
 
 POOL = IPv4Network("10.244.0.0/16")
 ME = BirdConfig(

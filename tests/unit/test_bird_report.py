@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from agent import ctl
-from agent.datapath.bird.values import BirdStatus, Session, State
-from agent.observe.report import bgp
+from agent.modes.ipip.bird.types import BirdStatus, Session, State
+from agent.observe.status import bgp
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "problems": [], "nodes": 3, "routes": 0, "attachments": 0, "uptimeSeconds": 1,

@@ -13,10 +13,22 @@ from hypothesis import given as given_by
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from agent import netconf
-from agent.ipam import blocks, reservations
-from agent.model import MODES, Address, IPBlock, IPPool, IPReservation, Network, Node, Snapshot, Subnet, block_name
-from agent.shared import NodeStatus
+from agent.cni import netconf
+from agent.ipam import blocks
+from agent.ipam.reservations import rules as reservation_rules
+from agent.model.cluster import (
+    MODES,
+    Address,
+    IPBlock,
+    IPPool,
+    IPReservation,
+    Network,
+    Node,
+    Snapshot,
+    Subnet,
+    block_name,
+)
+from agent.runtime.observable import NodeStatus
 
 
 def net(text: str) -> Subnet:
@@ -354,11 +366,11 @@ def test_a_reservation_of_a_blocks_gateway_is_a_problem_on_both_nodes_and_leads_
     wrong = held("10.244.1.1")
     snapshot = replace(cluster(nodes=nodes), reservations={wrong.name: wrong})
     for node in ("one", "two"):
-        (problem,) = reservations.wrong(snapshot, [NETWORK], node)
+        (problem,) = reservation_rules.wrong(snapshot, [NETWORK], node)
         assert "10.244.1.1" in problem.what
         assert "block 10.244.1.0/24 of node one" in problem.what
         assert "ns/pod" in problem.remedy
-    assert list(reservations.wrong(snapshot, [NETWORK], "three")) == []
-    assert list(reservations.away(snapshot, NETWORK, "one")) == []
+    assert list(reservation_rules.wrong(snapshot, [NETWORK], "three")) == []
+    assert list(reservation_rules.away(snapshot, NETWORK, "one")) == []
     shared = replace(NETWORK, mode="macvlan", link_mode="bridge")
-    assert list(reservations.wrong(snapshot, [shared], "one")) == []
+    assert list(reservation_rules.wrong(snapshot, [shared], "one")) == []

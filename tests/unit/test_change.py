@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cluster import receives
+from agent.cluster import accepted_modes
 from agent.cluster.store import Datastore, StoreError
-from agent.datapath.state import LocalAddress, NodeState, Route, union
-from agent.model import HOST_GW, IPIP, ROUTED, VXLAN, Network, Node, Problem, Snapshot
-from agent.modes import mode, ways
+from agent.model.cluster import HOST_GW, IPIP, ROUTED, VXLAN, Network, Node, Problem, Snapshot
+from agent.modes import peers
 from agent.modes.base import View
-from agent.node import change
-from agent.node.change import GRACE, KEPT, Leaving, TunnelPorts
-from agent.node.herald import Herald
-from agent.shared import Latest, NodeStatus
+from agent.modes.registry import mode
+from agent.node import mode_migration
+from agent.node.accepted_modes_publisher import Herald
+from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
+from agent.objects.state import LocalAddress, NodeState, Route, union
+from agent.runtime.observable import Latest, NodeStatus
 
 NET = Network("net")
 BY = {name: replace(NET, mode=name) for name in ROUTED}
@@ -50,8 +51,8 @@ said = st.lists(st.sampled_from(ROUTED), unique=True, max_size=3).map(tuple)
 
 @given(said.filter(bool), said.filter(bool))
 def test_both_ends_choose_the_same_way(mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    there = ways.way(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
-    back = ways.way(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
+    there = peers.way(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
+    back = peers.way(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
     assert there == back
     assert there == HOST_GW or there in set(mine) & set(theirs)
     if mine[0] == theirs[0]:
@@ -104,25 +105,27 @@ def test_bird_speaks_with_those_that_take_ipip() -> None:
 def test_what_is_told_is_what_is_ready() -> None:
     chosen = {"net": BY[VXLAN], "lan": Network("lan", mode="macvlan", link_mode="bridge")}
     others = [Network("elsewhere"), chosen["lan"]]
-    assert change.receives(chosen, others[:1], ()) == ()
+    assert mode_migration.receives(chosen, others[:1], ()) == ()
     lan = (("lan", ("macvlan",)),)
-    assert change.receives(chosen, others, ()) == lan
-    assert change.receives(chosen, [BY[HOST_GW], *others], ()) == (*lan, ("net", (HOST_GW,)))
+    assert mode_migration.receives(chosen, others, ()) == lan
+    assert mode_migration.receives(chosen, [BY[HOST_GW], *others], ()) == (*lan, ("net", (HOST_GW,)))
     both = [BY[HOST_GW], BY[VXLAN]]
-    assert change.receives(chosen, both, ()) == (("net", (VXLAN, HOST_GW)),)
-    assert change.receives(chosen, both, {BY[HOST_GW]}) == (("net", (VXLAN,)),)
+    assert mode_migration.receives(chosen, both, ()) == (("net", (VXLAN, HOST_GW)),)
+    assert mode_migration.receives(chosen, both, {BY[HOST_GW]}) == (("net", (VXLAN,)),)
 
 
 def test_tunnels_to_peers_that_do_not_take_the_new_mode() -> None:
     chosen = {"net": BY[IPIP]}
     needed = {BY[IPIP]}
-    assert change.siblings(chosen, [node(2, IPIP), node(3), node(4, HOST_GW)], needed, ()) == frozenset()
-    assert change.siblings(chosen, [node(2, VXLAN)], needed, ()) == {BY[VXLAN]}
+    assert mode_migration.siblings(chosen, [node(2, IPIP), node(3), node(4, HOST_GW)], needed, ()) == frozenset()
+    assert mode_migration.siblings(chosen, [node(2, VXLAN)], needed, ()) == {BY[VXLAN]}
     earlier = replace(BY[VXLAN], mtu=1400)
-    assert change.siblings(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
-    assert change.siblings(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
-    assert change.siblings({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
-    assert change.siblings(chosen, [node(2, "macvlan")], needed, ()) == frozenset(), "there is no tunnel to those"
+    assert mode_migration.siblings(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
+    assert mode_migration.siblings(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
+    assert mode_migration.siblings({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
+    assert mode_migration.siblings(chosen, [node(2, "macvlan")], needed, ()) == frozenset(), (
+        "there is no tunnel to those"
+    )
 
 
 def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
@@ -161,13 +164,13 @@ def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
 
 @pytest.mark.parametrize("text", [None, 7, "", "=", "net", "net=", "net=wireguard", "=vxlan", "net:vxlan"])
 def test_what_is_not_understood_counts_for_nothing(text: object) -> None:
-    assert receives.decode(text) == ()
+    assert accepted_modes.decode(text) == ()
 
 
 @given(st.dictionaries(st.sampled_from(["net", "a.b", "c_d-e", "0"]), said.filter(bool)))
 def test_what_is_told_is_read_as_it_was_meant(modes: dict[str, tuple[str, ...]]) -> None:
     told = tuple(sorted(modes.items()))
-    assert receives.decode(receives.encode(told) + " odd other=new-mode") == told
+    assert accepted_modes.decode(accepted_modes.encode(told) + " odd other=new-mode") == told
 
 
 class Store:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.cluster.store import StoreError
-from agent.ipam.attachments import Attachments
-from agent.model import IPBlock, Node, Subnet
-from agent.node import claims
-from agent.node.claims import Rules, Stage
-from agent.node.giveback import GiveBack
+from agent.ipam import block_controller
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Rules, Stage
+from agent.ipam.idle_blocks import GiveBack
+from agent.model.cluster import IPBlock, Node, Subnet
 from tests.unit.member import NETWORK, POOL, Member, in_store, net
 
 
@@ -357,4 +357,4 @@ def node_of(folder: Path) -> Node:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "TRIES", 1)
+    monkeypatch.setattr(block_controller, "TRIES", 1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import libcni
-from agent.node import confs
+from agent.cni import conflist
+from agent.node import cni_conf_dir
 
 MAC = "02:11:22:33:44:55"
 OURS = {"cniVersion": "1.0.0", "name": "net", "type": "testcni", "subnet": "10.244.0.0/16"}
@@ -20,7 +20,7 @@ def test_confs_and_conflists_of_ours_are_found_and_no_others(tmp_path: Path) -> 
     (tmp_path / "20-b.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "two", "plugins": plugins}))
     (tmp_path / "30-c.conf").write_text('{"name": "other", "type": "bridge"')
     (tmp_path / "README").write_text("testcni {")
-    found = confs.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path)
     assert sorted((n.name, n.bridge) for n in found.networks) == [("net", "testcni0"), ("two", "br1")]
     assert found.problems == ()
 
@@ -29,7 +29,7 @@ def test_a_wrong_file_is_named_and_the_others_count(tmp_path: Path) -> None:
     (tmp_path / "10.conf").write_text(json.dumps({**OURS, "mtu": 5}))
     (tmp_path / "20.conf").write_text(json.dumps(OURS))
     (tmp_path / "30.conflist").write_text('{"name": "x", "plugins": [5], "a": "testcni"}')
-    found = confs.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path)
     assert len(found.networks) == 1
     assert [(p.where, p.what.split(":")[0]) for p in found.problems] == [
         (str(tmp_path / "10.conf"), "mtu"),
@@ -40,8 +40,8 @@ def test_a_wrong_file_is_named_and_the_others_count(tmp_path: Path) -> None:
 def test_a_missing_folder_and_a_template(tmp_path: Path) -> None:
     template = tmp_path / "template"
     template.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [OURS]}))
-    assert confs.read(tmp_path / "none") == confs.Confs()
-    assert len(confs.read(tmp_path / "none", template).networks) == 1
+    assert cni_conf_dir.read(tmp_path / "none") == cni_conf_dir.Confs()
+    assert len(cni_conf_dir.read(tmp_path / "none", template).networks) == 1
 
 
 def test_a_file_that_runtimes_refuse_is_named(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_file_that_runtimes_refuse_is_named(tmp_path: Path) -> None:
         "30.conf": {"name": "net", "type": "testcni"},
     }.items():
         (tmp_path / name).write_text(json.dumps(doc))
-    found = confs.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path)
     assert found.networks == frozenset()
     assert [problem.where for problem in found.problems] == [str(path) for path in sorted(tmp_path.iterdir())]
     assert "is a conflist, which runtimes load only from a file *.conflist (rename it)" in str(found.problems[0])
@@ -63,7 +63,7 @@ def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
     def found(*plugins: dict[str, object]) -> dict[str, str]:
         doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}
         (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
-        return dict(confs.read(tmp_path).foreign_macs)
+        return dict(cni_conf_dir.read(tmp_path).foreign_macs)
 
     ours: dict[str, object] = {"type": "testcni"}
     tuning: dict[str, object] = {"type": "tuning", "mac": "02:11:22:33:44:55"}
@@ -89,7 +89,7 @@ def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
 def test_a_mac_is_known_by_whichever_way_tuning_is_given_it(asks: dict[str, object]) -> None:
     plugins = [{"type": "testcni"}, {"type": "tuning", **asks}]
     doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": plugins}
-    found = confs.of(libcni.conflist(json.dumps(doc).encode(), Path("/nonexistent")))
+    found = cni_conf_dir.of(conflist.conflist(json.dumps(doc).encode(), Path("/nonexistent")))
     assert dict(found.foreign_macs) == {"pods": MAC}
 
 
@@ -97,7 +97,7 @@ def test_of_several_macs_none_is_taken_for_the_pods(tmp_path: Path) -> None:
     tuning = {"type": "tuning", "mac": MAC, "args": {"cni": {"mac": "02:11:22:33:44:66"}}}
     doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": [{"type": "testcni"}, tuning]}
     (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
-    assert confs.read(tmp_path).foreign_macs["pods"] == f"{MAC}, 02:11:22:33:44:66"
+    assert cni_conf_dir.read(tmp_path).foreign_macs["pods"] == f"{MAC}, 02:11:22:33:44:66"
 
 
 def test_a_conflist_that_gives_macs_to_tuning_only_is_reported(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_conflist_that_gives_macs_to_tuning_only_is_reported(tmp_path: Path) -
 
     def found(*plugins: dict[str, object]) -> list[str]:
         path.write_text(json.dumps({"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}))
-        read = confs.read(tmp_path)
+        read = cni_conf_dir.read(tmp_path)
         assert [network.name for network in read.networks] == ["pods"]
         return [str(problem) for problem in read.problems]
 
@@ -124,7 +124,7 @@ def test_an_egress_limit_after_testcni_is_known(tmp_path: Path) -> None:
     def found(*plugins: dict[str, object]) -> bool | None:
         doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}
         (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
-        return confs.read(tmp_path).egress_limits.get("pods")
+        return cni_conf_dir.read(tmp_path).egress_limits.get("pods")
 
     ours: dict[str, object] = {"type": "testcni"}
     told: dict[str, object] = {**ours, "capabilities": {"bandwidth": True}}

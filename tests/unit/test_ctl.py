@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent import config, ctl, netconf
-from agent.ipam.attachments import Attachments
-from agent.model import Snapshot, Uplink
-from agent.observe.report import report
-from agent.shared import NodeStatus
+from agent import config, ctl
+from agent.cni import netconf
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import Snapshot, Uplink
+from agent.observe.status import report
+from agent.runtime.observable import NodeStatus
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,

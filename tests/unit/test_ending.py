@@ -9,7 +9,7 @@ import pytest
 
 TOLD = """
 import os, signal, threading
-from agent.ending import Ending
+from agent.runtime.shutdown import Ending
 
 ending = Ending()
 ending.on(signal.SIGTERM)

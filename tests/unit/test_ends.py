@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster import receives
-from agent.datapath.state import LocalAddress, NodeState, Route, Underlay
-from agent.model import ENDS, IPIP, VXLAN, Address, Network, Node, Receives, Snapshot, Subnet
-from agent.modes import ends, mode, underlay
+from agent.cluster import accepted_modes
+from agent.model.cluster import ENDS, IPIP, VXLAN, Address, Network, Node, Receives, Snapshot, Subnet
+from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
+from agent.modes.registry import mode
+from agent.objects.state import LocalAddress, NodeState, Route, Underlay
 
 
 def net(text: str) -> Subnet:
@@ -50,7 +51,10 @@ def desired(seen: View) -> NodeState:
 
 
 def chosen(*nodes: Node, version: int = 4) -> Mapping[str, str]:
-    return {name: str(found) for name, found in ends.choose({n.name: n for n in nodes}).chosen[version].items()}
+    return {
+        name: str(found)
+        for name, found in node_endpoints.choose({n.name: n for n in nodes}).chosen[version].items()
+    }
 
 
 VIP = "172.18.0.100"
@@ -95,11 +99,11 @@ def test_all_nodes_come_to_the_same_ends(lists: list[list[int]], shuffle: random
 
 
 def test_what_is_listed_by_several_is_a_problem_that_names_them() -> None:
-    known = ends.choose({n.name: n for n in (node(1, VIP, "172.18.0.1"), node(2, VIP, "172.18.0.2"))})
+    known = node_endpoints.choose({n.name: n for n in (node(1, VIP, "172.18.0.1"), node(2, VIP, "172.18.0.2"))})
     assert [str(problem).partition(";")[0] for problem in known.problems()] == [
         f"InternalIP {VIP}: is one of several nodes: node1, node2"
     ]
-    assert not list(ends.choose({"node1": node(1, VIP), "node2": node(2, "172.18.0.2")}).problems())
+    assert not list(node_endpoints.choose({"node1": node(1, VIP), "node2": node(2, "172.18.0.2")}).problems())
 
 
 @pytest.mark.parametrize("way", [VXLAN, IPIP])
@@ -118,26 +122,28 @@ def test_the_tunnel_ends_at_the_first_internal_ip_that_is_on_an_interface(way: s
 
 def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -> None:
     me = node(1, "172.18.9.9", "172.18.0.1")
-    known = ends.choose({"node1": me})
+    known = node_endpoints.choose({"node1": me})
     said = underlay.announcement(me, ETH0, known)
     assert said == ((ENDS, ("172.18.0.1",)),)
-    text = receives.encode((*said, ("net", (VXLAN,))))
-    assert receives.decode(text) == (*said, ("net", (VXLAN,)))
+    text = accepted_modes.encode((*said, ("net", (VXLAN,))))
+    assert accepted_modes.decode(text) == (*said, ("net", (VXLAN,)))
     told = replace(me, receives=said)
-    again = ends.choose({"node1": told})
+    again = node_endpoints.choose({"node1": told})
     assert again.of("node1", 4) == ip("172.18.0.1")
     assert underlay.announcement(told, ETH0, again) == said  # it stays as it is
     state = desired(view(VXLAN, local(eth0="172.18.0.2/16"), told, node(2, "172.18.0.2"), me="node2"))
     assert state.overlay
     assert dict(state.overlay.blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
     # no address of others
-    assert ends.choose({"node1": node(1, "172.18.0.1", said=("172.18.0.2",))}).of("node1", 4) == ip("172.18.0.1")
+    assert node_endpoints.choose({"node1": node(1, "172.18.0.1", said=("172.18.0.2",))}).of("node1", 4) == ip(
+        "172.18.0.1"
+    )
 
 
 def settled(real: Mapping[str, str], *nodes: Node) -> Mapping[str, str]:
     """The ends once each agent has announced what it has to, of what is really on its interface."""
     for _round in range(2 * len(nodes)):
-        known = ends.choose({n.name: n for n in nodes})
+        known = node_endpoints.choose({n.name: n for n in nodes})
         now = [
             replace(n, receives=underlay.announcement(n, local(eth0=f"{real[n.name]}/16"), known))
             if n.name in real
@@ -176,7 +182,7 @@ def test_nodes_that_list_each_others_addresses_come_to_those_that_are_really_the
         assert {name: found[name] for name in real if name in found} == {
             name: address for name, address in real.items() if name in found
         }
-    assert list(ends.choose({n.name: n for n in nodes}).problems())
+    assert list(node_endpoints.choose({n.name: n for n in nodes}).problems())
 
 
 @settings(max_examples=200, deadline=None)
@@ -195,8 +201,8 @@ def test_whatever_addresses_nodes_list_besides_the_ends_are_where_the_nodes_are(
 
 def test_nothing_is_told_where_peers_choose_right() -> None:
     for me in (node(1, "172.18.0.1"), node(1, "172.18.0.1", "172.18.9.9"), node(1, "172.18.9.9"), node(1)):
-        assert underlay.announcement(me, ETH0, ends.choose({"node1": me})) == ()
-    assert underlay.announcement(None, ETH0, ends.Ends()) == ()
+        assert underlay.announcement(me, ETH0, node_endpoints.choose({"node1": me})) == ()
+    assert underlay.announcement(None, ETH0, node_endpoints.Ends()) == ()
 
 
 @pytest.mark.parametrize("way", ["host-gw", VXLAN, IPIP])

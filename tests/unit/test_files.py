@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import files
+from agent.runtime import atomic_file
 
 
 def _socket(path: Path) -> None:
@@ -46,7 +46,7 @@ def test_what_is_no_file_costs_no_descriptor_and_is_told_alike_each_time(
     before, told = _descriptors(), set()
     for _ in range(3):
         with pytest.raises(OSError) as error:  # noqa: PT011 - of several kinds, whose text is what counts
-            files.read(path, 10)
+            atomic_file.read(path, 10)
         told.add(str(error.value))
     assert _descriptors() == before
     assert len(told) == 1

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent import strictyaml
-from agent.cluster import folder as folder_module
-from agent.cluster import manifests
-from agent.cluster.folder import Folder
+from agent.cluster import directory_store as folder_module
+from agent.cluster import manifest
+from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
@@ -26,7 +25,8 @@ from agent.cluster.store import (
     StoreError,
     Trouble,
 )
-from agent.model import Node
+from agent.codec import strict_yaml
+from agent.model.cluster import Node
 from tests.unit.folders import POOL, block, following, node, text
 
 pytestmark = pytest.mark.usefixtures("quick_stop")
@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_fast_yaml_loader_is_used() -> None:
-    assert issubclass(strictyaml.Loader, yaml.CSafeLoader)
+    assert issubclass(strict_yaml.Loader, yaml.CSafeLoader)
 
 
 # --- what is wrong with a file
@@ -140,7 +140,7 @@ def other_than_a_file(path: Path, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "dangling link", "loop", "large"])
 def test_what_cannot_be_read_is_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(manifests, "LARGEST", 1000)
+    monkeypatch.setattr(manifest, "LARGEST", 1000)
     bad = tmp_path / "bad.yaml"
     bad.write_text(text(node("n1")))
     with following(tmp_path) as follower:

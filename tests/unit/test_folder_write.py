@@ -19,8 +19,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from agent.cluster import folder
-from agent.cluster.folder import Folder
+from agent.cluster import directory_store
+from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
@@ -29,7 +29,7 @@ from agent.cluster.store import (
     Put,
     StoreError,
 )
-from agent.model import IPPool, Node
+from agent.model.cluster import IPPool, Node
 from tests.unit.folders import POOL, block, following, listed, node, text
 
 pytestmark = pytest.mark.usefixtures("quick_stop")
@@ -260,7 +260,7 @@ def test_a_node_announces_without_waiting_for_who_reads_what_is_in_the_way(tmp_p
 
 def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an agent on another node does that is stopped in the middle of a write."""
-    monkeypatch.setattr(folder, "LOCKED_WITHIN", 0.05)
+    monkeypatch.setattr(directory_store, "LOCKED_WITHIN", 0.05)
     store = Folder(tmp_path)
     known = store.create(block(1))
     with (tmp_path / ".lock").open("w") as held:

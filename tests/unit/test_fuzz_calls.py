@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cni import addresses
+from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
-from agent.cni.verbs import Verbs
 from agent.errors import Code
-from agent.ipam.attachments import Attachments
-from agent.node import confs
-from agent.shared import Latest, NodeStatus
+from agent.ipam import assigner
+from agent.ipam.attachment_store import Attachments
+from agent.node import cni_conf_dir
+from agent.runtime.observable import Latest, NodeStatus
 from tests.unit.fuzz import dumped, folder, fuzz, texts
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -59,7 +59,7 @@ def verbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verbs]:
     attachments = Attachments(tmp_path_factory.mktemp("run"), 0)
     attachments.load()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(addresses, "STATUS_WITHIN", 0.0)
+        patch.setattr(assigner, "STATUS_WITHIN", 0.0)
         yield Verbs(attachments, Latest(NodeStatus(synced=True)), Latest({}))
 
 
@@ -134,5 +134,5 @@ def test_a_good_conf_is_found_among_bad_ones(files: list[bytes], template: bytes
             (place / f"{number}.{suffix}").write_bytes(data)
         (place / "template").write_bytes(template)
         (place / "zz.conf").write_bytes(dumped(CONF | {"name": "good"}))
-        found = confs.read(place, place / "template")
+        found = cni_conf_dir.read(place, place / "template")
     assert "good" in {network.name for network in found.networks}

@@ -15,23 +15,24 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import netconf
-from agent.cluster import seen as seen_module
-from agent.cluster import watch as watch_module
+from agent.cluster import directory_contents as seen_module
+from agent.cluster import informer as watch_module
 from agent.cluster.api import Api, ApiError, Request
-from agent.cluster.folder import Folder
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.directory_store import Folder
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import KINDS, Kind
-from agent.cni.wishes import Wishes
-from agent.datapath.state import LocalAddress, union
+from agent.cni import netconf
 from agent.errors import CniError
-from agent.ipam import blocks, ownership, reservations
-from agent.ipam.reservations import Here
-from agent.model import Network, Snapshot
-from agent.modes import mode
+from agent.ipam import block_ownership, blocks
+from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations.pod_annotations import Wishes
+from agent.ipam.reservations.rules import Here
+from agent.model.cluster import Network, Snapshot
 from agent.modes.base import View
-from agent.node.follower import Follower
-from agent.node.recall import Recall
+from agent.modes.registry import mode
+from agent.node.last_known_nodes import Recall
+from agent.objects.state import LocalAddress, union
 from tests.unit.fuzz import dumped, fuzz, texts
 from tests.unit.fuzz import folder as fresh
 
@@ -123,20 +124,20 @@ def check_all(follower: Follower) -> None:
 
 def view_of(snapshot: Snapshot, network: Network) -> View:
     own = blocks.node_blocks(snapshot, network, "n1")
-    return View(snapshot, "n1", LOCAL, network, own, claims=ownership.resolve(snapshot))
+    return View(snapshot, "n1", LOCAL, network, own, claims=block_ownership.resolve(snapshot))
 
 
 def check_pods(snapshot: Snapshot) -> None:
     """What becomes of blocks and reservations."""
     now, here = datetime.now(UTC), Here("n1", {}, frozenset(), frozenset())
-    [*reservations.wrong(snapshot, NETWORKS, "n1")]
-    [*reservations.steps(snapshot, here, now, timedelta(seconds=3600))]
-    [*reservations.lost(snapshot, here, now)]
+    [*reservation_rules.wrong(snapshot, NETWORKS, "n1")]
+    [*reservation_rules.steps(snapshot, here, now, timedelta(seconds=3600))]
+    [*reservation_rules.lost(snapshot, here, now)]
     for network in NETWORKS:
         own = blocks.node_blocks(snapshot, network, "n1")
         blocks.withheld(snapshot, network, "n1", own)
         next(blocks.candidates(snapshot, network, "n1"), None)
-        [*reservations.away(snapshot, network, "n1")]
+        [*reservation_rules.away(snapshot, network, "n1")]
 
 
 @pytest.fixture(autouse=True)

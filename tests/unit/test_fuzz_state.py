@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from agent import config
 from agent.cli import Agent
 from agent.config import ConfigError
-from agent.datapath.bird import control, daemon, health, logs
-from agent.datapath.bird.control import Control, ControlError
-from agent.datapath.bird.daemon import Files
-from agent.datapath.bird.options import OptionsFile
-from agent.datapath.bird.values import BirdConfig, BirdError
 from agent.ipam import attachment
 from agent.ipam.attachment import Attachment, Lease
-from agent.model import Network, Snapshot
-from agent.modes import mode
+from agent.model.cluster import Network, Snapshot
 from agent.modes.base import NodeNotReadyError
-from agent.node import route_marks
+from agent.modes.ipip.bird import control, daemon, logs, session_checks
+from agent.modes.ipip.bird.control import Control, ControlError
+from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.options import OptionsFile
+from agent.modes.ipip.bird.types import BirdConfig, BirdError
+from agent.modes.registry import mode
+from agent.node import route_protocol
 from agent.node.run_dir import Lock
 from tests.unit.fuzz import dumped, folder, fuzz, lines, texts
 from tests.unit.test_bird_control import GREETING, PROTOCOLS
@@ -99,7 +99,7 @@ def test_an_agent_starts_and_knows_its_good_pods_among_bad_notes(
         with agent_on(place) as agent:
             start(agent)
             assert agent._attachments.get("c9", "eth0") == replace(good, wired=json.loads(WIRED))
-            assert route_marks.in_use(place, 112)
+            assert route_protocol.in_use(place, 112)
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def test_a_bird_that_does_not_answer_is_looked_for_by_its_pid(
 def check_sessions(found: tuple[control.Protocol, ...]) -> None:
     sessions = control.sessions(found, {"node_b": "b"})
     here = BirdConfig("n1", ipaddress.IPv4Address("192.0.2.1"))
-    watched = health.Health()
+    watched = session_checks.Health()
     watched.problems(here, sessions, time.monotonic() - 60)
     for problem in watched.problems(here, sessions, time.monotonic()):
         str(problem).encode()

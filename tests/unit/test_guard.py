@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from agent import netconf
-from agent.datapath.guard import Guarded
+from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam.attachment import decode_network, encode_network
+from agent.objects.pod_guard import Guarded
 from tests.netns.node import CONF, ip
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from agent.ipam import homes, reservations
-from agent.ipam.reservations import Here
-from agent.model import WHILE_POD, IPBlock, IPReservation, Network, Node, Snapshot
+from agent.ipam import block_index
+from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations.rules import Here
+from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Network, Node, Snapshot
 
 NET = Network("net")
 NODES, RESERVED = 5000, 1000
@@ -36,10 +37,13 @@ def test_a_thousand_reservations_outside_of_five_thousand_nodes_blocks(node_of: 
     held = {one.name: one for one in (reserved(number, **what) for number in range(RESERVED))}
     snapshot = Snapshot(True, {n.name: n for n in map(node, range(NODES))}, reservations=held)
     began = time.process_time()
-    away = list(reservations.away(snapshot, NET, "node9"))
-    told = [*reservations.wrong(snapshot, [NET], "node9"), *reservations.useless(snapshot, [NET], "node0")]
+    away = list(reservation_rules.away(snapshot, NET, "node9"))
+    told = [
+        *reservation_rules.wrong(snapshot, [NET], "node9"),
+        *reservation_rules.useless(snapshot, [NET], "node0"),
+    ]
     now = datetime(2030, 1, 1, tzinfo=UTC)
-    steps = list(reservations.steps(snapshot, Here("node0"), now, timedelta(seconds=600)))
+    steps = list(reservation_rules.steps(snapshot, Here("node0"), now, timedelta(seconds=600)))
     assert time.process_time() - began < MOST
     assert len(away) == (RESERVED if node_of.get("node") == "node1" else 0)
     assert len(steps) == (RESERVED if node_of.get("node") == "gone" else 0)
@@ -61,7 +65,7 @@ def test_the_smallest_block_is_the_home_and_a_podcidr_counts_before_a_claim() ->
         "fd00:1::1": (six, "a"),
         "fd00:2::1": None,
     }.items():
-        assert reservations.home(snapshot, ipaddress.ip_address(text)) == found, text
+        assert reservation_rules.home(snapshot, ipaddress.ip_address(text)) == found, text
 
 
 def test_a_snapshot_with_other_nodes_or_blocks_has_homes_of_its_own() -> None:
@@ -71,6 +75,6 @@ def test_a_snapshot_with_other_nodes_or_blocks_has_homes_of_its_own() -> None:
     left = replace(moved, nodes={})
     claimed = replace(left, blocks={"x": IPBlock(block, "c", "pool")})
     for _ in range(2):
-        found = [reservations.home(snapshot, address) for snapshot in (first, moved, left, claimed)]
+        found = [reservation_rules.home(snapshot, address) for snapshot in (first, moved, left, claimed)]
         assert found == [(block, "a"), (block, "b"), None, (block, "c")]
-    assert homes.of(first) is homes.of(replace(first, reservations={}))
+    assert block_index.of(first) is block_index.of(replace(first, reservations={}))

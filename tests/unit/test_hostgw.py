@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.datapath.state import Bridge, LocalAddress, Masquerade, NodeState, Route, bridge_mac, union
-from agent.model import Address, IPBlock, Network, Node, Snapshot, Subnet
+from agent.model.cluster import Address, IPBlock, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
+from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, bridge_mac, union
 
 MODE = HostGw()
 

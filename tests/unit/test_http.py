@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import Network, Problem
-from agent.node.confs import Confs
-from agent.node.install import Installer, Places
+from agent.model.cluster import Network, Problem
+from agent.node.cni_conf_dir import Confs
+from agent.node.installer import Installer, Places
 from agent.observe import health, http
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
-from agent.shared import Latest, NodeStatus
+from agent.runtime.observable import Latest, NodeStatus
 
 LOOPBACK = "127.0.0.1"
 LARGE = b"x" * 5_000_000

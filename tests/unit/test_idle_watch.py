@@ -19,11 +19,11 @@ import yaml
 from agent import cli, config
 from agent.cluster import api
 from agent.cluster.api import Api, Request
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.informer import Lasts
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import ENDED, FAILED, KINDS, Change, Heard, Restarted, Trouble
-from agent.cluster.watch import Lasts
 from agent.cni.server import WORKERS
-from agent.node.follower import Follower
 from agent.node.run_dir import Lock
 from tests.unit import awkward
 from tests.unit.awkward import Answer, Asked, Awkward

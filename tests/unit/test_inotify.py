@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import inotify
-from agent.cluster.inotify import FolderWatch
+from agent.kernel import inotify
+from agent.kernel.inotify import FolderWatch
 
 NEVER = threading.Event()
 SOON = 5.0  # seconds that a change may take on a slow machine

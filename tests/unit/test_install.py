@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import Problem
-from agent.node import confs, install
-from agent.node.install import Installer, Places
+from agent.model.cluster import Problem
+from agent.node import cni_conf_dir, installer
+from agent.node.installer import Installer, Places
 from agent.observe import health
-from agent.shared import Latest, NodeStatus
+from agent.runtime.observable import Latest, NodeStatus
 
 CONFLIST = {
     "cniVersion": "1.0.0",
@@ -45,7 +45,7 @@ def places(tmp_path: Path) -> Places:
 
 
 def ready(places: Places) -> NodeStatus:
-    (network,) = confs.read_template(places.template, places.conf_dir).networks
+    (network,) = cni_conf_dir.read_template(places.template, places.conf_dir).networks
     return NodeStatus(synced=True, blocks={network: (ipaddress.ip_network("10.244.1.0/24"),)})
 
 
@@ -111,7 +111,10 @@ def test_a_new_conflist_is_seen_at_once(places: Places) -> None:
     (folder / "template").symlink_to("..data/template")
     places = replace(places, template=folder / "template")
     status, stop = Latest(ready(places)), threading.Event()
-    installer, followed = Installer(places, status, Latest({})), confs.ConfFolder(places.conf_dir, places.template)
+    installer, followed = (
+        Installer(places, status, Latest({})),
+        cni_conf_dir.ConfFolder(places.conf_dir, places.template),
+    )
     threads = [threading.Thread(target=part.run, args=(stop,)) for part in (installer, followed)]
     for thread in threads:
         thread.start()
@@ -167,10 +170,10 @@ def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
     (places.bin_dir / "portmap").write_bytes(b"the distribution's")
     (places.bin_dir / "bridge").write_bytes(b"x")
     os.utime(places.bin_dir / "bridge")
-    removed = install.uninstall(places)
+    removed = installer.uninstall(places)
     assert removed == [places.conflist, places.bin_dir / "testcni"]
     assert sorted(path.name for path in places.bin_dir.iterdir()) == ["bridge", "portmap"]
-    assert install.uninstall(places) == []
+    assert installer.uninstall(places) == []
 
 
 @pytest.mark.parametrize("kind", ["multus", "multus-shim"])
@@ -178,18 +181,18 @@ def test_a_plugin_that_calls_ours_may_sort_first(places: Places, kind: str) -> N
     alone, listed = {"name": "meta", "type": kind}, {"name": "meta", "plugins": [{"type": kind}]}
     (places.conf_dir / "00-multus.conf").write_text(json.dumps(alone))
     (places.conf_dir / "01-multus.conflist").write_text(json.dumps(listed))
-    assert install.foreign(places.conf_dir) == []
+    assert installer.foreign(places.conf_dir) == []
     (places.conf_dir / "02-multus.conf").write_text(json.dumps(listed))  # runtimes look at the name, and refuse it
     for number, text in enumerate(['{"type": "calico"}', '{"plugins": 7}', "{", '{"plugins": [{}]}']):
         (places.conf_dir / f"03-{number}.conf").write_text(text)
-    assert len(install.foreign(places.conf_dir)) == 5
+    assert len(installer.foreign(places.conf_dir)) == 5
 
 
 def test_runtimes_load_hidden_files_and_no_folders(places: Places) -> None:
     (places.conf_dir / "00-folder.conf").mkdir()
     (places.conf_dir / "00-other.conf.bak").write_text("{}")
     (places.conf_dir / ".00-hidden.conf").write_text('{"name": "other", "type": "bridge"}')
-    assert install.foreign(places.conf_dir) == [places.conf_dir / ".00-hidden.conf"]
+    assert installer.foreign(places.conf_dir) == [places.conf_dir / ".00-hidden.conf"]
 
 
 def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) -> None:
@@ -230,15 +233,19 @@ def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) ->
     places.template.write_text(text)
     installer.once()
     assert json.loads(places.conflist.read_text()) == CONFLIST
-    told = [*confs.read(places.conf_dir, places.template).problems, *installer._problems.get().values()]
+    told = [*cni_conf_dir.read(places.conf_dir, places.template).problems, *installer._problems.get().values()]
     assert [problem.where for problem in told] == [str(places.template)]
-    assert confs.read(places.conf_dir, places.template).chosen["testcni"].mode == "host-gw"
-    page = health.ready(ready_with(places, CONFLIST), confs.read(places.conf_dir, places.template), installer)
+    assert cni_conf_dir.read(places.conf_dir, places.template).chosen["testcni"].mode == "host-gw"
+    page = health.ready(
+        ready_with(places, CONFLIST), cni_conf_dir.read(places.conf_dir, places.template), installer
+    )
     assert page.status == 503
     assert f"the conflist {places.template} can't be used" in page.body.decode()
     places.template.write_text(json.dumps(CONFLIST))
     installer.once()
-    assert health.ready(ready(places), confs.read(places.conf_dir, places.template), installer).status == 200
+    assert (
+        health.ready(ready(places), cni_conf_dir.read(places.conf_dir, places.template), installer).status == 200
+    )
 
 
 def test_a_conflist_that_waits_says_why(places: Places) -> None:
@@ -270,14 +277,14 @@ def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> 
     installer.once()
     (problem,) = installer._problems.get().values()
     assert "there is no such file; in Kubernetes: give the ConfigMap the key template" in str(problem)
-    page = health.ready(status, confs.read(places.conf_dir, places.template), installer)
+    page = health.ready(status, cni_conf_dir.read(places.conf_dir, places.template), installer)
     assert page.status == 503
     assert f"the conflist {places.template} can't be used: there is no such file" in page.body.decode()
     assert places.conflist.exists() == before
     places.template.write_text(json.dumps(CONFLIST))
     installer.once()
     assert installer._problems.get() == {}
-    assert health.ready(status, confs.read(places.conf_dir, places.template), installer).status == 200
+    assert health.ready(status, cni_conf_dir.read(places.conf_dir, places.template), installer).status == 200
 
 
 @pytest.mark.parametrize(
@@ -300,7 +307,7 @@ def test_what_is_wrong_with_a_conflist_is_said_with_place_and_remedy(
     places: Places, text: str, words: str
 ) -> None:
     places.template.write_text(text)
-    (problem,) = confs.read(places.conf_dir, places.template).problems
+    (problem,) = cni_conf_dir.read(places.conf_dir, places.template).problems
     assert words in str(problem)
     assert problem.where == str(places.template)
     assert "fix it (in Kubernetes: the ConfigMap)" in problem.remedy
@@ -315,7 +322,7 @@ def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
     places.template.unlink()
     places.template.mkdir()
     installer.once()
-    found = confs.read(places.conf_dir, places.template)
+    found = cni_conf_dir.read(places.conf_dir, places.template)
     assert [problem.where for problem in found.problems] == [str(places.template)]
     assert health.ready(NodeStatus(synced=True), found, installer).status == 503
     assert installer.lacking

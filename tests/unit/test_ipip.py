@@ -8,13 +8,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent import config, netconf
-from agent.datapath.bird.values import BirdConfig, Peer, Tunnel
-from agent.datapath.state import Ipip, LocalAddress, Masquerade, NodeState, Underlay, union
+from agent import config
+from agent.cni import netconf
 from agent.errors import CniError
-from agent.model import Network, Node, Snapshot, Subnet
-from agent.modes import mode
+from agent.model.cluster import Network, Node, Snapshot, Subnet
 from agent.modes.base import View
+from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
+from agent.modes.registry import mode
+from agent.objects.state import Ipip, LocalAddress, Masquerade, NodeState, Underlay, union
 from tests.lab.lab import IPIP_CONF
 
 LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)

@@ -14,12 +14,22 @@ from typing import Any
 import pytest
 
 from agent.cluster import objects
-from agent.cluster.fields import ObjectError
-from agent.cni.stays import TakenError
+from agent.cluster.object_fields import ObjectError
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
-from agent.ipam.reservations import Claim, Delete, Here, RefusedError, Update, claimed, of_owner, steps, useless
-from agent.model import ALWAYS_KEPT, IPPool, IPReservation, Network, Node, Snapshot
+from agent.ipam.reservations.claims import TakenError
+from agent.ipam.reservations.rules import (
+    Claim,
+    Delete,
+    Here,
+    RefusedError,
+    Update,
+    claimed,
+    of_owner,
+    steps,
+    useless,
+)
+from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Network, Node, Snapshot
 from tests.unit import test_stays
 from tests.unit.test_stays import BLOCKS, Cluster, ip
 

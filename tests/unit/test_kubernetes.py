@@ -20,9 +20,9 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from agent.cluster import api
-from agent.cluster import watch as watch_module
+from agent.cluster import informer as watch_module
 from agent.cluster.api import Api, ApiError
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.store import (
     KINDS,
     Change,
@@ -37,8 +37,8 @@ from agent.cluster.store import (
     StoreError,
     Trouble,
 )
-from agent.model import IPBlock, IPPool, Node, Resource
-from agent.visible import PoolCounts
+from agent.model.cluster import IPBlock, IPPool, Node, Resource
+from agent.model.usage import PoolCounts
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agent import config, model
-from agent.cluster import objects, receives
-from agent.cni import wishes
-from agent.datapath import bpf, ipip, nft, overlay, state, tc
-from agent.datapath.bird import values
-from agent.modes import bgp, vxlan, wiring
-from agent.modes import ipip as ipip_mode
-from agent.node import install, route_marks
+from agent import config
+from agent.cluster import accepted_modes, objects
+from agent.ipam.reservations import pod_annotations
+from agent.kernel import tc
+from agent.kernel.bpf import loader
+from agent.model import cluster
+from agent.modes import veth
+from agent.modes.ipip import bgp
+from agent.modes.ipip import device as ipip_device
+from agent.modes.ipip import mode as ipip_mode
+from agent.modes.ipip.bird import types
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan import mode
+from agent.node import installer, route_protocol
+from agent.objects import nft_table, state
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs/marks.md").read_text()
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]*) \|", re.M)
 CODE = re.compile(r"`([^`]+)`")
-NETWORK = model.Network("testcni")
+NETWORK = cluster.Network("testcni")
 
 
 def source(file: str, pattern: str) -> str:
@@ -32,47 +39,49 @@ def option(name: str) -> str:
 
 
 MARKS: dict[str, tuple[object, ...]] = {
-    "route protocol": (model.ROUTE_PROTOCOL,),
-    "route protocol of earlier versions": (route_marks.FIRST_PROTOCOL,),
-    "BIRD's routes, protocol": (values.KERNEL_PROTOCOL,),
-    "BIRD's routes, metric": (values.METRIC,),
+    "route protocol": (cluster.ROUTE_PROTOCOL,),
+    "route protocol of earlier versions": (route_protocol.FIRST_PROTOCOL,),
+    "BIRD's routes, protocol": (types.KERNEL_PROTOCOL,),
+    "BIRD's routes, metric": (types.METRIC,),
     "route metric while modes differ": (ipip_mode.SPARE,),
-    "route metric of own blocks in the tunnel": (vxlan.LAST,),
+    "route metric of own blocks in the tunnel": (mode.LAST,),
     "packet mark": (source("common.h", r"#define MARK (\w+)"),),
     "conntrack": (),
     "policy rules and tables": (),
-    "nft priority, postrouting": (nft.CHAIN["prio"],),
-    "nft priority, tunnels": (nft.TUNNELS["prio"],),
-    "nft priority, input, forward and output": (*{nft.INPUT["prio"], nft.FORWARD["prio"], nft.OUTPUT["prio"]},),
+    "nft priority, postrouting": (nft_table.CHAIN["prio"],),
+    "nft priority, tunnels": (nft_table.TUNNELS["prio"],),
+    "nft priority, input, forward and output": (
+        *{nft_table.INPUT["prio"], nft_table.FORWARD["prio"], nft_table.OUTPUT["prio"]},
+    ),
     "tc filter priority": (tc.PRIORITY,),
     "tc filter handle": (tc.HANDLE,),
-    "TCX programs at the underlay": tuple(ipip.PROGRAMS.values()),
-    "TCX program at a pod's link": bpf.GUARD.programs,
+    "TCX programs at the underlay": tuple(ipip_device.PROGRAMS.values()),
+    "TCX program at a pod's link": loader.GUARD.programs,
     "link group of subinterfaces": (hex(int("f" * 7, 16) + 1),),
     "UDP port of the tunnel": (NETWORK.port,),
     "VNI": (NETWORK.vni,),
     "listener of metrics and health": (option("listen"),),
-    "AS number": (values.DEFAULT_AS,),
+    "AS number": (types.DEFAULT_AS,),
     "BGP": (179,),
     "MAC of a pod": (state.MAC_PREFIX,),
     "MAC of a bridge": (state.BRIDGE_MAC_PREFIX,),
     "MAC of a host end": ("ee",),
-    "MAC of the tunnel": (overlay.TUNNEL_MAC_PREFIX,),
+    "MAC of the tunnel": (vxlan_maps.TUNNEL_MAC_PREFIX,),
     "MAC of senders in the tunnel": (
         ":".join(re.findall(r"0x(\w\w)", source("tunnel.h", r"\.source = \{([^}]+)\}"))),
     ),
-    "gateway of pods with a /32": (wiring.GATEWAY,),
+    "gateway of pods with a /32": (veth.GATEWAY,),
     "links of pods": (state.LINK_PREFIX,),
     "alias": (state.ALIAS,),
     "bridge": (NETWORK.bridge,),
     "device of vxlan": (state.TUNNEL,),
     "device of ipip": (state.IPIP,),
     "nft table": (f"inet {state.NFT_TABLE}",),
-    "eBPF pins": (bpf.FOLDER,),
-    "conf": (install.CONFLIST,),
+    "eBPF pins": (loader.FOLDER,),
+    "conf": (installer.CONFLIST,),
     "socket and attachments": (option("run-dir"),),
     "journal": (option("state-dir"),),
-    "API group": (model.API_VERSION,),
+    "API group": (cluster.API_VERSION,),
     "annotations": (objects.OURS,),
     "label of reflectors": (bgp.REFLECTOR,),
 }
@@ -84,18 +93,18 @@ def test_the_documented_marks_are_those_of_the_code() -> None:
 
 
 def test_the_annotations_begin_as_documented() -> None:
-    ours = (wishes.IP, wishes.STICKY, wishes.POOL, receives.ANNOTATION)
+    ours = (pod_annotations.IP, pod_annotations.STICKY, pod_annotations.POOL, accepted_modes.ANNOTATION)
     assert all(name.startswith(objects.OURS) for name in ours)
     (row,) = (line for line in TEXT.splitlines() if line.startswith("| annotations"))
     assert set(CODE.findall(row)) == {objects.OURS, *(name.removeprefix(objects.OURS) for name in ours)}
 
 
 def test_no_number_for_routes_is_anothers() -> None:
-    assert model.ROUTE_PROTOCOL in config.ROUTE_PROTOCOLS
-    assert model.ROUTE_PROTOCOL not in {**config.REGISTERED, route_marks.FIRST_PROTOCOL: "OVN"}
+    assert cluster.ROUTE_PROTOCOL in config.ROUTE_PROTOCOLS
+    assert cluster.ROUTE_PROTOCOL not in {**config.REGISTERED, route_protocol.FIRST_PROTOCOL: "OVN"}
     for file in lists_of_protocols():
         registered = {int(line.split()[0], 0) for line in file.read_text().splitlines() if line[:1].isdigit()}
-        assert model.ROUTE_PROTOCOL not in registered, file
+        assert cluster.ROUTE_PROTOCOL not in registered, file
 
 
 def lists_of_protocols() -> list[Path]:

@@ -16,32 +16,33 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import agent
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import KINDS, Gone, Heard, Put, Replaced, Restarted
-from agent.cni import addresses
+from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
-from agent.cni.verbs import Verbs
 from agent.config import AgentConfig, load
-from agent.datapath import bpf, guard, overlay
-from agent.datapath.bird.values import BirdStatus, Session, State
-from agent.datapath.bpfcall import BpfError
-from agent.datapath.netns import NetnsLostError
-from agent.datapath.overlay import Count
-from agent.datapath.state import Bridge, NodeState, Route
 from agent.errors import CniError
-from agent.ipam import blocks
+from agent.ipam import assigner, blocks
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
-from agent.model import IPBlock, Network, Node, Problem, Subnet
-from agent.node.claims import Claimer
-from agent.node.confs import Confs
-from agent.node.follower import Follower
-from agent.node.program import Drift, Programmed
-from agent.node.reconcile import Inputs, Reconciler
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Claimer
+from agent.kernel.bpf import loader
+from agent.kernel.bpf.syscall import BpfError
+from agent.kernel.netns import NetnsLostError
+from agent.model.cluster import IPBlock, Network, Node, Problem, Subnet
+from agent.modes.ipip.bird.types import BirdStatus, Session, State
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import Count
+from agent.node.apply import Drift, Programmed
+from agent.node.cni_conf_dir import Confs
+from agent.node.reconciler import Inputs, Reconciler
+from agent.objects import pod_guard
+from agent.objects.state import Bridge, NodeState, Route
 from agent.observe.metrics import Metrics, Sources
-from agent.observe.report import report
-from agent.shared import Latest, NodeStatus, Tally
+from agent.observe.status import report
+from agent.runtime.observable import Latest, NodeStatus, Tally
 
 REPO = Path(__file__).parents[2]
 POD_NET = Network("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
@@ -126,7 +127,7 @@ def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
 
 
 def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "STATUS_WITHIN", 0.0)
+    monkeypatch.setattr(assigner, "STATUS_WITHIN", 0.0)
     gateway = '{"cniVersion": "1.1.0", "name": "n", "type": "testcni"}'
     calls = {
         ("DEL", "unknown", "4"): Call("DEL", config='{"mode": ["x"]}'),
@@ -233,7 +234,7 @@ def test_an_ip_version_that_pods_get_no_address_of_is_not_listed(
 
 def test_watches(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("agent.node.follower.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("agent.cluster.snapshot_cache.time.monotonic", lambda: clock[0])
     assert parts.value("watch_last_event_age_seconds", kind="Node") is None
     parts.follower.deliver([Replaced("Node", ())])
     clock[0] += 5
@@ -269,14 +270,14 @@ def test_counters_begin_at_zero(parts: Parts) -> None:
 
 
 def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpf, "maps", lambda **_family: None)
-    assert {parts.value("ebpf_packets_total", reason=reason) for reason in overlay.REASONS} == {0}
-    monkeypatch.setattr(bpf, "maps", lambda **_family: {"counters": None})
+    monkeypatch.setattr(loader, "maps", lambda **_family: None)
+    assert {parts.value("ebpf_packets_total", reason=reason) for reason in vxlan_maps.REASONS} == {0}
+    monkeypatch.setattr(loader, "maps", lambda **_family: {"counters": None})
     monkeypatch.setattr(
-        guard, "counters", lambda _maps: {"drop_pod_router": Count(3, 300), "drop_no_pod": Count(0, 0)}
+        pod_guard, "counters", lambda _maps: {"drop_pod_router": Count(3, 300), "drop_no_pod": Count(0, 0)}
     )
-    counted = {**overlay.no_counters(), "drop_no_pod": Count(2, 120)}
-    monkeypatch.setattr(overlay, "counters", lambda _maps: counted)
+    counted = {**vxlan_maps.no_counters(), "drop_no_pod": Count(2, 120)}
+    monkeypatch.setattr(vxlan_maps, "counters", lambda _maps: counted)
     assert parts.value("ebpf_packets_total", reason="drop_no_pod") == 2
     assert parts.value("ebpf_bytes_total", reason="drop_no_pod") == 120
     assert parts.report()["ebpf"]["drop_no_pod"] == {"packets": 2, "bytes": 120}
@@ -285,13 +286,13 @@ def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -
     def refuse(**_family: object) -> None:
         raise BpfError(errno.EPERM, "open pins")
 
-    monkeypatch.setattr(bpf, "maps", refuse)
+    monkeypatch.setattr(loader, "maps", refuse)
     assert parts.value("ebpf_packets_total", reason="drop_no_pod") is None
     assert parts.value("nodes") == 0, "all else is told"
 
 
 def test_every_reason_has_its_words() -> None:
-    for page, reasons in (("vxlan", overlay.REASONS), ("host-gw", guard.REASONS)):
+    for page, reasons in (("vxlan", vxlan_maps.REASONS), ("host-gw", pod_guard.REASONS)):
         text = (REPO / f"docs/modes/{page}.md").read_text()
         assert [reason for reason in reasons if f"`{reason}`" not in text] == []
 

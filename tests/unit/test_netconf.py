@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent import netconf
+from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.model import SERVICES, Network
+from agent.model.cluster import SERVICES, Network
 
 HOST_GW = """{
   "cniVersion": "0.3.0",

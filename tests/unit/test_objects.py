@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.fields import Faults, ObjectError
+from agent.cluster.object_fields import Faults, ObjectError
 from agent.cluster.objects import expand, parse, to_doc, usable
-from agent.model import Described, IPBlock, IPPool, IPReservation, Node, Resource, Subnet, block_name
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource, Subnet, block_name
 
 NODE: dict[str, Any] = {
     "apiVersion": "v1",

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
 from agent.cluster.store import Kind, StoreError
 from agent.ipam.attachment import Attachment, Lease
-from agent.ipam.attachments import Attachments
-from agent.ipam.reservations import Claim, Delete, Here, Update, disputes, lost, of_owner, steps
-from agent.model import (
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.off_block_pods import EVENTS, SETTLED, Outsiders
+from agent.ipam.reservations.controller import Keeper, Kept
+from agent.ipam.reservations.rules import Claim, Delete, Here, Update, disputes, lost, of_owner, steps
+from agent.model.cluster import (
     ALWAYS_KEPT,
     MACVLAN,
     WHILE_POD,
@@ -29,10 +31,8 @@ from agent.model import (
     Resource,
     Snapshot,
 )
-from agent.node.keeper import Keeper, Kept
-from agent.node.outside import EVENTS, SETTLED, Outsiders
-from agent.node.recall import MOMENT
-from agent.shared import Busy, Latest, Notice
+from agent.node.last_known_nodes import MOMENT
+from agent.runtime.observable import Busy, Latest, Notice
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)

@@ -12,12 +12,12 @@ from unittest.mock import patch
 import pytest
 
 from agent.errors import MustEndError
-from agent.model import Problem
-from agent.node import folders
-from agent.node.folders import Folders
-from agent.node.install import Installer, Places
-from agent.observe.log import Repeats
-from agent.shared import Latest, NodeStatus, Pace
+from agent.log import Repeats
+from agent.model.cluster import Problem
+from agent.node import host_directories
+from agent.node.host_directories import Folders
+from agent.node.installer import Installer, Places
+from agent.runtime.observable import Latest, NodeStatus, Pace
 
 
 def test_turns_at_once_and_then_by_and_by() -> None:
@@ -90,7 +90,7 @@ def test_a_folder_that_can_not_be_written_has_one_text_and_wakes_nobody_twice(pl
     published: list[Mapping[str, Problem]] = []
     problems.listen(lambda: published.append(problems.get()))
     installer = Installer(places, Latest(NodeStatus()), problems)
-    with patch("agent.node.install.os.open", side_effect=lambda path, *_args: _refuse(path)):
+    with patch("agent.node.installer.os.open", side_effect=lambda path, *_args: _refuse(path)):
         for _ in range(5):
             installer.once()
     assert len(published) == 1, published
@@ -104,7 +104,7 @@ def test_a_folder_removed_behind_its_mount_ends_the_agent_but_not_again_and_agai
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone: set[Path] = set()
-    monkeypatch.setattr(folders, "removed", lambda path: path in gone)
+    monkeypatch.setattr(host_directories, "removed", lambda path: path in gone)
     watched = Folders({"--conf-dir": tmp_path, "--bin-dir": tmp_path / "bin"})
     watched.once()
     gone.add(tmp_path)

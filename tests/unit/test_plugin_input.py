@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import netconf
+from agent.cni import netconf
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code

@@ -16,30 +16,31 @@ from typing import Any
 
 import pytest
 
-from agent import config, strictjson, strictyaml
+from agent import config
 from agent.cli import Agent
 from agent.cluster import objects
-from agent.cluster.fields import ObjectError
-from agent.cluster.folder import Folder
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.directory_store import Folder
+from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.object_fields import ObjectError
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import Datastore
+from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
-from agent.cni.verbs import Verbs
+from agent.codec import strict_json, strict_yaml
+from agent.codec.strict_json import JsonError
+from agent.codec.strict_yaml import YamlError
 from agent.config import ConfigError
-from agent.datapath import nft
 from agent.errors import Code
-from agent.ipam.attachments import Attachments
-from agent.model import Network
-from agent.node import confs
-from agent.node.confs import Confs
-from agent.node.follower import Follower
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import Network
+from agent.node import cni_conf_dir
+from agent.node.cni_conf_dir import Confs
 from agent.node.run_dir import Lock
+from agent.objects import nft_table
 from agent.observe import health
-from agent.shared import Latest, NodeStatus
-from agent.strictjson import JsonError
-from agent.strictyaml import YamlError
+from agent.runtime.observable import Latest, NodeStatus
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
 from tests.unit.awkward import config as reach
@@ -151,7 +152,7 @@ def test_a_poisoned_conf_costs_its_neighbours_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.conf")
     (tmp_path / os.fsdecode(b"odd\xff.conf")).write_text('"testcni')
     (tmp_path / "zz.conf").write_text(GOOD)
-    found = confs.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path)
     assert [network.name for network in found.networks] == ["good"]
     assert len(found.problems) == len(poison.JSON) + 2
     page_ = health.ready(NodeStatus(synced=True, problems=found.problems), found, None)
@@ -164,7 +165,7 @@ def test_a_poisoned_manifest_is_a_problem_and_its_neighbours_are_read(tmp_path: 
     (tmp_path / "bad.yaml").write_text(text)
     (tmp_path / "good.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
     program = (
-        "import sys, pathlib; from agent.cluster.folder import Folder\n"
+        "import sys, pathlib; from agent.cluster.directory_store import Folder\n"
         "seen = Folder(pathlib.Path(sys.argv[1]))._scan()\n"
         "print(*seen.problems, [name for _kind, name in seen.objects])"
     )
@@ -278,9 +279,9 @@ def test_a_wait_that_the_api_server_asks_for_has_an_end(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("text", [*poison.JSON.values(), '{"nftables": 7}', '{"nftables": [7]}', "{}"])
 def test_what_nft_says_that_is_no_ruleset_is_an_error_of_nft(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(nft, "_nft", lambda *_args: text.encode("utf-8", "replace").decode())
-    with pytest.raises(nft.NftError):
-        nft._list()
+    monkeypatch.setattr(nft_table, "_nft", lambda *_args: text.encode("utf-8", "replace").decode())
+    with pytest.raises(nft_table.NftError):
+        nft_table._list()
 
 
 def test_a_file_beside_the_manifests_that_is_no_announcement_costs_only_itself(tmp_path: Path) -> None:
@@ -296,15 +297,15 @@ def test_a_file_beside_the_manifests_that_is_no_announcement_costs_only_itself(t
 @pytest.mark.parametrize("text", poison.JSON.values(), ids=poison.JSON)
 def test_the_readers_have_one_error(text: str) -> None:
     with pytest.raises(JsonError):
-        strictjson.mapping(text)
+        strict_json.mapping(text)
     with pytest.raises(JsonError):
-        strictjson.mapping(text.encode("utf-8", "surrogateescape"))
+        strict_json.mapping(text.encode("utf-8", "surrogateescape"))
 
 
 @pytest.mark.parametrize("text", poison.YAML.values(), ids=poison.YAML)
 def test_the_reader_of_yaml_has_one_error(text: str) -> None:
     with pytest.raises(YamlError):
-        strictyaml.value(text.encode())
+        strict_yaml.value(text.encode())
 
 
 def test_an_agent_starts_whatever_is_in_its_state(tmp_path: Path) -> None:

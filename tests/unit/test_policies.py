@@ -13,8 +13,8 @@ import pytest
 from agent import ctl
 from agent.cluster.api import Api
 from agent.cluster.store import StoreError
-from agent.observe import policies
-from agent.observe.policies import Policies
+from agent.observe import network_policies
+from agent.observe.network_policies import Policies
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
@@ -31,7 +31,7 @@ class Cluster:
         if self.status != 200:
             return self.status, {"message": "no"}
         if asked.method == "GET":
-            assert (asked.path, asked.query) == (policies.PATH, {"limit": "1"})
+            assert (asked.path, asked.query) == (network_policies.PATH, {"limit": "1"})
             return 200, {"items": self.policies[:1]}
         name = asked.body["metadata"]["name"]
         if name in self.events:
@@ -70,7 +70,7 @@ def test_several_agents_make_one_event_about_the_policy(cluster: Cluster) -> Non
     assert (event["involvedObject"]["uid"], event["metadata"]["namespace"]) == ("u-deny", "shop")
     assert (event["reason"], event["source"]["host"]) == ("NetworkPolicyNotEnforced", "one")
     assert sum(asked.method == "POST" for asked in cluster.server.asked) == 3, "none tells twice in an hour"
-    assert {agent.note for agent in agents} == {f"{policies.MESSAGE} (there is shop/deny)"}
+    assert {agent.note for agent in agents} == {f"{network_policies.MESSAGE} (there is shop/deny)"}
     cluster.policies.clear()
     agents[0].once()
     assert agents[0].note == ""
@@ -116,11 +116,11 @@ def test_an_answer_without_sense_is_no_policy(cluster: Cluster, items: Any) -> N
 def test_status_shows_the_note_and_the_node_stays_healthy() -> None:
     doc: dict[str, Any] = {
         "node": "one", "synced": True, "problems": [], "nodes": 1, "routes": 0, "attachments": 0,
-        "uptimeSeconds": 1.0, "datastore": "kubernetes", "networks": [], "notes": [policies.MESSAGE],
+        "uptimeSeconds": 1.0, "datastore": "kubernetes", "networks": [], "notes": [network_policies.MESSAGE],
     }  # fmt: skip
     text = ctl.render(doc, colour=False)
     assert "healthy" in text
-    assert f"  note: {policies.MESSAGE}" in text
+    assert f"  note: {network_policies.MESSAGE}" in text
 
 
 def eventually(what: Any, within: float = 10) -> None:

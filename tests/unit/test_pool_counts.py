@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.ipam import blocks, usage
-from agent.model import IPBlock, IPPool, IPReservation, Network, Node, Snapshot, Subnet
-from agent.shared import NodeStatus
-from agent.visible import BlockUsage, PoolCounts
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Network, Node, Snapshot, Subnet
+from agent.model.usage import BlockUsage, PoolCounts
+from agent.runtime.observable import NodeStatus
 
 NETWORK = Network("pods")
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import special
 from agent.cli import servers
-from agent.datapath.state import LocalAddress
 from agent.ipam import pool_faults
-from agent.model import Ground, IPBlock, IPPool, Network, Node, Snapshot, Subnet
-from agent.modes import mode
+from agent.model import special_addresses
+from agent.model.cluster import Ground, IPBlock, IPPool, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
-from agent.node import ground
+from agent.modes.registry import mode
+from agent.node import kernel_state
+from agent.objects.state import LocalAddress
 
 GROUND = Ground(
     networks=((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
@@ -67,8 +67,8 @@ def test_a_pool_must_not_overlap_what_is_not_for_pods(cidr: str, fault: str) -> 
     assert pool_faults.faults(cluster(pool("p", cidr))) == ({"p": fault} if fault else {})
 
 
-@pytest.mark.parametrize("kept", special.CLASSES, ids=lambda kept: str(kept.network))
-def test_no_special_range_is_for_pods(kept: special.Class) -> None:
+@pytest.mark.parametrize("kept", special_addresses.CLASSES, ids=lambda kept: str(kept.network))
+def test_no_special_range_is_for_pods(kept: special_addresses.Class) -> None:
     assert "it overlaps" in pool_faults.faults(cluster(IPPool("p", kept.network, kept.network.prefixlen)))["p"]
 
 
@@ -126,8 +126,8 @@ def test_the_ground_is_what_the_kernel_has() -> None:
         LocalAddress("dummy", 1500, ipaddress.ip_interface("10.9.9.9/32")),
         LocalAddress("lo", 1500, ipaddress.ip_interface("192.0.2.7/32"), behind=True),
     )
-    kernel = ground.Kernel([], [], local, frozenset({ipaddress.ip_address("172.18.0.254")}))
-    found = ground.stands_on(kernel, NODES[1], frozenset({ipaddress.ip_address("10.96.0.1")}))
+    kernel = kernel_state.Kernel([], [], local, frozenset({ipaddress.ip_address("172.18.0.254")}))
+    found = kernel_state.stands_on(kernel, NODES[1], frozenset({ipaddress.ip_address("10.96.0.1")}))
     assert found.networks == (
         (net("172.18.0.0/16"), "172.18.0.1/16 of eth0"),
         (net("192.0.2.7/32"), "192.0.2.7/32 of lo"),

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import objects, pool_status
-from agent.cluster import usages as codec
+from agent.cluster import objects, pool_status_object
+from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
+from agent.cluster.snapshot_cache import Follower, Seen
 from agent.cluster.store import Gone, Put, Replaced, StatusSeen
-from agent.cluster.usages import Usages
+from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
-from agent.ipam.attachments import Attachments
-from agent.model import MACVLAN, IPBlock, IPPool, Network, Node, Problem, Snapshot
-from agent.node import pool_status as controller
-from agent.node.follower import Follower, Seen
-from agent.node.pool_status import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
-from agent.shared import Latest, NodeStatus
-from agent.visible import BlockUsage, Condition, PoolCounts, PoolStatus
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import MACVLAN, IPBlock, IPPool, Network, Node, Problem, Snapshot
+from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
+from agent.node import pool_status_writer as controller
+from agent.node.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
+from agent.runtime.observable import Latest, NodeStatus
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 PODS, LAN = (
@@ -74,7 +74,7 @@ class Cluster:
             return 404, {"message": "not found"}
         self.status.setdefault(name, {}).update(asked.body["status"])
         for seen in self.seen:
-            read = pool_status.read(self.status[name])
+            read = pool_status_object.read(self.status[name])
             seen.follower.pool_status.update(lambda known, read=read: {**known, name: read})  # type: ignore[misc]
         return 200, {}
 
@@ -98,7 +98,7 @@ class Cluster:
         return list(self.server.asked)
 
     def shown(self, name: str = "pods") -> tuple[PoolCounts | None, Condition | None]:
-        status = pool_status.read(self.status.get(name))
+        status = pool_status_object.read(self.status.get(name))
         return status.counts, status.condition and replace(status.condition, since="")
 
 
@@ -284,7 +284,12 @@ DOC = {
     "apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": "pods"},
     "spec": {"cidr": "10.8.0.0/22", "blockSize": 24},
 }  # fmt: skip
-GOOD = {"used": 1, "free": 2, "blocks": 3, **pool_status.condition_doc(replace(OK, since="2026-01-31T00:00:00Z"))}
+GOOD = {
+    "used": 1,
+    "free": 2,
+    "blocks": 3,
+    **pool_status_object.condition_doc(replace(OK, since="2026-01-31T00:00:00Z")),
+}
 
 
 def test_a_status_is_read_as_it_was_written() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import MACVLAN, Network, Uplink
-from agent.node import prepared
-from agent.shared import NodeStatus
+from agent.model.cluster import MACVLAN, Network, Uplink
+from agent.node import ready_state_file
+from agent.runtime.observable import NodeStatus
 
 A = Network("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
 LAN = Network("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
@@ -36,12 +36,12 @@ NOTHING = NodeStatus()
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "prepared.json"
-    assert prepared.load(path) == NOTHING
-    assert prepared.save(path, PREPARED)
-    assert prepared.load(path) == PREPARED
+    assert ready_state_file.load(path) == NOTHING
+    assert ready_state_file.save(path, PREPARED)
+    assert ready_state_file.load(path) == PREPARED
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    assert prepared.save(path, NOTHING)
+    assert ready_state_file.save(path, NOTHING)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -51,50 +51,50 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
 ) -> None:
     path = tmp_path / "prepared.json"
     path.write_text(text)
-    assert prepared.load(path) == NOTHING
+    assert ready_state_file.load(path) == NOTHING
     assert str(path) in caplog.text
 
 
 def test_an_uplink_by_which_no_host_is_known_counts_for_nothing(tmp_path: Path) -> None:
     """The test of the segment ended the agent at each start."""
     path = tmp_path / "prepared.json"
-    prepared.save(path, PREPARED)
+    ready_state_file.save(path, PREPARED)
     doc = json.loads(path.read_text())
     (uplink,) = (entry["uplink"] for entry in doc["networks"] if "uplink" in entry)
     uplink["hosts"] = []
     path.write_text(json.dumps(doc))
-    assert prepared.load(path) == NOTHING
+    assert ready_state_file.load(path) == NOTHING
 
 
 def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "prepared.json"
-    prepared.save(path, NodeStatus(blocks={Network("a", mode="warp"): ()}))
-    assert prepared.load(path) == NOTHING
+    ready_state_file.save(path, NodeStatus(blocks={Network("a", mode="warp"): ()}))
+    assert ready_state_file.load(path) == NOTHING
     assert "mode 'warp' is none of host-gw" in caplog.text
 
 
 def test_a_disk_that_can_not_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert prepared.save(tmp_path / "missing" / "prepared.json", PREPARED), "no old note promises more"
+    assert ready_state_file.save(tmp_path / "missing" / "prepared.json", PREPARED), "no old note promises more"
     assert "can't be written" in caplog.text
 
 
 def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "prepared.json"
-    prepared.save(path, PREPARED)
+    ready_state_file.save(path, PREPARED)
 
     fewer = NodeStatus(blocks={A: ()})
     in_the_way = tmp_path / "prepared.json.new"
     in_the_way.mkdir()
-    assert prepared.save(path, fewer)
-    assert prepared.load(path) == NOTHING
+    assert ready_state_file.save(path, fewer)
+    assert ready_state_file.load(path) == NOTHING
     in_the_way.rmdir()
-    prepared.save(path, PREPARED)
+    ready_state_file.save(path, PREPARED)
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", refused)
-    assert not prepared.save(path, fewer), "an old note is left, which promises a block that may go"
-    assert prepared.load(path) == PREPARED
+    assert not ready_state_file.save(path, fewer), "an old note is left, which promises a block that may go"
+    assert ready_state_file.load(path) == PREPARED

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import Node, Snapshot
-from agent.node.recall import Recall
+from agent.model.cluster import Node, Snapshot
+from agent.node.last_known_nodes import Recall
 
 
 def node(number: int, *, addresses: bool = True, blocks: bool = True) -> Node:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.ipam import reservations
-from agent.ipam.reservations import Claim, Delete, Here, RefusedError, Update, claimed, steps
-from agent.model import IPBlock, IPReservation, Network, Node, Snapshot
+from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations.rules import Claim, Delete, Here, RefusedError, Update, claimed, steps
+from agent.model.cluster import IPBlock, IPReservation, Network, Node, Snapshot
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
@@ -158,9 +158,9 @@ def test_one_node_looks_after_those_of_a_node_that_is_gone() -> None:
 
 def test_what_somebody_deleted_is_made_again() -> None:
     here = Here("one", claims=frozenset({MINE}))
-    assert [made.name for made in reservations.lost(cluster(), here, NOW)] == ["10-244-1-7"]
-    assert not list(reservations.lost(cluster(HELD), here, NOW))
-    assert not list(reservations.lost(cluster(), replace(here, busy={X}), NOW))
+    assert [made.name for made in reservation_rules.lost(cluster(), here, NOW)] == ["10-244-1-7"]
+    assert not list(reservation_rules.lost(cluster(HELD), here, NOW))
+    assert not list(reservation_rules.lost(cluster(), replace(here, busy={X}), NOW))
 
 
 def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
@@ -168,7 +168,7 @@ def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
     moved = replace(HELD, node="two")
 
     def found(held: IPReservation, network: Network = network, node: str = "three") -> list[IPReservation]:
-        return list(reservations.away(cluster(held), network, node))
+        return list(reservation_rules.away(cluster(held), network, node))
 
     assert found(moved) == [moved]
     assert found(moved, node="one") == [moved]
@@ -181,4 +181,4 @@ def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
     assert found(moved, Network("testcni", subnet=net("10.9.0.0/16"))) == []
     claimed_block = cluster(moved, nodes=("two", "three"))
     claimed_block = replace(claimed_block, blocks={"b": IPBlock(net("10.244.1.0/24"), "two", "p")})
-    assert list(reservations.away(claimed_block, network, "three")) == []
+    assert list(reservation_rules.away(claimed_block, network, "three")) == []

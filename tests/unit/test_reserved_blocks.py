@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.cluster.store import Kind, StoreError
 from agent.ipam import blocks
-from agent.model import IPBlock, IPPool, IPReservation, Network, Node, Resource, Subnet
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Network, Node, Resource, Subnet
 from tests.unit.member import POOL, Member, in_store, net
 
 ADDRESS = ipaddress.ip_address("192.0.2.5")

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent import netconf
-from agent.cni import result
+from agent.cni import netconf, result
 from agent.errors import CniError, Code
 from agent.modes.base import Wired
 

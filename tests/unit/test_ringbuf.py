@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath.bpfcall import Map
-from agent.datapath.ringbuf import BUSY, DISCARD, HEADER, POSITION, RingBuffer
+from agent.kernel.bpf.ring_buffer import BUSY, DISCARD, HEADER, POSITION, RingBuffer
+from agent.kernel.bpf.syscall import Map
 
 SIZE = 4096
 

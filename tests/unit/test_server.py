@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from agent.cni import arrivals, protocol
+from agent.cni import connections, protocol
 from agent.cni import server as server_module
 from agent.cni.protocol import Call
 from agent.cni.server import IDLE_WORKERS, Server
-from agent.datapath.netns import NetnsLostError
 from agent.errors import CniError, Code
+from agent.kernel.netns import NetnsLostError
 
 Answer = Callable[[Call], dict[str, Any]]
 
@@ -282,7 +282,7 @@ def test_a_thousand_idle_clients_hold_up_no_call_and_no_thread(tmp_path: Path) -
 
 
 def test_who_sends_a_byte_now_and_then_has_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "REQUEST_WITHIN", 0.3)
+    monkeypatch.setattr(connections, "REQUEST_WITHIN", 0.3)
     serve(tmp_path, lambda _call: {})
     with connect(tmp_path) as client, pytest.raises(OSError, match=r"[Bb]roken|reset"):
         trickle(client, 8)

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from agent import special
-from agent.cluster.folder import Folder
-from agent.cni.stays import Known, Stays
-from agent.cni.wishes import Wish
-from agent.datapath.state import LocalAddress, NodeState
+from agent.cluster.directory_store import Folder
 from agent.errors import CniError
-from agent.ipam import blocks
-from agent.model import Ground, IPBlock, IPPool, Network, Node, Problem, Snapshot, Subnet
-from agent.modes import mode
+from agent.ipam import blocks, missing_block
+from agent.ipam.reservations.claims import Known, Stays
+from agent.ipam.reservations.pod_annotations import Wish
+from agent.model import special_addresses
+from agent.model.cluster import Ground, IPBlock, IPPool, Network, Node, Problem, Snapshot, Subnet
 from agent.modes.base import View
-from agent.node import no_block
-from agent.shared import Latest, NodeStatus
+from agent.modes.registry import mode
+from agent.objects.state import LocalAddress, NodeState
+from agent.runtime.observable import Latest, NodeStatus
 from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
@@ -139,7 +138,12 @@ def test_a_pod_cidr_there_is_a_problem_all_the_same(way: str) -> None:
     assert problem.what == "block 172.18.200.32/28 overlaps 172.18.0.1/16 of this node's eth0"
 
 
-BARRED = ("172.18.0.0/16", "203.0.113.254/32", "198.51.100.7/32", *(str(c.network) for c in special.CLASSES))
+BARRED = (
+    "172.18.0.0/16",
+    "203.0.113.254/32",
+    "198.51.100.7/32",
+    *(str(c.network) for c in special_addresses.CLASSES),
+)
 
 
 @pytest.mark.parametrize(("cidr", "size"), [("172.16.0.0/12", 18), ("203.0.113.0/24", 26), ("198.51.100.0/24", 26),
@@ -209,7 +213,7 @@ def test_why_there_is_no_block(snapshot: Snapshot, network: Network, what: str) 
         assert found
         return
     assert not found
-    assert no_block.why(snapshot, network, "one")[0].endswith(what)
+    assert missing_block.why(snapshot, network, "one")[0].endswith(what)
 
 
 def test_a_pool_among_the_nodes_is_wrong_where_a_routed_network_has_nothing_else() -> None:
@@ -218,30 +222,30 @@ def test_a_pool_among_the_nodes_is_wrong_where_a_routed_network_has_nothing_else
         "it lies in 172.18.0.1/16 of eth0, where only macvlan and ipvlan pods have addresses, "
         "and network testcni has no other pool"
     )
-    assert no_block.starved(cluster(NEAR), [routed], "one") == {"lan": what}
-    assert no_block.starved(cluster(NEAR, PODS), [routed], "one") == {}
-    assert no_block.starved(cluster(NEAR), [routed, LAN], "one") == {}
-    assert no_block.starved(cluster(NEAR, nodes=(node("one", 1, "10.244.1.0/24"),)), [routed], "one") == {}
+    assert missing_block.starved(cluster(NEAR), [routed], "one") == {"lan": what}
+    assert missing_block.starved(cluster(NEAR, PODS), [routed], "one") == {}
+    assert missing_block.starved(cluster(NEAR), [routed, LAN], "one") == {}
+    assert missing_block.starved(cluster(NEAR, nodes=(node("one", 1, "10.244.1.0/24"),)), [routed], "one") == {}
     claimed = (block("172.18.200.16/28", "two", shared=True),)
-    assert no_block.starved(cluster(NEAR, claimed=claimed), [routed], "one") == {}
-    assert no_block.starved(cluster(), [routed], "one") == {}
+    assert missing_block.starved(cluster(NEAR, claimed=claimed), [routed], "one") == {}
+    assert missing_block.starved(cluster(), [routed], "one") == {}
 
 
 def test_a_node_that_claims_reports_what_is_wrong_with_its_pools() -> None:
     routed, wrong = Network("testcni"), pool("wrong", "10.244.0.0/16", 24)
     near = node("two", 2, "10.244.9.0/24")
     snapshot = cluster(wrong, NEAR, nodes=(node("one", 1), near))
-    assert no_block.faulty(snapshot, [routed], "one") == {
+    assert missing_block.faulty(snapshot, [routed], "one") == {
         "IPPool wrong": Problem(
             "IPPool wrong",
             "10.244.0.0/16: it overlaps podCIDR 10.244.9.0/24 of node two; no block is claimed that overlaps it",
-            no_block.OTHER_POOL,
+            missing_block.OTHER_POOL,
         )
     }
-    assert no_block.faulty(snapshot, [routed], "two") == {}, "it claims nothing"
-    assert no_block.faulty(snapshot, [replace(routed, pool="wrong")], "two").keys() == {"IPPool wrong"}
-    assert no_block.faulty(snapshot, [LAN], "one") == {}
-    assert no_block.faulty(cluster(PODS, NEAR), [routed, LAN], "one") == {}
+    assert missing_block.faulty(snapshot, [routed], "two") == {}, "it claims nothing"
+    assert missing_block.faulty(snapshot, [replace(routed, pool="wrong")], "two").keys() == {"IPPool wrong"}
+    assert missing_block.faulty(snapshot, [LAN], "one") == {}
+    assert missing_block.faulty(cluster(PODS, NEAR), [routed, LAN], "one") == {}
 
 
 @pytest.mark.parametrize(

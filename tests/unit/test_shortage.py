@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.ipam.shortage import Refusals
-from agent.model import Node, Problem, Snapshot
+from agent.ipam.exhaustion import Refusals
+from agent.model.cluster import Node, Problem, Snapshot
 
 FULL = Problem("network a", "no block is left in p", "add an IPPool")
 

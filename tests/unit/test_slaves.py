@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from agent import netconf
-from agent.datapath import nft
-from agent.datapath.arp import announcement
-from agent.datapath.state import Detour, LocalAddress, Masquerade, Route, mac_for
+from agent.cni import netconf
 from agent.errors import CniError, Code
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment, Lease, decode_network, encode_network
-from agent.model import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
-from agent.modes import mode
+from agent.kernel.arp import announcement
+from agent.model.cluster import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
-from agent.modes.slaves import Slaves
+from agent.modes.parent.subinterface import Slaves
+from agent.modes.registry import mode
+from agent.objects import nft_table
+from agent.objects.state import Detour, LocalAddress, Masquerade, Route, mac_for
 
 SEED: dict[str, Any] = {
     "cniVersion": "0.3.0",
@@ -173,7 +173,7 @@ def test_a_network_survives_its_file() -> None:
 
 def test_detours_in_nft() -> None:
     detour = Detour(net("192.168.64.0/24"), ip("192.168.64.5"))
-    table, chain, out, back = nft.objects(Masquerade(detours=frozenset({detour})))
+    table, chain, out, back = nft_table.objects(Masquerade(detours=frozenset({detour})))
     assert (list(table), list(chain)) == (["table"], ["chain"])
     assert [len(rule["rule"]["expr"]) for rule in (out, back)] == [3, 4]
     assert out["rule"]["expr"][-1] == {"snat": {"family": "ip", "addr": "192.168.64.5"}}

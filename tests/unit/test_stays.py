@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.folder import Folder
+from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import Datastore, Kind, StoreError
-from agent.cni import stays
-from agent.cni.stays import Known, Stay, Stays, TakenError
 from agent.errors import CniError, Code
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
-from agent.model import Address, Described, IPBlock, IPPool, IPReservation, Network, Node, Resource
-from agent.node import keeper
-from agent.node.follower import Follower
-from agent.node.keeper import Keeper, Kept
-from agent.shared import Busy, Latest, NodeStatus, Notice
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.reservations import claims as reservation_claims
+from agent.ipam.reservations import controller as reservation_controller
+from agent.ipam.reservations.claims import Known, Stay, Stays, TakenError
+from agent.ipam.reservations.controller import Keeper, Kept
+from agent.model.cluster import Address, Described, IPBlock, IPPool, IPReservation, Network, Node, Resource
+from agent.runtime.observable import Busy, Latest, NodeStatus, Notice
 
 NET = Network("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}
@@ -72,7 +72,7 @@ class Agent:
         self.told: list[Notice] = []
         self.attachments = Attachments(run / node, 0)
         self.attachments.load()
-        self.follower = Follower(self.store, keeper.load(run / node / "reservations.json"))
+        self.follower = Follower(self.store, reservation_controller.load(run / node / "reservations.json"))
         self.status = Latest(NodeStatus(synced=True))
         busy: Latest[Busy] = Latest(frozenset())
         kept = Kept(self.follower.snapshot, busy, self.attachments, run / node / "reservations.json")
@@ -266,7 +266,7 @@ def test_the_blocks_node_agrees_or_says_why_not(cluster: Cluster) -> None:
 def test_a_node_that_does_not_answer_makes_the_add_try_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stays, "GRANTED_WITHIN", 0.3)
+    monkeypatch.setattr(reservation_claims, "GRANTED_WITHIN", 0.3)
     two = cluster.agent("two")
     cluster.pod("far", ip="10.244.1.9")
     with pytest.raises(CniError, match="node one, which has not agreed") as caught:
@@ -289,13 +289,13 @@ def test_reservations_are_known_before_the_datastore_has_told(cluster: Cluster) 
     one = cluster.agent("one")
     cluster.pod("web-0", sticky="true")
     one.attachments.remove(one.add("web-0"))
-    one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
+    one.until(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
     early = Agent("one", cluster.store, cluster.run)
     own = [usable(BLOCKS["one"])]
     made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, (), 0)
     assert address(made) == "10.244.1.3"
     (cluster.run / "one/reservations.json").write_text("[{]")
-    assert keeper.load(cluster.run / "one/reservations.json") == {}
+    assert reservation_controller.load(cluster.run / "one/reservations.json") == {}
 
 
 def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cluster) -> None:
@@ -321,7 +321,7 @@ def test_an_agent_that_has_not_read_all_yet_claims_nothing_new(cluster: Cluster)
     cluster.pod("web-0", sticky="true")
     cluster.pod("new", ip="10.244.2.9")
     first = one.add("web-0")
-    one.until(lambda: keeper.load(cluster.run / "one/reservations.json"))
+    one.until(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
     one.attachments.remove(first)
     early = Agent("one", cluster.store, cluster.run)
     with pytest.raises(CniError, match="has not been read completely") as caught:
@@ -367,7 +367,7 @@ def test_addresses_that_no_pod_may_have(cluster: Cluster, asked: str, code: int)
 def test_who_claims_the_block_at_the_same_moment_has_to_agree(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *, answers: bool
 ) -> None:
-    monkeypatch.setattr(stays, "GRANTED_WITHIN", 5 if answers else 0.3)
+    monkeypatch.setattr(reservation_claims, "GRANTED_WITHIN", 5 if answers else 0.3)
     two = cluster.agent("two")
     if answers:
         cluster.agent("one")

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.datapath.state import LocalAddress, NodeState
-from agent.ipam import blocks, ownership
-from agent.model import IPBlock, Network, Node, Snapshot, Subnet
-from agent.modes import mode
+from agent.ipam import block_ownership, blocks
+from agent.model.cluster import IPBlock, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
-from agent.node.recall import Recall
+from agent.modes.registry import mode
+from agent.node.last_known_nodes import Recall
+from agent.objects.state import LocalAddress, NodeState
 
 MODES = ("host-gw", "vxlan", "ipip")
 LOCAL = (
@@ -44,7 +44,7 @@ def snapshot(*nodes: Node, claimed: tuple[IPBlock, ...] = ()) -> Snapshot:
 def owners(
     *nodes: Node, before: dict[Subnet, str] | None = None, claimed: tuple[IPBlock, ...] = ()
 ) -> dict[str, str]:
-    found = ownership.resolve(snapshot(*nodes, claimed=claimed), before)
+    found = block_ownership.resolve(snapshot(*nodes, claimed=claimed), before)
     return {str(block): owner for block, owner in found.owners.items()}
 
 
@@ -250,7 +250,7 @@ def test_a_nodes_own_blocks_may_lie_in_each_other() -> None:
     both = node("two", 2, "10.244.0.0/16", "10.244.2.0/24")
     claimed = IPBlock(net("10.244.2.0/24"), "two", "pods")
     assert owners(both, claimed=(claimed,)) == {"10.244.0.0/16": "two", "10.244.2.0/24": "two"}
-    found = ownership.resolve(snapshot(both, claimed=(claimed,)))
+    found = block_ownership.resolve(snapshot(both, claimed=(claimed,)))
     assert found.by_node["two"] == (net("10.244.0.0/16"), net("10.244.2.0/24"))
     assert not found.refused
 
@@ -268,9 +268,9 @@ def test_no_two_nodes_have_one_address_whatever_the_order(
         block = str(ipaddress.ip_network(f"10.0.0.{host}/{length}", strict=False))
         by_node.setdefault(name, []).append(block)
     nodes = [node(name, 1, *dict.fromkeys(cidrs)) for name, cidrs in by_node.items()]
-    whole = ownership.resolve(snapshot(*nodes))
+    whole = block_ownership.resolve(snapshot(*nodes))
     shuffle.shuffle(nodes)
-    again = ownership.resolve(snapshot(*nodes))
+    again = block_ownership.resolve(snapshot(*nodes))
     assert (again.owners, again.refused) == (whole.owners, whole.refused)
     for taken, owner in whole.owners.items():
         for other, its in whole.owners.items():

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from agent import cli, config, uninstall
-from agent.cluster import condition
+from agent.cluster import node_condition
 from agent.cluster.api import Api
-from agent.cluster.folder import Folder
-from agent.cluster.kubernetes import Kubernetes
+from agent.cluster.directory_store import Folder
+from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.store import ConflictError, StoreError
 from tests.unit.awkward import Answer, Asked, Awkward
 from tests.unit.awkward import config as client
@@ -85,7 +85,7 @@ def test_a_node_that_others_change_meanwhile_is_read_again(server: Server) -> No
     server.refuse = [409, 409]
     list(uninstall.withdraw(AGENT))
     assert server.patches() == [ANNOTATION, CONDITION, CONDITION, CONDITION]
-    server.refuse = [409] * condition.TRIES
+    server.refuse = [409] * node_condition.TRIES
     with pytest.raises(ConflictError):
         list(uninstall.withdraw(AGENT))
 

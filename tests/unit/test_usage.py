@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import usages as codec
+from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
 from agent.cluster.objects import NAME
-from agent.cluster.usages import Usages
+from agent.cluster.snapshot_cache import Follower, Seen
+from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks, usage
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachments import Attachments
-from agent.model import IPBlock, Network, Node, Problem, Snapshot, Subnet
-from agent.node.follower import Follower, Seen
-from agent.node.usage import UsageWriter
-from agent.shared import Latest, NodeStatus
-from agent.visible import BlockUsage
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import IPBlock, Network, Node, Problem, Snapshot, Subnet
+from agent.model.usage import BlockUsage
+from agent.node.usage_writer import UsageWriter
+from agent.runtime.observable import Latest, NodeStatus
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 

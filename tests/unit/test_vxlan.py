@@ -10,10 +10,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.datapath.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
-from agent.model import HOST_GW, VXLAN, Address, IPBlock, IPReservation, Network, Node, Snapshot, Subnet
+from agent.model.cluster import HOST_GW, VXLAN, Address, IPBlock, IPReservation, Network, Node, Snapshot, Subnet
 from agent.modes.base import View
-from agent.modes.vxlan import LAST, Vxlan
+from agent.modes.vxlan.mode import LAST, Vxlan
+from agent.objects.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
 
 MODE = Vxlan()
 DEVICE = "testcni-vxlan"

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from agent import ctl
-from agent.datapath import bpf, events, overlay
-from agent.datapath.events import Drop, Flow
-from agent.datapath.overlay import Count
 from agent.ipam.attachment import Attachment, Lease, encode
-from agent.model import Network
-from agent.observe import watch
+from agent.kernel.bpf import loader
+from agent.model.cluster import Network
+from agent.modes.vxlan import drop_events
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.drop_events import Drop, Flow
+from agent.modes.vxlan.maps import Count
+from agent.observe import drop_monitor
 
 A, B = IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2")
 
@@ -33,10 +35,10 @@ def event(ethertype: int = 0x0800, protocol: int = 17, remote: str = "0.0.0.0") 
 def test_an_event_is_48_bytes_as_the_programs_write_them() -> None:
     assert len(event()) == 48
     flow = Flow(A, B, 1000, 53, "udp")
-    assert events.drop(event()) == Drop(5.5, "drop_spoofed_ip", 3, flow, None, "0a:58:0a:f4:01:02")
-    assert events.drop(event(remote="172.18.0.3")).remote == IPv4Address("172.18.0.3")
-    assert events.drop(event(0x86DD)).flow.protocol == "ethertype 0x86dd"
-    assert events.drop(event(protocol=47)).flow.protocol == "47"
+    assert drop_events.drop(event()) == Drop(5.5, "drop_spoofed_ip", 3, flow, None, "0a:58:0a:f4:01:02")
+    assert drop_events.drop(event(remote="172.18.0.3")).remote == IPv4Address("172.18.0.3")
+    assert drop_events.drop(event(0x86DD)).flow.protocol == "ethertype 0x86dd"
+    assert drop_events.drop(event(protocol=47)).flow.protocol == "47"
 
 
 @pytest.mark.parametrize(("source", "ports"), [(A, (1000, 80)), (B, (80, 1000))])
@@ -47,7 +49,7 @@ def test_a_flow_goes_as_the_stack_carried_it(source: IPv4Address, ports: tuple[i
             return {key: source.packed}
 
     other = B if source == A else A
-    assert events.flows({"flows": Held()}) == {Flow(source, other, *ports, "tcp")}  # type: ignore[dict-item]
+    assert drop_events.flows({"flows": Held()}) == {Flow(source, other, *ports, "tcp")}  # type: ignore[dict-item]
 
 
 def pod(folder: Path) -> Attachment:
@@ -60,7 +62,7 @@ def pod(folder: Path) -> Attachment:
 def test_pods_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = pod(tmp_path)
     (tmp_path / "tcni0.json").write_text("{")
-    names = watch.Names(tmp_path)
+    names = drop_monitor.Names(tmp_path)
     names.refresh()
     monkeypatch.setattr(socket, "if_indextoname", lambda index: {3: one.link, 4: "eth0"}[index])
     assert (names.at(3), names.at(4)) == ("shop/web", "eth0")
@@ -71,11 +73,11 @@ EVENT: dict[str, Any] = {"what": "drop_no_pod", "time": 0.0, "at": "eth0", "remo
 
 
 def test_lines_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watch.line(EVENT, "text").endswith("drop_no_pod         eth0 from 172.18.0.3    a → b")
-    assert json.loads(watch.line(EVENT, "json")) == EVENT
-    counted = [overlay.no_counters(), {**overlay.no_counters(), "drop_no_pod": Count(65, 9)}]
-    monkeypatch.setattr(overlay, "counters", lambda _maps: counted.pop(0))
-    table = watch.Table({})
+    assert drop_monitor.line(EVENT, "text").endswith("drop_no_pod         eth0 from 172.18.0.3    a → b")
+    assert json.loads(drop_monitor.line(EVENT, "json")) == EVENT
+    counted = [vxlan_maps.no_counters(), {**vxlan_maps.no_counters(), "drop_no_pod": Count(65, 9)}]
+    monkeypatch.setattr(vxlan_maps, "counters", lambda _maps: counted.pop(0))
+    table = drop_monitor.Table({})
     table.add(EVENT)
     table.add(EVENT)
     screen = table.render()
@@ -87,6 +89,6 @@ def test_lines_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_node_without_programs_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bpf, "maps", lambda: None)
+    monkeypatch.setattr(loader, "maps", lambda: None)
     assert ctl.main(["monitor"]) == ctl.EXIT_UNABLE
     assert "no eBPF maps here" in capsys.readouterr().err

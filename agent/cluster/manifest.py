@@ -1,0 +1,151 @@
+"""One manifest file: its objects, or what is wrong with it and in which line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from agent.cluster import objects
+from agent.cluster.object_fields import Faults, ObjectError
+from agent.cluster.store import Kind, kind_of
+from agent.codec import strict_json, strict_yaml
+from agent.codec.strict_json import JsonError
+from agent.codec.strict_yaml import YamlError
+from agent.model.cluster import Problem, Resource
+
+LARGEST = 64 << 20  # bytes
+TOLD = 3  # faults of a file beside the first
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestError(Exception):
+    """A file that can't be used: the line (0: no certain one), what is wrong, how to mend it."""
+
+    line: int
+    what: str
+    remedy: str
+
+    def problem(self, path: Path) -> Problem:
+        """As people are told it."""
+        return Problem(f"{path}:{self.line}" if self.line else str(path), self.what, self.remedy)
+
+
+def problem(path: Path, faults: Sequence[ManifestError]) -> Problem:
+    """All that is wrong with a file, at the line of the first."""
+    first = faults[0].problem(path)
+    more = [f"line {fault.line}: {fault.what}" for fault in faults[1:]]
+    if len(more) > TOLD:
+        more = [*more[:TOLD], f"and {len(more) - TOLD} more"]
+    return replace(first, what="; ".join((first.what, *more)))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a file holds that can be used, and what is wrong with the rest of it."""
+
+    objects: tuple[Resource, ...]
+    faults: tuple[ManifestError, ...] = ()
+    partial: bool = True
+    """Whether each object is in use, and lacks at most what is wrong with it."""
+
+
+def parse(path: Path, data: bytes, known: Sequence[Resource] = ()) -> Manifest:
+    """The objects in the bytes of a YAML or JSON file; one that can't be used costs only itself.
+
+    In its place stands the object of that name in `known`, what the file held before. Raises ManifestError for a
+    file of which not everything can be told apart.
+    """
+    if len(data) > LARGEST:
+        raise ManifestError(0, f"is larger than {LARGEST >> 20} MiB", "split it")
+    found: dict[tuple[Kind, str], Resource] = {}
+    before = {(kind_of(obj), obj.name): obj for obj in known}
+    faults: list[ManifestError] = []
+    partial = True
+    for node, first, doc in _documents(path, data):
+        for where, item in _parts(node, first, doc):
+            odd = Faults()
+            obj: Resource | None
+            try:
+                obj = replace(
+                    objects.usable(item, odd, _in_its_place(item, before)), resource_version=digest(item)
+                )
+            except ObjectError as error:
+                partial, obj = False, _in_its_place(item, before) or error.closed
+                odd.append(error)
+                if before and obj is None:  # nobody knows which one it was: nothing is lost
+                    raise _at(node, where, first, error) from error
+            faults += [_at(node, where, first, fault) for fault in odd]
+            if obj is None:
+                continue
+            key = (kind_of(obj), obj.name)
+            if key in found:
+                twice = ObjectError("metadata.name", f"{' '.join(key)} stands here twice", "remove one")
+                raise _at(node, where, first, twice)
+            found[key] = obj
+    return Manifest(tuple(found.values()), tuple(faults), partial)
+
+
+def _parts(node: yaml.Node | None, line: int, doc: object) -> Iterator[tuple[str, object]]:
+    """The objects of a document, and where in it each is. Raises ManifestError."""
+    if doc is None:  # an empty document
+        return
+    try:
+        for number, item in enumerate(objects.expand(doc)):
+            yield "" if item is doc else f"items[{number}].", item
+    except ObjectError as error:
+        raise _at(node, "", line, error) from error
+
+
+def _in_its_place(item: object, before: Mapping[tuple[Kind, str], Resource]) -> Resource | None:
+    """What was known of an object that can't be used."""
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    namespace = metadata.get("namespace") if isinstance(metadata, dict) else None
+    names = (name, f"{namespace or 'default'}/{name}")
+    kind = item.get("kind") if isinstance(item, dict) else None
+    return next((obj for key, obj in before.items() if key[0] == kind and key[1] in names), None)
+
+
+def _at(node: yaml.Node | None, where: str, line: int, error: ObjectError) -> ManifestError:
+    """An object's error with its line in the file."""
+    field = where + error.path
+    return ManifestError(_line(node, field, line), f"{field} {error.what}", error.remedy)
+
+
+def digest(doc: object) -> str:
+    """The resourceVersion of a document in a file: its content."""
+    return hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _documents(path: Path, data: bytes) -> Iterator[tuple[yaml.Node | None, int, object]]:
+    """Each document with its node and its first line. Raises ManifestError."""
+    try:
+        if path.suffix == ".json":
+            yield None, 1, strict_json.value(data)
+            return
+        for node, doc in strict_yaml.documents(data):
+            yield node, node.start_mark.line + 1, doc
+    except JsonError as error:
+        raise ManifestError(error.line, f"is no JSON: {error.what}", "fix the syntax") from error
+    except YamlError as error:
+        raise ManifestError(error.line, error.what, "fix the syntax") from error
+
+
+def _line(node: yaml.Node | None, path: str, otherwise: int) -> int:
+    """The line of a field such as spec.podCIDRs[0], or of the nearest of its parents that is there."""
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        if node is None:
+            break
+        otherwise = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+        else:
+            node = None
+    return node.start_mark.line + 1 if node is not None else otherwise

@@ -1,0 +1,103 @@
+"""A v1 Node as we need it: what is odd in it costs only itself, as a cluster has to go on with it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from agent.cluster import accepted_modes, object_fields
+from agent.cluster.object_fields import Faults, ObjectError, short
+from agent.model import special_addresses
+from agent.model.cluster import Address, Node, Subnet
+
+Mapping = dict[str, Any]
+
+
+def read(name: str, doc: Mapping, version: str, faults: Faults) -> Node:
+    """The Node without the fields and list entries that can't be used; these are `faults`."""
+    empty: Mapping = {}
+    metadata: Mapping = doc["metadata"]
+    spec = object_fields.tolerant(faults, empty, object_fields.mapping, doc, "spec")
+    status = object_fields.tolerant(faults, empty, object_fields.mapping, doc, "status")
+    annotations = object_fields.tolerant(faults, empty, object_fields.mapping, metadata, "metadata.annotations")
+    return Node(
+        name,
+        _internal_ips(status, faults),
+        _pod_cidrs(spec, faults),
+        version,
+        object_fields.tolerant(faults, (), labels, metadata, faults),
+        accepted_modes.decode(annotations.get(accepted_modes.ANNOTATION)),
+        object_fields.tolerant(faults, "", object_fields.created, metadata),
+        _is_unavailable(status),
+    )
+
+
+def usable(node: Node, faults: Faults, known: Node | None) -> Node:
+    """The Node without addresses that no other node can send packets to, as `faults`.
+
+    A field with a fault of which nothing is left stays as it is in `known`.
+    """
+    reasons = {address: why for address in node.addresses if (why := special_addresses.unusable(address))}
+    for address, why in reasons.items():
+        what = f"the InternalIP {address} {why}"
+        faults.append(ObjectError("status.addresses", what, "have kubelet report another (--node-ip)"))
+    addresses = tuple(address for address in node.addresses if address not in reasons)
+    odd = {fault.path.partition(".")[0] for fault in faults}
+    if known and not addresses and "status" in odd:
+        addresses = known.addresses
+    blocks = known.blocks if known and not node.blocks and "spec" in odd else node.blocks
+    return replace(node, addresses=addresses, blocks=blocks)
+
+
+def labels(metadata: Mapping, faults: Faults, field: str = "labels") -> tuple[tuple[str, str], ...]:
+    """Labels or annotations, sorted by key. Raises ObjectError where they are no mapping."""
+    path, found = f"metadata.{field}", metadata.get(field) or {}
+    if not isinstance(found, dict):
+        raise ObjectError(path, f"is {short(found)}, not a mapping", object_fields.AS_KUBERNETES)
+    good = []
+    for key, value in found.items():
+        if isinstance(key, str) and isinstance(value, str):
+            good.append((sys.intern(key), sys.intern(value)))  # thousands of nodes have the same few
+        else:
+            faults.append(ObjectError(path, f"{short(key)}: {short(value)} is no {field[:-1]}", "quote both"))
+    return tuple(sorted(good))
+
+
+def _is_unavailable(status: Mapping) -> bool:
+    """Whether the condition NetworkUnavailable is True; what is odd in conditions is the business of others."""
+    conditions = status.get("conditions")
+    return isinstance(conditions, list) and any(
+        isinstance(entry, dict) and (entry.get("type"), entry.get("status")) == ("NetworkUnavailable", "True")
+        for entry in conditions
+    )
+
+
+def _internal_ips(status: Mapping, faults: Faults) -> tuple[Address, ...]:
+    path = "status.addresses"
+    nothing: list[Any] = []
+    entries = object_fields.tolerant(faults, nothing, object_fields.items, status, path)
+    found = object_fields.each(faults, path, entries, _internal_ip)
+    return tuple(dict.fromkeys(address for address in found if address))
+
+
+def _internal_ip(path: str, entry: object) -> Address | None:
+    """The address of an entry; None: it is of another type."""
+    if not isinstance(entry, dict):
+        raise ObjectError(path, f"is {short(entry)}, not a mapping", "type and address are wanted")
+    if entry.get("type") != "InternalIP":
+        return None
+    return object_fields.address(f"{path}.address", entry.get("address"))
+
+
+def _pod_cidrs(spec: Mapping, faults: Faults) -> tuple[Subnet, ...]:
+    path = "spec.podCIDRs"
+    nothing: list[Any] = []
+    if cidrs := object_fields.tolerant(faults, nothing, object_fields.items, spec, path):
+        return tuple(dict.fromkeys(object_fields.each(faults, path, cidrs, object_fields.cidr)))
+    alone = object_fields.tolerant(faults, None, _pod_cidr, spec)
+    return (alone,) if alone else ()
+
+
+def _pod_cidr(spec: Mapping) -> Subnet | None:
+    return object_fields.cidr("spec.podCIDR", spec["podCIDR"]) if spec.get("podCIDR") else None

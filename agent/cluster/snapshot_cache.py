@@ -1,0 +1,147 @@
+"""From the datastore's changes to the cluster snapshot."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.cluster.store import (
+    KINDS,
+    REASONS,
+    Change,
+    Datastore,
+    Gone,
+    Heard,
+    Kind,
+    Put,
+    Replaced,
+    Restarted,
+    StatusSeen,
+    Trouble,
+    kind_of,
+)
+from agent.ipam.attachment_store import Attachments
+from agent.model.cluster import IPPool, IPReservation, Problem, Resource, Snapshot
+from agent.model.usage import PoolStatus
+from agent.runtime.observable import Latest, NodeStatus, Tally
+
+FIELDS: dict[Kind, str] = {
+    "Node": "nodes",
+    "IPPool": "pools",
+    "IPBlock": "blocks",
+    "IPReservation": "reservations",
+}
+
+log = logging.getLogger(__name__)
+
+
+def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]) -> Snapshot:
+    """The snapshot after these changes; it is `synced` when every kind is in `listed`."""
+    maps: dict[Kind, dict[str, Resource]] = {}
+
+    def of(kind: Kind) -> dict[str, Resource]:
+        if kind not in maps:  # copied once for all changes of a batch
+            maps[kind] = dict(getattr(snapshot, FIELDS[kind]))
+        return maps[kind]
+
+    for change in changes:
+        match change:
+            case Replaced(kind, objects):
+                maps[kind] = {obj.name: obj for obj in objects}
+            case Put(obj):
+                of(kind_of(obj))[obj.name] = obj
+            case Gone(kind, name):
+                of(kind).pop(name, None)
+            case Trouble() | Heard() | StatusSeen() | Restarted():
+                continue
+    changed: dict[str, Any] = {FIELDS[kind]: objects for kind, objects in maps.items()}
+    return replace(snapshot, synced=listed >= set(KINDS), **changed)
+
+
+class Follower:
+    """Keeps the newest snapshot, and what hinders the datastore, for the node path."""
+
+    def __init__(self, store: Datastore, earlier: Mapping[str, IPReservation] | None = None) -> None:
+        """`earlier`: the reservations that an agent knew before this one, until the datastore has told."""
+        self.snapshot: Latest[Snapshot] = Latest(Snapshot(reservations=earlier or {}))
+        self.troubles: Latest[Mapping[str, Problem]] = Latest({})
+        """Sources that can't be used just now: something may be missing in the snapshot."""
+        self.odd: Latest[Mapping[str, Problem]] = Latest({})
+        """Sources that are in use without what is wrong with them."""
+        self.pool_status: Latest[Mapping[str, PoolStatus]] = Latest({})
+        """What the status of each IPPool says; apart from the snapshot, as pods depend on nothing of it."""
+        self.restarts = Tally(*itertools.product(KINDS, REASONS))
+        """Restarted watches by kind and reason."""
+        self._heard: dict[Kind, float] = {}
+        self._store = store
+        self._listed: frozenset[Kind] = frozenset()
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the datastore until `stop` is set."""
+        self._store.watch(self.deliver, stop)
+
+    def deliver(self, changes: Sequence[Change]) -> None:
+        """Take a batch of changes."""
+        now = time.monotonic()
+        for change in changes:
+            if isinstance(change, Restarted):
+                self.restarts.add(change.kind, change.reason)
+            elif not isinstance(change, Trouble):
+                self._heard[kind_of(change.obj) if isinstance(change, Put) else change.kind] = now
+        self._listed |= {change.kind for change in changes if isinstance(change, Replaced)}
+        if any(isinstance(change, Replaced | Put | Gone) for change in changes):
+            self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
+        self.pool_status.update(lambda known: _pool_status(known, changes))
+        troubles = [change for change in changes if isinstance(change, Trouble)]
+        if troubles:
+            # a source that turns from the one into the other is over in the first
+            lost = [Trouble(t.source, None) if t.partial else t for t in troubles]
+            odd = [t if t.partial else Trouble(t.source, None) for t in troubles]
+            self.troubles.update(lambda known: _with(known, lost))
+            self.odd.update(lambda known: _with(known, odd))
+
+    def silence(self) -> Mapping[Kind, float]:
+        """Seconds since the datastore last told of each kind, for those of which it ever did."""
+        now = time.monotonic()
+        return {kind: now - when for kind, when in self._heard.copy().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an agent knows of the cluster and of its own node: what they go by who write of it for people."""
+
+    node: str
+    follower: Follower
+    status: Latest[NodeStatus]
+    attachments: Attachments
+
+
+def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> Mapping[str, PoolStatus]:
+    now = dict(known)
+    for change in changes:
+        match change:
+            case Replaced("IPPool", objects):
+                now = {obj.name: obj.status for obj in objects if isinstance(obj, IPPool)}
+            case Put(IPPool() as obj) | StatusSeen(obj):
+                now[obj.name] = obj.status
+            case Gone("IPPool", name):
+                now.pop(name, None)
+    return now
+
+
+def _with(known: Mapping[str, Problem], troubles: Sequence[Trouble]) -> Mapping[str, Problem]:
+    now = dict(known)
+    for trouble in troubles:
+        if trouble.problem is None:
+            if now.pop(trouble.source, None):
+                log.info("%s is well again", trouble.source)
+        else:
+            if now.get(trouble.source) != trouble.problem:
+                log.warning("%s", trouble.problem)
+            now[trouble.source] = trouble.problem
+    return now

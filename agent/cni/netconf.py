@@ -1,0 +1,360 @@
+"""The netconf of a runtime as frozen values; whatever is wrong in it is error 7 with field, value and remedy.
+
+Forms: CNI specification 1.1, section 1; fields as users know them from the bridge and host-local plugins.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from agent.cni import args as cni_args
+from agent.codec import json_fields, strict_json
+from agent.codec.json_fields import Fields
+from agent.codec.strict_json import JsonError
+from agent.errors import CniError, Code, invalid_config
+from agent.model.cluster import (
+    ALWAYS,
+    BACKENDS,
+    EBPF,
+    ENCAPSULATIONS,
+    HOST_GW,
+    LINK_MODES,
+    MODES,
+    PASSTHRU,
+    SERVICES,
+    VNI,
+    VXLAN_PORT,
+    Address,
+    Network,
+    Subnet,
+)
+
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
+LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
+NAME_LIMIT = 63
+CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
+MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
+
+# Keys that others read: the runtime, and the specification's own.
+FOREIGN = frozenset({"cniVersions", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins"})
+# What the plugin reads itself (cni-bin/testcni.c, take_member): what it would refuse is refused here.
+PLUGIN_KEYS: Mapping[str, Callable[[str, object], object]] = {
+    "socket": partial(json_fields.path, longest=107),  # struct sockaddr_un
+    "stateDir": partial(json_fields.path, longest=1023),
+    "agentWait": partial(json_fields.seconds, longest=300),
+}
+CAPABILITIES = ("ips", "mac", "bandwidth")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraRoute:
+    """A route of `ipam.routes` for the pod; `gateway` None: by the pod's default gateway."""
+
+    dst: Subnet
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetConf:
+    """A netconf as the pod path uses it."""
+
+    cni_version: str
+    network: Network
+    routes: tuple[ExtraRoute, ...] = ()
+    dns: Mapping[str, Any] = field(default_factory=dict)
+    ips: tuple[Address, ...] = ()
+    mac: str | None = None
+    probe: bool = False
+    """Whether to ask on the segment if somebody has an address before a pod gets it."""
+    limited: bool = False
+    """Whether the plugin `bandwidth` is about to limit what the pod sends."""
+    prev_result: Mapping[str, Any] | None = None
+    valid_attachments: frozenset[tuple[str, str]] | None = None
+    """What GC must keep; None where the runtime does not say."""
+
+
+def parse_json(data: bytes | str) -> dict[str, Any]:
+    """The netconf's JSON object; raises CniError 6 with line and column where it is none."""
+    try:
+        return strict_json.mapping(data)
+    except JsonError as error:
+        what = f"netconf is no JSON object that can be used: {error}"
+        raise CniError(Code.DECODING_FAILURE, what, "write it as RFC 8259 says") from error
+
+
+def deleting(data: str) -> tuple[str, str]:
+    """Name and mode of the network that a DEL names, each empty where that can't be read.
+
+    A netconf that has become invalid, or always was, must not keep a pod from going.
+    """
+    try:
+        doc = strict_json.mapping(data)
+    except JsonError:
+        return "", ""
+    name, mode = doc.get("name"), doc.get("mode") or HOST_GW
+    return name if isinstance(name, str) else "", mode if mode in MODES else ""
+
+
+def read(config: str, args: str = "") -> NetConf:
+    """A netconf's text and CNI_ARGS as values; raises CniError 1, 4, 6 or 7."""
+    known = _read if len(config) <= CACHED else _read.__wrapped__
+    return _with_args(known(config), args)
+
+
+def parse(doc: Mapping[str, Any], args: str = "") -> NetConf:
+    """A decoded netconf and CNI_ARGS as values; raises CniError 1, 4 or 7."""
+    return _with_args(_parse(doc), args)
+
+
+@functools.lru_cache(64)
+def _read(config: str) -> NetConf:
+    return _parse(parse_json(config))
+
+
+def _parse(doc: Mapping[str, Any]) -> NetConf:
+    fields = Fields(doc, "")
+    version = fields.take("cniVersion", _version, VERSIONS[0])
+    name = fields.take("name", _name, "")
+    if not name:
+        raise invalid_config("name", doc.get("name"), "a network name, as the specification demands")
+    ipam = fields.take("ipam", json_fields.nested, Fields({}, "ipam"))
+    network = Network(
+        name=name,
+        mode=fields.take("mode", _mode, HOST_GW),
+        subnet=fields.take("subnet", _subnet, None),
+        bridge=fields.take("bridge", _link_name, "testcni0"),
+        mtu=fields.take("mtu", _mtu, None),
+        masquerade=fields.take("ipMasq", json_fields.boolean, True),
+        hairpin=fields.take("hairpinMode", json_fields.boolean, True),
+        spoof_check=fields.take("spoofCheck", json_fields.boolean, True),
+        range_start=ipam.take("rangeStart", json_fields.address, None),
+        range_end=ipam.take("rangeEnd", json_fields.address, None),
+        vni=fields.take("vni", _vni, VNI),
+        port=fields.take("port", _port, VXLAN_PORT),
+        encapsulate=fields.take("encapsulate", _encapsulate, ALWAYS),
+        master=fields.take("master", _link_name, None),
+        link_mode=fields.take("linkMode", json_fields.string, ""),
+        gateway=ipam.take("gateway", json_fields.address, None),
+        via_host=fields.take("viaHost", _subnets, ()),
+        vxlan_backend=fields.take("vxlanBackend", _backend, EBPF),
+    )
+    network = _with_parent(network, via_host="viaHost" in doc)
+    _check_range(network)
+    probe = ipam.take("probe", json_fields.boolean, network.shared)
+    if probe and not network.shared:
+        raise invalid_config("ipam.probe", probe, "false where pods are not on their parent's own subnet")
+    routes = ipam.take("routes", _routes, ())
+    ipam.finish()
+    runtime = fields.take("runtimeConfig", json_fields.nested, Fields({}, "runtimeConfig"))
+    asked, asked_mac = fields.take("args", _args, ((), None))
+    capability = runtime.take("ips", json_fields.addresses, ())
+    conf = NetConf(
+        cni_version=version,
+        network=network,
+        routes=routes,
+        dns=fields.take("dns", _dns, {}),
+        ips=asked or capability,
+        mac=asked_mac or runtime.take("mac", json_fields.mac, None),
+        limited=bool(runtime.take("bandwidth", json_fields.mapping, {}).get("egressRate")),
+        probe=probe,
+        prev_result=fields.take("prevResult", json_fields.mapping, None),
+        valid_attachments=fields.take("cni.dev/valid-attachments", _attachments, None),
+    )
+    fields.take("capabilities", _capabilities, None)
+    for key, check in PLUGIN_KEYS.items():
+        fields.take(key, check, None)
+    fields.finish(FOREIGN)
+    return conf
+
+
+def pod_of(args: str) -> str:
+    """`namespace/name` of the pod as kubelet gives it in CNI_ARGS, else nothing."""
+    pairs = dict(pair.partition("=")[::2] for pair in args.split(";") if pair)
+    if "K8S_POD_NAME" not in pairs:
+        return ""
+    return f"{pairs.get('K8S_POD_NAMESPACE', '')}/{pairs['K8S_POD_NAME']}"
+
+
+def _version(where: str, value: object) -> str:
+    if value not in VERSIONS:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"{where}: {value!r} is not supported",
+            f"supported: {', '.join(VERSIONS)}",
+        )
+    return str(value)
+
+
+def _name(where: str, value: object) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value) or len(value) > NAME_LIMIT:
+        allowed = f"letters, digits, _ . and -, beginning with a letter or digit, at most {NAME_LIMIT} in all"
+        raise invalid_config(where, value, allowed)
+    return value
+
+
+def _mode(where: str, value: object) -> str:
+    if value not in MODES:
+        raise invalid_config(where, value, ", ".join(MODES))
+    return str(value)
+
+
+def _backend(where: str, value: object) -> str:
+    if value not in BACKENDS:
+        raise invalid_config(where, value, ", ".join(BACKENDS))
+    return str(value)
+
+
+def _link_name(where: str, value: object) -> str:
+    if not isinstance(value, str) or not LINK_NAME.fullmatch(value) or value in (".", ".."):
+        raise invalid_config(where, value, "an interface name: 1 to 15 characters, no blank, / : or %")
+    return value
+
+
+def _mtu(where: str, value: object) -> int | None:
+    low, high = MTU_LIMITS
+    if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or low <= value <= high):
+        raise invalid_config(where, value, f"{low} to {high} bytes, or 0 for that of the node's interface")
+    return value or None
+
+
+def _encapsulate(where: str, value: object) -> str:
+    if value not in ENCAPSULATIONS:
+        raise invalid_config(where, value, ", ".join(ENCAPSULATIONS))
+    return str(value)
+
+
+def _vni(where: str, value: object) -> int:
+    return json_fields.number(where, value, 1, (1 << 24) - 1)
+
+
+def _port(where: str, value: object) -> int:
+    return json_fields.number(where, value, 1, 65535)
+
+
+def _subnet(where: str, value: object) -> Subnet:
+    """A CIDR; an IPv4 network without a mask gets that of its trailing zero bytes (10.244.0.0 is a /16)."""
+    if isinstance(value, str):
+        text = value
+        if re.fullmatch(r"\d+(\.\d+){3}", value) and value.endswith(".0"):
+            octets = value.split(".")
+            while octets and octets[-1] == "0":
+                octets.pop()
+            text = f"{value}/{8 * len(octets)}"
+        try:
+            if "/" in text:
+                network = ipaddress.ip_network(text)
+                if network.prefixlen:
+                    return network
+        except ValueError:
+            pass
+    raise invalid_config(where, value, "a network with no host bits set, such as 10.244.0.0/16")
+
+
+def _subnets(where: str, value: object) -> tuple[Subnet, ...]:
+    items = enumerate(json_fields.listed(where, value, "CIDRs"))
+    return tuple(json_fields.destination(f"{where}[{number}]", item) for number, item in items)
+
+
+def _with_parent(network: Network, *, via_host: bool) -> Network:
+    """The fields of the modes whose pods have a slave of a parent: complete there, and absent elsewhere."""
+    allowed = LINK_MODES.get(network.mode)
+    if allowed is None:
+        given = {"master": network.master, "linkMode": network.link_mode, "ipam.gateway": network.gateway}
+        for where, value in {**given, "viaHost": network.via_host}.items():
+            if value:
+                raise invalid_config(where, str(value), f"nothing in mode {network.mode}")
+        return network
+    if network.link_mode and network.link_mode not in allowed:
+        raise invalid_config("linkMode", network.link_mode, ", ".join(allowed))
+    subnet, mode = network.subnet, network.link_mode or allowed[0]
+    if subnet is None or subnet.version != 4:
+        raise invalid_config("subnet", str(subnet), f"the IPv4 network of the parent, in mode {network.mode}")
+    if network.gateway and network.gateway not in subnet:
+        raise invalid_config("ipam.gateway", str(network.gateway), f"an address of subnet {subnet}")
+    if mode == PASSTHRU and not network.master:
+        raise invalid_config("master", None, "an interface that the node can do without, as linkMode is passthru")
+    return replace(network, link_mode=mode, via_host=network.via_host if via_host else SERVICES)
+
+
+def _check_range(network: Network) -> None:
+    start, end = network.range_start, network.range_end
+    for where, bound in (("ipam.rangeStart", start), ("ipam.rangeEnd", end)):
+        if bound and network.subnet and bound not in network.subnet:
+            raise invalid_config(where, str(bound), f"an address of subnet {network.subnet}")
+    if start and end and (start.version != end.version or int(start) > int(end)):
+        raise invalid_config("ipam.rangeEnd", str(end), f"an address not below ipam.rangeStart {start}")
+
+
+def _routes(where: str, value: object) -> tuple[ExtraRoute, ...]:
+    routes = []
+    for number, item in enumerate(json_fields.listed(where, value, '{"dst": CIDR, "gw": address}')):
+        fields = Fields(item, f"{where}[{number}]")
+        dst = fields.take("dst", json_fields.destination, None)
+        if dst is None:
+            raise invalid_config(f"{where}[{number}]", item, "an object with dst")
+        gateway = fields.take("gw", json_fields.address, None)
+        if gateway and gateway.version != dst.version:
+            raise invalid_config(f"{where}[{number}].gw", str(gateway), f"an IPv{dst.version} address, as dst is")
+        fields.finish()
+        routes.append(ExtraRoute(dst, gateway))
+    return tuple(routes)
+
+
+def _dns(where: str, value: object) -> dict[str, Any]:
+    fields = Fields(value, where)
+    dns: dict[str, Any] = {
+        name: fields.take(name, json_fields.strings, []) for name in ("nameservers", "search", "options")
+    }
+    domain = fields.take("domain", json_fields.string, "")
+    fields.finish()
+    return {name: entry for name, entry in {**dns, "domain": domain}.items() if entry}
+
+
+def _args(where: str, value: object) -> tuple[tuple[Address, ...], str | None]:
+    """Return the addresses of `args.cni.ips` and the MAC of `args.cni.mac` (CNI conventions).
+
+    Other args are for other plugins. Raises CniError 7.
+    """
+    cni = json_fields.mapping(f"{where}.cni", json_fields.mapping(where, value).get("cni") or {})
+    ips, mac = cni.get("ips"), cni.get("mac")
+    return (
+        () if ips is None else json_fields.addresses(f"{where}.cni.ips", ips),
+        None if mac is None else json_fields.mac(f"{where}.cni.mac", mac),
+    )
+
+
+def _with_args(conf: NetConf, args: str) -> NetConf:
+    """What CNI_ARGS ask for, where the netconf does not."""
+    if not args:
+        return conf
+    pairs = cni_args.pairs(args)
+    ips, mac = conf.ips, conf.mac
+    if "IP" in pairs and not ips:
+        ips = tuple(json_fields.masked("CNI_ARGS IP", part.strip()) for part in pairs["IP"].split(","))
+    if "MAC" in pairs and not mac:
+        mac = json_fields.mac("CNI_ARGS MAC", pairs["MAC"])
+    return replace(conf, ips=ips, mac=mac)
+
+
+def _attachments(where: str, value: object) -> frozenset[tuple[str, str]]:
+    found = set()
+    for number, item in enumerate(json_fields.listed(where, value, '{"containerID": ..., "ifname": ...}')):
+        fields = Fields(item, f"{where}[{number}]")
+        found.add(
+            (fields.take("containerID", json_fields.string, ""), fields.take("ifname", json_fields.string, ""))
+        )
+        fields.finish()
+    return frozenset(found)
+
+
+def _capabilities(where: str, value: object) -> None:
+    for name in json_fields.mapping(where, value):
+        if name not in CAPABILITIES:
+            raise invalid_config(where, name, ", ".join(CAPABILITIES))

@@ -1,0 +1,46 @@
+"""Find the block and the node of an address, among thousands of nodes, without a look at each block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.model.cluster import Address, IPBlock, Node, Snapshot, Subnet
+
+KEPT = 4  # indexes: the parts of the agent see snapshots that differ a little
+
+
+class Homes:
+    """The blocks of all nodes, by address. Nothing of it changes."""
+
+    def __init__(self, nodes: Mapping[str, Node], claimed: Mapping[str, IPBlock]) -> None:
+        self.owners: dict[Subnet, str] = {block.cidr: block.node for block in claimed.values()}
+        """Every block, and its node; a podCIDR counts before an IPBlock."""
+        for node in nodes.values():
+            self.owners.update(dict.fromkeys(node.blocks, node.name))
+        self._at = {(b.version, b.prefixlen, int(b.network_address)): b for b in self.owners}
+        sizes = sorted({(b.version, b.prefixlen) for b in self.owners}, reverse=True)
+        self._sizes = {version: [size for of, size in sizes if of == version] for version in (4, 6)}
+
+    def find(self, address: Address) -> tuple[Subnet, str] | None:
+        """Return the smallest block that contains an address, and its node. None: no block contains it."""
+        number, version = int(address), address.version
+        for size in self._sizes[version]:
+            rest = address.max_prefixlen - size
+            block = self._at.get((version, size, number >> rest << rest))
+            if block is not None:
+                return block, self.owners[block]
+        return None
+
+
+_known: tuple[tuple[Mapping[str, Node], Mapping[str, IPBlock], Homes], ...] = ()
+
+
+def of(snapshot: Snapshot) -> Homes:
+    """The blocks of a snapshot; made once as long as its Nodes and IPBlocks are the same objects."""
+    global _known  # noqa: PLW0603 - a cache: several threads may each make one, and the last stays
+    for nodes, claimed, found in _known:
+        if nodes is snapshot.nodes and claimed is snapshot.blocks:
+            return found
+    found = Homes(snapshot.nodes, snapshot.blocks)
+    _known = ((snapshot.nodes, snapshot.blocks, found), *_known)[:KEPT]
+    return found

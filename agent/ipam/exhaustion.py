@@ -1,0 +1,92 @@
+"""Networks that have no address left on this node: what the next pod would be refused for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from agent.ipam import blocks
+from agent.ipam.allocator import Range
+from agent.model.cluster import Network, Problem, Snapshot
+from agent.runtime.observable import NodeStatus
+
+REMEDY = "delete pods, or give the node more addresses"
+WANTED_FOR = 120.0  # seconds: a runtime tries a pod again sooner
+
+
+def text(ranges: Iterable[Range], version: int, why: str) -> str:
+    """How many addresses of an IP version there are, and why there are no more."""
+    mine = [r for r in ranges if r.block.version == version]
+    where, size = ", ".join(str(r.block) for r in mine), sum(r.size for r in mine)
+    what = f"no address is free in {where} ({size} in all)" if mine else f"the node has no IPv{version} block"
+    return f"{what}, and {why}"
+
+
+def problems(
+    status: NodeStatus, used: Callable[[Range], int], full: Callable[[Network, int], str]
+) -> Iterator[Problem]:
+    """A problem for each network and IP version of which pods use every address, where no more blocks can be had.
+
+    `used` counts the addresses of a range that pods have; `full` says why no block is left, as the last claim
+    found, and is empty where one may be.
+    """
+    for network, own in status.blocks.items():
+        ranges = blocks.prepared(status, network, own)
+        for version in sorted(status.families.get(network) or {block.version for block in own}):
+            why = status.limits.get((network, version)) or full(network, version)
+            if why and all(used(r) >= r.size for r in ranges if r.block.version == version):
+                yield Problem(f"network {network.name}", text(ranges, version, why), REMEDY)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A claim for which no block was left."""
+
+    problem: Problem
+    snapshot: Snapshot
+    """What was there then."""
+    without: bool
+    """Whether the node has no block at all for the network."""
+    at: float
+
+
+class Refusals:
+    """Claims that found no block left, while blocks, pools and Nodes stay as they were.
+
+    Pods ask for blocks at each try of their runtime, and a claim is forgotten in between; what hinders it is not.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Refusal] = {}
+
+    def note(self, key: str, problem: Problem, snapshot: Snapshot, *, without: bool) -> None:
+        """Keep what a claim found just now, and nothing of what was before blocks, pools or Nodes changed.
+
+        Networks come and go with names of their own, and each snapshot has every Node.
+        """
+        valid = {
+            other: refusal for other, refusal in self._last.items() if blocks.is_alike(refusal.snapshot, snapshot)
+        }
+        self._last = {**valid, key: Refusal(problem, snapshot, without, time.monotonic())}
+
+    def forget(self, key: str) -> None:
+        """A claim has succeeded."""
+        self._last = {other: refusal for other, refusal in self._last.items() if other != key}
+
+    def why(self, key: str, snapshot: Snapshot) -> str:
+        """Why no block is left; empty where one may be."""
+        refusal = self._last.get(key)
+        return refusal.problem.what if refusal and blocks.is_alike(refusal.snapshot, snapshot) else ""
+
+    def problems(self, snapshot: Snapshot) -> dict[str, Problem]:
+        """Of networks for which the node has no block, for as long as somebody may still want one.
+
+        One that has blocks and lacks more has no problem until pods use every address: see `problems` above.
+        """
+        since = time.monotonic() - WANTED_FOR
+        return {
+            key: refusal.problem
+            for key, refusal in self._last.items()
+            if refusal.without and refusal.at > since and blocks.is_alike(refusal.snapshot, snapshot)
+        }

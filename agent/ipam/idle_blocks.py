@@ -1,0 +1,62 @@
+"""Claimed blocks that nobody needs go back to their pool, so that other nodes can claim them.
+
+An ADD looks at the blocks, takes an address, notes it in its attachment, and then looks whether the block is
+still there. So a block is first withdrawn, which the next round publishes; if no attachment has an address of it
+then, none can get one any more, and it is deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from agent.ipam import blocks
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Claimer, Stage
+from agent.ipam.blocks import Wanted
+from agent.model.cluster import IPBlock, Network, Snapshot
+
+BLOCK_IDLE = 300.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class GiveBack:
+    """Watches for how long blocks are idle: a pod that comes and goes must not make a block do so."""
+
+    def __init__(self, node: str, claimer: Claimer, attachments: Attachments, idle: float = BLOCK_IDLE) -> None:
+        self._node = node
+        self._claimer = claimer
+        self._attachments = attachments
+        self._idle = idle
+        self._since: dict[IPBlock, float] = {}
+
+    def look(self, published: Snapshot, wanted: Mapping[Network, Wanted], *, noted: bool) -> bool:
+        """One look after a round has published what is of this snapshot; whether another round is wanted at once.
+
+        Where it is not `noted` for a restart what was published, nothing is given back.
+        """
+        changed, may = False, noted and self._claimer.well()
+        for block in self._claimer.withdrawn(Stage.WITHDRAWN):
+            if may and not self._attachments.busy(block.cidr):
+                self._claimer.give_back(block)
+                continue
+            log.info("block %s is kept after all", block.cidr)
+            self._claimer.restore(block)
+            changed = True
+        if not may:
+            self._since = {}
+            return changed
+        now = time.monotonic()
+        mine = [block for block in published.blocks.values() if block.node == self._node]
+        busy = {block.cidr for block in mine if self._attachments.busy(block.cidr)}
+        surplus = blocks.surplus(published, self._node, wanted, busy) - {*self._claimer.pending()}
+        self._since = {block: self._since.get(block, now) for block in surplus}
+        ripe = [block for block, since in self._since.items() if since + self._idle <= now]
+        self._claimer.withdraw(ripe)
+        return changed or bool(ripe)
+
+    def next(self) -> float:
+        """When the next block will have been idle for long enough, by time.monotonic."""
+        return min(self._since.values(), default=float("inf")) + self._idle

@@ -1,0 +1,152 @@
+"""Pods whose address is no longer in a block of their node: find them, and report them.
+
+A Node that is made anew may get another podCIDR, and a person may delete an IPBlock, while pods run on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from agent.cluster.store import Datastore, NotFoundError, StoreError
+from agent.ipam.attachment import Attachment
+from agent.model.cluster import Address, Described, IPReservation, Problem, Snapshot, Subnet, address_name
+from agent.node.last_known_nodes import MOMENT
+from agent.runtime.observable import Notice, Pace
+
+SETTLED = 5.0  # seconds: a block that was deleted may be claimed again at once
+EVENTS = 20, 2.5  # at once, then one in so many seconds: fewer than the announcer takes
+NAMED = 5  # pods in the text of a problem
+REASON = "AddressOutsideBlocks"
+Tell = Callable[[Notice], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outsider:
+    """An address of a pod here that is in none of this node's blocks."""
+
+    address: Address
+    pod: str
+    """`namespace/name`, or what the runtime calls the container."""
+    named: bool
+    """Whether it is a pod that Kubernetes knows."""
+    shared: bool
+    """Whether the pod is on a subnet that it shares with others, so that it needs no route."""
+
+    @property
+    def remedy(self) -> str:
+        """How to have the pod made anew."""
+        namespace, _, name = self.pod.partition("/")
+        return f"kubectl delete pod -n {namespace} {name}" if self.named else f"delete container {self.pod}"
+
+
+class Outsiders:
+    """Finds them, and tells each pod once. For one thread."""
+
+    def __init__(
+        self, node: str, store: Datastore, tell: Tell, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`tell` hands a notice to the pod's Events; `clock` is in seconds."""
+        self._node = node
+        self._store = store
+        self._tell = tell
+        self._clock = clock
+        self._since: dict[Address, float] = {}
+        self._told: set[Address] = set()
+        self._pace = Pace(*EVENTS)
+        self._had: frozenset[Subnet] = frozenset()
+        """Blocks that were this node's at an earlier look."""
+        self._found: Mapping[Address, Outsider] = {}
+
+    def look(self, snapshot: Snapshot, pods: tuple[Attachment, ...]) -> frozenset[Address]:
+        """Their addresses; while this node has no Node object, those that were known before."""
+        now, blocks = self._clock(), _blocks(snapshot, self._node)
+        every = {one.address: one for one in _outside(pods, blocks)}
+        there = self._node in snapshot.nodes
+        self._since = {
+            address: self._since.get(address, now) for address in every if there or address in self._since
+        }
+        self._found = {
+            address: one
+            for address, one in every.items()
+            if address in self._found or (there and now - self._since[address] >= self._wait(address, blocks))
+        }
+        self._told &= self._found.keys()
+        self._had |= frozenset(blocks)
+        return frozenset(self._found)
+
+    def _wait(self, address: Address, blocks: tuple[Subnet, ...]) -> float:
+        """For how many seconds an address may be in no block before it counts."""
+        if all(block.version != address.version for block in blocks):
+            return MOMENT  # the Node was made anew, and has not got its podCIDR back yet
+        # else it may be in a block that was claimed a moment ago, which no list shows yet
+        return 0.0 if any(address in block for block in self._had) else SETTLED
+
+    def problems(self, snapshot: Snapshot) -> Iterator[Problem]:
+        """What a person should know of them."""
+        lone = [one for one in self._found.values() if not one.shared]
+        if lone:
+            named = sorted({one.pod for one in lone})
+            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            what = f"addresses of pods are in none of its blocks: {', '.join(named[:NAMED])}{more}"
+            remedy = "delete these pods, so that they are made anew; until then other nodes have a route to each"
+            yield Problem(f"node {self._node}", what, remedy)
+        for one in self._found.values():
+            if why := self._cut_off(one, snapshot.reservations.get(address_name(one.address))):
+                what = f"its address {one.address} is in none of this node's blocks, and {why}"
+                yield Problem(f"pod {one.pod}", what, one.remedy)
+
+    def tell(self, snapshot: Snapshot) -> None:
+        """Tell each pod once that it should be made anew."""
+        blocks = ", ".join(map(str, _blocks(snapshot, self._node))) or "none"
+        for address, one in self._found.items():
+            if address in self._told or one.shared or not one.named:
+                continue
+            if self._clock() - self._since[address] < SETTLED or not self._pace.spend():
+                continue
+            self._told.add(address)
+            if (uid := self._uid(one.pod)) is None:
+                continue
+            why = self._cut_off(one, snapshot.reservations.get(address_name(address)))
+            reached = f"other nodes do not reach it: {why}" if why else "other nodes have a route to it until then"
+            what = f"its address {address} is in none of the blocks of node {self._node} ({blocks}) any more"
+            message = f"{what}, so the pod should be made anew: {one.remedy}; {reached}"
+            self._tell(Notice(one.pod, uid, REASON, message, once=str(address)))
+
+    def _cut_off(self, one: Outsider, held: IPReservation | None) -> str:
+        """Why other nodes have no route to it, once they could have one; empty where they have."""
+        if held is None:
+            return ""  # it is about to be reserved, or the datastore is in trouble, which is a problem of its own
+        if (held.pod, held.node) != (one.pod, self._node):
+            return f"it is reserved for {held.owner} (IPReservation {held.name})"
+        if held.refused:
+            return held.refused
+        return f"node {held.asks}, whose block it is in, has not agreed" if held.asks else ""
+
+    def _uid(self, pod: str) -> str | None:
+        """The pod's UID, by which `kubectl describe` finds its Events; empty: unknown, None: it is gone."""
+        try:
+            found = self._store.get("Pod", pod)
+        except NotFoundError:
+            return None
+        except StoreError:
+            return ""
+        return found.uid if isinstance(found, Described) else ""
+
+
+def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:
+    """All blocks of a node, whatever they are for: its peers have a route to each."""
+    me = snapshot.nodes.get(node)
+    claimed = (block.cidr for block in snapshot.blocks.values() if block.node == node)
+    return tuple(dict.fromkeys((*(me.blocks if me else ()), *claimed)))
+
+
+def _outside(pods: tuple[Attachment, ...], blocks: tuple[Subnet, ...]) -> Iterator[Outsider]:
+    for pod in pods:
+        if pod.wired is None or pod.network.hand_made:  # an ADD is at work on it; a person divides the subnet
+            continue
+        for lease in pod.leases:
+            if lease.address not in pod.held and not any(lease.address in block for block in blocks):
+                named = "/" in pod.pod
+                yield Outsider(lease.address, pod.pod or pod.container_id, named, pod.network.shared)

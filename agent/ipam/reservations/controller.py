@@ -1,0 +1,194 @@
+"""Keeps reservations true: a thread compares those of this node with its pods, and answers other nodes' claims.
+
+A DEL does not wait for it, so it also works after crashes, reboots, and while the datastore is away.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from agent.cluster import objects
+from agent.cluster.object_fields import ObjectError
+from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
+from agent.codec import strict_json
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.off_block_pods import Outsiders, Tell
+from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations.rules import Claim, Delete, Here, Step
+from agent.model.cluster import WHILE_POD, Address, IPReservation, Problem, Snapshot
+from agent.node import json_state_file
+from agent.runtime import atomic_file
+from agent.runtime.observable import Busy, Latest, pace
+
+AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
+ROUND = 30.0  # seconds after which no more is tried when something failed
+WHERE = "reservations"
+LARGEST = 1 << 26  # bytes of the file; a reservation has about 400
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the keeper goes by."""
+
+    snapshot: Latest[Snapshot]
+    busy: Latest[Busy]
+    attachments: Attachments
+    file: Path
+    """Where a restarted agent finds the reservations while the datastore is away."""
+    tell: Tell = lambda _notice: None
+    """Hands what concerns a pod to its Events."""
+
+
+class Keeper:
+    """Releases, answers and deletes; alone in its thread, as stores hang."""
+
+    def __init__(self, store: Datastore, node: str, kept: Kept, keep: float) -> None:
+        """`keep`: for how many seconds a reservation outlives its pod."""
+        unknown = unusable(kept.file)
+        self.problems: Latest[Mapping[str, Problem]] = Latest({str(kept.file): unknown} if unknown else {})
+        self._store = store
+        self._node = node
+        self._kept = kept
+        self._keep = timedelta(seconds=keep)
+        self._outsiders = Outsiders(node, store, kept.tell)
+        self._withheld: Mapping[str, IPReservation] = {}
+        self._wake = threading.Event()
+        self.pace = pace()
+        kept.snapshot.listen(self._changed)
+        kept.busy.listen(self._wake.set)
+        kept.attachments.listen(self._wake.set)
+        self._withhold()
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep them until `stop` is set."""
+        saved: Mapping[str, IPReservation] = {}
+        while not stop.is_set():
+            self._wake.wait(AGAIN)
+            self.pace.wait(stop)
+            self._wake.clear()
+            snapshot = self._kept.snapshot.get()
+            if not snapshot.synced:
+                continue
+            if snapshot.reservations is not saved or not self._kept.file.exists():
+                save(self._kept.file, snapshot.reservations)
+                saved = snapshot.reservations
+            self.problems.publish(self.once())
+
+    def once(self) -> dict[str, Problem]:
+        """One comparison; what can't be done now."""
+        self._withhold()  # before anything is granted
+        # in this order: what the snapshot has of a pod here is busy, or else on file
+        snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
+        here = self._here(snapshot, self._kept.busy.get())
+        changes = [
+            *(partial(self._take, step) for step in reservation_rules.steps(snapshot, here, now, self._keep)),
+            *(partial(self._create, missing) for missing in reservation_rules.lost(snapshot, here, now)),
+        ]
+        wrong, end = [], time.monotonic() + ROUND
+        random.shuffle(changes)  # one that can't be made does not keep another from its turn for good
+        for change in changes:
+            try:
+                change()
+            except (ConflictError, NotFoundError) as error:  # what others changed comes with the next snapshot
+                log.debug("a reservation was changed by others: %s", error)
+            except StoreError as error:
+                wrong.append(str(error))
+                if time.monotonic() > end:
+                    break
+        self._outsiders.tell(snapshot)  # last, as it asks for each pod, and the datastore may hang
+        problems = [*self._outsiders.problems(snapshot), *reservation_rules.disputes(snapshot, here)]
+        if wrong:  # always the same of several: a text that differs each time would look like news
+            problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
+        return {str(problem): problem for problem in problems}
+
+    def _here(self, snapshot: Snapshot, busy: Busy) -> Here:
+        used: dict[Address, str] = {}
+        claims = set()
+        for entry in self._kept.attachments.unreadable():
+            used.update(dict.fromkeys(entry.addresses, f"the pod behind link {entry.link}"))
+            busy |= entry.addresses  # whose they are is not known, so they stay as they are
+        pods = self._kept.attachments.all()
+        for attachment in pods:
+            name = attachment.pod or attachment.container_id
+            for lease in attachment.leases:
+                used[lease.address] = f"pod {attachment.pod}" if attachment.pod else attachment.container_id
+            if attachment.wired is None:  # whoever is at work on it will claim it
+                busy |= frozenset(attachment.held)
+            network = attachment.network.name
+            for lease in attachment.leases:
+                if lease.address in attachment.held:
+                    claims.add(Claim(lease.address, attachment.owner, attachment.pod, self._node, network))
+                else:
+                    claims.add(Claim(lease.address, name, name, self._node, network, WHILE_POD))
+        return Here(self._node, used, frozenset(claims), busy, self._outsiders.look(snapshot, pods))
+
+    def _take(self, step: Step) -> None:
+        held = step.reservation
+        if isinstance(step, Delete):
+            self._store.delete("IPReservation", held.name, held)
+            log.info("reservation of %s for %s is over", held.address, held.owner)
+            return
+        self._store.update(held)
+        if held.node != self._node:
+            answer = f"refused: {held.refused}" if held.refused else "granted"
+            log.info("claim of %s by %s on node %s: %s", held.address, held.pod, held.node, answer)
+        elif held.released:
+            log.info("%s released %s, which is kept for %s", held.pod, held.address, held.owner)
+
+    def _create(self, missing: IPReservation) -> None:
+        self._store.create(missing)
+        if missing.keep == WHILE_POD:
+            log.warning("%s of pod %s is in no block of this node: reserved", missing.address, missing.pod)
+        else:
+            log.warning(
+                "reservation of %s was deleted, but pod %s has it: made again", missing.address, missing.pod
+            )
+
+    def _changed(self) -> None:
+        self._withhold()
+        self._wake.set()
+
+    def _withhold(self) -> None:
+        """No pod that does not ask for it gets an address that is reserved."""
+        known = self._kept.snapshot.get().reservations
+        if known is not self._withheld:
+            self._kept.attachments.withhold(frozenset(held.address for held in known.values()))
+            self._withheld = known
+
+
+def save(path: Path, known: Mapping[str, IPReservation]) -> None:
+    """Keep what is known; without it a restart while the datastore is away only knows less."""
+    json_state_file.write(path, [objects.to_doc(held) for held in known.values()])
+
+
+def load(path: Path) -> dict[str, IPReservation]:
+    """What an earlier agent kept; nothing where its file cannot be used, see `unusable`."""
+    known = _read(path)
+    return {} if isinstance(known, Problem) else known
+
+
+def unusable(path: Path) -> Problem | None:
+    """Why the file cannot be used; then pods get no address before the datastore has been read."""
+    known = _read(path)
+    return known if isinstance(known, Problem) else None
+
+
+def _read(path: Path) -> dict[str, IPReservation] | Problem:
+    try:
+        found = [objects.parse(doc) for doc in strict_json.value(atomic_file.read(path, LARGEST))]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, ObjectError) as error:
+        remedy = "pods wait until the datastore has been read, which replaces the file"
+        return Problem(f"file {path}", f"it cannot be used: {error!r:.200}", remedy)
+    return {held.name: held for held in found if isinstance(held, IPReservation)}

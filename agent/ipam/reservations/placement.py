@@ -1,0 +1,99 @@
+"""Where addresses that stay may be: what a pod asks for, and what its owner comes back to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from agent.errors import CniError, Code, invalid_config
+from agent.ipam import blocks
+from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations.pod_annotations import Wish
+from agent.model.cluster import ALWAYS_KEPT, Address, IPReservation, Network, Snapshot
+from agent.runtime.observable import Latest, NodeStatus
+
+
+class OutsideError(CniError):
+    """The address is in no place that the network is known to have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The places that a network has, as this node knows the cluster."""
+
+    node: str
+    snapshot: Latest[Snapshot]
+    status: Latest[NodeStatus]
+
+    def fitting(
+        self, known: Iterable[IPReservation], wish: Wish, network: Network
+    ) -> tuple[IPReservation | None, CniError | None]:
+        """Of the owner's addresses the first that it may have; else why it may not have the first."""
+        wrong: CniError | None = None
+        for held in reservation_rules.of_owner(known, wish.owner, network.name, wish.pod):
+            error = self.wrong(held.address, network, held)
+            if error is None:
+                return held, None
+            if held.network or not isinstance(error, OutsideError):  # else it is for another network of the pod
+                what = f"{held.address} is reserved for {held.owner} and can't be given any more: {error.msg}"
+                remedy = f"kubectl delete ipreservation {held.name}, and the pod gets another address"
+                wrong = wrong or CniError(Code.ADDRESSES, what, remedy)
+        return None, wrong
+
+    def wrong(self, address: Address, network: Network, held: IPReservation | None) -> CniError | None:
+        """Return why no pod of the network may have an address. A reserved one may lie outside all blocks."""
+        error = self._misplaced(address, network)
+        mine = held is not None and held.network == network.name
+        return None if mine and isinstance(error, OutsideError) and network.subnet is None else error
+
+    def seen(self) -> Snapshot:
+        """Return the cluster as last seen, with what this node stands on."""
+        return replace(self.snapshot.get(), ground=self.status.get().ground)
+
+    def _misplaced(self, address: Address, network: Network) -> CniError | None:
+        """Why no pod of the network may have an address; None: it may."""
+        snapshot = self.seen()
+        if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
+            return None
+        if owner := next((n.name for n in snapshot.nodes.values() if address in n.addresses), ""):
+            what = f"{address} is no address for pods: it is the InternalIP of node {owner}"
+            return CniError(Code.ADDRESSES, what, "ask for another")
+        every = replace(network, pool="")
+        places = [network.subnet] if network.subnet else [pool.cidr for pool in blocks.pools(snapshot, every)]
+        found = reservation_rules.home(snapshot, address)
+        if found and blocks.within(found[0], network.subnet):
+            places = [found[0]]
+        elif any(address in blocks.not_for_pods(b, network) for b in blocks.possible(snapshot, network, address)):
+            what = f"{address} is no address for pods: a network, gateway or broadcast address of a possible block"
+            return CniError(Code.ADDRESSES, what, "ask for another")
+        inside = tuple(place for place in places if address in place)
+        if not inside:
+            own = blocks.node_blocks(snapshot, every, self.node)
+            known = ", ".join(map(str, dict.fromkeys((*own, *places)))) or "none"
+            none = "" if places else "; no IPPool has others"
+            allowed = f"those of network {network.name}: {known}{none}"
+            error = invalid_config("address", str(address), allowed)
+            return OutsideError(error.code, error.msg, error.details)
+        uplink = self.status.get().uplinks.get(network)
+        barred = blocks.withheld(snapshot, network, self.node, inside)
+        reserved = uplink.reserved if uplink else frozenset()
+        if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.hand_made:
+            return None
+        what = f"{address} is no address for pods: a network's, a gateway's or a node's own, or out of range"
+        return CniError(Code.ADDRESSES, what, "ask for another")
+
+
+class ByHand:
+    """For whom persons have reserved addresses; found again only when a reservation has changed."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Mapping[str, IPReservation], frozenset[tuple[str, str]]] = ({}, frozenset())
+
+    def has(self, owner: str, network: str, snapshot: Snapshot) -> bool:
+        """Whether the owner's pods on a network get such an address without asking."""
+        known, found = self._seen
+        if snapshot.reservations is not known:
+            every = snapshot.reservations.values()
+            found = frozenset((r.owner, r.network) for r in every if r.ahead or r.keep == ALWAYS_KEPT)
+            self._seen = (snapshot.reservations, found)
+        return (owner, network) in found or (owner, "") in found

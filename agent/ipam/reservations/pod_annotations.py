@@ -1,0 +1,211 @@
+"""What a pod's annotations ask for: its metadata is read once an ADD, with a deadline, and only if that is on."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import itertools
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from agent.cluster.objects import OURS
+from agent.cluster.store import Datastore, NotFoundError, StoreError
+from agent.cni import args as cni_args
+from agent.errors import CniError, Code, invalid_config
+from agent.model.cluster import Described
+from agent.runtime.observable import Notice
+
+IP, STICKY, POOL = f"{OURS}ip", f"{OURS}sticky", f"{OURS}pool"
+KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
+"""The annotations that count, by the kind that may have them."""
+UNKNOWN = "AnnotationUnknown"
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
+TOLD = 3  # unknown annotations of one object: all pods of the node share the number of Events
+REMEMBERED = 1024  # pods, and namespaces where not more of them have pods added just now
+NAMESPACE_FOR = 30.0  # seconds that a namespace's annotations are believed
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a pod wants of its address."""
+
+    pod: str
+    """`namespace/name`."""
+    uid: str
+    owner: str
+    address: IPv4Address | None = None
+    sticky: bool = False
+    pool: str = ""
+    """Name of the IPPool that its addresses come from; empty: any."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it wants an address of its own."""
+        return self.sticky or self.address is not None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it wants anything."""
+        return self.stays or bool(self.pool)
+
+
+def identity(args: str) -> tuple[str, str] | None:
+    """The pod of CNI_ARGS as `namespace/name`, and its UID, which may be empty; None: they name none.
+
+    Raises CniError 4.
+    """
+    pairs = cni_args.pairs(args)
+    namespace, name = pairs.get("K8S_POD_NAMESPACE"), pairs.get("K8S_POD_NAME")
+    return (f"{namespace}/{name}", pairs.get("K8S_POD_UID", "")) if namespace and name else None
+
+
+class UnknownError(CniError):
+    """The annotations of a pod can't be had just now."""
+
+    def __init__(self, pod: str, uid: str, why: object) -> None:
+        super().__init__(
+            Code.TRY_AGAIN,
+            f"the annotations of pod {pod} can't be read, and it may ask for an address: {why}",
+            "the runtime tries again; see the API server, or turn pod-annotations off",
+        )
+        self.pod = pod
+        self.uid = uid
+
+
+class Wishes:
+    """Reads annotations. For several threads at once."""
+
+    def __init__(self, store: Datastore, tell: Callable[[Notice], None] = lambda _notice: None) -> None:
+        """`store` answers within the time that an ADD may take; `tell` hands a notice to the pod's Events."""
+        self._store = store
+        self._tell = tell
+        self._known: dict[str, Wish] = {}
+        self._namespaces: dict[str, tuple[float, Described]] = {}
+        self._told: dict[Notice, None] = {}
+        self._lock = threading.Lock()
+
+    def of(self, args: str) -> Wish | None:
+        """What the pod of these CNI_ARGS asks for; None: it is not asked. Raises CniError 7, 11, UnknownError."""
+        found = identity(args)
+        if found is None:
+            return None
+        pod, uid = found
+        if uid and not UUID.fullmatch(
+            uid
+        ):  # a static pod, whose UID is a hash of its file: it may be the API server
+            return None
+        try:
+            wish = self._read(pod, uid)
+        except StoreError as error:
+            if (known := self._known.get(uid)) is None:
+                raise UnknownError(pod, uid, error) from error
+            log.warning("annotations of %s are taken as they were, as they can't be read: %s", pod, error)
+            wish = known
+        return wish
+
+    def _read(self, pod: str, uid: str) -> Wish:
+        try:
+            found = self._store.get("Pod", pod)
+        except NotFoundError:  # it was deleted meanwhile, or the runtime made it up
+            return Wish(pod, uid, pod)
+        assert isinstance(found, Described)  # noqa: S101 - it was asked for
+        if uid and found.uid and found.uid != uid:
+            what = f"there is another pod {pod} now, with UID {found.uid}"
+            raise CniError(Code.TRY_AGAIN, what, "the runtime deletes this one")
+        self._tell_unknown(pod, uid, found)  # whatever comes of the ADD
+        wish = parse(found)
+        if not wish.pool:
+            namespace = self._namespace(pod.partition("/")[0])
+            self._tell_unknown(pod, uid, namespace)
+            wish = replace(wish, pool=dict(namespace.annotations).get(POOL, ""))
+        if uid:
+            self._remember(self._known, uid, wish)
+        return wish
+
+    def _tell_unknown(self, pod: str, uid: str, found: Described) -> None:
+        """Tell a pod once what is wrong with annotations of its own, or of its namespace."""
+        for message in _unknown(found):
+            notice = Notice(pod, uid, UNKNOWN, message)
+            if notice not in self._told:
+                self._remember(self._told, notice, None)
+                self._tell(notice)
+
+    def _remember(self, known: dict[K, V], key: K, value: V) -> None:
+        """Note something, and forget the oldest of too many; under a lock, as a dict that grows has no first."""
+        with self._lock:
+            known[key] = value
+            if len(known) > REMEMBERED:
+                del known[next(iter(known))]
+
+    def _namespace(self, name: str) -> Described:
+        now = time.monotonic()
+        since, known = self._namespaces.get(name, (now - NAMESPACE_FOR, Described("Namespace", name)))
+        if since + NAMESPACE_FOR > now:
+            return known
+        try:
+            found = self._store.get("Namespace", name)
+        except NotFoundError:
+            found = Described("Namespace", name)
+        assert isinstance(found, Described)  # noqa: S101 - it was asked for
+        if len(self._namespaces) >= REMEMBERED:
+            self._namespaces = {
+                n: told for n, told in self._namespaces.copy().items() if told[0] + NAMESPACE_FOR > now
+            }
+        self._namespaces[name] = (now, found)
+        return found
+
+
+def parse(pod: Described) -> Wish:
+    """What the annotations of a pod say. Raises CniError 7 that names the annotation."""
+    annotations = dict(pod.annotations)
+    sticky = annotations.get(STICKY, "false").strip().lower()
+    if sticky not in ("true", "false"):
+        raise _wrong(pod, STICKY, annotations[STICKY], 'allowed: "true", "false"')
+    if sticky == "true" and pod.controller and not pod.controller.startswith("StatefulSet/"):
+        allowed = f"it is for pods that keep their names, and those of {pod.controller} don't; use {IP}"
+        raise _wrong(pod, STICKY, annotations[STICKY], allowed)
+    address = None
+    if (text := annotations.get(IP)) is not None:
+        try:
+            address = ipaddress.IPv4Address(text.strip())
+        except ValueError as error:
+            raise _wrong(pod, IP, text, "allowed: an IPv4 address such as 10.244.1.7") from error
+    return Wish(pod.name, pod.uid, owner_of(pod), address, sticky == "true", annotations.get(POOL, "").strip())
+
+
+def _unknown(found: Described) -> Iterator[str]:
+    """What is wrong with the first annotations of ours that no agent looks at: they may be misspelt."""
+    kind, known = found.kind.lower(), KNOWN[found.kind]
+    names = {key.removeprefix(OURS): key for key in known}
+    unknown = (key for key, _value in found.annotations if key not in known)
+    for key in itertools.islice(unknown, TOLD):
+        meant = difflib.get_close_matches(key.removeprefix(OURS).lower(), names, 1)
+        hint = f"did you mean {names[meant[0]]}?" if meant else f"a {kind} may have {', '.join(known)}"
+        yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"
+
+
+def owner_of(pod: Described) -> str:
+    """Whose its address is: its own where the name stays, else that of what makes its successors."""
+    kind, _, name = pod.controller.partition("/")
+    namespace = pod.name.partition("/")[0]
+    if kind in ("", "StatefulSet"):
+        return pod.name
+    if kind == "ReplicaSet" and pod.template and name.endswith(f"-{pod.template}"):
+        kind, name = "Deployment", name.removesuffix(f"-{pod.template}")
+    return f"{namespace}/{kind}/{name}"
+
+
+def _wrong(pod: Described, key: str, value: str, remedy: str) -> CniError:
+    error = invalid_config(f"annotation {key} of pod {pod.name}", value, "")
+    return CniError(error.code, error.msg, remedy)

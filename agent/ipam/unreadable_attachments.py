@@ -1,0 +1,104 @@
+"""Attachments whose file this agent cannot use, or that have none: their addresses stay in use.
+
+A file that is not understood (a newer version wrote it, it is damaged) still names addresses in its text, and the
+kernel knows those of a link that is there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agent.codec import strict_json
+from agent.ipam.attachment import Attachment, decode_line
+from agent.model.cluster import Address, Problem
+from agent.objects.state import ALIAS
+from agent.runtime import atomic_file
+
+LARGEST = 1 << 20  # bytes of a file; an attachment has about 1,500
+WORD = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
+LEASES = re.compile(rb'"leases"\s*:\s*\[(.*?)\]', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An attachment that is known by its link's name only, and the addresses that it may have."""
+
+    link: str
+    """Name of the host end, which is also the file's without its suffix."""
+    reason: str
+    path: Path | None = None
+    """Its file; None: it has none."""
+    addresses: frozenset[Address] = frozenset()
+    complete: bool = False
+    """Whether these are known to be all."""
+    network: str = ""
+    """The network's name; empty: not known."""
+    guess: Attachment | None = field(default=None, hash=False)
+    """What the file says if its keys mean what they mean today."""
+    alive: bool = True
+    """Whether the link is there, as far as the kernel was asked."""
+
+    @property
+    def blind(self) -> bool:
+        """Whether its link may have an address that nobody knows."""
+        return self.alive and not self.complete
+
+    def problem(self) -> Problem:
+        """The problem for a person."""
+        where = f"attachment file {self.path}" if self.path else f"link {self.link}"
+        held = ", ".join(sorted(map(str, self.addresses))) or "no address is known"
+        what = f"{self.reason}; its addresses stay in use ({held})"
+        if self.blind:
+            what += "; as they may not be all, no pod can be added"
+        how = "delete its pod, or start an agent of the version that wrote the file"
+        return Problem(
+            where, what, f"{how}; if the pod is gone, remove the file" if self.path else "delete its pod"
+        )
+
+
+def describe(path: Path, reason: str) -> Unreadable:
+    """What can still be known of a file that cannot be used."""
+    found = Unreadable(path.name.partition(".")[0], reason, path)
+    try:
+        data = atomic_file.read(path, LARGEST)
+    except OSError:
+        return found
+    first = data.partition(b"\n")[0]
+    leases = LEASES.search(first)
+    found = replace(found, addresses=scan(data), complete=bool(leases and scan(leases[1])))
+    try:
+        doc = strict_json.mapping(first)
+        name = doc["network"]["name"]
+        found = replace(found, network=name if isinstance(name, str) else "")
+        return replace(found, guess=decode_line(doc))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return found
+
+
+def scan(text: bytes) -> frozenset[Address]:
+    """All addresses that a text names, with or without a mask; some may be of gateways or other machines."""
+    found: set[Address] = set()
+    for word in WORD.findall(text):
+        try:
+            found.add(ipaddress.ip_address(word.decode().strip(".")))
+        except ValueError:
+            continue
+    return frozenset(found)
+
+
+def known_by_kernel(found: Unreadable, addresses: frozenset[Address] | None, alias: str) -> Unreadable:
+    """The same with what the kernel knows; `addresses` are None where its link is not there."""
+    if addresses is None:
+        return replace(found, alive=False)
+    words = alias.split(" ")
+    network = words[1] if len(words) > 1 and alias.startswith(f"{ALIAS} ") else ""
+    return replace(
+        found,
+        addresses=found.addresses | addresses,
+        complete=found.complete or bool(addresses),
+        network=found.network or network,
+        alive=True,
+    )

@@ -1,0 +1,1 @@
+"""Mechanisms of the Linux kernel. Nothing here knows a type of testcni."""

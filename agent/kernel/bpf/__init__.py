@@ -1,0 +1,1 @@
+"""eBPF by bpf(2) and libbpf: load programs, read and write maps."""

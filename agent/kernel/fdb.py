@@ -1,0 +1,111 @@
+"""Forwarding entries (FDB): those of the kernel's own vxlan for its peers, and those of a bridge for its ports.
+
+The kernel's own vxlan knows each peer by a neighbour and an entry, both permanent. A peer is its own next hop, and
+its MAC in the tunnel follows from its address: all is known from its Node object.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+
+from agent.kernel import neighbours, netlink, rtnl
+from agent.kernel.neighbours import (
+    NDA_DST,
+    NDA_LLADDR,
+    NDMSG,
+    NUD_PERMANENT,
+    RTM_DELNEIGH,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+)
+from agent.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
+from agent.modes.vxlan.maps import tunnel_mac
+
+NTF_SELF = 0x02
+NTF_MASTER, NTF_STICKY, NUD_NOARP = 0x04, 0x40, 0x40  # NOARP: static, not of the bridge itself (PERMANENT)
+Entry = tuple[str, IPv4Address]
+"""A MAC, and the node that packets for it go to."""
+
+
+def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
+    """Make neighbours and forwarding entries of a device those of `peers`; how many changed. Raises OSError."""
+    wanted = {(tunnel_mac(peer), peer) for peer in peers}
+    known, forwarded = _neighbours(nl, index), _entries(nl, index)
+    steps = [_change(RTM_NEWNEIGH, index, entry) for entry in wanted - forwarded]
+    steps += [neighbours.add(index, peer, mac) for mac, peer in wanted - known]
+    steps += [neighbours.delete(index, peer) for _mac, peer in known - wanted]
+    steps += [_change(RTM_DELNEIGH, index, entry) for entry in forwarded - wanted]
+    for error in nl.batch(steps):
+        if error and error.errno != errno.ENOENT:
+            raise error
+    return len(steps)
+
+
+def add_station(index: int, mac: str) -> Request:
+    """Say for good that a MAC is behind a port of a bridge: frames from elsewhere do not move it (sticky)."""
+    payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, 0) + netlink.attribute(
+        NDA_LLADDR, rtnl.mac_bytes(mac)
+    )
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add forwarding entry {mac}")
+
+
+def add_local(index: int, mac: str) -> Request:
+    """Say that a MAC is a bridge's own, whose frames are for the node (bridge(8), `self` and `local`)."""
+    payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0) + netlink.attribute(
+        NDA_LLADDR, rtnl.mac_bytes(mac)
+    )
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add the bridge's own entry {mac}")
+
+
+def stations(nl: Netlink) -> set[tuple[int, str]]:
+    """Return ports of bridges and the MACs that are behind them for good. Raises NetlinkError."""
+    return {(index, mac) for index, mac, state, flags in _all(nl) if state & NUD_NOARP and flags & NTF_STICKY}
+
+
+def local(nl: Netlink) -> set[tuple[int, str]]:
+    """Return bridges and ports and the MACs that are their own. Raises NetlinkError."""
+    return {(index, mac) for index, mac, state, _flags in _all(nl) if state & NUD_PERMANENT}
+
+
+def _all(nl: Netlink) -> Iterator[tuple[int, str, int, int]]:
+    """Interface, MAC, state and flags of every entry."""
+    header = NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list forwarding entries")):
+        _family, index, state, flags, _type = NDMSG.unpack_from(payload)
+        has = netlink.attributes(payload, NDMSG.size, len(payload))
+        if NDA_LLADDR in has:
+            yield index, has[NDA_LLADDR].hex(":"), state, flags
+
+
+def _neighbours(nl: Netlink, index: int) -> set[Entry]:
+    return {
+        (mac, address)
+        for (device, address), mac in neighbours.permanent(nl).items()
+        if device == index and isinstance(address, IPv4Address)
+    }
+
+
+def _entries(nl: Netlink, index: int) -> set[Entry]:
+    header = NDMSG.pack(socket.AF_BRIDGE, index, 0, 0, 0)
+    found = set()
+    for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list forwarding entries")):
+        has = netlink.attributes(payload, NDMSG.size, len(payload))
+        if NDMSG.unpack_from(payload)[1] == index and len(has.get(NDA_DST, b"")) == 4:
+            address = ipaddress.IPv4Address(has[NDA_DST])
+            found.add((has[NDA_LLADDR].hex(":"), address))
+    return found
+
+
+def _change(kind: int, index: int, entry: Entry) -> Request:
+    mac, peer = entry
+    payload = (
+        NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
+        + netlink.attribute(NDA_DST, peer.packed)
+        + netlink.attribute(NDA_LLADDR, rtnl.mac_bytes(mac))
+    )
+    flags = NLM_F_CREATE | NLM_F_REPLACE if kind == RTM_NEWNEIGH else 0
+    return Request(kind, flags, payload, f"forwarding entry {mac} to {peer}")

@@ -1,0 +1,135 @@
+"""Set up links that exist, and read how they are set up (rtnetlink(7)): what they are made with is in `rtnl`."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent.kernel import netlink, rtnl
+from agent.kernel.netlink import Request
+from agent.kernel.rtnl import IFF_UP, IFINFO, Link
+
+IFLA_BRPORT_STATE, FORWARDING = 1, 3  # BR_STATE_FORWARDING of uapi/linux/if_bridge.h
+IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD = 4, 8, 9  # the first is hairpin
+IFLA_BRPORT_PROXYARP, IFLA_BRPORT_PROXYARP_WIFI, IFLA_BRPORT_MCAST_FLOOD, IFLA_BRPORT_BCAST_FLOOD = 10, 12, 27, 30
+IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LOCKED = 32, 33, 39
+PLAIN_PORT = (
+    (IFLA_BRPORT_PROXYARP, 0),
+    (IFLA_BRPORT_PROXYARP_WIFI, 0),
+    (IFLA_BRPORT_MCAST_FLOOD, 1),
+    (IFLA_BRPORT_BCAST_FLOOD, 1),
+    (IFLA_BRPORT_NEIGH_SUPPRESS, 0),
+    (IFLA_BRPORT_ISOLATED, 0),
+    (IFLA_BRPORT_LOCKED, 0),
+)
+"""Flags of a port that is asked by ARP and reaches all others, as the kernel makes it; some kernels lack some."""
+IFLA_INET6_CONF = 2
+NUMBER = struct.Struct("=i")
+QUIET = netlink.attribute(socket.AF_INET6, netlink.u8(rtnl.IFLA_INET6_ADDR_GEN_MODE, rtnl.IN6_ADDR_GEN_MODE_NONE))
+"""Without an IPv6 address of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a link is to be; what is None or empty stays as it is."""
+
+    alias: str | None = None
+    mtu: int | None = None
+    """Bytes."""
+    mac: str | None = None
+    master: int | None = None
+    """Index of the bridge that it is to be a port of."""
+    up: bool = True
+    ipv4: Mapping[int, int] = field(default_factory=dict)
+    """Switches of /proc/sys/net/ipv4/conf by their IPV4_DEVCONF_ numbers (uapi/linux/ip.h)."""
+
+
+def configure(link: str | int, setup: Setup) -> Request:
+    """Set up the link of that name or index; it gets no IPv6 address of its own.
+
+    A link without IPv6 refuses to be told so: its MTU is below 1280 bytes (RFC 8200, section 5), or the kernel
+    has no IPv6. There the request is repeated without that part.
+    """
+    index, name = (0, link) if isinstance(link, str) else (link, "")
+    flags = IFF_UP if setup.up else 0
+    attributes = netlink.text(rtnl.IFLA_IFNAME, name) if name else b""
+    if setup.alias is not None:
+        attributes += netlink.text(rtnl.IFLA_IFALIAS, setup.alias)
+    if setup.mtu is not None:
+        attributes += netlink.u32(rtnl.IFLA_MTU, setup.mtu)
+    if setup.mac is not None:
+        attributes += netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(setup.mac))
+    if setup.master is not None:
+        attributes += netlink.u32(rtnl.IFLA_MASTER, setup.master)
+    inet = b"".join(netlink.u32(number, value) for number, value in setup.ipv4.items())
+    ipv4 = netlink.attribute(socket.AF_INET, netlink.attribute(rtnl.IFLA_INET_CONF, inet)) if inet else b""
+    plain = IFINFO.pack(0, 0, index, flags, flags) + attributes
+    return Request(
+        rtnl.RTM_NEWLINK,
+        0,
+        plain + netlink.attribute(rtnl.IFLA_AF_SPEC, ipv4 + QUIET),
+        f"set up link {link}",
+        without_ipv6=plain + (netlink.attribute(rtnl.IFLA_AF_SPEC, ipv4) if ipv4 else b""),
+    )
+
+
+def bridge_port(link: str, flags: Mapping[int, int]) -> Request:
+    """Set flags of a link that is a port of a bridge, by their IFLA_BRPORT_ numbers (uapi/linux/if_link.h)."""
+    data = b"".join(netlink.u8(number, value) for number, value in flags.items())
+    port = netlink.text(rtnl.IFLA_INFO_SLAVE_KIND, "bridge") + netlink.attribute(rtnl.IFLA_INFO_SLAVE_DATA, data)
+    payload = (
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + netlink.text(rtnl.IFLA_IFNAME, link)
+        + netlink.attribute(rtnl.IFLA_LINKINFO, port)
+    )
+    return Request(rtnl.RTM_NEWLINK, 0, payload, f"set flags of bridge port {link}")
+
+
+def port_state(link: str, state: int) -> Request:
+    """Set the state of a bridge's port; the kernel says ENETDOWN where it is down, EBUSY with a spanning tree."""
+    return bridge_port(link, {IFLA_BRPORT_STATE: state})
+
+
+def option(link: Link, number: int) -> bytes | None:
+    """Return what the kind of a link has under an IFLA_ number of its own, None where it has nothing."""
+    return netlink.attributes(link.data, 0, len(link.data)).get(number)
+
+
+def is_as_made(link: Link, data: bytes) -> bool:
+    """Whether what its kind has includes this data, and it is no other device's port, nor held down by anybody."""
+    wanted = netlink.attributes(data, 0, len(data))
+    same = all((option(link, number) or bytes(len(value))) == value for number, value in wanted.items())
+    return same and not link.master and not link.held_down
+
+
+def ipv4(link: Link, number: int) -> int | None:
+    """Return a switch of a link by its IPV4_DEVCONF_ number, None where the link has no IPv4."""
+    return _number(_family(link, socket.AF_INET).get(rtnl.IFLA_INET_CONF, b""), number - 1)
+
+
+def ipv6(link: Link, number: int) -> int | None:
+    """Return a switch of a link by its DEVCONF_ number (uapi/linux/ipv6.h), None where the link has no IPv6."""
+    return _number(_family(link, socket.AF_INET6).get(IFLA_INET6_CONF, b""), number)
+
+
+def is_quiet(link: Link) -> bool:
+    """Whether a link makes no IPv6 address of its own."""
+    mode = _family(link, socket.AF_INET6).get(rtnl.IFLA_INET6_ADDR_GEN_MODE)
+    return mode is None or mode[0] == rtnl.IN6_ADDR_GEN_MODE_NONE
+
+
+def port_flag(link: Link, number: int) -> int | None:
+    """Return a flag of a bridge's port by its IFLA_BRPORT_ number, None where it is no port."""
+    value = netlink.attributes(link.port, 0, len(link.port)).get(number)
+    return value[0] if value else None
+
+
+def _family(link: Link, family: int) -> dict[int, bytes]:
+    found = netlink.attributes(link.families, 0, len(link.families)).get(family, b"")
+    return netlink.attributes(found, 0, len(found))
+
+
+def _number(array: bytes, position: int) -> int | None:
+    return int(NUMBER.unpack_from(array, 4 * position)[0]) if len(array) >= 4 * position + 4 else None

@@ -1,0 +1,1 @@
+"""Frozen values that all parts share. Nothing here does anything."""

@@ -1,0 +1,83 @@
+"""Addresses that are kept for other uses than pods and nodes, by the RFCs: one table for all who check."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from agent.model.cluster import Address, Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """A range of addresses that no pod may have."""
+
+    network: Subnet
+    use: str
+    """What it is kept for."""
+    source: str
+    alone: str = ""
+    """What a single address of it is; empty: Linux takes it as any other, so nodes may have it."""
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether packets there go by the node's routes as all others, so that nothing of the node's breaks."""
+        return not self.alone
+
+    def __str__(self) -> str:
+        return f"{self.network}, which is kept for {self.use} ({self.source})"
+
+
+def _class(network: str, use: str, source: str, alone: str = "") -> Class:
+    return Class(ipaddress.ip_network(network), use, source, alone)
+
+
+# RFC 6890 lists them all.
+CLASSES = (
+    _class("0.0.0.0/8", "hosts that do not know their address", "RFC 1122"),
+    _class("0.0.0.0/32", "hosts that do not know their address", "RFC 1122", "is unspecified"),
+    _class("127.0.0.0/8", "loopback", "RFC 1122", "is a loopback address"),
+    _class("169.254.0.0/16", "single links and clouds' metadata", "RFC 3927", "is link-local"),
+    _class("224.0.0.0/4", "multicast", "RFC 5771", "is multicast"),
+    _class("240.0.0.0/4", "future use", "RFC 1112"),
+    _class("255.255.255.255/32", "broadcast", "RFC 919", "is the broadcast address"),
+    _class("::ffff:0:0/96", "IPv4 addresses written as IPv6", "RFC 4291", "is an IPv4 address written as IPv6"),
+    _class("::/8", "IPv4 addresses and loopback", "RFC 4291"),
+    _class("::/128", "hosts that do not know their address", "RFC 4291", "is unspecified"),
+    _class("::1/128", "loopback", "RFC 4291", "is a loopback address"),
+    _class("100::/64", "packets to be discarded", "RFC 6666"),
+    _class("fe80::/10", "single links", "RFC 4291", "is link-local"),
+    _class("ff00::/8", "multicast", "RFC 4291", "is multicast"),
+)
+
+
+_RANGES = {
+    version: [
+        (int(kept.network.network_address), int(kept.network.broadcast_address), kept)
+        for kept in CLASSES
+        if kept.network.version == version
+    ]
+    for version in (4, 6)
+}
+"""First and last address as numbers, with the class: each block of the cluster is compared with all of them."""
+
+
+def against(subnet: Subnet, *, ordinary: bool = True) -> Class | None:
+    """Return the class that a subnet overlaps: the smallest that holds all of it, else the first one.
+
+    None: pods may have all of it. Without `ordinary` only the classes that the node itself needs count.
+    """
+    first, last = int(subnet.network_address), int(subnet.broadcast_address)
+    found = [
+        kept
+        for low, high, kept in _RANGES[subnet.version]
+        if low <= last and first <= high and (ordinary or not kept.ordinary)
+    ]
+    around = [kept for kept in found if kept.network.prefixlen <= subnet.prefixlen]
+    return max(around, key=lambda kept: kept.network.prefixlen) if around else next(iter(found), None)
+
+
+def unusable(address: Address) -> str:
+    """Why no other node can send packets to an address; empty where nothing is known against it."""
+    found = against(ipaddress.ip_network(address), ordinary=False)
+    return found.alone if found else ""

@@ -1,0 +1,144 @@
+"""From the cluster to what BIRD on this node should do: a pure function, for modes whose blocks travel by BGP."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.ipam import blocks
+from agent.model import cluster
+from agent.model.cluster import IPIP, Node, Problem
+from agent.modes import peers, routable_blocks, underlay
+from agent.modes.base import View
+from agent.modes.ipip.bird.options import BgpOptions
+from agent.modes.ipip.bird.render import networks
+from agent.modes.ipip.bird.types import BirdConfig, External, Peer, Tunnel
+from agent.modes.node_endpoints import Ends
+
+REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
+
+
+class Encapsulate(StrEnum):
+    """To which nodes packets go through the tunnel."""
+
+    ALWAYS = cluster.ALWAYS
+    CROSS_SUBNET = cluster.CROSS_SUBNET
+    NEVER = cluster.NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What BIRD should do, None where it can't do anything, and what hinders it."""
+
+    config: BirdConfig | None
+    problems: frozenset[Problem] = frozenset()
+
+
+def plan(
+    view: View,
+    options: BgpOptions | None,
+    tunnel: Tunnel,
+    encapsulate: Encapsulate = Encapsulate.ALWAYS,
+    source: IPv4Address | None = None,
+) -> Plan:
+    """The BIRD of `view.node`: a session with each node, or with the reflectors where nodes are labelled so."""
+    if options is None:  # they may ask for passwords
+        return Plan(None)
+    me = view.snapshot.nodes.get(view.node)
+    known = underlay.chosen(view)
+    address, _local = underlay.own(view, known)
+    if me is None or not isinstance(address, IPv4Address):
+        what = "has no IPv4 InternalIP" if me else "has no Node object"
+        return Plan(None, frozenset({Problem(f"node {view.node}", what, "kubelet's --node-ip sets it")}))
+    near = _near(view, address)
+    problems: set[Problem] = set()
+    peers = []
+    taken: dict[IPv4Address, str] = {address: view.node}
+    for found in _peers(view, known, taken):
+        if isinstance(found, Problem):
+            problems.add(found)
+            continue
+        peers.append(found)
+        if encapsulate is Encapsulate.NEVER and not any(found.address in network for network in near):
+            problems.add(_unreached(found))
+    routers = [router.external for router in options.routers if router.selects(me.labels)]
+    problems.update(_twice(external, taken) for external in routers if external.address in taken)
+    config = BirdConfig(
+        node=view.node,
+        address=address,
+        asn=options.asn,
+        blocks=networks((*view.blocks, *sorted(view.guests, key=str))),
+        pools=tuple(_pools(view)),
+        peers=tuple(peers),
+        externals=tuple(external for external in routers if external.address not in taken),
+        reflector=is_reflector(me),
+        # where the way leads to the underlay's next hop, a near node is its own, encapsulated or not
+        direct=near if tunnel.gateway or encapsulate is not Encapsulate.ALWAYS else (),
+        tunnel=None if encapsulate is Encapsulate.NEVER else tunnel,
+        source=source,
+        password=options.password,
+    )
+    return Plan(config, frozenset(problems))
+
+
+def is_reflector(node: Node) -> bool:
+    """Whether the node reflects routes, so that the others need a session with such nodes only."""
+    return any(key == REFLECTOR for key, _value in node.labels)
+
+
+def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
+    """The subnet that this node's address is in."""
+    networks = (local.interface.network for local in view.local if local.interface.ip == address)
+    return tuple(network for network in networks if isinstance(network, IPv4Network))
+
+
+def _peers(view: View, known: Ends, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
+    for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
+        modes = node.modes(view.network.name) or (IPIP,)
+        if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
+            continue  # nobody there to speak BGP with, or not for long
+        where = f"node {node.name}"
+        address = known.of(node.name, 4)
+        if not isinstance(address, IPv4Address):
+            yield underlay.no_address(node.name)
+        elif address in taken:
+            what = f"has the address {address} of node {taken[address]}"
+            yield Problem(where, what, "give it one of its own; there is no session with the second")
+        else:
+            taken[address] = node.name
+            yield Peer(node.name, address, is_reflector(node))
+
+
+def _pools(view: View) -> Iterator[IPv4Network]:
+    """Where blocks of other nodes may lie: the network's subnet, or else all pools and podCIDRs."""
+    if view.network.subnet:
+        subnets = {view.network.subnet}
+    else:
+        snapshot = view.snapshot
+        subnets = {pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot)}
+        known = routable_blocks.claims(view)
+        fences = routable_blocks.Fences(view)
+        podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)
+        owned = ((name, block) for name, block in podcidrs if known.owners.get(block) == name)
+        subnets.update(block for name, block in owned if not fences.against(block, name))
+        subnets.update(alone for _node, alone in peers.away(view))
+    yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
+
+
+def _unreached(peer: Peer) -> Problem:
+    return Problem(
+        f"node {peer.name}",
+        f"{peer.address} is not in this node's subnet, and nothing may be encapsulated",
+        "put the nodes on one subnet, or let packets be encapsulated across subnets",
+    )
+
+
+def _twice(external: External, taken: dict[IPv4Address, str]) -> Problem:
+    return Problem(
+        f"external peer {external.address}",
+        f"is the address of node {taken[external.address]}",
+        "name the router's own address",
+    )

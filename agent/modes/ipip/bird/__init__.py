@@ -1,0 +1,1 @@
+"""BIRD 2: render its configuration, supervise its process, and talk to its control socket."""

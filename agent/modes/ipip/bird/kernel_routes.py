@@ -1,0 +1,69 @@
+"""BIRD's routes in the kernel, known by protocol number and metric together."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import sys
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from agent.kernel import netlink, rtnl
+from agent.kernel.netlink import Netlink, Request
+from agent.modes.ipip.bird.types import KERNEL_PROTOCOL, MAIN_TABLE, METRIC
+
+RTN_UNREACHABLE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A route of ours in the kernel."""
+
+    dst: IPv4Network
+    unicast: bool
+    """False: it says that addresses of an own block are unreachable."""
+
+
+def read(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> frozenset[Held]:
+    """Our BIRD's routes of one table. Raises OSError."""
+    header = rtnl.RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, KERNEL_PROTOCOL, 0, 0, 0)
+    try:
+        payloads = nl.dump(
+            Request(rtnl.RTM_GETROUTE, 0, header + netlink.u32(rtnl.RTA_TABLE, table), "list BIRD's routes")
+        )
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # no such table yet
+            return frozenset()
+        raise
+    return frozenset(held for payload in payloads if (held := _held(payload, metric)))
+
+
+def flush(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> int:
+    """Delete them all, when BIRD is gone for good; how many. Raises OSError."""
+    gone = read(nl, table, metric)
+    errors = nl.batch([_delete(held, table, metric) for held in gone])
+    for error in errors:
+        if error and error.errno != errno.ESRCH:
+            raise error
+    return len(gone)
+
+
+def _held(payload: bytes, metric: int) -> Held | None:
+    _af, prefix, _src, _tos, _table, protocol, _scope, kind, _flags = rtnl.RTMSG.unpack_from(payload)
+    found = netlink.attributes(payload, rtnl.RTMSG.size, len(payload))
+    its = int.from_bytes(found.get(rtnl.RTA_PRIORITY, b""), sys.byteorder)
+    if protocol != KERNEL_PROTOCOL or its != metric or kind not in (rtnl.RTN_UNICAST, RTN_UNREACHABLE):
+        return None
+    address = ipaddress.IPv4Address(found.get(rtnl.RTA_DST, b"\0" * 4))
+    return Held(IPv4Network((address, prefix)), kind == rtnl.RTN_UNICAST)
+
+
+def _delete(held: Held, table: int, metric: int) -> Request:
+    header = rtnl.RTMSG.pack(socket.AF_INET, held.dst.prefixlen, 0, 0, 0, KERNEL_PROTOCOL, 255, 0, 0)
+    body = (
+        netlink.attribute(rtnl.RTA_DST, held.dst.network_address.packed)
+        + netlink.u32(rtnl.RTA_TABLE, table)
+        + netlink.u32(rtnl.RTA_PRIORITY, metric)
+    )
+    return Request(rtnl.RTM_DELROUTE, 0, header + body, f"delete BIRD's route {held.dst}")

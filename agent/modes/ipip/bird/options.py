@@ -1,0 +1,225 @@
+"""The file that says how this cluster speaks BGP: AS number, passwords, routers outside the cluster.
+
+A file, and not a part of the netconf, as its passwords are files too (a ConfigMap and a Secret).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from agent.codec import strict_yaml
+from agent.codec.json_fields import Fields, address
+from agent.codec.strict_yaml import YamlError
+from agent.errors import CniError, invalid_config
+from agent.model.cluster import Problem
+from agent.modes.ipip.bird.types import DEFAULT_AS, BirdError, External, Secret, read_secret
+from agent.runtime import atomic_file
+from agent.runtime.observable import Latest
+
+AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
+EVERY = 1.0  # seconds between two looks whether it has changed; its passwords may be in other folders
+READING = 0.01  # of the time at most
+log = logging.getLogger(__name__)
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router outside the cluster, and the labels of the nodes that speak with it (none: all nodes)."""
+
+    external: External
+    selector: Labels = ()
+
+    def selects(self, labels: Labels) -> bool:
+        """Whether a node with these labels speaks with it."""
+        return set(self.selector) <= set(labels)
+
+
+@dataclass(frozen=True, slots=True)
+class BgpOptions:
+    """What the file says."""
+
+    asn: int = DEFAULT_AS
+    password: Secret | None = None
+    """Of the sessions between nodes."""
+    routers: tuple[Router, ...] = ()
+
+
+def read(path: Path) -> BgpOptions:
+    """The file's options, with the passwords of the files that it names. Raises BirdError with the field."""
+    try:
+        doc = strict_yaml.value(atomic_file.read(path))
+        _refuse_blanks("the file", doc)
+        return _parse(doc)
+    except (OSError, YamlError) as error:
+        raise BirdError(f"{path}: {error}", "write the file as docs/bgp.md has it") from error
+    except CniError as error:
+        raise BirdError(f"{path}: {error.msg}", error.details) from error
+
+
+def _refuse_blanks(where: str, value: object) -> None:
+    """No null anywhere: a password that is blank, or a file that is empty, must not mean none. Raises CniError."""
+    if value is None:
+        raise invalid_config(where, value, "a value; for the default remove the line, or write {} into the file")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise invalid_config(f"the name {key!r} in {where}", key, "text as name of an option")
+            _refuse_blanks(key if where == "the file" else f"{where}.{key}", inner)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_blanks(f"{where}[{number}]", inner)
+
+
+def _parse(doc: object) -> BgpOptions:
+    if not isinstance(doc, dict):
+        raise invalid_config("the file", doc, "a mapping")
+    fields = Fields(doc, "")
+    asn = fields.take("asNumber", _as_number, DEFAULT_AS)
+    password = fields.take("passwordFile", _password, None)
+    routers = tuple(_routers(fields.take("peers", _list, [])))
+    fields.finish()
+    known: set[IPv4Address] = set()
+    for number, router in enumerate(routers):
+        if router.external.asn == asn:
+            raise invalid_config(f"peers[{number}].asNumber", asn, "any but the cluster's own asNumber")
+        if router.external.address in known:
+            where = f"peers[{number}].address"
+            raise invalid_config(where, str(router.external.address), "one entry for each address")
+        known.add(router.external.address)
+    return BgpOptions(asn, password, routers)
+
+
+def _routers(entries: list[object]) -> Iterator[Router]:
+    for number, entry in enumerate(entries):
+        where = f"peers[{number}]"
+        fields = Fields(entry, where, "a mapping")
+        peer = fields.take("address", _ipv4, None)
+        asn = fields.take("asNumber", _as_number, None)
+        if peer is None or asn is None:
+            raise invalid_config(where, entry, "a mapping with address and asNumber")
+        external = External(
+            peer,
+            asn,
+            fields.take("passwordFile", _password, None),
+            fields.take("multihop", _boolean, False),
+        )
+        selector = fields.take("nodeSelector", _selector, ())
+        fields.finish()
+        yield Router(external, selector)
+
+
+def _as_number(where: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= AS_LIMIT:
+        raise invalid_config(where, value, f"1 to {AS_LIMIT}; 64512 to 65534 are private")
+    return value
+
+
+def _ipv4(where: str, value: object) -> IPv4Address:
+    found = address(where, value)
+    if not isinstance(found, IPv4Address):
+        raise invalid_config(where, value, "an IPv4 address: blocks of IPv6 are not announced")
+    return found
+
+
+def _password(where: str, value: object) -> Secret:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise invalid_config(where, value, "the absolute path of a file that holds the password")
+    return read_secret(Path(value))
+
+
+def _boolean(where: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise invalid_config(where, value, "true, false")
+    return value
+
+
+def _selector(where: str, value: object) -> Labels:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        raise invalid_config(where, value, "a mapping of labels to their values, in quotes")
+    return tuple(sorted(value.items()))
+
+
+def _list(where: str, value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise invalid_config(where, value, "a list of routers")
+    return value
+
+
+class OptionsFile:
+    """The file as it is now; while it is wrong, what it said before stays in force.
+
+    A file that this agent has not read yet may ask for passwords: until it has, there is no session.
+    """
+
+    def __init__(self, path: Path | None, note: Path | None = None) -> None:
+        """`note`: a file that says which options file BIRD last had, for the next agent."""
+        self._path = path
+        self._note = note
+        self._options = None if path else BgpOptions()
+        self.said: Latest[BgpOptions | str | None] = Latest(None)
+        """What the file said at the last look of `run`, or what was wrong with it: who listens looks again."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Look every second whether the file or a password has changed, until `stop` is set."""
+        pause = EVERY
+        while self._path and not stop.wait(pause):
+            began = time.monotonic()
+            try:
+                self.said.publish(read(self._path))
+            except BirdError as error:
+                self.said.publish(str(error))
+            pause = max(EVERY, (time.monotonic() - began) / READING)
+        stop.wait()
+
+    @property
+    def stands(self) -> bool:
+        """Whether BIRD may go on as an earlier agent left it: it had read the same file."""
+        if not self._note:
+            return False
+        try:
+            return atomic_file.read(self._note).decode() == str(self._path)
+        except (OSError, UnicodeError):
+            return False
+
+    def look(self) -> tuple[BgpOptions | None, tuple[Problem, ...]]:
+        """The options in force, None: none are known; and what is wrong with the file."""
+        if not self._path:
+            return self._options, ()
+        try:
+            found = read(self._path)
+        except BirdError as error:
+            problem = error.problem("bgp")
+            if self._options is None:
+                problem = replace(problem, what=f"{problem.what}; no BGP session begins before it is good")
+            return self._options, (problem,)
+        if self._options is None:
+            self._take_note()
+        elif found != self._options:
+            _warn_of_lost_passwords(self._path, self._options, found)
+        self._options = found
+        return found, ()
+
+    def _take_note(self) -> None:
+        if self._note:
+            try:
+                atomic_file.beside(self._note, str(self._path)).rename(self._note)
+            except OSError as error:
+                log.warning("%s can't be written: %s", self._note, error)
+
+
+def _warn_of_lost_passwords(path: Path, old: BgpOptions, new: BgpOptions) -> None:
+    """A file that asks for no password any more is obeyed, but not in silence."""
+    if old.password and not new.password:
+        log.warning("%s has no passwordFile any more: sessions between nodes go on without a password", path)
+    before = {router.external.address for router in old.routers if router.external.password}
+    for router in new.routers:
+        if router.external.address in before and not router.external.password:
+            log.warning("%s: the router %s has no passwordFile any more", path, router.external.address)

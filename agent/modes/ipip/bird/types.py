@@ -1,0 +1,177 @@
+"""What BIRD is told and what it tells, as frozen values."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from agent.model.cluster import Problem
+from agent.runtime import atomic_file
+
+DEFAULT_AS = 64512  # the first private one (RFC 6996)
+KERNEL_PROTOCOL = 12  # RTPROT_BIRD: stock BIRD writes no other
+METRIC = 84  # with the protocol `bird` our mark; a BIRD that nobody gave a metric has 32
+MAIN_TABLE = 254
+PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
+
+
+class BirdError(Exception):
+    """BIRD can't be used as it is: what is wrong, and how to mend it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+        self.remedy = remedy
+
+    def problem(self, where: str = "bird") -> Problem:
+        """The same for people."""
+        return Problem(where, self.what, self.remedy)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A BGP password (RFC 2385), which no log, trace or status ever shows."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text or len(self.text) > PASSWORD_LIMIT:
+            raise BirdError(
+                f"a BGP password has {len(self.text)} characters", f"the kernel takes 1 to {PASSWORD_LIMIT}"
+            )
+        if not self.text.isascii() or not self.text.isprintable() or '"' in self.text:
+            raise BirdError("a BGP password has a character that BIRD can't be told", 'printable ASCII without "')
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+def read_secret(path: Path) -> Secret:
+    """The password in a file of mode 0600 or stricter, without the newline at its end. Raises BirdError."""
+    try:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise BirdError(f"password file {path} may be read by others", f"chmod 600 {path}")
+        return Secret(atomic_file.read(path).decode().rstrip("\n"))
+    except (OSError, UnicodeError) as error:
+        raise BirdError(f"password file {path}: {error}", "write the password into it, mode 0600") from None
+    except BirdError as error:
+        raise BirdError(f"{path}: {error.what}", error.remedy) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node: an iBGP neighbour."""
+
+    name: str
+    address: IPv4Address
+    reflector: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """A router outside the cluster that our blocks are announced to."""
+
+    address: IPv4Address
+    asn: int
+    password: Secret | None = None
+    multihop: bool = False
+    """Whether it may be in another subnet (an eBGP neighbour is a direct one else)."""
+
+    @property
+    def name(self) -> str:
+        """What sessions call it."""
+        return f"external {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """The way to nodes that plain routes don't reach."""
+
+    device: str
+    gateway: IPv4Address | None = None
+    """Next hop on that device; None: the node itself, as an ipip device has it."""
+    mtu: int | None = None
+    """Bytes of a packet that goes this way; None: the device's own MTU."""
+
+
+@dataclass(frozen=True, slots=True)
+class BirdConfig:
+    """All that bird.conf depends on; equal values are equal text."""
+
+    node: str
+    address: IPv4Address
+    """This node's InternalIP: source of sessions, and router id."""
+    asn: int = DEFAULT_AS
+    blocks: tuple[IPv4Network, ...] = ()
+    pools: tuple[IPv4Network, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    externals: tuple[External, ...] = ()
+    reflector: bool = False
+    direct: tuple[IPv4Network, ...] = ()
+    """Networks of the underlay whose nodes are reached by plain routes, as host-gw has them."""
+    tunnel: Tunnel | None = None
+    """How all other nodes are reached; None: not at all."""
+    source: IPv4Address | None = None
+    """Source address of the node's own packets to pods; None: the kernel chooses."""
+    guard: bool = True
+    """Whether unused addresses of own blocks are `unreachable` in the kernel."""
+    password: Secret | None = None
+    """Of the sessions between nodes."""
+    table: int = MAIN_TABLE
+    metric: int = METRIC
+
+
+class State(StrEnum):
+    """States of a BGP session (RFC 4271, section 8.2.2), and BIRD's own for one that is not even tried."""
+
+    IDLE = "Idle"
+    CONNECT = "Connect"
+    ACTIVE = "Active"
+    OPEN_SENT = "OpenSent"
+    OPEN_CONFIRM = "OpenConfirm"
+    ESTABLISHED = "Established"
+    CLOSE = "Close"
+    DOWN = "Down"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A BGP session: with whom, how it is, how many routes are taken from and given to the peer."""
+
+    peer: str
+    state: State
+    imported: int = 0
+    exported: int = 0
+    error: str = ""
+    """Why it ended last, in BIRD's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class BirdStatus:
+    """What status and metrics say of BIRD."""
+
+    running: bool = False
+    version: str = ""
+    pid: int = 0
+    starts: int = 0
+    """How often this agent has started it."""
+    sessions: tuple[Session, ...] = ()
+    kernel_routes: int = 0
+    """How many routes BIRD holds in the kernel."""
+    problems: tuple[Problem, ...] = ()
+
+    def by_state(self) -> dict[State, int]:
+        """How many sessions are in each state, those without any included."""
+        return count(session.state for session in self.sessions)
+
+
+def count(states: Iterable[State]) -> dict[State, int]:
+    """How often each state occurs."""
+    numbers = dict.fromkeys(State, 0)
+    for state in states:
+        numbers[state] += 1
+    return numbers

@@ -1,0 +1,247 @@
+"""The ipip device, or where the kernel has none the eBPF programs in its place: made what the node path wants."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from agent.kernel import hardening, link_setup, links, netlink, rtnl, tc, tcx
+from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loaded
+from agent.kernel.bpf.syscall import BpfError, Program
+from agent.kernel.link_setup import Setup
+from agent.kernel.netlink import Netlink, NetlinkError, Request
+from agent.kernel.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
+from agent.model.cluster import Problem
+from agent.modes.ipip import maps as ipip_maps
+from agent.modes.vxlan import device as vxlan_device
+from agent.objects import nft_table
+from agent.objects.state import IPIP, IPIP_ALIAS, LINK_PREFIX, TUNNEL, Ipip
+
+LOOSE = 2  # rp_filter: a node may speak from an address whose way back is another device
+PROGRAMS: dict[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
+KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresses as well, and every kernel has it
+
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 3, 4, 9
+IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter
+PROBE = f"{IPIP}-x"  # never made
+TTL = 64  # as the programs have it
+UNSET = netlink.attribute(IFLA_IPTUN_REMOTE, bytes(4))  # no node that all is sent to
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Done:
+    """What was done once in this process."""
+
+    settled: Loaded | None = None
+    """The programs that are at the underlay's device."""
+    at: str | None = None
+    """That device."""
+    wanted: Ipip | None = None
+    """What is in force."""
+    late: bool = False
+    """Whether packets to some nodes still get an outer header that they should not."""
+    filtered: bool = False
+    """Whether this process has had nft drop what comes to the device from others than nodes."""
+    by: str = "auto"
+    """Who is to encapsulate."""
+
+
+_done = _Done()
+
+
+def use(by: str) -> None:
+    """Say who is to encapsulate: `device`, `ebpf`, or `auto`, the device where the kernel has it."""
+    _done.by = by
+
+
+def by_device() -> bool:
+    """Whether an ipip device encapsulates on this node. Raises OSError."""
+    return _done.by == "device" or (_done.by == "auto" and _is_in_kernel())
+
+
+@functools.cache
+def _is_in_kernel() -> bool:
+    """Whether the kernel makes ipip devices; it loads the module by itself where need be.
+
+    Asked for one that no such kernel makes (ipip_tunnel_validate in net/ipv4/ipip.c), it tells EINVAL.
+    """
+    asked = _create_tunnel(IPv4Address("127.0.0.1"), 1480, NO_PROTOCOL, name=PROBE)
+    try:
+        links.host().request(asked)
+    except NetlinkError as error:
+        if error.errno == errno.EINVAL:
+            return True
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENODEV):
+            raise
+    log.warning("this kernel has no ipip devices: eBPF programs encapsulate at the underlay's device instead")
+    return False
+
+
+def is_ours(link: Link) -> bool:
+    """Whether testcni made this device: it has its alias a moment after its name."""
+    return link.name == IPIP and link.kind in KINDS.values() and link.alias.split(" local ")[0] in ("", IPIP_ALIAS)
+
+
+def is_open(there: Iterable[Link]) -> bool:
+    """Whether our ipip device is there: it takes packets of anybody, which is why nft has a filter for it."""
+    return any(is_ours(link) and link.kind == KINDS[True] for link in there)
+
+
+def unguarded(nl: Netlink, there: Iterable[Link]) -> Problem:
+    """Leave the device as it is while nft fails, but remove it where its filter is gone, or was never seen.
+
+    Raises OSError.
+    """
+    what = "it is not made or changed before nft drops ipip packets of others than nodes"
+    if is_open(there) and not nft_table.is_filtering(last_known=_done.filtered):
+        links.delete(nl, IPIP)
+        what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
+    return Problem(f"device {IPIP}", what, "see the problem of nft; it is tried again")
+
+
+def sync(
+    nl: Netlink,
+    wanted: Ipip | None,
+    there: Sequence[Link],
+    addresses: Sequence[LinkAddress],
+    *,
+    verify: bool,
+) -> list[Problem]:
+    """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
+    earlier, _done.wanted = _done.wanted, wanted
+    _done.filtered = bool(wanted and wanted.device)  # nft comes before
+    device = next((link for link in there if link.name == IPIP), None)
+    if device and not is_ours(device):
+        if wanted is None:
+            return []
+        what = f"a {device.kind or 'device'} of that name exists and is not testcni's"
+        return [Problem(f"device {IPIP}", what, f"delete it: ip link del {IPIP}")]
+    if wanted is None:
+        if device:  # as long as it is there, there may be programs
+            _detach(nl, there)
+            links.delete(nl, IPIP)
+        loader.drop(family=loader.IPIP)
+        return []
+    problems = []
+    try:
+        if wanted.underlay:
+            tunnelled = wanted.tunnelled | (earlier.tunnelled & wanted.nodes if earlier else frozenset())
+            _done.late = tunnelled != wanted.tunnelled
+            problems = _encapsulate(nl, replace(wanted, tunnelled=tunnelled), there, verify=verify)
+        elif wanted.underlay is None and (verify or _done.at):
+            _detach(nl, there)
+    except BpfError as error:
+        return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
+    index = _ensure(nl, wanted, device)
+    vxlan_device.sync_addresses(nl, index, wanted.addresses, addresses)
+    return problems
+
+
+def tidy() -> None:
+    """Send plainly to nodes that need no outer header any more, now that routes are as they should be.
+
+    Raises OSError.
+    """
+    if _done.late and _done.wanted and (loaded := loader.current(loader.IPIP)):
+        ipip_maps.sync(loaded.maps, _done.wanted)
+    _done.late = False
+
+
+def counted() -> dict[str, int]:
+    """Packets by what became of them: all fates where eBPF is at work, else what nft drops. Raises OSError."""
+    if _done.wanted is None:
+        return {ipip_maps.STRANGER: 0}
+    if _done.wanted.device:
+        return {ipip_maps.STRANGER: nft_table.strangers()}
+    maps = loader.maps(family=loader.IPIP)
+    return {name: count.packets for name, count in ipip_maps.counters(maps).items()} if maps else {}
+
+
+def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
+    """The device, up; its index."""
+    alias = f"{IPIP_ALIAS} local {wanted.node}" if wanted.device else IPIP_ALIAS
+    made = _data(wanted.node) + UNSET if wanted.device else b""
+    same = device and (device.kind, device.alias) == (KINDS[wanted.device], alias)
+    if device and not (same and link_setup.is_as_made(device, made)):
+        links.delete(nl, IPIP)
+        device = None
+    if device is None:
+        nl.request(_create_tunnel(wanted.node, wanted.mtu) if wanted.device else _create("bridge", wanted.mtu))
+        device = rtnl.link(nl, IPIP)
+        if device is None:
+            raise NetlinkError(errno.ENODEV, f"device {IPIP} has vanished")
+        log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
+    loose = link_setup.ipv4(device, IPV4_DEVCONF_RP_FILTER) == LOOSE
+    if (device.alias, device.mtu, device.up, loose) != (alias, wanted.mtu, True, True):
+        hardening.before_up(IPIP)
+        nl.request(
+            link_setup.configure(device.index, Setup(mtu=wanted.mtu, up=False)),
+            link_setup.configure(IPIP, Setup(alias, ipv4={IPV4_DEVCONF_RP_FILTER: LOOSE})),
+        )
+    return device.index
+
+
+def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, name: str = IPIP) -> Request:
+    """An ipip device that takes packets of any node to `local`, and sends to the next hop of their route."""
+    return _create("ipip", mtu, _data(local, protocol), name)
+
+
+def _data(local: IPv4Address, protocol: int = IPPROTO_IPIP) -> bytes:
+    parts = netlink.u8(IFLA_IPTUN_TTL, TTL), netlink.u8(IFLA_IPTUN_PROTO, protocol)
+    return netlink.attribute(IFLA_IPTUN_LOCAL, local.packed) + b"".join(parts)
+
+
+def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP) -> Request:
+    attributes = netlink.text(rtnl.IFLA_IFNAME, name) + netlink.u32(rtnl.IFLA_MTU, mtu)
+    return rtnl.create(kind, attributes, data, f"{kind} device {name}")
+
+
+def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bool) -> list[Problem]:
+    """The programs at the underlay's device, and nowhere else, with maps that know the cluster."""
+    device = next((link for link in there if link.name == wanted.underlay), None)
+    if device is None or not device.mac:
+        what = f"{wanted.underlay} is {'no Ethernet device' if device else 'not there'}"
+        remedy = "use a kernel with ipip devices, or the mode vxlan"
+        return [Problem("ipip by eBPF", what, remedy)]
+    loaded = loader.current(loader.IPIP) or loader.load(family=loader.IPIP)
+    put, removed = ipip_maps.sync(loaded.maps, wanted)
+    if put or removed:
+        log.info("ipip: %d entries set, %d deleted", put, removed)
+    fresh = (_done.settled, _done.at) != (loaded, device.name)
+    if verify or fresh:
+        if _attach(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
+            log.info("eBPF programs at %s encapsulate to other nodes", device.name)
+        if fresh:
+            _detach(nl, (link for link in there if link.index != device.index))
+            if tcx.known():  # those of a version that knew no TCX
+                tc.detach(nl, device.index, PROGRAMS)
+    if fresh:
+        _done.settled, _done.at = loaded, device.name
+        for path in loader.retire(family=loader.IPIP):
+            log.info("eBPF pins removed: %s", path)
+    return []
+
+
+def _attach(nl: Netlink, device: int, programs: Mapping[tc.Hook, Program]) -> bool:
+    """Have the programs at a device; whether some were not. Raises OSError."""
+    if tcx.known():
+        return tcx.ensure(device, programs)
+    tc.refuse_strangers(nl, device, programs)
+    return tc.ensure(nl, device, programs)
+
+
+def _detach(nl: Netlink, there: Iterable[Link]) -> None:
+    """Take the programs away from devices that they may be at: those that testcni did not make."""
+    for link in there:
+        if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (TUNNEL, IPIP):
+            if any([tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(nl, link.index, PROGRAMS)]):
+                log.info("eBPF programs taken from %s", link.name)
+            if link.name == _done.at:
+                _done.at = None

@@ -1,0 +1,177 @@
+"""ipip: pods with a /32 each, blocks by BGP, and packets between nodes inside of ipip ones where need be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from agent.cni.netconf import ExtraRoute
+from agent.ipam import allocator
+from agent.ipam.attachment import Attachment
+from agent.kernel import links
+from agent.kernel.rtnl import IPV4_DEVCONF_PROXY_ARP
+from agent.model.cluster import IPIP as MODE
+from agent.model.cluster import Problem
+from agent.modes import peers, routable_blocks, underlay, veth
+from agent.modes.base import View, Wired
+from agent.modes.ipip import bgp
+from agent.modes.ipip.bgp import Encapsulate
+from agent.modes.ipip.bird.types import METRIC, Tunnel
+from agent.modes.peers import Owners
+from agent.modes.underlay import Near
+from agent.objects import state as kernel
+from agent.objects.pod_port import PodPort
+from agent.objects.state import IPIP, LocalAddress, NodeState, Route
+
+OVERHEAD = 20  # bytes of the outer IPv4 header
+SPARE = METRIC + 1  # metric of routes that stand in for BIRD's
+
+
+class Ipip:
+    """The mode `ipip`."""
+
+    def desired(self, view: View) -> NodeState:
+        """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
+        settled = routable_blocks.settle(view)
+        view = settled.view
+        owners = peers.owners(view)
+        problems = owners.problems | settled.problems
+        if not owners.node:
+            return NodeState(problems=problems, refused=settled.refused)
+        here = _here(view, owners.node)
+        ipip = here.ipip(owners)
+        source = min(ipip.addresses, default=None)
+        plan = bgp.plan(view, view.bgp, here.tunnel, here.encapsulate, source)
+        return NodeState(
+            ipip=ipip,
+            # while the node's address is on no interface, BIRD goes on as it did
+            bird=plan.config if here.local else None,
+            # nodes are an exception only where packets of pods may be seen between them
+            masquerade=peers.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
+            routes=owners.plain | (here.spare(owners) if peers.mixed(view) else frozenset()),
+            crossing=peers.crossing(view, IPIP),
+            guards=frozenset({(IPIP, view.network.spoof_check)}),
+            forwarding=frozenset({4}),
+            problems=problems | plan.problems | here.problems(),
+            refused=settled.refused,
+        )
+
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link that answers ARP for all, with a route to the pod."""
+        port = veth.routed_port(attachment)
+        return replace(port, ipv4=(*port.ipv4, (IPV4_DEVCONF_PROXY_ARP, 1)))
+
+    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
+        port = self.port(attachment)
+        mtu = attachment.network.mtu or veth.needed("device", IPIP).mtu
+        links.host().request(veth.create_veth(attachment, netns_fd, mtu))
+        veth.make_port(port)
+        return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
+
+    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+        """Device, both ends of the veth pair, addresses and routes are as `wire` made them."""
+        veth.check_up("device", IPIP)
+        veth.check_routed(attachment, wired, veth.check_port(self.port(attachment)), netns_fd)
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Delete the host's end; all else goes with it."""
+        veth.remove_port(attachment)
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """This node on the underlay, and how it encapsulates."""
+
+    view: View
+    node: IPv4Address
+    local: LocalAddress | None
+    """The interface that has the node's address, while there is one."""
+    encapsulate: Encapsulate
+    peers: Mapping[str, IPv4Address]
+    """The ends of other nodes, by name."""
+    near: Near
+
+    @property
+    def device(self) -> bool:
+        """Whether an ipip device does it."""
+        return self.view.underlay.ipip and self.encapsulate is not Encapsulate.NEVER
+
+    @property
+    def far(self) -> dict[str, IPv4Address]:
+        """The nodes of other subnets."""
+        mine = self.local.interface.network if self.local else None
+        return {name: a for name, a in self.peers.items() if mine is None or a not in mine}
+
+    @property
+    def through(self) -> dict[str, IPv4Address]:
+        """The nodes that packets go to in tunnels."""
+        nodes: Mapping[str, IPv4Address] = {} if self.encapsulate is Encapsulate.NEVER else self.far
+        nodes = self.peers if self.encapsulate is Encapsulate.ALWAYS else nodes
+        known = self.view.snapshot.nodes
+        return {name: address for name, address in nodes.items() if peers.way(self.view, known[name]) == MODE}
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of an inner packet."""
+        overhead = 0 if self.encapsulate is Encapsulate.NEVER else OVERHEAD
+        return self.view.network.mtu or peers.underlay_mtu(self.view) - overhead
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """The way to other nodes: into the device, or to the underlay's next hop, where eBPF finds the packets."""
+        if self.device or not self.local:
+            return Tunnel(IPIP)
+        # always a gateway of a kind, as near nodes are reached by themselves
+        return Tunnel(self.local.device, self._gateway, self.mtu)
+
+    @property
+    def _gateway(self) -> IPv4Address | None:
+        underlay = self.view.underlay
+        return underlay.gateway if self.local and underlay.device == self.local.device else None
+
+    def ipip(self, owners: Owners) -> kernel.Ipip:
+        """What there must be on this node."""
+        nodes = peers.senders(self.view) | {self.node}
+        blocks = frozenset(owners.blocks.items())
+        state = kernel.Ipip(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
+        if self.encapsulate is Encapsulate.NEVER:
+            return state
+        return replace(
+            state,
+            underlay=None if self.device else self.local.device if self.local else "",
+            addresses=frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
+            tunnelled=frozenset(self.through.values()),
+        )
+
+    def spare(self, owners: Owners) -> frozenset[Route]:
+        """The routes that BIRD makes, for as long as it has not: while modes change, sessions begin."""
+        if not self.local:
+            return frozenset()
+        tunnelled, near = set(self.through.values()), set(self.peers.values()) - set(self.far.values())
+        routes = set()
+        for block, node in owners.by(MODE).items():
+            if node in tunnelled and self.device:
+                routes.add(Route(block, node, IPIP, SPARE))
+            elif gateway := node if node in near else self._gateway:
+                mtu, by = self.mtu if node in tunnelled else None, self.near.local(gateway) or self.local
+                routes.add(Route(block, gateway, by.device, SPARE, mtu))
+        return frozenset(routes)
+
+    def problems(self) -> frozenset[Problem]:
+        """Nodes that eBPF can't reach, as there is no way to them by the device where it is."""
+        if self.device or not self.local or self._gateway or self.encapsulate is Encapsulate.NEVER:
+            return frozenset()
+        what = f"there is no gateway to it by {self.local.device}"
+        remedy = "give this node a route to the other subnet, by the interface that has its InternalIP"
+        return frozenset(Problem(f"node {name} ({address})", what, remedy) for name, address in self.far.items())
+
+
+def _here(view: View, address: IPv4Address) -> _Here:
+    known = underlay.chosen(view)
+    to = peers.Peers(view, known)
+    others = (node for node in view.snapshot.nodes.values() if node.name != view.node)
+    ends = {node.name: end for node in others if not isinstance(end := to.end(node), Problem)}
+    local, near = underlay.own(view, known)[1], underlay.Near(view, known)
+    return _Here(view, address, local, Encapsulate(view.network.encapsulate), ends, near)

@@ -1,0 +1,1 @@
+"""The modes with a subinterface of a parent: macvlan and ipvlan."""

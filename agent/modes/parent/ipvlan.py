@@ -1,0 +1,120 @@
+"""ipvlan: pods share the MAC of the node's interface, for networks that allow a machine one only.
+
+l2: pods answer ARP themselves. l3s: the node routes for them and answers ARP. l3: the node routes for them, and
+nobody answers ARP, so they are on a subnet of their own, of which each node has a block, as in host-gw.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from dataclasses import replace
+
+from agent.cni.netconf import ExtraRoute
+from agent.ipam import blocks
+from agent.ipam.attachment import Attachment
+from agent.kernel import arp, links, neighbours, rtnl
+from agent.model.cluster import IPVLAN, L3, Address, Problem
+from agent.modes import peers, routable_blocks
+from agent.modes.base import View, Wired
+from agent.modes.parent.subinterface import DEFAULT, Slaves, Way, only_parents
+from agent.objects.pod_port import PodPort
+from agent.objects.state import LINK_PREFIX, NodeState, Route
+
+L3S = "l3s"
+
+
+class Ipvlan(Slaves):
+    """The mode `ipvlan`."""
+
+    kind = IPVLAN
+
+    def desired(self, view: View) -> NodeState:
+        """As all slaves; for l3 also a route to each peer's block, and masquerade, as host-gw."""
+        state = super().desired(view)
+        if view.network.link_mode != L3 or not state.uplinks:
+            return state
+        # only single pods are routed here: no block leads packets of the nodes astray
+        settled = routable_blocks.settle(view) if not view.network.hand_made else routable_blocks.Settled(view)
+        problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set(settled.problems)
+        routes: set[Route] = set()
+        to = peers.Peers(view)
+        for found in () if view.network.hand_made else peers.peers(view):
+            route = found if isinstance(found, Problem) else to.route(*found)
+            if isinstance(route, Route):
+                routes.add(route)
+            else:
+                problems.add(route)
+        masquerade = peers.masquerade(view, nodes=True)
+        return replace(
+            state,
+            routes=frozenset(routes),
+            masquerade=replace(masquerade, detours=state.masquerade.detours),
+            problems=frozenset(problems),
+            refused=settled.refused,
+        )
+
+    def mac(self, attachment: Attachment) -> str | None:
+        """None: it has the parent's. Raises CniError 7 for one that was asked for."""
+        only_parents(attachment)
+        return None
+
+    def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
+        """In l3 nobody is on the pod's link."""
+        whole = super().interface(attachment)
+        return ipaddress.IPv4Interface((whole.ip, 32)) if attachment.network.link_mode == L3 else whole
+
+    def default(self, attachment: Attachment) -> Way:
+        """In l3 the slave itself leads into the node's routing."""
+        return Way(DEFAULT, None) if attachment.network.link_mode == L3 else super().default(attachment)
+
+    def port(self, attachment: Attachment) -> PodPort:
+        """As all slaves; for l3s the node answers ARP."""
+        port = super().port(attachment)
+        if attachment.network.link_mode != L3S or not attachment.uplink:
+            return port
+        return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
+
+    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """As all slaves; for l3s the node announces the pod."""
+        wired = super().wire(attachment, netns, routes)
+        if attachment.network.link_mode == L3S and attachment.uplink:
+            nl, device = links.host(), attachment.uplink.device
+            if parent := rtnl.link(nl, device):
+                address = attachment.leases[0].address
+                arp.announce(device, parent.mac, address)
+        return wired
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Take ARP away first, so that nobody is led to a pod that is gone; another pod's stays."""
+        if attachment.network.link_mode == L3S and attachment.uplink:
+            nl = links.host()
+            if parent := rtnl.link(nl, attachment.uplink.device):
+                mine = (
+                    lease.address for lease in attachment.leases if not _is_anothers(lease.address, attachment)
+                )
+                steps = [neighbours.delete_proxy(parent.index, address) for address in mine]
+                for error in nl.batch(steps):
+                    if error and error.errno != errno.ENOENT:
+                        raise error
+        super().unwire(attachment)
+
+
+def _is_anothers(address: Address, attachment: Attachment) -> bool:
+    """Whether the node's route to the address leads to another pod: then an ADD of this one has failed."""
+    hop = rtnl.next_hop(links.host(), address)
+    there = rtnl.link_at(links.host(), hop[0]) if hop else None
+    return bool(there and there.name.startswith(LINK_PREFIX) and there.name != attachment.link)
+
+
+def _on_the_nodes_subnet(view: View) -> bool:
+    subnet = view.network.subnet
+    return any(subnet and blocks.overlaps(subnet, local.interface.network) for local in view.local)
+
+
+def _no_arp(view: View) -> Problem:
+    return Problem(
+        f"network {view.network.name}",
+        f"in linkMode l3 nobody answers ARP for pods of {view.network.subnet}, the nodes' own subnet",
+        "set linkMode to l2 or l3s, or give pods a subnet of their own",
+    )

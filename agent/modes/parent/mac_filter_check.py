@@ -1,0 +1,112 @@
+"""A test whether the segment carries frames of MACs that it did not give us, as macvlan needs it.
+
+Clouds, hypervisors, wireless networks and guarded switch ports let a machine have one MAC and drop others without
+a word. So a neighbour is asked by ARP twice: from the parent's own MAC, and from one that is like a pod's.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from agent.ipam import blocks
+from agent.kernel import arp
+from agent.model.cluster import MACVLAN, PASSTHRU, Address, Network, Problem, Snapshot, Uplink
+from agent.objects.state import mac_for
+from agent.runtime.observable import Latest, NodeStatus
+
+LOOK = 2.0  # seconds between two looks for what is due
+WELL_FOR, AGAIN, LONGEST = 300.0, 30.0, 300.0  # seconds to the next test: all well, not so, no neighbour answers
+PEERS = 3  # at a time: some may be down
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """When a parent is tested next (time.monotonic), and how many seconds that is after the last time."""
+
+    at: float = 0.0
+    pause: float = LOOK
+
+
+class SegmentTest:
+    """Tests the parents of macvlan's slaves, and tells which of them stand alone with their MAC."""
+
+    def __init__(
+        self,
+        node: str,
+        status: Latest[NodeStatus],
+        snapshot: Latest[Snapshot],
+        problems: Latest[Mapping[str, Problem]],
+    ) -> None:
+        self._problems = problems
+        self._node = node
+        self._status = status
+        self._snapshot = snapshot
+        self._due: dict[str, Due] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Test what is due, until `stop` is set."""
+        while not stop.wait(LOOK):
+            self.once(time.monotonic())
+
+    def once(self, now: float) -> None:
+        """Test each parent whose time has come at `now`."""
+        parents = {
+            uplink.device: (network, uplink)
+            for network, uplink in self._status.get().uplinks.items()
+            if network.mode == MACVLAN and network.link_mode != PASSTHRU
+        }
+        self._due = {device: self._due.get(device, Due()) for device in parents}
+        self._problems.update(lambda known: {device: p for device, p in known.items() if device in parents})
+        for device, (network, uplink) in parents.items():
+            if self._due[device].at <= now:
+                self._due[device] = self._tested(network, uplink, now)
+
+    def _tested(self, network: Network, uplink: Uplink, now: float) -> Due:
+        try:
+            problem, found = judge(uplink, self._targets(network, uplink))
+        except OSError as error:  # the parent is down or gone: the reconciler tells
+            log.info("test of %s: %s", uplink.device, error)
+            problem, found = None, False
+        if not found:
+            pause = min(2 * self._due[uplink.device].pause, LONGEST)
+            return Due(now + pause, pause)
+        others = {device: p for device, p in self._problems.get().items() if device != uplink.device}
+        self._problems.publish({**others, uplink.device: problem} if problem else others)
+        return Due(now + (AGAIN if problem else WELL_FOR))
+
+    def _targets(self, network: Network, uplink: Uplink) -> Iterator[Address]:
+        """The router, else some of the other nodes."""
+        if uplink.gateway:
+            yield uplink.gateway
+        nodes = [node for node in self._snapshot.get().nodes.values() if node.name != self._node]
+        near = [a for node in nodes for a in node.addresses if blocks.contains(network.subnet, a)]
+        yield from random.sample(near, min(PEERS, len(near)))
+
+
+def judge(uplink: Uplink, targets: Iterator[Address]) -> tuple[Problem | None, bool]:
+    """What is wrong with the segment, and whether that is known: one of the targets answers. Raises OSError."""
+    mac = mac_for(uplink.hosts[0])  # in the order of pods' MACs, and no pod's
+    for target in targets:
+        if not arp.who_has(uplink.device, target):
+            continue
+        if arp.who_has(uplink.device, target, mac=mac):
+            return None, True
+        if arp.who_has(uplink.device, target) and not arp.who_has(uplink.device, target, mac=mac):  # no mere loss
+            return _alone(uplink, target, mac), True
+    return None, False
+
+
+def _alone(uplink: Uplink, target: Address, mac: str) -> Problem:
+    return Problem(
+        f"interface {uplink.device}",
+        f"{target} answers its own MAC but not {mac}: something between drops MACs that it does not know, and so "
+        "what pods of macvlan send or get",
+        "let switch and hypervisor pass any MAC (promiscuous mode, forged transmits), or use the mode ipvlan",
+    )

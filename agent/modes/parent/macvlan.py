@@ -1,0 +1,23 @@
+"""macvlan: each pod is a machine of its own on the node's segment, with its own MAC."""
+
+from __future__ import annotations
+
+from agent.ipam.attachment import Attachment
+from agent.model.cluster import MACVLAN, PASSTHRU
+from agent.modes.parent.subinterface import Slaves, only_parents
+
+
+class Macvlan(Slaves):
+    """The mode `macvlan`."""
+
+    kind = MACVLAN
+
+    def mac(self, attachment: Attachment) -> str | None:
+        """That of its address, or the one asked for; with passthru the parent's, which must stay as it is.
+
+        Raises CniError 7 where one was asked for with passthru.
+        """
+        if attachment.network.link_mode != PASSTHRU:
+            return attachment.mac
+        only_parents(attachment)
+        return None

@@ -1,0 +1,301 @@
+"""What macvlan and ipvlan have in common: a slave of the node's interface in the pod, and a veth pair to the node.
+
+A parent does not speak to its own slaves, so pods reach their node by the veth pair, and Services by the node.
+The veth pair's host end is what marks the attachment, as in other modes: it is there before the slave and until
+after it, and by it the node knows the pod's namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.cni.netconf import ExtraRoute
+from agent.errors import invalid_config
+from agent.ipam import blocks
+from agent.ipam.attachment import Attachment
+from agent.kernel import links, neighbours, netns, parent_links, rtnl
+from agent.kernel.netlink import Netlink
+from agent.kernel.parent_links import Slave
+from agent.kernel.rtnl import KernelRoute, Link
+from agent.model.cluster import PASSTHRU, Address, Problem, Subnet, Uplink
+from agent.modes import underlay, veth
+from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.modes.vxlan.maps import GATEWAY
+from agent.objects.pod_port import PodPort
+from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState, mac_for
+
+DEFAULT = ipaddress.IPv4Network("0.0.0.0/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A route of the pod: by the veth pair if its gateway is GATEWAY, else by the slave."""
+
+    dst: Subnet
+    gateway: Address | None
+
+
+class Slaves:
+    """A mode whose pods have a slave of the kind `kind`."""
+
+    kind: str
+
+    def desired(self, view: View) -> NodeState:
+        """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""
+        found = find_uplink(view)
+        if isinstance(found, Problem):  # also before there are blocks: none is of use then
+            return NodeState(problems=frozenset({found}))
+        if not view.blocks:
+            return NodeState()
+        assert view.network.subnet  # noqa: S101 - the netconf of these modes has one
+        detour = Detour(view.network.subnet, found.hosts[0], view.network.masquerade)
+        return NodeState(
+            masquerade=Masquerade(detours=frozenset({detour})),
+            forwarding=frozenset({4}),
+            uplinks=frozenset({found}),
+            guards=frozenset({(found.device, view.network.spoof_check)}),
+            problems=frozenset(_contradictions(view)),
+        )
+
+    def mac(self, attachment: Attachment) -> str | None:
+        """The MAC that the slave is to have; None: the kernel's choice."""
+        raise NotImplementedError
+
+    def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
+        """The slave's address, within its subnet."""
+        subnet = attachment.network.subnet
+        return ipaddress.IPv4Interface((_address(attachment), subnet.prefixlen if subnet else 32))
+
+    def default(self, attachment: Attachment) -> Way:
+        """The pod's default route: by the subnet's router, or by the node where there is none."""
+        return Way(DEFAULT, _uplink(attachment).gateway or GATEWAY)
+
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link with the node's route to the pod, whose slave is not reached from the parent."""
+        return veth.routed_port(attachment, _uplink(attachment).hosts[0])
+
+    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
+        nl, uplink = links.host(), _uplink(attachment)
+        parent = veth.needed("interface", uplink.device)
+        network, host_mac = attachment.network, veth.host_mac(attachment)
+        mtu, name = network.mtu or parent.mtu, attachment.link
+        nl.request(veth.create_veth(attachment, netns_fd, mtu, peer=name))
+        veth.make_port(self.port(attachment), parent)
+        nl.request(
+            parent_links.create(
+                Slave(
+                    _first_name(attachment),
+                    self.kind,
+                    network.link_mode,
+                    parent.index,
+                    netns_fd,
+                    self.mac(attachment),
+                    mtu,
+                    links.group(name),
+                )
+            ),
+        )
+        with veth.pod_netlink(netns_fd, attachment, name, _first_name(attachment)) as inside:
+            mac, ways = self._configure(inside, attachment, host_mac, routes)
+        gateway = {"gateway": str(uplink.gateway)} if uplink.gateway else {}
+        return Wired(
+            interfaces=[
+                {"name": name, "mac": host_mac, "mtu": mtu},
+                {"name": attachment.ifname, "mac": mac, "mtu": mtu, "sandbox": attachment.netns},
+            ],
+            ips=[{"address": str(self.interface(attachment)), **gateway, "interface": 1}],
+            routes=[{"dst": str(way.dst), **({"gw": str(way.gateway)} if way.gateway else {})} for way in ways],
+        )
+
+    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+        """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
+        parent = veth.check_up("interface", _uplink(attachment).device)
+        veth.check_port(self.port(attachment))
+        with netns.netlink_in(netns_fd) as inside:
+            self._check_pod(inside, attachment, wired, parent)
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Delete the slave and the veth pair; their addresses and routes go with them."""
+        veth.remove_port(attachment, links.detach)
+
+    def _configure(
+        self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]
+    ) -> tuple[str, list[Way]]:
+        """The slave's MAC, and the pod's routes that are in force."""
+        slave, veth = rtnl.link(inside, _first_name(attachment)), rtnl.link(inside, attachment.link)
+        if slave is None or veth is None:
+            raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
+        interface = self.interface(attachment)
+        extra, others, services = self._ways(attachment, routes)
+        must = [
+            rtnl.link_up(1),  # lo: else a pod can't reach its own address
+            parent_links.rename(slave.index, attachment.ifname),
+            parent_links.announce(slave.index),
+            rtnl.add_address(slave.index, interface.ip, interface.network.prefixlen),
+            rtnl.link_up(slave.index),  # with its address, which it announces now
+            rtnl.link_up(veth.index),
+            neighbours.add(veth.index, GATEWAY, host_mac),
+            *(rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
+        ]
+
+        def add(ways: list[Way]) -> list[Way]:
+            """Those that are in force: what an earlier interface of the pod has a route for stays its own."""
+            errors = inside.batch([rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in ways])
+            for error in errors:
+                if error and error.errno != errno.EEXIST:
+                    raise error
+            return [way for way, error in zip(ways, errors, strict=True) if error is None]
+
+        inside.request(*must)
+        kept = add(others)
+        if any(way.dst == DEFAULT for way in (*extra, *kept, *services)):
+            kept += add(services)  # else an earlier interface of the pod leads there already
+        return slave.mac, extra + kept
+
+    def _ways(
+        self, attachment: Attachment, routes: tuple[ExtraRoute, ...]
+    ) -> tuple[list[Way], list[Way], list[Way]]:
+        """Routes that the netconf demands, others to the pod's world, and those to what only the node leads to."""
+        default, uplink = self.default(attachment), _uplink(attachment)
+        extra = [Way(r.dst, r.gateway or default.gateway) for r in routes if r.dst.version == 4]
+        by_host = [ipaddress.ip_network(address) for address in uplink.hosts]
+        others = [Way(dst, GATEWAY) for dst in by_host]
+        services = [Way(dst, GATEWAY) for dst in uplink.via_host]
+        named = {way.dst for way in (*extra, *services)}
+        return extra, [*others, *([] if default.dst in named else [default])], services
+
+    def _check_pod(self, inside: Netlink, attachment: Attachment, wired: Wired, parent: Link) -> None:
+        name, interface = attachment.ifname, self.interface(attachment)
+        slave, veth = rtnl.link(inside, name), rtnl.link(inside, attachment.link)
+        if slave is None or not slave.up:
+            raise CheckError(f"{name} in the pod is {'down' if slave else 'missing'}")
+        if (slave.kind, slave.group, slave.peer) != (self.kind, links.group(attachment.link), parent.index):
+            raise CheckError(f"{name} in the pod is not the {self.kind} of {parent.name} that was made for it")
+        if slave.mac != wired["interfaces"][-1]["mac"]:
+            raise CheckError(f"{name} in the pod has MAC {slave.mac}, not {wired['interfaces'][-1]['mac']}")
+        if veth is None or not veth.up:
+            raise CheckError(f"{attachment.link} in the pod is {'down' if veth else 'missing'}")
+        if interface not in {a.interface for a in rtnl.addresses(inside, slave.index)}:
+            raise CheckError(f"{name} in the pod lacks address {interface}")
+        present = set(rtnl.routes(inside, 4))
+        for route in wired["routes"]:
+            gateway = ipaddress.ip_address(route["gw"]) if "gw" in route else None
+            way = Way(ipaddress.ip_network(route["dst"]), gateway)
+            if _route(way, interface.ip, slave, veth) not in present:
+                raise CheckError(f"the pod lacks route {way.dst} via {way.gateway}")
+
+
+def only_parents(attachment: Attachment) -> None:
+    """Where a slave has its parent's MAC in any case. Raises CniError 7 for another that was asked for."""
+    if attachment.mac != mac_for(attachment.leases[0].address):
+        what = f"none: with linkMode {attachment.network.link_mode} a pod has its parent's"
+        raise invalid_config("mac", attachment.mac, f"{what}; use macvlan in another linkMode")
+
+
+def find_uplink(view: View) -> Uplink | Problem:
+    """The parent, by name or as what holds the node's address, and what pods must know of this node."""
+    network, where = view.network, f"node {view.node}"
+    me = view.snapshot.nodes.get(view.node)
+    ipv4 = [local for local in view.local if local.interface.version == 4]
+    mine = [local for local in ipv4 if me and local.interface.ip in me.addresses]
+    if not mine:
+        return Problem(where, "none of its interfaces holds an IPv4 InternalIP", "mend the Node, or --node")
+    by_end = underlay.own(view, underlay.chosen(view))[1] or mine[0]
+    mine.sort(key=lambda local: local != by_end)
+    device = network.master or by_end.device
+    on_parent = [local for local in ipv4 if local.device == device]
+    if wrong := _unfit(view, device, on_parent):
+        return wrong
+    source = next((local for local in mine if local.device == device), mine[0])
+    near = (local.interface.ip for local in ipv4 if blocks.contains(network.subnet, local.interface.ip))
+    hosts: tuple[Address, ...] = tuple(dict.fromkeys((source.interface.ip, *near)))
+    routers = (network.gateway, *_pools_routers(view).values(), *(local.gateway for local in on_parent))
+    gateway = next((router for router in routers if blocks.contains(network.subnet, router)), None)
+    return Uplink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
+
+
+def _unfit(view: View, device: str, on_parent: list[LocalAddress]) -> Problem | None:
+    """Why pods of the network can't hang on this parent."""
+    network, where = view.network, f"network {view.network.name}"
+    if network.link_mode == PASSTHRU and on_parent:
+        return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")
+    if network.shared and on_parent and not any(_within(network.subnet, local) for local in on_parent):
+        held = ", ".join(str(local.interface) for local in on_parent)
+        here = [local.device for local in view.local if _within(network.subnet, local)]
+        others = f"but of {', '.join(here)}" if here else "nor of any interface of this node"
+        what = f"subnet {network.subnet} is not that of {device} ({held}), {others}"
+        files = f"manifests/overlays/{network.mode}: conflist.yaml, and ippool.yaml for the IPPool"
+        return Problem(where, what, f"set `subnet` to the parent's ({files}), or `master` to another parent")
+    return None
+
+
+def _within(subnet: Subnet | None, local: LocalAddress) -> bool:
+    parent = local.interface.network
+    return isinstance(subnet, IPv4Network) and isinstance(parent, IPv4Network) and subnet.subnet_of(parent)
+
+
+def _pools_routers(view: View) -> dict[str, Address]:
+    """Those that the pools of a shared subnet name, by pool, in the order in which they count."""
+    subnet, pools = view.network.subnet, blocks.pools(view.snapshot, view.network)
+    named = ((pool.name, pool.gateway) for pool in pools if view.network.shared)
+    return {name: router for name, router in named if router and blocks.contains(subnet, router)}
+
+
+def _contradictions(view: View) -> Iterator[Problem]:
+    """Pools of one subnet that name different routers, where the netconf does not decide."""
+    named = _pools_routers(view)
+    if view.network.gateway is None and len({*named.values()}) > 1:
+        what = "they name different gateways of one subnet: " + ", ".join(f"{p}: {r}" for p, r in named.items())
+        remedy = (
+            f"pods use {next(iter(named.values()))}; name one in all pools, or by `ipam.gateway` in the netconf"
+        )
+        yield Problem(f"IPPools of network {view.network.name}", what, remedy)
+
+
+def _via_host(view: View) -> tuple[Subnet, ...]:
+    """What the netconf says, and all pools of pods: other modes' pods are known to the node, not to the router."""
+    snapshot = view.snapshot
+    pools = (pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot))
+    others = [cidr for cidr in pools if not view.network.subnet or not blocks.overlaps(cidr, view.network.subnet)]
+    wanted = (cidr for cidr in (*view.network.via_host, *others) if isinstance(cidr, IPv4Network))
+    return tuple(sorted(ipaddress.collapse_addresses(wanted)))
+
+
+def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -> frozenset[Address]:
+    subnet = view.network.subnet
+    known: set[Address] = {address for node in view.snapshot.nodes.values() for address in node.addresses}
+    known.update((*hosts, *view.snapshot.ground.servers))
+    if subnet:
+        known |= {subnet.network_address, subnet.broadcast_address}
+    if gateway:
+        known.add(gateway)
+    return frozenset(address for address in known if blocks.contains(subnet, address))
+
+
+def _first_name(attachment: Attachment) -> str:
+    """Linux before 6.13 looks for the new link's name here, though it is made in the pod: `eth0` would exist."""
+    return f"new-{attachment.link[-11:]}"
+
+
+def _uplink(attachment: Attachment) -> Uplink:
+    if attachment.uplink is None:
+        raise NodeNotReadyError("the node's interface is not known yet")
+    return attachment.uplink
+
+
+def _address(attachment: Attachment) -> IPv4Address:
+    for lease in attachment.leases:
+        if isinstance(lease.address, IPv4Address):
+            return lease.address
+    raise NodeNotReadyError("the node has no IPv4 addresses for pods of this network")
+
+
+def _route(way: Way, address: Address, slave: Link, veth: Link) -> KernelRoute:
+    if way.gateway == GATEWAY:
+        return KernelRoute(way.dst, way.gateway, veth.index, source=address, onlink=True)
+    return KernelRoute(way.dst, way.gateway, slave.index)

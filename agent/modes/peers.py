@@ -1,0 +1,225 @@
+"""Ways to peers' pods, and what else a node needs of the cluster: pure functions of a view."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.ipam import blocks
+from agent.ipam.reservations import rules as reservation_rules
+from agent.model import special_addresses
+from agent.model.cluster import HOST_GW, ROUTED, VXLAN, Address, Node, Problem, Subnet
+from agent.modes import routable_blocks, underlay
+from agent.modes.base import View
+from agent.modes.node_endpoints import Ends
+from agent.modes.routable_blocks import Fences
+from agent.objects.state import Masquerade, Route
+
+
+def underlay_mtu(view: View) -> int:
+    """The MTU of the interface that holds the node's address, 1500 bytes where none does."""
+    local = underlay.home(view, underlay.chosen(view))
+    return local.mtu if local else 1500
+
+
+def masquerade(view: View, *, nodes: bool) -> Masquerade:
+    """From our pods to whatever is no pod, and where `nodes` is set no node either."""
+    if not view.network.masquerade:
+        return Masquerade()
+    snapshot = view.snapshot
+    exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot)}
+    elsewhere = {block.cidr for block in snapshot.blocks.values() if block.shared}
+    exempt.update(routable_blocks.claims(view).owners.keys() - elsewhere, view.blocks, view.guests)
+    exempt.update(alone for _node, alone in away(view))
+    if nodes:
+        exempt.update(ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
+    if view.network.subnet:
+        exempt.add(view.network.subnet)
+    # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
+    near = Fences(view)
+    exempt = {
+        subnet
+        for subnet in exempt
+        if blocks.is_single(subnet) or not (near.network(subnet) or special_addresses.against(subnet))
+    }
+    return Masquerade(frozenset(view.blocks) | view.guests, frozenset(exempt))
+
+
+def away(view: View) -> Iterator[tuple[Node, Subnet]]:
+    """Single addresses that pods of peers have though they are in blocks of others: more specific than those."""
+    return (found for found in _away(view) if not isinstance(found, Problem))
+
+
+def _away(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """Those addresses, or why nothing is routed there: a reservation is only what somebody has written."""
+    fences: Fences | None = None
+    for held in reservation_rules.away(view.snapshot, view.network, view.node):
+        alone = blocks.single(held.address)
+        if alone in view.held:
+            continue
+        fences = fences or Fences(view)
+        kept, end = special_addresses.against(alone), fences.address(alone, held.node)
+        if kept or end:
+            what = f"{alone} overlaps {kept}" if kept else f"{held.address} is a node's address or gateway"
+            remedy = f"delete pod {held.pod} on node {held.node}, and let it ask for another address"
+            yield Problem(f"IPReservation {held.name}", what, remedy)
+        else:
+            yield view.snapshot.nodes[held.node], alone
+
+
+def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """All that is behind each peer: its blocks, and what is away from its own."""
+    yield from routable_blocks.peer_blocks(view)
+    yield from _away(view)
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The IPv4 blocks of a cluster whose nodes are the ends of tunnels, by the addresses of those nodes."""
+
+    node: IPv4Address | None
+    """This node's; None: it can't have a tunnel, for want of an address or of blocks."""
+    own: tuple[IPv4Network, ...] = ()
+    blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
+    """This node's blocks among them, and single addresses that are away from theirs."""
+    ways: Mapping[IPv4Network, str] = field(default_factory=dict)
+    """In which mode packets go to each peer's block."""
+    plain: frozenset[Route] = frozenset()
+    """To the blocks of peers that do without a tunnel just now."""
+    problems: frozenset[Problem] = frozenset()
+
+    @property
+    def here(self) -> dict[IPv4Network, IPv4Address]:
+        """This node's blocks, and its guests."""
+        return {block: node for block, node in self.blocks.items() if block not in self.ways}
+
+    def by(self, mode: str) -> dict[IPv4Network, IPv4Address]:
+        """Peers' blocks that packets go to in this mode."""
+        return {block: self.blocks[block] for block, way in self.ways.items() if way == mode}
+
+
+def owners(view: View) -> Owners:
+    """Which node each IPv4 block is on; the modes that ask carry nothing else."""
+    problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
+    own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
+    known = underlay.chosen(view)
+    node, _local = underlay.own(view, known)
+    if not own or not isinstance(node, IPv4Address):
+        missing = {underlay.no_address(view.node)} if own else set()
+        return Owners(None, problems=frozenset(problems | missing))
+    guests = (guest for guest in view.guests if isinstance(guest, IPv4Network))
+    found, ways = dict.fromkeys((*own, *guests), node), {}
+    plain: set[Route] = set()
+    to = Peers(view, known)
+    for each in peers(view):
+        if isinstance(each, Problem):
+            problems.add(each)
+            continue
+        peer, block = each
+        address = to.end(peer)
+        if not isinstance(block, IPv4Network):
+            problems.add(_no_ipv6(view, f"block {block} of node {peer.name}"))
+        elif isinstance(address, Problem):
+            problems.add(address)
+        else:
+            found[block], ways[block] = address, way(view, peer)
+            if ways[block] == HOST_GW != view.network.mode:
+                route = to.route(peer, block)
+                if isinstance(route, Route):
+                    plain.add(route)
+                else:
+                    problems.add(route)
+    return Owners(node, own, found, ways, frozenset(plain), frozenset(problems))
+
+
+def way(view: View, peer: Node) -> str:
+    """The mode in which packets go to a peer: by what both nodes say, so that those of the peer come the same way.
+
+    It is what both take and one of them has in its conf; plain packets are taken by every node.
+    """
+    theirs = peer.modes(view.network.name) or view.modes[:1]  # who says nothing is as we are
+    both = {HOST_GW, *(mode for mode in theirs if mode in view.modes)}
+    return min(both & {view.modes[0], theirs[0]} or both, key=ROUTED.index)
+
+
+def mixed(view: View) -> bool:
+    """Whether some node, this one included, has another mode beside that of this node's conf."""
+    peers = (peer.modes(view.network.name) for peer in view.snapshot.nodes.values() if peer.name != view.node)
+    return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
+
+
+def crossing(view: View, *devices: str) -> frozenset[str]:
+    """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
+    me = view.snapshot.nodes.get(view.node)
+    if me is None or not mixed(view):
+        return frozenset()
+    return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
+
+
+def _no_ipv6(view: View, where: str) -> Problem:
+    return Problem(where, f"is IPv6, which {view.network.mode} does not carry", "use host-gw for IPv6")
+
+
+def senders(view: View) -> frozenset[IPv4Address]:
+    """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
+    addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
+    return frozenset(address for address in addresses if isinstance(address, IPv4Address))
+
+
+def settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
+    """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
+
+    A node without a tunnel may have guests, of which `owners` has the block only. It may send their packets by its
+    tunnel a moment before this node hears that it has one.
+    """
+    known = underlay.chosen(view)
+    elsewhere = (block for block, mode in owners.ways.items() if mode != VXLAN and blocks.is_single(block))
+    plain = {owners.blocks[block] for block in elsewhere}
+    return frozenset(
+        (address, end)
+        for name, node in view.snapshot.nodes.items()
+        if isinstance(end := known.of(name, 4), IPv4Address) and end not in plain
+        for address in node.addresses
+        if isinstance(address, IPv4Address) and address not in known.contested
+    )
+
+
+class Peers:
+    """How this node reaches others: the ends of tunnels, and routes by which they are next hops."""
+
+    def __init__(self, view: View, known: Ends | None = None) -> None:
+        self._view = view
+        self._ends = known or underlay.chosen(view)
+        self._near = underlay.Near(view, self._ends)
+
+    def end(self, peer: Node) -> IPv4Address | Problem:
+        """The peer's end of tunnels, or why it has none."""
+        address = self._ends.of(peer.name, 4)
+        if not isinstance(address, IPv4Address):
+            return underlay.no_address(peer.name)
+        return _this_nodes(peer, address) if address in self._near.addresses else address
+
+    def route(self, peer: Node, block: Subnet) -> Route | Problem:
+        """The route to a peer's block by its InternalIP, or why there is none: it must be on-link."""
+        refused: Problem | None = None
+        for address in self._ends.candidates(peer, block.version):
+            if address in self._near.addresses:
+                refused = refused or _this_nodes(peer, address)
+            elif local := self._near.local(address):
+                return Route(block, address, local.device)
+            else:
+                refused = refused or self._off_link(peer, address, block)
+        return refused or underlay.no_address(peer.name, block.version)
+
+    def _off_link(self, peer: Node, address: Address, block: Subnet) -> Problem:
+        return Problem(
+            f"node {peer.name}",
+            f"{address} is not on-link, so {self._view.network.mode} can't reach {block}",
+            "put the nodes on one subnet, or use the mode vxlan or ipip",
+        )
+
+
+def _this_nodes(peer: Node, address: Address) -> Problem:
+    return Problem(f"node {peer.name}", f"has this node's own address {address}", "give it one of its own")

@@ -1,0 +1,1 @@
+"""The mode vxlan: an overlay by eBPF programs, or by the kernel."""

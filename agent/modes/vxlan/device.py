@@ -1,0 +1,230 @@
+"""The vxlan device with its programs and maps: made what the node path wants, as a whole."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from agent.kernel import fdb, hardening, link_setup, links, neighbours, netlink, rtnl, tc
+from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loaded
+from agent.kernel.bpf.syscall import BpfError, Program
+from agent.kernel.link_setup import Setup
+from agent.kernel.netlink import Netlink, NetlinkError, Request
+from agent.kernel.rtnl import Link, LinkAddress
+from agent.model.cluster import KERNEL, Problem
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
+from agent.objects.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
+
+IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LOCAL, IFLA_VXLAN_TTL, IFLA_VXLAN_LEARNING = 1, 2, 4, 5, 7
+IFLA_VXLAN_PORT = 15
+IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_COLLECT_METADATA = 18, 25
+
+UNSET = netlink.attribute(IFLA_VXLAN_GROUP, bytes(4)) + netlink.u8(IFLA_VXLAN_TTL, 0)
+"""No node that all is sent to, and the kernel's own TTL."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Done:
+    """What was done once in this process."""
+
+    settled: Loaded | None = None
+    """The programs that all pods have."""
+
+
+_done = _Done()
+
+
+def is_ours(link: Link) -> bool:
+    """Whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
+    marked = link.mac.startswith(TUNNEL_MAC_PREFIX) or link.alias.startswith(TUNNEL_ALIAS)
+    return link.kind == "vxlan" and link.name == TUNNEL and marked
+
+
+def sync(
+    nl: Netlink, wanted: Overlay | None, there: Sequence[Link], addresses: Sequence[LinkAddress]
+) -> list[Problem]:
+    """Make device, programs and maps those wanted. Raises OSError."""
+    device = next((link for link in there if link.name == TUNNEL), None)
+    if wanted is None:
+        if device and is_ours(device):
+            links.delete(nl, TUNNEL)
+        loader.drop()
+        return []
+    if device and not is_ours(device):
+        what, remedy = (
+            f"a {device.kind} of that name exists and is not testcni's",
+            f"delete it: ip link del {TUNNEL}",
+        )
+        return [Problem(f"device {TUNNEL}", what, remedy)]
+    try:
+        return _sync(nl, wanted, device, addresses)
+    except NetlinkError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
+            raise
+        return [_taken(wanted, [link.name for link in there if link.kind == "vxlan" and link is not device])]
+
+
+def _sync(nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence[LinkAddress]) -> list[Problem]:
+    if wanted.backend == KERNEL:
+        index = _device(nl, wanted, device).index
+        sync_addresses(nl, index, wanted.addresses, addresses)
+        if changed := fdb.sync(nl, index, {node for _block, node in wanted.blocks} - {wanted.node}):
+            log.info("overlay: %d neighbours and forwarding entries changed", changed)
+        return []
+    try:
+        loaded = loader.current() or loader.load()
+        index = _device(nl, wanted, device, loaded).index
+        put = vxlan_maps.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes, dict(wanted.ends))
+    except BpfError as error:
+        remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
+        return [Problem("eBPF", str(error).replace("\n", "; "), remedy)]
+    if put:
+        log.info("overlay: %d entries set", put)
+    sync_addresses(nl, index, wanted.addresses, addresses)
+    _sync_programs(nl, loaded)
+    return []
+
+
+def _taken(wanted: Overlay, others: Sequence[str]) -> Problem:
+    """The port is another's: the kernel shares it only among devices of one kind, and a VNI not at all."""
+    choice = 'or give all networks of mode vxlan another "port" in the netconf, on all nodes'
+    if not others:
+        what, remedy = f"another program has UDP port {wanted.port}", f"`ss -ulnp` names it: end it, {choice}"
+        return Problem(f"device {TUNNEL}", what, remedy)
+    what = f"another vxlan device has UDP port {wanted.port} or the VNI {wanted.vni}: {', '.join(others)}"
+    remedy = f"delete it if its network is gone: ip link del {others[0]}; {choice}"
+    return Problem(f"device {TUNNEL}", what, remedy)
+
+
+def tidy(wanted: Overlay | None) -> None:
+    """Forget blocks and nodes that are not wanted, once no route leads there by the tunnel. Raises OSError."""
+    if wanted and wanted.backend != KERNEL and (loaded := loader.current()):
+        removed = vxlan_maps.remove_other_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
+        if removed:
+            log.info("overlay: %d entries deleted", removed)
+
+
+def _sync_programs(nl: Netlink, loaded: Loaded) -> None:
+    """The programs of pods are those loaded, and none of an earlier version is kept.
+
+    Later it is the pods' ports (`podports`) that keep them so.
+    """
+    if _done.settled is loaded:
+        return
+    _recover(nl, loaded)
+    _renew(nl, loaded)
+    _done.settled = loaded
+    log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
+    for path in loader.retire():
+        log.info("eBPF pins removed: %s", path)
+
+
+def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | None = None) -> Link:
+    """The device, up, with its programs if it has some. It is not up before they are there, and hardened."""
+    plain, mac = (wanted.vni, wanted.node) if wanted.backend == KERNEL else None, tunnel_mac(wanted.node)
+    alias = f"{TUNNEL_ALIAS} {wanted.port}"
+    if plain:
+        alias = f"{alias} vni {wanted.vni} local {wanted.node}"
+    made = _data(wanted.port, plain) + UNSET
+    if device and (
+        device.alias != alias or not link_setup.is_as_made(device, made)
+    ):  # most of it can't be changed
+        links.delete(nl, TUNNEL)
+        device = None
+    if device is None:
+        nl.request(create(TUNNEL, mac, wanted.port, wanted.mtu, plain))
+        device = rtnl.link(nl, TUNNEL)
+        if device is None:
+            raise NetlinkError(errno.ENODEV, f"device {TUNNEL} has vanished")
+        log.info("device %s made: port %d, MTU %d", TUNNEL, wanted.port, wanted.mtu)
+    if loaded:
+        vxlan_maps.configure(loaded.maps, Config(wanted.node, wanted.vni, wanted.port, device.index))
+        tc.ensure(
+            nl,
+            device.index,
+            {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
+        )
+    if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
+        hardening.before_up(TUNNEL)
+        nl.request(link_setup.configure(TUNNEL, Setup(alias, wanted.mtu, mac)))
+    return device
+
+
+def create(name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Address] | None = None) -> Request:
+    """A vxlan device without learning and ARP.
+
+    With `plain`, its VNI and the node's address, it looks peers up in its forwarding entries; else it asks its
+    programs where each packet goes.
+    """
+    attributes = (
+        netlink.text(rtnl.IFLA_IFNAME, name)
+        + netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(mac))
+        + netlink.u32(rtnl.IFLA_MTU, mtu)
+    )
+    return rtnl.create(
+        "vxlan", attributes, _data(port, plain), f"vxlan device {name}, port {port}", rtnl.IFF_NOARP
+    )
+
+
+def _data(port: int, plain: tuple[int, IPv4Address] | None) -> bytes:
+    data = netlink.u8(IFLA_VXLAN_LEARNING, 0) + netlink.attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
+    if plain is None:
+        return data + netlink.u8(IFLA_VXLAN_COLLECT_METADATA, 1)
+    vni, node = plain
+    data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
+    return data + netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
+
+
+def sync_addresses(
+    nl: Netlink, index: int, wanted: frozenset[IPv4Address], addresses: Sequence[LinkAddress]
+) -> None:
+    """Make the IPv4 addresses of a device those wanted. Raises NetlinkError."""
+    held = {a.address for a in addresses if a.index == index and a.address.version == 4}
+    steps: list[Request] = [rtnl.add_address(index, address, 32) for address in sorted(wanted - held)]
+    steps += [rtnl.delete_address(index, address, 32) for address in held - wanted]
+    for error in nl.batch(steps):
+        if error and error.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
+            raise error
+
+
+def _recover(nl: Netlink, loaded: Loaded) -> None:
+    """Pods that the maps lack, as they are new or lost their pins: the kernel knows them by their routes."""
+    ends = {link.index: link for link in rtnl.links(nl) if link.name.startswith(LINK_PREFIX)}
+    known, macs = vxlan_maps.pods(loaded.maps), neighbours.permanent(nl)
+    for route in rtnl.routes(nl, 4):
+        address = route.dst.network_address
+        mac = macs.get((route.index, address))
+        if not mac or route.index not in ends or not isinstance(address, IPv4Address) or address in known:
+            continue
+        if tc.name(nl, route.index, "ingress") != "veth_ingress":  # of the backend kernel, or another mode
+            continue
+        vxlan_maps.put_pod(loaded.maps, address, Endpoint(route.index, mac, ends[route.index].mac))
+        log.warning("pod %s was not known to the eBPF programs", address)
+    for address, endpoint in known.items():
+        if endpoint.device not in ends:
+            vxlan_maps.remove_pod(loaded.maps, address, endpoint.host_mac)
+
+
+def _renew(nl: Netlink, loaded: Loaded) -> None:
+    """The programs of pods become the ones in force, after an upgrade: also those of which no file is left."""
+    renewed = 0
+    for endpoint in vxlan_maps.pods(loaded.maps).values():
+        try:
+            renewed += tc.ensure(nl, endpoint.device, pod_programs(loaded))
+        except NetlinkError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):  # the pod has gone meanwhile
+                raise
+    if renewed:
+        log.info("programs of %d pods renewed", renewed)
+
+
+def pod_programs(loaded: Loaded) -> dict[tc.Hook, Program]:
+    """What belongs at the host's end of a pod."""
+    return {"ingress": loaded.programs["veth_ingress"], "egress": loaded.programs["veth_egress"]}

@@ -1,0 +1,126 @@
+"""vxlan: pods with a /32 each; eBPF programs carry packets between them, on a node and through a tunnel.
+
+With the backend `kernel`, the stack and the kernel's own vxlan do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from agent.cni.netconf import ExtraRoute
+from agent.ipam import allocator
+from agent.ipam.attachment import Attachment
+from agent.kernel import links, rtnl
+from agent.kernel.bpf import loader
+from agent.kernel.rtnl import Link
+from agent.model.cluster import EBPF, KERNEL, VXLAN
+from agent.modes import peers, routable_blocks, veth
+from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
+from agent.modes.peers import Owners
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.objects.pod_port import PodPort
+from agent.objects.state import TUNNEL, NodeState, Overlay, Route
+
+OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
+# Of a node's own blocks, what is no pod's goes into the tunnel's device, to be dropped and counted there; but a
+# bridge of another mode has a route for the same block, and comes first.
+LAST = 4096
+
+
+class Vxlan:
+    """The mode `vxlan`."""
+
+    def desired(self, view: View) -> NodeState:
+        """A tunnel, a route into it for each block of the cluster, and the node of each block."""
+        settled = routable_blocks.settle(view)
+        view = settled.view
+        owners = peers.owners(view)
+        problems = owners.problems | settled.problems
+        if not owners.node:
+            return NodeState(problems=problems, refused=settled.refused)
+        return NodeState(
+            overlay=Overlay(
+                TUNNEL,
+                view.network.vni,
+                view.network.port,
+                view.network.mtu or peers.underlay_mtu(view) - OVERHEAD,
+                owners.node,
+                frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
+                frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
+                peers.senders(view),
+                view.network.vxlan_backend,
+                peers.settled(view, owners),
+            ),
+            routes=_routes(view, owners) | owners.plain,
+            # nodes are no exception: a network may drop what nodes send from pods' addresses
+            masquerade=peers.masquerade(view, nodes=False),
+            forwarding=frozenset({4}),
+            problems=problems,
+            refused=settled.refused,
+            crossing=peers.crossing(view, TUNNEL),
+            guards=frozenset({(TUNNEL, view.network.spoof_check)} if view.network.vxlan_backend == KERNEL else ()),
+        )
+
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link with a route to the pod, and with the backend `ebpf` the programs, which know the pod."""
+        programs = attachment.network.vxlan_backend == EBPF
+        port = veth.routed_port(attachment)
+        return replace(port, programs=True, guard=None) if programs else port
+
+    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
+        port, device = self.port(attachment), _ready(attachment)
+        mtu = attachment.network.mtu or device.mtu
+        if port.programs:
+            _check_free(veth.routed_address(attachment), port.mac)
+        links.host().request(veth.create_veth(attachment, netns_fd, mtu))
+        veth.make_port(port)
+        return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
+
+    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+        """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
+        try:
+            _ready(attachment)
+        except NodeNotReadyError as error:
+            raise CheckError(str(error)) from error
+        veth.check_up("device", TUNNEL)
+        port = veth.check_port(self.port(attachment))
+        veth.check_routed(attachment, wired, port, netns_fd)
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Forget the pod and delete the host's end; all else goes with it."""
+        known = loader.maps()
+        for lease in attachment.leases:
+            if known and isinstance(lease.address, IPv4Address):
+                vxlan_maps.remove_pod(known, lease.address, veth.host_mac(attachment))
+        veth.remove_port(attachment)
+
+
+def _ready(attachment: Attachment) -> Link:
+    """The device, once there are the programs too, for the backend that has some: the node path makes them.
+
+    Those of an earlier agent do while the datastore is away.
+    """
+    device = veth.needed("device", TUNNEL)
+    if attachment.network.vxlan_backend == EBPF and not (loader.current() or loader.adopt()):
+        raise NodeNotReadyError("the eBPF programs are not loaded")
+    return device
+
+
+def _check_free(address: IPv4Address, host_mac: str) -> None:
+    """Raises AddressTakenError where the programs know another pod with the address, whose link is there."""
+    held = loader.maps()
+    known = vxlan_maps.pod(held, address) if held else None
+    if known is None or known.host_mac == host_mac:
+        return
+    there = rtnl.link_at(links.host(), known.device)
+    if there and there.mac == known.host_mac:
+        raise AddressTakenError(address, there.name)
+
+
+def _routes(view: View, owners: Owners) -> frozenset[Route]:
+    """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
+    plain = view.network.vxlan_backend == KERNEL
+    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.by(VXLAN).items())
+    return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in owners.own)))

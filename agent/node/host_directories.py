@@ -1,0 +1,82 @@
+"""Folders of the host that were mounted into the agent's container, and are the host's no longer.
+
+Where such a folder is removed on the host and made anew, the container keeps the removed one: nothing can be made
+in it (ENOENT), and nobody else sees it. Only a container that is started anew gets the new one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent.errors import MustEndError
+from agent.model.cluster import Problem
+from agent.runtime.observable import Latest
+
+ENTRIES = 4096  # bytes: enough for any first entry
+LOOK = 5.0  # seconds between two looks
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Folders:
+    """Looks for folders that were removed; `folders` has each by its option."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        self._folders = dict(folders)
+        self._always = {option for option, path in folders.items() if removed(path)}
+        """Those that were so from the start: to end would not help, and so the agent would end again and again."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until `stop` is set. Raises MustEndError."""
+        while not stop.is_set():
+            self.once()
+            stop.wait(LOOK)
+
+    def once(self) -> None:
+        """One look. Raises MustEndError."""
+        found = {option: path for option, path in self._folders.items() if removed(path)}
+        self._always &= found.keys()
+        for option, path in found.items():
+            if option not in self._always:
+                raise MustEndError(
+                    f"{path} ({option}) was removed on the host, and this container has the removed one: "
+                    "the agent ends to be started anew with the folder that is there now"
+                )
+        self.problems.publish({option: _problem(option, path) for option, path in found.items()})
+
+
+def removed(path: Path) -> bool:
+    """Whether a folder is mounted here that has no name any more on its own file system.
+
+    Its link count is 0; on overlayfs, which counts 1 for a folder of several layers, it can't be listed
+    (ENOENT, iterate_dir in fs/readdir.c).
+    """
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False  # it is not there at all, or out of reach: who uses it reports that
+    try:
+        return os.fstat(folder).st_nlink == 0 or not _can_be_listed(folder)
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+
+
+def _can_be_listed(folder: int) -> bool:
+    """Whether the kernel lists it; asked by getdents64(2), as readdir(3) makes an empty folder of this error."""
+    listed: int = _libc.getdents64(folder, ctypes.create_string_buffer(ENTRIES), ENTRIES)
+    return listed >= 0 or ctypes.get_errno() != errno.ENOENT
+
+
+def _problem(option: str, path: Path) -> Problem:
+    what = f"is a folder that was removed on the host ({option}), so nothing written there is seen"
+    return Problem(
+        str(path), what, "make the folder on the host, then delete the agent's pod: a new one mounts it"
+    )

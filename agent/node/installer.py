@@ -1,0 +1,227 @@
+"""Plugin and conflist onto the host: by atomic rename, only when they differ, the conflist last of all.
+
+The runtime takes a node for ready as soon as there is a conflist, so it is written only when a pod could start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.cni import conflist
+from agent.errors import CniError
+from agent.kernel.inotify import FolderWatch
+from agent.model.cluster import Problem
+from agent.node import cni_conf_dir
+from agent.runtime import atomic_file
+from agent.runtime.observable import Latest, NodeStatus, pace
+
+CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
+DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
+LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
+REASONS = 3  # problems that a waiting conflist names: an Event has 1,024 bytes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`bundle` (plugins) and `template` (the conflist) are our image's; the others are the host's."""
+
+    bundle: Path
+    template: Path
+    bin_dir: Path
+    conf_dir: Path
+
+    @property
+    def conflist(self) -> Path:
+        """The installed conflist."""
+        return self.conf_dir / CONFLIST
+
+
+class Installer:
+    """Keeps the host's copies right for as long as the agent runs."""
+
+    def __init__(
+        self, places: Places, status: Latest[NodeStatus], problems: Latest[Mapping[str, Problem]]
+    ) -> None:
+        self._problems = problems
+        self._places = places
+        self._status = status
+        self._refused = ""
+        self._wake = threading.Event()
+        self.pace = pace()
+        status.listen(self._wake.set)
+
+    def run(self, stop: threading.Event) -> None:
+        """Install, and install again whatever drifts, until `stop` is set."""
+        for folder in (self._places.bin_dir, self._places.conf_dir, self._places.template.parent):
+            name = f"watch-{folder.name}"
+            threading.Thread(target=self._watch, args=(folder, stop), name=name, daemon=True).start()
+        while not stop.is_set():
+            self.pace.wait(stop)
+            self._wake.clear()
+            self.once()
+            self._wake.wait(LOOK_AGAIN)
+
+    @property
+    def installed(self) -> bool:
+        """Whether the runtime's folder has the conflist."""
+        return self._places.conflist.exists()
+
+    @property
+    def lacking(self) -> str:
+        """Why the runtime's folder has not the conflist that it should have; empty: it has."""
+        if self._refused:
+            return f"the conflist {self._places.template} can't be used: {self._refused}"
+        return "" if self.installed else "the conflist is not installed"
+
+    def once(self) -> None:
+        """One look at everything; what fails is a problem, and is tried again."""
+        problems: dict[str, Problem] = {}
+        try:
+            for source in sorted(self._places.bundle.iterdir()):
+                _install(source.read_bytes(), self._places.bin_dir / source.name, 0o755)
+            if problem := self._put_conflist():
+                problems["conflist"] = problem
+        except OSError as error:
+            remedy = "see that the host's folders are mounted and can be written"
+            problems["install"] = Problem("install", str(error), remedy)
+        for name in self._absent(problems):
+            what = (
+                f"names the plugin {name}, which is not in {self._places.bin_dir}: no pod can be added without it"
+            )
+            remedy = "install it there, or take it out of the conflist"
+            problems[f"plugin {name}"] = Problem(str(self._places.template), what, remedy)
+        for path in foreign(self._places.conf_dir):
+            what = f"sorts before {CONFLIST}, so the runtime uses it and not testcni"
+            problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
+        self._problems.publish(problems)
+
+    def _put_conflist(self) -> Problem | None:
+        """Install the conflist if its networks are prepared, else return why the installed one stays in force.
+
+        Raises OSError where it can't be installed.
+        """
+        template, self._refused = self._places.template, ""
+        try:
+            data = atomic_file.read(template)
+            networks = cni_conf_dir.of(conflist.conflist(data, self._places.conf_dir)).networks
+        except FileNotFoundError:
+            remedy = f"in Kubernetes: give the ConfigMap the key {template.name}"
+            return self._refuse("there is no such file", remedy)
+        except (CniError, OSError) as error:
+            self._refused = str(error)
+            return None  # who reads the confs reports it
+        if not networks:
+            return self._refuse("has no plugin of type testcni", "add one")
+        prepared = self._status.get().blocks
+        missing = sorted(f"{n.name} ({n.mode})" for n in networks if not prepared.get(n))
+        if not missing:
+            _install(data, self._places.conflist, 0o600)
+        elif self.installed and not _same(self._places.conflist, data):
+            return self._waiting(f"network {', '.join(missing)} is not prepared, so the old conflist stays")
+        return None
+
+    def _refuse(self, what: str, remedy: str) -> Problem:
+        """Note and return what is wrong with the conflist that is to be installed."""
+        self._refused = what
+        return Problem(str(self._places.template), what, f"{remedy}; until then what is installed stays in force")
+
+    def _waiting(self, what: str) -> Problem:
+        """Return the problem with the reasons for it, as an Event shows no other problem beside it."""
+        own = self._problems.get().values()
+        others = [problem for problem in self._status.get().problems if problem not in own]
+        if not others:
+            return Problem(str(self._places.template), what, "wait; if it stays so, see the agent's log")
+        reasons = "; ".join(f"{problem.where}: {problem.what}" for problem in others[:REASONS])
+        return Problem(str(self._places.template), f"{what}: {reasons}", others[0].remedy)
+
+    def _absent(self, problems: Mapping[str, Problem]) -> list[str]:
+        """Programs that the installed conflist names and the plugin folder lacks; none where that is not known."""
+        if "install" in problems:
+            return []
+        try:
+            conf = conflist.read(self._places.conflist, atomic_file.read(self._places.conflist))
+            types = {plugin.type for plugin in conf.plugins}
+            return sorted(name for name in types if not (self._places.bin_dir / name).is_file())
+        except (CniError, OSError):
+            return []  # who reads the confs reports it, or there is none yet
+
+    def _watch(self, folder: Path, stop: threading.Event) -> None:
+        watch = FolderWatch(folder)
+        try:
+            while not stop.is_set():
+                if watch.wait(stop, LOOK_AGAIN):
+                    self._wake.set()
+        finally:
+            watch.close()
+
+
+def foreign(conf_dir: Path) -> list[Path]:
+    """Confs that the runtime would take instead of ours; one of a plugin that calls ours may come first."""
+    try:
+        paths = conflist.files(conf_dir)
+    except OSError:
+        return []  # who reads the confs reports it
+    return [path for path in paths if path.name < CONFLIST and not _delegates(path)]
+
+
+def _delegates(path: Path) -> bool:
+    try:
+        types = {plugin.type for plugin in conflist.read(path, atomic_file.read(path)).plugins}
+    except (CniError, OSError):
+        return False  # whatever it is, the runtime would take it
+    return not types.isdisjoint(DELEGATING)
+
+
+def uninstall(places: Places) -> list[Path]:
+    """Take away what `Installer` put on the host, the conflist first; what was removed. Raises OSError.
+
+    A file in the plugin folder goes only if it is byte for byte ours: portmap may be the distribution's.
+    """
+    ours = {source.name: source.read_bytes() for source in places.bundle.iterdir()}
+    removed = []
+    if places.conflist.exists():
+        places.conflist.unlink()
+        removed.append(places.conflist)
+    for name, data in ours.items():
+        path = places.bin_dir / name
+        if _same(path, data):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _install(data: bytes, target: Path, mode: int) -> None:
+    """Make `target` hold `data`, whole at every moment, also over a crash. Raises OSError."""
+    if _same(target, data) and target.stat().st_mode & 0o777 == mode:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")  # the same each time, as it stands in the text of errors
+    try:
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        new.rename(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+    log.info("installed %s (sha256 %s)", target, hashlib.sha256(data).hexdigest()[:16])
+
+
+def _same(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,113 @@
+"""Which networks of the confs come into force: no change between modes whose pods don't reach each other.
+
+Pods of host-gw, vxlan and ipip reach each other, as all have addresses of the nodes' blocks. Those of ipvlan and
+macvlan are on the parent's own subnet: those of the other modes don't reach them, and one parent can't have both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from agent.model.cluster import ROUTED, Network, Node, Problem
+from agent.node.cni_conf_dir import Confs
+
+UNREACHED = "and pods of the two modes don't reach each other"
+NAMED = 3  # nodes or pods that a problem names
+REMEDY = (
+    "put the old mode back into the conf (in Kubernetes: the ConfigMap), or delete all pods of the network, or"
+    " uninstall testcni before the new mode is installed (docs/operations.md, Changing the mode)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What of the confs, and of what pods ask for, is in force."""
+
+    networks: frozenset[Network] = frozenset()
+    chosen: Mapping[str, Network] = field(default_factory=dict)
+    """By a network's name that of its conf; of one that is refused the old one, where there is one."""
+    refused: frozenset[str] = frozenset()
+    """The names of networks whose new mode is refused."""
+    problems: tuple[Problem, ...] = ()
+
+    def silent(self, used: Iterable[Network]) -> frozenset[str]:
+        """Return the networks that this node announces nothing of, so that others may change their mode.
+
+        That is what all do that wait for the others only, as none of their own pods are on the network.
+        """
+        return self.refused - {network.name for network in used}
+
+
+def conflict(one: str, other: str) -> bool:
+    """Whether pods of two modes of one network can't reach each other: one is routed, the other on the subnet."""
+    return (one in ROUTED) != (other in ROUTED)
+
+
+def admit(
+    confs: Confs,
+    asked: Iterable[Network],
+    used: Collection[Network],
+    in_force: Iterable[Network],
+    peers: Iterable[Node],
+) -> Admitted:
+    """Return what comes into force; `asked` is what pods ask for now, `in_force` what was at the last look.
+
+    A mode that is in force already is never refused, as nodes that disagree would both end with none.
+    """
+    established = {(n.name, n.mode) for n in (*used, *in_force, *confs.installed)}
+    found = tuple(peers)
+    refused, problems = set(), []
+    for network in sorted({*confs.chosen.values(), *asked}, key=str):
+        why = _against(network, used, found)
+        if not why:
+            continue
+        known = (network.name, network.mode) in established
+        if not known:
+            refused.add(network)
+        problems.append(_problem(network, why, refused=not known))
+    return Admitted(
+        (confs.networks | frozenset(asked)) - refused,
+        _chosen(confs, refused, used),
+        frozenset(network.name for network in refused),
+        tuple(problems),
+    )
+
+
+def _against(network: Network, used: Iterable[Network], peers: Iterable[Node]) -> str:
+    """Return who has the network in a mode whose pods its own would not reach; empty: nobody."""
+    here = sorted({n.mode for n in used if n.name == network.name} - {network.mode})
+    for mode in here:
+        if conflict(network.mode, mode):
+            return f"pods on this node are in the mode {mode}, {UNREACHED}"
+        if mode not in ROUTED:
+            return f"pods on this node are in the mode {mode}, and one parent can't have both"
+    there: dict[str, list[str]] = {}
+    for peer in peers:
+        for mode in peer.announced(network.name):
+            if conflict(network.mode, mode):
+                there.setdefault(mode, []).append(peer.name)
+    told = [
+        f"node {', '.join(sorted(names)[:NAMED])}{' and others' * (len(names) > NAMED)} announces the mode {mode}"
+        for mode, names in sorted(there.items())
+    ]
+    return f"{'; '.join(told)}, {UNREACHED}" if told else ""
+
+
+def _problem(network: Network, why: str, *, refused: bool) -> Problem:
+    where = f"network {network.name}"
+    if refused:
+        what = f"the mode {network.mode} is refused, and the old conflist stays in force: {why}"
+        return Problem(where, what, REMEDY)
+    remedy = "delete the pods that are left of the other mode, so that they are made anew"
+    return Problem(where, f"the mode is {network.mode}, but {why}", remedy)
+
+
+def _chosen(confs: Confs, refused: Collection[Network], used: Iterable[Network]) -> dict[str, Network]:
+    """Return for each name the conf's network; instead of one that is refused what is installed, or pods have."""
+    chosen = {name: network for name, network in confs.chosen.items() if network not in refused}
+    names = {network.name for network in refused}
+    for old in (*sorted(confs.installed, key=str), *(replace(n, pool="") for n in sorted(used, key=str))):
+        if old.name in names and old not in refused:
+            chosen.setdefault(old.name, old)
+    return chosen

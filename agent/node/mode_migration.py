@@ -1,0 +1,115 @@
+"""Networks whose mode is being changed: what stays in force beside the conf's mode, and what peers are told.
+
+A node tells in which modes it takes packets. A mode that it takes up is told when it is prepared; one that it
+gives up is withdrawn first, and goes when peers have had the time to hear it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from agent.model.cluster import ENDS, HOST_GW, MODES, ROUTED, VXLAN, Network, Node, Receives
+
+GRACE = 15.0  # seconds from the withdrawal to the removal
+KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear late that it may remove it
+
+
+def receives(chosen: Mapping[str, Network], ready: Iterable[Network], leaving: Collection[Network]) -> Receives:
+    """The modes of each network of the confs in which packets are taken now, that of the conf first."""
+    found: dict[str, set[str]] = {}
+    for network in ready:
+        if network.name in chosen and network not in leaving:
+            found.setdefault(network.name, set()).add(network.mode)
+    order = (*ROUTED, *MODES)
+    return tuple(
+        (name, tuple(sorted(modes, key=lambda mode: (mode != chosen[name].mode, order.index(mode)))))
+        for name, modes in sorted(found.items())
+    )
+
+
+def siblings(
+    chosen: Mapping[str, Network], peers: Iterable[Node], needed: Collection[Network], known: Collection[Network]
+) -> frozenset[Network]:
+    """Tunnels to peers that do not take the mode of the conf yet, or not any more.
+
+    Plain packets need no network of their own: every node forwards those.
+    """
+    wanted = set()
+    for peer in peers:
+        for name in dict(peer.receives):
+            conf, modes = chosen.get(name), peer.modes(name)
+            if not (conf and modes and conf.mode in ROUTED):
+                continue
+            if conf.mode not in (HOST_GW, *modes) and modes[0] != HOST_GW:
+                wanted.add((conf, modes[0]))
+    held = {(network.name, network.mode) for network in needed}
+    found = set()
+    for conf, mode in wanted:
+        if (conf.name, mode) not in held:
+            earlier = (n for n in sorted(known, key=str) if (n.name, n.mode) == (conf.name, mode))
+            found.add(next(earlier, replace(conf, mode=mode)))
+    return frozenset(found)
+
+
+class TunnelPorts:
+    """UDP ports of vxlan tunnels in the cluster; that of a tunnel that is given up stays until it is gone."""
+
+    def __init__(self) -> None:
+        self._used: frozenset[int] = frozenset()
+        self._left: dict[int, float] = {}
+        """Those that are in use no more, since when (time.monotonic)."""
+
+    @property
+    def ends(self) -> list[float]:
+        """When each goes that is in use no more (time.monotonic)."""
+        return [since + KEPT for since in self._left.values()]
+
+    def look(
+        self, networks: Iterable[Network], chosen: Mapping[str, Network], peers: Iterable[Node], now: float
+    ) -> tuple[int, ...]:
+        """Return the ports, those of this node's networks first: a peer's is what the conf of its network says."""
+        own = {network.port for network in networks if network.mode == VXLAN}
+        default = Network("")
+        told = (name for peer in peers for name, modes in peer.receives if name != ENDS and VXLAN in modes)
+        theirs = {chosen.get(name, default).port for name in told}
+        left = dict.fromkeys(self._used, now) | self._left
+        self._used = frozenset(own | theirs)
+        self._left = {port: t for port, t in left.items() if port not in self._used and t + KEPT > now}
+        ports = self._used | self._left.keys()
+        return tuple(sorted(ports, key=lambda port: (port not in own, port not in theirs, port)))
+
+
+class Leaving:
+    """Networks of a mode that their conf has left, until peers had the time to hear of it."""
+
+    def __init__(self, in_force: Collection[Network]) -> None:
+        self.networks: frozenset[Network] = frozenset()
+        self._in_force = frozenset(in_force)
+        self._withdrawn: dict[Network, float] = {}
+
+    @property
+    def in_force(self) -> frozenset[Network]:
+        """What was in force at the last look, of an earlier run at first."""
+        return self._in_force
+
+    @property
+    def ends(self) -> list[float]:
+        """When those go whose withdrawal was seen (time.monotonic)."""
+        return [since + GRACE for since in self._withdrawn.values()]
+
+    def keep(
+        self, needed: frozenset[Network], chosen: Mapping[str, Network], told: Node | None, now: float
+    ) -> frozenset[Network]:
+        """Those that stay though nothing needs them; `told` is this node as its peers see it."""
+        left = {
+            network
+            for network in self._in_force - needed
+            if network.mode in ROUTED and network.name in chosen and network.mode != chosen[network.name].mode
+        }
+        withdrawn = {n for n in left if n.mode not in (told.modes(n.name) if told else ())}
+        self._withdrawn = {n: self._withdrawn.get(n, now) for n in withdrawn}
+        self.networks = frozenset(n for n in left if self._withdrawn.get(n, now) > now - GRACE)
+        self._withdrawn = {n: since for n, since in self._withdrawn.items() if n in self.networks}
+        self._in_force = needed | self.networks
+        return self.networks

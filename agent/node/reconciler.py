@@ -1,0 +1,472 @@
+"""Makes the node's state in the kernel what the modes desire, whenever either of the two may have changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agent.ipam import blocks, exhaustion, missing_block, pool_faults
+from agent.ipam.attachment_store import Attachments
+from agent.ipam.block_controller import Claimer
+from agent.ipam.idle_blocks import BLOCK_IDLE, GiveBack
+from agent.ipam.reservations import rules as reservation_rules
+from agent.kernel import links
+from agent.model.cluster import (
+    IPIP,
+    ROUTE_PROTOCOL,
+    ROUTED,
+    VXLAN,
+    Address,
+    Network,
+    Problem,
+    Receives,
+    Snapshot,
+    Subnet,
+)
+from agent.modes.base import View
+from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
+from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.registry import mode
+from agent.modes.underlay import announcement
+from agent.node import apply, kernel_state, mode_admission, mode_migration, ready_state_file
+from agent.node.cni_conf_dir import Confs
+from agent.node.kernel_state import stands_on
+from agent.node.last_known_nodes import Known, Recall, identity
+from agent.node.route_protocol import RouteMarks
+from agent.objects import bridges
+from agent.objects.state import Filter, LocalAddress, NodeState, Underlay, union
+from agent.runtime.observable import NOBODY, Demand, Latest, NodeStatus, Sink, Tally, pace
+
+DEBOUNCE = 0.02  # seconds: what happens together is done together
+BACKOFF = (0.5, 10.0)  # seconds after a failure, first and longest
+NETLINK = "netlink"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the node path is told, and by whom."""
+
+    snapshot: Latest[Snapshot]
+    confs: Latest[Confs]
+    demand: Latest[Demand]
+    attachments: Attachments
+    troubles: tuple[Latest[Mapping[str, Problem]], ...]
+    sysctls: Path = Path("/proc/sys/net")
+    """Where the kernel's switches are; elsewhere in a container."""
+    prepared: Path | None = None
+    """The file of what is prepared for pods; None: it is forgotten at a restart."""
+    resume: bool = True
+    """Whether pods may get addresses by that file before the datastore has been read."""
+    bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
+    bird: Callable[[BirdConfig | None], None] = lambda _config: None
+    """Takes what BIRD should do; what comes of it are troubles."""
+    nodes: Path | None = None
+    """The file of what Nodes said last; None: it is forgotten at a restart."""
+    block_idle: float = BLOCK_IDLE
+    """Seconds without use after which a claimed block goes back to its pool."""
+    servers: frozenset[Address] = frozenset()
+    """The addresses by which the agent reaches the API server."""
+    marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
+    """By which protocol number the node's routes are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What all networks of a round have in common."""
+
+    snapshot: Snapshot
+    local: tuple[LocalAddress, ...]
+    options: BgpOptions | None
+    """None: they can't be read, and no BGP session may begin."""
+    underlay: Underlay
+    receives: Receives
+    known: Known
+    routers: frozenset[Address]
+    ipv6: bool
+    """Whether the kernel has IPv6."""
+
+
+class Reconciler:
+    """The node path's loop: desired minus actual, per kind."""
+
+    def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
+        earlier = ready_state_file.load(inputs.prepared) if inputs.prepared else NodeStatus()
+        self.status: Latest[NodeStatus] = Latest(earlier if inputs.resume else NodeStatus())
+        self._noted = True
+        """Whether the file of what is prepared says nothing else."""
+        self.errors = Tally((NETLINK,), *((kind,) for kind in apply.KINDS))
+        """Rounds in which something of a kind failed."""
+        self.drift = apply.Drift()
+        self._sink = sink
+        self._node = node
+        self._inputs = inputs
+        self._claimer = claimer
+        self._resync = resync
+        self._wake = threading.Event()
+        self.pace = pace()
+        self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
+        self._verify = threading.Event()
+        """Set when somebody else may have changed something."""
+        self._verify.set()
+        self._nft: Filter | None = None
+        self._ports = mode_migration.TunnelPorts()
+        self._memory: dict[Network, tuple[View, NodeState]] = {}
+        self._told: frozenset[Problem] = frozenset()
+        self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
+        self._faults = pool_faults.Known()
+        self._said: Receives = ()
+        """What peers have to be told of this node's addresses."""
+        self._leaving = mode_migration.Leaving(earlier.blocks)
+        self._admitted = mode_admission.Admitted()
+        self._ready: frozenset[Network] = frozenset(earlier.blocks)
+        pods = inputs.attachments
+        told = (inputs.snapshot, inputs.confs, inputs.demand, pods, pods.aside, claimer.unseen, inputs.bgp.said)
+        listens = tuple(source.listen for source in told)
+        for listen in (*listens, *(source.listen for source in inputs.troubles)):
+            listen(self._wake.set)
+
+    def drifted(self) -> None:
+        """Somebody else changed something: look at everything."""
+        self._verify.set()
+        self._wake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Reconcile on every change and every `resync` seconds until `stop` is set."""
+        failures = 0
+        while not stop.is_set():
+            pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures - 1)) if failures else self._until_next()
+            if not self._wake.wait(pause):
+                self._verify.set()
+            if stop.wait(DEBOUNCE):
+                return
+            self.pace.wait(stop)
+            self._wake.clear()
+            failures = 0 if self.once() else failures + 1
+
+    def stop(self) -> None:
+        """Wake the loop, so that it sees that it should end."""
+        self._wake.set()
+
+    def once(self) -> bool:
+        """One round; False when something failed that may succeed when it is tried again."""
+        snapshot = self._claimer.complete(self._inputs.snapshot.get())
+        if not snapshot.synced:  # nothing is made or removed on half a picture
+            still = self.status.get()  # of an earlier run
+            self._publish(replace(still, synced=False, problems=self._with_reported([])))
+            return True
+        began = time.monotonic()
+        try:
+            return self._round(snapshot)
+        except Exception as error:  # noqa: BLE001 - it is reported, with its trace
+            self._broken(error)
+            return False
+        finally:
+            self._sink.round(time.monotonic() - began)
+
+    def _broken(self, error: Exception) -> None:
+        """Report a bug that some input brings out: an agent that ends would meet the same input again."""
+        what = f"internal error, the node's state stays as it was: {type(error).__name__}: {error}"
+        problem = Problem("reconciler", what, "a bug of testcni; its log has the trace")
+        if problem not in self._told:
+            log.exception("a round failed unexpectedly")
+        self._verify.set()
+        self._publish(replace(self.status.get(), problems=self._with_reported([problem])))
+
+    def _round(self, snapshot: Snapshot) -> bool:
+        verify = self._verify.is_set()
+        if verify:  # before the kernel is read: what changes from here on is for the next round
+            self._verify.clear()
+        known = self._recall.look(snapshot)
+        whole = replace(snapshot, nodes=known.nodes)
+        """With what Nodes lack just now: for what is in the kernel, and not for what pods are given."""
+        networks = self._networks(whole)
+        read = self._read(networks, known)
+        if read is None:
+            return False
+        kernel, underlay = read
+        ground = stands_on(kernel, whole.nodes.get(self._node), self._inputs.servers)
+        snapshot, whole = replace(snapshot, ground=ground), replace(whole, ground=ground)
+        claiming = [n for n in networks if not n.hand_made and not self._is_unfit(n)]
+        self._claimer.want({n: self._blocks_wanted(n) for n in claiming}, ground)
+        self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
+        options, wrong = self._inputs.bgp.look()
+        ipv6 = (self._inputs.sysctls / "ipv6").exists()
+        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers, ipv6)
+        desired = union(self._desired(self._view(facts, network)) for network in networks)
+        known_bridges = bridges.as_told(desired.bridges, self._inputs.attachments.told_macs())
+        desired = replace(desired, ports=self._tunnel_ports(networks, whole), bridges=known_bridges)
+        done = self._apply(desired, kernel, snapshot, networks, verify=verify)
+        if options or not self._inputs.bgp.stands:
+            self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
+        problems = [
+            *self._admitted.problems,
+            *identity(snapshot, self._node, kernel.local),
+            *known.problems,
+            *known.disputes(),
+            *reservation_rules.wrong(snapshot, networks, self._node),
+            *reservation_rules.useless(snapshot, networks, self._node),
+            *wrong,
+            *sorted(desired.problems, key=str),
+            *done.problems,
+        ]
+        self._finish(snapshot, networks, desired, done, problems)
+        if self._receives() != facts.receives:
+            self._wake.set()  # ways to peers depend on it
+        wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
+        if self._giveback.look(snapshot, wanted, noted=self._noted):
+            self._wake.set()
+        return done.settled
+
+    def _read(self, networks: list[Network], known: Known) -> tuple[kernel_state.Kernel, Underlay] | None:
+        """Read what is in the kernel; None where that fails, which is published."""
+        try:
+            slaves = any(network.link_mode for network in networks)
+            kernel = kernel_state.read(links.host(), gateways=slaves, known=known, node=self._node)
+            underlay = Underlay()
+            if any(network.mode == IPIP for network in networks):
+                underlay = kernel_state.underlay(links.host(), kernel, known, self._node)
+        except OSError as error:
+            self.errors.add(NETLINK)
+            self._verify.set()
+            problem = Problem(NETLINK, str(error), "it is tried again")
+            still = self.status.get()  # what can't be looked at is taken to be as it was
+            self._publish(replace(still, synced=True, problems=self._with_reported([problem])))
+            return None
+        if self._inputs.attachments.unreadable():
+            self._inputs.attachments.look_again({link.name for link in kernel.links})
+        return kernel, underlay
+
+    def _apply(
+        self,
+        desired: NodeState,
+        kernel: kernel_state.Kernel,
+        snapshot: Snapshot,
+        networks: list[Network],
+        *,
+        verify: bool,
+    ) -> apply.Programmed:
+        """Make the kernel's state the desired one, pods' ports included, and count what was not so."""
+        nft = desired.filter
+        ours = self._inputs.marks.ownership(blocks.everywhere(snapshot, networks))
+        sysctls = self._inputs.sysctls
+        done = apply.program(links.host(), desired, kernel, sysctls, ours, verify=verify or nft != self._nft)
+        self._nft = nft
+        if apply.ROUTES not in done.failures:
+            self._inputs.marks.settled()
+        me = snapshot.nodes.get(self._node)
+        apply.underlay_forwards(desired, kernel, me.addresses if me else (), sysctls, done)
+        if verify:
+            apply.pods(links.host(), self._inputs.attachments, done)
+        if not done.settled:
+            self._verify.set()
+        self.drift.note(desired, done)
+        for what in done.failures:
+            self.errors.add(what)
+        return done
+
+    def _finish(
+        self,
+        snapshot: Snapshot,
+        networks: list[Network],
+        desired: NodeState,
+        done: apply.Programmed,
+        problems: list[Problem],
+    ) -> None:
+        """Publish which networks are prepared for pods, and what is wrong."""
+        works = {n for n in networks if n in self._memory and _works(n, self._memory[n][1], done)}
+        ready = {n: own for n in networks if n in works and (own := self._usable(snapshot, n))}
+        guests = frozenset(guest for network in ready for guest in self._memory[network][0].guests)
+        used = self._inputs.attachments.networks()
+        # where nothing is ready for a moment, ways to peers stay as they are
+        names = {network.name for network in ready}
+        self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
+        barred = {n: blocks.withheld(snapshot, n, self._node, own) for n, own in ready.items()}
+        status = NodeStatus(
+            synced=True,
+            blocks=ready,
+            withheld={network: subnets for network, subnets in barred.items() if subnets},
+            families={n: blocks.families(snapshot, n, self._node) - self._memory[n][1].lacking for n in ready},
+            limits={
+                (network, version): why
+                for network in ready
+                for version in network.versions
+                if (why := self._limit(snapshot, network, version))
+            },
+            uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
+            routes=len(desired.routes),
+            programmed=done.routes,
+            guests=guests,
+            away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
+            receives=self._receives(),
+            ground=snapshot.ground,
+            pool_faults={
+                **missing_block.starved(snapshot, networks, self._node),
+                **self._faults.look(snapshot, networks),
+            },
+            refused=self._admitted.refused,
+            unserved=frozenset(used - works),
+        )
+        short = exhaustion.problems(
+            status, lambda r: self._inputs.attachments.counts(r)[0], self._claimer.exhausted
+        )
+        self._publish(replace(status, problems=self._with_reported([*problems, *short])))
+
+    def _networks(self, snapshot: Snapshot) -> list[Network]:
+        """The networks in force: named by confs, used by pods, asked for just now, or on the way to peers."""
+        now = time.monotonic()
+        demand = self._inputs.demand.get()
+        if any(want.until <= now for want in demand.values()):
+            self._inputs.demand.update(lambda d: {n: want for n, want in d.items() if want.until > now})
+        asked = {network for network, want in demand.items() if want.until > now}
+        used, leaving = self._inputs.attachments.networks(), self._leaving
+        peers = [node for node in snapshot.nodes.values() if node.name != self._node]
+        confs = mode_admission.admit(self._inputs.confs.get(), asked, used, leaving.in_force, peers)
+        self._admitted = confs
+        needed = confs.networks | used
+        needed |= mode_migration.siblings(confs.chosen, peers, needed, leaving.in_force)
+        known = needed | leaving.keep(needed, confs.chosen, snapshot.nodes.get(self._node), now)
+        self._memory = {network: entry for network, entry in self._memory.items() if network in known}
+        return sorted(known, key=str)
+
+    def _tunnel_ports(self, networks: list[Network], snapshot: Snapshot) -> tuple[int, ...]:
+        peers = (node for node in snapshot.nodes.values() if node.name != self._node)
+        return self._ports.look(networks, self._admitted.chosen, peers, time.monotonic())
+
+    def _receives(self) -> Receives:
+        confs, silent = self._admitted, self._admitted.silent(self._inputs.attachments.networks())
+        modes = mode_migration.receives(confs.chosen, self._ready, self._leaving.networks)
+        return tuple(sorted((*(entry for entry in modes if entry[0] not in silent), *self._said)))
+
+    def _is_unfit(self, network: Network) -> bool:
+        """Whether the last round found no parent that pods could hang on, so that no block would be of use."""
+        known = self._memory.get(network)
+        return bool(network.link_mode and known and known[1].problems and not known[1].uplinks)
+
+    def _blocks_wanted(self, network: Network) -> Mapping[int, int]:
+        """How many blocks of each IP version the network needs."""
+        want, used = self._inputs.demand.get().get(network), self._used(network)
+        asked = want.blocks if want else {}
+        in_use = {version: sum(block.version == version for block in used) for version in network.versions}
+        return {version: max(1, asked.get(version, 0), in_use[version]) for version in network.versions}
+
+    def _limit(self, snapshot: Snapshot, network: Network, version: int) -> str:
+        """Why a network can have no more blocks of an IP version; empty where nothing is known against it."""
+        if network.hand_made:
+            return "its range is all that the netconf gives this node"
+        if blocks.assigned(snapshot, network, self._node):
+            return "the node's podCIDRs are all that it has"
+        return self._claimer.full(network, version)
+
+    def _used(self, network: Network) -> frozenset[Subnet]:
+        """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
+        return frozenset(
+            lease.block
+            for a in self._inputs.attachments.in_force()
+            if a.network == network
+            for lease in a.leases
+            if not blocks.is_single(lease.block)
+        )
+
+    def _view(self, facts: Facts, network: Network) -> View:
+        own = blocks.node_blocks(facts.snapshot, network, self._node)
+        if network.pool:  # a bridge has the gateways of all blocks of its pods, whichever network they are of
+            common = blocks.node_blocks(facts.snapshot, replace(network, pool=""), self._node)
+            own = tuple(dict.fromkeys((*common, *own)))
+        kept = sorted(self._used(network) - set(own), key=str)
+        all_pods = self._inputs.attachments.in_force()
+        pods = [a for a in all_pods if a.network == network and a.owner]
+        guests = frozenset(guest for pod in pods for guest in pod.guests)
+        if any(block.version in network.versions for block in own) and network.mode in (VXLAN, IPIP):
+            # their pods need no address of the block on the node, and who has it now is reached
+            guests |= self._alone(network, kept)
+            kept = []
+        held = frozenset(blocks.single(address) for pod in pods for address in pod.held)
+        others = (lease.address for a in all_pods if a.network.mode != network.mode for lease in a.leases)
+        strays = frozenset(address for address in others if any(address in block for block in (*own, *kept)))
+        return View(
+            facts.snapshot,
+            self._node,
+            facts.local,
+            network,
+            (*own, *kept),
+            facts.options,
+            facts.underlay,
+            guests,
+            held,
+            strays,
+            tuple(mode for mode in dict(facts.receives).get(network.name, ()) if mode in ROUTED),
+            facts.known.ends,
+            facts.known.claims,
+            self._used(network),
+            facts.routers,
+            facts.ipv6,
+        )
+
+    def _alone(self, network: Network, gone: list[Subnet]) -> frozenset[Subnet]:
+        """The addresses that pods of the network have of these blocks, each by itself."""
+        pods = (a for a in self._inputs.attachments.in_force() if a.network == network)
+        return frozenset(blocks.single(lease.address) for a in pods for lease in a.leases if lease.block in gone)
+
+    def _usable(self, snapshot: Snapshot, network: Network) -> tuple[Subnet, ...]:
+        """The blocks that pods may have addresses of."""
+        refused = self._memory[network][1].refused
+        return tuple(b for b in blocks.node_blocks(snapshot, network, self._node) if b not in refused)
+
+    def _desired(self, view: View) -> NodeState:
+        known = self._memory.get(view.network)
+        if known and known[0] == view:
+            return known[1]
+        state = mode(view.network.mode).desired(view)
+        self._memory[view.network] = (view, state)
+        return state
+
+    def _with_reported(self, problems: list[Problem]) -> tuple[Problem, ...]:
+        sources = [problem for source in self._inputs.troubles for problem in source.get().values()]
+        every = (*problems, *self._inputs.confs.get().problems, *sources, *self._inputs.attachments.problems())
+        return tuple(dict.fromkeys(every))  # a network that pods have by several pools says the same for each
+
+    def _publish(self, status: NodeStatus) -> None:
+        """Hand the status to the pod path, and tell each problem once when it comes and when it goes."""
+        now = frozenset(status.problems)
+        for problem in status.problems:
+            if problem not in self._told:
+                log.warning("%s", problem)
+        for problem in self._told - now:
+            log.info("solved: %s: %s", problem.where, problem.what)
+        self._told = now
+        self._note(status)
+        self.status.publish(status)
+
+    def _note(self, status: NodeStatus) -> None:
+        """Keep the file of what is prepared as it is, also where somebody removed it."""
+        path = self._inputs.prepared
+        if path is None:
+            return
+        if not (
+            self._noted
+            and ready_state_file.alike(status, self.status.get())
+            and ready_state_file.is_there(path, status)
+        ):
+            self._noted = ready_state_file.save(path, status)
+
+    def _until_next(self) -> float:
+        """Seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
+        ends = [
+            *(want.until for want in self._inputs.demand.get().values()),
+            self._giveback.next(),
+            self._recall.next(),
+            *self._leaving.ends,
+            *self._ports.ends,
+        ]
+        return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
+
+
+def _works(network: Network, state: NodeState, done: apply.Programmed) -> bool:
+    """Whether what the pods of a network hang on is in the kernel."""
+    return state.devices.isdisjoint(done.unready) and bool(network.link_mode) == bool(state.uplinks)

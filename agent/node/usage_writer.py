@@ -1,0 +1,171 @@
+"""What people see of a node's addresses with kubectl: a thread that writes it, and of which no pod knows."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping
+
+from agent.cluster.api import ApiError
+from agent.cluster.snapshot_cache import Seen
+from agent.cluster.store import ConflictError, NotFoundError, StoreError
+from agent.cluster.usage_objects import Usages
+from agent.ipam import usage
+from agent.model.cluster import Address, Problem
+from agent.model.usage import BlockUsage
+from agent.runtime.observable import Latest
+
+EVERY = 10.0  # seconds between two looks at the node's addresses, and so between two writes of a block
+SOON = 1.0  # seconds: as long as nothing has been written yet
+LONGEST = 300.0  # seconds between two attempts while requests fail
+AFRESH = 1800.0, 3600.0  # seconds until the node's objects are listed again, as people may have deleted some
+REFUSED = (401, 403, 404)  # HTTP: older CustomResourceDefinitions or an older ClusterRole
+
+log = logging.getLogger(__name__)
+
+Problems = Latest[Mapping[str, Problem]]
+
+
+class Failures:
+    """Requests that fail: one line of the log, a problem where a person must do something, and longer pauses."""
+
+    def __init__(self, problems: Problems, what: str) -> None:
+        self._problems = problems
+        self._what = what
+        self._count = 0
+
+    def none(self) -> None:
+        """Note that requests were answered."""
+        if self._count:
+            log.info("%s can be written again", self._what)
+        self._count = 0
+        self._problems.update(lambda known: {k: p for k, p in known.items() if k != self._what})
+
+    def one(self, error: StoreError) -> None:
+        """Note that a request failed."""
+        log.log(logging.DEBUG if self._count else logging.WARNING, "%s can't be written: %s", self._what, error)
+        self._count += 1
+        if (isinstance(error, ApiError) and error.status in REFUSED) or isinstance(error, NotFoundError):
+            remedy = "apply the manifests of the agents' version: kubectl apply -f manifests/; pods do not need it"
+            self._report(f"it can't be written: {error}", remedy)
+
+    def bug(self) -> None:
+        """Report an exception that nobody expected: pods need nothing of this, so the agent goes on."""
+        self._count += 1
+        if self._what not in self._problems.get():
+            log.exception("%s can't be written", self._what)
+        self._report("internal error: it can't be written", "a bug of testcni; its log has the trace")
+
+    def _report(self, what: str, remedy: str) -> None:
+        problem = Problem(self._what, what, remedy)
+        self._problems.update(lambda known: {**known, self._what: problem})
+
+    def pause(self, usual: float) -> float:
+        """Return the seconds to wait, which are `usual` unless requests fail."""
+        return min(LONGEST, usual * 2.0 ** min(self._count, 16)) if self._count else usual
+
+
+class UsageWriter:
+    """Writes an IPBlockUsage for each block of the node. It looks now and then, so that pods need not tell it."""
+
+    def __init__(self, usages: Usages, seen: Seen, problems: Problems) -> None:
+        self._usages = usages
+        self._seen = seen
+        self._failures = Failures(problems, "IPBlockUsages of this node")
+        self._known: dict[str, BlockUsage | None] | None = None
+        """What the API server has; None: that is to be found out."""
+        self._uid = ""
+        self._created = ""
+        """When the Node was created whose UID that is."""
+        self._list_again = 0.0
+        self._foreign: frozenset[str] = frozenset()
+
+    def run(self, stop: threading.Event) -> None:
+        """Write what changes until `stop` is set."""
+        while not stop.wait(self._failures.pause(EVERY if self._uid else SOON)):
+            self.once()
+
+    def once(self) -> None:
+        """Look once; what fails is tried again."""
+        try:
+            self._look()
+        except Exception:  # noqa: BLE001 - it is reported, with its trace
+            self._failures.bug()
+
+    def _look(self) -> None:
+        snapshot, status, node = self._seen.follower.snapshot.get(), self._seen.status.get(), self._seen.node
+        if node not in snapshot.nodes:
+            self._known = None  # its objects go with the Node
+            return
+        if snapshot.nodes[node].created != self._created:  # between two looks it was deleted and made anew
+            self._known, self._created = None, snapshot.nodes[node].created
+        if not (snapshot.synced and status.synced and status.blocks):
+            return  # nothing is deleted on half a picture
+        wanted = usage.of_node(node, snapshot, status, self._pods(), self._seen.attachments.counts)
+        try:
+            known = self._already()
+            if self._uid:  # else the Node was deleted a moment ago
+                self._write(wanted, known)
+        except StoreError as error:
+            if self._known is not None and isinstance(error, NotFoundError):
+                log.info("objects were deleted, by a person or with an earlier Node: %s", error)
+                self._known = None  # they are listed anew, which says whether there is such a kind
+            else:
+                self._failures.one(error)
+        else:
+            self._failures.none()
+
+    def _pods(self) -> dict[Address, str]:
+        """Return who has each address of this node's pods, for people."""
+        found = {}
+        for entry in self._seen.attachments.unreadable():
+            found.update(dict.fromkeys(entry.addresses, f"(the pod behind link {entry.link})"))
+        for one in self._seen.attachments.all():
+            pod = one.pod or f"(container {one.container_id})"
+            found.update(dict.fromkeys((lease.address for lease in one.leases), pod))
+        return found
+
+    def _already(self) -> dict[str, BlockUsage | None]:
+        """Return what the API server has of this node. Raises StoreError."""
+        if self._known is None or time.monotonic() > self._list_again:
+            self._uid = self._usages.uid(self._seen.node)
+            self._known = self._usages.of_node(self._seen.node, self._uid)
+            self._list_again = time.monotonic() + random.uniform(*AFRESH)  # noqa: S311
+        return self._known
+
+    def _write(self, wanted: Mapping[str, BlockUsage], known: dict[str, BlockUsage | None]) -> None:
+        """Make the objects what they should be; one that can't be made so keeps no other. Raises StoreError."""
+        failed: StoreError | None = None
+        foreign = set()
+        for name in sorted(known.keys() | wanted.keys()):
+            if name in wanted and known.get(name) == wanted[name]:
+                continue
+            try:
+                self._put(name, wanted.get(name), known)
+            except ConflictError as error:
+                foreign.add(name)
+                if name not in self._foreign:
+                    log.info("%s: %s; it is looked whose it is", name, error)
+                    self._known = None
+            except StoreError as error:
+                failed = failed or error
+        self._foreign = frozenset(foreign)
+        if failed:
+            raise failed
+
+    def _put(self, name: str, wanted: BlockUsage | None, known: dict[str, BlockUsage | None]) -> None:
+        """Create, change or delete an object, and note it in `known`. Raises StoreError."""
+        if wanted is None:
+            try:
+                self._usages.delete(name)
+            except NotFoundError:
+                log.debug("%s was deleted already", name)
+            del known[name]
+            return
+        if name in known:
+            self._usages.change(wanted, self._uid)
+        else:
+            self._usages.create(wanted, self._uid)
+        known[name] = wanted

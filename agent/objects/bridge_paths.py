@@ -1,0 +1,100 @@
+"""What the kernel makes of a bridge's MAC and addresses, and anybody can remove: without it pods reach nothing."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+from agent.kernel import fdb, rtnl
+from agent.kernel.netlink import Netlink, Request
+from agent.kernel.rtnl import KernelRoute, Link, LinkAddress
+from agent.objects.state import Bridge, Interface
+
+RTPROT_KERNEL = 2  # rtnetlink(7)
+METRIC = {4: 0, 6: 256}
+"""Of the routes that the kernel makes itself, by IP version."""
+MULTICAST = ip_network("ff00::/8")
+
+
+def repair(nl: Netlink, bridges: Iterable[Bridge]) -> int:
+    """Add the entries of bridges for their own MACs and the routes of their addresses that are missing.
+
+    Returns how many were. Raises OSError, also where another's route stands in the place of one.
+    """
+    wanted = [(bridge, link) for bridge in bridges if (link := rtnl.link(nl, bridge.name)) and link.up]
+    if not wanted:
+        return 0
+    own = fdb.local(nl)
+    routes = {(r.index, r.dst) for version in METRIC for r in rtnl.routes(nl, version, RTPROT_KERNEL)}
+    steps: list[Request] = [
+        fdb.add_local(link.index, link.mac) for _bridge, link in wanted if (link.index, link.mac) not in own
+    ]
+    steps += [
+        rtnl.add_route(_route(interface, link.index), RTPROT_KERNEL)
+        for bridge, link in wanted
+        for interface in bridge.addresses
+        if interface.network.num_addresses > 1 and (link.index, interface.network) not in routes
+    ]
+    for error in nl.batch(steps):
+        if error:
+            raise error
+    return len(steps)
+
+
+def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:
+    """Add the routes by which the node takes packets to addresses of devices that are missing.
+
+    Without one the node answers nobody as that address, neither ARP nor else. Returns how many were missing.
+    Raises OSError.
+    """
+    ours = {link.index: link for link in devices}
+    # the kernel makes those of IPv6 once the device has a carrier, and the address is known to be nobody else's
+    held = [
+        entry
+        for entry in rtnl.addresses(nl)
+        if entry.index in ours
+        and not entry.tentative
+        and (entry.address.version == 4 or ours[entry.index].running)
+    ]
+    versions = sorted({address.address.version for address in held})
+    there = {
+        (route.index, route.dst)
+        for version in versions
+        for kind in rtnl.OF_LOCAL_TABLE
+        for route in rtnl.routes(nl, version, RTPROT_KERNEL, kind)
+    }
+    lacking = [entry for entry in held if (entry.index, ip_network(entry.address)) not in there]
+    steps = [step for entry in lacking for step in _anew(entry)]
+    steps += [
+        _local(KernelRoute(MULTICAST, None, index, METRIC[6], kind=rtnl.RTN_MULTICAST))
+        for index in {entry.index for entry in held if entry.address.version == 6}
+        if (index, MULTICAST) not in there
+    ]
+    errors = nl.batch(steps)
+    for error in errors:
+        if error and error.errno != errno.EEXIST:  # a kernel may say of another kind what it is
+            raise error
+    return errors.count(None)
+
+
+def _anew(entry: LinkAddress) -> list[Request]:
+    """Make what the kernel makes of an address.
+
+    An IPv6 address is given anew, as the kernel would take a route that it has not made for somebody else's.
+    """
+    if entry.address.version == 6:
+        parts = entry.index, entry.address, entry.prefix
+        return [rtnl.delete_address(*parts), rtnl.add_address(*parts)]
+    alone = ip_network(entry.address)
+    return [_local(KernelRoute(alone, None, entry.index, source=entry.address, kind=rtnl.RTN_LOCAL))]
+
+
+def _local(route: KernelRoute) -> Request:
+    return rtnl.add_route(route, RTPROT_KERNEL)
+
+
+def _route(interface: Interface, index: int) -> KernelRoute:
+    """The route that the kernel makes of an address."""
+    source = interface.ip if interface.version == 4 else None
+    return KernelRoute(interface.network, None, index, METRIC[interface.version], source)

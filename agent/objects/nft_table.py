@@ -1,0 +1,304 @@
+"""The nft table `testcni`: masquerade of what leaves the cluster and of detours, and who may send by tunnels.
+
+One list of objects in the form of libnftables-json(5) is what is written and what the kernel's is compared with.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
+from typing import Any
+
+from agent.codec import strict_json
+from agent.codec.strict_json import JsonError
+from agent.model.cluster import Subnet
+from agent.objects.state import LINK_PREFIX, NFT_TABLE, TUNNEL, Detour, Masquerade, Shut
+
+TIMEOUT = 20.0  # seconds; nft takes 5 ms
+FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
+TABLE: dict[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": []}
+"""Without flags: a dormant table does nothing."""
+INSIDE = {"family": "inet", "table": NFT_TABLE}
+CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
+
+INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
+OUTPUT = {**INPUT, "name": "output", "hook": "output"}
+FORWARD = {**INPUT, "name": "forward", "hook": "forward"}
+# before any masquerade: what is dropped is known by where it comes from
+TUNNELS = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
+# what nft says depends on its version and on /etc/protocols
+PROTOCOLS = {"ipip": 4, "ipencap": 4, "ipv6": 41}
+IPIP, SIX_IN_FOUR = 4, 41
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+"""An object, statement or expression by its kind, such as `{"set": {...}}`."""
+Counted = dict[str, int]
+
+DROP: Object = {"drop": None}
+TRANSLATED: Object = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
+OPEN = Shut()
+
+
+class NftError(OSError):
+    """nft is missing, or refused; its own words are in the message."""
+
+
+class UnreadableError(NftError):
+    """nft lists the table, but not as JSON: 1.0.6 fails so at flags that it does not know."""
+
+
+def objects(
+    masquerade: Masquerade,
+    senders: frozenset[IPv4Address] | None = None,
+    counted: Counted | None = None,
+    quiet: frozenset[str] = frozenset(),
+    shut: Shut = OPEN,
+) -> list[Object]:
+    """The table that does it, none without sources; multicast is never masqueraded.
+
+    Of ipip packets only those of `senders` are taken, and the others `counted` on from what was counted before;
+    None: of anybody, as there is nothing to take them. By the devices `quiet` no ICMP redirects are sent. To what
+    is `shut` no packet of a pod goes, nor any that was translated on its way.
+    """
+    sets: list[Object] = []
+    rules: list[Object] = []
+    for version, protocol, kind, multicast in FAMILIES:
+        sources = _collapsed(masquerade.sources, version)
+        if not sources:
+            continue
+        exempt = _collapsed([*masquerade.exempt, ipaddress.ip_network(multicast)], version)
+        sets += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
+        rules.append(_masquerade(version, protocol))
+    for detour in sorted(masquerade.detours, key=str):
+        rules += _detour(detour)
+    chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
+    closed = _shut(shut, from_pods=any(source.version == 4 for source in masquerade.sources))
+    if senders is not None:
+        sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
+        closed = [_only_senders(counted), *closed]
+    chains += [
+        {"chain": {**INSIDE, **chain}}
+        for chain in (INPUT, FORWARD, TUNNELS)
+        if any(rule["rule"]["chain"] == chain["name"] for rule in closed)
+    ]
+    rules += closed
+    if quiet:
+        chains += [{"chain": {**INSIDE, **OUTPUT}}]
+        rules += [_no_redirects(device) for device in sorted(quiet)]
+    return [{"table": TABLE}, *sets, *chains, *rules] if rules else []
+
+
+def sync(
+    masquerade: Masquerade,
+    senders: frozenset[IPv4Address] | None = None,
+    quiet: frozenset[str] = frozenset(),
+    shut: Shut = OPEN,
+) -> bool:
+    """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
+    actual = _list_if_readable()
+    wanted = objects(masquerade, senders, next(_counters(actual or ()), None), quiet, shut)
+    if actual is not None and is_same(wanted, actual):
+        return False
+    table = _written({"table": TABLE})
+    commands = [{"add": table}, {"delete": table}, *({"add": _written(o)} for o in wanted)]
+    _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
+    if actual is None:
+        _list()  # what is written anew can be read, or it is a failure of nft
+    return True
+
+
+def _list_if_readable() -> list[Object] | None:
+    """The table's objects, None where nft lists them so that nobody can read them. Raises NftError."""
+    try:
+        return _list()
+    except UnreadableError as error:
+        log.warning("%s: the table is written anew", error)
+        return None
+
+
+def is_filtering(*, last_known: bool) -> bool:
+    """Whether ipip packets of others than senders are dropped; where nft fails, it is as it was last known."""
+    try:
+        actual = _list()
+    except UnreadableError:
+        return False
+    except NftError:
+        return last_known
+    wanted: list[Object] = [{"table": TABLE}, {"chain": {**INSIDE, **INPUT}}, _only_senders(None)]
+    return all(any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted)
+
+
+def strangers() -> int:
+    """How many ipip packets of others than nodes were dropped. Raises NftError."""
+    return sum(counter["packets"] for counter in _counters(_list()))
+
+
+def _counters(actual: Iterable[Object]) -> Iterator[Counted]:
+    """Packets and bytes of the table's only counter."""
+    steps = (step for entry in actual for step in entry.get("rule", {}).get("expr", ()))
+    return (step["counter"] for step in steps if isinstance(step, dict) and step.get("counter"))
+
+
+def is_same(wanted: list[Object], actual: list[Object]) -> bool:
+    """Whether the kernel has these objects and no other; keys that we don't set are nft's own."""
+    return len(wanted) == len(actual) and all(
+        any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted
+    )
+
+
+def _written(wanted: Object) -> Object:
+    """As nft reads it: it is given no empty list of elements or flags."""
+    return {
+        kind: {k: v for k, v in body.items() if k not in ("elem", "flags") or v} for kind, body in wanted.items()
+    }
+
+
+def _fits(wanted: Object, actual: Object) -> bool:
+    ((kind, mine),), its = wanted.items(), next(iter(actual.values()))
+    return all(_normal(kind, key, mine[key]) == _normal(kind, key, its.get(key)) for key in mine)
+
+
+def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of any shape
+    """Elements come in any order; a single flag stands alone or in a list, depending on nft's version."""
+    if (kind, key) == ("set", "elem"):
+        return frozenset(_network(element) for element in value or ())
+    if key == "flags":
+        return [value] if isinstance(value, str) else value or []
+    if key == "counter":
+        return None
+    if key == "right" and isinstance(value, str):
+        return PROTOCOLS.get(value, value)
+    if isinstance(value, dict):
+        return {k: _normal(kind, k, v) for k, v in value.items()}
+    return [_normal(kind, "", item) for item in value] if isinstance(value, list) else value
+
+
+def _network(element: Any) -> Any:  # noqa: ANN401 - what others added may have any shape
+    if isinstance(element, dict) and "prefix" in element:
+        element = f"{element['prefix']['addr']}/{element['prefix']['len']}"
+    return ipaddress.ip_network(element) if isinstance(element, str) else json.dumps(element)
+
+
+def _set(name: str, kind: str, subnets: Iterable[Subnet]) -> Object:
+    elements = [_prefix(subnet) for subnet in subnets]
+    return {"set": {**INSIDE, "name": name, "type": kind, "flags": ["interval"], "elem": elements}}
+
+
+def _masquerade(version: int, protocol: str) -> Object:
+    pods, elsewhere = f"@pods{version}", f"@cluster{version}"
+    to_others = _match(_payload(protocol, "daddr"), elsewhere, "!=")
+    steps = _match(_payload(protocol, "saddr"), pods), to_others, {"masquerade": {"flags": ["fully-random"]}}
+    return _rule(CHAIN, *steps)
+
+
+def _only_senders(counted: Counted | None) -> Object:
+    others = _match(_payload("ip", "saddr"), "@nodes4", "!=")
+    return _rule(INPUT, _match(_payload("ip", "protocol"), IPIP), others, {"counter": counted}, DROP)
+
+
+def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
+    """Drop packets to ports of tunnels, of this node and of others: those of pods, and all that were translated.
+
+    A Service may lead to a node's port: then the packet comes from the node that translated it, or passed it on.
+    What goes to a pod is let through. `from_pods`: the set of the pods' addresses is there, for pods that have no
+    port with pod_guard. Packets of a tunnel itself pass the chain `input`, so the match that they fail is first.
+    """
+    ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
+    of_pods = (_match(_meta("iifname"), way) for way in ways)
+    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, TUNNEL)]
+    rules = [_rule(INPUT, TRANSLATED, _to_port(port), DROP) for port in shut.ports]
+    origins = itertools.product((TRANSLATED, *of_pods), shut.ports)
+    rules += [_rule(FORWARD, origin, _to_port(port), *to_pods, DROP) for origin, port in origins]
+    if shut.bypassed and from_pods:
+        own, protocol = _match(_payload("ip", "saddr"), "@pods4"), _payload("ip", "protocol")
+        rules += [_rule(TUNNELS, _match(protocol, number), own, DROP) for number in (IPIP, SIX_IN_FOUR)]
+        rules += [_rule(TUNNELS, _to_port(port), own, *to_pods, DROP) for port in shut.ports]
+    return rules
+
+
+def _to_port(port: int) -> Object:
+    return _match(_payload("udp", "dport"), port)
+
+
+def _no_redirects(device: str) -> Object:
+    """A guest is by the same device as who asks for it, but is reached by the node only (RFC 792, redirect)."""
+    redirect = _match(_payload("icmp", "type"), "redirect")
+    return _rule(OUTPUT, _match(_meta("oifname"), device), redirect, DROP)
+
+
+def _detour(detour: Detour) -> list[Object]:
+    """From pods by their veth pair to wherever, and what was translated, by whomever, to a pod."""
+    protocol = "ip" if detour.subnet.version == 4 else "ip6"
+    snat = {"snat": {"family": protocol, "addr": str(detour.source)}}
+
+    def rule(interface: str, field: str, *more: Object) -> Object:
+        pods = _match(_payload(protocol, field), _prefix(detour.subnet))
+        return _rule(CHAIN, _match(_meta(interface), f"{LINK_PREFIX}*"), pods, *more, snat)
+
+    out = rule("iifname", "saddr") if detour.everything else rule("iifname", "saddr", TRANSLATED)
+    return [out, rule("oifname", "daddr", TRANSLATED)]
+
+
+def _rule(chain: Mapping[str, Any], *steps: Object) -> Object:
+    return {"rule": {**INSIDE, "chain": chain["name"], "expr": list(steps)}}
+
+
+def _match(left: Object, right: str | int | Object, operator: str = "==") -> Object:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+def _payload(protocol: str, field: str) -> Object:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def _meta(key: str) -> Object:
+    return {"meta": {"key": key}}
+
+
+def _prefix(subnet: Subnet) -> Object:
+    return {"prefix": {"addr": str(subnet.network_address), "len": subnet.prefixlen}}
+
+
+def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
+    if version == 4:
+        return list(ipaddress.collapse_addresses(s for s in subnets if isinstance(s, ipaddress.IPv4Network)))
+    return list(ipaddress.collapse_addresses(s for s in subnets if isinstance(s, ipaddress.IPv6Network)))
+
+
+def _list() -> list[Object]:
+    """The table's objects; none when there is no such table."""
+    try:
+        out = _nft(["-j", "list", "table", "inet", NFT_TABLE])
+    except NftError as error:
+        if "No such file or directory" in str(error):
+            return []
+        raise
+    try:
+        entries = strict_json.tolerant(out.encode())["nftables"]
+        return [entry for entry in entries if "metainfo" not in entry]
+    except (JsonError, KeyError, TypeError) as error:
+        raise UnreadableError(f"nft lists what is no ruleset: {error!r}; see that nft is 1.0 or newer") from error
+
+
+def _nft(args: list[str], stdin: str = "") -> str:
+    try:
+        done = subprocess.run(
+            ["nft", *args], input=stdin, capture_output=True, text=True, errors="replace",
+            timeout=TIMEOUT, check=False,
+            env={**os.environ, "LC_ALL": "C"},  # an error message is understood below
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise NftError("nft is not installed; Debian's package is nftables") from error
+    except subprocess.TimeoutExpired as error:
+        raise NftError(f"nft did not end within {TIMEOUT:.0f} s") from error
+    if done.returncode != 0:
+        raise NftError(f"nft: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout

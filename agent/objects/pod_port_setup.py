@@ -1,0 +1,334 @@
+"""The node's side of a pod's link as one value: `wire` makes it, CHECK compares it, the node path repairs it.
+
+It consists of aspects. Each answers two questions: how does the kernel differ, and what makes it as it should be?
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.kernel import fdb, hardening, link_setup, neighbours, rtnl, tc
+from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loaded
+from agent.kernel.bpf.syscall import BpfError
+from agent.kernel.link_setup import Setup
+from agent.kernel.netlink import Netlink, Request
+from agent.kernel.rtnl import KernelRoute, Link
+from agent.model.cluster import ROUTE_PROTOCOL, Address
+from agent.modes.vxlan import device as vxlan_device
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan.maps import Endpoint
+from agent.objects import pod_guard
+from agent.objects.pod_port import Place, PodAddress, PodPort, Seen
+from agent.objects.state import LINK_PREFIX
+
+
+@dataclass
+class _Marks:
+    """By what this process knows its routes."""
+
+    protocol: int = ROUTE_PROTOCOL
+
+
+_marks = _Marks()
+
+
+def use(route_protocol: int) -> None:
+    """Say which protocol number routes to pods have."""
+    _marks.protocol = route_protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Aspect:
+    """A part of a port. Both functions do nothing for a port without that part. They raise OSError."""
+
+    differs: Callable[[PodPort, Link, Seen], str]
+    """Say how the kernel differs, empty where it does not."""
+    make: Callable[[PodPort, Place], list[Request]]
+    """Return the requests that make it as it should be; what is no request is done at once."""
+
+
+def read(nl: Netlink) -> Seen:
+    """Read what the kernel has for all pods. Raises OSError."""
+    held, there = loader.maps(), rtnl.links(nl)
+    pods = {link.index for link in there if link.name.startswith(LINK_PREFIX)}
+    routes = frozenset(route for version in (4, 6) for route in rtnl.routes(nl, version, _marks.protocol))
+    by_pods: dict[Address, tuple[KernelRoute, ...]] = {}
+    for route in routes:
+        if route.index in pods and route.dst.prefixlen == route.dst.max_prefixlen:
+            address = route.dst.network_address
+            by_pods[address] = (*by_pods.get(address, ()), route)
+    return Seen(
+        nl,
+        {link.name: link for link in there},
+        routes,
+        functools.cache(lambda: frozenset(route for route in rtnl.routes(nl, 4) if route.index in pods)),
+        by_pods,
+        neighbours.permanent(nl),
+        frozenset(neighbours.proxies(nl)),
+        fdb.stations(nl),
+        vxlan_maps.pods(held) if held else {},
+    )
+
+
+def lacking(port: PodPort, link: Link, seen: Seen) -> list[str]:
+    """Say how the kernel differs, aspect by aspect. Raises OSError."""
+    return [how for aspect in ASPECTS if (how := aspect.differs(port, link, seen))]
+
+
+def differs(nl: Netlink, port: PodPort) -> str:
+    """Say how the kernel differs from a port, empty where it does not. Raises OSError."""
+    seen = read(nl)
+    link = seen.links.get(port.link)
+    if link is None:
+        return f"host link {port.link} is missing"
+    if not lacking(port, link, seen):
+        return ""
+    # a route of an earlier version is good until the node path takes it over
+    return next(iter(lacking(port, link, replace(seen, routes=seen.routes | seen.earlier()))), "")
+
+
+def make(port: PodPort, place: Place) -> None:
+    """Make a port what it should be, in all aspects: a new MAC loses neighbours, a flap routes. Raises OSError."""
+    place.nl.request(*[step for aspect in ASPECTS for step in aspect.make(port, place)])
+
+
+def _loaded() -> Loaded:
+    loaded = loader.current()
+    if loaded is None:
+        raise OSError(errno.ENODEV, "the eBPF programs are not loaded")
+    return loaded
+
+
+def _programs_differ(port: PodPort, link: Link, seen: Seen) -> str:
+    loaded = loader.current()
+    for hook, program in vxlan_device.pod_programs(loaded).items() if port.programs and loaded else ():
+        if tc.attached(seen.nl, link.index, hook) != program.id:
+            return f"host link {port.link} lacks the program {program.name}"
+    return ""
+
+
+def _attach_programs(port: PodPort, place: Place) -> list[Request]:
+    if port.programs:
+        tc.attach(place.nl, place.link.index, vxlan_device.pod_programs(_loaded()))
+    return []
+
+
+def _endpoint(port: PodPort, link: Link) -> tuple[IPv4Address, Endpoint] | None:
+    if not port.programs or port.pod is None:
+        return None
+    return port.pod.address, Endpoint(link.index, port.pod.mac, port.mac)
+
+
+def _entry_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    wanted = _endpoint(port, link)
+    if wanted is None or seen.pods.get(wanted[0]) == wanted[1]:
+        return ""
+    return f"the programs don't know {wanted[0]} as that of {port.link}"
+
+
+def _put_entry(port: PodPort, place: Place) -> list[Request]:
+    if wanted := _endpoint(port, place.link):
+        vxlan_maps.put_pod(_loaded().maps, *wanted)
+    return []
+
+
+def _guard_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    if port.guard is None:
+        return ""
+    try:
+        held = pod_guard.loaded()
+    except BpfError as error:
+        return f"host link {port.link} is not guarded: {error}" if port.guard.checked else ""
+    if not pod_guard.is_attached(seen.nl, held, link.index):
+        return f"host link {port.link} lacks the program pod_guard"
+    return "" if pod_guard.knows(held.maps, link.index, port.guard) else f"pod_guard does not know {port.link}"
+
+
+def _set_guard(port: PodPort, place: Place) -> list[Request]:
+    """Without the check of sources a pod may do without the program, where there is none."""
+    if port.guard is None:
+        return []
+    try:
+        held = pod_guard.loaded()
+        pod_guard.put(held.maps, place.link.index, port.guard)
+        pod_guard.attach(place.nl, held, place.link.index, limited=port.limited)
+    except BpfError:
+        if port.guard.checked:
+            raise
+    return []
+
+
+def _station_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    if not port.station or (link.index, port.station) in seen.stations:
+        return ""
+    return f"bridge {port.bridge} does not know {port.station} as that of {port.link}"
+
+
+def _set_station(port: PodPort, place: Place) -> list[Request]:
+    return [fdb.add_station(place.link.index, port.station)] if port.station else []
+
+
+def _harden_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    if port.bridge:  # a port takes no packets itself
+        return ""
+    return f"host link {port.link} has {name} on" if (name := hardening.differs(link)) else ""
+
+
+def _harden(port: PodPort, _place: Place) -> list[Request]:
+    if not port.bridge:
+        hardening.ipv6(port.link)
+    return []
+
+
+def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    master = seen.links.get(port.bridge)
+    wrong = {
+        f"is no port of bridge {port.bridge}": port.bridge and (not master or link.master != master.index),
+        "is a port of another device": not port.bridge and link.master,
+        f"has MTU {link.mtu}, not {port.mtu}": port.mtu not in (None, link.mtu),
+        f"has MAC {link.mac}, not {port.mac}": link.mac != port.mac,
+        f"has alias {link.alias!r}, not {port.alias!r}": link.alias != port.alias,
+        "makes an IPv6 address of its own": not link_setup.is_quiet(link),
+    }
+    for number, value in port.ipv4:
+        found = link_setup.ipv4(link, number)
+        wrong[f"has switch {number} of ipv4/conf at {found}, not {value}"] = found != value
+    return next((f"host link {port.link} {what}" for what, is_so in wrong.items() if is_so), "")
+
+
+def _set_link(port: PodPort, place: Place) -> list[Request]:
+    """What it was made with is not set again: the kernel would tell everybody of a change."""
+    link, master = place.link, place.index(port.bridge) if port.bridge else 0
+    mtu, mac = None if link.mtu == port.mtu else port.mtu, None if link.mac == port.mac else port.mac
+    setup = Setup(port.alias, mtu, mac, None if link.master == master else master, False, dict(port.ipv4))
+    return [link_setup.configure(port.link, setup)]
+
+
+def _flags_differ(port: PodPort, link: Link, _seen: Seen) -> str:
+    for number, value in port.flags:
+        if (found := link_setup.port_flag(link, number)) not in (value, None):  # None: the kernel lacks it
+            return f"host link {port.link} has flag {number} of its bridge at {found}, not {value}"
+    return ""
+
+
+def _set_flags(port: PodPort, _place: Place) -> list[Request]:
+    return [link_setup.bridge_port(port.link, dict(port.flags))] if port.flags else []
+
+
+def _up_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    return "" if link.up else f"host link {port.link} is down"
+
+
+def _is_active(port: PodPort, link: Link) -> bool:
+    """A port that has no carrier, as the pod set its own end down, forwards by itself when it has one again."""
+    return bool(port.bridge and link.master and link.up and link.running)
+
+
+def _state_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+    if not _is_active(port, link):
+        return ""
+    state = link_setup.port_flag(link, link_setup.IFLA_BRPORT_STATE)
+    return "" if state == link_setup.FORWARDING else f"host link {port.link} does not forward (state {state})"
+
+
+def _set_state(port: PodPort, place: Place) -> list[Request]:
+    """One that has just been set up needs no such request, and is not ready for it."""
+    is_active = _is_active(port, place.link)
+    return [link_setup.port_state(port.link, link_setup.FORWARDING)] if is_active else []
+
+
+def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    if port.pod is None or seen.permanent.get((link.index, port.pod.address)) == port.pod.mac:
+        return ""
+    return f"the node lacks the neighbour {port.pod.address} on {port.link}"
+
+
+def _misled_differs(port: PodPort, _link: Link, seen: Seen) -> str:
+    """On a bridge the node learns where a pod is, unless somebody has told it otherwise for good."""
+    bridge = seen.links.get(port.bridge)
+    if bridge and (wrong := _misled(port, bridge.index, seen.permanent)):
+        return f"bridge {port.bridge} has another MAC for {wrong[0]} for good"
+    return ""
+
+
+def _misled(port: PodPort, bridge: int, permanent: Mapping[tuple[int, Address], str]) -> list[Address]:
+    addresses = port.guard.addresses if port.guard else ()
+    return [address for address in addresses if permanent.get((bridge, address), port.station) != port.station]
+
+
+def _lead_back(port: PodPort, place: Place) -> list[Request]:
+    if not port.bridge:
+        return []
+    index = place.index(port.bridge)
+    return [neighbours.delete(index, address) for address in _misled(port, index, place.permanent)]
+
+
+def _set_neighbour(port: PodPort, place: Place) -> list[Request]:
+    return [neighbours.add(place.link.index, port.pod.address, port.pod.mac)] if port.pod else []
+
+
+def _route(pod: PodAddress, link: Link) -> KernelRoute:
+    return KernelRoute(IPv4Network(pod.address), None, link.index, source=pod.source)
+
+
+def _strays(port: PodPort, link: Link, by_pods: Mapping[Address, tuple[KernelRoute, ...]]) -> list[KernelRoute]:
+    """Return routes of our number to the pod by pods' links, but for the one that should be."""
+    wanted = _route(port.pod, link) if port.pod else None
+    addresses = {*(port.guard.addresses if port.guard else ()), *([port.pod.address] if port.pod else ())}
+    return [route for address in addresses for route in by_pods.get(address, ()) if route != wanted]
+
+
+def _route_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    if port.pod and _route(port.pod, link) not in seen.routes:
+        return f"the node lacks the route to {port.pod.address} by {port.link}"
+    stray = next(iter(_strays(port, link, seen.by_pods)), None)
+    return f"a route to {stray.dst} by another link or metric is in the way of {port.link}" if stray else ""
+
+
+def _set_route(port: PodPort, place: Place) -> list[Request]:
+    """One by this link, or of our number, is replaced in one step; any other that is in the way stays."""
+    strays = _strays(port, place.link, place.by_pods)
+    if port.pod is None:
+        return [rtnl.delete_route(stray, _marks.protocol) for stray in strays]
+    route = _route(port.pod, place.link)
+    in_place = [known for known in strays if (known.dst, known.metric) == (route.dst, route.metric)]
+    ours = bool(in_place) or any((k.dst, k.index) == (route.dst, route.index) for k in place.earlier())
+    surplus = [rtnl.delete_route(stray, _marks.protocol) for stray in strays if stray not in in_place]
+    return [(rtnl.replace_route if ours else rtnl.add_route)(route, _marks.protocol), *surplus]
+
+
+def _proxy_differs(port: PodPort, _link: Link, seen: Seen) -> str:
+    if port.proxy is None:
+        return ""
+    device, address = port.proxy
+    parent = seen.links.get(device)
+    if parent and (parent.index, address) in seen.proxies:
+        return ""
+    return f"{device} does not answer ARP for {address}"
+
+
+def _set_proxy(port: PodPort, place: Place) -> list[Request]:
+    return [neighbours.add_proxy(place.index(port.proxy[0]), port.proxy[1])] if port.proxy else []
+
+
+ASPECTS = (
+    Aspect(_programs_differ, _attach_programs),
+    Aspect(_entry_differs, _put_entry),
+    Aspect(_guard_differs, _set_guard),
+    Aspect(_harden_differs, _harden),
+    Aspect(_link_differs, _set_link),
+    Aspect(_station_differs, _set_station),
+    Aspect(_flags_differ, _set_flags),
+    Aspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
+    Aspect(_state_differs, _set_state),
+    Aspect(_neighbour_differs, _set_neighbour),
+    Aspect(_misled_differs, _lead_back),
+    Aspect(_route_differs, _set_route),
+    Aspect(_proxy_differs, _set_proxy),
+)
+"""In the order in which they are made: all that guards a port before it is up, and it is up before its route."""

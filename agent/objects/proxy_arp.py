@@ -1,0 +1,72 @@
+"""Addresses of a bridge's block that are elsewhere: the bridge answers ARP for them, and tells its ports so."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.kernel import arp, links, neighbours
+from agent.kernel.netlink import Netlink, Request
+from agent.kernel.rtnl import Link
+from agent.model.cluster import Address
+from agent.objects import bridges
+from agent.objects.state import Proxy, mac_for
+
+AGAIN = 1.1  # seconds: neighbours change their mind once a second at most (locktime of arp(7))
+DELAY = "ipv4/neigh/{}/proxy_delay"  # else an answer takes up to 0.8 s, as if other hosts answered too
+
+log = logging.getLogger(__name__)
+
+
+def sync(nl: Netlink, desired: frozenset[Proxy], there: Sequence[Link], sysctls: Path) -> int:
+    """Make what our bridges answer for what is desired; how many answers changed. Raises OSError."""
+    ours = {link.index: link for link in there if bridges.is_ours(link)}
+    indexes = {link.name: index for index, link in ours.items()}
+    wanted: set[tuple[int, Address]] = {
+        (indexes[proxy.bridge], proxy.address) for proxy in desired if proxy.bridge in indexes
+    }
+    if not ours:
+        return 0
+    actual = {(index, address) for index, address in neighbours.proxies(nl) if index in ours}
+    for name in {ours[index].name for index, _address in wanted - actual}:
+        (sysctls / DELAY.format(name)).write_text("0")
+    steps: list[Request] = [neighbours.add_proxy(*entry) for entry in wanted - actual]
+    steps += [neighbours.delete_proxy(*entry) for entry in actual - wanted]
+    for error in nl.batch(steps):
+        if error and error.errno != errno.ENOENT:
+            raise error
+    for index, address in wanted - actual:
+        _tell(ours[index], address, ours[index].mac)
+    for index, address in actual - wanted:
+        _tell(ours[index], address, mac_for(address))
+    return len(steps)
+
+
+def _tell(bridge: Link, address: Address, mac: str) -> None:
+    """Pods that know where the address was learn where it is, now and a little later."""
+    _announce(bridge, address, mac)
+    again = threading.Timer(AGAIN, _tell_again, (bridge, address, mac))
+    again.daemon = True
+    again.start()
+
+
+def _tell_again(bridge: Link, address: Address, mac: str) -> None:
+    """The same again, if it is still so."""
+    try:
+        still = ((bridge.index, address) in neighbours.proxies(links.host())) == (mac == bridge.mac)
+    except OSError as error:
+        log.warning("%s is not announced again on %s: %s", address, bridge.name, error)
+        return
+    if still:
+        _announce(bridge, address, mac)
+
+
+def _announce(bridge: Link, address: Address, mac: str) -> None:
+    """One that can't be told keeps no other from being told, and finds out when its neighbours grow stale."""
+    try:
+        arp.announce(bridge.name, mac, address)
+    except OSError as error:  # the bridge has gone meanwhile, or the agent lacks CAP_NET_RAW
+        log.warning("%s is not announced on %s: %s", address, bridge.name, error)

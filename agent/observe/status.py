@@ -1,0 +1,116 @@
+"""What an agent says of itself, for `testcnictl status`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from agent.config import AgentConfig
+from agent.ipam import blocks
+from agent.ipam.allocator import Range
+from agent.ipam.attachment_store import Attachments
+from agent.kernel.bpf import loader
+from agent.model.cluster import FAMILIES, HOST_GW, IPIP, VXLAN, Address, Network, Snapshot, Subnet
+from agent.modes.ipip.bird.types import BirdStatus
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.objects import pod_guard
+from agent.objects.state import IPIP as IPIP_DEVICE
+from agent.objects.state import TUNNEL
+from agent.runtime.observable import NodeStatus
+
+DEVICES = {VXLAN: TUNNEL, IPIP: IPIP_DEVICE}
+"""The node's device by mode, where a node has one for all its networks."""
+
+
+def report(
+    conf: AgentConfig, began: float, snapshot: Snapshot, status: NodeStatus, attachments: Attachments
+) -> dict[str, Any]:
+    """Node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
+    return {
+        "node": conf.node,
+        "datastore": conf.datastore,
+        "pid": os.getpid(),
+        "uptimeSeconds": round(time.monotonic() - began, 1),
+        "synced": status.synced,
+        "nodes": len(snapshot.nodes),
+        "routes": status.routes,
+        "attachments": len(attachments.all()),
+        "networks": [_network(network, own, status, attachments) for network, own in status.blocks.items()],
+        "ebpf": _ebpf(),
+        "problems": [
+            {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
+        ],
+    }
+
+
+def bgp(bird: BirdStatus) -> dict[str, Any] | None:
+    """What BIRD does and with whom, as JSON; None where there is no BIRD."""
+    if not bird.running:
+        return None
+    return {
+        "version": bird.version,
+        "pid": bird.pid,
+        "starts": bird.starts,
+        "kernelRoutes": bird.kernel_routes,
+        "sessionsByState": {state.value: number for state, number in bird.by_state().items() if number},
+        "sessions": [
+            {
+                "peer": session.peer,
+                "state": session.state.value,
+                "imported": session.imported,
+                "exported": session.exported,
+                "error": session.error,
+            }
+            for session in bird.sessions
+        ],
+    }
+
+
+def _ebpf() -> dict[str, Any] | None:
+    """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read.
+
+    What pod_guard drops counts with what the programs of vxlan drop for the same reason.
+    """
+    try:
+        maps, guarded = loader.maps(), loader.maps(family=loader.GUARD)
+        counted = dict(vxlan_maps.counters(maps) if maps else vxlan_maps.no_counters())
+        for reason, more in (pod_guard.counters(guarded) if guarded else pod_guard.no_counters()).items():
+            count = counted.get(reason, vxlan_maps.Count(0, 0))
+            counted[reason] = vxlan_maps.Count(count.packets + more.packets, count.bytes + more.bytes)
+    except OSError:
+        return None
+    return {reason: {"packets": count.packets, "bytes": count.bytes} for reason, count in counted.items()}
+
+
+def _network(
+    network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: Attachments
+) -> dict[str, Any]:
+    uplink, ranges = status.uplinks.get(network), blocks.prepared(status, network, own)
+    outside = _outside(network, own, attachments)
+    versions = {*status.families.get(network, (block.version for block in own)), *(a.version for a in outside)}
+    return {
+        "name": network.name,
+        "mode": network.mode,
+        "device": uplink.device if uplink else DEVICES.get(network.mode, network.bridge),
+        **({"parent": uplink.device} if uplink else {}),
+        **({"bridge": network.bridge} if network.mode == HOST_GW else {}),
+        "blocks": [str(block) for block in own],
+        "addresses": {FAMILIES[v]: _addresses(ranges, v, attachments, outside) for v in sorted(versions)},
+    }
+
+
+def _addresses(
+    ranges: Iterable[Range], version: int, attachments: Attachments, outside: Iterable[Address]
+) -> dict[str, int]:
+    """Count the addresses of one IP version by state; 0 where there is neither block nor pod of it."""
+    counts = [attachments.counts(candidates) for candidates in ranges if candidates.block.version == version]
+    found = {state: sum(count[n] for count in counts) for n, state in enumerate(("used", "cooling", "free"))}
+    return {**found, "used": found["used"] + sum(address.version == version for address in outside)}
+
+
+def _outside(network: Network, own: tuple[Subnet, ...], attachments: Attachments) -> tuple[Address, ...]:
+    """Return the addresses of a network's pods that are in none of the node's blocks."""
+    leases = (lease.address for a in attachments.all() if a.network == network for lease in a.leases)
+    return tuple(address for address in leases if not any(address in block for block in own))

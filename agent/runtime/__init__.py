@@ -1,0 +1,1 @@
+"""Building blocks of a long-running process. Nothing here knows a type of testcni."""
