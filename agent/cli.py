@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from agent import config
 from agent import log as logs
 from agent.cluster.directory_store import Folder
-from agent.cluster.snapshot_cache import Follower, Seen
+from agent.cluster.pod_events import Notices
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import Datastore
 from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
@@ -26,6 +27,7 @@ from agent.cni.protocol import Call
 from agent.cni.server import WORKERS, Server
 from agent.config import AgentConfig, ConfigError
 from agent.errors import MustEndError
+from agent.ip import Address
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Claimer, Rules
 from agent.ipam.reservations import controller as reservation_controller
@@ -34,7 +36,10 @@ from agent.ipam.reservations.controller import Keeper, Kept
 from agent.kernel import sysctl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink_monitor import Monitor
-from agent.model.cluster import Address, Problem, Snapshot
+from agent.model.cluster import Snapshot
+from agent.model.marks import LINK_PREFIX, NFT_TABLE
+from agent.model.node_status import Busy, Demand, NodeStatus
+from agent.model.problem import Problem
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
@@ -48,11 +53,12 @@ from agent.node.installer import Installer, Places
 from agent.node.reconciler import Inputs, Reconciler
 from agent.node.route_protocol import RouteMarks
 from agent.node.run_dir import Lock, RunDir
+from agent.node.usage_writer import Seen
 from agent.objects import pod_port_setup
 from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
 from agent.observe.status import bgp, report
-from agent.runtime.observable import Busy, Demand, Latest, NodeStatus, Notices
+from agent.runtime.observable import Latest
 from agent.runtime.shutdown import Ending
 
 if TYPE_CHECKING:
@@ -269,7 +275,7 @@ class Agent:
         return {name: pace.spent for name, pace in paces.items()}
 
     def _watch_kernel(self, stop: threading.Event, *, nft: bool) -> None:
-        monitor = Monitor(nft=nft, route_protocol=self.conf.route_protocol)
+        monitor = Monitor.of_nft(NFT_TABLE) if nft else Monitor.of_routes(self.conf.route_protocol, LINK_PREFIX)
         while not stop.is_set():
             if monitor.changed():
                 self._reconciler.drifted()

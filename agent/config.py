@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.codec import strict_yaml
 from agent.codec.strict_yaml import YamlError
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from agent.runtime import atomic_file
 
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"

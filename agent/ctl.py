@@ -14,7 +14,7 @@ from typing import Any
 
 from agent.cni.protocol import PROTOCOL
 from agent.codec import strict_json
-from agent.model.cluster import FAMILIES
+from agent.ip import FAMILIES
 
 EXIT_PROBLEMS, EXIT_UNABLE, EXIT_NO_AGENT = 1, 3, 4
 WITHIN = 5.0  # seconds

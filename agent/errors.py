@@ -6,6 +6,8 @@ Codes are those of the CNI specification 1.1, section "Error"; 100 and above are
 from __future__ import annotations
 
 import enum
+import errno
+from typing import NoReturn
 
 
 class Code(enum.IntEnum):
@@ -50,3 +52,9 @@ UNSEEN_MAC_REMEDY = 'write "capabilities": {"mac": true} into the entry of testc
 def invalid_config(field: str, value: object, allowed: str) -> CniError:
     """The error for a netconf field that is wrong: it names field, value and what is allowed."""
     return CniError(Code.INVALID_CONFIG, f"{field}: {value!r} is not allowed", f"allowed: {allowed}")
+
+
+def raise_os(error: OSError, doing: str) -> NoReturn:
+    """Raise CniError 5 for what is the disk's fault, else that for the kernel's."""
+    code = Code.IO_FAILURE if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT) else Code.KERNEL
+    raise CniError(code, f"{doing}: {error}") from error

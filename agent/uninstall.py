@@ -17,6 +17,7 @@ from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
 from agent.kernel import links, rtnl
 from agent.kernel.bpf import loader
+from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.modes.ipip.bird import supervisor
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.types import BirdError
@@ -24,7 +25,7 @@ from agent.node import apply, installer, kernel_state, route_protocol
 from agent.node.installer import Places
 from agent.node.run_dir import Lock
 from agent.objects.routes import Ownership
-from agent.objects.state import ALIAS, LINK_PREFIX, NodeState
+from agent.objects.state import NodeState
 
 EXIT_DATASTORE = 4
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.model.cluster import ENDS, MODES, Receives
+from agent.model.cluster import ENDS, Receives
+from agent.model.network import MODES
 
 ANNOTATION = "testcni.io/receives"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from agent.cluster import manifest
 from agent.cluster.manifest import ManifestError
 from agent.cluster.store import KINDS, Change, Gone, Kind, Put, Replaced, Trouble
-from agent.model.cluster import Problem, Resource
+from agent.model.cluster import Resource
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
 Key = tuple[Kind, str]

@@ -30,7 +30,8 @@ from agent.cluster.store import (
     kind_of,
 )
 from agent.kernel.inotify import FolderWatch
-from agent.model.cluster import Node, Problem, Receives, Resource
+from agent.model.cluster import Node, Receives, Resource
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
 RECEIVES = ".receives"  # suffix of what a node has announced

@@ -38,8 +38,9 @@ from agent.cluster.store import (
     StoreError,
     Trouble,
 )
-from agent.model.cluster import IPPool, Problem, Resource
-from agent.runtime.observable import Pace
+from agent.model.cluster import IPPool, Resource
+from agent.model.problem import Problem
+from agent.runtime.pace import Pace
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
 BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)

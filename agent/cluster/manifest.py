@@ -16,7 +16,8 @@ from agent.cluster.store import Kind, kind_of
 from agent.codec import strict_json, strict_yaml
 from agent.codec.strict_json import JsonError
 from agent.codec.strict_yaml import YamlError
-from agent.model.cluster import Problem, Resource
+from agent.model.cluster import Resource
+from agent.model.problem import Problem
 
 LARGEST = 64 << 20  # bytes
 TOLD = 3  # faults of a file beside the first

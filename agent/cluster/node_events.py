@@ -13,9 +13,13 @@ from urllib.parse import quote
 from agent.cluster import node_condition
 from agent.cluster.api import Api, Request
 from agent.cluster.objects import rfc3339
+from agent.cluster.pod_events import Notices
 from agent.cluster.store import ConflictError, StoreError
-from agent.model.cluster import Node, Problem, Snapshot
-from agent.runtime.observable import Latest, NodeStatus, Notice, Notices, Pace, pace
+from agent.model.cluster import Node, Snapshot
+from agent.model.node_status import NodeStatus, Notice
+from agent.model.problem import Problem
+from agent.runtime.observable import Latest
+from agent.runtime.pace import Pace, pace
 
 LASTING = 5.0  # seconds: what solves itself sooner is not worth an Event
 LOOK_AGAIN = 5.0  # seconds

@@ -8,8 +8,9 @@ from typing import Any
 
 from agent.cluster import accepted_modes, object_fields
 from agent.cluster.object_fields import Faults, ObjectError, short
+from agent.ip import Address, Subnet
 from agent.model import special_addresses
-from agent.model.cluster import Address, Node, Subnet
+from agent.model.cluster import Node
 
 Mapping = dict[str, Any]
 

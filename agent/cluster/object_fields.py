@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from agent.model.cluster import Address, IPPool, Subnet
+from agent.ip import Address, Subnet
+from agent.model.cluster import IPPool
 
 T = TypeVar("T")
 YEARS = range(1970, 9000)

@@ -11,18 +11,16 @@ from typing import Any, Literal
 
 from agent.cluster import accepted_modes, node_object, object_fields, pool_status_object
 from agent.cluster.object_fields import Faults, ObjectError, short
+from agent.ip import Address, Subnet, address_name
 from agent.model.cluster import (
     API_VERSION,
     KEEPS,
-    Address,
     Described,
     IPBlock,
     IPPool,
     IPReservation,
     Node,
     Resource,
-    Subnet,
-    address_name,
     block_name,
 )
 

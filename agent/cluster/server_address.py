@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agent.cluster import api
-from agent.model.cluster import Address
+from agent.ip import Address
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agent.cluster.store import (
@@ -25,10 +25,11 @@ from agent.cluster.store import (
     Trouble,
     kind_of,
 )
-from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import IPPool, IPReservation, Problem, Resource, Snapshot
+from agent.model.cluster import IPPool, IPReservation, Resource, Snapshot
+from agent.model.problem import Problem
 from agent.model.usage import PoolStatus
-from agent.runtime.observable import Latest, NodeStatus, Tally
+from agent.runtime.counter import Tally
+from agent.runtime.observable import Latest
 
 FIELDS: dict[Kind, str] = {
     "Node": "nodes",
@@ -109,16 +110,6 @@ class Follower:
         """Seconds since the datastore last told of each kind, for those of which it ever did."""
         now = time.monotonic()
         return {kind: now - when for kind, when in self._heard.copy().items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What an agent knows of the cluster and of its own node: what they go by who write of it for people."""
-
-    node: str
-    follower: Follower
-    status: Latest[NodeStatus]
-    attachments: Attachments
 
 
 def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> Mapping[str, PoolStatus]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Problem, Resource
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
+from agent.model.problem import Problem
 
 Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
 KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock", "IPReservation")

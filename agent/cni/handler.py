@@ -11,7 +11,7 @@ from typing import Any, cast
 from agent.cni import netconf, request, result
 from agent.cni.netconf import NetConf
 from agent.cni.protocol import Call
-from agent.errors import MAC_REMEDY, UNSEEN_MAC_REMEDY, CniError, Code, invalid_config
+from agent.errors import MAC_REMEDY, UNSEEN_MAC_REMEDY, CniError, Code, invalid_config, raise_os
 from agent.ipam import assigner
 from agent.ipam.assigner import Addresses, ShortageError
 from agent.ipam.attachment import Attachment, is_link_name, link_name
@@ -20,11 +20,12 @@ from agent.ipam.reservations.claims import REASON, Stays
 from agent.ipam.reservations.pod_annotations import identity
 from agent.kernel import links, rtnl, tcx
 from agent.model.cluster import Snapshot
+from agent.model.marks import ALIAS, LINK_PREFIX
+from agent.model.node_status import NOBODY, Demand, NodeStatus, Notice, Sink
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.modes.registry import mode, unwire_unknown
 from agent.objects import addresses_behind_links
-from agent.objects.state import ALIAS, LINK_PREFIX
-from agent.runtime.observable import NOBODY, Demand, Latest, NodeStatus, Notice, Sink
+from agent.runtime.observable import Latest
 
 READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod hangs on
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -152,7 +153,7 @@ class Verbs:
         except BaseException as error:
             self._undo(attachment)
             if isinstance(error, OSError):
-                request.raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
+                raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
             raise
         addresses = " ".join(str(lease.address) for lease in attachment.leases)
         log.info("added %s %s %s to %s: %s", attachment.pod, *attachment.key, conf.network.name, addresses)
@@ -179,7 +180,7 @@ class Verbs:
                 else:
                     self._remove_unknown(link_name(container_id, ifname), network)
             except OSError as error:
-                request.raise_os(error, f"disconnecting {ifname} of container {container_id}")
+                raise_os(error, f"disconnecting {ifname} of container {container_id}")
         return {}
 
     def _refuse_unseen_mac(self, network: str) -> None:
@@ -222,7 +223,7 @@ class Verbs:
             try:
                 mode(attachment.network.mode).check(attachment, wired, fd)
             except OSError as error:
-                request.raise_os(error, f"checking {ifname} of container {container_id}")
+                raise_os(error, f"checking {ifname} of container {container_id}")
         return {}
 
     def collect(self, _call: Call, conf: NetConf) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from agent.cni.protocol import Call
 from agent.codec import strict_json
 from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
 from agent.runtime.observable import Latest
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from agent.cni import args as cni_args
-from agent.codec import json_fields, strict_json
+from agent.codec import cni_args, json_fields, strict_json
 from agent.codec.json_fields import Fields
 from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code, invalid_config
-from agent.model.cluster import (
+from agent.ip import Address, Subnet
+from agent.model.network import (
     ALWAYS,
     BACKENDS,
     EBPF,
@@ -30,9 +30,8 @@ from agent.model.cluster import (
     SERVICES,
     VNI,
     VXLAN_PORT,
-    Address,
+    ExtraRoute,
     Network,
-    Subnet,
 )
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -51,14 +50,6 @@ PLUGIN_KEYS: Mapping[str, Callable[[str, object], object]] = {
     "agentWait": partial(json_fields.seconds, longest=300),
 }
 CAPABILITIES = ("ips", "mac", "bandwidth")
-
-
-@dataclass(frozen=True, slots=True)
-class ExtraRoute:
-    """A route of `ipam.routes` for the pod; `gateway` None: by the pod's default gateway."""
-
-    dst: Subnet
-    gateway: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-from typing import NoReturn
-
 from agent.cni.netconf import LINK_NAME, NAME
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code
@@ -50,9 +47,3 @@ def code(error: BaseException) -> Code:
     if isinstance(error, CniError):
         return error.code
     return Code.TRY_AGAIN if isinstance(error, netns.NetnsLostError) else Code.INTERNAL
-
-
-def raise_os(error: OSError, doing: str) -> NoReturn:
-    """Raise CniError 5 for what is the disk's fault, else that for the kernel's."""
-    code = Code.IO_FAILURE if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT) else Code.KERNEL
-    raise CniError(code, f"{doing}: {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from agent.errors import CniError, Code, invalid_config
-from agent.model.cluster import Address, Subnet
+from agent.ip import Address, Subnet
 
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agent.model.cluster import Address, Subnet
+from agent.ip import Address, Subnet
 
 RANGES_KEPT = 64
 REMEMBERED = 4096  # released addresses whose time of release is kept; without a limit a /64 would keep all

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from agent.cni import request
 from agent.cni.netconf import NetConf
-from agent.errors import CniError, Code, invalid_config
+from agent.errors import CniError, Code, invalid_config, raise_os
+from agent.ip import Address, Subnet
 from agent.ipam import blocks, duplicate_address, exhaustion
 from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
 from agent.ipam.attachment import Attachment
@@ -18,8 +18,10 @@ from agent.ipam.reservations import policy as address_policy
 from agent.ipam.reservations.claims import SEE, TRIES, Stay, Stays, TakenError
 from agent.ipam.reservations.pod_annotations import Wish
 from agent.kernel import links, rtnl
-from agent.model.cluster import Address, Network, Snapshot, Subnet
-from agent.runtime.observable import Demand, Latest, NodeStatus, Want
+from agent.model.cluster import Snapshot
+from agent.model.network import Network
+from agent.model.node_status import Demand, NodeStatus, Want
+from agent.runtime.observable import Latest
 
 ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
@@ -227,7 +229,7 @@ class Addresses:
         except BaseException as error:
             self._undo(reserved)
             if isinstance(error, OSError):
-                request.raise_os(error, f"probing for addresses of {reserved.network.name}")
+                raise_os(error, f"probing for addresses of {reserved.network.name}")
             raise
         if still and owner is None:
             return True

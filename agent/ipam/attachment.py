@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from agent.codec import strict_json
+from agent.ip import Address, Subnet
 from agent.ipam.blocks import is_single
-from agent.model.cluster import MODES, Address, Network, Subnet, Uplink
-from agent.objects.state import LINK_PREFIX
+from agent.model.marks import LINK_PREFIX
+from agent.model.network import MODES, Network, Uplink
 
 FORMAT = 2
 """Of a file's first line. Keys may be added to it: whoever does not know them skips them.

@@ -19,14 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.ip import Address, Subnet
 from agent.ipam import unreadable_attachments
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.ipam.attachment import Attachment, Lease, answered, decode, encode, link_name
 from agent.ipam.locks import KeyedLocks
 from agent.ipam.released_addresses import Released
 from agent.ipam.unreadable_attachments import Unreadable
-from agent.model.cluster import Address, Network, Problem, Subnet
-from agent.objects.state import mac_for
+from agent.model.marks import mac_for
+from agent.model.network import Network
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
 from agent.runtime.observable import Latest
 

@@ -17,21 +17,15 @@ from dataclasses import dataclass, replace
 import tenacity
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
+from agent.ip import Address, Subnet
 from agent.ipam import blocks, missing_block
 from agent.ipam.blocks import Wanted
 from agent.ipam.exhaustion import Refusals
-from agent.model.cluster import (
-    Address,
-    Ground,
-    IPBlock,
-    IPReservation,
-    Network,
-    Problem,
-    Resource,
-    Snapshot,
-    Subnet,
-)
-from agent.runtime.observable import Latest, pace
+from agent.model.cluster import Ground, IPBlock, IPReservation, Resource, Snapshot
+from agent.model.network import Network
+from agent.model.problem import Problem
+from agent.runtime.observable import Latest
+from agent.runtime.pace import pace
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
 TRIES = 4  # of one StoreError, 0.2 s to 2 s apart, before it is told and tried again later

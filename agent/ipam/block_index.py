@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.model.cluster import Address, IPBlock, Node, Snapshot, Subnet
+from agent.ip import Address, Subnet
+from agent.model.cluster import IPBlock, Node, Snapshot
 
 KEPT = 4  # indexes: the parts of the agent see snapshots that differ a little
 

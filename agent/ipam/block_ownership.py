@@ -6,7 +6,8 @@ import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from agent.model.cluster import Snapshot, Subnet
+from agent.ip import Subnet
+from agent.model.cluster import Snapshot
 
 LATE = "~"  # sorts after every time: nobody says when the object was created
 

@@ -8,11 +8,13 @@ import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from agent.cluster.objects import DEFAULT_BLOCK_SIZE
+from agent.ip import Address, Subnet
 from agent.ipam import allocator
 from agent.ipam.allocator import Range
 from agent.model import special_addresses
-from agent.model.cluster import Address, IPBlock, IPPool, Network, Snapshot, Subnet
-from agent.runtime.observable import NodeStatus
+from agent.model.cluster import IPBlock, IPPool, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
 
 IMPLICIT_POOL = "netconf"
 NOBODY: frozenset[Address] = frozenset()

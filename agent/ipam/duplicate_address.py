@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from agent.ip import Address
 from agent.ipam.attachment import Attachment
 from agent.kernel import arp
-from agent.model.cluster import Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
-from agent.model.cluster import Network, Problem, Snapshot
-from agent.runtime.observable import NodeStatus
+from agent.model.cluster import Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 
 REMEDY = "delete pods, or give the node more addresses"
 WANTED_FOR = 120.0  # seconds: a runtime tries a pod again sooner

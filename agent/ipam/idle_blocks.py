@@ -15,7 +15,8 @@ from agent.ipam import blocks
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Claimer, Stage
 from agent.ipam.blocks import Wanted
-from agent.model.cluster import IPBlock, Network, Snapshot
+from agent.model.cluster import IPBlock, Snapshot
+from agent.model.network import Network
 
 BLOCK_IDLE = 300.0  # seconds
 

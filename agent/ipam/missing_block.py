@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from agent.ipam import blocks, pool_faults
-from agent.model.cluster import IPPool, Network, Problem, Snapshot
+from agent.model.cluster import IPPool, Snapshot
+from agent.model.network import Network
+from agent.model.problem import Problem
 
 OTHER_POOL = (
     "create an IPPool of a range that nothing else uses, and delete this one when no pod has its addresses"

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.cluster.store import Datastore, NotFoundError, StoreError
+from agent.ip import Address, Subnet, address_name
 from agent.ipam.attachment import Attachment
-from agent.model.cluster import Address, Described, IPReservation, Problem, Snapshot, Subnet, address_name
-from agent.node.last_known_nodes import MOMENT
-from agent.runtime.observable import Notice, Pace
+from agent.model.cluster import MOMENT, Described, IPReservation, Snapshot
+from agent.model.node_status import Notice
+from agent.model.problem import Problem
+from agent.runtime.pace import Pace
 
 SETTLED = 5.0  # seconds: a block that was deleted may be claimed again at once
 EVENTS = 20, 2.5  # at once, then one in so many seconds: fewer than the announcer takes

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.block_ownership import span
 from agent.model import special_addresses
-from agent.model.cluster import Address, IPPool, Network, Node, Snapshot, Subnet
+from agent.model.cluster import IPPool, Node, Snapshot
+from agent.model.network import Network
 
 T = TypeVar("T")
 

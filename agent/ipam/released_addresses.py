@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from agent.model.cluster import Address
+from agent.ip import Address
 from agent.runtime import atomic_file
 
 log = logging.getLogger(__name__)

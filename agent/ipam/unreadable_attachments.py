@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.codec import strict_json
+from agent.ip import Address
 from agent.ipam.attachment import Attachment, decode_line
-from agent.model.cluster import Address, Problem
-from agent.objects.state import ALIAS
+from agent.model.marks import ALIAS
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
 LARGEST = 1 << 20  # bytes of a file; an attachment has about 1,500

@@ -9,11 +9,13 @@ from contextlib import suppress
 from agent.cluster.objects import NAME_LIMIT
 from agent.cluster.pool_status_object import LARGEST
 from agent.cluster.usage_objects import label
+from agent.ip import Address, Subnet
 from agent.ipam import allocator, blocks
 from agent.ipam.allocator import Range
-from agent.model.cluster import Address, IPPool, Network, Snapshot, Subnet, block_name
+from agent.model.cluster import IPPool, Snapshot, block_name
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
-from agent.runtime.observable import NodeStatus
 
 LISTED = 256  # addresses in one object: all of a /24; those of larger blocks would not fit into etcd's 1.5 MiB
 OFF_BLOCK = "off-block"

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent.ip import Address
 from agent.kernel import links
 from agent.kernel.rtnl import mac_bytes
-from agent.model.cluster import Address
 
 ETH_P_ARP, ETH_P_ALL, REQUEST = 0x0806, 0x0003, 1
 BROADCAST, NO_MAC, NO_ADDRESS = b"\xff" * 6, bytes(6), bytes(4)

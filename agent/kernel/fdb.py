@@ -23,7 +23,6 @@ from agent.kernel.neighbours import (
     RTM_NEWNEIGH,
 )
 from agent.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
-from agent.modes.vxlan.maps import tunnel_mac
 
 NTF_SELF = 0x02
 NTF_MASTER, NTF_STICKY, NUD_NOARP = 0x04, 0x40, 0x40  # NOARP: static, not of the bridge itself (PERMANENT)
@@ -31,9 +30,12 @@ Entry = tuple[str, IPv4Address]
 """A MAC, and the node that packets for it go to."""
 
 
-def sync(nl: Netlink, index: int, peers: Iterable[IPv4Address]) -> int:
-    """Make neighbours and forwarding entries of a device those of `peers`; how many changed. Raises OSError."""
-    wanted = {(tunnel_mac(peer), peer) for peer in peers}
+def sync(nl: Netlink, index: int, peers: Iterable[Entry]) -> int:
+    """Make `peers` the only neighbours and forwarding entries of a device.
+
+    Return how many entries changed. Raises OSError.
+    """
+    wanted = set(peers)
     known, forwarded = _neighbours(nl, index), _entries(nl, index)
     steps = [_change(RTM_NEWNEIGH, index, entry) for entry in wanted - forwarded]
     steps += [neighbours.add(index, peer, mac) for mac, peer in wanted - known]

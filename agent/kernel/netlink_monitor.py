@@ -9,8 +9,6 @@ import struct
 from collections.abc import Mapping
 
 from agent.kernel import netlink, rtnl, tc
-from agent.model.cluster import ROUTE_PROTOCOL
-from agent.objects.state import LINK_PREFIX, NFT_TABLE
 
 # RTMGRP_* bits of rtnetlink(7): links, programs (tc), IPv4 and IPv6 addresses and routes
 ROUTE_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
@@ -24,6 +22,9 @@ LOAD_WORD, LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, JUMP_SET, RETURN = 0x20, 0x28, 0x30
 TYPE, PROTOCOL, FIRST_NAME = 4, 21, 36  # nlmsg_type; rtm_protocol; IFLA_IFNAME, which always comes first
 FAMILY, FLAGS, CHANGE = 16, 24, 28  # of struct ifinfomsg
 
+Filter = Mapping[str, tuple[int, str, str, int]]
+"""Instructions by label: operation, the next one if it is so and if not ("": the one that follows), operand."""
+
 
 def _big(value: int, form: str = "=H") -> int:
     """A number of a notification as a filter sees it: it loads big-endian, the kernel writes native."""
@@ -31,15 +32,14 @@ def _big(value: int, form: str = "=H") -> int:
 
 
 UP = _big(rtnl.IFF_UP, "=I")
-PREFIX = int.from_bytes(LINK_PREFIX.encode(), "big")
 
 
-# Instructions by label: operation, the next one if it is so and if not ("": the one that follows), operand.
 # Of pods' links it keeps only what neither ADD nor DEL does, as these would wake us often: a link is set down
 # (then only this flag has changed; more have when it is made or deleted), or leaves its bridge while it is up. Of
 # routes it keeps our own that are lost, and of programs all that are lost.
-def _route_filter(protocol: int) -> dict[str, tuple[int, str, str, int]]:
-    """Return the filter for an agent whose routes have this protocol number."""
+def _route_filter(protocol: int, link_prefix: str) -> Filter:
+    """Return the filter for routes of this protocol number, and links of pods with this prefix of four bytes."""
+    prefix = int.from_bytes(link_prefix.encode(), "big")
     return {
         "type": (LOAD_HALF, "", "", TYPE),
         "new address": (JUMP_EQUAL, "keep", "", _big(rtnl.RTM_NEWADDR)),
@@ -50,13 +50,13 @@ def _route_filter(protocol: int) -> dict[str, tuple[int, str, str, int]]:
         "changed link": (JUMP_EQUAL, "name", "", _big(rtnl.RTM_NEWLINK)),
         "lost link": (JUMP_EQUAL, "lost name", "drop", _big(rtnl.RTM_DELLINK)),
         "name": (LOAD_WORD, "", "", FIRST_NAME),
-        "pod's": (JUMP_EQUAL, "", "keep", PREFIX),
+        "pod's": (JUMP_EQUAL, "", "keep", prefix),
         "change": (LOAD_WORD, "", "", CHANGE),
         "only up": (JUMP_EQUAL, "", "drop", UP),
         "flags": (LOAD_WORD, "", "", FLAGS),
         "set down": (JUMP_SET, "drop", "keep", UP),
         "lost name": (LOAD_WORD, "", "", FIRST_NAME),
-        "pod's lost": (JUMP_EQUAL, "", "keep", PREFIX),
+        "pod's lost": (JUMP_EQUAL, "", "keep", prefix),
         "family": (LOAD_BYTE, "", "", FAMILY),
         "port": (JUMP_EQUAL, "", "drop", socket.AF_BRIDGE),
         "port's flags": (LOAD_WORD, "", "", FLAGS),
@@ -71,13 +71,30 @@ def _route_filter(protocol: int) -> dict[str, tuple[int, str, str, int]]:
 class Monitor:
     """A socket in this thread's namespace that hears of links, addresses and routes, or of nft tables."""
 
-    def __init__(self, *, nft: bool = False, route_protocol: int = ROUTE_PROTOCOL) -> None:
-        self._nft = nft
-        protocol = NETLINK_NETFILTER if nft else socket.NETLINK_ROUTE
+    def __init__(self, protocol: int, groups: int, wanted: Filter | None = None, table: str = "") -> None:
+        """Join these multicast groups of a netlink protocol. Raises OSError.
+
+        `wanted` is what the kernel hands over, None for all; `table` is the only nft table to hear of.
+        """
+        self._table = table
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        if not nft:
-            _attach(self._socket, _route_filter(route_protocol))
-        self._socket.bind((0, NFT_GROUPS if nft else ROUTE_GROUPS))
+        if wanted:
+            _attach(self._socket, wanted)
+        self._socket.bind((0, groups))
+
+    @classmethod
+    def of_routes(cls, route_protocol: int, link_prefix: str) -> Monitor:
+        """Return a monitor of links, addresses, programs, and the routes with this protocol number.
+
+        Of links with this prefix of four bytes (of pods) it hears only what neither an ADD nor a DEL does.
+        Raises OSError.
+        """
+        return cls(socket.NETLINK_ROUTE, ROUTE_GROUPS, _route_filter(route_protocol, link_prefix))
+
+    @classmethod
+    def of_nft(cls, table: str) -> Monitor:
+        """Return a monitor of one nft table. Raises OSError."""
+        return cls(NETLINK_NETFILTER, NFT_GROUPS, table=table)
 
     def close(self) -> None:
         """Close the socket."""
@@ -91,12 +108,17 @@ class Monitor:
             if error.errno == errno.ENOBUFS:  # some were lost: assume the worst
                 return True
             raise
-        return not self._nft or any(
-            _is_our_table(data[start:end]) for _kind, _flags, _sequence, start, end in netlink.messages(data)
+        return not self._table or any(
+            self._is_our_table(data[start:end]) for _kind, _flags, _sequence, start, end in netlink.messages(data)
         )
 
+    def _is_our_table(self, payload: bytes) -> bool:
+        """nft reports many changes in one datagram, so no filter can pick ours."""
+        table = netlink.attributes(payload, NFGENMSG, len(payload)).get(NFT_TABLE_ATTRIBUTE, b"")
+        return table.rstrip(b"\0") == self._table.encode()
 
-def _attach(sock: socket.socket, instructions: Mapping[str, tuple[int, str, str, int]]) -> None:
+
+def _attach(sock: socket.socket, instructions: Filter) -> None:
     lines = {label: number for number, label in enumerate(instructions)}
     code = b"".join(
         struct.pack("=HBBI", operation, *(lines[to] - lines[label] - 1 if to else 0 for to in (yes, no)), operand)
@@ -105,9 +127,3 @@ def _attach(sock: socket.socket, instructions: Mapping[str, tuple[int, str, str,
     room = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HP", len(instructions), ctypes.addressof(room))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-
-
-def _is_our_table(payload: bytes) -> bool:
-    """nft tells of many changes in one datagram, so no filter can pick ours."""
-    table = netlink.attributes(payload, NFGENMSG, len(payload)).get(NFT_TABLE_ATTRIBUTE, b"")
-    return table.rstrip(b"\0") == NFT_TABLE.encode()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from agent.kernel import netlink, rtnl
 from agent.kernel.netlink import Request
 from agent.kernel.rtnl import IFINFO
-from agent.model.cluster import IPVLAN, MACVLAN
 
+MACVLAN, IPVLAN = "macvlan", "ipvlan"  # IFLA_INFO_KIND
 IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE = 1, 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}

@@ -8,9 +8,9 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
+from agent.ip import Address, Subnet
 from agent.kernel import netlink
 from agent.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, NetlinkError, Request
-from agent.model.cluster import Address, Subnet
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from agent.model.cluster import Address, Subnet
+from agent.ip import Address, Subnet
 
 
 @dataclass(frozen=True, slots=True)

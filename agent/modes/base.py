@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
 
-from agent.cni.netconf import ExtraRoute
 from agent.errors import CniError, Code
+from agent.ip import Address, Subnet
 from agent.ipam.attachment import Attachment
 from agent.ipam.block_ownership import Ownership
-from agent.model.cluster import Address, Network, Snapshot, Subnet
+from agent.model.cluster import Snapshot
+from agent.model.network import ExtraRoute, Network
 from agent.modes.ipip.bird.options import BgpOptions
 from agent.modes.node_endpoints import Ends
 from agent.objects.pod_port import PodPort

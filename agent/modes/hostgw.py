@@ -6,18 +6,20 @@ import ipaddress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.cni.netconf import ExtraRoute
 from agent.errors import invalid_config
+from agent.ip import Address
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
 from agent.kernel import fdb, link_setup, links, netns, rtnl
 from agent.kernel.netlink import Netlink
-from agent.model.cluster import HOST_GW, Address, Problem
+from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
+from agent.model.network import HOST_GW, ExtraRoute
+from agent.model.problem import Problem
 from agent.modes import ip_versions, peers, routable_blocks, veth
 from agent.modes.base import CheckError, View, Wired
 from agent.objects.pod_port import PodPort
-from agent.objects.state import BRIDGE_MAC_PREFIX, MAC_PREFIX, Bridge, NodeState, Proxy, Route, bridge_mac, mac_for
+from agent.objects.state import Bridge, NodeState, Proxy, Route
 
 
 class HostGw:

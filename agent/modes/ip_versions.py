@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agent.model.cluster import Problem, Subnet
+from agent.ip import Subnet
+from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.objects.state import IPV6_MIN_MTU
 

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from agent.model.cluster import ENDS, Address, Node, Problem
+from agent.ip import Address
+from agent.model.cluster import ENDS, Node
+from agent.model.problem import Problem
 
 NAMED = 3  # nodes that a problem names
 

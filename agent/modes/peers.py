@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model import special_addresses
-from agent.model.cluster import HOST_GW, ROUTED, VXLAN, Address, Node, Problem, Subnet
+from agent.model.cluster import Node
+from agent.model.network import HOST_GW, ROUTED, VXLAN
+from agent.model.problem import Problem
 from agent.modes import routable_blocks, underlay
 from agent.modes.base import View
 from agent.modes.node_endpoints import Ends

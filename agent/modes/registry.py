@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.kernel import links, rtnl
 from agent.kernel.bpf import loader
-from agent.model.cluster import HOST_GW, IPIP, IPVLAN, MACVLAN, VXLAN
+from agent.model.network import HOST_GW, IPIP, IPVLAN, MACVLAN, VXLAN
 from agent.modes.base import Mode
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.mode import Ipip

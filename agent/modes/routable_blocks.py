@@ -7,10 +7,12 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
 from agent.cluster.objects import LARGEST_BLOCK_SIZE
+from agent.ip import Address, Subnet
 from agent.ipam import block_ownership, blocks
 from agent.ipam.block_ownership import Claim, Ownership, span
 from agent.model import special_addresses
-from agent.model.cluster import Address, Node, Problem, Subnet
+from agent.model.cluster import Node
+from agent.model.problem import Problem
 from agent.modes import underlay
 from agent.modes.base import View
 from agent.objects.state import LocalAddress

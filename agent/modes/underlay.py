@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.model.cluster import ENDS, Address, Node, Problem, Receives, Subnet
+from agent.ip import Address, Subnet
+from agent.model.cluster import ENDS, Node, Receives
+from agent.model.problem import Problem
 from agent.modes import node_endpoints
 from agent.modes.base import View
 from agent.modes.node_endpoints import Ends

@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.cni.netconf import ExtraRoute
+from agent.ip import Address, Interface, Subnet
 from agent.ipam.attachment import Attachment
 from agent.kernel import hardening, links, neighbours, netns, rtnl, sysctl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink, Request
 from agent.kernel.rtnl import IPV4_DEVCONF_FORWARDING, KernelRoute, Link
-from agent.model.cluster import Address, Subnet
+from agent.model.marks import ALIAS
+from agent.model.network import ExtraRoute
 from agent.modes.base import CheckError, NodeNotReadyError, Wired
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.pod_guard import Guarded
 from agent.objects.pod_port import Place, PodAddress, PodPort
-from agent.objects.state import ALIAS, Interface
 
 ALIAS_LIMIT = 255  # IFALIASZ - 1
 GATEWAY = IPv4Address("169.254.1.1")  # of every pod with a /32; on no interface

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 
 from agent.cluster import accepted_modes
 from agent.cluster.store import Datastore, StoreError
-from agent.model.cluster import ENDS, Problem, Receives, Snapshot
-from agent.runtime.observable import Latest, NodeStatus, pace
+from agent.model.cluster import ENDS, Receives, Snapshot
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
+from agent.runtime.observable import Latest
+from agent.runtime.pace import pace
 
 AGAIN = 5.0  # seconds
 

@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.ip import Address
 from agent.ipam.attachment_store import Attachments
 from agent.kernel import hardening, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netlink import Netlink
-from agent.model.cluster import Address, Problem
+from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
+from agent.model.problem import Problem
 from agent.modes.ipip import device as ipip_device
 from agent.modes.vxlan import device as vxlan_device
 from agent.node import pod_port_repair
 from agent.node.kernel_state import Kernel, is_made
 from agent.objects import bridge_paths, bridges, forwarding, nft_table, pod_guard, proxy_arp, routes
 from agent.objects.routes import OURS, Ownership
-from agent.objects.state import IPIP, TUNNEL, NodeState
-from agent.runtime.observable import Tally
+from agent.objects.state import NodeState
+from agent.runtime.counter import Tally
 
 KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD = (
     "bridges",
@@ -261,7 +263,7 @@ def _uplinks(desired: NodeState, kernel: Kernel, done: Programmed) -> None:
 
 def _overlay(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> None:
     for problem in vxlan_device.sync(nl, desired.overlay, kernel.links, kernel.addresses):
-        done.lacks(OVERLAY, TUNNEL, problem)
+        done.lacks(OVERLAY, VXLAN_DEVICE, problem)
 
 
 def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, *, verify: bool) -> None:
@@ -269,7 +271,7 @@ def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, 
     guarded = desired.senders is None or NFT not in done.failures
     found = ipip_device.sync(nl, desired.ipip, kernel.links, kernel.addresses, verify=verify) if guarded else []
     for problem in found if guarded else [ipip_device.unguarded(nl, kernel.links)]:
-        done.lacks(TUNNELS, IPIP, problem)
+        done.lacks(TUNNELS, IPIP_DEVICE, problem)
 
 
 def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Programmed, *, verify: bool) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from agent.cni import conflist, netconf
 from agent.errors import UNSEEN_MAC_REMEDY, CniError
 from agent.kernel.inotify import FolderWatch
-from agent.model.cluster import Network, Problem
+from agent.model.network import Network
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest, pace
+from agent.runtime.observable import Latest
+from agent.runtime.pace import pace
 
 PLUGIN, TUNING = "testcni", "tuning"
 MAC, BANDWIDTH = "mac", "bandwidth"  # capabilities; one plugin is called so, too

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent.errors import MustEndError
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.runtime.observable import Latest
 
 ENTRIES = 4096  # bytes: enough for any first entry

@@ -17,10 +17,12 @@ from pathlib import Path
 from agent.cni import conflist
 from agent.errors import CniError
 from agent.kernel.inotify import FolderWatch
-from agent.model.cluster import Problem
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.node import cni_conf_dir
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest, NodeStatus, pace
+from agent.runtime.observable import Latest
+from agent.runtime.pace import pace
 
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
 DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs

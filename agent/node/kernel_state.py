@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
+from agent.ip import Address
 from agent.kernel import rtnl
 from agent.kernel.netlink import Netlink
 from agent.kernel.rtnl import Link, LinkAddress
-from agent.model.cluster import Address, Ground, Node
+from agent.model.cluster import Ground, Node
+from agent.model.marks import LINK_PREFIX
 from agent.modes.ipip import device as ipip_device
 from agent.modes.underlay import end
 from agent.modes.vxlan import device as vxlan_device
 from agent.node.last_known_nodes import Known
 from agent.objects import bridges
-from agent.objects.state import LINK_PREFIX, LocalAddress, Underlay
+from agent.objects.state import LocalAddress, Underlay
 
 # Addresses that only a default route leads to: reserved (RFC 1112), and for documentation (RFC 9637).
 SOMEWHERE = (ipaddress.IPv4Address("240.0.0.1"), ipaddress.IPv6Address("3fff::1"))

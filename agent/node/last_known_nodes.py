@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.codec import strict_json
+from agent.ip import Address, Subnet
 from agent.ipam import block_ownership
 from agent.ipam.block_ownership import Ownership
-from agent.model.cluster import Address, IPBlock, Node, Problem, Snapshot, Subnet
+from agent.model.cluster import MOMENT, IPBlock, Node, Snapshot
+from agent.model.problem import Problem
 from agent.modes import node_endpoints
 from agent.modes.node_endpoints import Ends
-from agent.node import json_state_file
 from agent.objects.state import LocalAddress
-from agent.runtime import atomic_file
+from agent.runtime import atomic_file, json_state_file
 
 FORMAT = 1
-MOMENT = 60.0  # seconds for which podCIDRs are kept, those of a deleted Node too, as it may be created again
 AGAIN = 10.0  # seconds after which a file that could not be written is tried again
 SAVING = 0.01  # of the time at most: the file may hold thousands of nodes
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from agent.model.cluster import ROUTED, Network, Node, Problem
+from agent.model.cluster import Node
+from agent.model.network import ROUTED, Network
+from agent.model.problem import Problem
 from agent.node.cni_conf_dir import Confs
 
 UNREACHED = "and pods of the two modes don't reach each other"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from agent.model.cluster import ENDS, HOST_GW, MODES, ROUTED, VXLAN, Network, Node, Receives
+from agent.model.cluster import ENDS, Node, Receives
+from agent.model.network import HOST_GW, MODES, ROUTED, VXLAN, Network
 
 GRACE = 15.0  # seconds from the withdrawal to the removal
 KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear late that it may remove it

@@ -10,7 +10,7 @@ from agent.ipam.attachment_store import Attachments
 from agent.kernel import rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.modes import veth
 from agent.modes.base import NodeNotReadyError
 from agent.modes.registry import mode

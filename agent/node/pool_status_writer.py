@@ -15,14 +15,13 @@ from datetime import UTC, datetime
 
 from agent.cluster.objects import rfc3339
 from agent.cluster.pool_status_object import LONGEST_MESSAGE
-from agent.cluster.snapshot_cache import Seen
 from agent.cluster.store import NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults, usage
 from agent.model.cluster import Snapshot
 from agent.model.usage import Condition, PoolCounts
-from agent.node.usage_writer import Failures, Problems
-from agent.runtime.observable import Pace, pace
+from agent.node.usage_writer import Failures, Problems, Seen
+from agent.runtime.pace import Pace, pace
 
 COUNT_EVERY = 15.0, 60.0  # seconds: for each node, and at most; times the nodes it is the longest pause of one
 SETTLE = 1.0  # seconds in which the node path has looked at a change, too

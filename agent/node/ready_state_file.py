@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.codec import strict_json
+from agent.ip import Subnet
 from agent.ipam.attachment import decode_network, decode_uplink, encode_network, encode_uplink
-from agent.model.cluster import Subnet
-from agent.node import json_state_file
-from agent.runtime import atomic_file
-from agent.runtime.observable import NodeStatus
+from agent.model.node_status import NodeStatus
+from agent.runtime import atomic_file, json_state_file
 
 FORMAT = 1
 

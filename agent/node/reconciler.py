@@ -9,24 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from agent.ip import Address, Subnet
 from agent.ipam import blocks, exhaustion, missing_block, pool_faults
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Claimer
 from agent.ipam.idle_blocks import BLOCK_IDLE, GiveBack
 from agent.ipam.reservations import rules as reservation_rules
 from agent.kernel import links
-from agent.model.cluster import (
-    IPIP,
-    ROUTE_PROTOCOL,
-    ROUTED,
-    VXLAN,
-    Address,
-    Network,
-    Problem,
-    Receives,
-    Snapshot,
-    Subnet,
-)
+from agent.model.cluster import Receives, Snapshot
+from agent.model.marks import ROUTE_PROTOCOL
+from agent.model.network import IPIP, ROUTED, VXLAN, Network
+from agent.model.node_status import NOBODY, Demand, NodeStatus, Sink
+from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
 from agent.modes.ipip.bird.types import BirdConfig
@@ -39,7 +33,9 @@ from agent.node.last_known_nodes import Known, Recall, identity
 from agent.node.route_protocol import RouteMarks
 from agent.objects import bridges
 from agent.objects.state import Filter, LocalAddress, NodeState, Underlay, union
-from agent.runtime.observable import NOBODY, Demand, Latest, NodeStatus, Sink, Tally, pace
+from agent.runtime.counter import Tally
+from agent.runtime.observable import Latest
+from agent.runtime.pace import pace
 
 DEBOUNCE = 0.02  # seconds: what happens together is done together
 BACKOFF = (0.5, 10.0)  # seconds after a failure, first and longest

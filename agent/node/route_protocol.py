@@ -11,11 +11,11 @@ from pathlib import Path
 
 from agent.codec import strict_json
 from agent.config import ROUTE_PROTOCOLS
+from agent.ip import Subnet
 from agent.kernel.rtnl import RTPROT_BOOT
-from agent.model.cluster import ROUTE_PROTOCOL, Subnet
-from agent.node import json_state_file
+from agent.model.marks import ROUTE_PROTOCOL
 from agent.objects.routes import Ownership
-from agent.runtime import atomic_file
+from agent.runtime import atomic_file, json_state_file
 
 FIRST_PROTOCOL = 84  # of versions that noted no number; in iproute2 6.15 it became OVN's
 FILE = "route-protocol.json"

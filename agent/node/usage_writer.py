@@ -7,13 +7,17 @@ import random
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from agent.cluster.api import ApiError
-from agent.cluster.snapshot_cache import Seen
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import ConflictError, NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
+from agent.ip import Address
 from agent.ipam import usage
-from agent.model.cluster import Address, Problem
+from agent.ipam.attachment_store import Attachments
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.model.usage import BlockUsage
 from agent.runtime.observable import Latest
 
@@ -65,6 +69,16 @@ class Failures:
     def pause(self, usual: float) -> float:
         """Return the seconds to wait, which are `usual` unless requests fail."""
         return min(LONGEST, usual * 2.0 ** min(self._count, 16)) if self._count else usual
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an agent knows of the cluster and of its own node: what they go by who write of it for people."""
+
+    node: str
+    follower: Follower
+    status: Latest[NodeStatus]
+    attachments: Attachments
 
 
 class UsageWriter:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from agent.ip import Address
 from agent.kernel import neighbours, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink, NetlinkError
 from agent.kernel.rtnl import Link
-from agent.model.cluster import Address
 from agent.objects import pod_guard
 
 

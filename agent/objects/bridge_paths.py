@@ -6,10 +6,11 @@ import errno
 from collections.abc import Iterable
 from ipaddress import ip_network
 
+from agent.ip import Interface
 from agent.kernel import fdb, rtnl
 from agent.kernel.netlink import Netlink, Request
 from agent.kernel.rtnl import KernelRoute, Link, LinkAddress
-from agent.objects.state import Bridge, Interface
+from agent.objects.state import Bridge
 
 RTPROT_KERNEL = 2  # rtnetlink(7)
 METRIC = {4: 0, 6: 256}

@@ -14,10 +14,12 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent.ip import Interface, Subnet
 from agent.kernel import hardening, link_setup, sysctl
 from agent.kernel.rtnl import IFF_NOARP, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, Link, LinkAddress
-from agent.model.cluster import Problem, Subnet
-from agent.objects.state import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX, Bridge, Interface
+from agent.model.marks import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX
+from agent.model.problem import Problem
+from agent.objects.state import Bridge
 
 MAC = re.compile(r"[0-9a-f]{12}")
 SWITCHES = {"br_stp_state": IFLA_BR_STP_STATE, "br_vlan_filtering": IFLA_BR_VLAN_FILTERING}  # by pyroute2's names

@@ -17,8 +17,9 @@ from typing import Any
 
 from agent.codec import strict_json
 from agent.codec.strict_json import JsonError
-from agent.model.cluster import Subnet
-from agent.objects.state import LINK_PREFIX, NFT_TABLE, TUNNEL, Detour, Masquerade, Shut
+from agent.ip import Subnet
+from agent.model.marks import LINK_PREFIX, NFT_TABLE, VXLAN_DEVICE
+from agent.objects.state import Detour, Masquerade, Shut
 
 TIMEOUT = 20.0  # seconds; nft takes 5 ms
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
@@ -213,7 +214,7 @@ def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
     """
     ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
     of_pods = (_match(_meta("iifname"), way) for way in ways)
-    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, TUNNEL)]
+    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, VXLAN_DEVICE)]
     rules = [_rule(INPUT, TRANSLATED, _to_port(port), DROP) for port in shut.ports]
     origins = itertools.product((TRANSLATED, *of_pods), shut.ports)
     rules += [_rule(FORWARD, origin, _to_port(port), *to_pods, DROP) for origin, port in origins]

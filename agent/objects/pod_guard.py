@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
+from agent.ip import Address
 from agent.kernel import tc, tcx
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import GUARD, Loaded
@@ -18,7 +19,6 @@ from agent.kernel.bpf.syscall import BpfError, Map, Program
 from agent.kernel.netlink import Netlink
 from agent.kernel.rtnl import mac_bytes
 from agent.kernel.tc import Hook
-from agent.model.cluster import Address
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Count
 

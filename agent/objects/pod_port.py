@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from agent.ip import Address
 from agent.kernel.netlink import Netlink
 from agent.kernel.rtnl import KernelRoute, Link
-from agent.model.cluster import Address
 from agent.modes.vxlan.maps import Endpoint
 from agent.objects.pod_guard import Guarded
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
+from agent.ip import Address
 from agent.kernel import fdb, hardening, link_setup, neighbours, rtnl, tc
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
@@ -18,13 +19,12 @@ from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, Request
 from agent.kernel.rtnl import KernelRoute, Link
-from agent.model.cluster import ROUTE_PROTOCOL, Address
+from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from agent.modes.vxlan import device as vxlan_device
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Endpoint
 from agent.objects import pod_guard
 from agent.objects.pod_port import Place, PodAddress, PodPort, Seen
-from agent.objects.state import LINK_PREFIX
 
 
 @dataclass

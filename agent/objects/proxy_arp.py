@@ -8,12 +8,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.ip import Address
 from agent.kernel import arp, links, neighbours
 from agent.kernel.netlink import Netlink, Request
 from agent.kernel.rtnl import Link
-from agent.model.cluster import Address
+from agent.model.marks import mac_for
 from agent.objects import bridges
-from agent.objects.state import Proxy, mac_for
+from agent.objects.state import Proxy
 
 AGAIN = 1.1  # seconds: neighbours change their mind once a second at most (locktime of arp(7))
 DELAY = "ipv4/neigh/{}/proxy_delay"  # else an answer takes up to 0.8 s, as if other hosts answered too

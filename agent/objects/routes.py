@@ -6,11 +6,13 @@ import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from agent.ip import Subnet
 from agent.kernel import rtnl
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.kernel.rtnl import KernelRoute
-from agent.model.cluster import ROUTE_PROTOCOL, Problem, Subnet
-from agent.objects.state import LINK_PREFIX, Route
+from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
+from agent.model.problem import Problem
+from agent.objects.state import Route
 
 
 @dataclass(frozen=True, slots=True)

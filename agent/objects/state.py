@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.model.cluster import EBPF, Address, Problem, Subnet, Uplink
+from agent.ip import Address, Interface, Subnet
+from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
+from agent.model.network import EBPF, Uplink
+from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import BirdConfig
 
-# How testcni's own things are known in the kernel: by mark, never by memory. Why these: docs/marks.md.
-LINK_PREFIX = "tcni"
-ALIAS = "testcni"
-BRIDGE_ALIAS = f"{ALIAS} bridge"
-NFT_TABLE = "testcni"
-TUNNEL = "testcni-vxlan"
-TUNNEL_ALIAS = f"{ALIAS} vxlan port"
-IPIP = "testcni-ipip"
-IPIP_ALIAS = f"{ALIAS} ipip"
-MAC_PREFIX = "0a:58"  # locally administered
-BRIDGE_MAC_PREFIX = "0a:62:74:63"  # so is this one; long, as a bridge of others may have any MAC
-
 IPV6_MIN_MTU = 1280  # bytes: a link with less has no IPv6 (RFC 8200, section 5)
-
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-
-def mac_for(address: Address) -> str:
-    """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
-    return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
-
-
-def bridge_mac(node: str, name: str) -> str:
-    """The MAC of a new bridge: neither the node's blocks nor the bridge's ports change it."""
-    return f"{BRIDGE_MAC_PREFIX}:{hashlib.sha256(f'{node}/{name}'.encode()).digest()[:2].hex(':')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +54,7 @@ class Route:
     @property
     def onlink(self) -> bool:
         """Whether the gateway is behind the device though no address of the device says so."""
-        return self.gateway is not None and self.device in (TUNNEL, IPIP)
+        return self.gateway is not None and self.device in (VXLAN_DEVICE, IPIP_DEVICE)
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
@@ -250,7 +227,7 @@ class NodeState:
     def made(self) -> frozenset[str]:
         """The devices that the node path makes."""
         names = {bridge.name for bridge in self.bridges} | ({self.overlay.device} if self.overlay else set())
-        return frozenset(names | ({IPIP} if self.ipip else set()))
+        return frozenset(names | ({IPIP_DEVICE} if self.ipip else set()))
 
     @property
     def quiet(self) -> frozenset[str]:
@@ -294,7 +271,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
 
 def _distinct(routes: frozenset[Route]) -> frozenset[Route]:
     """One route for each destination; where modes differ about a peer, the tunnel, which works on any underlay."""
-    preferred = sorted(routes, key=lambda route: (route.device == TUNNEL, str(route)))
+    preferred = sorted(routes, key=lambda route: (route.device == VXLAN_DEVICE, str(route)))
     return frozenset({(route.dst, route.metric): route for route in preferred}.values())
 
 

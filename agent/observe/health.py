@@ -8,10 +8,10 @@ from http import HTTPStatus
 from threading import Thread
 
 from agent.kernel import links, rtnl
+from agent.model.node_status import NodeStatus
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer
 from agent.observe.http import Page
-from agent.runtime.observable import NodeStatus
 
 
 def alive(parts: Iterable[Thread], listen: tuple[str, int] | None) -> Page:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import cast
 
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.runtime.observable import Latest
 
 TEXT = "text/plain; charset=utf-8"

@@ -17,10 +17,12 @@ from prometheus_client.registry import Collector
 from agent import __version__
 from agent.cluster.snapshot_cache import Follower
 from agent.cni.journal import Journal
-from agent.model.cluster import FAMILIES, MODES, Snapshot
+from agent.ip import FAMILIES
+from agent.model.cluster import Snapshot
+from agent.model.network import MODES
+from agent.model.node_status import Sink
 from agent.modes.ipip.bird.types import BirdStatus
 from agent.node.reconciler import Reconciler
-from agent.runtime.observable import Sink
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")

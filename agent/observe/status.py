@@ -8,19 +8,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.config import AgentConfig
+from agent.ip import FAMILIES, Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
 from agent.ipam.attachment_store import Attachments
 from agent.kernel.bpf import loader
-from agent.model.cluster import FAMILIES, HOST_GW, IPIP, VXLAN, Address, Network, Snapshot, Subnet
+from agent.model.cluster import Snapshot
+from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
+from agent.model.network import HOST_GW, IPIP, VXLAN, Network
+from agent.model.node_status import NodeStatus
 from agent.modes.ipip.bird.types import BirdStatus
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.objects import pod_guard
-from agent.objects.state import IPIP as IPIP_DEVICE
-from agent.objects.state import TUNNEL
-from agent.runtime.observable import NodeStatus
 
-DEVICES = {VXLAN: TUNNEL, IPIP: IPIP_DEVICE}
+DEVICES = {VXLAN: VXLAN_DEVICE, IPIP: IPIP_DEVICE}
 """The node's device by mode, where a node has one for all its networks."""
 
 

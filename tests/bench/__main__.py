@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.bench.table import EXIT_MISSED, Row, show
 from tests.lab import gotools
 from tests.lab.lab import SEED_CONF, Lab, LabNode, lab

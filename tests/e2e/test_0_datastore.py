@@ -26,7 +26,8 @@ from agent.cluster.store import KINDS, ConflictError, NotFoundError
 from agent.ipam.block_controller import Claimer, Rules, claim
 from agent.ipam.reservations.claims import TakenError
 from agent.model import special_addresses
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Network, Node, Snapshot
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Snapshot
+from agent.model.network import Network
 from agent.runtime.observable import Latest
 from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually

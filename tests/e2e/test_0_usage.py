@@ -16,17 +16,19 @@ from agent.cluster import objects
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import ApiError, Request
 from agent.cluster.kubernetes_store import MERGE
-from agent.cluster.snapshot_cache import Follower, Seen
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.usage import of_one_node
-from agent.model.cluster import IPBlock, Network, Node, Snapshot
+from agent.model.cluster import IPBlock, Node, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
 from agent.node.pool_status_writer import PoolStatusWriter
-from agent.node.usage_writer import UsageWriter
-from agent.runtime.observable import Latest, NodeStatus
+from agent.node.usage_writer import Seen, UsageWriter
+from agent.runtime.observable import Latest
 from tests.e2e.api import apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane

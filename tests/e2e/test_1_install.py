@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from agent.model.cluster import MODES
+from agent.model.network import MODES
 from tests.e2e import programs
 from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.lab.space import REPO

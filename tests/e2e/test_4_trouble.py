@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.cluster import ROUTE_PROTOCOL
-from agent.objects.state import LINK_PREFIX
+from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from tests.e2e.cluster import Cluster, ClusterNode, eventually
 from tests.e2e.flow import RATE, Flow, ends
 from tests.e2e.images import TESTCNI

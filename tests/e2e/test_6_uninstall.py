@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.e2e.cluster import MANIFESTS, Cluster, eventually
 
 USER = "system:serviceaccount:testcni:testcni"

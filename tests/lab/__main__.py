@@ -10,7 +10,7 @@ import sys
 import time
 from typing import NoReturn
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab import matrix, registry
 from tests.lab.lab import Lab, LabError, LabNode, conf_of
 from tests.lab.matrix import Reach

@@ -17,7 +17,7 @@ from typing import Any, Self
 import yaml
 
 from agent import ctl
-from agent.model.cluster import LINK_MODES
+from agent.model.network import LINK_MODES
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import PATIENCE, REPO, Space

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from agent.model.cluster import Address
+from agent.ip import Address
 from tests.lab.space import PATIENCE
 
 CLONE_NEWNET = 0x40000000

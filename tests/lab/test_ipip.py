@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab import matrix, talk
 from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, lab
 from tests.lab.paths import WAYS, Way

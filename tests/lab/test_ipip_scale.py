@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.cluster import Network, Node, Snapshot
+from agent.model.cluster import Node, Snapshot
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files

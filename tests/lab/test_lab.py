@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab import gotools, registry, space
 from tests.lab.__main__ import main as lab_main
 from tests.lab.burst import killed_amid_adds

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab import ping, registry, space
 from tests.lab.lab import Lab, LabError, LabNode, lab
 from tests.lab.registry import LABS

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab.lab import PLUGIN, SEED_CONF, VXLAN_CONF, LabNode, lab
 from tests.lab.state import difference, net_state
 from tests.lab.talk import eventually

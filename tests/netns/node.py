@@ -19,28 +19,21 @@ from agent.cluster.snapshot_cache import apply
 from agent.cluster.store import KINDS, Gone, Kind, Put
 from agent.cni.handler import Verbs
 from agent.cni.protocol import Call
+from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Claimer
 from agent.kernel import links, netns, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
-from agent.model.cluster import (
-    ROUTE_PROTOCOL,
-    Address,
-    IPBlock,
-    IPPool,
-    IPReservation,
-    Node,
-    Resource,
-    Snapshot,
-    Subnet,
-)
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, Snapshot
+from agent.model.marks import ROUTE_PROTOCOL
+from agent.model.node_status import Notice
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
 from agent.node.route_protocol import RouteMarks, of_pods
 from agent.objects import pod_port_setup
-from agent.runtime.observable import Latest, Notice
+from agent.runtime.observable import Latest
 from tests.lab.space import PATIENCE
 
 T = TypeVar("T")

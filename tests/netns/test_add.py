@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError, Code
+from agent.ip import Address
 from agent.ipam.attachment import Attachment
 from agent.kernel import links, rtnl
-from agent.model.cluster import Address, IPPool, IPReservation, Node
-from agent.runtime.observable import Notice
+from agent.model.cluster import IPPool, IPReservation, Node
+from agent.model.node_status import Notice
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 
 

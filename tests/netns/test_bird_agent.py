@@ -11,6 +11,7 @@ import pytest
 
 from agent.cni import netconf
 from agent.model.cluster import Node as NodeObject
+from agent.model.node_status import NodeStatus
 from agent.modes import registry
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
@@ -22,7 +23,7 @@ from agent.modes.ipip.bird.types import BirdConfig, Secret, Tunnel
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
 from agent.objects.state import NodeState
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 from tests.netns.birds import Node, needs_bird, wire
 from tests.netns.node import CONF, Host, command, eventually
 

@@ -16,8 +16,8 @@ from agent.ipam.attachment import link_name
 from agent.kernel import links, netns, rtnl
 from agent.kernel.rtnl import Link
 from agent.model.cluster import Node
+from agent.model.marks import bridge_mac
 from agent.node.cni_conf_dir import Confs
-from agent.objects.state import bridge_mac
 from tests.netns.node import CONF, Host, Pod, command, eventually, net
 
 ANY = {key: value for key, value in CONF.items() if key != "subnet"}  # blocks of either IP version

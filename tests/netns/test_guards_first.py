@@ -12,11 +12,12 @@ from pyroute2 import IPRoute
 
 from agent.ipam.attachment import link_name
 from agent.kernel import hardening, link_setup, links, rtnl
-from agent.model.cluster import KERNEL
+from agent.model.marks import VXLAN_DEVICE, bridge_mac
+from agent.model.network import KERNEL
 from agent.modes.ipip import device as ipip_device
 from agent.node import apply, kernel_state
 from agent.objects.routes import OURS
-from agent.objects.state import TUNNEL, Bridge, Ipip, NodeState, Overlay, bridge_mac
+from agent.objects.state import Bridge, Ipip, NodeState, Overlay
 from tests.netns.node import Host, Pod, command
 
 SYSCTLS = Path("/proc/sys/net")
@@ -132,7 +133,7 @@ def test_a_device_hears_no_router_even_where_the_node_can_not_forward(tmp_path: 
             bridges=frozenset({Bridge("testcni0", bridge_mac("one", "testcni0"), 1500, frozenset())})
         ),
         "vxlan": NodeState(
-            overlay=Overlay(TUNNEL, 1, 8472, 1450, mine, frozenset(), frozenset(), frozenset(), KERNEL)
+            overlay=Overlay(VXLAN_DEVICE, 1, 8472, 1450, mine, frozenset(), frozenset(), frozenset(), KERNEL)
         ),
         "ipip": wanted(device=False),
     }[kind]

@@ -13,7 +13,8 @@ import pytest
 from agent.cni import netconf
 from agent.kernel import links, rtnl
 from agent.kernel.bpf import loader
-from agent.model.cluster import HOST_GW, VXLAN, IPReservation, Node
+from agent.model.cluster import IPReservation, Node
+from agent.model.network import HOST_GW, VXLAN
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import tunnel_mac
 from agent.node.cni_conf_dir import Confs

@@ -8,7 +8,7 @@ import pytest
 
 from agent.errors import CniError
 from agent.kernel import sysctl
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from tests.netns.node import CONF, Host, Pod, command, eventually
 
 DUAL, ONLY_IPV6 = ("10.244.1.0/24", "fd00:10:244:1::/64"), ("fd00:10:244:1::/64",)

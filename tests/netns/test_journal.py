@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.cni.journal import BOOT_ID, Journal
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.runtime.observable import Latest
 from tests.netns.node import CONF, Host, Pod, command
 

@@ -20,11 +20,10 @@ from agent.kernel import links
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import RECEIVE, Netlink
 from agent.kernel.netlink_monitor import Monitor
-from agent.model.cluster import ROUTE_PROTOCOL
+from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node import pod_port_repair
 from agent.objects.pod_port import Seen
-from agent.objects.state import LINK_PREFIX
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
 
 PROTOCOL = str(ROUTE_PROTOCOL)
@@ -47,7 +46,7 @@ class Node(Host):
 
     def __init__(self, tmp_path: Path, mode: str) -> None:
         super().__init__(tmp_path, conf=MODES[mode])
-        monitor = Monitor()
+        monitor = Monitor.of_routes(ROUTE_PROTOCOL, LINK_PREFIX)
 
         def hear() -> None:
             while True:
@@ -293,7 +292,7 @@ def test_calls_for_pods_do_not_wake_the_agent(tmp_path: Path, mode: str) -> None
     first, pod = Pod("c0"), Pod("c1")
     host.add(first)  # makes what all pods share, which others may hear of
     host.close()
-    monitor = Monitor()
+    monitor = Monitor.of_routes(ROUTE_PROTOCOL, LINK_PREFIX)
     host.add(pod)
     host.delete(pod)
     command("ip", "address", "add", f"{MARKER}/32", "dev", "lo")

@@ -18,7 +18,7 @@ from agent.errors import CniError, Code
 from agent.ipam import assigner, attachment_store, duplicate_address
 from agent.ipam.attachment import Lease
 from agent.kernel import arp
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, SegmentTest
 from agent.runtime.observable import Latest
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from agent.kernel import links, rtnl
 from agent.kernel.rtnl import mac_bytes
+from agent.model.marks import BRIDGE_ALIAS
 from agent.objects import proxy_arp
-from agent.objects.state import BRIDGE_ALIAS, Proxy
+from agent.objects.state import Proxy
 from tests.netns.node import command
 
 SYSCTLS = Path("/proc/sys/net")

@@ -11,7 +11,8 @@ import pytest
 
 from agent.cni import netconf
 from agent.kernel.netlink_monitor import Monitor
-from agent.model.cluster import ROUTE_PROTOCOL, Node
+from agent.model.cluster import Node
+from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
 from tests.netns.route_monitor import told_of_routes
@@ -104,8 +105,8 @@ def test_what_is_deleted_by_hand_is_back_within_two_seconds(tmp_path: Path) -> N
             if monitor.changed():
                 host.reconciler.drifted()
 
-    for nft in (False, True):
-        threading.Thread(target=watch, args=(Monitor(nft=nft),), daemon=True).start()
+    for monitor in (Monitor.of_nft(NFT_TABLE), Monitor.of_routes(ROUTE_PROTOCOL, LINK_PREFIX)):
+        threading.Thread(target=watch, args=(monitor,), daemon=True).start()
 
     def repaired(shows: Callable[[], bool], *changes: str) -> None:
         def turn(_number: int) -> bool:

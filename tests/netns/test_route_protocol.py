@@ -10,7 +10,8 @@ import pytest
 
 from agent import config, uninstall
 from agent.cni import netconf
-from agent.model.cluster import ROUTE_PROTOCOL, IPPool, Node
+from agent.model.cluster import IPPool, Node
+from agent.model.marks import ROUTE_PROTOCOL
 from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import FILE, FIRST_PROTOCOL
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net

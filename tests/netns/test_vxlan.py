@@ -9,7 +9,8 @@ import pytest
 from agent.errors import CniError, Code
 from agent.kernel import links
 from agent.kernel.bpf import loader
-from agent.model.cluster import ROUTE_PROTOCOL, Node
+from agent.model.cluster import Node
+from agent.model.marks import ROUTE_PROTOCOL
 from agent.modes.vxlan import device as vxlan_device
 from agent.modes.vxlan import maps as vxlan_maps
 from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net

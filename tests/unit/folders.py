@@ -22,7 +22,8 @@ from agent.cluster.store import (
     Trouble,
     kind_of,
 )
-from agent.model.cluster import IPBlock, IPPool, Node, Problem, Resource
+from agent.model.cluster import IPBlock, IPPool, Node, Resource
+from agent.model.problem import Problem
 
 SOON = 5.0  # seconds: well below the watch's own LOOK_AGAIN, so what is seen was seen by inotify
 State = dict[tuple[Kind, str], Resource]

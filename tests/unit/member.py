@@ -8,12 +8,14 @@ from pathlib import Path
 
 from agent.cluster.directory_store import Folder
 from agent.cluster.store import KINDS, Kind
+from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Claimer, Rules
 from agent.ipam.idle_blocks import GiveBack
-from agent.model.cluster import IPBlock, IPPool, Network, Resource, Snapshot, Subnet
+from agent.model.cluster import IPBlock, IPPool, Resource, Snapshot
+from agent.model.network import Network
 from agent.runtime.observable import Latest
 
 

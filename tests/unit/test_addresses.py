@@ -14,12 +14,15 @@ import pytest
 from agent.cni import netconf
 from agent.cni.netconf import NetConf
 from agent.errors import CniError, Code
+from agent.ip import Subnet
 from agent.ipam import assigner, blocks
 from agent.ipam.assigner import Addresses
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import IPPool, Network, Snapshot, Subnet
-from agent.runtime.observable import Demand, Latest, NodeStatus
+from agent.model.cluster import IPPool, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import Demand, NodeStatus
+from agent.runtime.observable import Latest
 
 NETWORK = Network("net")
 CONF = NetConf("1.1.0", NETWORK)

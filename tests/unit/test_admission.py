@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from agent.model.cluster import HOST_GW, IPIP, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network, Node
+from agent.model.cluster import Node
+from agent.model.network import HOST_GW, IPIP, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network
+from agent.model.node_status import NodeStatus
 from agent.node import mode_admission
 from agent.node.cni_conf_dir import Confs
 from agent.node.mode_admission import Admitted
 from agent.observe import health
-from agent.runtime.observable import NodeStatus
 
 NET = Network("net")
 BY = {name: replace(NET, mode=name, link_mode="" if name in ROUTED else "bridge") for name in MODES}

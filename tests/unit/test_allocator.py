@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from agent.ip import Address
 from agent.ipam.allocator import REMEMBERED, Allocator, ExhaustedError, UnavailableError, gateway, usable
-from agent.model.cluster import Address
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
 RANGE = usable(BLOCK)

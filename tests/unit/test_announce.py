@@ -15,8 +15,12 @@ import pytest
 from agent.cluster import node_events
 from agent.cluster.api import Api
 from agent.cluster.node_events import Announcer
-from agent.model.cluster import Network, Node, Problem, Snapshot
-from agent.runtime.observable import Latest, NodeStatus, Notice, Notices
+from agent.cluster.pod_events import Notices
+from agent.model.cluster import Node, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus, Notice
+from agent.model.problem import Problem
+from agent.runtime.observable import Latest
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})

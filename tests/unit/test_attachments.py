@@ -18,8 +18,8 @@ import pytest
 from agent.ipam.allocator import ExhaustedError, usable
 from agent.ipam.attachment import Attachment, encode, link_name
 from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import Network
-from agent.objects.state import mac_for
+from agent.model.marks import mac_for
+from agent.model.network import Network
 from tests.timing import in_time
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")

@@ -9,7 +9,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.model.cluster import EBPF, KERNEL, IPPool, IPReservation, Network, Node, Snapshot
+from agent.model.cluster import IPPool, IPReservation, Node, Snapshot
+from agent.model.network import EBPF, KERNEL, Network
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.objects.state import LocalAddress, NodeState, Proxy, Route, Underlay

@@ -13,7 +13,8 @@ import pytest
 
 from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
-from agent.model.cluster import IPPool, Network, Node, Snapshot
+from agent.model.cluster import IPPool, Node, Snapshot
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.ipip.bgp import REFLECTOR, Encapsulate, Plan, plan
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile, Router, read

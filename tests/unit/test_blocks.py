@@ -14,21 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from agent.cni import netconf
+from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
-from agent.model.cluster import (
-    MODES,
-    Address,
-    IPBlock,
-    IPPool,
-    IPReservation,
-    Network,
-    Node,
-    Snapshot,
-    Subnet,
-    block_name,
-)
-from agent.runtime.observable import NodeStatus
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name
+from agent.model.network import MODES, Network
+from agent.model.node_status import NodeStatus
 
 
 def net(text: str) -> Subnet:

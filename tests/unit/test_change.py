@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from agent.cluster import accepted_modes
 from agent.cluster.store import Datastore, StoreError
-from agent.model.cluster import HOST_GW, IPIP, ROUTED, VXLAN, Network, Node, Problem, Snapshot
+from agent.model.cluster import Node, Snapshot
+from agent.model.network import HOST_GW, IPIP, ROUTED, VXLAN, Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.modes import peers
 from agent.modes.base import View
 from agent.modes.registry import mode
@@ -22,7 +25,7 @@ from agent.node import mode_migration
 from agent.node.accepted_modes_publisher import Herald
 from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 
 NET = Network("net")
 BY = {name: replace(NET, mode=name) for name in ROUTED}

@@ -12,11 +12,12 @@ import pytest
 
 from agent.cluster.directory_store import Folder
 from agent.cluster.store import StoreError
+from agent.ip import Subnet
 from agent.ipam import block_controller
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Rules, Stage
 from agent.ipam.idle_blocks import GiveBack
-from agent.model.cluster import IPBlock, Node, Subnet
+from agent.model.cluster import IPBlock, Node
 from tests.unit.member import NETWORK, POOL, Member, in_store, net
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from agent import config, ctl
 from agent.cni import netconf
 from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import Snapshot, Uplink
+from agent.model.cluster import Snapshot
+from agent.model.network import Uplink
+from agent.model.node_status import NodeStatus
 from agent.observe.status import report
-from agent.runtime.observable import NodeStatus
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cluster import accepted_modes
-from agent.model.cluster import ENDS, IPIP, VXLAN, Address, Network, Node, Receives, Snapshot, Subnet
+from agent.ip import Address, Subnet
+from agent.model.cluster import ENDS, Node, Receives, Snapshot
+from agent.model.network import IPIP, VXLAN, Network
 from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
 from agent.modes.registry import mode

@@ -18,8 +18,9 @@ from agent.cni.server import Server
 from agent.errors import Code
 from agent.ipam import assigner
 from agent.ipam.attachment_store import Attachments
+from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 from tests.unit.fuzz import dumped, folder, fuzz, texts
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -28,7 +28,8 @@ from agent.ipam import block_ownership, blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.pod_annotations import Wishes
 from agent.ipam.reservations.rules import Here
-from agent.model.cluster import Network, Snapshot
+from agent.model.cluster import Snapshot
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.node.last_known_nodes import Recall

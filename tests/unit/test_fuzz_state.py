@@ -22,7 +22,8 @@ from agent.cli import Agent
 from agent.config import ConfigError
 from agent.ipam import attachment
 from agent.ipam.attachment import Attachment, Lease
-from agent.model.cluster import Network, Snapshot
+from agent.model.cluster import Snapshot
+from agent.model.network import Network
 from agent.modes.base import NodeNotReadyError
 from agent.modes.ipip.bird import control, daemon, logs, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError

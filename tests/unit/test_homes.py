@@ -13,7 +13,8 @@ import pytest
 from agent.ipam import block_index
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Here
-from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Network, Node, Snapshot
+from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Node, Snapshot
+from agent.model.network import Network
 
 NET = Network("net")
 NODES, RESERVED = 5000, 1000

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.model.cluster import Address, IPBlock, Network, Node, Snapshot, Subnet
+from agent.ip import Address, Subnet
+from agent.model.cluster import IPBlock, Node, Snapshot
+from agent.model.marks import bridge_mac
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
-from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, bridge_mac, union
+from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, union
 
 MODE = HostGw()
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.cluster import Network, Problem
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer, Places
 from agent.observe import health, http
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 
 LOOPBACK = "127.0.0.1"
 LARGE = b"x" * 5_000_000

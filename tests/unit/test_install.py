@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.cluster import Problem
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.node import cni_conf_dir, installer
 from agent.node.installer import Installer, Places
 from agent.observe import health
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 
 CONFLIST = {
     "cniVersion": "1.0.0",

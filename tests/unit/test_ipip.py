@@ -11,7 +11,9 @@ import pytest
 from agent import config
 from agent.cni import netconf
 from agent.errors import CniError
-from agent.model.cluster import Network, Node, Snapshot, Subnet
+from agent.ip import Subnet
+from agent.model.cluster import Node, Snapshot
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
 from agent.modes.registry import mode

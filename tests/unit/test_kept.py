@@ -29,7 +29,8 @@ from agent.ipam.reservations.rules import (
     steps,
     useless,
 )
-from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Network, Node, Snapshot
+from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Node, Snapshot
+from agent.model.network import Network
 from tests.unit import test_stays
 from tests.unit.test_stays import BLOCKS, Cluster, ip
 

@@ -10,7 +10,7 @@ from agent.cluster import accepted_modes, objects
 from agent.ipam.reservations import pod_annotations
 from agent.kernel import tc
 from agent.kernel.bpf import loader
-from agent.model import cluster
+from agent.model import cluster, marks, network
 from agent.modes import veth
 from agent.modes.ipip import bgp
 from agent.modes.ipip import device as ipip_device
@@ -19,13 +19,13 @@ from agent.modes.ipip.bird import types
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import mode
 from agent.node import installer, route_protocol
-from agent.objects import nft_table, state
+from agent.objects import nft_table
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs/marks.md").read_text()
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]*) \|", re.M)
 CODE = re.compile(r"`([^`]+)`")
-NETWORK = cluster.Network("testcni")
+NETWORK = network.Network("testcni")
 
 
 def source(file: str, pattern: str) -> str:
@@ -39,7 +39,7 @@ def option(name: str) -> str:
 
 
 MARKS: dict[str, tuple[object, ...]] = {
-    "route protocol": (cluster.ROUTE_PROTOCOL,),
+    "route protocol": (marks.ROUTE_PROTOCOL,),
     "route protocol of earlier versions": (route_protocol.FIRST_PROTOCOL,),
     "BIRD's routes, protocol": (types.KERNEL_PROTOCOL,),
     "BIRD's routes, metric": (types.METRIC,),
@@ -63,20 +63,20 @@ MARKS: dict[str, tuple[object, ...]] = {
     "listener of metrics and health": (option("listen"),),
     "AS number": (types.DEFAULT_AS,),
     "BGP": (179,),
-    "MAC of a pod": (state.MAC_PREFIX,),
-    "MAC of a bridge": (state.BRIDGE_MAC_PREFIX,),
+    "MAC of a pod": (marks.MAC_PREFIX,),
+    "MAC of a bridge": (marks.BRIDGE_MAC_PREFIX,),
     "MAC of a host end": ("ee",),
     "MAC of the tunnel": (vxlan_maps.TUNNEL_MAC_PREFIX,),
     "MAC of senders in the tunnel": (
         ":".join(re.findall(r"0x(\w\w)", source("tunnel.h", r"\.source = \{([^}]+)\}"))),
     ),
     "gateway of pods with a /32": (veth.GATEWAY,),
-    "links of pods": (state.LINK_PREFIX,),
-    "alias": (state.ALIAS,),
+    "links of pods": (marks.LINK_PREFIX,),
+    "alias": (marks.ALIAS,),
     "bridge": (NETWORK.bridge,),
-    "device of vxlan": (state.TUNNEL,),
-    "device of ipip": (state.IPIP,),
-    "nft table": (f"inet {state.NFT_TABLE}",),
+    "device of vxlan": (marks.VXLAN_DEVICE,),
+    "device of ipip": (marks.IPIP_DEVICE,),
+    "nft table": (f"inet {marks.NFT_TABLE}",),
     "eBPF pins": (loader.FOLDER,),
     "conf": (installer.CONFLIST,),
     "socket and attachments": (option("run-dir"),),
@@ -100,11 +100,11 @@ def test_the_annotations_begin_as_documented() -> None:
 
 
 def test_no_number_for_routes_is_anothers() -> None:
-    assert cluster.ROUTE_PROTOCOL in config.ROUTE_PROTOCOLS
-    assert cluster.ROUTE_PROTOCOL not in {**config.REGISTERED, route_protocol.FIRST_PROTOCOL: "OVN"}
+    assert marks.ROUTE_PROTOCOL in config.ROUTE_PROTOCOLS
+    assert marks.ROUTE_PROTOCOL not in {**config.REGISTERED, route_protocol.FIRST_PROTOCOL: "OVN"}
     for file in lists_of_protocols():
         registered = {int(line.split()[0], 0) for line in file.read_text().splitlines() if line[:1].isdigit()}
-        assert cluster.ROUTE_PROTOCOL not in registered, file
+        assert marks.ROUTE_PROTOCOL not in registered, file
 
 
 def lists_of_protocols() -> list[Path]:

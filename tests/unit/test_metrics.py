@@ -24,6 +24,7 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.config import AgentConfig, load
 from agent.errors import CniError
+from agent.ip import Subnet
 from agent.ipam import assigner, blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
@@ -31,7 +32,10 @@ from agent.ipam.block_controller import Claimer
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netns import NetnsLostError
-from agent.model.cluster import IPBlock, Network, Node, Problem, Subnet
+from agent.model.cluster import IPBlock, Node
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Count
@@ -42,7 +46,8 @@ from agent.objects import pod_guard
 from agent.objects.state import Bridge, NodeState, Route
 from agent.observe.metrics import Metrics, Sources
 from agent.observe.status import report
-from agent.runtime.observable import Latest, NodeStatus, Tally
+from agent.runtime.counter import Tally
+from agent.runtime.observable import Latest
 
 REPO = Path(__file__).parents[2]
 POD_NET = Network("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))

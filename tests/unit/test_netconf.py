@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.model.cluster import SERVICES, Network
+from agent.model.network import SERVICES, Network
 
 HOST_GW = """{
   "cniVersion": "0.3.0",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from agent.cluster.object_fields import Faults, ObjectError
 from agent.cluster.objects import expand, parse, to_doc, usable
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource, Subnet, block_name
+from agent.ip import Subnet
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource, block_name
 
 NODE: dict[str, Any] = {
     "apiVersion": "v1",

@@ -21,18 +21,18 @@ from agent.ipam.reservations.controller import Keeper, Kept
 from agent.ipam.reservations.rules import Claim, Delete, Here, Update, disputes, lost, of_owner, steps
 from agent.model.cluster import (
     ALWAYS_KEPT,
-    MACVLAN,
+    MOMENT,
     WHILE_POD,
     Described,
     IPBlock,
     IPReservation,
-    Network,
     Node,
     Resource,
     Snapshot,
 )
-from agent.node.last_known_nodes import MOMENT
-from agent.runtime.observable import Busy, Latest, Notice
+from agent.model.network import MACVLAN, Network
+from agent.model.node_status import Busy, Notice
+from agent.runtime.observable import Latest
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)

@@ -13,11 +13,13 @@ import pytest
 
 from agent.errors import MustEndError
 from agent.log import Repeats
-from agent.model.cluster import Problem
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.node import host_directories
 from agent.node.host_directories import Folders
 from agent.node.installer import Installer, Places
-from agent.runtime.observable import Latest, NodeStatus, Pace
+from agent.runtime.observable import Latest
+from agent.runtime.pace import Pace
 
 
 def test_turns_at_once_and_then_by_and_by() -> None:

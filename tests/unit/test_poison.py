@@ -34,13 +34,14 @@ from agent.codec.strict_yaml import YamlError
 from agent.config import ConfigError
 from agent.errors import Code
 from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import Network
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
 from agent.node.cni_conf_dir import Confs
 from agent.node.run_dir import Lock
 from agent.objects import nft_table
 from agent.observe import health
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
 from tests.unit.awkward import config as reach

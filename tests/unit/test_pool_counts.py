@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.ip import Subnet
 from agent.ipam import blocks, usage
-from agent.model.cluster import IPBlock, IPPool, IPReservation, Network, Node, Snapshot, Subnet
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
-from agent.runtime.observable import NodeStatus
 
 NETWORK = Network("pods")
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

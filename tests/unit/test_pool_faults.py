@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from agent.cli import servers
+from agent.ip import Subnet
 from agent.ipam import pool_faults
 from agent.model import special_addresses
-from agent.model.cluster import Ground, IPBlock, IPPool, Network, Node, Snapshot, Subnet
+from agent.model.cluster import Ground, IPBlock, IPPool, Node, Snapshot
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.node import kernel_state

@@ -14,16 +14,20 @@ import pytest
 from agent.cluster import objects, pool_status_object
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
-from agent.cluster.snapshot_cache import Follower, Seen
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import Gone, Put, Replaced, StatusSeen
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
 from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import MACVLAN, IPBlock, IPPool, Network, Node, Problem, Snapshot
+from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
+from agent.model.network import MACVLAN, Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
 from agent.node import pool_status_writer as controller
 from agent.node.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
-from agent.runtime.observable import Latest, NodeStatus
+from agent.node.usage_writer import Seen
+from agent.runtime.observable import Latest
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 PODS, LAN = (

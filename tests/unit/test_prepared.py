@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.cluster import MACVLAN, Network, Uplink
+from agent.model.network import MACVLAN, Network, Uplink
+from agent.model.node_status import NodeStatus
 from agent.node import ready_state_file
-from agent.runtime.observable import NodeStatus
 
 A = Network("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
 LAN = Network("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, Here, RefusedError, Update, claimed, steps
-from agent.model.cluster import IPBlock, IPReservation, Network, Node, Snapshot
+from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
+from agent.model.network import Network
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)

@@ -12,8 +12,10 @@ import pytest
 
 from agent.cluster.directory_store import Folder
 from agent.cluster.store import Kind, StoreError
+from agent.ip import Subnet
 from agent.ipam import blocks
-from agent.model.cluster import IPBlock, IPPool, IPReservation, Network, Node, Resource, Subnet
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource
+from agent.model.network import Network
 from tests.unit.member import POOL, Member, in_store, net
 
 ADDRESS = ipaddress.ip_address("192.0.2.5")

@@ -10,15 +10,19 @@ import pytest
 
 from agent.cluster.directory_store import Folder
 from agent.errors import CniError
+from agent.ip import Subnet
 from agent.ipam import blocks, missing_block
 from agent.ipam.reservations.claims import Known, Stays
 from agent.ipam.reservations.pod_annotations import Wish
 from agent.model import special_addresses
-from agent.model.cluster import Ground, IPBlock, IPPool, Network, Node, Problem, Snapshot, Subnet
+from agent.model.cluster import Ground, IPBlock, IPPool, Node, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.objects.state import LocalAddress, NodeState
-from agent.runtime.observable import Latest, NodeStatus
+from agent.runtime.observable import Latest
 from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.ipam.exhaustion import Refusals
-from agent.model.cluster import Node, Problem, Snapshot
+from agent.model.cluster import Node, Snapshot
+from agent.model.problem import Problem
 
 FULL = Problem("network a", "no block is left in p", "add an IPPool")
 

@@ -10,15 +10,18 @@ import pytest
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
+from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment, Lease, decode_network, encode_network
 from agent.kernel.arp import announcement
-from agent.model.cluster import SERVICES, Address, IPBlock, IPPool, Network, Node, Snapshot, Subnet
+from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
+from agent.model.marks import mac_for
+from agent.model.network import SERVICES, Network
 from agent.modes.base import View
 from agent.modes.parent.subinterface import Slaves
 from agent.modes.registry import mode
 from agent.objects import nft_table
-from agent.objects.state import Detour, LocalAddress, Masquerade, Route, mac_for
+from agent.objects.state import Detour, LocalAddress, Masquerade, Route
 
 SEED: dict[str, Any] = {
     "cniVersion": "0.3.0",

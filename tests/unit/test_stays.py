@@ -18,6 +18,7 @@ from agent.cluster.objects import to_doc
 from agent.cluster.snapshot_cache import Follower
 from agent.cluster.store import Datastore, Kind, StoreError
 from agent.errors import CniError, Code
+from agent.ip import Address
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
@@ -25,8 +26,10 @@ from agent.ipam.reservations import claims as reservation_claims
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claims import Known, Stay, Stays, TakenError
 from agent.ipam.reservations.controller import Keeper, Kept
-from agent.model.cluster import Address, Described, IPBlock, IPPool, IPReservation, Network, Node, Resource
-from agent.runtime.observable import Busy, Latest, NodeStatus, Notice
+from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
+from agent.model.network import Network
+from agent.model.node_status import Busy, NodeStatus, Notice
+from agent.runtime.observable import Latest
 
 NET = Network("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.ip import Subnet
 from agent.ipam import block_ownership, blocks
-from agent.model.cluster import IPBlock, Network, Node, Snapshot, Subnet
+from agent.model.cluster import IPBlock, Node, Snapshot
+from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.node.last_known_nodes import Recall

@@ -13,15 +13,19 @@ import pytest
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
 from agent.cluster.objects import NAME
-from agent.cluster.snapshot_cache import Follower, Seen
+from agent.cluster.snapshot_cache import Follower
 from agent.cluster.usage_objects import Usages
+from agent.ip import Subnet
 from agent.ipam import blocks, usage
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
-from agent.model.cluster import IPBlock, Network, Node, Problem, Snapshot, Subnet
+from agent.model.cluster import IPBlock, Node, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
 from agent.model.usage import BlockUsage
-from agent.node.usage_writer import UsageWriter
-from agent.runtime.observable import Latest, NodeStatus
+from agent.node.usage_writer import Seen, UsageWriter
+from agent.runtime.observable import Latest
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 

@@ -10,7 +10,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.model.cluster import HOST_GW, VXLAN, Address, IPBlock, IPReservation, Network, Node, Snapshot, Subnet
+from agent.ip import Address, Subnet
+from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
+from agent.model.network import HOST_GW, VXLAN, Network
 from agent.modes.base import View
 from agent.modes.vxlan.mode import LAST, Vxlan
 from agent.objects.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union

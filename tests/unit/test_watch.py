@@ -15,7 +15,7 @@ import pytest
 from agent import ctl
 from agent.ipam.attachment import Attachment, Lease, encode
 from agent.kernel.bpf import loader
-from agent.model.cluster import Network
+from agent.model.network import Network
 from agent.modes.vxlan import drop_events
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.drop_events import Drop, Flow

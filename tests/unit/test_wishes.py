@@ -14,7 +14,7 @@ from agent.errors import CniError
 from agent.ipam.reservations import pod_annotations as wishes_module
 from agent.ipam.reservations.pod_annotations import UnknownError, Wish, Wishes, identity, owner_of, parse
 from agent.model.cluster import Described, Resource
-from agent.runtime.observable import Notice
+from agent.model.node_status import Notice
 
 UID = "0f0e0d0c-1111-4222-8333-123456789abc"
 ARGS = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID={UID}"

@@ -13,6 +13,7 @@ from typing import cast
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.errors import CniError, Code, invalid_config
+from agent.ip import Address, address_name
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import Attachment
@@ -21,17 +22,10 @@ from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.placement import ByHand, Places
 from agent.ipam.reservations.pod_annotations import POOL, UnknownError, Wish, Wishes, identity
 from agent.ipam.reservations.rules import Claim, RefusedError
-from agent.model.cluster import (
-    WHILE_POD,
-    Address,
-    IPBlock,
-    IPReservation,
-    Network,
-    Resource,
-    Snapshot,
-    address_name,
-)
-from agent.runtime.observable import Busy, Latest, NodeStatus, Notice
+from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Resource, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import Busy, NodeStatus, Notice
+from agent.runtime.observable import Latest
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
 KNOWN_WITHIN = 5.0  # seconds that an ADD waits for its own node to make the way to a guest

@@ -19,14 +19,17 @@ from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.codec import strict_json
+from agent.ip import Address
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.off_block_pods import Outsiders, Tell
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, Here, Step
-from agent.model.cluster import WHILE_POD, Address, IPReservation, Problem, Snapshot
-from agent.node import json_state_file
-from agent.runtime import atomic_file
-from agent.runtime.observable import Busy, Latest, pace
+from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
+from agent.model.node_status import Busy
+from agent.model.problem import Problem
+from agent.runtime import atomic_file, json_state_file
+from agent.runtime.observable import Latest
+from agent.runtime.pace import pace
 
 AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
 ROUND = 30.0  # seconds after which no more is tried when something failed

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.errors import CniError, Code, invalid_config
+from agent.ip import Address
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.pod_annotations import Wish
-from agent.model.cluster import ALWAYS_KEPT, Address, IPReservation, Network, Snapshot
-from agent.runtime.observable import Latest, NodeStatus
+from agent.model.cluster import ALWAYS_KEPT, IPReservation, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus
+from agent.runtime.observable import Latest
 
 
 class OutsideError(CniError):

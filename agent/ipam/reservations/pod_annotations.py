@@ -16,10 +16,10 @@ from typing import TypeVar
 
 from agent.cluster.objects import OURS
 from agent.cluster.store import Datastore, NotFoundError, StoreError
-from agent.cni import args as cni_args
+from agent.codec import cni_args
 from agent.errors import CniError, Code, invalid_config
 from agent.model.cluster import Described
-from agent.runtime.observable import Notice
+from agent.model.node_status import Notice
 
 IP, STICKY, POOL = f"{OURS}ip", f"{OURS}sticky", f"{OURS}pool"
 KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from agent.errors import CniError, Code
+from agent.ip import Address
 from agent.ipam import blocks
-from agent.model.cluster import Address, IPPool, Snapshot
+from agent.model.cluster import IPPool, Snapshot
 
 
 def check_address(pod: str, address: Address, snapshot: Snapshot) -> None:

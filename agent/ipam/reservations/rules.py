@@ -8,19 +8,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from agent.cluster.objects import rfc3339
+from agent.ip import Address, Subnet, address_name
 from agent.ipam import block_index, blocks
-from agent.model.cluster import (
-    ALWAYS_KEPT,
-    WHILE_POD,
-    Address,
-    IPPool,
-    IPReservation,
-    Network,
-    Problem,
-    Snapshot,
-    Subnet,
-    address_name,
-)
+from agent.model.cluster import ALWAYS_KEPT, WHILE_POD, IPPool, IPReservation, Snapshot
+from agent.model.network import Network
+from agent.model.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import blocks
-from agent.model import cluster
-from agent.model.cluster import IPIP, Node, Problem
+from agent.model import network
+from agent.model.cluster import Node
+from agent.model.network import IPIP
+from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions
@@ -24,9 +26,9 @@ REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its
 class Encapsulate(StrEnum):
     """To which nodes packets go through the tunnel."""
 
-    ALWAYS = cluster.ALWAYS
-    CROSS_SUBNET = cluster.CROSS_SUBNET
-    NEVER = cluster.NEVER
+    ALWAYS = network.ALWAYS
+    CROSS_SUBNET = network.CROSS_SUBNET
+    NEVER = network.NEVER
 
 
 @dataclass(frozen=True, slots=True)

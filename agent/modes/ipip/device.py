@@ -16,11 +16,12 @@ from agent.kernel.bpf.syscall import BpfError, Program
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.kernel.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
-from agent.model.cluster import Problem
+from agent.model.marks import IPIP_ALIAS, IPIP_DEVICE, LINK_PREFIX, VXLAN_DEVICE
+from agent.model.problem import Problem
 from agent.modes.ipip import maps as ipip_maps
 from agent.modes.vxlan import device as vxlan_device
 from agent.objects import nft_table
-from agent.objects.state import IPIP, IPIP_ALIAS, LINK_PREFIX, TUNNEL, Ipip
+from agent.objects.state import Ipip
 
 LOOSE = 2  # rp_filter: a node may speak from an address whose way back is another device
 PROGRAMS: dict[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
@@ -28,7 +29,7 @@ KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresse
 
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 3, 4, 9
 IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter
-PROBE = f"{IPIP}-x"  # never made
+PROBE = f"{IPIP_DEVICE}-x"  # never made
 TTL = 64  # as the programs have it
 UNSET = netlink.attribute(IFLA_IPTUN_REMOTE, bytes(4))  # no node that all is sent to
 
@@ -86,7 +87,11 @@ def _is_in_kernel() -> bool:
 
 def is_ours(link: Link) -> bool:
     """Whether testcni made this device: it has its alias a moment after its name."""
-    return link.name == IPIP and link.kind in KINDS.values() and link.alias.split(" local ")[0] in ("", IPIP_ALIAS)
+    return (
+        link.name == IPIP_DEVICE
+        and link.kind in KINDS.values()
+        and link.alias.split(" local ")[0] in ("", IPIP_ALIAS)
+    )
 
 
 def is_open(there: Iterable[Link]) -> bool:
@@ -101,9 +106,9 @@ def unguarded(nl: Netlink, there: Iterable[Link]) -> Problem:
     """
     what = "it is not made or changed before nft drops ipip packets of others than nodes"
     if is_open(there) and not nft_table.is_filtering(last_known=_done.filtered):
-        links.delete(nl, IPIP)
+        links.delete(nl, IPIP_DEVICE)
         what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
-    return Problem(f"device {IPIP}", what, "see the problem of nft; it is tried again")
+    return Problem(f"device {IPIP_DEVICE}", what, "see the problem of nft; it is tried again")
 
 
 def sync(
@@ -117,16 +122,16 @@ def sync(
     """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
     earlier, _done.wanted = _done.wanted, wanted
     _done.filtered = bool(wanted and wanted.device)  # nft comes before
-    device = next((link for link in there if link.name == IPIP), None)
+    device = next((link for link in there if link.name == IPIP_DEVICE), None)
     if device and not is_ours(device):
         if wanted is None:
             return []
         what = f"a {device.kind or 'device'} of that name exists and is not testcni's"
-        return [Problem(f"device {IPIP}", what, f"delete it: ip link del {IPIP}")]
+        return [Problem(f"device {IPIP_DEVICE}", what, f"delete it: ip link del {IPIP_DEVICE}")]
     if wanted is None:
         if device:  # as long as it is there, there may be programs
             _detach(nl, there)
-            links.delete(nl, IPIP)
+            links.delete(nl, IPIP_DEVICE)
         loader.drop(family=loader.IPIP)
         return []
     problems = []
@@ -170,25 +175,25 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
     made = _data(wanted.node) + UNSET if wanted.device else b""
     same = device and (device.kind, device.alias) == (KINDS[wanted.device], alias)
     if device and not (same and link_setup.is_as_made(device, made)):
-        links.delete(nl, IPIP)
+        links.delete(nl, IPIP_DEVICE)
         device = None
     if device is None:
         nl.request(_create_tunnel(wanted.node, wanted.mtu) if wanted.device else _create("bridge", wanted.mtu))
-        device = rtnl.link(nl, IPIP)
+        device = rtnl.link(nl, IPIP_DEVICE)
         if device is None:
-            raise NetlinkError(errno.ENODEV, f"device {IPIP} has vanished")
-        log.info("device %s made: %s, MTU %d", IPIP, device.kind, wanted.mtu)
+            raise NetlinkError(errno.ENODEV, f"device {IPIP_DEVICE} has vanished")
+        log.info("device %s made: %s, MTU %d", IPIP_DEVICE, device.kind, wanted.mtu)
     loose = link_setup.ipv4(device, IPV4_DEVCONF_RP_FILTER) == LOOSE
     if (device.alias, device.mtu, device.up, loose) != (alias, wanted.mtu, True, True):
-        hardening.before_up(IPIP)
+        hardening.before_up(IPIP_DEVICE)
         nl.request(
             link_setup.configure(device.index, Setup(mtu=wanted.mtu, up=False)),
-            link_setup.configure(IPIP, Setup(alias, ipv4={IPV4_DEVCONF_RP_FILTER: LOOSE})),
+            link_setup.configure(IPIP_DEVICE, Setup(alias, ipv4={IPV4_DEVCONF_RP_FILTER: LOOSE})),
         )
     return device.index
 
 
-def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, name: str = IPIP) -> Request:
+def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, name: str = IPIP_DEVICE) -> Request:
     """An ipip device that takes packets of any node to `local`, and sends to the next hop of their route."""
     return _create("ipip", mtu, _data(local, protocol), name)
 
@@ -198,7 +203,7 @@ def _data(local: IPv4Address, protocol: int = IPPROTO_IPIP) -> bytes:
     return netlink.attribute(IFLA_IPTUN_LOCAL, local.packed) + b"".join(parts)
 
 
-def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP) -> Request:
+def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP_DEVICE) -> Request:
     attributes = netlink.text(rtnl.IFLA_IFNAME, name) + netlink.u32(rtnl.IFLA_MTU, mtu)
     return rtnl.create(kind, attributes, data, f"{kind} device {name}")
 
@@ -240,7 +245,7 @@ def _attach(nl: Netlink, device: int, programs: Mapping[tc.Hook, Program]) -> bo
 def _detach(nl: Netlink, there: Iterable[Link]) -> None:
     """Take the programs away from devices that they may be at: those that testcni did not make."""
     for link in there:
-        if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (TUNNEL, IPIP):
+        if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (VXLAN_DEVICE, IPIP_DEVICE):
             if any([tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(nl, link.index, PROGRAMS)]):
                 log.info("eBPF programs taken from %s", link.name)
             if link.name == _done.at:

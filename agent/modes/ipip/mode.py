@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.cni.netconf import ExtraRoute
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.kernel import links
 from agent.kernel.rtnl import IPV4_DEVCONF_PROXY_ARP
-from agent.model.cluster import IPIP as MODE
-from agent.model.cluster import Problem
+from agent.model.marks import IPIP_DEVICE
+from agent.model.network import IPIP as MODE
+from agent.model.network import ExtraRoute
+from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
 from agent.modes.base import View, Wired
 from agent.modes.ipip import bgp
@@ -22,7 +23,7 @@ from agent.modes.peers import Owners
 from agent.modes.underlay import Near
 from agent.objects import state as kernel
 from agent.objects.pod_port import PodPort
-from agent.objects.state import IPIP, LocalAddress, NodeState, Route
+from agent.objects.state import LocalAddress, NodeState, Route
 
 OVERHEAD = 20  # bytes of the outer IPv4 header
 SPARE = METRIC + 1  # metric of routes that stand in for BIRD's
@@ -50,8 +51,8 @@ class Ipip:
             # nodes are an exception only where packets of pods may be seen between them
             masquerade=peers.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
             routes=owners.plain | (here.spare(owners) if peers.mixed(view) else frozenset()),
-            crossing=peers.crossing(view, IPIP),
-            guards=frozenset({(IPIP, view.network.spoof_check)}),
+            crossing=peers.crossing(view, IPIP_DEVICE),
+            guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
             problems=problems | plan.problems | here.problems(),
             refused=settled.refused,
@@ -65,14 +66,14 @@ class Ipip:
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
         port = self.port(attachment)
-        mtu = attachment.network.mtu or veth.needed("device", IPIP).mtu
+        mtu = attachment.network.mtu or veth.needed("device", IPIP_DEVICE).mtu
         links.host().request(veth.create_veth(attachment, netns_fd, mtu))
         veth.make_port(port)
         return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        veth.check_up("device", IPIP)
+        veth.check_up("device", IPIP_DEVICE)
         veth.check_routed(attachment, wired, veth.check_port(self.port(attachment)), netns_fd)
 
     def unwire(self, attachment: Attachment) -> None:
@@ -122,7 +123,7 @@ class _Here:
     def tunnel(self) -> Tunnel:
         """The way to other nodes: into the device, or to the underlay's next hop, where eBPF finds the packets."""
         if self.device or not self.local:
-            return Tunnel(IPIP)
+            return Tunnel(IPIP_DEVICE)
         # always a gateway of a kind, as near nodes are reached by themselves
         return Tunnel(self.local.device, self._gateway, self.mtu)
 
@@ -153,7 +154,7 @@ class _Here:
         routes = set()
         for block, node in owners.by(MODE).items():
             if node in tunnelled and self.device:
-                routes.add(Route(block, node, IPIP, SPARE))
+                routes.add(Route(block, node, IPIP_DEVICE, SPARE))
             elif gateway := node if node in near else self._gateway:
                 mtu, by = self.mtu if node in tunnelled else None, self.near.local(gateway) or self.local
                 routes.add(Route(block, gateway, by.device, SPARE, mtu))

@@ -10,16 +10,18 @@ import errno
 import ipaddress
 from dataclasses import replace
 
-from agent.cni.netconf import ExtraRoute
+from agent.ip import Address
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.kernel import arp, links, neighbours, rtnl
-from agent.model.cluster import IPVLAN, L3, Address, Problem
+from agent.model.marks import LINK_PREFIX
+from agent.model.network import IPVLAN, L3, ExtraRoute
+from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks
 from agent.modes.base import View, Wired
 from agent.modes.parent.subinterface import DEFAULT, Slaves, Way, only_parents
 from agent.objects.pod_port import PodPort
-from agent.objects.state import LINK_PREFIX, NodeState, Route
+from agent.objects.state import NodeState, Route
 
 L3S = "l3s"
 

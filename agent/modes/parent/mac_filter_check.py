@@ -13,11 +13,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from agent.ip import Address
 from agent.ipam import blocks
 from agent.kernel import arp
-from agent.model.cluster import MACVLAN, PASSTHRU, Address, Network, Problem, Snapshot, Uplink
-from agent.objects.state import mac_for
-from agent.runtime.observable import Latest, NodeStatus
+from agent.model.cluster import Snapshot
+from agent.model.marks import mac_for
+from agent.model.network import MACVLAN, PASSTHRU, Network, Uplink
+from agent.model.node_status import NodeStatus
+from agent.model.problem import Problem
+from agent.runtime.observable import Latest
 
 LOOK = 2.0  # seconds between two looks for what is due
 WELL_FOR, AGAIN, LONGEST = 300.0, 30.0, 300.0  # seconds to the next test: all well, not so, no neighbour answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.ipam.attachment import Attachment
-from agent.model.cluster import MACVLAN, PASSTHRU
+from agent.model.network import MACVLAN, PASSTHRU
 from agent.modes.parent.subinterface import Slaves, only_parents
 
 

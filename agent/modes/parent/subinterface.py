@@ -13,20 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.cni.netconf import ExtraRoute
 from agent.errors import invalid_config
+from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.kernel import links, neighbours, netns, parent_links, rtnl
 from agent.kernel.netlink import Netlink
 from agent.kernel.parent_links import Slave
 from agent.kernel.rtnl import KernelRoute, Link
-from agent.model.cluster import PASSTHRU, Address, Problem, Subnet, Uplink
+from agent.model.marks import mac_for
+from agent.model.network import PASSTHRU, ExtraRoute, Uplink
+from agent.model.problem import Problem
 from agent.modes import underlay, veth
 from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
 from agent.modes.vxlan.maps import GATEWAY
 from agent.objects.pod_port import PodPort
-from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState, mac_for
+from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState
 
 DEFAULT = ipaddress.IPv4Network("0.0.0.0/0")
 

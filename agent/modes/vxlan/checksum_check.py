@@ -14,9 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import allocator
 from agent.kernel import links, rtnl
-from agent.model.cluster import ROUTE_PROTOCOL, Problem
+from agent.model.marks import ROUTE_PROTOCOL, VXLAN_DEVICE
+from agent.model.problem import Problem
 from agent.modes.vxlan import offload
-from agent.objects.state import TUNNEL
 from agent.runtime.observable import Latest
 
 LOOK_AGAIN, LONGEST = 5.0, 300.0  # seconds; the second while no peer answers
@@ -41,18 +41,18 @@ class SelfTest:
             try:
                 pause = LOOK_AGAIN if self.once() else min(2 * pause, LONGEST)
             except OSError as error:  # the device went meanwhile, or netlink failed: the next look tells
-                log.debug("self-test of %s: %s", TUNNEL, error)
+                log.debug("self-test of %s: %s", VXLAN_DEVICE, error)
                 pause = LOOK_AGAIN
 
     def once(self) -> bool:
         """One look at the device; False when there is something to test, and no peer answers. Raises OSError."""
         try:
-            index = socket.if_nametoindex(TUNNEL)
+            index = socket.if_nametoindex(VXLAN_DEVICE)
         except OSError:
             return self._settle(0)
         if index == self._settled:
             return True
-        if not offload.checksums(TUNNEL):
+        if not offload.checksums(VXLAN_DEVICE):
             return self._settle(index, _off())
         for peer in _peers(index, self._route_protocol):
             found = offload.corrupted(peer)
@@ -62,7 +62,7 @@ class SelfTest:
 
     def _settle(self, index: int, problem: Problem | None = None) -> bool:
         self._settled = index
-        self.problems.publish({TUNNEL: problem} if problem else {})
+        self.problems.publish({VXLAN_DEVICE: problem} if problem else {})
         return True
 
 
@@ -79,15 +79,15 @@ def _peers(index: int, route_protocol: int) -> Iterator[IPv4Address]:
 
 def _mend(peer: IPv4Address) -> Problem | None:
     """Make checksums here, if that helps."""
-    offload.leave_checksums(TUNNEL, below=False)
+    offload.leave_checksums(VXLAN_DEVICE, below=False)
     if offload.corrupted(peer) is False:
         return _off()
-    offload.leave_checksums(TUNNEL, below=True)
+    offload.leave_checksums(VXLAN_DEVICE, below=True)
     what = f"datagrams arrive at {peer} only without a checksum, and not for an offload of this node"
-    return Problem(f"device {TUNNEL}", what, "look at the peer's NIC and what is between")
+    return Problem(f"device {VXLAN_DEVICE}", what, "look at the peer's NIC and what is between")
 
 
 def _off() -> Problem:
     what = "the NIC corrupts checksums of packets in the tunnel, so the CPU makes them"
-    remedy = f"update the NIC's driver, and have it tested again: ip link delete {TUNNEL}"
-    return Problem(f"device {TUNNEL}", what, remedy)
+    remedy = f"update the NIC's driver, and have it tested again: ip link delete {VXLAN_DEVICE}"
+    return Problem(f"device {VXLAN_DEVICE}", what, remedy)

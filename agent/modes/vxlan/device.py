@@ -15,10 +15,12 @@ from agent.kernel.bpf.syscall import BpfError, Program
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.kernel.rtnl import Link, LinkAddress
-from agent.model.cluster import KERNEL, Problem
+from agent.model.marks import LINK_PREFIX, VXLAN_ALIAS, VXLAN_DEVICE
+from agent.model.network import KERNEL
+from agent.model.problem import Problem
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
-from agent.objects.state import LINK_PREFIX, TUNNEL, TUNNEL_ALIAS, Overlay
+from agent.objects.state import Overlay
 
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LOCAL, IFLA_VXLAN_TTL, IFLA_VXLAN_LEARNING = 1, 2, 4, 5, 7
 IFLA_VXLAN_PORT = 15
@@ -43,26 +45,26 @@ _done = _Done()
 
 def is_ours(link: Link) -> bool:
     """Whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
-    marked = link.mac.startswith(TUNNEL_MAC_PREFIX) or link.alias.startswith(TUNNEL_ALIAS)
-    return link.kind == "vxlan" and link.name == TUNNEL and marked
+    marked = link.mac.startswith(TUNNEL_MAC_PREFIX) or link.alias.startswith(VXLAN_ALIAS)
+    return link.kind == "vxlan" and link.name == VXLAN_DEVICE and marked
 
 
 def sync(
     nl: Netlink, wanted: Overlay | None, there: Sequence[Link], addresses: Sequence[LinkAddress]
 ) -> list[Problem]:
     """Make device, programs and maps those wanted. Raises OSError."""
-    device = next((link for link in there if link.name == TUNNEL), None)
+    device = next((link for link in there if link.name == VXLAN_DEVICE), None)
     if wanted is None:
         if device and is_ours(device):
-            links.delete(nl, TUNNEL)
+            links.delete(nl, VXLAN_DEVICE)
         loader.drop()
         return []
     if device and not is_ours(device):
         what, remedy = (
             f"a {device.kind} of that name exists and is not testcni's",
-            f"delete it: ip link del {TUNNEL}",
+            f"delete it: ip link del {VXLAN_DEVICE}",
         )
-        return [Problem(f"device {TUNNEL}", what, remedy)]
+        return [Problem(f"device {VXLAN_DEVICE}", what, remedy)]
     try:
         return _sync(nl, wanted, device, addresses)
     except NetlinkError as error:
@@ -75,7 +77,8 @@ def _sync(nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence
     if wanted.backend == KERNEL:
         index = _device(nl, wanted, device).index
         sync_addresses(nl, index, wanted.addresses, addresses)
-        if changed := fdb.sync(nl, index, {node for _block, node in wanted.blocks} - {wanted.node}):
+        peers = {node for _block, node in wanted.blocks} - {wanted.node}
+        if changed := fdb.sync(nl, index, ((tunnel_mac(peer), peer) for peer in peers)):
             log.info("overlay: %d neighbours and forwarding entries changed", changed)
         return []
     try:
@@ -97,10 +100,10 @@ def _taken(wanted: Overlay, others: Sequence[str]) -> Problem:
     choice = 'or give all networks of mode vxlan another "port" in the netconf, on all nodes'
     if not others:
         what, remedy = f"another program has UDP port {wanted.port}", f"`ss -ulnp` names it: end it, {choice}"
-        return Problem(f"device {TUNNEL}", what, remedy)
+        return Problem(f"device {VXLAN_DEVICE}", what, remedy)
     what = f"another vxlan device has UDP port {wanted.port} or the VNI {wanted.vni}: {', '.join(others)}"
     remedy = f"delete it if its network is gone: ip link del {others[0]}; {choice}"
-    return Problem(f"device {TUNNEL}", what, remedy)
+    return Problem(f"device {VXLAN_DEVICE}", what, remedy)
 
 
 def tidy(wanted: Overlay | None) -> None:
@@ -129,21 +132,21 @@ def _sync_programs(nl: Netlink, loaded: Loaded) -> None:
 def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | None = None) -> Link:
     """The device, up, with its programs if it has some. It is not up before they are there, and hardened."""
     plain, mac = (wanted.vni, wanted.node) if wanted.backend == KERNEL else None, tunnel_mac(wanted.node)
-    alias = f"{TUNNEL_ALIAS} {wanted.port}"
+    alias = f"{VXLAN_ALIAS} {wanted.port}"
     if plain:
         alias = f"{alias} vni {wanted.vni} local {wanted.node}"
     made = _data(wanted.port, plain) + UNSET
     if device and (
         device.alias != alias or not link_setup.is_as_made(device, made)
     ):  # most of it can't be changed
-        links.delete(nl, TUNNEL)
+        links.delete(nl, VXLAN_DEVICE)
         device = None
     if device is None:
-        nl.request(create(TUNNEL, mac, wanted.port, wanted.mtu, plain))
-        device = rtnl.link(nl, TUNNEL)
+        nl.request(create(VXLAN_DEVICE, mac, wanted.port, wanted.mtu, plain))
+        device = rtnl.link(nl, VXLAN_DEVICE)
         if device is None:
-            raise NetlinkError(errno.ENODEV, f"device {TUNNEL} has vanished")
-        log.info("device %s made: port %d, MTU %d", TUNNEL, wanted.port, wanted.mtu)
+            raise NetlinkError(errno.ENODEV, f"device {VXLAN_DEVICE} has vanished")
+        log.info("device %s made: port %d, MTU %d", VXLAN_DEVICE, wanted.port, wanted.mtu)
     if loaded:
         vxlan_maps.configure(loaded.maps, Config(wanted.node, wanted.vni, wanted.port, device.index))
         tc.ensure(
@@ -152,8 +155,8 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
             {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
         )
     if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
-        hardening.before_up(TUNNEL)
-        nl.request(link_setup.configure(TUNNEL, Setup(alias, wanted.mtu, mac)))
+        hardening.before_up(VXLAN_DEVICE)
+        nl.request(link_setup.configure(VXLAN_DEVICE, Setup(alias, wanted.mtu, mac)))
     return device
 
 

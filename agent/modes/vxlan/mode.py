@@ -8,19 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.cni.netconf import ExtraRoute
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.kernel import links, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.rtnl import Link
-from agent.model.cluster import EBPF, KERNEL, VXLAN
+from agent.model.marks import VXLAN_DEVICE
+from agent.model.network import EBPF, KERNEL, VXLAN, ExtraRoute
 from agent.modes import peers, routable_blocks, veth
 from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.objects.pod_port import PodPort
-from agent.objects.state import TUNNEL, NodeState, Overlay, Route
+from agent.objects.state import NodeState, Overlay, Route
 
 OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
 # Of a node's own blocks, what is no pod's goes into the tunnel's device, to be dropped and counted there; but a
@@ -41,7 +41,7 @@ class Vxlan:
             return NodeState(problems=problems, refused=settled.refused)
         return NodeState(
             overlay=Overlay(
-                TUNNEL,
+                VXLAN_DEVICE,
                 view.network.vni,
                 view.network.port,
                 view.network.mtu or peers.underlay_mtu(view) - OVERHEAD,
@@ -58,8 +58,10 @@ class Vxlan:
             forwarding=frozenset({4}),
             problems=problems,
             refused=settled.refused,
-            crossing=peers.crossing(view, TUNNEL),
-            guards=frozenset({(TUNNEL, view.network.spoof_check)} if view.network.vxlan_backend == KERNEL else ()),
+            crossing=peers.crossing(view, VXLAN_DEVICE),
+            guards=frozenset(
+                {(VXLAN_DEVICE, view.network.spoof_check)} if view.network.vxlan_backend == KERNEL else ()
+            ),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
@@ -84,7 +86,7 @@ class Vxlan:
             _ready(attachment)
         except NodeNotReadyError as error:
             raise CheckError(str(error)) from error
-        veth.check_up("device", TUNNEL)
+        veth.check_up("device", VXLAN_DEVICE)
         port = veth.check_port(self.port(attachment))
         veth.check_routed(attachment, wired, port, netns_fd)
 
@@ -102,7 +104,7 @@ def _ready(attachment: Attachment) -> Link:
 
     Those of an earlier agent do while the datastore is away.
     """
-    device = veth.needed("device", TUNNEL)
+    device = veth.needed("device", VXLAN_DEVICE)
     if attachment.network.vxlan_backend == EBPF and not (loader.current() or loader.adopt()):
         raise NodeNotReadyError("the eBPF programs are not loaded")
     return device
@@ -122,5 +124,5 @@ def _check_free(address: IPv4Address, host_mac: str) -> None:
 def _routes(view: View, owners: Owners) -> frozenset[Route]:
     """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
     plain = view.network.vxlan_backend == KERNEL
-    peers = (Route(b, node if plain else None, TUNNEL) for b, node in owners.by(VXLAN).items())
-    return frozenset((*peers, *(Route(block, None, TUNNEL, LAST) for block in owners.own)))
+    peers = (Route(b, node if plain else None, VXLAN_DEVICE) for b, node in owners.by(VXLAN).items())
+    return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST) for block in owners.own)))

@@ -17,7 +17,7 @@ from agent.codec import strict_yaml
 from agent.codec.json_fields import Fields, address
 from agent.codec.strict_yaml import YamlError
 from agent.errors import CniError, invalid_config
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import DEFAULT_AS, BirdError, External, Secret, read_secret
 from agent.runtime import atomic_file
 from agent.runtime.observable import Latest

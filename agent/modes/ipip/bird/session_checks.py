@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import BirdConfig, Session, State
 
 PATIENCE = 10.0  # seconds without a session before it is a problem; a node that starts needs 3

@@ -9,7 +9,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from agent.model.cluster import Problem
+from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
