@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from agent import __version__
 from agent.codec import strict_yaml
 from agent.codec.strict_yaml import YamlError
 from agent.model.marks import ROUTE_PROTOCOL
@@ -152,6 +153,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
         description="The node agent of testcni: serves the CNI plugin and programs the routes to peers.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"testcni {__version__}")
     parser.add_argument("--config", metavar="FILE", help="YAML file of options [TESTCNI_CONFIG]")
     for option in OPTIONS:
         default = f" (default: {option.default})" if option.default else ""

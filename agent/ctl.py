@@ -12,6 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from agent import __version__
 from agent.cni.protocol import PROTOCOL
 from agent.codec import strict_json
 from agent.ip import FAMILIES
@@ -95,6 +96,7 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 healthy, 1 problems, 2 wrong options, 3 nothing to monitor, 4 no agent answers."""
     parser = argparse.ArgumentParser(prog="testcnictl", description="Asks the agent of this node.")
+    parser.add_argument("--version", action="version", version=f"testcni {__version__}")
     parser.add_argument("--socket", type=Path, default=Path("/run/testcni/agent.sock"), help="the agent's socket")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="networks, addresses, routes and problems of this node")

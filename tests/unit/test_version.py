@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from collections.abc import Callable
 
 import pytest
 
 import agent
+from agent import cli, ctl, uninstall
 from tests.lab.space import REPO
 from tests.unit.plugin import Builds
 
@@ -27,6 +29,13 @@ def test_the_package_takes_it_from_there() -> None:
 def test_the_plugin_says_it() -> None:
     done = subprocess.run([Builds.kept().plugin, "--version"], env={}, capture_output=True, text=True, check=True)
     assert done.stderr.startswith(f"testcni {agent.__version__}, ")
+
+
+@pytest.mark.parametrize("program", [cli.main, ctl.main, uninstall.main])
+def test_each_program_says_it(program: Callable[..., object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"testcni {agent.__version__}\n")
 
 
 def test_the_image_is_labelled_with_it() -> None:
