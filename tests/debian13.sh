@@ -67,7 +67,8 @@ inside() {
   mount -t tmpfs -o mode=1777 tmp tmp
   mount --bind "$CACHE/debian13.packages" var/cache/apt/archives
   cp -L /etc/resolv.conf /etc/hosts etc/
-  local environment=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM="${TERM:-dumb}" LC_ALL=C.UTF-8)
+  local environment=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM="${TERM:-dumb}" LC_ALL=C.UTF-8
+    PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-}")
   if [ -e "${PIP_CERT:-}" ]; then # behind a proxy with a CA of its own
     cp "$PIP_CERT" run/ca.crt
     environment+=(PIP_CERT=/run/ca.crt)

@@ -60,9 +60,9 @@ def table(cases: Sequence[Case]) -> str:
     outcomes = Counter(case.outcome for case in cases)
     counts = "  ".join(f"{outcomes[kind]} {kind}" for kind in (PASSED, FAILED, SKIPPED))
     slow = sorted((case for case in cases if case.outcome != SKIPPED), key=lambda case: -case.seconds)[:SLOWEST]
-    lines = [f"{case.seconds:8.1f}  {case.outcome:8}{case.name}" for case in slow]
+    lines = [f"{case.seconds:.2f}s {case.outcome:8} {case.name}" for case in slow]
     words = [f"\n{case.name}:\n{case.words[-WORDS:]}" for case in cases if case.outcome == FAILED]
-    return "\n".join([counts, " seconds  the slowest", *lines, *words])
+    return "\n".join([counts, "the slowest:", *lines, *words])
 
 
 def write(cases: Sequence[Case], report: Path) -> None:
