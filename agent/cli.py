@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from agent import config
 from agent import log as logs
 from agent.cluster.directory_store import Folder
-from agent.cluster.pod_events import Notices
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.pod_events import PodEventQueue
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
 from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
@@ -29,26 +29,26 @@ from agent.config import AgentConfig, ConfigError
 from agent.errors import MustEndError
 from agent.ip import Address
 from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Claimer, Rules
+from agent.ipam.block_controller import BlockController, Rules
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claims import Known, Stays
-from agent.ipam.reservations.controller import Keeper, Kept
+from agent.ipam.reservations.controller import Kept, ReservationController
 from agent.kernel import sysctl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.cluster import Snapshot
 from agent.model.marks import LINK_PREFIX, NFT_TABLE
-from agent.model.node_status import Busy, Demand, NodeStatus
+from agent.model.node_status import Demand, NodeStatus, ReservationsInProgress
 from agent.model.problem import Problem
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
-from agent.modes.parent.mac_filter_check import SegmentTest
-from agent.modes.vxlan.checksum_check import SelfTest
+from agent.modes.parent.mac_filter_check import MacFilterCheck
+from agent.modes.vxlan.checksum_check import ChecksumCheck
 from agent.node import route_protocol
-from agent.node.accepted_modes_publisher import Herald
-from agent.node.cni_conf_dir import ConfFolder
-from agent.node.host_directories import Folders
+from agent.node.accepted_modes_publisher import AcceptedModesPublisher
+from agent.node.cni_conf_dir import ConfDir
+from agent.node.host_directories import HostDirectories
 from agent.node.installer import Installer, Places
 from agent.node.reconciler import Inputs, Reconciler
 from agent.node.route_protocol import RouteMarks
@@ -58,8 +58,8 @@ from agent.objects import pod_port_setup
 from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
 from agent.observe.status import bgp, report
-from agent.runtime.observable import Latest
-from agent.runtime.shutdown import Ending
+from agent.runtime.observable import Observable
+from agent.runtime.shutdown import Shutdown
 
 if TYPE_CHECKING:
     from agent.cluster.api import Api
@@ -81,48 +81,48 @@ class Agent:
         self.failed = False
         self._threads: list[threading.Thread] = []
         self._metrics = metrics.Metrics()
-        self._ending, self._stop = Ending(), threading.Event()
+        self._ending, self._stop = Shutdown(), threading.Event()
         self._began = time.monotonic()
         loader.use(conf.ebpf)
         ipip_device.use(conf.ipip)
         pod_port_setup.use(route_protocol.of_pods(conf.route_protocol))
         sysctl.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
-        demand: Latest[Demand] = Latest({})
+        demand: Observable[Demand] = Observable({})
         self._attachments = Attachments(conf.run_dir, conf.cool_down)
         kept = conf.run_dir / "reservations.json"
-        self._follower = Follower(store, reservation_controller.load(kept))
-        busy: Latest[Busy] = Latest(frozenset())
-        notices = Notices()
-        self._keeper = Keeper(
+        self._snapshot_cache = SnapshotCache(store, reservation_controller.load(kept))
+        busy: Observable[ReservationsInProgress] = Observable(frozenset())
+        pod_events = PodEventQueue()
+        self._reservations = ReservationController(
             store,
             conf.node,
-            Kept(self._follower.snapshot, busy, self._attachments, kept, notices.put),
+            Kept(self._snapshot_cache.snapshot, busy, self._attachments, kept, pod_events.put),
             conf.keep_address,
         )
-        rules = Rules(conf.node_gone, whole=lambda: not self._follower.troubles.get())
-        self._claimer = Claimer(store, conf.node, self._follower.snapshot, rules)
-        self._confs = ConfFolder(conf.conf_dir, conf.conflist)
-        self._folders = Folders(folders(conf))
+        rules = Rules(conf.node_gone, whole=lambda: not self._snapshot_cache.troubles.get())
+        self._block_controller = BlockController(store, conf.node, self._snapshot_cache.snapshot, rules)
+        self._confs = ConfDir(conf.conf_dir, conf.conflist)
+        self._host_directories = HostDirectories(folders(conf))
         installing, listening, alone, heralding, journaling, counting = (no_problems() for _ in range(6))
         self._bird = Supervisor(conf.run_dir / "bird")
-        self._selftest = SelfTest(conf.route_protocol)
+        self._checksum_check = ChecksumCheck(conf.route_protocol)
         self._inputs = inputs = Inputs(
-            self._follower.snapshot,
+            self._snapshot_cache.snapshot,
             self._confs.found,
             demand,
             self._attachments,
             (
-                self._follower.troubles,
-                self._follower.odd,
-                self._claimer.problems,
-                self._keeper.problems,
+                self._snapshot_cache.troubles,
+                self._snapshot_cache.odd,
+                self._block_controller.problems,
+                self._reservations.problems,
                 installing,
                 listening,
                 alone,
                 self._bird.problems,
-                self._selftest.problems,
-                self._folders.problems,
+                self._checksum_check.problems,
+                self._host_directories.problems,
                 heralding,
                 journaling,
                 counting,
@@ -137,12 +137,18 @@ class Agent:
             servers=servers(conf.datastore),
             marks=RouteMarks(conf.run_dir, conf.route_protocol),
         )
-        self._reconciler = Reconciler(conf.node, inputs, self._claimer, conf.resync, self._metrics.sink)
-        self._herald = Herald(store, conf.node, self._follower.snapshot, self._reconciler.status, heralding)
-        self._segment = SegmentTest(conf.node, self._reconciler.status, self._follower.snapshot, alone)
-        seen = Seen(conf.node, self._follower, self._reconciler.status, self._attachments)
+        self._reconciler = Reconciler(
+            conf.node, inputs, self._block_controller, conf.resync, self._metrics.timings
+        )
+        self._publisher = AcceptedModesPublisher(
+            store, conf.node, self._snapshot_cache.snapshot, self._reconciler.status, heralding
+        )
+        self._mac_filter_check = MacFilterCheck(
+            conf.node, self._reconciler.status, self._snapshot_cache.snapshot, alone
+        )
+        seen = Seen(conf.node, self._snapshot_cache, self._reconciler.status, self._attachments)
         self._accounting = accounting(api, seen, counting) if api else {}
-        tell = (self._reconciler.status, self._follower.snapshot, notices)
+        tell = (self._reconciler.status, self._snapshot_cache.snapshot, pod_events)
         self._announce = announcer(api, conf.node, *tell) if api else None
         self._policies = policies(api, conf.node) if api else None
         self._installer: Installer | None = None
@@ -151,19 +157,19 @@ class Agent:
             self._installer = Installer(places, self._reconciler.status, installing)
         stays: Stays | None = None
         if conf.pod_annotations:
-            known = Known(conf.node, self._follower.snapshot, self._reconciler.status, busy, notices.put)
+            known = Known(conf.node, self._snapshot_cache.snapshot, self._reconciler.status, busy, pod_events.put)
             stays = Stays(quick, known, conf.keep_address, conf.namespace_reservations)
         self._verbs = Verbs(
             self._attachments,
             self._reconciler.status,
             demand,
-            self._metrics.sink,
+            self._metrics.timings,
             stays,
             foreign_mac=lambda network: self._confs.found.get().foreign_macs.get(network, ""),
             unseen_mac=lambda network: self._confs.found.get().unseen_macs.get(network, ""),
             egress_limit=lambda network: self._confs.found.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
-            snapshot=self._follower.snapshot,
-            tell=notices.put,
+            snapshot=self._snapshot_cache.snapshot,
+            tell=pod_events.put,
         )
         self._journal = Journal(conf.state_dir, self._verbs.answer, conf.run_dir / "deletes-done", journaling)
         self._server = Server(conf.socket, self.answer)
@@ -172,7 +178,7 @@ class Agent:
             metrics.Sources(
                 conf.node,
                 self.report,
-                self._follower,
+                self._snapshot_cache,
                 self._reconciler,
                 self._journal,
                 self._bird.status.get,
@@ -202,18 +208,18 @@ class Agent:
     def _parts(self) -> dict[str, Callable[[threading.Event], None]]:
         """What runs for as long as the agent does, each in a thread of its own."""
         parts: dict[str, Callable[[threading.Event], None]] = {
-            "follower": self._follower.run,
+            "follower": self._snapshot_cache.run,
             "confs": self._confs.run,
-            "claimer": self._claimer.run,
-            "keeper": self._keeper.run,
+            "claimer": self._block_controller.run,
+            "keeper": self._reservations.run,
             "reconciler": self._reconciler.run,
-            "herald": self._herald.run,
+            "herald": self._publisher.run,
             "journal": self._journal.run,
-            "folders": self._folders.run,
+            "folders": self._host_directories.run,
             "run-dir": RunDir(self._lock.keep, self._server.keep, self._attachments.keep).run,
             "bird": self._bird.run,
-            "selftest": self._selftest.run,
-            "segment": self._segment.run,
+            "selftest": self._checksum_check.run,
+            "segment": self._mac_filter_check.run,
             "monitor": lambda stop: self._watch_kernel(stop, nft=False),
             "nft-monitor": lambda stop: self._watch_kernel(stop, nft=True),
         }
@@ -257,7 +263,7 @@ class Agent:
 
     def report(self) -> dict[str, Any]:
         """What the agent says of itself."""
-        snapshot, status = self._follower.snapshot.get(), self._reconciler.status.get()
+        snapshot, status = self._snapshot_cache.snapshot.get(), self._reconciler.status.get()
         told = report(self.conf, self._began, snapshot, status, self._attachments)
         notes = [self._policies.note] if self._policies and self._policies.note else []
         return {**told, "notes": notes, "bgp": bgp(self._bird.status.get()), "rounds": self._rounds()}
@@ -266,10 +272,10 @@ class Agent:
         """How often each part that others wake has looked at things: it grows fast where parts wake each other."""
         paces = {
             "confs": self._confs.pace,
-            "claimer": self._claimer.pace,
-            "keeper": self._keeper.pace,
+            "claimer": self._block_controller.pace,
+            "keeper": self._reservations.pace,
             "reconciler": self._reconciler.pace,
-            "herald": self._herald.pace,
+            "herald": self._publisher.pace,
             **({"installer": self._installer.pace} if self._installer else {}),
         }
         return {name: pace.spent for name, pace in paces.items()}
@@ -294,9 +300,9 @@ class Agent:
             self._ending.now()
 
 
-def no_problems() -> Latest[Mapping[str, Problem]]:
+def no_problems() -> Observable[Mapping[str, Problem]]:
     """Return the place where a part says what a person must fix."""
-    return Latest({})
+    return Observable({})
 
 
 def folders(conf: AgentConfig) -> dict[str, Path]:
@@ -339,16 +345,16 @@ def servers(datastore: str) -> frozenset[Address]:
 
 
 def announcer(
-    api: Api, node: str, status: Latest[NodeStatus], snapshot: Latest[Snapshot], notices: Notices
+    api: Api, node: str, status: Observable[NodeStatus], snapshot: Observable[Snapshot], pod_events: PodEventQueue
 ) -> Callable[[threading.Event], None]:
     """What tells the cluster of this node."""
-    from agent.cluster.node_events import Announcer  # noqa: PLC0415
+    from agent.cluster.node_events import NodeEventWriter  # noqa: PLC0415
 
-    return Announcer(api, node, status, snapshot, notices).run
+    return NodeEventWriter(api, node, status, snapshot, pod_events).run
 
 
 def accounting(
-    api: Api, seen: Seen, problems: Latest[Mapping[str, Problem]]
+    api: Api, seen: Seen, problems: Observable[Mapping[str, Problem]]
 ) -> dict[str, Callable[[threading.Event], None]]:
     """Return the threads that write for people which addresses are in use."""
     from agent.cluster.usage_objects import Usages  # noqa: PLC0415

@@ -13,12 +13,12 @@ from urllib.parse import quote
 from agent.cluster import node_condition
 from agent.cluster.api import Api, Request
 from agent.cluster.objects import rfc3339
-from agent.cluster.pod_events import Notices
+from agent.cluster.pod_events import PodEventQueue
 from agent.cluster.store import ConflictError, StoreError
 from agent.model.cluster import Node, Snapshot
-from agent.model.node_status import NodeStatus, Notice
+from agent.model.node_status import NodeStatus, PodEvent
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import Pace, pace
 
 LASTING = 5.0  # seconds: what solves itself sooner is not worth an Event
@@ -42,16 +42,16 @@ class Cleared:
     at: float
 
 
-class Announcer:
+class NodeEventWriter:
     """Follows the node's status, and what pods should hear; an API server that is away hears of it later."""
 
     def __init__(
         self,
         api: Api,
         node: str,
-        status: Latest[NodeStatus],
-        snapshot: Latest[Snapshot],
-        notices: Notices | None = None,
+        status: Observable[NodeStatus],
+        snapshot: Observable[Snapshot],
+        pod_events: PodEventQueue | None = None,
     ) -> None:
         self._api = api
         self._node = node
@@ -66,12 +66,12 @@ class Announcer:
         self._since: dict[Problem, float] = {}
         self._told: dict[Problem, float] = {}
         self._credit = Pace(EVENTS_AT_ONCE, EVENT_EVERY)
-        self._notices = notices or Notices()
-        self._noticed: dict[Notice, float] = {}
+        self._pod_events = pod_events or PodEventQueue()
+        self._noticed: dict[PodEvent, float] = {}
         self._pods_credit = Pace(*POD_EVENTS)
         status.listen(self._wake.set)
         snapshot.listen(self._changed)
-        self._notices.listen(self._wake.set)
+        self._pod_events.listen(self._wake.set)
 
     def run(self, stop: threading.Event) -> None:
         """Tell what there is to tell until `stop` is set."""
@@ -122,17 +122,17 @@ class Announcer:
 
     def _tell_pods(self, now: float) -> None:
         """The same about the same pod once in a while only, as its runtime tries again. Raises StoreError."""
-        self._noticed = {notice: when for notice, when in self._noticed.items() if now - when < NOTICE_EVERY}
-        while notice := self._notices.take():
-            if notice in self._noticed or not self._pods_credit.spend():
+        self._noticed = {pod_event: when for pod_event, when in self._noticed.items() if now - when < NOTICE_EVERY}
+        while pod_event := self._pod_events.take():
+            if pod_event in self._noticed or not self._pods_credit.spend():
                 continue
-            namespace, _, name = notice.pod.partition("/")
-            about = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": notice.uid}
+            namespace, _, name = pod_event.pod.partition("/")
+            about = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": pod_event.uid}
             try:
-                self._api.ask(event(self._node, about, notice.reason, notice.message, _name(notice)))
+                self._api.ask(event(self._node, about, pod_event.reason, pod_event.message, _name(pod_event)))
             except ConflictError:
-                log.debug("pod %s has this Event already: %s", notice.pod, notice.message)
-            self._noticed[notice] = now
+                log.debug("pod %s has this Event already: %s", pod_event.pod, pod_event.message)
+            self._noticed[pod_event] = now
 
     def _clear(self) -> None:
         """Say that the network is there. Raises StoreError."""
@@ -140,9 +140,9 @@ class Announcer:
         log.info("condition NetworkUnavailable of node %s is cleared", self._node)
 
 
-def _name(notice: Notice) -> str:
-    """Return the name of an Event that there is to be one of; empty: it gets one."""
-    return event_name("pod", notice.pod, notice.uid, notice.reason, notice.once) if notice.once else ""
+def _name(event: PodEvent) -> str:
+    """Return the name that makes an Event unique, or an empty string for an Event that may repeat."""
+    return event_name("pod", event.pod, event.uid, event.reason, event.once) if event.once else ""
 
 
 def event_name(kind: str, *about: str) -> str:

@@ -28,8 +28,8 @@ from agent.cluster.store import (
 from agent.model.cluster import IPPool, IPReservation, Resource, Snapshot
 from agent.model.problem import Problem
 from agent.model.usage import PoolStatus
-from agent.runtime.counter import Tally
-from agent.runtime.observable import Latest
+from agent.runtime.counter import LabelledCounter
+from agent.runtime.observable import Observable
 
 FIELDS: dict[Kind, str] = {
     "Node": "nodes",
@@ -64,19 +64,19 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
     return replace(snapshot, synced=listed >= set(KINDS), **changed)
 
 
-class Follower:
+class SnapshotCache:
     """Keeps the newest snapshot, and what hinders the datastore, for the node path."""
 
     def __init__(self, store: Datastore, earlier: Mapping[str, IPReservation] | None = None) -> None:
         """`earlier`: the reservations that an agent knew before this one, until the datastore has told."""
-        self.snapshot: Latest[Snapshot] = Latest(Snapshot(reservations=earlier or {}))
-        self.troubles: Latest[Mapping[str, Problem]] = Latest({})
+        self.snapshot: Observable[Snapshot] = Observable(Snapshot(reservations=earlier or {}))
+        self.troubles: Observable[Mapping[str, Problem]] = Observable({})
         """Sources that can't be used just now: something may be missing in the snapshot."""
-        self.odd: Latest[Mapping[str, Problem]] = Latest({})
+        self.odd: Observable[Mapping[str, Problem]] = Observable({})
         """Sources that are in use without what is wrong with them."""
-        self.pool_status: Latest[Mapping[str, PoolStatus]] = Latest({})
+        self.pool_status: Observable[Mapping[str, PoolStatus]] = Observable({})
         """What the status of each IPPool says; apart from the snapshot, as pods depend on nothing of it."""
-        self.restarts = Tally(*itertools.product(KINDS, REASONS))
+        self.restarts = LabelledCounter(*itertools.product(KINDS, REASONS))
         """Restarted watches by kind and reason."""
         self._heard: dict[Kind, float] = {}
         self._store = store

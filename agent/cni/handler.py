@@ -21,11 +21,11 @@ from agent.ipam.reservations.pod_annotations import identity
 from agent.kernel import links, rtnl, tcx
 from agent.model.cluster import Snapshot
 from agent.model.marks import ALIAS, LINK_PREFIX
-from agent.model.node_status import NOBODY, Demand, NodeStatus, Notice, Sink
+from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
 from agent.modes.registry import mode, unwire_unknown
 from agent.objects import addresses_behind_links
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod hangs on
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -39,16 +39,16 @@ class Verbs:
     def __init__(  # noqa: PLR0913 - what the verbs need, each from another part
         self,
         attachments: Attachments,
-        status: Latest[NodeStatus],
-        demand: Latest[Demand],
-        sink: Sink = NOBODY,
+        status: Observable[NodeStatus],
+        demand: Observable[Demand],
+        timings: Timings = NO_TIMINGS,
         stays: Stays | None = None,
         *,
         foreign_mac: Callable[[str], str] = lambda _network: "",
         unseen_mac: Callable[[str], str] = lambda _network: "",
         egress_limit: Callable[[str], bool | None] = lambda _network: None,
-        snapshot: Latest[Snapshot] | None = None,
-        tell: Callable[[Notice], None] = lambda _notice: None,
+        snapshot: Observable[Snapshot] | None = None,
+        tell: Callable[[PodEvent], None] = lambda _event: None,
     ) -> None:
         """`stays`: who knows of pods' annotations; None: they are not looked at.
 
@@ -59,7 +59,7 @@ class Verbs:
         `tell` takes what those who look at a pod should hear.
         """
         self._attachments = attachments
-        self._sink = sink
+        self._timings = timings
         self._stays = stays
         self._addresses = Addresses(attachments, status, demand, stays, self._undo, snapshot=snapshot)
         self._locks = attachments.locks
@@ -88,7 +88,7 @@ class Verbs:
             told = str(int(request.code(error)))
             raise
         finally:
-            self._sink.call(call.command, way, told, time.monotonic() - began)
+            self._timings.call(call.command, way, told, time.monotonic() - began)
 
     def _read(self, call: Call) -> NetConf:
         if call.command not in self._verbs:
@@ -133,7 +133,7 @@ class Verbs:
                     return self._connect(way, attachment, fd, conf, deadline)
             except ShortageError as error:
                 if who := identity(call.args):
-                    self._tell(Notice(*who, REASON, str(error)))
+                    self._tell(PodEvent(*who, REASON, str(error)))
                 raise
 
     def _may_be_limited(self, network: str) -> bool:

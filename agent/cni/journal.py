@@ -18,7 +18,7 @@ from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 ABANDONED = 60.0  # seconds; a plugin writes for milliseconds
 EVERY = 1.0  # seconds: a DEL may have been journaled just as the agent came up
@@ -51,10 +51,10 @@ class Journal:
         state_dir: Path,
         delete: Callable[[Call], object],
         done: Path | None = None,
-        problems: Latest[Mapping[str, Problem]] | None = None,
+        problems: Observable[Mapping[str, Problem]] | None = None,
     ) -> None:
         """`done`: where entries that are done but can't be removed are noted for the next agent."""
-        self._problems: Latest[Mapping[str, Problem]] = problems or Latest({})
+        self._problems: Observable[Mapping[str, Problem]] = problems or Observable({})
         self._dir = state_dir / "deletes"
         self._delete = delete
         self._done = done

@@ -20,8 +20,8 @@ from agent.ipam.reservations.pod_annotations import Wish
 from agent.kernel import links, rtnl
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
-from agent.model.node_status import Demand, NodeStatus, Want
-from agent.runtime.observable import Latest
+from agent.model.node_status import BlockDemand, Demand, NodeStatus
+from agent.runtime.observable import Observable
 
 ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
@@ -43,12 +43,12 @@ class Addresses:
     def __init__(  # noqa: PLR0913 - what it needs, each from another part
         self,
         attachments: Attachments,
-        status: Latest[NodeStatus],
-        demand: Latest[Demand],
+        status: Observable[NodeStatus],
+        demand: Observable[Demand],
         stays: Stays | None,
         undo: Callable[[Attachment], None],
         *,
-        snapshot: Latest[Snapshot] | None = None,
+        snapshot: Observable[Snapshot] | None = None,
     ) -> None:
         """`stays`: who knows of addresses that stay; `undo` takes an attachment back and never fails.
 
@@ -138,11 +138,11 @@ class Addresses:
         now = time.monotonic()
 
         def asked(demand: Demand) -> Demand:
-            known = demand.get(network) or Want({}, 0)
+            known = demand.get(network) or BlockDemand({}, 0)
             every = {v: max(counts.get(v, 0), known.blocks.get(v, 0)) for v in {*counts, *known.blocks}}
             if every == known.blocks and known.until >= now + DEMANDED_FOR / 2:
                 return demand
-            return {**demand, network: Want(every, now + DEMANDED_FOR)}
+            return {**demand, network: BlockDemand(every, now + DEMANDED_FOR)}
 
         self._demand.update(asked)
 

@@ -30,7 +30,7 @@ from agent.model.marks import mac_for
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 AT_WORK, WHOLE, REJECTED = ".new", ".json", ".bad"  # suffixes; the last one is of agents before this
 LINES_KEPT = 4096  # of the log of releases
@@ -64,7 +64,7 @@ class Attachments:
         self._listeners: list[Callable[[], None]] = []
         self.locks = KeyedLocks()
         """Held by who changes an attachment, or what the kernel has of it."""
-        self.aside: Latest[Mapping[Address, Aside]] = Latest({})
+        self.aside: Observable[Mapping[Address, Aside]] = Observable({})
         """Addresses that were found to be somebody else's."""
 
     def listen(self, listener: Callable[[], None]) -> None:

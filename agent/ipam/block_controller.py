@@ -24,7 +24,7 @@ from agent.ipam.exhaustion import Refusals
 from agent.model.cluster import Ground, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
@@ -101,13 +101,13 @@ class Rules:
     """Whether the snapshot is all that there is: no object is left out, and no watch hangs."""
 
 
-class Claimer:
+class BlockController:
     """Claims blocks for the networks that need more than this node has; alone in its thread, as stores hang."""
 
     def __init__(
-        self, store: Datastore, node: str, snapshot: Latest[Snapshot], rules: Rules | None = None
+        self, store: Datastore, node: str, snapshot: Observable[Snapshot], rules: Rules | None = None
     ) -> None:
-        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        self.problems: Observable[Mapping[str, Problem]] = Observable({})
         self._store = store
         self._node = node
         self._snapshot = snapshot
@@ -115,7 +115,7 @@ class Claimer:
         self._wanted: Mapping[Network, Wanted] = {}
         self._ground = Ground()
         self._pending: dict[Subnet, Pending] = {}
-        self.unseen: Latest[frozenset[Subnet]] = Latest(frozenset())
+        self.unseen: Observable[frozenset[Subnet]] = Observable(frozenset())
         """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
         self._withdrawn: dict[IPBlock, Stage] = {}
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}

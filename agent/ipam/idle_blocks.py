@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from agent.ipam import blocks
 from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Claimer, Stage
+from agent.ipam.block_controller import BlockController, Stage
 from agent.ipam.blocks import Wanted
 from agent.model.cluster import IPBlock, Snapshot
 from agent.model.network import Network
@@ -23,12 +23,14 @@ BLOCK_IDLE = 300.0  # seconds
 log = logging.getLogger(__name__)
 
 
-class GiveBack:
+class IdleBlockReleaser:
     """Watches for how long blocks are idle: a pod that comes and goes must not make a block do so."""
 
-    def __init__(self, node: str, claimer: Claimer, attachments: Attachments, idle: float = BLOCK_IDLE) -> None:
+    def __init__(
+        self, node: str, block_controller: BlockController, attachments: Attachments, idle: float = BLOCK_IDLE
+    ) -> None:
         self._node = node
-        self._claimer = claimer
+        self._block_controller = block_controller
         self._attachments = attachments
         self._idle = idle
         self._since: dict[IPBlock, float] = {}
@@ -38,13 +40,13 @@ class GiveBack:
 
         Where it is not `noted` for a restart what was published, nothing is given back.
         """
-        changed, may = False, noted and self._claimer.well()
-        for block in self._claimer.withdrawn(Stage.WITHDRAWN):
+        changed, may = False, noted and self._block_controller.well()
+        for block in self._block_controller.withdrawn(Stage.WITHDRAWN):
             if may and not self._attachments.busy(block.cidr):
-                self._claimer.give_back(block)
+                self._block_controller.give_back(block)
                 continue
             log.info("block %s is kept after all", block.cidr)
-            self._claimer.restore(block)
+            self._block_controller.restore(block)
             changed = True
         if not may:
             self._since = {}
@@ -52,10 +54,10 @@ class GiveBack:
         now = time.monotonic()
         mine = [block for block in published.blocks.values() if block.node == self._node]
         busy = {block.cidr for block in mine if self._attachments.busy(block.cidr)}
-        surplus = blocks.surplus(published, self._node, wanted, busy) - {*self._claimer.pending()}
+        surplus = blocks.surplus(published, self._node, wanted, busy) - {*self._block_controller.pending()}
         self._since = {block: self._since.get(block, now) for block in surplus}
         ripe = [block for block, since in self._since.items() if since + self._idle <= now]
-        self._claimer.withdraw(ripe)
+        self._block_controller.withdraw(ripe)
         return changed or bool(ripe)
 
     def next(self) -> float:

@@ -13,7 +13,7 @@ from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet, address_name
 from agent.ipam.attachment import Attachment
 from agent.model.cluster import MOMENT, Described, IPReservation, Snapshot
-from agent.model.node_status import Notice
+from agent.model.node_status import PodEvent
 from agent.model.problem import Problem
 from agent.runtime.pace import Pace
 
@@ -21,7 +21,7 @@ SETTLED = 5.0  # seconds: a block that was deleted may be claimed again at once
 EVENTS = 20, 2.5  # at once, then one in so many seconds: fewer than the announcer takes
 NAMED = 5  # pods in the text of a problem
 REASON = "AddressOutsideBlocks"
-Tell = Callable[[Notice], None]
+Tell = Callable[[PodEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Outsiders:
     def __init__(
         self, node: str, store: Datastore, tell: Tell, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`tell` hands a notice to the pod's Events; `clock` is in seconds."""
+        """`tell` takes events for the pod; `clock` is in seconds."""
         self._node = node
         self._store = store
         self._tell = tell
@@ -114,7 +114,7 @@ class Outsiders:
             reached = f"other nodes do not reach it: {why}" if why else "other nodes have a route to it until then"
             what = f"its address {address} is in none of the blocks of node {self._node} ({blocks}) any more"
             message = f"{what}, so the pod should be made anew: {one.remedy}; {reached}"
-            self._tell(Notice(one.pod, uid, REASON, message, once=str(address)))
+            self._tell(PodEvent(one.pod, uid, REASON, message, once=str(address)))
 
     def _cut_off(self, one: Outsider, held: IPReservation | None) -> str:
         """Why other nodes have no route to it, once they could have one; empty where they have."""

@@ -48,7 +48,7 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class PodEvent:
     """What went wrong for a pod, for those who look at the pod."""
 
     pod: str
@@ -61,7 +61,7 @@ class Notice:
     """What it is about, where one Event is enough, also after the agent was restarted."""
 
 
-Busy = frozenset[Address]
+ReservationsInProgress = frozenset[Address]
 """From the pod path to the node path: reserved addresses that an ADD is at work on."""
 
 
@@ -70,7 +70,7 @@ def _nowhere(*_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sink:
+class Timings:
     """Where the paths tell how many seconds things took; nobody listens by default."""
 
     call: Callable[[str, str, str, float], None] = _nowhere
@@ -79,16 +79,16 @@ class Sink:
     """A comparison of all node state with the kernel."""
 
 
-NOBODY = Sink()
+NO_TIMINGS = Timings()
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class BlockDemand:
     """How many blocks of each IP version a network's pods need, and until when (time.monotonic) that counts."""
 
     blocks: Mapping[int, int]
     until: float
 
 
-Demand = Mapping[Network, Want]
+Demand = Mapping[Network, BlockDemand]
 """From the pod path to the node path: networks that pods asked for lately."""

@@ -12,7 +12,7 @@ from agent.cluster.store import Datastore, StoreError
 from agent.model.cluster import ENDS, Receives, Snapshot
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
 
 AGAIN = 5.0  # seconds
@@ -20,16 +20,16 @@ AGAIN = 5.0  # seconds
 log = logging.getLogger(__name__)
 
 
-class Herald:
+class AcceptedModesPublisher:
     """Makes what the datastore says of this node what its status says: desired minus actual."""
 
     def __init__(
         self,
         store: Datastore,
         node: str,
-        snapshot: Latest[Snapshot],
-        status: Latest[NodeStatus],
-        problems: Latest[Mapping[str, Problem]],
+        snapshot: Observable[Snapshot],
+        status: Observable[NodeStatus],
+        problems: Observable[Mapping[str, Problem]],
     ) -> None:
         self._problems = problems
         self._store = store

@@ -22,7 +22,7 @@ from agent.node.kernel_state import Kernel, is_made
 from agent.objects import bridge_paths, bridges, forwarding, nft_table, pod_guard, proxy_arp, routes
 from agent.objects.routes import OURS, Ownership
 from agent.objects.state import NodeState
-from agent.runtime.counter import Tally
+from agent.runtime.counter import LabelledCounter
 
 KINDS = BRIDGES, OVERLAY, TUNNELS, FORWARDING, NFT, ROUTES, PROXIES, PODS, GUARD = (
     "bridges",
@@ -159,7 +159,7 @@ class Drift:
     """Tells what others changed behind our back from what we changed because more or less is desired now."""
 
     def __init__(self) -> None:
-        self.repaired = Tally(*((kind,) for kind in KINDS))
+        self.repaired = LabelledCounter(*((kind,) for kind in KINDS))
         self._settled: dict[str, object] = {}
 
     def note(self, desired: NodeState, done: Programmed) -> None:

@@ -14,7 +14,7 @@ from agent.kernel.inotify import FolderWatch
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
 
 PLUGIN, TUNING = "testcni", "tuning"
@@ -159,11 +159,11 @@ def _from_ours(conf: conflist.ConfList) -> tuple[conflist.Plugin, ...]:
     return conf.plugins[types.index(PLUGIN) :] if PLUGIN in types else ()
 
 
-class ConfFolder:
+class ConfDir:
     """Follows the conf folder, and the conflist that is to be installed there."""
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
-        self.found: Latest[Confs] = Latest(read(folder, template))
+        self.found: Observable[Confs] = Observable(read(folder, template))
         self._folder = folder
         self._template = template
         self.pace = pace()

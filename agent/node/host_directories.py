@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.errors import MustEndError
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 ENTRIES = 4096  # bytes: enough for any first entry
 LOOK = 5.0  # seconds between two looks
@@ -23,12 +23,12 @@ LOOK = 5.0  # seconds between two looks
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Folders:
+class HostDirectories:
     """Looks for folders that were removed; `folders` has each by its option."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self.problems: Latest[Mapping[str, Problem]] = Latest({})
-        self._folders = dict(folders)
+        self.problems: Observable[Mapping[str, Problem]] = Observable({})
+        self._host_directories = dict(folders)
         self._always = {option for option, path in folders.items() if removed(path)}
         """Those that were so from the start: to end would not help, and so the agent would end again and again."""
 
@@ -40,7 +40,7 @@ class Folders:
 
     def once(self) -> None:
         """One look. Raises MustEndError."""
-        found = {option: path for option, path in self._folders.items() if removed(path)}
+        found = {option: path for option, path in self._host_directories.items() if removed(path)}
         self._always &= found.keys()
         for option, path in found.items():
             if option not in self._always:

@@ -21,7 +21,7 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.node import cni_conf_dir
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
 
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
@@ -51,7 +51,7 @@ class Installer:
     """Keeps the host's copies right for as long as the agent runs."""
 
     def __init__(
-        self, places: Places, status: Latest[NodeStatus], problems: Latest[Mapping[str, Problem]]
+        self, places: Places, status: Observable[NodeStatus], problems: Observable[Mapping[str, Problem]]
     ) -> None:
         self._problems = problems
         self._places = places

@@ -68,7 +68,7 @@ class PoolStatusWriter:
         self._credit = Pace(*WRITES)
         self._wake = threading.Event()
         self.pace = pace()
-        for source in (seen.status, seen.follower.pool_status):
+        for source in (seen.status, seen.snapshot_cache.pool_status):
             source.listen(self._wake.set)
 
     def run(self, stop: threading.Event) -> None:
@@ -81,7 +81,7 @@ class PoolStatusWriter:
 
     def once(self) -> None:
         """Look once; what fails is tried again after a longer and longer time."""
-        snapshot, now = self._seen.follower.snapshot.get(), time.monotonic()
+        snapshot, now = self._seen.snapshot_cache.snapshot.get(), time.monotonic()
         if not (snapshot.synced and self._seen.status.get().synced) or now < self._blocked_until:
             return
         try:
@@ -104,7 +104,7 @@ class PoolStatusWriter:
 
     def _counts(self, snapshot: Snapshot, now: float) -> bool:
         """Count when it is time to, and return whether the API server was asked. Raises StoreError."""
-        nodes, known = len(snapshot.nodes), self._seen.follower.pool_status.get()
+        nodes, known = len(snapshot.nodes), self._seen.snapshot_cache.pool_status.get()
         counted = {name: status.counts for name, status in known.items()}
         if counted != self._counted or self._count_at == NEVER:  # another agent has just counted
             self._counted = counted
@@ -135,7 +135,7 @@ class PoolStatusWriter:
 
     def _changed(self, snapshot: Snapshot, now: float) -> dict[str, Condition]:
         """Return the conditions that differ from what the datastore says."""
-        status, known = self._seen.status.get(), self._seen.follower.pool_status.get()
+        status, known = self._seen.status.get(), self._seen.snapshot_cache.pool_status.get()
         everywhere = self._faults.look(snapshot, None)  # else agents would write by turns
         self._written = {
             name: entry for name, entry in self._written.items() if name in known and entry[1] + SEEN_WITHIN > now
@@ -154,7 +154,7 @@ class PoolStatusWriter:
     def _each(self, names: Iterable[str], write: Callable[[str], None], now: float) -> None:
         """Write for each pool; one that fails keeps no other. Raises StoreError."""
         failed: StoreError | None = None
-        there = self._seen.follower.pool_status.get()
+        there = self._seen.snapshot_cache.pool_status.get()
         self._missing = {name: since for name, since in self._missing.items() if name in there}
         for name in names:
             try:

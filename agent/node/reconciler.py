@@ -12,14 +12,14 @@ from pathlib import Path
 from agent.ip import Address, Subnet
 from agent.ipam import blocks, exhaustion, missing_block, pool_faults
 from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Claimer
-from agent.ipam.idle_blocks import BLOCK_IDLE, GiveBack
+from agent.ipam.block_controller import BlockController
+from agent.ipam.idle_blocks import BLOCK_IDLE, IdleBlockReleaser
 from agent.ipam.reservations import rules as reservation_rules
 from agent.kernel import links
 from agent.model.cluster import Receives, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.network import IPIP, ROUTED, VXLAN, Network
-from agent.model.node_status import NOBODY, Demand, NodeStatus, Sink
+from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, Timings
 from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
@@ -33,8 +33,8 @@ from agent.node.last_known_nodes import Known, Recall, identity
 from agent.node.route_protocol import RouteMarks
 from agent.objects import bridges
 from agent.objects.state import Filter, LocalAddress, NodeState, Underlay, union
-from agent.runtime.counter import Tally
-from agent.runtime.observable import Latest
+from agent.runtime.counter import LabelledCounter
+from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
 
 DEBOUNCE = 0.02  # seconds: what happens together is done together
@@ -48,11 +48,11 @@ log = logging.getLogger(__name__)
 class Inputs:
     """What the node path is told, and by whom."""
 
-    snapshot: Latest[Snapshot]
-    confs: Latest[Confs]
-    demand: Latest[Demand]
+    snapshot: Observable[Snapshot]
+    confs: Observable[Confs]
+    demand: Observable[Demand]
     attachments: Attachments
-    troubles: tuple[Latest[Mapping[str, Problem]], ...]
+    troubles: tuple[Observable[Mapping[str, Problem]], ...]
     sysctls: Path = Path("/proc/sys/net")
     """Where the kernel's switches are; elsewhere in a container."""
     prepared: Path | None = None
@@ -91,22 +91,29 @@ class Facts:
 class Reconciler:
     """The node path's loop: desired minus actual, per kind."""
 
-    def __init__(self, node: str, inputs: Inputs, claimer: Claimer, resync: float, sink: Sink = NOBODY) -> None:
+    def __init__(
+        self,
+        node: str,
+        inputs: Inputs,
+        block_controller: BlockController,
+        resync: float,
+        timings: Timings = NO_TIMINGS,
+    ) -> None:
         earlier = ready_state_file.load(inputs.prepared) if inputs.prepared else NodeStatus()
-        self.status: Latest[NodeStatus] = Latest(earlier if inputs.resume else NodeStatus())
+        self.status: Observable[NodeStatus] = Observable(earlier if inputs.resume else NodeStatus())
         self._noted = True
         """Whether the file of what is prepared says nothing else."""
-        self.errors = Tally((NETLINK,), *((kind,) for kind in apply.KINDS))
+        self.errors = LabelledCounter((NETLINK,), *((kind,) for kind in apply.KINDS))
         """Rounds in which something of a kind failed."""
         self.drift = apply.Drift()
-        self._sink = sink
+        self._timings = timings
         self._node = node
         self._inputs = inputs
-        self._claimer = claimer
+        self._block_controller = block_controller
         self._resync = resync
         self._wake = threading.Event()
         self.pace = pace()
-        self._giveback = GiveBack(node, claimer, inputs.attachments, inputs.block_idle)
+        self._releaser = IdleBlockReleaser(node, block_controller, inputs.attachments, inputs.block_idle)
         self._verify = threading.Event()
         """Set when somebody else may have changed something."""
         self._verify.set()
@@ -122,7 +129,15 @@ class Reconciler:
         self._admitted = mode_admission.Admitted()
         self._ready: frozenset[Network] = frozenset(earlier.blocks)
         pods = inputs.attachments
-        told = (inputs.snapshot, inputs.confs, inputs.demand, pods, pods.aside, claimer.unseen, inputs.bgp.said)
+        told = (
+            inputs.snapshot,
+            inputs.confs,
+            inputs.demand,
+            pods,
+            pods.aside,
+            block_controller.unseen,
+            inputs.bgp.said,
+        )
         listens = tuple(source.listen for source in told)
         for listen in (*listens, *(source.listen for source in inputs.troubles)):
             listen(self._wake.set)
@@ -151,7 +166,7 @@ class Reconciler:
 
     def once(self) -> bool:
         """One round; False when something failed that may succeed when it is tried again."""
-        snapshot = self._claimer.complete(self._inputs.snapshot.get())
+        snapshot = self._block_controller.complete(self._inputs.snapshot.get())
         if not snapshot.synced:  # nothing is made or removed on half a picture
             still = self.status.get()  # of an earlier run
             self._publish(replace(still, synced=False, problems=self._with_reported([])))
@@ -163,7 +178,7 @@ class Reconciler:
             self._broken(error)
             return False
         finally:
-            self._sink.round(time.monotonic() - began)
+            self._timings.round(time.monotonic() - began)
 
     def _broken(self, error: Exception) -> None:
         """Report a bug that some input brings out: an agent that ends would meet the same input again."""
@@ -189,7 +204,7 @@ class Reconciler:
         ground = stands_on(kernel, whole.nodes.get(self._node), self._inputs.servers)
         snapshot, whole = replace(snapshot, ground=ground), replace(whole, ground=ground)
         claiming = [n for n in networks if not n.hand_made and not self._is_unfit(n)]
-        self._claimer.want({n: self._blocks_wanted(n) for n in claiming}, ground)
+        self._block_controller.want({n: self._blocks_wanted(n) for n in claiming}, ground)
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         options, wrong = self._inputs.bgp.look()
         ipv6 = (self._inputs.sysctls / "ipv6").exists()
@@ -215,7 +230,7 @@ class Reconciler:
         if self._receives() != facts.receives:
             self._wake.set()  # ways to peers depend on it
         wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
-        if self._giveback.look(snapshot, wanted, noted=self._noted):
+        if self._releaser.look(snapshot, wanted, noted=self._noted):
             self._wake.set()
         return done.settled
 
@@ -309,7 +324,7 @@ class Reconciler:
             unserved=frozenset(used - works),
         )
         short = exhaustion.problems(
-            status, lambda r: self._inputs.attachments.counts(r)[0], self._claimer.exhausted
+            status, lambda r: self._inputs.attachments.counts(r)[0], self._block_controller.exhausted
         )
         self._publish(replace(status, problems=self._with_reported([*problems, *short])))
 
@@ -357,7 +372,7 @@ class Reconciler:
             return "its range is all that the netconf gives this node"
         if blocks.assigned(snapshot, network, self._node):
             return "the node's podCIDRs are all that it has"
-        return self._claimer.full(network, version)
+        return self._block_controller.full(network, version)
 
     def _used(self, network: Network) -> frozenset[Subnet]:
         """The blocks that pods have addresses of: they stay on the node, whoever owns them now."""
@@ -455,7 +470,7 @@ class Reconciler:
         """Seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
         ends = [
             *(want.until for want in self._inputs.demand.get().values()),
-            self._giveback.next(),
+            self._releaser.next(),
             self._recall.next(),
             *self._leaving.ends,
             *self._ports.ends,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.cluster.api import ApiError
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ConflictError, NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
 from agent.ip import Address
@@ -19,7 +19,7 @@ from agent.ipam.attachment_store import Attachments
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.usage import BlockUsage
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 EVERY = 10.0  # seconds between two looks at the node's addresses, and so between two writes of a block
 SOON = 1.0  # seconds: as long as nothing has been written yet
@@ -29,7 +29,7 @@ REFUSED = (401, 403, 404)  # HTTP: older CustomResourceDefinitions or an older C
 
 log = logging.getLogger(__name__)
 
-Problems = Latest[Mapping[str, Problem]]
+Problems = Observable[Mapping[str, Problem]]
 
 
 class Failures:
@@ -76,8 +76,8 @@ class Seen:
     """What an agent knows of the cluster and of its own node: what they go by who write of it for people."""
 
     node: str
-    follower: Follower
-    status: Latest[NodeStatus]
+    snapshot_cache: SnapshotCache
+    status: Observable[NodeStatus]
     attachments: Attachments
 
 
@@ -109,7 +109,7 @@ class UsageWriter:
             self._failures.bug()
 
     def _look(self) -> None:
-        snapshot, status, node = self._seen.follower.snapshot.get(), self._seen.status.get(), self._seen.node
+        snapshot, status, node = self._seen.snapshot_cache.snapshot.get(), self._seen.status.get(), self._seen.node
         if node not in snapshot.nodes:
             self._known = None  # its objects go with the Node
             return

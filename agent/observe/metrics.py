@@ -15,12 +15,12 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from agent import __version__
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cni.journal import Journal
 from agent.ip import FAMILIES
 from agent.model.cluster import Snapshot
 from agent.model.network import MODES
-from agent.model.node_status import Sink
+from agent.model.node_status import Timings
 from agent.modes.ipip.bird.types import BirdStatus
 from agent.node.reconciler import Reconciler
 
@@ -36,7 +36,7 @@ class Sources:
 
     node: str
     report: Callable[[], Mapping[str, Any]]
-    follower: Follower
+    snapshot_cache: SnapshotCache
     reconciler: Reconciler
     journal: Journal
     bird: Callable[[], BirdStatus]
@@ -71,7 +71,7 @@ class Metrics:
             known = (verb if verb in VERBS else "other", mode if mode in MODES else "unknown", result)
             return calls.labels(*known).observe
 
-        self.sink = Sink(
+        self.timings = Timings(
             call=lambda verb, mode, result, seconds: observer(verb, mode, result)(seconds), round=rounds.observe
         )
 
@@ -103,7 +103,7 @@ class _State(Collector):
         """Every gauge and counter."""
         sources = self._sources
         report = sources.report()
-        status, snapshot = sources.reconciler.status.get(), sources.follower.snapshot.get()
+        status, snapshot = sources.reconciler.status.get(), sources.snapshot_cache.snapshot.get()
         yield _gauge("build_info", "1; the version is its label", ["version"], {(__version__,): 1})
         yield from _networks(report["networks"])
         for name, text, value in (
@@ -131,13 +131,15 @@ class _State(Collector):
             ["kind"],
             sources.reconciler.drift.repaired.all(),
         )
-        yield _counter("watch_restarts", "Watches begun anew", ["kind", "reason"], sources.follower.restarts.all())
+        yield _counter(
+            "watch_restarts", "Watches begun anew", ["kind", "reason"], sources.snapshot_cache.restarts.all()
+        )
         yield from _bird(sources.bird())
         try:
             yield _ipip(sources.tunnelled())
         except OSError:
             yield _ipip({})
-        ages: dict[tuple[str, ...], float] = {(k,): age for k, age in sources.follower.silence().items()}
+        ages: dict[tuple[str, ...], float] = {(k,): age for k, age in sources.snapshot_cache.silence().items()}
         yield _gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
         yield from _ebpf(report["ebpf"] or {})
 

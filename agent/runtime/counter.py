@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 
 
-class Tally:
-    """Counts by labels, which only grow; for several threads at once."""
+class LabelledCounter:
+    """Counters that only grow, one for each tuple of label values. Safe for several threads."""
 
     def __init__(self, *known: tuple[str, ...]) -> None:
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Latest(Generic[T]):
+class Observable(Generic[T]):
     """The newest value of something; who waits for it is woken by the next one."""
 
     def __init__(self, value: T) -> None:

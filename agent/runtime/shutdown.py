@@ -7,7 +7,7 @@ import os
 import signal
 
 
-class Ending:
+class Shutdown:
     """Wakes the main thread without any lock: a signal handler that takes one may wait for its own thread."""
 
     def __init__(self) -> None:

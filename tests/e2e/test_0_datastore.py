@@ -21,14 +21,14 @@ import yaml
 from agent.cluster import api
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes_store import Kubernetes
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, ConflictError, NotFoundError
-from agent.ipam.block_controller import Claimer, Rules, claim
+from agent.ipam.block_controller import BlockController, Rules, claim
 from agent.ipam.reservations.claims import TakenError
 from agent.model import special_addresses
 from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Snapshot
 from agent.model.network import Network
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
@@ -273,7 +273,7 @@ def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kuber
         agent.start()
     try:
         for agent in (one, two):
-            agent.until(lambda agent=agent: agent.follower.snapshot.get().synced, 15)
+            agent.until(lambda agent=agent: agent.snapshot_cache.snapshot.get().synced, 15)
         for agent in (one, two, one):
             made = agent.add("web-0")
             assert str(made.leases[0].address) == "10.244.1.2"
@@ -282,7 +282,7 @@ def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kuber
         assert two.add("a").guests
         with pytest.raises(TakenError, match="is reserved for default/a"):
             one.add("b")
-        assert [notice.pod for notice in one.told] == ["default/b"]
+        assert [pod_event.pod for pod_event in one.told] == ["default/b"]
     finally:
         for agent in (one, two):
             agent.stop()
@@ -311,9 +311,9 @@ def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) 
     left = store.create(IPBlock(pods.cidr, "gone", "p"))
     assert isinstance(left, IPBlock)
     snapshot = Snapshot(True, {"one": Node("one")}, {"p": pods}, {left.name: left})
-    claimer = Claimer(store, "one", Latest(snapshot), Rules(node_gone=0.0))
-    claimer.want({Network("n"): 1})
-    claimer.once()
+    block_controller = BlockController(store, "one", Observable(snapshot), Rules(node_gone=0.0))
+    block_controller.want({Network("n"): 1})
+    block_controller.once()
     (mine,) = store.list("IPBlock")
     assert isinstance(mine, IPBlock)
     assert (mine.cidr, mine.node) == (pods.cidr, "one")
@@ -345,23 +345,23 @@ def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> N
 
 
 def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, store: Kubernetes) -> None:
-    follower, stop = Follower(store), threading.Event()
-    thread = threading.Thread(target=follower.run, args=(stop,))
+    snapshot_cache, stop = SnapshotCache(store), threading.Event()
+    thread = threading.Thread(target=snapshot_cache.run, args=(stop,))
     thread.start()
     try:
-        eventually(lambda: follower.snapshot.get().synced, 10)
+        eventually(lambda: snapshot_cache.snapshot.get().synced, 10)
         store.create(IPPool("before", ipaddress.ip_network("10.1.0.0/16"), 24))
-        eventually(lambda: "before" in follower.snapshot.get().pools, 10)
+        eventually(lambda: "before" in snapshot_cache.snapshot.get().pools, 10)
         control.end("kube-apiserver")
-        eventually(lambda: len(follower.troubles.get()) == len(KINDS), 10)
-        assert "before" in follower.snapshot.get().pools, "the last state stays in force"
+        eventually(lambda: len(snapshot_cache.troubles.get()) == len(KINDS), 10)
+        assert "before" in snapshot_cache.snapshot.get().pools, "the last state stays in force"
         control.start_apiserver()
         after = IPPool("after", ipaddress.ip_network("10.2.0.0/16"), 24)
         eventually(lambda: store.create(after), 60)  # its policies look for their kinds every 30 s
-        eventually(lambda: "after" in follower.snapshot.get().pools, 35)
-        eventually(lambda: not follower.troubles.get(), 35)
+        eventually(lambda: "after" in snapshot_cache.snapshot.get().pools, 35)
+        eventually(lambda: not snapshot_cache.troubles.get(), 35)
         store.delete("IPPool", "before")
-        eventually(lambda: "before" not in follower.snapshot.get().pools, 10)
+        eventually(lambda: "before" not in snapshot_cache.snapshot.get().pools, 10)
     finally:
         stop.set()
         thread.join()
@@ -385,8 +385,8 @@ from pathlib import Path
 from agent import cli
 from agent.cluster import api
 from agent.cluster.kubernetes_store import Kubernetes
-from agent.cluster.snapshot_cache import Follower
-follower = Follower(Kubernetes(api.Api(partial(api.from_kubeconfig, Path(sys.argv[1])))))
+from agent.cluster.snapshot_cache import SnapshotCache
+follower = SnapshotCache(Kubernetes(api.Api(partial(api.from_kubeconfig, Path(sys.argv[1])))))
 threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
 while len(follower.snapshot.get().nodes) < 5000 or not follower.snapshot.get().synced: time.sleep(0.1)
 time.sleep(1)

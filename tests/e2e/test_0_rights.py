@@ -349,7 +349,7 @@ def test_agents_with_their_own_tokens_do_all_that_pods_need(control: ControlPlan
         agent.start()
     try:
         for agent in (one, two):
-            agent.until(lambda agent=agent: agent.follower.snapshot.get().synced, 15)
+            agent.until(lambda agent=agent: agent.snapshot_cache.snapshot.get().synced, 15)
         for agent in (one, two, one):
             made = agent.add("web-0")
             assert str(made.leases[0].address) == "10.244.1.2"

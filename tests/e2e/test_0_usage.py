@@ -16,7 +16,7 @@ from agent.cluster import objects
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import ApiError, Request
 from agent.cluster.kubernetes_store import MERGE
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
@@ -28,7 +28,7 @@ from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
 from agent.node.pool_status_writer import PoolStatusWriter
 from agent.node.usage_writer import Seen, UsageWriter
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.e2e.api import apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
@@ -96,7 +96,7 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
     })  # fmt: skip
     node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
     seen = seen_by(ONE, control, tmp_path)
-    problems: Latest[Any] = Latest({})
+    problems: Observable[Any] = Observable({})
     writer = UsageWriter(agent, seen, problems)
     for number, asked in enumerate(("10.244.1.2", "10.244.1.9", "10.8.0.7")):
         add(seen, f"shop/web-{number}", asked)
@@ -122,7 +122,7 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
         seen.attachments.remove(attachment)
     again = UsageWriter(agent, seen, problems)  # the next agent finds what this one has left
     seen.status.update(lambda s: replace(s, blocks={NETWORK: (BLOCK,)}))
-    seen.follower.snapshot.update(
+    seen.snapshot_cache.snapshot.update(
         lambda s: replace(s, blocks={}, nodes={ONE: replace(s.nodes[ONE], blocks=(BLOCK,))})
     )
     again.once()
@@ -133,11 +133,13 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
 
 def seen_by(node: str, control: ControlPlane, folder: Path) -> Seen:
     """What an agent sees that has a podCIDR of each IP version and a claimed block."""
-    follower, attachments = Follower(None), Attachments(folder, 10)  # type: ignore[arg-type]
+    snapshot_cache, attachments = SnapshotCache(None), Attachments(folder, 10)  # type: ignore[arg-type]
     attachments.load()
     snapshot = Snapshot(True, {node: Node(node, blocks=(BLOCK, SIX))}, {}, {CLAIMED.name: CLAIMED})
-    follower.snapshot.publish(snapshot)
-    return Seen(node, follower, Latest(NodeStatus(True, {NETWORK: (BLOCK, CLAIMED.cidr, SIX)})), attachments)
+    snapshot_cache.snapshot.publish(snapshot)
+    return Seen(
+        node, snapshot_cache, Observable(NodeStatus(True, {NETWORK: (BLOCK, CLAIMED.cidr, SIX)})), attachments
+    )
 
 
 def add(seen: Seen, pod: str, address: str) -> None:
@@ -156,20 +158,20 @@ def test_pools_show_used_free_and_whether_they_are_ready(
         apply(control, {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec})
     apply(control, codec.to_doc(of(ONE, "10.8.0.0/26", pool="lan", used=5, free=56), "u"))
     store = store_of(stolen(control, ONE))
-    seen = Seen(ONE, Follower(store), Latest(NodeStatus(True)), Attachments(tmp_path, 10))
-    problems: Latest[Any] = Latest({})
+    seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), Attachments(tmp_path, 10))
+    problems: Observable[Any] = Observable({})
     stop = threading.Event()
     woken: list[int] = []
     threads = [
         threading.Thread(target=part, args=(stop,))
-        for part in (seen.follower.run, PoolStatusWriter(agent, seen, problems).run)
+        for part in (seen.snapshot_cache.run, PoolStatusWriter(agent, seen, problems).run)
     ]
     for thread in threads:
         thread.start()
     try:
-        eventually(lambda: seen.follower.snapshot.get().synced, 15)
-        assert len(seen.follower.snapshot.get().pools) == 2
-        seen.follower.snapshot.listen(lambda: woken.append(1))
+        eventually(lambda: seen.snapshot_cache.snapshot.get().synced, 15)
+        assert len(seen.snapshot_cache.snapshot.get().pools) == 2
+        seen.snapshot_cache.snapshot.listen(lambda: woken.append(1))
         expected = [
             ["lan", "10.8.0.0/24", "26", "5", "239", "True"],
             ["six", "fd00:8::/64", "0", str(2**63 - 1), "True"],

@@ -148,11 +148,11 @@ def ask(where: Pod | Space, kind: str, host: str, port: int, *, source: int = 0,
 
 def arrives_whole(source: Pod, target: Pod, size: int) -> bool:
     """Whether as many MiB, by one TCP connection, arrive as they were sent."""
-    sink = subprocess.Popen(target.argv(*PYTHON, SINK), stdout=subprocess.PIPE, text=True)
-    assert sink.stdout
-    sink.stdout.readline()
+    timings = subprocess.Popen(target.argv(*PYTHON, SINK), stdout=subprocess.PIPE, text=True)
+    assert timings.stdout
+    timings.stdout.readline()
     sent = source.exec(*PYTHON, SOURCE, target.address, str(size)).stdout
-    return sink.communicate(timeout=20)[0] == sent
+    return timings.communicate(timeout=20)[0] == sent
 
 
 def serve(nodes: Sequence[LabNode], backend: Pod) -> None:

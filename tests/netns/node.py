@@ -21,19 +21,19 @@ from agent.cni.handler import Verbs
 from agent.cni.protocol import Call
 from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Claimer
+from agent.ipam.block_controller import BlockController
 from agent.kernel import links, netns, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
-from agent.model.node_status import Notice
+from agent.model.node_status import PodEvent
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
 from agent.node.route_protocol import RouteMarks, of_pods
 from agent.objects import pod_port_setup
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.lab.space import PATIENCE
 
 T = TypeVar("T")
@@ -178,23 +178,23 @@ class Host:
             command("ip", "address", "add", "192.0.2.1/24", "dev", "eth0")
         self.run_dir = run_dir
         self.me = Node("one", (ip("192.0.2.1"),), tuple(map(net, blocks)))
-        self.snapshot = Latest(Snapshot(synced=True, nodes={"one": self.me}))
-        self.confs: Latest[Confs] = Latest(Confs())
-        self.demand: Latest[Any] = Latest({})
+        self.snapshot = Observable(Snapshot(synced=True, nodes={"one": self.me}))
+        self.confs: Observable[Confs] = Observable(Confs())
+        self.demand: Observable[Any] = Observable({})
         pod_port_setup.use(of_pods(route_protocol))
         marks = RouteMarks(run_dir, route_protocol)
         self.attachments = Attachments(run_dir, cool_down)
         self.attachments.load()
-        self.claimer = Claimer(NoStore(), "one", self.snapshot)
+        self.block_controller = BlockController(NoStore(), "one", self.snapshot)
         inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), sysctls, marks=marks)
-        self.reconciler = Reconciler("one", inputs, self.claimer, 30.0)
-        self.notices: list[Notice] = []
+        self.reconciler = Reconciler("one", inputs, self.block_controller, 30.0)
+        self.pod_events: list[PodEvent] = []
         self.verbs = Verbs(
             self.attachments,
             self.reconciler.status,
             self.demand,
             egress_limit=lambda network: self.confs.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
-            tell=self.notices.append,
+            tell=self.pod_events.append,
         )
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True)

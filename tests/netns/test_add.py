@@ -15,7 +15,7 @@ from agent.ip import Address
 from agent.ipam.attachment import Attachment
 from agent.kernel import links, rtnl
 from agent.model.cluster import IPPool, IPReservation, Node
-from agent.model.node_status import Notice
+from agent.model.node_status import PodEvent
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
 
 
@@ -276,7 +276,7 @@ def test_a_full_node_is_a_problem_while_it_is_and_the_pod_hears_of_it(tmp_path: 
     args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u1"
     with pytest.raises(CniError, match="no address is free") as caught:
         host.add(Pod("late"), args=args)
-    assert host.notices == [Notice("shop/web", "u1", "AddressNotGiven", str(caught.value))]
+    assert host.pod_events == [PodEvent("shop/web", "u1", "AddressNotGiven", str(caught.value))]
     host.looked()
     (problem,) = host.reconciler.status.get().problems
     why = "no address is free in 10.244.1.0/29 (5 in all), and the node's podCIDRs are all that it has"
@@ -290,8 +290,8 @@ def test_a_pod_hears_that_its_node_has_no_block(tmp_path: Path) -> None:
     host = Host(tmp_path, [])
     with pytest.raises(CniError, match="not ready for network"):
         host.add(Pod("c1"), args="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u1")
-    (notice,) = host.notices
-    assert (notice.pod, notice.reason) == ("shop/web", "AddressNotGiven")
+    (pod_event,) = host.pod_events
+    assert (pod_event.pod, pod_event.reason) == ("shop/web", "AddressNotGiven")
 
 
 def test_what_two_confs_of_a_network_have_in_common_is_one_problem(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from agent.modes.ipip.bird.types import BirdConfig, Secret, Tunnel
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
 from agent.objects.state import NodeState
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.netns.birds import Node, needs_bird, wire
 from tests.netns.node import CONF, Host, command, eventually
 
@@ -48,14 +48,14 @@ def test_no_session_begins_without_the_password_that_is_asked_for(
     wanted: list[BirdConfig | None] = []
     inputs = Inputs(
         host.snapshot,
-        Latest(Confs(frozenset({netconf.parse({**CONF, "mode": "ipip"}).network}))),
+        Observable(Confs(frozenset({netconf.parse({**CONF, "mode": "ipip"}).network}))),
         host.demand,
         host.attachments,
         (),
         bgp=OptionsFile(file, tmp_path / "note"),
         bird=wanted.append,
     )
-    reconciler = Reconciler("one", inputs, host.claimer, 30.0)
+    reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
     host.close()
     reconciler.once()
     assert wanted == [None]
@@ -69,7 +69,9 @@ def test_no_session_begins_without_the_password_that_is_asked_for(
     reconciler.once()
     assert wanted[-1].password == Secret("geheim"), "the last good one stays"
     count = len(wanted)
-    again = Reconciler("one", replace(inputs, bgp=OptionsFile(file, tmp_path / "note")), host.claimer, 30.0)
+    again = Reconciler(
+        "one", replace(inputs, bgp=OptionsFile(file, tmp_path / "note")), host.block_controller, 30.0
+    )
     again.once()
     assert len(wanted) == count, "BIRD stands as the agent before had left it"
 
@@ -97,7 +99,7 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             bgp=OptionsFile(file),
             bird=bird.want,
         )
-        reconciler = Reconciler("one", inputs, host.claimer, 30.0)
+        reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
         stop = threading.Event()
         network = netconf.parse({**CONF, "mode": "ipip"}).network
         host.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import MustEndError
-from agent.node.host_directories import Folders, removed
+from agent.node.host_directories import HostDirectories, removed
 from tests.netns.node import CLONE_NEWNS, command
 
 
@@ -40,7 +40,7 @@ def mounted(kind: str, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
 def test_a_folder_that_is_made_anew_behind_its_mount_ends_the_agent(tmp_path: Path, kind: str) -> None:
     host, inside = mounted(kind, tmp_path)
-    watched = Folders({"--conf-dir": inside})
+    watched = HostDirectories({"--conf-dir": inside})
     watched.once()
     for path in host.iterdir():
         path.unlink()

@@ -12,7 +12,7 @@ from agent.cluster import api
 from agent.cluster.api import Api
 from agent.cluster.informer import Lasts
 from agent.cluster.kubernetes_store import Kubernetes
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import FAILED, KINDS
 from tests.netns.node import command, eventually
 from tests.unit import awkward
@@ -47,18 +47,18 @@ def test_watches_of_a_server_whose_packets_are_dropped_end_by_tcp() -> None:
 
     server, stop = Awkward(answer), threading.Event()
     store = Kubernetes(Api(lambda: quick(server.port), 0.5), Lasts(3600, 3600))  # only TCP can notice
-    follower = Follower(store)
-    thread = threading.Thread(target=follower.run, args=(stop,))
+    snapshot_cache = SnapshotCache(store)
+    thread = threading.Thread(target=snapshot_cache.run, args=(stop,))
     thread.start()
     try:
         eventually(lambda: sum(asked.is_watch for asked in tuple(server.asked)) == len(KINDS))
         command("nft", "add", "table", "ip", "gone")
         command("nft", "add", "chain", "ip", "gone", "in", "{ type filter hook input priority 0; }")
         command("nft", "add", "rule", "ip", "gone", "in", "tcp", "dport", str(server.port), "drop")
-        eventually(lambda: all(follower.restarts.all()[kind, FAILED] for kind in KINDS), 60)
-        eventually(lambda: len(follower.troubles.get()) == len(KINDS), 60)
+        eventually(lambda: all(snapshot_cache.restarts.all()[kind, FAILED] for kind in KINDS), 60)
+        eventually(lambda: len(snapshot_cache.troubles.get()) == len(KINDS), 60)
         command("nft", "delete", "table", "ip", "gone")
-        eventually(lambda: not follower.troubles.get(), 60)
+        eventually(lambda: not snapshot_cache.troubles.get(), 60)
     finally:
         over.set()
         stop.set()

@@ -13,7 +13,7 @@ import pytest
 
 from agent.cni.journal import BOOT_ID, Journal
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.netns.node import CONF, Host, Pod, command
 
 
@@ -25,11 +25,11 @@ class Node:
         for path in (self.run_dir, self.state / "deletes"):
             path.mkdir(parents=True)
         self.host = Host(self.run_dir)
-        self.problems: Latest[Any] = Latest({})
+        self.problems: Observable[Any] = Observable({})
         self.restart()
 
     def restart(self) -> None:
-        self.problems = Latest({})
+        self.problems = Observable({})
         done = self.run_dir / "deletes-done"
         self.journal = Journal(self.state, self.host.verbs.answer, done, self.problems)
         self.journal.prepare()

@@ -19,8 +19,8 @@ from agent.ipam import assigner, attachment_store, duplicate_address
 from agent.ipam.attachment import Lease
 from agent.kernel import arp
 from agent.model.problem import Problem
-from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, SegmentTest
-from agent.runtime.observable import Latest
+from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, MacFilterCheck
+from agent.runtime.observable import Observable
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
 from tests.timing import Starved
 
@@ -208,8 +208,8 @@ class Watched:
 
     def __init__(self, host: Host) -> None:
         host.call("STATUS")
-        self.problems: Latest[Mapping[str, Problem]] = Latest({})
-        self.test = SegmentTest("one", host.reconciler.status, host.snapshot, self.problems)
+        self.problems: Observable[Mapping[str, Problem]] = Observable({})
+        self.test = MacFilterCheck("one", host.reconciler.status, host.snapshot, self.problems)
 
     def at(self, now: float) -> list[str]:
         self.test.once(now)

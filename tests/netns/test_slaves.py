@@ -167,8 +167,8 @@ def test_an_example_that_was_not_edited_is_told_as_that(tmp_path: Path) -> None:
     host.confs.publish(Confs(frozenset({network}), chosen={"testcni": network}))
     eventually(lambda: "is not that of eth0" in str(told.get().problems))
     host.looked()
-    host.claimer.once()
-    assert host.claimer.problems.get() == {}
+    host.block_controller.once()
+    assert host.block_controller.problems.get() == {}
     (problem,) = told.get().problems
     assert problem.what == (
         "subnet 192.168.64.0/24 is not that of eth0 (192.0.2.1/24), nor of any interface of this node"
@@ -177,8 +177,8 @@ def test_an_example_that_was_not_edited_is_told_as_that(tmp_path: Path) -> None:
     good = netconf.parse({**host.conf, "subnet": "192.0.2.0/24"}).network
     host.confs.publish(Confs(frozenset({good}), chosen={"testcni": good}))
     eventually(lambda: "is not that of" not in str(told.get().problems))
-    host.claimer.once()
-    assert "neither podCIDR nor IPPool" in str(host.claimer.problems.get()), "now that is what is missing"
+    host.block_controller.once()
+    assert "neither podCIDR nor IPPool" in str(host.block_controller.problems.get()), "now that is what is missing"
 
 
 def test_with_passthru_a_mac_can_not_be_asked_for(tmp_path: Path) -> None:

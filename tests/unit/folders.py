@@ -49,7 +49,7 @@ def listed(store: Folder) -> State:
     return {(kind, obj.name): obj for kind in KINDS for obj in store.list(kind)}
 
 
-class Follower:
+class SnapshotCache:
     """What a watch has delivered: all of it, and what follows from it."""
 
     def __init__(self, path: Path) -> None:
@@ -94,12 +94,12 @@ class Follower:
 
 
 @contextmanager
-def following(path: Path) -> Iterator[Follower]:
-    follower = Follower(path)
-    follower.thread.start()
+def following(path: Path) -> Iterator[SnapshotCache]:
+    snapshot_cache = SnapshotCache(path)
+    snapshot_cache.thread.start()
     try:
-        yield follower
+        yield snapshot_cache
     finally:
-        follower.stop.set()
-        follower.thread.join(SOON)
-        assert not follower.thread.is_alive()
+        snapshot_cache.stop.set()
+        snapshot_cache.thread.join(SOON)
+        assert not snapshot_cache.thread.is_alive()

@@ -1,4 +1,4 @@
-"""A node's claimer on a real datastore, with what it has seen of it."""
+"""A node's block controller on a real datastore, with what it has seen of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Claimer, Rules
-from agent.ipam.idle_blocks import GiveBack
+from agent.ipam.block_controller import BlockController, Rules
+from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, IPPool, Resource, Snapshot
 from agent.model.network import Network
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 
 def net(text: str) -> Subnet:
@@ -45,16 +45,16 @@ class Stubborn(Folder):
 
 
 class Member:
-    """A node's claimer, with what it has seen of the folder."""
+    """A node's block controller, with what it has seen of the folder."""
 
     def __init__(self, folder: Path, name: str, rules: Rules = RULES) -> None:
         self.name = name
         self.store = Stubborn(folder)
-        self.snapshot = Latest(Snapshot())
-        self.claimer = Claimer(self.store, name, self.snapshot, rules)
+        self.snapshot = Observable(Snapshot())
+        self.block_controller = BlockController(self.store, name, self.snapshot, rules)
         self.attachments = Attachments(folder / f".{name}", 0)
         self.attachments.load()
-        self.giveback = GiveBack(name, self.claimer, self.attachments, idle=0.0)
+        self.releaser = IdleBlockReleaser(name, self.block_controller, self.attachments, idle=0.0)
         self.see()
 
     def see(self) -> Snapshot:
@@ -63,19 +63,19 @@ class Member:
         return self.snapshot.get()
 
     def claim(self, count: int) -> tuple[Subnet, ...]:
-        self.claimer.want({NETWORK: count})
-        self.claimer.once()
+        self.block_controller.want({NETWORK: count})
+        self.block_controller.once()
         return self.own()
 
     def own(self) -> tuple[Subnet, ...]:
         """What pods may get addresses of, as the reconciler would publish it."""
-        return blocks.node_blocks(self.claimer.complete(self.snapshot.get()), NETWORK, self.name)
+        return blocks.node_blocks(self.block_controller.complete(self.snapshot.get()), NETWORK, self.name)
 
     def round(self, wanted: int = 1) -> bool:
         """What a round of the reconciler does about blocks."""
         demand = {NETWORK: wanted} if wanted else {}
-        self.claimer.want(demand)
-        return self.giveback.look(self.claimer.complete(self.snapshot.get()), demand, noted=True)
+        self.block_controller.want(demand)
+        return self.releaser.look(self.block_controller.complete(self.snapshot.get()), demand, noted=True)
 
     def take(self, block: Subnet) -> Attachment:
         wanted = Attachment(f"c-{block}".replace("/", "-"), "eth0", NETWORK, "/x", "", (), "")

@@ -22,7 +22,7 @@ from agent.ipam.attachment_store import Attachments
 from agent.model.cluster import IPPool, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import Demand, NodeStatus
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 NETWORK = Network("net")
 CONF = NetConf("1.1.0", NETWORK)
@@ -39,9 +39,9 @@ class Node:
     def __init__(self, folder: Path, *own: Subnet, families: frozenset[int] = BOTH, cool_down: float = 0) -> None:
         self.attachments = Attachments(folder, cool_down)
         self.attachments.load()
-        self.status = Latest(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
-        self.demand: Latest[Demand] = Latest({})
-        self.snapshot = Latest(Snapshot(synced=True))
+        self.status = Observable(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
+        self.demand: Observable[Demand] = Observable({})
+        self.snapshot = Observable(Snapshot(synced=True))
         self.addresses = Addresses(
             self.attachments, self.status, self.demand, None, self.attachments.remove, snapshot=self.snapshot
         )

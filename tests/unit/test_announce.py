@@ -14,13 +14,13 @@ import pytest
 
 from agent.cluster import node_events
 from agent.cluster.api import Api
-from agent.cluster.node_events import Announcer
-from agent.cluster.pod_events import Notices
+from agent.cluster.node_events import NodeEventWriter
+from agent.cluster.pod_events import PodEventQueue
 from agent.model.cluster import Node, Snapshot
 from agent.model.network import Network
-from agent.model.node_status import NodeStatus, Notice
+from agent.model.node_status import NodeStatus, PodEvent
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
@@ -37,12 +37,12 @@ class Told:
         self.patched = 0
         """PATCHes that were not refused."""
         self.server = Awkward(self._answer)
-        self.status: Latest[NodeStatus] = Latest(NodeStatus())
-        self.notices = Notices()
+        self.status: Observable[NodeStatus] = Observable(NodeStatus())
+        self.pod_events = PodEventQueue()
         self.stop = threading.Event()
-        self.snapshot: Latest[Snapshot] = Latest(Snapshot(nodes={"node/1": Node("node/1")}))
+        self.snapshot: Observable[Snapshot] = Observable(Snapshot(nodes={"node/1": Node("node/1")}))
         api = Api(lambda: config(self.server.port, "t"))
-        self.announcer = Announcer(api, "node/1", self.status, self.snapshot, self.notices)
+        self.announcer = NodeEventWriter(api, "node/1", self.status, self.snapshot, self.pod_events)
         self._thread = threading.Thread(target=self.announcer.run, args=(self.stop,))
         self._thread.start()
 
@@ -146,11 +146,11 @@ def test_an_api_server_that_is_away_hears_of_it_later(told: Told) -> None:
 
 
 def test_a_pod_hears_of_its_trouble_once_in_a_while(told: Told) -> None:
-    notice = Notice("shop/web-0", "0f0e", "AddressNotGiven", "10.244.1.7 is reserved")
+    pod_event = PodEvent("shop/web-0", "0f0e", "AddressNotGiven", "10.244.1.7 is reserved")
     for _ in range(3):
-        told.notices.put(notice)
+        told.pod_events.put(pod_event)
     eventually(lambda: told.all("POST"))
-    told.notices.put(Notice("shop/web-1", "", "AddressNotGiven", "x" * 3000))
+    told.pod_events.put(PodEvent("shop/web-1", "", "AddressNotGiven", "x" * 3000))
     eventually(lambda: len(told.all("POST")) == 2)
     time.sleep(0.2)
     first, second = told.all("POST")
@@ -164,14 +164,14 @@ def test_a_pod_hears_of_its_trouble_once_in_a_while(told: Told) -> None:
 
 
 def test_what_is_said_once_is_one_event_also_after_a_restart(told: Told) -> None:
-    notice = Notice("shop/web-0", "0f0e", "AddressOutsideBlocks", "blocks: 10.244.1.0/24", once="10.244.7.2")
-    told.notices.put(notice)
-    told.notices.put(replace(notice, message="blocks: none"))  # as the next agent has other words
-    told.notices.put(replace(notice, once="fd00::2"))
-    told.notices.put(replace(notice, pod="shop/web-1", uid="0f0f"))
+    pod_event = PodEvent("shop/web-0", "0f0e", "AddressOutsideBlocks", "blocks: 10.244.1.0/24", once="10.244.7.2")
+    told.pod_events.put(pod_event)
+    told.pod_events.put(replace(pod_event, message="blocks: none"))  # as the next agent has other words
+    told.pod_events.put(replace(pod_event, once="fd00::2"))
+    told.pod_events.put(replace(pod_event, pod="shop/web-1", uid="0f0f"))
     eventually(lambda: len(told.all("POST")) == 4)
     assert len(told.named) == 3
-    told.notices.put(replace(notice, reason="AddressNotGiven", once=""))
+    told.pod_events.put(replace(pod_event, reason="AddressNotGiven", once=""))
     eventually(lambda: len(told.all("POST")) == 5)
     assert "name" not in told.all("POST")[4]["metadata"], "what comes again is an Event of its own"
 

@@ -196,7 +196,7 @@ POD_CIDRS = tuple(net(f"fd00:0:0:{number:x}::/64") for number in range(255))
 def test_a_vast_pool_of_which_most_can_not_be_claimed_is_not_searched_one_by_one(
     network: Network, claimed: str, pools: dict[str, dict[str, Any]], inside: str
 ) -> None:
-    """The claimer was busy for good with the 2^58 blocks of a /64 that was another node's podCIDR."""
+    """The block controller was busy for good with the 2^58 blocks of a /64 that was another node's podCIDR."""
     there = tuple(IPPool(cidr, net(cidr), 122, **kept) for cidr, kept in pools.items())
     owner = (Node("owner", (), POD_CIDRS),) if claimed == "owner" else ()
     others = (IPBlock(net(claimed), "other", "old"),) if "/" in claimed else ()

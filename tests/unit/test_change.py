@@ -22,10 +22,10 @@ from agent.modes import peers
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.node import mode_migration
-from agent.node.accepted_modes_publisher import Herald
+from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 NET = Network("net")
 BY = {name: replace(NET, mode=name) for name in ROUTED}
@@ -191,28 +191,28 @@ class Store:
 
 def test_peers_are_told_until_the_snapshot_says_so() -> None:
     store = Store()
-    snapshot, status = Latest(Snapshot()), Latest(NodeStatus())
-    problems: Latest[Mapping[str, Problem]] = Latest({})
-    herald = Herald(as_store(store), "n1", snapshot, status, problems)
-    herald.once()
+    snapshot, status = Observable(Snapshot()), Observable(NodeStatus())
+    problems: Observable[Mapping[str, Problem]] = Observable({})
+    publisher = AcceptedModesPublisher(as_store(store), "n1", snapshot, status, problems)
+    publisher.once()
     status.publish(NodeStatus(synced=True, receives=(("net", (VXLAN,)),)))
-    herald.once()
+    publisher.once()
     assert store.told == [], "there is no Node to tell it of"
     snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1)}))
-    herald.once()
-    herald.once()
+    publisher.once()
+    publisher.once()
     assert store.told == [("n1", "net=vxlan")]
     snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
-    herald.once()
+    publisher.once()
     store.away = True
     status.publish(NodeStatus(synced=True, receives=(("net", (VXLAN, HOST_GW)),)))
-    herald.once()
+    publisher.once()
     assert "peers can't be told of the modes net=vxlan,host-gw: away" in str(problems.get()["receives"])
     store.away = False
-    herald._told = None  # as some seconds later
-    herald.once()
+    publisher._told = None  # as some seconds later
+    publisher.once()
     snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1, VXLAN, HOST_GW)}))
-    herald.once()
+    publisher.once()
     assert store.told[1:] == [("n1", "net=vxlan,host-gw")]
     assert problems.get() == {}
 
@@ -228,8 +228,8 @@ def test_peers_are_told_until_the_snapshot_says_so() -> None:
 )
 def test_what_holds_no_more_is_withdrawn_once_that_is_known(status: NodeStatus, *, is_withdrawn: bool) -> None:
     """An agent that has only just begun does not know yet in which modes its node takes packets."""
-    store, snapshot = Store(), Latest(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
-    Herald(as_store(store), "n1", snapshot, Latest(status), Latest({})).once()
+    store, snapshot = Store(), Observable(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
+    AcceptedModesPublisher(as_store(store), "n1", snapshot, Observable(status), Observable({})).once()
     assert store.told == ([("n1", "")] if is_withdrawn else [])
 
 

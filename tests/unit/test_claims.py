@@ -16,7 +16,7 @@ from agent.ip import Subnet
 from agent.ipam import block_controller
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.block_controller import Rules, Stage
-from agent.ipam.idle_blocks import GiveBack
+from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, Node
 from tests.unit.member import NETWORK, POOL, Member, in_store, net
 
@@ -39,13 +39,13 @@ def test_an_idle_block_goes_back_but_never_the_last(folder: Path) -> None:
     assert one.own() == (first,)
     assert in_store(folder) == {first: "one", second: "one"}, "not before that"
     one.round()
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {first: "one"}
     assert one.own() == (first,), "though no list has shown it yet"
     one.see()
-    assert one.claimer.withdrawn(Stage.DELETED) == (one_block(second),)
+    assert one.block_controller.withdrawn(Stage.DELETED) == (one_block(second),)
     assert one.own() == (first,)
-    assert one.claimer.withdrawn(Stage.DELETED) == ()
+    assert one.block_controller.withdrawn(Stage.DELETED) == ()
     assert not one.round()
     assert not one.round()
     assert in_store(folder) == {first: "one"}
@@ -61,7 +61,7 @@ def test_all_go_when_no_network_is_in_force(folder: Path) -> None:
     one.see()
     for _ in range(2):
         one.round(wanted=0)
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {}
 
 
@@ -72,13 +72,13 @@ def test_an_add_that_was_quicker_keeps_the_block(folder: Path) -> None:
     assert one.round()
     pod = one.take(second)  # it had looked before the block was withdrawn
     assert one.round()
-    one.claimer.once()
+    one.block_controller.once()
     assert one.own() == (first, second)
     assert len(in_store(folder)) == 2
     one.attachments.remove(pod)
     for _ in range(2):
         one.round()
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {first: "one"}
 
 
@@ -88,7 +88,7 @@ def test_a_block_whose_addresses_cool_is_kept(folder: Path) -> None:
     one.see()
     one.attachments = Attachments(folder / ".cooling", cool_down=600)
     one.attachments.load()
-    one.giveback = GiveBack("one", one.claimer, one.attachments, idle=0.0)
+    one.releaser = IdleBlockReleaser("one", one.block_controller, one.attachments, idle=0.0)
     one.attachments.remove(one.take(second))
     one.round()
     assert one.own() == (second,), "the other one goes"
@@ -99,10 +99,10 @@ def test_a_block_is_idle_for_a_while_first(folder: Path) -> None:
     one = Member(folder, "one")
     one.claim(2)
     one.see()
-    one.giveback = GiveBack("one", one.claimer, one.attachments, idle=60.0)
+    one.releaser = IdleBlockReleaser("one", one.block_controller, one.attachments, idle=60.0)
     assert not one.round()
     assert not one.round()
-    assert one.claimer.withdrawn(Stage.WITHDRAWN) == ()
+    assert one.block_controller.withdrawn(Stage.WITHDRAWN) == ()
 
 
 def test_nothing_goes_back_while_the_datastore_is_not_well(folder: Path) -> None:
@@ -117,8 +117,8 @@ def test_nothing_goes_back_while_the_datastore_is_not_well(folder: Path) -> None
     assert not one.round()
     well[0] = True
     one.round()
-    snapshot = one.claimer.complete(one.snapshot.get())
-    assert one.giveback.look(snapshot, {NETWORK: 1}, noted=False), "neither where a restart would not know of it"
+    snapshot = one.block_controller.complete(one.snapshot.get())
+    assert one.releaser.look(snapshot, {NETWORK: 1}, noted=False), "neither where a restart would not know of it"
     assert one.own() == both
 
 
@@ -140,21 +140,21 @@ def test_a_delete_whose_answer_is_lost_is_repeated_and_hurts_nobody(folder: Path
     for _ in range(2):
         one.round()
     one.store.after = fail(LostError("the answer did not come"))
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {first: "one"}
     assert one.own() == (first,), "it may be gone"
-    (problem,) = one.claimer.problems.get().values()
+    (problem,) = one.block_controller.problems.get().values()
     assert "can't be given back: the answer did not come" in problem.what
     two.see()
     theirs = two.claim(3)
     assert second in theirs
     one.store.after = lambda: None
-    one.claimer.once()  # before any list has shown what happened
+    one.block_controller.once()  # before any list has shown what happened
     assert in_store(folder)[second] == "two"
     assert one.own() == (first,)
     one.see()
     assert one.own() == (first,)
-    assert one.claimer.complete(one.snapshot.get()).blocks[one_block(second).name].node == "two"
+    assert one.block_controller.complete(one.snapshot.get()).blocks[one_block(second).name].node == "two"
 
 
 def test_a_delete_that_was_refused_leaves_the_block_in_use(folder: Path) -> None:
@@ -164,9 +164,9 @@ def test_a_delete_that_was_refused_leaves_the_block_in_use(folder: Path) -> None
     for _ in range(2):
         one.round()
     one.store.before = fail(StoreError("HTTP 403: may not delete"))
-    one.claimer.once()
+    one.block_controller.once()
     assert one.own() == both
-    (problem,) = one.claimer.problems.get().values()
+    (problem,) = one.block_controller.problems.get().values()
     assert "HTTP 403" in problem.what
     assert "delete ipblocks" in problem.remedy
 
@@ -179,10 +179,10 @@ def test_while_the_datastore_is_away_a_block_is_nobodys_and_goes_when_it_is_back
         one.round()
     one.store.before = fail(LostError("connection refused"))
     for _ in range(3):
-        one.claimer.once()
+        one.block_controller.once()
         assert one.own() == (first,)
     one.store.before = lambda: None
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {first: "one"}
 
 
@@ -195,7 +195,7 @@ def test_a_crash_at_any_point_leaves_a_block_that_is_ours_or_nobodys(folder: Pat
     assert again.own() == (first, second)
     for _ in range(2):
         again.round()
-    again.claimer.once()
+    again.block_controller.once()
     assert Member(folder, "one").own() == (first,)
 
 
@@ -205,7 +205,7 @@ def test_what_we_gave_back_is_not_claimed_by_us_before_it_was_seen_to_be_gone(fo
     one.see()
     for _ in range(2):
         one.round()
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {mine[0]: "one"}
     one.claim(2)
     assert one.own() == mine[:1]
@@ -224,7 +224,7 @@ def test_blocks_of_a_node_that_is_gone_for_good_are_taken_where_none_is_left(fol
     (mine,) = one.claim(1)
     gone(folder, "two")
     one.see()
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(folder) == {mine: "one", **dict.fromkeys(left, "two")}, "nobody needs them"
     assert len(one.claim(3)) == 3
     assert sorted(in_store(folder).values()) == ["one", "one", "one", "two"]
@@ -239,7 +239,7 @@ def test_a_node_must_be_gone_for_a_while_and_the_picture_complete(folder: Path) 
     gone(folder, "two")
     one.see()
     assert one.claim(1) == (), "it has just gone"
-    (problem,) = one.claimer.problems.get().values()
+    (problem,) = one.block_controller.problems.get().values()
     assert "no block is left in lan (192.0.2.0/27)" in problem.what
     threading.Event().wait(0.25)
     whole[0] = False
@@ -248,7 +248,7 @@ def test_a_node_must_be_gone_for_a_while_and_the_picture_complete(folder: Path) 
     assert one.claim(1) == (), "only what was missing all the time counts"
     threading.Event().wait(0.25)
     assert len(one.claim(1)) == 1
-    assert one.claimer.problems.get() == {}
+    assert one.block_controller.problems.get() == {}
 
 
 def test_that_no_block_is_left_is_known_until_blocks_or_pools_change(folder: Path) -> None:
@@ -257,19 +257,19 @@ def test_that_no_block_is_left_is_known_until_blocks_or_pools_change(folder: Pat
     two.claim(4)
     one.see()
     assert one.claim(1) == ()
-    assert "no block is left" in one.claimer.exhausted(NETWORK, 4)
-    assert one.claimer.exhausted(replace(NETWORK, pool="other"), 4) == ""
-    one.claimer.want({})
-    one.claimer.once()
-    assert one.claimer.full(NETWORK, 4) == ""
-    assert "no block is left" in one.claimer.exhausted(NETWORK, 4)
-    (problem,) = one.claimer.problems.get().values()
+    assert "no block is left" in one.block_controller.exhausted(NETWORK, 4)
+    assert one.block_controller.exhausted(replace(NETWORK, pool="other"), 4) == ""
+    one.block_controller.want({})
+    one.block_controller.once()
+    assert one.block_controller.full(NETWORK, 4) == ""
+    assert "no block is left" in one.block_controller.exhausted(NETWORK, 4)
+    (problem,) = one.block_controller.problems.get().values()
     assert "no block is left in lan" in problem.what
     two.store.delete("IPBlock", next(iter(two.see().blocks)))
     one.see()
-    one.claimer.once()
-    assert one.claimer.exhausted(NETWORK, 4) == ""
-    assert one.claimer.problems.get() == {}
+    one.block_controller.once()
+    assert one.block_controller.exhausted(NETWORK, 4) == ""
+    assert one.block_controller.problems.get() == {}
 
 
 def test_a_node_that_lacks_no_block_has_no_problem_of_the_claim(folder: Path) -> None:
@@ -279,8 +279,8 @@ def test_a_node_that_lacks_no_block_has_no_problem_of_the_claim(folder: Path) ->
     assert len(one.claim(1)) == 1
     one.see()
     one.claim(2)
-    assert "no block is left" in one.claimer.full(NETWORK, 4)
-    assert one.claimer.problems.get() == {}, "it is one only when pods use every address"
+    assert "no block is left" in one.block_controller.full(NETWORK, 4)
+    assert one.block_controller.problems.get() == {}, "it is one only when pods use every address"
 
 
 def test_a_node_that_is_back_though_the_watch_has_not_told_keeps_its_blocks(folder: Path) -> None:
@@ -300,11 +300,11 @@ def test_who_frees_a_block_that_another_has_freed_and_a_third_has_claimed_takes_
     gone(folder, "two")
     one.see()
     three.see()
-    three.claimer.want({NETWORK: 1})
+    three.block_controller.want({NETWORK: 1})
 
     def quicker() -> None:
         one.store.before = lambda: None
-        three.claimer.once()
+        three.block_controller.once()
 
     one.store.before = quicker
     assert len(one.claim(1)) == 1
@@ -336,7 +336,7 @@ def test_agents_that_claim_and_give_back_never_share_a_block(folder: Path) -> No
                     del held[block]
             for _ in range(2):
                 member.round(wanted=0)
-            member.claimer.once()
+            member.block_controller.once()
 
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(live, names))

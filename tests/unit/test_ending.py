@@ -9,9 +9,9 @@ import pytest
 
 TOLD = """
 import os, signal, threading
-from agent.runtime.shutdown import Ending
+from agent.runtime.shutdown import Shutdown
 
-ending = Ending()
+ending = Shutdown()
 ending.on(signal.SIGTERM)
 {told}
 ending.wait()

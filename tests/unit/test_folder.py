@@ -112,16 +112,16 @@ def test_a_bad_file_is_trouble_and_counts_for_nothing(tmp_path: Path, what: str)
     bad = tmp_path / f"bad.{suffix}"
     bad.write_bytes(data)
     (tmp_path / "good.yaml").write_text(text(node("n2")))
-    with following(tmp_path) as follower:
-        follower.until_names("n2")
-        problem = follower.troubles[str(bad)]
+    with following(tmp_path) as watcher:
+        watcher.until_names("n2")
+        problem = watcher.troubles[str(bad)]
         assert problem.where == (f"{bad}:{line}" if line else str(bad))
         assert problem.what
         assert problem.remedy
         assert len(str(problem)) < 1000
         bad.write_text(json.dumps(to_doc(node("n1"))))
-        follower.until_names("n1", "n2")
-        assert not follower.troubles
+        watcher.until_names("n1", "n2")
+        assert not watcher.troubles
 
 
 def other_than_a_file(path: Path, what: str) -> None:
@@ -143,24 +143,24 @@ def test_what_cannot_be_read_is_trouble(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(manifest, "LARGEST", 1000)
     bad = tmp_path / "bad.yaml"
     bad.write_text(text(node("n1")))
-    with following(tmp_path) as follower:
-        follower.until_names("n1")
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1")
         if what in ("directory", "loop"):  # these can't take a file's place in one step
             bad.unlink()
-            follower.until_names()
+            watcher.until_names()
             other_than_a_file(bad, what)
         else:
             other_than_a_file(tmp_path / ".next", what)
             (tmp_path / ".next").rename(bad)
-        follower.until(lambda: str(bad) in follower.troubles)
+        watcher.until(lambda: str(bad) in watcher.troubles)
         if what not in ("directory", "loop"):
-            assert follower.state == {("Node", "n1"): node("n1")}  # its last good state stays
+            assert watcher.state == {("Node", "n1"): node("n1")}  # its last good state stays
         (tmp_path / ".good").write_text(text(node("n1", 9)))
         if what == "directory":
             bad.rmdir()
         (tmp_path / ".good").rename(bad)
-        follower.until(lambda: not follower.troubles)
-        follower.until(lambda: follower.state == {("Node", "n1"): node("n1", 9)})
+        watcher.until(lambda: not watcher.troubles)
+        watcher.until(lambda: watcher.state == {("Node", "n1"): node("n1", 9)})
 
 
 # what of a file can't be used, the line that the problem names, and what of it is in force: n1, or what n1 lacks
@@ -184,63 +184,63 @@ def test_one_odd_object_of_a_file_costs_only_itself(tmp_path: Path, what: str) -
     data, line, left = ODD[what]
     odd = tmp_path / "odd.yaml"
     odd.write_bytes(data)
-    with following(tmp_path) as follower:
-        follower.until_names("n1")
-        assert follower.state == {("Node", "n1"): left}
-        assert follower.troubles[str(odd)].where == f"{odd}:{line}"
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1")
+        assert watcher.state == {("Node", "n1"): left}
+        assert watcher.troubles[str(odd)].where == f"{odd}:{line}"
         odd.write_text(GOOD)
-        follower.until(lambda: not follower.troubles)
-        assert follower.state == {("Node", "n1"): node("n1")}
+        watcher.until(lambda: not watcher.troubles)
+        assert watcher.state == {("Node", "n1"): node("n1")}
 
 
 def test_an_object_that_turns_odd_keeps_its_last_good_state_and_its_neighbours_change(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(text(POOL, node("n1"), node("n2", 2)))
-    with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.state) == 3)
+    with following(tmp_path) as watcher:
+        watcher.until(lambda: len(watcher.state) == 3)
         bad = (text(POOL) + "---\n" + text(node("n1")) + "---\n" + text(node("n2", 3))).replace("192.0.2.1", "")
         file.write_text(bad.replace("blockSize: 24", "blockSize: 240"))
-        follower.until(lambda: follower.state[("Node", "n2")] == node("n2", 3))
-        assert follower.state[("Node", "n1")] == node("n1")
-        assert follower.state[("IPPool", "pool")] == POOL
-        assert "blockSize" in follower.troubles[str(file)].what
-        assert "status.addresses[0].address" in follower.troubles[str(file)].what
+        watcher.until(lambda: watcher.state[("Node", "n2")] == node("n2", 3))
+        assert watcher.state[("Node", "n1")] == node("n1")
+        assert watcher.state[("IPPool", "pool")] == POOL
+        assert "blockSize" in watcher.troubles[str(file)].what
+        assert "status.addresses[0].address" in watcher.troubles[str(file)].what
         file.write_text("apiVersion: v1\nkind: Node\nmetadata: {}\n")  # whose state is it?
-        follower.until(lambda: "metadata.name" in follower.troubles[str(file)].what)
-        assert not follower.gone()
+        watcher.until(lambda: "metadata.name" in watcher.troubles[str(file)].what)
+        assert not watcher.gone()
 
 
 def test_a_file_that_turns_bad_keeps_its_last_good_state(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(text(node("n1"), node("n2")))
-    with following(tmp_path) as follower:
-        follower.until_names("n1", "n2")
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1", "n2")
         for bad in (b"a: [", b"", b"\xff", text(node("n1"), node("n1")).encode()):
             file.write_bytes(bad)
-            follower.until(lambda: str(file) in follower.troubles)
+            watcher.until(lambda: str(file) in watcher.troubles)
             file.write_text(text(node("n1"), node("n2")))
-            follower.until(lambda: not follower.troubles)
-        assert not follower.gone()
-        assert not any(isinstance(change, Put) for change in follower.history)
+            watcher.until(lambda: not watcher.troubles)
+        assert not watcher.gone()
+        assert not any(isinstance(change, Put) for change in watcher.history)
         file.write_text("a: [")
-        follower.until(lambda: bool(follower.troubles))
+        watcher.until(lambda: bool(watcher.troubles))
         file.unlink()
-        follower.until_names()
-        assert not follower.troubles
+        watcher.until_names()
+        assert not watcher.troubles
 
 
 def test_one_object_in_two_files(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text(node("n", 1)))
-    with following(tmp_path) as follower:
-        follower.until_names("n")
+    with following(tmp_path) as watcher:
+        watcher.until_names("n")
         (tmp_path / "b.yaml").write_text(text(node("n", 2), POOL))
-        follower.until_names("n", "pool")
-        assert str(tmp_path / "a.yaml") in follower.troubles[str(tmp_path / "b.yaml")].what
-        assert follower.state[("Node", "n")] == node("n", 1)
+        watcher.until_names("n", "pool")
+        assert str(tmp_path / "a.yaml") in watcher.troubles[str(tmp_path / "b.yaml")].what
+        assert watcher.state[("Node", "n")] == node("n", 1)
         (tmp_path / "a.yaml").unlink()
-        follower.until(lambda: follower.state[("Node", "n")] == node("n", 2))
-        follower.until(lambda: not follower.troubles)
-        assert not follower.gone()
+        watcher.until(lambda: watcher.state[("Node", "n")] == node("n", 2))
+        watcher.until(lambda: not watcher.troubles)
+        assert not watcher.gone()
 
 
 # --- what a watch delivers
@@ -248,9 +248,9 @@ def test_one_object_in_two_files(tmp_path: Path) -> None:
 
 def test_a_watch_begins_with_a_complete_list_of_each_kind(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text(node("n1")))
-    with following(tmp_path) as follower:
-        follower.until_names("n1")
-        assert follower.history == [
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1")
+        assert watcher.history == [
             Replaced("Node", (node("n1"),)),
             Replaced("IPPool", ()),
             Replaced("IPBlock", ()),
@@ -260,29 +260,29 @@ def test_a_watch_begins_with_a_complete_list_of_each_kind(tmp_path: Path) -> Non
 
 def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "DEBOUNCE", 0.3)  # longer than a file is empty before it is written
-    with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == len(KINDS))
+    with following(tmp_path) as watcher:
+        watcher.until(lambda: len(watcher.history) == len(KINDS))
         (tmp_path / "a.yaml").write_text(text(node("n1"), node("n2")))
-        follower.until_names("n1", "n2")
+        watcher.until_names("n1", "n2")
         (tmp_path / ".tmp").write_text(text(node("n1"), node("n3")))
         (tmp_path / ".tmp").rename(tmp_path / "a.yaml")
-        follower.until_names("n1", "n3")
+        watcher.until_names("n1", "n3")
         (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
         (tmp_path / "c.yaml").write_text(text(POOL))
-        follower.until_names("n1", "n3", "pool")
+        watcher.until_names("n1", "n3", "pool")
         puts = [Put(node("n1")), Put(node("n2")), Gone("Node", "n2"), Put(node("n3")), Put(POOL)]
-        assert follower.history[len(KINDS) :] == puts
+        assert watcher.history[len(KINDS) :] == puts
 
 
 def test_a_new_version_is_told_though_the_object_is_equal_to_us(tmp_path: Path) -> None:
     doc = to_doc(POOL)
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(doc))
-    with following(tmp_path) as follower:
-        follower.until_names("pool")
-        old = follower.state[("IPPool", "pool")]
+    with following(tmp_path) as watcher:
+        watcher.until_names("pool")
+        old = watcher.state[("IPPool", "pool")]
         doc["metadata"]["labels"] = {"a": "b"}
         (tmp_path / "a.yaml").write_text(yaml.safe_dump(doc))
-        follower.until(lambda: follower.state[("IPPool", "pool")].resource_version != old.resource_version)
+        watcher.until(lambda: watcher.state[("IPPool", "pool")].resource_version != old.resource_version)
 
 
 def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(
@@ -291,34 +291,34 @@ def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(
     monkeypatch.setattr(folder_module, "DEBOUNCE", 0.3)  # longer than a file is empty before it is written
     file = tmp_path / "a.yaml"
     file.write_text(text(node("n1"), node("n2")))
-    with following(tmp_path) as follower:
-        follower.until_names("n1", "n2")
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1", "n2")
         with file.open("w") as writer, (tmp_path / "new.yaml").open("w") as other:
             writer.write(text(node("n1")))  # good so far, but n2 is missing
             writer.flush()
             other.write("a: [")
             other.flush()
             (tmp_path / "b.yaml").write_text(text(node("n3")))  # makes it look at the folder
-            follower.until_names("n1", "n2", "n3")
+            watcher.until_names("n1", "n2", "n3")
             writer.write("---\n" + text(node("n4")))
             other.write("]")
             other.seek(0)
             other.truncate()
             other.write(text(POOL))
-        follower.until_names("n1", "n3", "n4", "pool")
-        assert follower.gone() == [Gone("Node", "n2")]
-        assert not any(isinstance(change, Trouble) for change in follower.history)
+        watcher.until_names("n1", "n3", "n4", "pool")
+        assert watcher.gone() == [Gone("Node", "n2")]
+        assert not any(isinstance(change, Trouble) for change in watcher.history)
 
 
 def test_a_writer_that_stalls_does_not_hide_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "STALLED", 0)
-    with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == len(KINDS))
+    with following(tmp_path) as watcher:
+        watcher.until(lambda: len(watcher.history) == len(KINDS))
         with (tmp_path / "a.yaml").open("w") as writer:
             writer.write(text(node("n1")))
             writer.flush()
             (tmp_path / "b.yaml").write_text(text(node("n2")))
-            follower.until_names("n1", "n2")
+            watcher.until_names("n1", "n2")
 
 
 def test_a_config_map_volume(tmp_path: Path) -> None:
@@ -327,11 +327,11 @@ def test_a_config_map_volume(tmp_path: Path) -> None:
         (tmp_path / version / "a.yaml").write_text(text(node(name)))
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
-    with following(tmp_path) as follower:
-        follower.until_names("n1")
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1")
         (tmp_path / "..tmp").symlink_to("..2")
         (tmp_path / "..tmp").rename(tmp_path / "..data")
-        follower.until_names("n2")
+        watcher.until_names("n2")
 
 
 # --- the folder comes and goes
@@ -339,31 +339,31 @@ def test_a_config_map_volume(tmp_path: Path) -> None:
 
 def test_a_folder_that_appears_later(tmp_path: Path) -> None:
     path = tmp_path / "late"
-    with following(path) as follower:
-        follower.until(lambda: str(path) in follower.troubles)
-        assert follower.history == [Trouble(str(path), follower.troubles[str(path)])]  # and no list at all
+    with following(path) as watcher:
+        watcher.until(lambda: str(path) in watcher.troubles)
+        assert watcher.history == [Trouble(str(path), watcher.troubles[str(path)])]  # and no list at all
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "a.yaml").write_text(text(node("n1")))
         (tmp_path / "new").rename(path)
-        follower.until_names("n1")
-        follower.until(lambda: not follower.troubles)
-        assert len([change for change in follower.history if isinstance(change, Replaced)]) == len(KINDS)
+        watcher.until_names("n1")
+        watcher.until(lambda: not watcher.troubles)
+        assert len([change for change in watcher.history if isinstance(change, Replaced)]) == len(KINDS)
 
 
 def test_a_folder_that_vanishes_takes_nothing_with_it(tmp_path: Path) -> None:
     path, away = tmp_path / "here", tmp_path / "away"
     path.mkdir()
     (path / "a.yaml").write_text(text(node("n1"), node("n2")))
-    with following(path) as follower:
-        follower.until_names("n1", "n2")
+    with following(path) as watcher:
+        watcher.until_names("n1", "n2")
         path.rename(away)
-        follower.until(lambda: str(path) in follower.troubles)
-        assert not follower.gone()
+        watcher.until(lambda: str(path) in watcher.troubles)
+        assert not watcher.gone()
         (away / "a.yaml").write_text(text(node("n1"), node("n3")))
         away.rename(path)
-        follower.until_names("n1", "n3")
-        follower.until(lambda: not follower.troubles)
-        assert follower.gone() == [Gone("Node", "n2")]
+        watcher.until_names("n1", "n3")
+        watcher.until(lambda: not watcher.troubles)
+        assert watcher.gone() == [Gone("Node", "n2")]
 
 
 def test_an_unmounted_folder_takes_nothing_with_it(tmp_path: Path) -> None:
@@ -371,15 +371,15 @@ def test_an_unmounted_folder_takes_nothing_with_it(tmp_path: Path) -> None:
     path.mkdir()
     (path / "a.yaml").write_text(text(node("n1")))
     (tmp_path / "beneath").mkdir()
-    with following(path) as follower:
-        follower.until_names("n1")
+    with following(path) as watcher:
+        watcher.until_names("n1")
         path.rename(tmp_path / "away")
         (tmp_path / "beneath").rename(path)
-        follower.until(lambda: "no manifests" in str(follower.troubles.get(str(path))))
-        assert not follower.gone()
+        watcher.until(lambda: "no manifests" in str(watcher.troubles.get(str(path))))
+        assert not watcher.gone()
         (path / "b.yaml").write_text(text(node("n2")))
-        follower.until_names("n2")
-        follower.until(lambda: not follower.troubles)
+        watcher.until_names("n2")
+        watcher.until(lambda: not watcher.troubles)
 
 
 def test_a_folder_that_vanishes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,17 +402,17 @@ def test_a_folder_that_vanishes_while_it_is_read(tmp_path: Path, monkeypatch: py
 
 def test_emptying_a_folder_is_no_vanishing(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text(node("n1")))
-    with following(tmp_path) as follower:
-        follower.until_names("n1")
+    with following(tmp_path) as watcher:
+        watcher.until_names("n1")
         (tmp_path / "a.yaml").unlink()
-        follower.until_names()
-        assert not follower.troubles
+        watcher.until_names()
+        assert not watcher.troubles
 
 
 def test_stop_and_errors_of_the_receiver_end_a_watch_and_leave_nothing_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == len(KINDS))
+    with following(tmp_path) as watcher:
+        watcher.until(lambda: len(watcher.history) == len(KINDS))
 
     def refuse(changes: Sequence[Change]) -> None:
         raise ZeroDivisionError

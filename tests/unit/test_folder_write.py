@@ -65,11 +65,11 @@ def test_create_of_what_exists(tmp_path: Path) -> None:
 
 
 def test_a_created_object_reaches_the_watches_of_others(tmp_path: Path) -> None:
-    with following(tmp_path) as follower:
-        follower.until(lambda: len(follower.history) == len(KINDS))
+    with following(tmp_path) as watcher:
+        watcher.until(lambda: len(watcher.history) == len(KINDS))
         made = Folder(tmp_path).create(block(1))
-        follower.until_names(made.name)
-        assert follower.history[len(KINDS) :] == [Put(made)]
+        watcher.until_names(made.name)
+        assert watcher.history[len(KINDS) :] == [Put(made)]
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -221,7 +221,7 @@ def edit(folder: Path, how: str, name: str, content: str, other: str) -> None:
 )  # no shrinking: it waits
 @given(st.lists(edits, max_size=8))
 def test_after_any_edits_what_was_delivered_is_what_is_there(steps: list[tuple[str, str, str, str]]) -> None:
-    with tempfile.TemporaryDirectory() as name, following(Path(name)) as follower:
+    with tempfile.TemporaryDirectory() as name, following(Path(name)) as watcher:
         folder = Path(name)
         for step in steps:
             edit(folder, *step)
@@ -229,7 +229,7 @@ def test_after_any_edits_what_was_delivered_is_what_is_there(steps: list[tuple[s
             if path.read_text() == "{":
                 path.write_text(json.dumps(to_doc(node("mended"))))
         fresh = listed(Folder(folder))
-        follower.until(lambda: len(follower.history) >= 3 and follower.state == fresh)
+        watcher.until(lambda: len(watcher.history) >= 3 and watcher.state == fresh)
 
 
 def test_what_a_node_announces_is_beside_its_manifest(tmp_path: Path) -> None:

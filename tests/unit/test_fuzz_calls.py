@@ -20,7 +20,7 @@ from agent.ipam import assigner
 from agent.ipam.attachment_store import Attachments
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.unit.fuzz import dumped, folder, fuzz, texts
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -61,7 +61,7 @@ def verbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verbs]:
     attachments.load()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assigner, "STATUS_WITHIN", 0.0)
-        yield Verbs(attachments, Latest(NodeStatus(synced=True)), Latest({}))
+        yield Verbs(attachments, Observable(NodeStatus(synced=True)), Observable({}))
 
 
 @pytest.fixture(scope="module")

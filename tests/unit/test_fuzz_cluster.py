@@ -20,7 +20,7 @@ from agent.cluster import informer as watch_module
 from agent.cluster.api import Api, ApiError, Request
 from agent.cluster.directory_store import Folder
 from agent.cluster.kubernetes_store import Kubernetes
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Kind
 from agent.cni import netconf
 from agent.errors import CniError
@@ -107,13 +107,13 @@ NETWORKS = tuple(
 )
 
 
-def check_all(follower: Follower) -> None:
+def check_all(snapshot_cache: SnapshotCache) -> None:
     """The good objects are there, and every mode knows what to do with what is beside them."""
-    snapshot = follower.snapshot.get()
+    snapshot = snapshot_cache.snapshot.get()
     assert (snapshot.synced, "n1" in snapshot.nodes, "p1" in snapshot.pools) == (True, True, True)
     assert "10-244-2-0-24" in snapshot.blocks
     assert "10-244-1-7" in snapshot.reservations
-    for problem in (*follower.troubles.get().values(), *follower.odd.get().values()):
+    for problem in (*snapshot_cache.troubles.get().values(), *snapshot_cache.odd.get().values()):
         str(problem).encode()
     with fresh() as place:
         known = Recall("n1", place / "nodes.json").look(snapshot)
@@ -165,15 +165,15 @@ def test_good_manifests_are_in_force_among_bad_ones(
         (place / "0.json").write_bytes(dumped({"apiVersion": "v1", "kind": "List", "items": [*GOOD.values()]}))
         (place / "n2.receives").write_bytes(said)
         store = Folder(place)
-        follower = Follower(store)
+        snapshot_cache = SnapshotCache(store)
         before = seen_module.Seen()
         for files in (earlier, later):
             for number, (suffix, data) in enumerate(files, 1):
                 (place / f"{number}.{suffix}").write_bytes(data)
             seen = store._scan()
-            follower.deliver([*seen_module.between(before, seen)])
+            snapshot_cache.deliver([*seen_module.between(before, seen)])
             before = seen
-            check_all(follower)
+            check_all(snapshot_cache)
 
 
 class Played(Api):
@@ -201,24 +201,24 @@ def events(kind: Kind) -> st.SearchStrategy[list[bytes]]:
     return st.lists(texts(*(dumped({"type": name, "object": OTHERS[kind]}) for name in names)), max_size=3)
 
 
-def follow(follower: Follower, kind: Kind, pages: list[bytes], lines: list[bytes]) -> None:
+def follow(snapshot_cache: SnapshotCache, kind: Kind, pages: list[bytes], lines: list[bytes]) -> None:
     """Follow one kind by the watch's own loop; its good object comes by an event, after hostile ones."""
     empty = dumped({"metadata": {"resourceVersion": "9"}, "items": []})
     last = dumped({"type": "MODIFIED", "object": GOOD[kind]}) + b"\n"
     hostile = b"".join(line + b"\n" for line in lines)
     server = Played([*pages, *[empty] * 9], [hostile, hostile + last, last])
-    watch_module.Watch(server, kind).run(follower.deliver, server.over)
+    watch_module.Watch(server, kind).run(snapshot_cache.deliver, server.over)
 
 
 @fuzz(60)
 @given(data=st.data())
 def test_good_objects_arrive_among_bad_ones_of_an_api_server(data: st.DataObject) -> None:
-    follower = Follower(Kubernetes(Api(lambda: pytest.fail("nobody connects"))))
+    snapshot_cache = SnapshotCache(Kubernetes(Api(lambda: pytest.fail("nobody connects"))))
     hostile = data.draw(st.sampled_from(KINDS))
     for kind in KINDS:
         pages = [data.draw(a_page(kind))] if kind == hostile else []
-        follow(follower, kind, pages, data.draw(events(kind)) if kind == hostile else [])
-    check_all(follower)
+        follow(snapshot_cache, kind, pages, data.draw(events(kind)) if kind == hostile else [])
+    check_all(snapshot_cache)
 
 
 @fuzz(60)

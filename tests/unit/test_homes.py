@@ -33,7 +33,7 @@ def reserved(number: int, **what: Any) -> IPReservation:
 
 @pytest.mark.parametrize("node_of", [{"node": "node1", "pod": "ns/a"}, {"node": "gone", "pod": "ns/a"}, {}])
 def test_a_thousand_reservations_outside_of_five_thousand_nodes_blocks(node_of: dict[str, str]) -> None:
-    """What each round, or each look of the keeper, does about all of them."""
+    """What each round, or each look of the reservation controller, does about all of them."""
     what = {**node_of, "network": "net", "keep": WHILE_POD} if node_of else {}
     held = {one.name: one for one in (reserved(number, **what) for number in range(RESERVED))}
     snapshot = Snapshot(True, {n.name: n for n in map(node, range(NODES))}, reservations=held)

@@ -22,7 +22,7 @@ from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer, Places
 from agent.observe import health, http
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 LOOPBACK = "127.0.0.1"
 LARGE = b"x" * 5_000_000
@@ -42,7 +42,7 @@ def pages() -> Pages:
 
 class Running:
     def __init__(self, host: str = LOOPBACK, port: int = 0) -> None:
-        self.problems: Latest[dict[str, Problem]] = Latest({})
+        self.problems: Observable[dict[str, Problem]] = Observable({})
         self.refusals = 0
         """How often the page /begun is none yet."""
         self.server = Http((host, port), {**pages(), "/begun": self._begun}, self.problems)  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ def test_ready_or_why_not(tmp_path: Path) -> None:
     confs = replace(confs, networks=frozenset({NETWORK}))
     assert health.ready(status, confs, None) == Page(b"ok\n"), "a problem alone does not make a node unready"
     places = Places(tmp_path, tmp_path / "template", tmp_path, tmp_path)
-    installer = Installer(places, Latest(status), Latest({}))
+    installer = Installer(places, Observable(status), Observable({}))
     assert health.ready(status, confs, installer).body == f"the conflist is not installed\n{PROBLEM}\n".encode()
     places.conflist.touch()
     assert health.ready(status, confs, installer).status == 200

@@ -21,7 +21,7 @@ from agent.cluster import api
 from agent.cluster.api import Api, Request
 from agent.cluster.informer import Lasts
 from agent.cluster.kubernetes_store import Kubernetes
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ENDED, FAILED, KINDS, Change, Heard, Restarted, Trouble
 from agent.cni.server import WORKERS
 from agent.node.run_dir import Lock
@@ -62,20 +62,20 @@ class Silent:
 
 
 class Followed:
-    """The agent's follower of such a server, and all that it was told."""
+    """The agent's snapshot cache of such a server, and all that it was told."""
 
     def __init__(self, port: int, lasts: Lasts, within: float) -> None:
         self.told: list[Change] = []
-        self.follower = Follower(Kubernetes(Api(lambda: awkward.config(port, "t"), within), lasts))
-        deliver = self.follower.deliver
+        self.snapshot_cache = SnapshotCache(Kubernetes(Api(lambda: awkward.config(port, "t"), within), lasts))
+        deliver = self.snapshot_cache.deliver
 
         def take(changes: Sequence[Change]) -> None:
             self.told += changes
             deliver(changes)
 
-        self.follower.deliver = take  # type: ignore[method-assign]
+        self.snapshot_cache.deliver = take  # type: ignore[method-assign]
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.follower.run, args=(self._stop,))
+        self._thread = threading.Thread(target=self.snapshot_cache.run, args=(self._stop,))
         self._thread.start()
 
     def close(self) -> None:
@@ -110,17 +110,17 @@ def eventually(what: object, within: float = 30) -> None:
 def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -> None:
     with followed(silent.server.port, Lasts(1, 1, slack=30)) as it:
         eventually(lambda: min(silent.watches(kind.lower() + "s") for kind in KINDS) >= 3)
-        assert set(it.follower.restarts.all().values()) == {0}
+        assert set(it.snapshot_cache.restarts.all().values()) == {0}
         assert not [change for change in it.told if isinstance(change, Trouble | Restarted)]
         for kind in KINDS:  # each new watch is news, so the age of the last news stays below a watch's time
             assert it.told.count(Heard(kind)) >= 2
-        assert set(it.follower.silence()) == set(KINDS)
+        assert set(it.snapshot_cache.silence()) == set(KINDS)
 
 
 def test_a_watch_that_the_server_ends_early_is_counted() -> None:
     server = Awkward(lambda asked: iter(()) if asked.is_watch else (200, PAGE))
     with contextlib.closing(server), followed(server.port, Lasts(60, 60)) as it:
-        eventually(lambda: it.follower.restarts.all()["Node", ENDED])
+        eventually(lambda: it.snapshot_cache.restarts.all()["Node", ENDED])
 
 
 def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Silent) -> None:
@@ -128,11 +128,11 @@ def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Sil
     with followed(silent.server.port, Lasts(1, 1, slack=0.2), within=0.5) as it:
         eventually(lambda: silent.watches("nodes"))
         silent.hangs.set()
-        eventually(lambda: len(it.follower.troubles.get()) == len(KINDS))
-        assert "timed out" in str(it.follower.troubles.get()["API server, Node"])
-        eventually(lambda: it.follower.restarts.all()["Node", FAILED])
+        eventually(lambda: len(it.snapshot_cache.troubles.get()) == len(KINDS))
+        assert "timed out" in str(it.snapshot_cache.troubles.get()["API server, Node"])
+        eventually(lambda: it.snapshot_cache.restarts.all()["Node", FAILED])
         silent.hangs.clear()  # and no event ever comes
-        eventually(lambda: not it.follower.troubles.get())
+        eventually(lambda: not it.snapshot_cache.troubles.get())
 
 
 def test_a_connection_is_kept_for_each_of_many_calls(caplog: pytest.LogCaptureFixture) -> None:

@@ -132,7 +132,7 @@ def test_what_can_not_be_kept_is_refused_and_never_silently_another(
     assert (error.code, why in error.msg) == (102, True), error
     assert f"{held.address} is reserved for default/web-0 and can't be given any more" in error.msg
     assert error.details == f"kubectl delete ipreservation {held.name}, and the pod gets another address"
-    assert [(notice.pod, error.details in notice.message) for notice in one.told] == [("default/web-0", True)]
+    assert [(told.pod, error.details in told.message) for told in one.told] == [("default/web-0", True)]
     assert not one.attachments.all()
     cluster.store.delete("IPReservation", held.name)
     one.until(lambda: held.name not in one.known())
@@ -159,7 +159,7 @@ def test_an_address_that_is_reserved_ahead_is_for_its_pod_only(cluster: Cluster)
         assert agent.held().keep == ALWAYS_KEPT
         agent.attachments.remove(made)
         agent.until(lambda agent=agent: agent.held().released)
-        agent.keeper.once()
+        agent.controller.once()
         assert agent.held().released, "it is never over"
     with pytest.raises(TakenError, match="by a person"):
         two.add("greedy")
@@ -175,7 +175,7 @@ def test_a_node_whose_pod_has_it_already_has_to_agree(cluster: Cluster) -> None:
     with pytest.raises(TakenError, match="in a block of node one, and pod default/plain on node one has it"):
         two.add("db")
     two.until(lambda: two.held().released)
-    one.until(lambda: any("reserved for default/db, but pod default/plain" in p for p in one.keeper.once()))
+    one.until(lambda: any("reserved for default/db, but pod default/plain" in p for p in one.controller.once()))
     one.attachments.remove(plain)
     two.until(lambda: two.held().asks)
     assert address(two.add("db")) == "10.244.1.2"
@@ -215,8 +215,8 @@ def test_the_address_of_a_pod_that_runs_can_be_reserved_for_it(cluster: Cluster)
     one.until(lambda: one.held().released)
     again = one.add("db", "again")
     assert (address(again), again.owner) == ("10.244.1.2", "default/db")
-    one.keeper.once()
-    assert not one.keeper.problems.get()
+    one.controller.once()
+    assert not one.controller.problems.get()
 
 
 def test_what_a_person_reserved_comes_before_what_the_pod_had(cluster: Cluster) -> None:

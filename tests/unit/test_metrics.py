@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import agent
 from agent.cluster.directory_store import Folder
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Gone, Heard, Put, Replaced, Restarted
 from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
@@ -28,7 +28,7 @@ from agent.ip import Subnet
 from agent.ipam import assigner, blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Claimer
+from agent.ipam.block_controller import BlockController
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netns import NetnsLostError
@@ -46,8 +46,8 @@ from agent.objects import pod_guard
 from agent.objects.state import Bridge, NodeState, Route
 from agent.observe.metrics import Metrics, Sources
 from agent.observe.status import report
-from agent.runtime.counter import Tally
-from agent.runtime.observable import Latest
+from agent.runtime.counter import LabelledCounter
+from agent.runtime.observable import Observable
 
 REPO = Path(__file__).parents[2]
 POD_NET = Network("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
@@ -63,18 +63,18 @@ class Parts:
         store = Folder(folder)
         self.metrics = Metrics()
         self.attachments = Attachments(folder, 0)
-        self.follower = Follower(store)
-        self.claimer = Claimer(store, "one", self.follower.snapshot)
-        inputs = Inputs(self.follower.snapshot, Latest(Confs()), Latest({}), self.attachments, ())
-        self.reconciler = Reconciler("one", inputs, self.claimer, 30, self.metrics.sink)
-        self.verbs = Verbs(self.attachments, self.reconciler.status, Latest({}), self.metrics.sink)
+        self.snapshot_cache = SnapshotCache(store)
+        self.block_controller = BlockController(store, "one", self.snapshot_cache.snapshot)
+        inputs = Inputs(self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, ())
+        self.reconciler = Reconciler("one", inputs, self.block_controller, 30, self.metrics.timings)
+        self.verbs = Verbs(self.attachments, self.reconciler.status, Observable({}), self.metrics.timings)
         self.journal = Journal(folder, self.verbs.answer)
         self.journal.prepare()
         self.bird = BirdStatus()
         sources = Sources(
             "one",
             self.report,
-            self.follower,
+            self.snapshot_cache,
             self.reconciler,
             self.journal,
             lambda: self.bird,
@@ -83,7 +83,7 @@ class Parts:
         self.metrics.follow(sources)
 
     def report(self) -> dict[str, Any]:
-        snapshot, status = self.follower.snapshot.get(), self.reconciler.status.get()
+        snapshot, status = self.snapshot_cache.snapshot.get(), self.reconciler.status.get()
         return report(self.conf, 0, snapshot, status, self.attachments)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -120,9 +120,9 @@ def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
     rows = re.findall(
         r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", (REPO / "docs/metrics.md").read_text(), re.MULTILINE
     )
-    parts.follower.deliver([*(Replaced(kind, ()) for kind in KINDS), Restarted("Node", "expired")])
+    parts.snapshot_cache.deliver([*(Replaced(kind, ()) for kind in KINDS), Restarted("Node", "expired")])
     parts.reconciler.status.publish(NodeStatus(synced=True, blocks={POD_NET: (BLOCK,)}))
-    parts.metrics.sink.call("ADD", "host-gw", "ok", 0.1)
+    parts.metrics.timings.call("ADD", "host-gw", "ok", 0.1)
     seen: dict[str, set[str]] = {}
     for name, labels in parts.samples():
         base = re.sub(r"_(bucket|sum|count)$", "", name).removeprefix("testcni_")
@@ -171,7 +171,7 @@ def test_node_and_networks(parts: Parts) -> None:
     nodes = (node("one", "10.244.1.0/24"), node("two", "10.244.2.0/24"), node("three"), node("four"))
     claimed = IPBlock(ipaddress.ip_network("10.245.0.0/24"), "three", "pool")
     orphan = IPBlock(ipaddress.ip_network("10.245.1.0/24"), "gone", "pool")
-    parts.follower.deliver(
+    parts.snapshot_cache.deliver(
         [Replaced("Node", nodes), Replaced("IPPool", ()), Replaced("IPBlock", (claimed, orphan))]
     )
     parts.reconciler.status.publish(
@@ -241,15 +241,15 @@ def test_watches(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("agent.cluster.snapshot_cache.time.monotonic", lambda: clock[0])
     assert parts.value("watch_last_event_age_seconds", kind="Node") is None
-    parts.follower.deliver([Replaced("Node", ())])
+    parts.snapshot_cache.deliver([Replaced("Node", ())])
     clock[0] += 5
     assert parts.value("watch_last_event_age_seconds", kind="Node") == 5
     for change in (Heard("Node"), Put(Node("a")), Gone("Node", "a")):
         clock[0] += 5
-        parts.follower.deliver([change])
+        parts.snapshot_cache.deliver([change])
         assert parts.value("watch_last_event_age_seconds", kind="Node") == 0
     clock[0] += 5
-    parts.follower.deliver([Restarted("Node", "expired"), Restarted("Node", "expired")])
+    parts.snapshot_cache.deliver([Restarted("Node", "expired"), Restarted("Node", "expired")])
     assert parts.value("watch_restarts_total", kind="Node", reason="expired") == 2
     assert parts.value("watch_last_event_age_seconds", kind="Node") == 5, "a restart alone brings no news"
     assert parts.value("watch_last_event_age_seconds", kind="IPPool") is None
@@ -326,19 +326,19 @@ def test_drift_is_what_others_changed() -> None:
 
 
 def test_a_tally_loses_nothing() -> None:
-    tally = Tally(("a",))
+    counter = LabelledCounter(("a",))
 
     def count() -> None:
         for _ in range(5000):
-            tally.add("a")
-            tally.add("b", "c", by=2)
+            counter.add("a")
+            counter.add("b", "c", by=2)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert tally.all() == {("a",): 20_000, ("b", "c"): 40_000}
+    assert counter.all() == {("a",): 20_000, ("b", "c"): 40_000}
 
 
 def test_bird_and_ipip(parts: Parts) -> None:

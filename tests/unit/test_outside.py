@@ -17,7 +17,7 @@ from agent.cluster.store import Kind, StoreError
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.attachment_store import Attachments
 from agent.ipam.off_block_pods import EVENTS, SETTLED, Outsiders
-from agent.ipam.reservations.controller import Keeper, Kept
+from agent.ipam.reservations.controller import Kept, ReservationController
 from agent.ipam.reservations.rules import Claim, Delete, Here, Update, disputes, lost, of_owner, steps
 from agent.model.cluster import (
     ALWAYS_KEPT,
@@ -31,8 +31,8 @@ from agent.model.cluster import (
     Snapshot,
 )
 from agent.model.network import MACVLAN, Network
-from agent.model.node_status import Busy, Notice
-from agent.runtime.observable import Latest
+from agent.model.node_status import PodEvent, ReservationsInProgress
+from agent.runtime.observable import Observable
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
@@ -69,7 +69,7 @@ class Watched:
     def __init__(self, path: Path, pods: tuple[Attachment, ...] = (POD,)) -> None:
         self.store = Folder(path)
         self.clock = Clock()
-        self.told: list[Notice] = []
+        self.told: list[PodEvent] = []
         self.pods = pods
         self.out = Outsiders("one", self.store, self.told.append, self.clock)
 
@@ -95,10 +95,10 @@ def test_another_podcidr_counts_at_once_and_the_pod_is_told_once(watched: Watche
     assert "are in none of its blocks: default/web" in problem.what
     for _ in range(3):
         watched.look(cluster(HELD), SETTLED)
-    (notice,) = watched.told
-    assert (notice.pod, notice.uid, notice.reason) == ("default/web", "uid-1", "AddressOutsideBlocks")
-    assert "kubectl delete pod -n default web" in notice.message
-    assert "other nodes have a route to it" in notice.message
+    (pod_event,) = watched.told
+    assert (pod_event.pod, pod_event.uid, pod_event.reason) == ("default/web", "uid-1", "AddressOutsideBlocks")
+    assert "kubectl delete pod -n default web" in pod_event.message
+    assert "other nodes have a route to it" in pod_event.message
     assert not watched.look(cluster(one=OLD))
     assert not list(watched.out.problems(cluster(one=OLD)))
 
@@ -268,24 +268,24 @@ class Bare(Folder):
 
 
 def keeping(
-    path: Path, store: Folder, told: Callable[[Notice], None]
-) -> tuple[Keeper, Latest[Snapshot], Attachments]:
+    path: Path, store: Folder, told: Callable[[PodEvent], None]
+) -> tuple[ReservationController, Observable[Snapshot], Attachments]:
     attachments = Attachments(path / "run", 0)
     attachments.load()
     attachments._all[POD.key] = POD
-    snapshot: Latest[Snapshot] = Latest(cluster(one=OLD))
-    busy: Latest[Busy] = Latest(frozenset())
+    snapshot: Observable[Snapshot] = Observable(cluster(one=OLD))
+    busy: Observable[ReservationsInProgress] = Observable(frozenset())
     kept = Kept(snapshot, busy, attachments, path / "reservations.json", told)
-    return Keeper(store, "one", kept, 3600), snapshot, attachments
+    return ReservationController(store, "one", kept, 3600), snapshot, attachments
 
 
 def test_the_keeper_makes_it_and_takes_it_away(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     store = Folder(tmp_path / "cluster")
-    keeper, snapshot, attachments = keeping(tmp_path, store, lambda _notice: None)
-    assert not keeper.once()
+    controller, snapshot, attachments = keeping(tmp_path, store, lambda _event: None)
+    assert not controller.once()
     snapshot.publish(cluster())
-    assert len(keeper.once()) == 1
+    assert len(controller.once()) == 1
     (made,) = store.list("IPReservation")
     assert isinstance(made, IPReservation)
     assert replace(made, since=NOW) == HELD
@@ -293,16 +293,16 @@ def test_the_keeper_makes_it_and_takes_it_away(tmp_path: Path) -> None:
     woken: list[bool] = []
     attachments.listen(lambda: woken.append(True))
     attachments.remove(POD)
-    assert woken, "a DEL of a pod whose address is reserved wakes the keeper"
-    assert not keeper.once()
+    assert woken, "a DEL of a pod whose address is reserved wakes the reservation controller"
+    assert not controller.once()
     assert not store.list("IPReservation")
 
 
 def test_an_agent_that_may_not_write_says_so_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
-    keeper, snapshot, _attachments = keeping(tmp_path, Bare(tmp_path / "cluster"), lambda _notice: None)
-    keeper.once()
+    controller, snapshot, _attachments = keeping(tmp_path, Bare(tmp_path / "cluster"), lambda _event: None)
+    controller.once()
     snapshot.publish(cluster())
-    problems = keeper.once()
+    problems = controller.once()
     assert any("they can't be kept: HTTP 403" in text for text in problems)
     assert any("in none of its blocks" in text for text in problems)

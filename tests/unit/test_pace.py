@@ -16,9 +16,9 @@ from agent.log import Repeats
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.node import host_directories
-from agent.node.host_directories import Folders
+from agent.node.host_directories import HostDirectories
 from agent.node.installer import Installer, Places
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import Pace
 
 
@@ -34,16 +34,16 @@ def test_turns_at_once_and_then_by_and_by() -> None:
 
 
 def test_parts_that_wake_each_other_do_so_by_their_pace() -> None:
-    one, two, stop = Latest(0), Latest(0), threading.Event()
+    one, two, stop = Observable(0), Observable(0), threading.Event()
 
-    def follow(source: Latest[int], sink: Latest[int], pace: Pace) -> None:
+    def follow(source: Observable[int], timings: Observable[int], pace: Pace) -> None:
         wake = threading.Event()
         source.listen(wake.set)
         while not stop.is_set():
             wake.wait(0.05)
             pace.wait(stop)
             wake.clear()
-            sink.update(lambda value: value + 1)
+            timings.update(lambda value: value + 1)
 
     paces = Pace(5, 10.0), Pace(5, 10.0)
     threads = [
@@ -88,10 +88,10 @@ def places(tmp_path: Path) -> Places:
 
 
 def test_a_folder_that_can_not_be_written_has_one_text_and_wakes_nobody_twice(places: Places) -> None:
-    problems: Latest[Mapping[str, Problem]] = Latest({})
+    problems: Observable[Mapping[str, Problem]] = Observable({})
     published: list[Mapping[str, Problem]] = []
     problems.listen(lambda: published.append(problems.get()))
-    installer = Installer(places, Latest(NodeStatus()), problems)
+    installer = Installer(places, Observable(NodeStatus()), problems)
     with patch("agent.node.installer.os.open", side_effect=lambda path, *_args: _refuse(path)):
         for _ in range(5):
             installer.once()
@@ -107,12 +107,12 @@ def test_a_folder_removed_behind_its_mount_ends_the_agent_but_not_again_and_agai
 ) -> None:
     gone: set[Path] = set()
     monkeypatch.setattr(host_directories, "removed", lambda path: path in gone)
-    watched = Folders({"--conf-dir": tmp_path, "--bin-dir": tmp_path / "bin"})
+    watched = HostDirectories({"--conf-dir": tmp_path, "--bin-dir": tmp_path / "bin"})
     watched.once()
     gone.add(tmp_path)
     with pytest.raises(MustEndError, match=r"--conf-dir\) was removed on the host"):
         watched.once()
-    started_on_it = Folders({"--conf-dir": tmp_path})
+    started_on_it = HostDirectories({"--conf-dir": tmp_path})
     started_on_it.once()
     assert "delete the agent's pod" in str(started_on_it.problems.get()["--conf-dir"])
     gone.clear()

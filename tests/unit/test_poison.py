@@ -22,7 +22,7 @@ from agent.cluster import objects
 from agent.cluster.directory_store import Folder
 from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.object_fields import ObjectError
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
 from agent.cni.handler import Verbs
 from agent.cni.journal import Journal
@@ -41,7 +41,7 @@ from agent.node.cni_conf_dir import Confs
 from agent.node.run_dir import Lock
 from agent.objects import nft_table
 from agent.observe import health
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
 from tests.unit.awkward import config as reach
@@ -70,7 +70,7 @@ def eventually(what: Callable[[], object], within: float = 10.0) -> None:
 def verbs(tmp_path: Path) -> Verbs:
     attachments = Attachments(tmp_path, 0)
     attachments.load()
-    return Verbs(attachments, Latest(NodeStatus()), Latest({}))
+    return Verbs(attachments, Observable(NodeStatus()), Observable({}))
 
 
 @pytest.fixture
@@ -215,20 +215,20 @@ HOSTILE = [
 
 
 @pytest.fixture
-def api_server() -> Iterator[Callable[..., tuple[Follower, Awkward]]]:
+def api_server() -> Iterator[Callable[..., tuple[SnapshotCache, Awkward]]]:
     """Follows an API server with the agent's own parts."""
     stop, servers, threads = threading.Event(), [], []
 
-    def start(answer: Callable[[Asked], Any]) -> tuple[Follower, Awkward]:
+    def start(answer: Callable[[Asked], Any]) -> tuple[SnapshotCache, Awkward]:
         from agent.cluster.api import Api  # noqa: PLC0415 - as the agent does
 
         server = Awkward(answer)
         servers.append(server)
         store: Datastore = Kubernetes(Api(lambda: reach(server.port, "t")))
-        follower = Follower(store)
-        threads.append(threading.Thread(target=follower.run, args=(stop,)))
+        snapshot_cache = SnapshotCache(store)
+        threads.append(threading.Thread(target=snapshot_cache.run, args=(stop,)))
         threads[-1].start()
-        return follower, server
+        return snapshot_cache, server
 
     yield start
     stop.set()
@@ -239,22 +239,24 @@ def api_server() -> Iterator[Callable[..., tuple[Follower, Awkward]]]:
         server.close()
 
 
-def test_hostile_events_hold_up_no_good_ones(api_server: Callable[..., tuple[Follower, Awkward]]) -> None:
+def test_hostile_events_hold_up_no_good_ones(api_server: Callable[..., tuple[SnapshotCache, Awkward]]) -> None:
     def lines() -> Iterator[bytes]:
         for number, line in enumerate(HOSTILE):
             yield line
             yield event("ADDED", {"metadata": {"name": f"n{number}", "resourceVersion": "11"}})
         time.sleep(20)
 
-    follower, server = api_server(lambda asked: lines() if asked.is_watch else (200, page()))
+    snapshot_cache, server = api_server(lambda asked: lines() if asked.is_watch else (200, page()))
     wanted = {f"n{number}" for number in range(len(HOSTILE))}
-    eventually(lambda: wanted <= set(follower.snapshot.get().nodes))
+    eventually(lambda: wanted <= set(snapshot_cache.snapshot.get().nodes))
     lists = [one for one in server.asked if one.path == "/api/v1/nodes" and not one.is_watch]
     assert len(lists) == 1
-    assert follower.troubles.get(), "what can't be read is a problem"
+    assert snapshot_cache.troubles.get(), "what can't be read is a problem"
 
 
-def test_hostile_items_of_a_list_hold_up_no_good_ones(api_server: Callable[..., tuple[Follower, Awkward]]) -> None:
+def test_hostile_items_of_a_list_hold_up_no_good_ones(
+    api_server: Callable[..., tuple[SnapshotCache, Awkward]],
+) -> None:
     items = ["null", "7", "[]", '{"metadata": 7}', f'{{"metadata": {{"name": {poison.DIGITS}}}}}']
     items += ['{"metadata": {"name": "x"}, "spec": {"podCIDRs": [NaN]}}', '{"kind": ["Node"], "apiVersion": 7}']
     items += ['{"metadata": {"name": "good"}}']
@@ -265,8 +267,8 @@ def test_hostile_items_of_a_list_hold_up_no_good_ones(api_server: Callable[..., 
             return iter(())
         return (200, body.encode() if asked.path == "/api/v1/nodes" else page())
 
-    follower, _server = api_server(answer)
-    eventually(lambda: "good" in follower.snapshot.get().nodes)
+    snapshot_cache, _server = api_server(answer)
+    eventually(lambda: "good" in snapshot_cache.snapshot.get().nodes)
 
 
 def test_a_wait_that_the_api_server_asks_for_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

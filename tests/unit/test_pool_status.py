@@ -14,7 +14,7 @@ import pytest
 from agent.cluster import objects, pool_status_object
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Gone, Put, Replaced, StatusSeen
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
@@ -27,7 +27,7 @@ from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
 from agent.node import pool_status_writer as controller
 from agent.node.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
 from agent.node.usage_writer import Seen
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 PODS, LAN = (
@@ -57,13 +57,16 @@ class Cluster:
         self.status: dict[str, dict[str, Any]] = {}
         self.usages = [BlockUsage("10-8-1-0-24", "n0", "pods", BLOCK.cidr, 5, 0, 248, ())]
         self.server = Awkward(self._answer)
-        self.problems: Latest[Any] = Latest({})
+        self.problems: Observable[Any] = Observable({})
         names = [f"n{n}" for n in range(nodes)]
         snapshot = Snapshot(True, {n: Node(n) for n in names}, {"pods": PODS}, {BLOCK.name: BLOCK})
-        self.seen = [Seen(n, Follower(None), Latest(NodeStatus(True)), Attachments(folder, 10)) for n in names]  # type: ignore[arg-type]
+        self.seen = [
+            Seen(n, SnapshotCache(None), Observable(NodeStatus(True)), Attachments(folder, 10))  # type: ignore[arg-type]
+            for n in names
+        ]
         for seen in self.seen:
-            seen.follower.snapshot.publish(snapshot)
-            seen.follower.pool_status.publish({"pods": PoolStatus()})
+            seen.snapshot_cache.snapshot.publish(snapshot)
+            seen.snapshot_cache.pool_status.publish({"pods": PoolStatus()})
         api = Api(lambda: config(self.server.port, "t"))
         self.writers = [PoolStatusWriter(Usages(api), seen, self.problems) for seen in self.seen]
 
@@ -74,18 +77,18 @@ class Cluster:
             items = [codec.to_doc(one, "u") for one in self.usages]
             return 200, {"metadata": {}, "items": items}
         name = asked.path.split("/")[-2]
-        if name not in self.seen[0].follower.snapshot.get().pools:
+        if name not in self.seen[0].snapshot_cache.snapshot.get().pools:
             return 404, {"message": "not found"}
         self.status.setdefault(name, {}).update(asked.body["status"])
         for seen in self.seen:
             read = pool_status_object.read(self.status[name])
-            seen.follower.pool_status.update(lambda known, read=read: {**known, name: read})  # type: ignore[misc]
+            seen.snapshot_cache.pool_status.update(lambda known, read=read: {**known, name: read})  # type: ignore[misc]
         return 200, {}
 
     def pools(self, *pools: IPPool) -> None:
         for seen in self.seen:
-            seen.follower.snapshot.update(lambda s: replace(s, pools={p.name: p for p in pools}))
-            seen.follower.pool_status.update(lambda k: {p.name: k.get(p.name, PoolStatus()) for p in pools})
+            seen.snapshot_cache.snapshot.update(lambda s: replace(s, pools={p.name: p for p in pools}))
+            seen.snapshot_cache.pool_status.update(lambda k: {p.name: k.get(p.name, PoolStatus()) for p in pools})
 
     def wrong(self, node: int, **faults: str) -> None:
         status = self.seen[node].status
@@ -189,7 +192,7 @@ def test_a_fault_that_one_node_sees_stays_until_that_node_takes_it_back(cluster:
     it.run(40)
     assert it.shown()[1] == replace(told, message=told.message.replace("n1", "n2").replace("2.1/", "2.2/"))
     for seen in it.seen:
-        seen.follower.snapshot.update(lambda s: replace(s, nodes={"n0": Node("n0"), "n1": Node("n1")}))
+        seen.snapshot_cache.snapshot.update(lambda s: replace(s, nodes={"n0": Node("n0"), "n1": Node("n1")}))
     it.writers.pop()  # of node n2, which is gone
     it.run(40)
     assert it.shown()[1] == OK
@@ -265,8 +268,8 @@ def test_a_pool_that_has_just_been_deleted_is_no_problem_and_keeps_no_other(clus
     it = cluster(1)
     for seen in it.seen:
         known = {"gone": PoolStatus(), "pods": PoolStatus()}
-        seen.follower.pool_status.publish(known)
-        seen.follower.snapshot.update(lambda s: replace(s, pools={"pods": PODS}))
+        seen.snapshot_cache.pool_status.publish(known)
+        seen.snapshot_cache.snapshot.update(lambda s: replace(s, pools={"pods": PODS}))
     it.run(20)
     assert it.shown() == (PoolCounts(5, 4 * 253 - 5, 1), OK)
     assert it.problems.get() == {}
@@ -318,19 +321,19 @@ def test_a_status_that_can_not_be_read_costs_only_itself(status: object) -> None
 
 
 def test_a_status_alone_wakes_nobody_but_who_follows_it() -> None:
-    follower = Follower(None)  # type: ignore[arg-type]
+    snapshot_cache = SnapshotCache(None)  # type: ignore[arg-type]
     woken: list[str] = []
-    follower.deliver([Replaced("IPPool", (PODS, LAN))])
-    follower.snapshot.listen(lambda: woken.append("snapshot"))
-    follower.pool_status.listen(lambda: woken.append("status"))
+    snapshot_cache.deliver([Replaced("IPPool", (PODS, LAN))])
+    snapshot_cache.snapshot.listen(lambda: woken.append("snapshot"))
+    snapshot_cache.pool_status.listen(lambda: woken.append("status"))
     counted = PoolStatus(PoolCounts(1, 2, 3))
-    follower.deliver([StatusSeen(replace(PODS, status=counted))])
+    snapshot_cache.deliver([StatusSeen(replace(PODS, status=counted))])
     assert woken == ["status"]
-    assert follower.pool_status.get() == {"pods": counted, "lan": PoolStatus()}
-    follower.deliver([StatusSeen(replace(PODS, status=counted))])
+    assert snapshot_cache.pool_status.get() == {"pods": counted, "lan": PoolStatus()}
+    snapshot_cache.deliver([StatusSeen(replace(PODS, status=counted))])
     assert woken == ["status"]
-    follower.deliver([Put(replace(PODS, block_size=26)), Gone("IPPool", "lan")])
-    assert follower.pool_status.get() == {"pods": PoolStatus()}
+    snapshot_cache.deliver([Put(replace(PODS, block_size=26)), Gone("IPPool", "lan")])
+    assert snapshot_cache.pool_status.get() == {"pods": PoolStatus()}
     assert "snapshot" in woken
 
 
@@ -342,11 +345,11 @@ def test_nodes_with_different_networks_agree_on_a_pool_among_the_nodes(cluster: 
     it.run(60)
     nodes = {seen.node: Node(seen.node, (subnet[n + 1],)) for n, seen in enumerate(it.seen)}
     for seen in it.seen:
-        seen.follower.snapshot.update(lambda s: replace(s, nodes=nodes))
+        seen.snapshot_cache.snapshot.update(lambda s: replace(s, nodes=nodes))
     it.pools(PODS, IPPool("lan", subnet, 28))
     for number, seen in enumerate(it.seen):  # what each node path says: half of them have pods of the network
         networks = (lan,) if number % 2 else ()
-        faults = pool_faults.faults(seen.follower.snapshot.get(), networks)
+        faults = pool_faults.faults(seen.snapshot_cache.snapshot.get(), networks)
         blocks = dict.fromkeys(networks, (subnet,))
         seen.status.update(lambda s, b=blocks, f=faults: replace(s, blocks=b, pool_faults=f))  # type: ignore[misc]
     it.run(60)

@@ -44,13 +44,13 @@ def test_a_block_is_given_to_pods_when_its_reservations_are_known(one: Quick, tm
     assert one.all() == 0, "nor are others claimed instead"
     one.see()
     assert one.own() == (), "not before it has been looked at"
-    one.claimer.once()
+    one.block_controller.once()
     assert len(one.own()) == 4
 
 
 def test_who_waits_for_blocks_is_told(one: Quick) -> None:
     told: list[frozenset[object]] = []
-    one.claimer.unseen.listen(lambda: told.append(frozenset(one.claimer.unseen.get())))
+    one.block_controller.unseen.listen(lambda: told.append(frozenset(one.block_controller.unseen.get())))
     assert one.all() == 4
     assert told[-1] == frozenset()
 
@@ -62,10 +62,10 @@ def test_a_list_that_fails_is_a_problem_until_it_succeeds(one: Quick, monkeypatc
     with monkeypatch.context() as broken:
         broken.setattr(one.store, "list", away)
         assert one.all() == 0
-        (problem,) = one.claimer.problems.get().values()
+        (problem,) = one.block_controller.problems.get().values()
         assert "HTTP 503: away" in str(problem)
-    one.claimer.once()
-    assert one.claimer.problems.get() == {}
+    one.block_controller.once()
+    assert one.block_controller.problems.get() == {}
     assert len(one.own()) == 4
 
 
@@ -79,7 +79,7 @@ def early(tmp_path: Path) -> tuple[Member, Subnet]:
     for obj in (IPPool("pods", net("10.244.0.0/27"), 28), Node("one"), Node("two")):
         store.create(obj)
     network, one = Network("net", subnet=net("10.244.0.0/16")), Member(tmp_path, "one")
-    one.claimer.want({network: 1})
+    one.block_controller.want({network: 1})
     (first,) = {candidate.cidr for candidate in islice(blocks.candidates(one.see(), network, "one"), 1)}
     one.store.create(replace(RESERVED, address=first[1]))
     return one, first
@@ -89,10 +89,10 @@ def test_a_block_whose_gateway_was_reserved_before_is_given_back_and_another_cla
     early: tuple[Member, Subnet], tmp_path: Path
 ) -> None:
     one, first = early
-    one.claimer.once()
+    one.block_controller.once()
     assert in_store(tmp_path) == {}
     one.see()
-    one.claimer.once()
+    one.block_controller.once()
     (second,) = in_store(tmp_path)
     assert first not in {block.cidr for block in one.store.list("IPBlock") if isinstance(block, IPBlock)}
     assert second
@@ -106,11 +106,11 @@ def test_that_holds_where_the_watch_shows_the_block_before_its_reservations_are_
 
         def late(kind: Kind) -> tuple[Resource, ...]:
             slow.undo()
-            one.claimer.complete(one.see())  # a round of the node path meanwhile
+            one.block_controller.complete(one.see())  # a round of the node path meanwhile
             return one.store.list(kind)
 
         slow.setattr(one.store, "list", late)
-        one.claimer.once()
+        one.block_controller.once()
     assert first not in {block.cidr for block in one.store.list("IPBlock") if isinstance(block, IPBlock)}
 
 
@@ -123,11 +123,11 @@ def test_a_refused_block_whose_delete_was_done_though_its_answer_was_lost_is_gon
         raise StoreError("timed out")
 
     one.store.after = lost
-    one.claimer.once()
+    one.block_controller.once()
     assert one.store.list("IPBlock") == ()
     one.store.after = lambda: None
-    one.claimer.once()
-    assert not one.claimer.problems.get()
+    one.block_controller.once()
+    assert not one.block_controller.problems.get()
     one.see()
-    one.claimer.once()
-    assert first not in one.claimer.unseen.get()
+    one.block_controller.once()
+    assert first not in one.block_controller.unseen.get()

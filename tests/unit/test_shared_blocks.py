@@ -22,7 +22,7 @@ from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.modes.registry import mode
 from agent.objects.state import LocalAddress, NodeState
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
@@ -264,7 +264,9 @@ def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
     pools: tuple[IPPool, ...], says: str, tmp_path: Path
 ) -> None:
     seen = cluster(*pools, nodes=(node("one", 1, "10.244.1.0/24"),), ground=Ground())
-    known = Known("one", Latest(seen), Latest(NodeStatus(synced=True, ground=GROUND)), Latest(frozenset()))
+    known = Known(
+        "one", Observable(seen), Observable(NodeStatus(synced=True, ground=GROUND)), Observable(frozenset())
+    )
     stays = Stays(Folder(tmp_path), known, 0)
     wish = Wish("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
     with pytest.raises(CniError) as refused, stays.staying(wish, Network("testcni", "vxlan"), ()):

@@ -15,7 +15,7 @@ import pytest
 
 from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore, Kind, StoreError
 from agent.errors import CniError, Code
 from agent.ip import Address
@@ -25,11 +25,11 @@ from agent.ipam.attachment_store import Attachments
 from agent.ipam.reservations import claims as reservation_claims
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claims import Known, Stay, Stays, TakenError
-from agent.ipam.reservations.controller import Keeper, Kept
+from agent.ipam.reservations.controller import Kept, ReservationController
 from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
 from agent.model.network import Network
-from agent.model.node_status import Busy, NodeStatus, Notice
-from agent.runtime.observable import Latest
+from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
+from agent.runtime.observable import Observable
 
 NET = Network("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}
@@ -72,30 +72,31 @@ class Agent:
     def __init__(self, node: str, store: Datastore, run: Path, keep: float = 3600) -> None:
         self.node = node
         self.store = store
-        self.told: list[Notice] = []
+        self.told: list[PodEvent] = []
         self.attachments = Attachments(run / node, 0)
         self.attachments.load()
-        self.follower = Follower(self.store, reservation_controller.load(run / node / "reservations.json"))
-        self.status = Latest(NodeStatus(synced=True))
-        busy: Latest[Busy] = Latest(frozenset())
-        kept = Kept(self.follower.snapshot, busy, self.attachments, run / node / "reservations.json")
-        self.keeper = Keeper(self.store, node, kept, keep)
+        earlier = reservation_controller.load(run / node / "reservations.json")
+        self.snapshot_cache = SnapshotCache(self.store, earlier)
+        self.status = Observable(NodeStatus(synced=True))
+        busy: Observable[ReservationsInProgress] = Observable(frozenset())
+        kept = Kept(self.snapshot_cache.snapshot, busy, self.attachments, run / node / "reservations.json")
+        self.controller = ReservationController(self.store, node, kept, keep)
         self.attachments.listen(self._program)
-        known = Known(node, self.follower.snapshot, self.status, busy, self.told.append)
+        known = Known(node, self.snapshot_cache.snapshot, self.status, busy, self.told.append)
         self.stays = Stays(self.store, known, keep)
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=run, args=(self._stop,)) for run in (self.follower.run,)]
+        self._threads = [threading.Thread(target=run, args=(self._stop,)) for run in (self.snapshot_cache.run,)]
 
     def start(self, *, keeping: bool = True) -> Agent:
         if keeping:
-            self._threads.append(threading.Thread(target=self.keeper.run, args=(self._stop,)))
+            self._threads.append(threading.Thread(target=self.controller.run, args=(self._stop,)))
         for thread in self._threads:
             thread.start()
         return self
 
     def stop(self) -> None:
         self._stop.set()
-        self.follower.snapshot.update(lambda s: replace(s, synced=not s.synced))
+        self.snapshot_cache.snapshot.update(lambda s: replace(s, synced=not s.synced))
         for thread in self._threads:
             thread.join()
 
@@ -124,7 +125,7 @@ class Agent:
             raise
 
     def known(self) -> Mapping[str, IPReservation]:
-        return self.follower.snapshot.get().reservations
+        return self.snapshot_cache.snapshot.get().reservations
 
     def held(self, name: str = "10-244-1-2") -> IPReservation:
         """The reservation, once the watch has told of it."""
@@ -160,7 +161,7 @@ class Cluster:
     def agent(self, node: str, *, keep: float = 3600, keeping: bool = True) -> Agent:
         agent = Agent(node, self.store, self.run, keep).start(keeping=keeping)
         self._stack.callback(agent.stop)
-        agent.until(lambda: agent.follower.snapshot.get().synced)
+        agent.until(lambda: agent.snapshot_cache.snapshot.get().synced)
         return agent
 
 
@@ -228,9 +229,9 @@ def test_the_second_claim_is_refused_and_told_to_the_pod(cluster: Cluster) -> No
     for agent in (two, one):
         with pytest.raises(TakenError, match=r"10.244.1.7 is reserved for default/a: pod default/a on node one"):
             agent.add("b")
-        (notice,) = agent.told
-        assert (notice.pod, notice.reason) == ("default/b", "AddressNotGiven")
-        assert "10.244.1.7 is reserved" in notice.message
+        (pod_event,) = agent.told
+        assert (pod_event.pod, pod_event.reason) == ("default/b", "AddressNotGiven")
+        assert "10.244.1.7 is reserved" in pod_event.message
     assert one.held("10-244-1-7").pod == "default/a"
 
 
@@ -314,8 +315,8 @@ def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cl
         one.add("web-1")
     assert caught.value.code == 11
     cluster.store.away = False
-    one.keeper._wake.set()
-    one.until(lambda: not one.keeper.problems.get())
+    one.controller._wake.set()
+    one.until(lambda: not one.controller.problems.get())
     assert one.held().in_use
 
 
@@ -338,7 +339,7 @@ def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
     cluster.pod("a", ip="10.244.1.7")
     one.attachments.remove(one.add("a"))
     one.until(lambda: one.held("10-244-1-7").released)
-    one.until(lambda: one.keeper._wake.set() or not one.known())  # type: ignore[func-returns-value]
+    one.until(lambda: one.controller._wake.set() or not one.known())  # type: ignore[func-returns-value]
 
 
 def test_a_deleted_reservation_of_a_pod_is_made_again(cluster: Cluster) -> None:
@@ -443,7 +444,7 @@ def test_a_pod_of_another_namespace_is_refused_with_pool_and_namespace(
     cluster.pod("plain")
     assert one.add("plain")
     cluster.put(replace(PODS, namespaces=("default",)))
-    one.until(lambda: one.follower.snapshot.get().pools["pods"].namespaces == ("default",))
+    one.until(lambda: one.snapshot_cache.snapshot.get().pools["pods"].namespaces == ("default",))
     assert one.add("web")
 
 

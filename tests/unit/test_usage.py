@@ -13,7 +13,7 @@ import pytest
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
 from agent.cluster.objects import NAME
-from agent.cluster.snapshot_cache import Follower
+from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.usage_objects import Usages
 from agent.ip import Subnet
 from agent.ipam import blocks, usage
@@ -25,7 +25,7 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.usage import BlockUsage
 from agent.node.usage_writer import Seen, UsageWriter
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
@@ -84,18 +84,18 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.kube = Kube()
-        self.follower = Follower(None)  # type: ignore[arg-type]
+        self.snapshot_cache = SnapshotCache(None)  # type: ignore[arg-type]
         self.attachments = Attachments(folder, 10)
         self.attachments.load()
-        self.status: Latest[NodeStatus] = Latest(NodeStatus(True, {NETWORK: (BLOCK,)}))
-        self.problems: Latest[Any] = Latest({})
+        self.status: Observable[NodeStatus] = Observable(NodeStatus(True, {NETWORK: (BLOCK,)}))
+        self.problems: Observable[Any] = Observable({})
         self.see(Snapshot(True, {"one": Node("one", blocks=(BLOCK,))}))
         api = Api(lambda: config(self.kube.server.port, "t"))
-        self.seen = Seen("one", self.follower, self.status, self.attachments)
+        self.seen = Seen("one", self.snapshot_cache, self.status, self.attachments)
         self.writer = UsageWriter(Usages(api), self.seen, self.problems)
 
     def see(self, snapshot: Snapshot) -> None:
-        self.follower.snapshot.publish(snapshot)
+        self.snapshot_cache.snapshot.publish(snapshot)
 
     def add(self, pod: str, network: Network = NETWORK, asked: str = "") -> Attachment:
         status = self.status.get()
@@ -144,7 +144,7 @@ def test_a_hundred_pods_are_one_write_and_an_idle_node_writes_nothing(parts: Par
 
 def test_a_claimed_block_comes_and_goes_and_others_stay(parts: Parts) -> None:
     claimed = IPBlock(CLAIMED, "one", "lan")
-    before = parts.follower.snapshot.get()
+    before = parts.snapshot_cache.snapshot.get()
     both = replace(before, blocks={claimed.name: claimed, "x": IPBlock(FAR, "two", "lan")})
     parts.see(both)
     parts.status.publish(NodeStatus(True, {NETWORK: (BLOCK, CLAIMED)}))

@@ -14,7 +14,7 @@ from agent.errors import CniError
 from agent.ipam.reservations import pod_annotations as wishes_module
 from agent.ipam.reservations.pod_annotations import UnknownError, Wish, Wishes, identity, owner_of, parse
 from agent.model.cluster import Described, Resource
-from agent.model.node_status import Notice
+from agent.model.node_status import PodEvent
 
 UID = "0f0e0d0c-1111-4222-8333-123456789abc"
 ARGS = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID={UID}"
@@ -118,19 +118,21 @@ def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_n
     ],
 )
 def test_an_annotation_that_nobody_knows_is_told_once_and_the_pod_goes_on(key: str, hint: str) -> None:
-    told: list[Notice] = []
+    told: list[PodEvent] = []
     wishes = Wishes(Store(pod(**{key: "true", "pool": "gold"})), told.append)
     for _ in range(3):
         wish = wishes.of(ARGS)
         assert wish
         assert wish.pool == "gold"
-    (notice,) = told
-    assert (notice.pod, notice.uid, notice.reason) == ("shop/web-0", UID, "AnnotationUnknown")
-    assert f"annotation testcni.io/{key} of pod shop/web-0 is unknown and does nothing; {hint}" == notice.message
+    (pod_event,) = told
+    assert (pod_event.pod, pod_event.uid, pod_event.reason) == ("shop/web-0", UID, "AnnotationUnknown")
+    assert (
+        pod_event.message == f"annotation testcni.io/{key} of pod shop/web-0 is unknown and does nothing; {hint}"
+    )
 
 
 def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
-    told: list[Notice] = []
+    told: list[PodEvent] = []
     wishes = Wishes(Store(pod(sticki="true", ip="nonsense")), told.append)
     for _ in range(3):
         with pytest.raises(CniError, match=r"testcni.io/ip"):
@@ -140,7 +142,7 @@ def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
 
 def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of_the_node() -> None:
     """256 KiB of annotations are allowed: each costs the ADD time, and an Event that another pod does not get."""
-    told: list[Notice] = []
+    told: list[PodEvent] = []
     wishes = Wishes(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
     for _ in range(3):
         wishes.of(ARGS)
@@ -148,7 +150,7 @@ def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of
 
 
 def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
-    told: list[Notice] = []
+    told: list[PodEvent] = []
     keys = (("testcni.io/pol", "gold"), ("testcni.io/sticky", "true"))
     pods = [Described("Pod", f"shop/web-{n}", UID.replace("0f0e", f"000{n}")) for n in range(2)]
     wishes = Wishes(Store(*pods, Described("Namespace", "shop", "", keys)), told.append)
@@ -157,7 +159,7 @@ def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
             wish = wishes.of(ARGS.replace("web-0", f"web-{n}").replace("0f0e", f"000{n}"))
             assert wish
             assert not wish.asks
-    assert sorted((notice.pod, notice.message.partition("; ")[2]) for notice in told) == [
+    assert sorted((pod_event.pod, pod_event.message.partition("; ")[2]) for pod_event in told) == [
         ("shop/web-0", "a namespace may have testcni.io/pool"),
         ("shop/web-0", "did you mean testcni.io/pool?"),
         ("shop/web-1", "a namespace may have testcni.io/pool"),

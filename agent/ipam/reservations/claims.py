@@ -24,8 +24,8 @@ from agent.ipam.reservations.pod_annotations import POOL, UnknownError, Wish, Wi
 from agent.ipam.reservations.rules import Claim, RefusedError
 from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
-from agent.model.node_status import Busy, NodeStatus, Notice
-from agent.runtime.observable import Latest
+from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
+from agent.runtime.observable import Observable
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
 KNOWN_WITHIN = 5.0  # seconds that an ADD waits for its own node to make the way to a guest
@@ -46,10 +46,10 @@ class Known:
     """What this path reads of the node path, and whom it tells."""
 
     node: str
-    snapshot: Latest[Snapshot]
-    status: Latest[NodeStatus]
-    busy: Latest[Busy]
-    tell: Callable[[Notice], None] = lambda _notice: None
+    snapshot: Observable[Snapshot]
+    status: Observable[NodeStatus]
+    busy: Observable[ReservationsInProgress]
+    tell: Callable[[PodEvent], None] = lambda _event: None
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Stays:
         allocator has it. What is claimed and then not used is released by the node path, which leaves it alone
         until then. Raises CniError.
         """
-        held: Busy = frozenset()
+        held: ReservationsInProgress = frozenset()
         try:
             with self._telling((wish.pod, wish.uid)):
                 stay = Stay(wish, network, self._find(wish, network), deadline=deadline)
@@ -134,7 +134,7 @@ class Stays:
             yield
         except CniError as error:
             if pod:
-                self._known.tell(Notice(*pod, REASON, str(error)))
+                self._known.tell(PodEvent(*pod, REASON, str(error)))
             raise
 
     def _check_pool(self, wish: Wish, network: Network) -> None:

@@ -25,10 +25,10 @@ from agent.ipam.off_block_pods import Outsiders, Tell
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, Here, Step
 from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
-from agent.model.node_status import Busy
+from agent.model.node_status import ReservationsInProgress
 from agent.model.problem import Problem
 from agent.runtime import atomic_file, json_state_file
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
 
 AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
@@ -41,24 +41,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the keeper goes by."""
+    """What the reservation controller reads and writes."""
 
-    snapshot: Latest[Snapshot]
-    busy: Latest[Busy]
+    snapshot: Observable[Snapshot]
+    busy: Observable[ReservationsInProgress]
     attachments: Attachments
     file: Path
     """Where a restarted agent finds the reservations while the datastore is away."""
-    tell: Tell = lambda _notice: None
+    tell: Tell = lambda _event: None
     """Hands what concerns a pod to its Events."""
 
 
-class Keeper:
+class ReservationController:
     """Releases, answers and deletes; alone in its thread, as stores hang."""
 
     def __init__(self, store: Datastore, node: str, kept: Kept, keep: float) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
         unknown = unusable(kept.file)
-        self.problems: Latest[Mapping[str, Problem]] = Latest({str(kept.file): unknown} if unknown else {})
+        self.problems: Observable[Mapping[str, Problem]] = Observable({str(kept.file): unknown} if unknown else {})
         self._store = store
         self._node = node
         self._kept = kept
@@ -114,7 +114,7 @@ class Keeper:
             problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
         return {str(problem): problem for problem in problems}
 
-    def _here(self, snapshot: Snapshot, busy: Busy) -> Here:
+    def _here(self, snapshot: Snapshot, busy: ReservationsInProgress) -> Here:
         used: dict[Address, str] = {}
         claims = set()
         for entry in self._kept.attachments.unreadable():

@@ -13,7 +13,7 @@ from agent.ipam.reservations.pod_annotations import Wish
 from agent.model.cluster import ALWAYS_KEPT, IPReservation, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 
 class OutsideError(CniError):
@@ -25,8 +25,8 @@ class Places:
     """The places that a network has, as this node knows the cluster."""
 
     node: str
-    snapshot: Latest[Snapshot]
-    status: Latest[NodeStatus]
+    snapshot: Observable[Snapshot]
+    status: Observable[NodeStatus]
 
     def fitting(
         self, known: Iterable[IPReservation], wish: Wish, network: Network

@@ -19,7 +19,7 @@ from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.codec import cni_args
 from agent.errors import CniError, Code, invalid_config
 from agent.model.cluster import Described
-from agent.model.node_status import Notice
+from agent.model.node_status import PodEvent
 
 IP, STICKY, POOL = f"{OURS}ip", f"{OURS}sticky", f"{OURS}pool"
 KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
@@ -86,13 +86,13 @@ class UnknownError(CniError):
 class Wishes:
     """Reads annotations. For several threads at once."""
 
-    def __init__(self, store: Datastore, tell: Callable[[Notice], None] = lambda _notice: None) -> None:
-        """`store` answers within the time that an ADD may take; `tell` hands a notice to the pod's Events."""
+    def __init__(self, store: Datastore, tell: Callable[[PodEvent], None] = lambda _event: None) -> None:
+        """`store` answers within the time that an ADD may take; `tell` takes events for the pod."""
         self._store = store
         self._tell = tell
         self._known: dict[str, Wish] = {}
         self._namespaces: dict[str, tuple[float, Described]] = {}
-        self._told: dict[Notice, None] = {}
+        self._told: dict[PodEvent, None] = {}
         self._lock = threading.Lock()
 
     def of(self, args: str) -> Wish | None:
@@ -136,10 +136,10 @@ class Wishes:
     def _tell_unknown(self, pod: str, uid: str, found: Described) -> None:
         """Tell a pod once what is wrong with annotations of its own, or of its namespace."""
         for message in _unknown(found):
-            notice = Notice(pod, uid, UNKNOWN, message)
-            if notice not in self._told:
-                self._remember(self._told, notice, None)
-                self._tell(notice)
+            pod_event = PodEvent(pod, uid, UNKNOWN, message)
+            if pod_event not in self._told:
+                self._remember(self._told, pod_event, None)
+                self._tell(pod_event)
 
     def _remember(self, known: dict[K, V], key: K, value: V) -> None:
         """Note something, and forget the oldest of too many; under a lock, as a dict that grows has no first."""

@@ -21,7 +21,7 @@ from agent.model.marks import mac_for
 from agent.model.network import MACVLAN, PASSTHRU, Network, Uplink
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 LOOK = 2.0  # seconds between two looks for what is due
 WELL_FOR, AGAIN, LONGEST = 300.0, 30.0, 300.0  # seconds to the next test: all well, not so, no neighbour answers
@@ -38,15 +38,15 @@ class Due:
     pause: float = LOOK
 
 
-class SegmentTest:
+class MacFilterCheck:
     """Tests the parents of macvlan's slaves, and tells which of them stand alone with their MAC."""
 
     def __init__(
         self,
         node: str,
-        status: Latest[NodeStatus],
-        snapshot: Latest[Snapshot],
-        problems: Latest[Mapping[str, Problem]],
+        status: Observable[NodeStatus],
+        snapshot: Observable[Snapshot],
+        problems: Observable[Mapping[str, Problem]],
     ) -> None:
         self._problems = problems
         self._node = node

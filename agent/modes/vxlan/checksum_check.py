@@ -17,7 +17,7 @@ from agent.kernel import links, rtnl
 from agent.model.marks import ROUTE_PROTOCOL, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.vxlan import offload
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 LOOK_AGAIN, LONGEST = 5.0, 300.0  # seconds; the second while no peer answers
 PEERS = 3  # at a time: some may be down
@@ -25,12 +25,12 @@ PEERS = 3  # at a time: some may be down
 log = logging.getLogger(__name__)
 
 
-class SelfTest:
+class ChecksumCheck:
     """Sends nothing once a peer has answered, until the device is made anew."""
 
     def __init__(self, route_protocol: int = ROUTE_PROTOCOL) -> None:
         self._route_protocol = route_protocol
-        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        self.problems: Observable[Mapping[str, Problem]] = Observable({})
         self._settled = 0
         """Index of the device of which all is known."""
 

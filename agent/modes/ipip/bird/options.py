@@ -20,7 +20,7 @@ from agent.errors import CniError, invalid_config
 from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import DEFAULT_AS, BirdError, External, Secret, read_secret
 from agent.runtime import atomic_file
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
 EVERY = 1.0  # seconds between two looks whether it has changed; its passwords may be in other folders
@@ -164,7 +164,7 @@ class OptionsFile:
         self._path = path
         self._note = note
         self._options = None if path else BgpOptions()
-        self.said: Latest[BgpOptions | str | None] = Latest(None)
+        self.said: Observable[BgpOptions | str | None] = Observable(None)
         """What the file said at the last look of `run`, or what was wrong with it: who listens looks again."""
 
     def run(self, stop: threading.Event) -> None:

@@ -21,7 +21,7 @@ from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Daemon, Files
 from agent.modes.ipip.bird.restart_guard import Recovery
 from agent.modes.ipip.bird.types import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus, State
-from agent.runtime.observable import Latest
+from agent.runtime.observable import Observable
 
 BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
 LIVED_LONG = 30.0  # seconds after which an end is not one of a series
@@ -45,8 +45,8 @@ class Supervisor:
     """BIRD as a child, or as the orphan of an earlier agent; all in the thread of `run`."""
 
     def __init__(self, folder: Path, program: str = "bird") -> None:
-        self.status: Latest[BirdStatus] = Latest(BirdStatus())
-        self.problems: Latest[Mapping[str, Problem]] = Latest({})
+        self.status: Observable[BirdStatus] = Observable(BirdStatus())
+        self.problems: Observable[Mapping[str, Problem]] = Observable({})
         self._files = Files(folder)
         self._program = program
         self._wanted: BirdConfig | None = None
