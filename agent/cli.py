@@ -21,18 +21,18 @@ from agent.cluster.directory_store import Folder
 from agent.cluster.pod_events import PodEventQueue
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import WORKERS, Server
 from agent.config import AgentConfig, ConfigError
 from agent.errors import MustEndError
 from agent.ip import Address
-from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import BlockController, Rules
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.block_controller import BlockController, ReclaimRules
 from agent.ipam.reservations import controller as reservation_controller
-from agent.ipam.reservations.claims import Known, Stays
-from agent.ipam.reservations.controller import Kept, ReservationController
+from agent.ipam.reservations.claims import ClaimContext, ReservationClaims
+from agent.ipam.reservations.controller import ControllerInputs, ReservationController
 from agent.kernel import sysctl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink_monitor import Monitor
@@ -89,7 +89,7 @@ class Agent:
         sysctl.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
         demand: Observable[Demand] = Observable({})
-        self._attachments = Attachments(conf.run_dir, conf.cool_down)
+        self._attachments = AttachmentStore(conf.run_dir, conf.cool_down)
         kept = conf.run_dir / "reservations.json"
         self._snapshot_cache = SnapshotCache(store, reservation_controller.load(kept))
         busy: Observable[ReservationsInProgress] = Observable(frozenset())
@@ -97,10 +97,10 @@ class Agent:
         self._reservations = ReservationController(
             store,
             conf.node,
-            Kept(self._snapshot_cache.snapshot, busy, self._attachments, kept, pod_events.put),
+            ControllerInputs(self._snapshot_cache.snapshot, busy, self._attachments, kept, pod_events.put),
             conf.keep_address,
         )
-        rules = Rules(conf.node_gone, whole=lambda: not self._snapshot_cache.troubles.get())
+        rules = ReclaimRules(conf.node_gone, whole=lambda: not self._snapshot_cache.troubles.get())
         self._block_controller = BlockController(store, conf.node, self._snapshot_cache.snapshot, rules)
         self._confs = ConfDir(conf.conf_dir, conf.conflist)
         self._host_directories = HostDirectories(folders(conf))
@@ -155,11 +155,13 @@ class Agent:
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
             self._installer = Installer(places, self._reconciler.status, installing)
-        stays: Stays | None = None
+        stays: ReservationClaims | None = None
         if conf.pod_annotations:
-            known = Known(conf.node, self._snapshot_cache.snapshot, self._reconciler.status, busy, pod_events.put)
-            stays = Stays(quick, known, conf.keep_address, conf.namespace_reservations)
-        self._verbs = Verbs(
+            known = ClaimContext(
+                conf.node, self._snapshot_cache.snapshot, self._reconciler.status, busy, pod_events.put
+            )
+            stays = ReservationClaims(quick, known, conf.keep_address, conf.namespace_reservations)
+        self._handler = CniHandler(
             self._attachments,
             self._reconciler.status,
             demand,
@@ -171,7 +173,7 @@ class Agent:
             snapshot=self._snapshot_cache.snapshot,
             tell=pod_events.put,
         )
-        self._journal = Journal(conf.state_dir, self._verbs.answer, conf.run_dir / "deletes-done", journaling)
+        self._journal = Journal(conf.state_dir, self._handler.answer, conf.run_dir / "deletes-done", journaling)
         self._server = Server(conf.socket, self.answer)
         self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None
         self._metrics.follow(
@@ -189,7 +191,7 @@ class Agent:
     def run(self) -> None:
         """Heal, replay, serve; returns when `stop` was called or a part failed. Raises OSError at start."""
         self._attachments.load()
-        self._verbs.heal()
+        self._handler.recover()
         self._journal.prepare()
         replayed = self._journal.replay()
         self._server.start()
@@ -259,7 +261,7 @@ class Agent:
         if call.command == "INFO":
             return self.report()
         self._journal.replay()
-        return self._verbs.answer(call)
+        return self._handler.answer(call)
 
     def report(self) -> dict[str, Any]:
         """What the agent says of itself."""

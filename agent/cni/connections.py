@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
-class Arrival:
+class PendingRequest:
     """A connection and what has come of its request; whoever gets it closes it."""
 
     connection: socket.socket
@@ -71,7 +71,7 @@ class Arrival:
                 raise CniError(Code.DECODING_FAILURE, what, "shorten it")
 
 
-class Arrivals:
+class PendingRequests:
     """Takes connections from a listener and hands out those whose request is whole, to one thread at a time."""
 
     def __init__(self, listener: socket.socket) -> None:
@@ -79,12 +79,12 @@ class Arrivals:
         self._listener = listener
         self._turn = threading.Lock()
         self._over = False
-        self._pending: dict[int, Arrival] = {}
+        self._pending: dict[int, PendingRequest] = {}
         """By descriptor, the oldest first; their deadlines are in the same order."""
         self._epoll = select.epoll()
         self._epoll.register(listener.fileno(), select.EPOLLIN)
 
-    def next(self) -> Arrival | None:
+    def next(self) -> PendingRequest | None:
         """Wait for the next whole request; None after `end`. For several threads at once."""
         with self._turn:
             while not self._over:
@@ -115,7 +115,7 @@ class Arrivals:
         oldest = next(iter(self._pending.values()), None)
         return max(0.0, oldest.deadline - time.monotonic()) if oldest else -1
 
-    def _accept(self) -> Arrival | None:
+    def _accept(self) -> PendingRequest | None:
         """Take a connection; where there are too many the oldest ends."""
         try:
             connection, _address = self._listener.accept()
@@ -131,12 +131,12 @@ class Arrivals:
         if len(self._pending) >= MOST:
             self._end(next(iter(self._pending.values())), f"{MOST} newer ones wait")
         connection.setblocking(False)
-        arrival = Arrival(connection, time.monotonic() + REQUEST_WITHIN)
+        arrival = PendingRequest(connection, time.monotonic() + REQUEST_WITHIN)
         self._pending[connection.fileno()] = arrival
         self._epoll.register(connection.fileno(), select.EPOLLIN)
         return arrival
 
-    def _is_whole(self, arrival: Arrival) -> bool:
+    def _is_whole(self, arrival: PendingRequest) -> bool:
         """Whether all of a request is there, which is then not pending any more; what is wrong ends it."""
         try:
             if not arrival.chunks:
@@ -159,12 +159,12 @@ class Arrivals:
         for arrival in [one for one in self._pending.values() if one.deadline <= now]:
             self._end(arrival, f"its request was not whole after {REQUEST_WITHIN:g} s")
 
-    def _end(self, arrival: Arrival, why: str) -> None:
+    def _end(self, arrival: PendingRequest, why: str) -> None:
         log.warning("a call was cut off: %s", why)
         self._forget(arrival)
         arrival.close()
 
-    def _forget(self, arrival: Arrival) -> None:
+    def _forget(self, arrival: PendingRequest) -> None:
         self._epoll.unregister(arrival.connection.fileno())
         del self._pending[arrival.connection.fileno()]
 

@@ -13,10 +13,10 @@ from agent.cni.netconf import NetConf
 from agent.cni.protocol import Call
 from agent.errors import MAC_REMEDY, UNSEEN_MAC_REMEDY, CniError, Code, invalid_config, raise_os
 from agent.ipam import assigner
-from agent.ipam.assigner import Addresses, ShortageError
+from agent.ipam.assigner import AddressAssigner, ShortageError
 from agent.ipam.attachment import Attachment, is_link_name, link_name
-from agent.ipam.attachment_store import Attachments
-from agent.ipam.reservations.claims import REASON, Stays
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.reservations.claims import REASON, ReservationClaims
 from agent.ipam.reservations.pod_annotations import identity
 from agent.kernel import links, rtnl, tcx
 from agent.model.cluster import Snapshot
@@ -33,16 +33,16 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 log = logging.getLogger(__name__)
 
 
-class Verbs:
+class CniHandler:
     """The pod path: from a call of the plugin to the kernel and back."""
 
     def __init__(  # noqa: PLR0913 - what the verbs need, each from another part
         self,
-        attachments: Attachments,
+        attachments: AttachmentStore,
         status: Observable[NodeStatus],
         demand: Observable[Demand],
         timings: Timings = NO_TIMINGS,
-        stays: Stays | None = None,
+        stays: ReservationClaims | None = None,
         *,
         foreign_mac: Callable[[str], str] = lambda _network: "",
         unseen_mac: Callable[[str], str] = lambda _network: "",
@@ -61,7 +61,7 @@ class Verbs:
         self._attachments = attachments
         self._timings = timings
         self._stays = stays
-        self._addresses = Addresses(attachments, status, demand, stays, self._undo, snapshot=snapshot)
+        self._addresses = AddressAssigner(attachments, status, demand, stays, self._undo, snapshot=snapshot)
         self._locks = attachments.locks
         self._foreign_mac = foreign_mac
         self._unseen_mac = unseen_mac
@@ -255,7 +255,7 @@ class Verbs:
         self._addresses.look(conf.network)
         return {}
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         """At start: undo what a crash left half done, and free what lost its interface while nobody watched."""
         there = [link for link in rtnl.links(links.host()) if link.name.startswith(LINK_PREFIX)]
         present = {link.name for link in there}

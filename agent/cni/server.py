@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.cni import protocol
-from agent.cni.connections import Arrival, Arrivals
+from agent.cni.connections import PendingRequest, PendingRequests
 from agent.cni.netconf import VERSIONS
 from agent.cni.protocol import Call
 from agent.codec import strict_json
@@ -35,7 +35,7 @@ class Server:
     def __init__(self, path: Path, answer: Callable[[Call], dict[str, Any]]) -> None:
         self._path = path
         self._answer = answer
-        self._arrivals: Arrivals | None = None
+        self._arrivals: PendingRequests | None = None
         self._bound: os.stat_result | None = None
         self._state = threading.Condition()
         self._workers = self._busy = self._hired = 0
@@ -64,7 +64,7 @@ class Server:
         old.end()  # who waits there goes on with the new one
         log.warning("%s was removed: it is there again", self._path)
 
-    def _bind(self) -> Arrivals:
+    def _bind(self) -> PendingRequests:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path.unlink(missing_ok=True)  # the run-dir's lock says that nobody serves on it
         mask = os.umask(0o177)
@@ -74,7 +74,7 @@ class Server:
             os.umask(mask)
         self._bound = self._path.stat()
         listener.listen(BACKLOG)
-        return Arrivals(listener)
+        return PendingRequests(listener)
 
     def stop(self, within: float) -> bool:
         """Take no more calls, finish those at work; False when some are not done after `within` seconds."""
@@ -121,14 +121,14 @@ class Server:
                 if self._workers == self._busy and not self._stopping:
                     self._hire()
 
-    def _next(self) -> Arrival | None:
+    def _next(self) -> PendingRequest | None:
         """Wait for a call; None when there are to be no more."""
         while not self._stopping and (arrivals := self._arrivals):
             if arrival := arrivals.next():
                 return arrival
         return None
 
-    def _serve(self, arrival: Arrival) -> None:
+    def _serve(self, arrival: PendingRequest) -> None:
         """Answer a call. Raises NetnsLostError, after the answer, where this thread must end."""
         lost: NetnsLostError | None = None
         try:

@@ -68,28 +68,28 @@ def gateway(block: Subnet) -> Address:
 
 
 def usable(
-    block: Subnet, start: Address | None = None, end: Address | None = None, withheld: Iterable[Subnet] = ()
+    block: Subnet, start: Address | None = None, end: Address | None = None, excluded: Iterable[Subnet] = ()
 ) -> Range:
     """What pods may have of a block that is routed to its node: within [start, end], and not withheld."""
     first, last = int(block.network_address) + 2, int(block.broadcast_address)
     if block.version == 4:  # the last address of an IPv6 block is an ordinary one (RFC 4291, 2.6.1)
         last -= 1
-    return _narrowed(Range(block, first, last), start, end, withheld)
+    return _narrowed(Range(block, first, last), start, end, excluded)
 
 
-def shared(block: Subnet, start: Address | None, end: Address | None, withheld: Iterable[Subnet]) -> Range:
+def shared(block: Subnet, start: Address | None, end: Address | None, excluded: Iterable[Subnet]) -> Range:
     """The same on a subnet that pods share with others: the block's first and last are ordinary addresses."""
     whole = Range(block, int(block.network_address), int(block.broadcast_address))
-    return _narrowed(whole, start, end, withheld)
+    return _narrowed(whole, start, end, excluded)
 
 
-def _narrowed(whole: Range, start: Address | None, end: Address | None, withheld: Iterable[Subnet]) -> Range:
+def _narrowed(whole: Range, start: Address | None, end: Address | None, excluded: Iterable[Subnet]) -> Range:
     first, last, version = whole.first, whole.last, whole.block.version
     if start and start.version == version:
         first = max(first, int(start))
     if end and end.version == version:
         last = min(last, int(end))
-    gaps = spans(subnet for subnet in withheld if subnet.version == version)
+    gaps = spans(subnet for subnet in excluded if subnet.version == version)
     clipped = ((max(low, first), min(high, last)) for low, high in gaps)
     return Range(whole.block, first, last, tuple((low, high) for low, high in clipped if low <= high))
 
@@ -116,9 +116,9 @@ class Allocator:
         """Whether releases were forgotten: their addresses count as never used, once all others were given."""
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
-        self._aside: dict[Address, float] = {}  # until when
+        self._quarantined: dict[Address, float] = {}  # until when
         self._fresh: dict[Range, int] = {}  # below it, none was never used
-        self._withheld: frozenset[Address] = frozenset()
+        self._reserved: frozenset[Address] = frozenset()
 
     @property
     def used(self) -> frozenset[Address]:
@@ -143,15 +143,15 @@ class Allocator:
         for address in addresses:
             self._mark(address)
 
-    def withhold(self, addresses: frozenset[Address], now: float) -> None:
+    def set_reserved(self, addresses: frozenset[Address], now: float) -> None:
         """Give none of these to anybody who doesn't ask for it; those that no longer are cool from `now` on."""
-        for address in self._withheld - addresses - self._used - self._released.keys():
+        for address in self._reserved - addresses - self._used - self._released.keys():
             self._released[address] = now
-        self._withheld = addresses
+        self._reserved = addresses
 
-    def is_withheld(self, addresses: Iterable[Address]) -> bool:
+    def any_reserved(self, addresses: Iterable[Address]) -> bool:
         """Whether any of these is reserved."""
-        return any(address in self._withheld for address in addresses)
+        return any(address in self._reserved for address in addresses)
 
     def take(self, ranges: Sequence[Range], now: float) -> Address:
         """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
@@ -170,17 +170,17 @@ class Allocator:
                 return self._mark(address)
         raise ExhaustedError(None)
 
-    def take_this(self, address: Address, ranges: Sequence[Range], *, withheld: bool = False) -> Address:
+    def take_this(self, address: Address, ranges: Sequence[Range], *, reserved: bool = False) -> Address:
         """This very address, even one that is cooling (who asks for it knows); raises UnavailableError.
 
-        One that is withheld only where `withheld` says that it is for who asks.
+        A reserved address is taken only if `reserved` says that the pod may have reserved ones.
         """
         if not any(address in candidates for candidates in ranges):
             allowed = ", ".join(f"{r.at(r.first)}-{r.at(r.last)}" for r in ranges if r.size) or "none"
             raise UnavailableError(f"{address} is not an address for pods of this node; those are {allowed}")
         if address in self._used:
             raise InUseError(f"{address} is in use")
-        if address in self._withheld and not withheld:
+        if address in self._reserved and not reserved:
             raise UnavailableError(f"{address} is reserved (kubectl get ipreservations)")
         return self._mark(address)
 
@@ -192,28 +192,28 @@ class Allocator:
             self._released[address] = now
             self._forget(now)
 
-    def set_aside(self, address: Address, now: float, until: float) -> None:
+    def quarantine(self, address: Address, now: float, until: float) -> None:
         """Give a free address, as somebody else has it, only to who asks for this very one until `until`."""
-        self._aside = {other: end for other, end in self._aside.items() if end > now}
+        self._quarantined = {other: end for other, end in self._quarantined.items() if end > now}
         if address not in self._used:
-            self._aside[address] = until
+            self._quarantined[address] = until
 
     def counts(self, candidates: Range, now: float) -> tuple[int, int, int]:
-        """How many addresses of a range are in use or withheld, cooling (or set aside), and free."""
-        used = sum(address in candidates for address in self._used | self._withheld)
+        """How many addresses of a range are in use or reserved, cooling or quarantined, and free."""
+        used = sum(address in candidates for address in self._used | self._reserved)
         cooling = sum(
             address in candidates
-            and address not in self._withheld
-            and (now - when < self._cool_down or self._aside.get(address, now) > now)
+            and address not in self._reserved
+            and (now - when < self._cool_down or self._quarantined.get(address, now) > now)
             for address, when in self._released.items()
         )
         return used, cooling, candidates.size - used - cooling
 
     def _forget(self, now: float) -> None:
-        """Forget the oldest releases beyond the limit, but none that still cools or is set aside."""
+        """Forget the oldest releases beyond the limit, but none that still cools or is quarantined."""
         while len(self._released) > self._remembered:
             oldest, when = next(iter(self._released.items()))
-            if now < when + self._cool_down or self._aside.get(oldest, now) > now:
+            if now < when + self._cool_down or self._quarantined.get(oldest, now) > now:
                 return
             del self._released[oldest]
             self._forgotten = True
@@ -239,13 +239,13 @@ class Allocator:
 
     def _may_give(self, address: Address, now: float) -> bool:
         """Whether it may go to who does not ask for this very one."""
-        return address not in self._withheld and self._aside.get(address, now) <= now
+        return address not in self._reserved and self._quarantined.get(address, now) <= now
 
     def _is_fresh(self, address: Address) -> bool:
-        return not any(address in known for known in (self._used, self._released, self._withheld))
+        return not any(address in known for known in (self._used, self._released, self._reserved))
 
     def _mark(self, address: Address) -> Address:
         self._released.pop(address, None)
-        self._aside.pop(address, None)
+        self._quarantined.pop(address, None)
         self._used.add(address)
         return address

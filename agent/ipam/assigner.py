@@ -13,10 +13,10 @@ from agent.ip import Address, Subnet
 from agent.ipam import blocks, duplicate_address, exhaustion
 from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations import policy as address_policy
-from agent.ipam.reservations.claims import SEE, TRIES, Stay, Stays, TakenError
-from agent.ipam.reservations.pod_annotations import Wish
+from agent.ipam.reservations.claims import SEE, TRIES, PodReservations, ReservationClaims, TakenError
+from agent.ipam.reservations.pod_annotations import AddressAnnotations
 from agent.kernel import links, rtnl
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
@@ -37,15 +37,15 @@ class ShortageError(CniError):
     """The node has no address for a pod."""
 
 
-class Addresses:
+class AddressAssigner:
     """Gives pods addresses, and takes back what is not this node's to give. For several threads at once."""
 
     def __init__(  # noqa: PLR0913 - what it needs, each from another part
         self,
-        attachments: Attachments,
+        attachments: AttachmentStore,
         status: Observable[NodeStatus],
         demand: Observable[Demand],
-        stays: Stays | None,
+        stays: ReservationClaims | None,
         undo: Callable[[Attachment], None],
         *,
         snapshot: Observable[Snapshot] | None = None,
@@ -62,7 +62,9 @@ class Addresses:
         self._snapshot = snapshot
 
     @contextmanager
-    def given(self, wanted: Attachment, conf: NetConf, wish: Wish | None, deadline: float) -> Iterator[Attachment]:
+    def given(
+        self, wanted: Attachment, conf: NetConf, wish: AddressAnnotations | None, deadline: float
+    ) -> Iterator[Attachment]:
         """The attachment with its addresses, on file, for the time of its ADD; a failure leaves nothing.
 
         No wait ends after `deadline` (time.monotonic). Raises CniError.
@@ -147,7 +149,12 @@ class Addresses:
         self._demand.update(asked)
 
     def _settled(
-        self, stays: Stays, stay: Stay, wanted: Attachment, conf: NetConf, own: tuple[Subnet, ...]
+        self,
+        stays: ReservationClaims,
+        stay: PodReservations,
+        wanted: Attachment,
+        conf: NetConf,
+        own: tuple[Subnet, ...],
     ) -> Attachment:
         """The attachment with its addresses, those that stay claimed."""
         families = {address.version for address in stay.asked}
@@ -172,7 +179,7 @@ class Addresses:
         conf: NetConf,
         own: tuple[Subnet, ...],
         deadline: float,
-        stay: Stay | None = None,
+        stay: PodReservations | None = None,
     ) -> Attachment:
         guests = stay.guests if stay else ()
         asked = tuple(dict.fromkeys((*conf.ips, *(stay.asked if stay else ()))))
@@ -235,7 +242,7 @@ class Addresses:
             return True
         self._undo(reserved)
         if owner:
-            self._attachments.set_aside(owner.address, owner.device, owner.mac)
+            self._attachments.quarantine(owner.address, owner.device, owner.mac)
             if owner.address in asked:
                 what = f"{owner.address} is in use by {owner.mac}, which answers for it on {owner.device}"
                 raise CniError(Code.ADDRESSES, what, "ask for another, or for none")

@@ -24,8 +24,8 @@ from agent.ipam import unreadable_attachments
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
 from agent.ipam.attachment import Attachment, Lease, answered, decode, encode, link_name
 from agent.ipam.locks import KeyedLocks
-from agent.ipam.released_addresses import Released
-from agent.ipam.unreadable_attachments import Unreadable
+from agent.ipam.released_addresses import ReleaseLog
+from agent.ipam.unreadable_attachments import UnreadableAttachment
 from agent.model.marks import mac_for
 from agent.model.network import Network
 from agent.model.problem import Problem
@@ -34,13 +34,13 @@ from agent.runtime.observable import Observable
 
 AT_WORK, WHOLE, REJECTED = ".new", ".json", ".bad"  # suffixes; the last one is of agents before this
 LINES_KEPT = 4096  # of the log of releases
-ASIDE_FOR = 300.0  # seconds until an address that somebody else has is looked at again
+QUARANTINED_FOR = 300.0  # seconds until an address that somebody else has is looked at again
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class AddressConflict:
     """Who has an address that should be a pod's: the MAC that answered on a device, and until when that counts."""
 
     device: str
@@ -49,32 +49,32 @@ class Aside:
     """Seconds since the node was booted."""
 
 
-class Attachments:
+class AttachmentStore:
     """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
 
     def __init__(self, run_dir: Path, cool_down: float) -> None:
         self._dir = run_dir / "attachments"
-        self._released = Released(run_dir / "released", LINES_KEPT)
+        self._released = ReleaseLog(run_dir / "released", LINES_KEPT)
         self._lock = threading.Lock()
         self._cooled = threading.Condition(self._lock)
         self._all: dict[tuple[str, str], Attachment] = {}
-        self._unreadable: dict[str, Unreadable] = {}
+        self._unreadable: dict[str, UnreadableAttachment] = {}
         """By the name of the file, or of the link where there is none."""
         self._allocator = Allocator(cool_down)
         self._listeners: list[Callable[[], None]] = []
         self.locks = KeyedLocks()
         """Held by who changes an attachment, or what the kernel has of it."""
-        self.aside: Observable[Mapping[Address, Aside]] = Observable({})
+        self.conflicts: Observable[Mapping[Address, AddressConflict]] = Observable({})
         """Addresses that were found to be somebody else's."""
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever an attachment has come or gone that the node path should know of."""
         self._listeners.append(listener)
 
-    def withhold(self, addresses: frozenset[Address]) -> None:
+    def set_reserved(self, addresses: frozenset[Address]) -> None:
         """Give these only to who asks for them as their own."""
         with self._lock:
-            self._allocator.withhold(addresses, _now())
+            self._allocator.set_reserved(addresses, _now())
             self._cooled.notify_all()
 
     def load(self) -> None:
@@ -115,7 +115,7 @@ class Attachments:
         """
         with self._lock:
             for name in behind.keys() - {entry.link for entry in self._unreadable.values()}:
-                self._unreadable[name] = Unreadable(name, "it has no attachment file")
+                self._unreadable[name] = UnreadableAttachment(name, "it has no attachment file")
             for name, entry in tuple(self._unreadable.items()):
                 addresses, alias = behind.get(entry.link, (None, ""))
                 if addresses is None and entry.path and _means_nothing(entry.path):
@@ -139,12 +139,12 @@ class Attachments:
                 if attachment.link in behind and more:
                     what = "the pod behind it has addresses that its attachment file does not name"
                     name = attachment.network.name
-                    seen = Unreadable(attachment.link, what, addresses=more, complete=True, network=name)
+                    seen = UnreadableAttachment(attachment.link, what, addresses=more, complete=True, network=name)
                     self._unreadable[attachment.link] = seen
                     log.error("%s", seen.problem())
                     self._allocator.hold(more)
 
-    def unreadable(self) -> tuple[Unreadable, ...]:
+    def unreadable(self) -> tuple[UnreadableAttachment, ...]:
         """The attachments whose file cannot be used, or that have none."""
         with self._lock:
             return tuple(self._unreadable.values())
@@ -234,7 +234,7 @@ class Attachments:
                 f"{address} is of this node's block, but {one.mac} answers for it",
                 "give that machine another address, or name it in `exclude` of the IPPool",
             )
-            for address, one in self.aside.get().items()
+            for address, one in self.conflicts.get().items()
             if one.until > now
         ) + tuple(entry.problem() for entry in self.unreadable())
 
@@ -254,7 +254,7 @@ class Attachments:
         Raises ExhaustedError, UnavailableError, OSError.
         """
         with self._lock:
-            leases = self._take(ranges, asked, deadline, families, withheld=bool(wanted.owner))
+            leases = self._take(ranges, asked, deadline, families, reserved=bool(wanted.owner))
             attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
             try:
                 _write(self._path(attachment, AT_WORK), encode(attachment), os.O_CREAT | os.O_EXCL)
@@ -301,13 +301,13 @@ class Attachments:
         if lost:
             log.warning("%s: files of %d attachments were removed: they are there again", self._dir, len(lost))
 
-    def set_aside(self, address: Address, device: str, mac: str) -> None:
+    def quarantine(self, address: Address, device: str, mac: str) -> None:
         """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
         now = _now()
         with self._lock:
-            self._allocator.set_aside(address, now, now + ASIDE_FOR)
-        found = Aside(device, mac, now + ASIDE_FOR)
-        self.aside.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
+            self._allocator.quarantine(address, now, now + QUARANTINED_FOR)
+        found = AddressConflict(device, mac, now + QUARANTINED_FOR)
+        self.conflicts.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
 
     def _tell(self, attachment: Attachment) -> None:
         for listener in self._listeners if self._matters(attachment) else ():
@@ -316,7 +316,7 @@ class Attachments:
     def _matters(self, attachment: Attachment) -> bool:
         """Whether its address is reserved, two modes share its block, or it is a network's first or last."""
         others = [other for other in self.all() if other.key != attachment.key]
-        if attachment.owner or self._allocator.is_withheld(lease.address for lease in attachment.leases):
+        if attachment.owner or self._allocator.any_reserved(lease.address for lease in attachment.leases):
             return True
         if not any(other.network == attachment.network for other in others):
             return True
@@ -331,13 +331,13 @@ class Attachments:
         deadline: float,
         families: frozenset[int],
         *,
-        withheld: bool,
+        reserved: bool,
     ) -> tuple[Lease, ...]:
         """One address for each IP version; all or none."""
         taken: list[Address] = []
         try:
             for address in asked:
-                taken.append(self._allocator.take_this(address, ranges, withheld=withheld))
+                taken.append(self._allocator.take_this(address, ranges, reserved=reserved))
             for version in sorted(({r.block.version for r in ranges} | families) - {a.version for a in asked}):
                 try:
                     taken.append(self._take_any([r for r in ranges if r.block.version == version], deadline))

@@ -19,7 +19,7 @@ import tenacity
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet
 from agent.ipam import blocks, missing_block
-from agent.ipam.blocks import Wanted
+from agent.ipam.blocks import BlockCount
 from agent.ipam.exhaustion import Refusals
 from agent.model.cluster import Ground, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
@@ -50,7 +50,7 @@ class Stage(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class PendingClaim:
     """A block that was claimed, when (time.monotonic), and what the datastore showed in its place until then."""
 
     block: IPBlock
@@ -92,7 +92,7 @@ def claim(create: Create, snapshot: Snapshot, network: Network, node: str, versi
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class ReclaimRules:
     """When blocks of others may be taken."""
 
     node_gone: float = NODE_GONE
@@ -105,16 +105,16 @@ class BlockController:
     """Claims blocks for the networks that need more than this node has; alone in its thread, as stores hang."""
 
     def __init__(
-        self, store: Datastore, node: str, snapshot: Observable[Snapshot], rules: Rules | None = None
+        self, store: Datastore, node: str, snapshot: Observable[Snapshot], rules: ReclaimRules | None = None
     ) -> None:
         self.problems: Observable[Mapping[str, Problem]] = Observable({})
         self._store = store
         self._node = node
         self._snapshot = snapshot
-        self._rules = rules or Rules()
-        self._wanted: Mapping[Network, Wanted] = {}
+        self._rules = rules or ReclaimRules()
+        self._wanted: Mapping[Network, BlockCount] = {}
         self._ground = Ground()
-        self._pending: dict[Subnet, Pending] = {}
+        self._pending: dict[Subnet, PendingClaim] = {}
         self.unseen: Observable[frozenset[Subnet]] = Observable(frozenset())
         """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
         self._withdrawn: dict[IPBlock, Stage] = {}
@@ -129,7 +129,7 @@ class BlockController:
         self.pace = pace()
         snapshot.listen(self._wake.set)
 
-    def want(self, wanted: Mapping[Network, Wanted], ground: Ground | None = None) -> None:
+    def want(self, wanted: Mapping[Network, BlockCount], ground: Ground | None = None) -> None:
         """Note how many blocks each network should have, and what the node stands on; None: as before."""
         ground = self._ground if ground is None else ground
         if (wanted, ground) != (self._wanted, self._ground):
@@ -295,7 +295,7 @@ class BlockController:
                 return  # no pool is of this IP version; where there is no pool at all, one of them says so
             claimed = self._claim(self._with_pending(snapshot), network, version)
             before = snapshot.blocks.get(claimed.name)
-            self._pending[claimed.cidr] = Pending(claimed, time.monotonic(), before)
+            self._pending[claimed.cidr] = PendingClaim(claimed, time.monotonic(), before)
             key = _key(network, version)
             self._refusals.forget(key)
             self.problems.update(lambda known, key=key: {k: v for k, v in known.items() if k != key})  # type: ignore[misc]

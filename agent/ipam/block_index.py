@@ -10,7 +10,7 @@ from agent.model.cluster import IPBlock, Node, Snapshot
 KEPT = 4  # indexes: the parts of the agent see snapshots that differ a little
 
 
-class Homes:
+class BlockIndex:
     """The blocks of all nodes, by address. Nothing of it changes."""
 
     def __init__(self, nodes: Mapping[str, Node], claimed: Mapping[str, IPBlock]) -> None:
@@ -33,15 +33,15 @@ class Homes:
         return None
 
 
-_known: tuple[tuple[Mapping[str, Node], Mapping[str, IPBlock], Homes], ...] = ()
+_known: tuple[tuple[Mapping[str, Node], Mapping[str, IPBlock], BlockIndex], ...] = ()
 
 
-def of(snapshot: Snapshot) -> Homes:
+def of(snapshot: Snapshot) -> BlockIndex:
     """The blocks of a snapshot; made once as long as its Nodes and IPBlocks are the same objects."""
     global _known  # noqa: PLW0603 - a cache: several threads may each make one, and the last stays
     for nodes, claimed, found in _known:
         if nodes is snapshot.nodes and claimed is snapshot.blocks:
             return found
-    found = Homes(snapshot.nodes, snapshot.blocks)
+    found = BlockIndex(snapshot.nodes, snapshot.blocks)
     _known = ((snapshot.nodes, snapshot.blocks, found), *_known)[:KEPT]
     return found

@@ -20,11 +20,11 @@ IMPLICIT_POOL = "netconf"
 NOBODY: frozenset[Address] = frozenset()
 
 
-Wanted = int | Mapping[int, int]
+BlockCount = int | Mapping[int, int]
 """How many blocks: of each IP version, or by IP version."""
 
 
-def count(wanted: Wanted, version: int) -> int:
+def count(wanted: BlockCount, version: int) -> int:
     """How many blocks of an IP version are wanted."""
     return wanted if isinstance(wanted, int) else wanted.get(version, 0)
 
@@ -178,7 +178,7 @@ def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Sub
     return frozenset(found)
 
 
-def withheld(snapshot: Snapshot, network: Network, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
+def excluded(snapshot: Snapshot, network: Network, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
     """What of the node's blocks no pod may have: what the pools there leave out, and their routers.
 
     Where netconfs divide a subnet by hand they say from where to where, but what others have claimed is theirs.
@@ -218,7 +218,7 @@ def ranges(
 def prepared(status: NodeStatus, network: Network, own: tuple[Subnet, ...]) -> tuple[Range, ...]:
     """The ranges of these blocks by what the node path found out."""
     uplink = status.uplinks.get(network)
-    barred = status.withheld.get(network, frozenset())
+    barred = status.excluded.get(network, frozenset())
     return ranges(network, own, barred, uplink.reserved if uplink else frozenset())
 
 
@@ -259,7 +259,7 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
             if cidr in exact or not held.isdisjoint(not_for_pods(cidr, network)):
                 continue  # somebody has it, or a pod has what would be the gateway there
             inside = frozenset(address for address in held if contains(cidr, address))
-            if any(r.size for r in ranges(network, (cidr,), withheld(snapshot, network, node, (cidr,)), inside)):
+            if any(r.size for r in ranges(network, (cidr,), excluded(snapshot, network, node, (cidr,)), inside)):
                 yield IPBlock(cidr, node, pool.name, shared=network.shared)
 
 
@@ -280,7 +280,7 @@ def _parts(
     if network.subnet and network.subnet.version == pool.cidr.version:  # a block lies in it as a whole
         low, high = int(network.subnet.network_address), int(network.subnet.broadcast_address)
         number, end = max(number, -(-(low - base) // step)), min(end, (high + 1 - base) // step)
-    barred = allocator.spans(withheld(snapshot, network, node, (pool.cidr,)))
+    barred = allocator.spans(excluded(snapshot, network, node, (pool.cidr,)))
     holes = [(-(-(low - base) // step), (high + 1 - base) // step) for low, high in barred]  # blocks inside
     odd = allocator.spans(c for c in taken if overlaps(c, pool.cidr) and not _is_regular(c, pool))
     holes += [((low - base) // step, (high - base) // step + 1) for low, high in odd]  # blocks that it touches
@@ -309,7 +309,7 @@ def _round_about(pool: IPPool, parts: list[tuple[int, int]], begin: int) -> Iter
 
 
 def surplus(
-    snapshot: Snapshot, node: str, wanted: Mapping[Network, Wanted], busy: Collection[Subnet]
+    snapshot: Snapshot, node: str, wanted: Mapping[Network, BlockCount], busy: Collection[Subnet]
 ) -> frozenset[IPBlock]:
     """Claimed blocks that the node can do without: none of `busy`, and each network keeps as many as it wants.
 

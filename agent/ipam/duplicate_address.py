@@ -11,7 +11,7 @@ from agent.kernel import arp
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class DuplicateAddress:
     """Who has an address, and on which device that was heard."""
 
     address: Address
@@ -22,7 +22,7 @@ class Owner:
 AGAIN = 0.2  # seconds
 
 
-def owner(attachment: Attachment, within: float = 0.0) -> Owner | None:
+def owner(attachment: Attachment, within: float = 0.0) -> DuplicateAddress | None:
     """Who has one of the addresses that the pod is to have on its parent's segment, still after `within` seconds.
 
     It is asked before anything is wired, not meanwhile: wiring takes a few milliseconds of the 50, and ends with
@@ -34,6 +34,6 @@ def owner(attachment: Attachment, within: float = 0.0) -> Owner | None:
     for lease in attachment.leases:
         while lease.address.version == 4 and (mac := arp.who_has(device, lease.address, rivals=True)):
             if time.monotonic() >= end:
-                return Owner(lease.address, device, mac)
+                return DuplicateAddress(lease.address, device, mac)
             time.sleep(AGAIN)
     return None

@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 
 from agent.ipam import blocks
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController, Stage
-from agent.ipam.blocks import Wanted
+from agent.ipam.blocks import BlockCount
 from agent.model.cluster import IPBlock, Snapshot
 from agent.model.network import Network
 
@@ -27,7 +27,7 @@ class IdleBlockReleaser:
     """Watches for how long blocks are idle: a pod that comes and goes must not make a block do so."""
 
     def __init__(
-        self, node: str, block_controller: BlockController, attachments: Attachments, idle: float = BLOCK_IDLE
+        self, node: str, block_controller: BlockController, attachments: AttachmentStore, idle: float = BLOCK_IDLE
     ) -> None:
         self._node = node
         self._block_controller = block_controller
@@ -35,7 +35,7 @@ class IdleBlockReleaser:
         self._idle = idle
         self._since: dict[IPBlock, float] = {}
 
-    def look(self, published: Snapshot, wanted: Mapping[Network, Wanted], *, noted: bool) -> bool:
+    def look(self, published: Snapshot, wanted: Mapping[Network, BlockCount], *, noted: bool) -> bool:
         """One look after a round has published what is of this snapshot; whether another round is wanted at once.
 
         Where it is not `noted` for a restart what was published, nothing is given back.

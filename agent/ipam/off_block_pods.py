@@ -25,7 +25,7 @@ Tell = Callable[[PodEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Outsider:
+class OffBlockAddress:
     """An address of a pod here that is in none of this node's blocks."""
 
     address: Address
@@ -43,7 +43,7 @@ class Outsider:
         return f"kubectl delete pod -n {namespace} {name}" if self.named else f"delete container {self.pod}"
 
 
-class Outsiders:
+class OffBlockPods:
     """Finds them, and tells each pod once. For one thread."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Outsiders:
         self._pace = Pace(*EVENTS)
         self._had: frozenset[Subnet] = frozenset()
         """Blocks that were this node's at an earlier look."""
-        self._found: Mapping[Address, Outsider] = {}
+        self._found: Mapping[Address, OffBlockAddress] = {}
 
     def look(self, snapshot: Snapshot, pods: tuple[Attachment, ...]) -> frozenset[Address]:
         """Their addresses; while this node has no Node object, those that were known before."""
@@ -116,7 +116,7 @@ class Outsiders:
             message = f"{what}, so the pod should be made anew: {one.remedy}; {reached}"
             self._tell(PodEvent(one.pod, uid, REASON, message, once=str(address)))
 
-    def _cut_off(self, one: Outsider, held: IPReservation | None) -> str:
+    def _cut_off(self, one: OffBlockAddress, held: IPReservation | None) -> str:
         """Why other nodes have no route to it, once they could have one; empty where they have."""
         if held is None:
             return ""  # it is about to be reserved, or the datastore is in trouble, which is a problem of its own
@@ -144,11 +144,11 @@ def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:
     return tuple(dict.fromkeys((*(me.blocks if me else ()), *claimed)))
 
 
-def _outside(pods: tuple[Attachment, ...], blocks: tuple[Subnet, ...]) -> Iterator[Outsider]:
+def _outside(pods: tuple[Attachment, ...], blocks: tuple[Subnet, ...]) -> Iterator[OffBlockAddress]:
     for pod in pods:
         if pod.wired is None or pod.network.hand_made:  # an ADD is at work on it; a person divides the subnet
             continue
         for lease in pod.leases:
             if lease.address not in pod.held and not any(lease.address in block for block in blocks):
                 named = "/" in pod.pod
-                yield Outsider(lease.address, pod.pod or pod.container_id, named, pod.network.shared)
+                yield OffBlockAddress(lease.address, pod.pod or pod.container_id, named, pod.network.shared)

@@ -31,7 +31,7 @@ def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mappi
     return {name: fault for name, fault in found.items() if fault}
 
 
-class Known:
+class PoolFaultCache:
     """The faults of the last snapshot: thousands of nodes are compared only after a change."""
 
     def __init__(self) -> None:

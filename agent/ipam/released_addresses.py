@@ -15,7 +15,7 @@ from agent.runtime import atomic_file
 log = logging.getLogger(__name__)
 
 
-class Released:
+class ReleaseLog:
     """The file: a line for each release. What is lost of it is only given again sooner."""
 
     def __init__(self, path: Path, longest: int) -> None:

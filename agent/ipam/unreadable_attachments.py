@@ -24,7 +24,7 @@ LEASES = re.compile(rb'"leases"\s*:\s*\[(.*?)\]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableAttachment:
     """An attachment that is known by its link's name only, and the addresses that it may have."""
 
     link: str
@@ -60,9 +60,9 @@ class Unreadable:
         )
 
 
-def describe(path: Path, reason: str) -> Unreadable:
+def describe(path: Path, reason: str) -> UnreadableAttachment:
     """What can still be known of a file that cannot be used."""
-    found = Unreadable(path.name.partition(".")[0], reason, path)
+    found = UnreadableAttachment(path.name.partition(".")[0], reason, path)
     try:
         data = atomic_file.read(path, LARGEST)
     except OSError:
@@ -90,7 +90,9 @@ def scan(text: bytes) -> frozenset[Address]:
     return frozenset(found)
 
 
-def known_by_kernel(found: Unreadable, addresses: frozenset[Address] | None, alias: str) -> Unreadable:
+def known_by_kernel(
+    found: UnreadableAttachment, addresses: frozenset[Address] | None, alias: str
+) -> UnreadableAttachment:
     """The same with what the kernel knows; `addresses` are None where its link is not there."""
     if addresses is None:
         return replace(found, alive=False)

@@ -74,9 +74,9 @@ def _blocks(
                 by_hand.add(block)
     kept = (b for b in given if b not in parts and any(blocks.contains(b, address) for address in pods))
     for block in (*claimed, *kept):
-        barred = blocks.withheld(snapshot, Network(""), node, (block,))
+        barred = blocks.excluded(snapshot, Network(""), node, (block,))
         shared = block in claimed and claimed[block].shared
-        whole = allocator.shared(block, None, None, barred) if shared else allocator.usable(block, withheld=barred)
+        whole = allocator.shared(block, None, None, barred) if shared else allocator.usable(block, excluded=barred)
         parts.setdefault(block, whole)
     for block, part in parts.items():
         pool = BlockUsage.BY_HAND if block in by_hand else claimed[block].pool if block in claimed else ""

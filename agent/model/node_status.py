@@ -18,7 +18,7 @@ class NodeStatus:
     synced: bool = False
     blocks: Mapping[Network, tuple[Subnet, ...]] = field(default_factory=dict)
     """The blocks of each network whose node state is in the kernel."""
-    withheld: Mapping[Network, frozenset[Subnet]] = field(default_factory=dict)
+    excluded: Mapping[Network, frozenset[Subnet]] = field(default_factory=dict)
     """What of these blocks no pod may have."""
     families: Mapping[Network, frozenset[int]] = field(default_factory=dict)
     """The IP versions of which each pod gets an address; of a network that is not here, those of its blocks."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.ip import Address
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import hardening, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
@@ -141,7 +141,7 @@ def _advertised(nl: Netlink, kernel: Kernel) -> list[str]:
     return [names[route.index] for route in found if not route.dst.prefixlen and route.index in names]
 
 
-def pods(nl: Netlink, attachments: Attachments, done: Programmed) -> None:
+def pods(nl: Netlink, attachments: AttachmentStore, done: Programmed) -> None:
     """Repair the node's side of pods' links, which hang on what was programmed before."""
 
     def repair() -> None:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
@@ -32,7 +32,7 @@ class Repaired:
     """Whether a call was at work on a pod whose port differs; it may be a CHECK, which repairs nothing."""
 
 
-def sync(nl: Netlink, attachments: Attachments) -> Repaired:
+def sync(nl: Netlink, attachments: AttachmentStore) -> Repaired:
     """Repair the port of each pod that ADD has connected. Raises OSError."""
     done = Repaired()
     _tidy(nl, attachments)
@@ -59,7 +59,7 @@ def sync(nl: Netlink, attachments: Attachments) -> Repaired:
     return done
 
 
-def _tidy(nl: Netlink, attachments: Attachments) -> None:
+def _tidy(nl: Netlink, attachments: AttachmentStore) -> None:
     """Forget what pod_guard knows of pods that are gone. Raises OSError."""
     if (held := loader.current(loader.GUARD)) is None:
         return

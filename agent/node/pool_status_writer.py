@@ -58,7 +58,7 @@ class PoolStatusWriter:
         self._usages = usages
         self._seen = seen
         self._failures = Failures(problems, "the status of IPPools")
-        self._faults = pool_faults.Known()
+        self._faults = pool_faults.PoolFaultCache()
         self._counted: Mapping[str, PoolCounts | None] = {}
         self._count_at = self._write_at = NEVER
         self._blocked_until = 0.0

@@ -30,7 +30,7 @@ def load(path: Path) -> NodeStatus:
         entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]
         return NodeStatus(
             blocks={n: tuple(map(ipaddress.ip_network, entry["blocks"])) for n, entry in entries},
-            withheld={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},
+            excluded={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},
             uplinks={n: decode_uplink(entry["uplink"]) for n, entry in entries if "uplink" in entry},
             families={n: _versions(entry["families"]) for n, entry in entries if "families" in entry},
         )
@@ -47,7 +47,7 @@ def alike(one: NodeStatus, other: NodeStatus) -> bool:
 
 
 def _noted(status: NodeStatus) -> tuple[object, ...]:
-    return (status.blocks, status.withheld, status.uplinks, status.families)
+    return (status.blocks, status.excluded, status.uplinks, status.families)
 
 
 def is_there(path: Path, status: NodeStatus) -> bool:
@@ -61,7 +61,7 @@ def save(path: Path, status: NodeStatus) -> bool:
         {
             "network": encode_network(network),
             "blocks": list(map(str, own)),
-            **({"withheld": sorted(map(str, status.withheld[network]))} if network in status.withheld else {}),
+            **({"withheld": sorted(map(str, status.excluded[network]))} if network in status.excluded else {}),
             **({"families": sorted(status.families[network])} if network in status.families else {}),
             **({"uplink": encode_uplink(status.uplinks[network])} if network in status.uplinks else {}),
         }

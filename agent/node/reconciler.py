@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.ip import Address, Subnet
 from agent.ipam import blocks, exhaustion, missing_block, pool_faults
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.ipam.idle_blocks import BLOCK_IDLE, IdleBlockReleaser
 from agent.ipam.reservations import rules as reservation_rules
@@ -51,7 +51,7 @@ class Inputs:
     snapshot: Observable[Snapshot]
     confs: Observable[Confs]
     demand: Observable[Demand]
-    attachments: Attachments
+    attachments: AttachmentStore
     troubles: tuple[Observable[Mapping[str, Problem]], ...]
     sysctls: Path = Path("/proc/sys/net")
     """Where the kernel's switches are; elsewhere in a container."""
@@ -122,7 +122,7 @@ class Reconciler:
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
-        self._faults = pool_faults.Known()
+        self._faults = pool_faults.PoolFaultCache()
         self._said: Receives = ()
         """What peers have to be told of this node's addresses."""
         self._leaving = mode_migration.Leaving(earlier.blocks)
@@ -134,7 +134,7 @@ class Reconciler:
             inputs.confs,
             inputs.demand,
             pods,
-            pods.aside,
+            pods.conflicts,
             block_controller.unseen,
             inputs.bgp.said,
         )
@@ -297,11 +297,11 @@ class Reconciler:
         # where nothing is ready for a moment, ways to peers stay as they are
         names = {network.name for network in ready}
         self._ready = frozenset((*ready, *(n for n in self._ready.intersection(networks) if n.name not in names)))
-        barred = {n: blocks.withheld(snapshot, n, self._node, own) for n, own in ready.items()}
+        barred = {n: blocks.excluded(snapshot, n, self._node, own) for n, own in ready.items()}
         status = NodeStatus(
             synced=True,
             blocks=ready,
-            withheld={network: subnets for network, subnets in barred.items() if subnets},
+            excluded={network: subnets for network, subnets in barred.items() if subnets},
             families={n: blocks.families(snapshot, n, self._node) - self._memory[n][1].lacking for n in ready},
             limits={
                 (network, version): why

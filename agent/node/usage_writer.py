@@ -15,7 +15,7 @@ from agent.cluster.store import ConflictError, NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
 from agent.ip import Address
 from agent.ipam import usage
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.usage import BlockUsage
@@ -78,7 +78,7 @@ class Seen:
     node: str
     snapshot_cache: SnapshotCache
     status: Observable[NodeStatus]
-    attachments: Attachments
+    attachments: AttachmentStore
 
 
 class UsageWriter:

@@ -11,7 +11,7 @@ from agent.config import AgentConfig
 from agent.ip import FAMILIES, Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf import loader
 from agent.model.cluster import Snapshot
 from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
@@ -26,7 +26,7 @@ DEVICES = {VXLAN: VXLAN_DEVICE, IPIP: IPIP_DEVICE}
 
 
 def report(
-    conf: AgentConfig, began: float, snapshot: Snapshot, status: NodeStatus, attachments: Attachments
+    conf: AgentConfig, began: float, snapshot: Snapshot, status: NodeStatus, attachments: AttachmentStore
 ) -> dict[str, Any]:
     """Node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
     return {
@@ -86,7 +86,7 @@ def _ebpf() -> dict[str, Any] | None:
 
 
 def _network(
-    network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: Attachments
+    network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: AttachmentStore
 ) -> dict[str, Any]:
     uplink, ranges = status.uplinks.get(network), blocks.prepared(status, network, own)
     outside = _outside(network, own, attachments)
@@ -103,7 +103,7 @@ def _network(
 
 
 def _addresses(
-    ranges: Iterable[Range], version: int, attachments: Attachments, outside: Iterable[Address]
+    ranges: Iterable[Range], version: int, attachments: AttachmentStore, outside: Iterable[Address]
 ) -> dict[str, int]:
     """Count the addresses of one IP version by state; 0 where there is neither block nor pod of it."""
     counts = [attachments.counts(candidates) for candidates in ranges if candidates.block.version == version]
@@ -111,7 +111,7 @@ def _addresses(
     return {**found, "used": found["used"] + sum(address.version == version for address in outside)}
 
 
-def _outside(network: Network, own: tuple[Subnet, ...], attachments: Attachments) -> tuple[Address, ...]:
+def _outside(network: Network, own: tuple[Subnet, ...], attachments: AttachmentStore) -> tuple[Address, ...]:
     """Return the addresses of a network's pods that are in none of the node's blocks."""
     leases = (lease.address for a in attachments.all() if a.network == network for lease in a.leases)
     return tuple(address for address in leases if not any(address in block for block in own))

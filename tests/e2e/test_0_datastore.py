@@ -23,7 +23,7 @@ from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, ConflictError, NotFoundError
-from agent.ipam.block_controller import BlockController, Rules, claim
+from agent.ipam.block_controller import BlockController, ReclaimRules, claim
 from agent.ipam.reservations.claims import TakenError
 from agent.model import special_addresses
 from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Snapshot
@@ -311,7 +311,7 @@ def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) 
     left = store.create(IPBlock(pods.cidr, "gone", "p"))
     assert isinstance(left, IPBlock)
     snapshot = Snapshot(True, {"one": Node("one")}, {"p": pods}, {left.name: left})
-    block_controller = BlockController(store, "one", Observable(snapshot), Rules(node_gone=0.0))
+    block_controller = BlockController(store, "one", Observable(snapshot), ReclaimRules(node_gone=0.0))
     block_controller.want({Network("n"): 1})
     block_controller.once()
     (mine,) = store.list("IPBlock")

@@ -20,7 +20,7 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.usage import of_one_node
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.network import Network
@@ -133,7 +133,7 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
 
 def seen_by(node: str, control: ControlPlane, folder: Path) -> Seen:
     """What an agent sees that has a podCIDR of each IP version and a claimed block."""
-    snapshot_cache, attachments = SnapshotCache(None), Attachments(folder, 10)  # type: ignore[arg-type]
+    snapshot_cache, attachments = SnapshotCache(None), AttachmentStore(folder, 10)  # type: ignore[arg-type]
     attachments.load()
     snapshot = Snapshot(True, {node: Node(node, blocks=(BLOCK, SIX))}, {}, {CLAIMED.name: CLAIMED})
     snapshot_cache.snapshot.publish(snapshot)
@@ -158,7 +158,7 @@ def test_pools_show_used_free_and_whether_they_are_ready(
         apply(control, {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec})
     apply(control, codec.to_doc(of(ONE, "10.8.0.0/26", pool="lan", used=5, free=56), "u"))
     store = store_of(stolen(control, ONE))
-    seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), Attachments(tmp_path, 10))
+    seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), AttachmentStore(tmp_path, 10))
     problems: Observable[Any] = Observable({})
     stop = threading.Event()
     woken: list[int] = []

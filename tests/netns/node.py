@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from agent.cluster.snapshot_cache import apply
 from agent.cluster.store import KINDS, Gone, Kind, Put
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.cni.protocol import Call
 from agent.ip import Address, Subnet
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.kernel import links, netns, rtnl
 from agent.kernel.bpf import loader
@@ -183,13 +183,13 @@ class Host:
         self.demand: Observable[Any] = Observable({})
         pod_port_setup.use(of_pods(route_protocol))
         marks = RouteMarks(run_dir, route_protocol)
-        self.attachments = Attachments(run_dir, cool_down)
+        self.attachments = AttachmentStore(run_dir, cool_down)
         self.attachments.load()
         self.block_controller = BlockController(NoStore(), "one", self.snapshot)
         inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), sysctls, marks=marks)
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30.0)
         self.pod_events: list[PodEvent] = []
-        self.verbs = Verbs(
+        self.handler = CniHandler(
             self.attachments,
             self.reconciler.status,
             self.demand,
@@ -228,7 +228,7 @@ class Host:
                 netns=more.get("netns", pod.path),
                 netns_fd=more.get("netns_fd", pod.fd),
             )
-        return self.verbs.answer(call)
+        return self.handler.answer(call)
 
     def add(self, pod: Pod, conf: object = None, **more: Any) -> dict[str, Any]:
         return self.call("ADD", pod, conf, **more)

@@ -308,7 +308,7 @@ def test_what_the_pool_excludes_is_given_to_nobody(tmp_path: Path) -> None:
     host = Host(tmp_path, ["10.244.1.0/28"])
     part = {"start": ip("10.244.1.3"), "end": ip("10.244.1.8"), "exclude": (net("10.244.1.4/31"),)}
     host.put(IPPool("pods", net("10.244.0.0/16"), 28, gateway=ip("10.244.1.7"), **part))  # type: ignore[arg-type]
-    eventually(lambda: host.reconciler.status.get().withheld or host.call("STATUS"))
+    eventually(lambda: host.reconciler.status.get().excluded or host.call("STATUS"))
     given = [host.add(Pod(f"c{number}"))["ips"][0]["address"] for number in range(3)]
     assert given == ["10.244.1.3/28", "10.244.1.6/28", "10.244.1.8/28"]
     with pytest.raises(CniError, match=r"\(3 in all\), and the node's podCIDRs are all that it has") as caught:

@@ -47,7 +47,7 @@ def served(tmp_path: Path, reference: Path, conf: dict[str, Any] = CONF) -> tupl
     for path in (*reference.iterdir(), PLUGIN):
         (binaries / path.name).symlink_to(path)
     host = Host(tmp_path / "run", conf=conf)
-    Server(tmp_path / "agent.sock", host.verbs.answer).start()
+    Server(tmp_path / "agent.sock", host.handler.answer).start()
     ours = {**conf, "socket": str(tmp_path / "agent.sock"), "stateDir": str(tmp_path / "state")}
     return host, Runner(execute, str(binaries)), {k: v for k, v in ours.items() if k not in ("name", "cniVersion")}
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import links
 from agent.kernel.bpf import syscall
 from agent.kernel.netlink import Netlink, NetlinkError, Request
@@ -124,10 +124,10 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
             os._exit(0)
         crashed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         crashes += crashed
-        host.attachments = Attachments(tmp_path, 0)
+        host.attachments = AttachmentStore(tmp_path, 0)
         host.attachments.load()
-        host.verbs = Verbs(host.attachments, host.reconciler.status, host.demand)
-        host.verbs.heal()
+        host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
+        host.handler.recover()
         if (known := host.attachments.get("c1", "eth0")) and verb == "ADD":
             assert known.wired is not None, "what healing leaves is whole"
         host.delete(pod)
@@ -170,7 +170,7 @@ def test_healing_frees_pods_whose_link_vanished(tmp_path: Path) -> None:
     host, pod = Host(tmp_path), Pod("c1")
     host.add(pod)
     pod.run("ip", "link", "del", "eth0")
-    host.verbs.heal()
+    host.handler.recover()
     assert host.attachments.all() == ()
     host.add(pod, CONF)
     assert pod.reaches("10.244.1.1")
@@ -191,7 +191,7 @@ def test_an_agent_starts_though_a_pod_can_not_be_healed(tmp_path: Path, monkeypa
 
     with monkeypatch.context() as broken:
         broken.setattr(HostGw, "unwire", refused)
-        host.verbs.heal()
+        host.handler.recover()
     (left,) = host.attachments.all()
     assert left.container_id == "c1", "what can't be removed keeps its address, and the others go"
     host.delete(first)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.cni import conflist
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.errors import CniError, Code
 from agent.node import cni_conf_dir
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod
@@ -40,7 +40,7 @@ def chain(conf: Mapping[str, Any], asks: Mapping[str, Any]) -> bytes:
 def behind(host: Host, asks: Mapping[str, Any]) -> None:
     """Have the node's conf folder name a plugin after testcni that sets a MAC."""
     found = cni_conf_dir.of(conflist.conflist(chain(host.conf, asks), host.run_dir))
-    host.verbs = Verbs(
+    host.handler = CniHandler(
         host.attachments,
         host.reconciler.status,
         host.demand,

@@ -31,7 +31,7 @@ class Node:
     def restart(self) -> None:
         self.problems = Observable({})
         done = self.run_dir / "deletes-done"
-        self.journal = Journal(self.state, self.host.verbs.answer, done, self.problems)
+        self.journal = Journal(self.state, self.host.handler.answer, done, self.problems)
         self.journal.prepare()
 
     def write(self, name: str = "1.json", boot: str = "", age: float = 0.0) -> Path:

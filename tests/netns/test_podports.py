@@ -15,7 +15,7 @@ import pytest
 import agent.objects.pod_port_setup
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import links
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import RECEIVE, Netlink
@@ -365,7 +365,7 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
     node.looked()
     real, changed = pod_port_repair.sync, threading.Event()
 
-    def sync(nl: Netlink, attachments: Attachments) -> pod_port_repair.Repaired:
+    def sync(nl: Netlink, attachments: AttachmentStore) -> pod_port_repair.Repaired:
         done = real(nl, attachments)
         if not changed.is_set():
             changed.set()

@@ -164,7 +164,7 @@ def test_who_goes_meanwhile_is_waited_for_where_that_is_asked(tmp_path: Path) ->
     host.add(Pod("c1"))
     (attachment,) = host.attachments.all()
     wanted = replace(attachment, leases=(Lease(ip(OTHER), attachment.leases[0].block),))
-    assert duplicate_address.owner(wanted) == duplicate_address.Owner(ip(OTHER), "eth0", MAC)
+    assert duplicate_address.owner(wanted) == duplicate_address.DuplicateAddress(ip(OTHER), "eth0", MAC)
     going = threading.Timer(0.3, other.run, ("ip", "address", "delete", f"{OTHER}/24", "dev", "eth0"))
     going.start()
     assert duplicate_address.owner(wanted, 5) is None

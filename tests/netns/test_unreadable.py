@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.errors import CniError, Code
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import links, rtnl
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
 
@@ -42,10 +42,10 @@ MODES = pytest.mark.parametrize(
 
 def restart(host: Host) -> None:
     """The pod path of an agent that starts on what is there."""
-    host.attachments = Attachments(host.run_dir, 0)
+    host.attachments = AttachmentStore(host.run_dir, 0)
     host.attachments.load()
-    host.verbs = Verbs(host.attachments, host.reconciler.status, host.demand)
-    host.verbs.heal()
+    host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
+    host.handler.recover()
 
 
 def file_of(host: Host, pod: Pod) -> Path:
@@ -149,9 +149,9 @@ def test_a_running_pod_keeps_its_traffic_while_adds_of_its_address_fail(
     host, running = Host(tmp_path, conf=conf), Pod("running")
     result = host.add(running)
     state = host.state()
-    host.attachments = Attachments(tmp_path / "another", 0)
+    host.attachments = AttachmentStore(tmp_path / "another", 0)
     host.attachments.load()
-    host.verbs = Verbs(host.attachments, host.reconciler.status, host.demand)
+    host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
     for number in range(3):
         refused(host, "ADD", Pod(f"c{number}"), {**conf, "runtimeConfig": {"ips": [address(result)]}})
         assert running.reaches("192.0.2.1")

@@ -11,8 +11,8 @@ from agent.cluster.store import KINDS, Kind
 from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import BlockController, Rules
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.block_controller import BlockController, ReclaimRules
 from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, IPPool, Resource, Snapshot
 from agent.model.network import Network
@@ -25,7 +25,7 @@ def net(text: str) -> Subnet:
 
 NETWORK = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
 POOL = IPPool("lan", net("192.0.2.0/27"), 29)  # four blocks
-RULES = Rules(node_gone=0.0)
+RULES = ReclaimRules(node_gone=0.0)
 
 
 class Stubborn(Folder):
@@ -47,12 +47,12 @@ class Stubborn(Folder):
 class Member:
     """A node's block controller, with what it has seen of the folder."""
 
-    def __init__(self, folder: Path, name: str, rules: Rules = RULES) -> None:
+    def __init__(self, folder: Path, name: str, rules: ReclaimRules = RULES) -> None:
         self.name = name
         self.store = Stubborn(folder)
         self.snapshot = Observable(Snapshot())
         self.block_controller = BlockController(self.store, name, self.snapshot, rules)
-        self.attachments = Attachments(folder / f".{name}", 0)
+        self.attachments = AttachmentStore(folder / f".{name}", 0)
         self.attachments.load()
         self.releaser = IdleBlockReleaser(name, self.block_controller, self.attachments, idle=0.0)
         self.see()

@@ -16,9 +16,9 @@ from agent.cni.netconf import NetConf
 from agent.errors import CniError, Code
 from agent.ip import Subnet
 from agent.ipam import assigner, blocks
-from agent.ipam.assigner import Addresses
+from agent.ipam.assigner import AddressAssigner
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPPool, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import Demand, NodeStatus
@@ -37,12 +37,12 @@ class Node:
     """The pod path's addresses, with a node path that is played by the test."""
 
     def __init__(self, folder: Path, *own: Subnet, families: frozenset[int] = BOTH, cool_down: float = 0) -> None:
-        self.attachments = Attachments(folder, cool_down)
+        self.attachments = AttachmentStore(folder, cool_down)
         self.attachments.load()
         self.status = Observable(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
         self.demand: Observable[Demand] = Observable({})
         self.snapshot = Observable(Snapshot(synced=True))
-        self.addresses = Addresses(
+        self.addresses = AddressAssigner(
             self.attachments, self.status, self.demand, None, self.attachments.remove, snapshot=self.snapshot
         )
 

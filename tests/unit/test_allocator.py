@@ -46,7 +46,7 @@ def test_what_is_withheld_is_in_no_range() -> None:
     assert [str(allocator.take([there], 0)) for _ in range(2)] == ["10.244.1.2", "10.244.1.6"]
     with pytest.raises(UnavailableError, match="not an address for pods"):
         allocator.take_this(ip("10.244.1.4"), [there])
-    assert str(allocator.take([RANGE], 0)) == "10.244.1.3", "once it is withheld no more, it is given"
+    assert str(allocator.take([RANGE], 0)) == "10.244.1.3", "once it is no longer reserved, it is given"
 
 
 def test_a_vast_gap_is_passed_at_once() -> None:
@@ -69,13 +69,13 @@ def test_who_asks_for_what_is_set_aside_gets_it() -> None:
     allocator, address = Allocator(0), ip("10.244.1.2")
     assert allocator.take([RANGE], 0) == address
     allocator.release(address, 0)
-    allocator.set_aside(address, 0, 50)
+    allocator.quarantine(address, 0, 50)
     others = [allocator.take([RANGE], 1) for _ in range(RANGE.size - 1)]
     assert address not in others
     with pytest.raises(ExhaustedError):
         allocator.take([RANGE], 49)
     assert allocator.take_this(address, [RANGE]) == address
-    allocator.set_aside(address, 0, 50)
+    allocator.quarantine(address, 0, 50)
     assert address in allocator.used, "what somebody has is not taken from him"
 
 
@@ -124,7 +124,7 @@ class Model(RuleBasedStateMachine):
         self.allocator = Allocator(COOL, self.remembered)
         self.now = 1000.0
         self.used: set[Address] = set()
-        self.aside: dict[Address, float] = {}
+        self.quarantined: dict[Address, float] = {}
         self.idle: list[tuple[float, Address]] = [
             (float("-inf"), RANGE.at(n)) for n in range(RANGE.first, RANGE.last + 1)
         ]
@@ -136,7 +136,9 @@ class Model(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         ready = [
-            (when, a) for when, a in self.idle if self.now - when >= COOL and self.aside.get(a, 0) <= self.now
+            (when, a)
+            for when, a in self.idle
+            if self.now - when >= COOL and self.quarantined.get(a, 0) <= self.now
         ]
         if not ready:
             with pytest.raises(ExhaustedError):
@@ -159,13 +161,13 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self.used)
     @rule(data=st.data(), seconds=st.floats(1, 40))
-    def set_aside(self, data: st.DataObject, seconds: float) -> None:
+    def quarantine(self, data: st.DataObject, seconds: float) -> None:
         address = data.draw(st.sampled_from(sorted(self.used)))
         self.allocator.release(address, self.now)
-        self.allocator.set_aside(address, self.now, self.now + seconds)
+        self.allocator.quarantine(address, self.now, self.now + seconds)
         self.used.remove(address)
         self.idle.append((self.now, address))
-        self.aside[address] = self.now + seconds
+        self.quarantined[address] = self.now + seconds
         self.now += 0.001
 
     @rule()
@@ -173,14 +175,14 @@ class Model(RuleBasedStateMachine):
         fresh = Allocator(COOL, self.remembered)
         fresh.restore(self.allocator.used, list(self.allocator.released.items()))
         self.allocator = fresh
-        self.aside = {}  # they are looked at again when they are given
+        self.quarantined = {}  # they are looked at again when they are given
 
     @invariant()
     def agrees(self) -> None:
         assert self.allocator.used == self.used
         used, cooling, free = self.allocator.counts(RANGE, self.now)
         assert (used, used + cooling + free) == (len(self.used), RANGE.size)
-        ready = [a for when, a in self.idle if self.now - when >= COOL and self.aside.get(a, 0) <= self.now]
+        ready = [a for when, a in self.idle if self.now - when >= COOL and self.quarantined.get(a, 0) <= self.now]
         assert free == len(ready)
 
 
@@ -191,7 +193,7 @@ class Forgetful(Model):
 
     @rule()
     def take(self) -> None:
-        ready = {a for when, a in self.idle if self.now - when >= COOL and self.aside.get(a, 0) <= self.now}
+        ready = {a for when, a in self.idle if self.now - when >= COOL and self.quarantined.get(a, 0) <= self.now}
         if not ready:
             with pytest.raises(ExhaustedError):
                 self.allocator.take([RANGE], self.now)
@@ -210,14 +212,14 @@ TestModel = Model.TestCase
 
 def test_what_is_withheld_is_given_only_to_who_asks_for_it_as_its_own() -> None:
     allocator = Allocator(COOL)
-    allocator.withhold(frozenset({ip("10.244.1.2"), ip("10.244.1.4")}), 0)
+    allocator.set_reserved(frozenset({ip("10.244.1.2"), ip("10.244.1.4")}), 0)
     assert [str(allocator.take([RANGE], 0)) for _ in range(3)] == ["10.244.1.3", "10.244.1.5", "10.244.1.6"]
     with pytest.raises(ExhaustedError) as caught:
         allocator.take([RANGE], 0)
     assert caught.value.wait is None
     with pytest.raises(UnavailableError, match="is reserved"):
         allocator.take_this(ip("10.244.1.2"), [RANGE])
-    allocator.take_this(ip("10.244.1.2"), [RANGE], withheld=True)
+    allocator.take_this(ip("10.244.1.2"), [RANGE], reserved=True)
     assert allocator.counts(RANGE, 0) == (5, 0, 0)
     allocator.release(ip("10.244.1.2"), 1)
     with pytest.raises(ExhaustedError) as caught:
@@ -227,10 +229,10 @@ def test_what_is_withheld_is_given_only_to_who_asks_for_it_as_its_own() -> None:
 
 def test_what_is_no_longer_withheld_cools_and_then_comes_back() -> None:
     allocator = Allocator(COOL)
-    allocator.withhold(frozenset({ip("10.244.1.2")}), 0)
+    allocator.set_reserved(frozenset({ip("10.244.1.2")}), 0)
     for _ in range(4):
         allocator.take([RANGE], 0)
-    allocator.withhold(frozenset(), 5)
+    allocator.set_reserved(frozenset(), 5)
     with pytest.raises(ExhaustedError) as caught:
         allocator.take([RANGE], 6)
     assert caught.value.wait == COOL - 1

@@ -17,7 +17,7 @@ import pytest
 
 from agent.ipam.allocator import ExhaustedError, usable
 from agent.ipam.attachment import Attachment, encode, link_name
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.marks import mac_for
 from agent.model.network import Network
 from tests.timing import in_time
@@ -30,13 +30,13 @@ NETWORK = Network(
 WIRED: dict[str, Any] = {"interfaces": [], "ips": [], "routes": []}
 
 
-def store(folder: Path, cool_down: float = 0) -> Attachments:
-    attachments = Attachments(folder, cool_down)
+def store(folder: Path, cool_down: float = 0) -> AttachmentStore:
+    attachments = AttachmentStore(folder, cool_down)
     attachments.load()
     return attachments
 
 
-def add(attachments: Attachments, name: str, *, wired: bool = True, within: float = 0) -> Attachment:
+def add(attachments: AttachmentStore, name: str, *, wired: bool = True, within: float = 0) -> Attachment:
     wanted = Attachment(name, "eth0", NETWORK, "/run/netns/x", "ns/pod", (), "")
     made = attachments.reserve(wanted, [RANGE], (), time.monotonic() + within)
     if wired:

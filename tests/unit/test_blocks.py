@@ -97,8 +97,8 @@ LAN = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
 def given(network: Network, block: str, *pools: IPPool) -> list[str]:
     """What pods may have of a block: the last bytes of the addresses."""
     own, snapshot = (net(block),), cluster(pools=pools)
-    barred = blocks.withheld(snapshot, network, "one", own)
-    (there,) = blocks.prepared(NodeStatus(withheld={network: barred}), network, own)
+    barred = blocks.excluded(snapshot, network, "one", own)
+    (there,) = blocks.prepared(NodeStatus(excluded={network: barred}), network, own)
     return [str(address).rpartition(".")[2] for address in own[0] if address in there]
 
 
@@ -134,7 +134,7 @@ def test_a_podcidr_that_lies_in_a_pool_is_bound_by_it_too() -> None:
     snapshot = cluster(nodes=(me,), pools=(PART,))
     network = Network("n")
     own = blocks.node_blocks(snapshot, network, "one")
-    barred = blocks.withheld(snapshot, network, "one", own)
+    barred = blocks.excluded(snapshot, network, "one", own)
     assert [r.size for r in blocks.ranges(network, own, barred, frozenset())] == [2]  # .98 and .99
 
 
@@ -142,7 +142,7 @@ def test_a_range_by_hand_may_be_where_a_pool_gives_none_but_not_what_is_others()
     network = replace(LAN, range_start=ip("192.0.2.78"), range_end=ip("192.0.2.110"))
     snapshot = cluster(IPBlock(net("192.0.2.88/29"), "two", "part"), pools=(PART,))
     own = blocks.node_blocks(snapshot, network, "one")
-    (there,) = blocks.ranges(network, own, blocks.withheld(snapshot, network, "one", own), frozenset())
+    (there,) = blocks.ranges(network, own, blocks.excluded(snapshot, network, "one", own), frozenset())
     free = [int(str(a).rpartition(".")[2]) for a in own[0] if a in there]
     assert free == [78, 79, *range(82, 88), *range(96, 111)]
 

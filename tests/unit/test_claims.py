@@ -14,8 +14,8 @@ from agent.cluster.directory_store import Folder
 from agent.cluster.store import StoreError
 from agent.ip import Subnet
 from agent.ipam import block_controller
-from agent.ipam.attachment_store import Attachments
-from agent.ipam.block_controller import Rules, Stage
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.block_controller import ReclaimRules, Stage
 from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, Node
 from tests.unit.member import NETWORK, POOL, Member, in_store, net
@@ -86,7 +86,7 @@ def test_a_block_whose_addresses_cool_is_kept(folder: Path) -> None:
     one = Member(folder, "one")
     first, second = one.claim(2)
     one.see()
-    one.attachments = Attachments(folder / ".cooling", cool_down=600)
+    one.attachments = AttachmentStore(folder / ".cooling", cool_down=600)
     one.attachments.load()
     one.releaser = IdleBlockReleaser("one", one.block_controller, one.attachments, idle=0.0)
     one.attachments.remove(one.take(second))
@@ -107,7 +107,7 @@ def test_a_block_is_idle_for_a_while_first(folder: Path) -> None:
 
 def test_nothing_goes_back_while_the_datastore_is_not_well(folder: Path) -> None:
     well = [True]
-    one = Member(folder, "one", Rules(whole=lambda: well[0]))
+    one = Member(folder, "one", ReclaimRules(whole=lambda: well[0]))
     both = one.claim(2)
     one.see()
     assert one.round()
@@ -232,7 +232,7 @@ def test_blocks_of_a_node_that_is_gone_for_good_are_taken_where_none_is_left(fol
 
 def test_a_node_must_be_gone_for_a_while_and_the_picture_complete(folder: Path) -> None:
     whole = [True]
-    one = Member(folder, "one", Rules(node_gone=0.2, whole=lambda: whole[0]))
+    one = Member(folder, "one", ReclaimRules(node_gone=0.2, whole=lambda: whole[0]))
     two = Member(folder, "two")
     two.claim(4)
     one.see()

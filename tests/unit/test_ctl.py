@@ -7,7 +7,7 @@ from typing import Any
 
 from agent import config, ctl
 from agent.cni import netconf
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import Snapshot
 from agent.model.network import Uplink
 from agent.model.node_status import NodeStatus
@@ -28,7 +28,7 @@ def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
         uplinks={network: Uplink("bond0", ()) for network in networks if network.link_mode},
     )
     conf = config.load(["--datastore", "dir:/x", "--node", "one"], {})
-    doc = report(conf, 0.0, Snapshot(synced=True), status, Attachments(tmp_path, 0))
+    doc = report(conf, 0.0, Snapshot(synced=True), status, AttachmentStore(tmp_path, 0))
     text = ctl.render({**doc, "bgp": None}, colour=False)
     return [" ".join(line.split()) for line in text.splitlines()[2:]]
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
 from agent.errors import Code
 from agent.ipam import assigner
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
 from agent.runtime.observable import Observable
@@ -56,18 +56,20 @@ def a_request() -> st.SearchStrategy[bytes]:
 
 
 @pytest.fixture(scope="module")
-def verbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verbs]:
-    attachments = Attachments(tmp_path_factory.mktemp("run"), 0)
+def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniHandler]:
+    attachments = AttachmentStore(tmp_path_factory.mktemp("run"), 0)
     attachments.load()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assigner, "STATUS_WITHIN", 0.0)
-        yield Verbs(attachments, Observable(NodeStatus(synced=True)), Observable({}))
+        yield CniHandler(attachments, Observable(NodeStatus(synced=True)), Observable({}))
 
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory, verbs: Verbs) -> Iterator[Callable[[bytes], dict[str, Any]]]:
+def ask(
+    tmp_path_factory: pytest.TempPathFactory, handler: CniHandler
+) -> Iterator[Callable[[bytes], dict[str, Any]]]:
     path = tmp_path_factory.mktemp("socket") / "agent.sock"
-    server = Server(path, verbs.answer)
+    server = Server(path, handler.answer)
     server.start()
 
     def call(data: bytes) -> dict[str, Any]:
@@ -102,12 +104,12 @@ def test_a_pod_goes_whatever_its_netconf_says(ask: Callable[[bytes], dict[str, A
 @fuzz(60)
 @given(entries=st.lists(a_request(), max_size=3), noted=texts(dumped([["0.json", 1, 2]])))
 def test_the_last_journaled_del_is_done_whatever_comes_before_it(
-    verbs: Verbs, entries: list[bytes], noted: bytes
+    handler: CniHandler, entries: list[bytes], noted: bytes
 ) -> None:
     done = []
 
     def delete(call: Call) -> None:
-        verbs.answer(call)
+        handler.answer(call)
         done.append(call.container_id)
 
     with folder() as state:

@@ -26,8 +26,8 @@ from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam import block_ownership, blocks
 from agent.ipam.reservations import rules as reservation_rules
-from agent.ipam.reservations.pod_annotations import Wishes
-from agent.ipam.reservations.rules import Here
+from agent.ipam.reservations.pod_annotations import AnnotationReader
+from agent.ipam.reservations.rules import LocalPods
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.modes.base import View
@@ -130,13 +130,13 @@ def view_of(snapshot: Snapshot, network: Network) -> View:
 
 def check_pods(snapshot: Snapshot) -> None:
     """What becomes of blocks and reservations."""
-    now, here = datetime.now(UTC), Here("n1", {}, frozenset(), frozenset())
+    now, here = datetime.now(UTC), LocalPods("n1", {}, frozenset(), frozenset())
     [*reservation_rules.wrong(snapshot, NETWORKS, "n1")]
     [*reservation_rules.steps(snapshot, here, now, timedelta(seconds=3600))]
     [*reservation_rules.lost(snapshot, here, now)]
     for network in NETWORKS:
         own = blocks.node_blocks(snapshot, network, "n1")
-        blocks.withheld(snapshot, network, "n1", own)
+        blocks.excluded(snapshot, network, "n1", own)
         next(blocks.candidates(snapshot, network, "n1"), None)
         [*reservation_rules.away(snapshot, network, "n1")]
 
@@ -226,4 +226,4 @@ def test_good_objects_arrive_among_bad_ones_of_an_api_server(data: st.DataObject
 def test_annotations_are_taken_or_refused(pod: bytes, namespace: bytes) -> None:
     store = Kubernetes(Played([pod, namespace]))
     with contextlib.suppress(CniError):
-        Wishes(store).of("K8S_POD_NAMESPACE=a;K8S_POD_NAME=web-abc-1")
+        AnnotationReader(store).of("K8S_POD_NAMESPACE=a;K8S_POD_NAME=web-abc-1")

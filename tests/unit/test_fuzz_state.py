@@ -125,7 +125,7 @@ def start(agent: Agent) -> None:
             mode(known.network.mode).port(known)
     json.dumps(agent.report()).encode()
     agent._reconciler._recall.look(Snapshot(synced=True))
-    agent._reservations._withhold()
+    agent._reservations._set_reserved()
     agent._reconciler._inputs.marks.ownership(frozenset())
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.ipam import block_index
 from agent.ipam.reservations import rules as reservation_rules
-from agent.ipam.reservations.rules import Here
+from agent.ipam.reservations.rules import LocalPods
 from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
 
@@ -44,7 +44,7 @@ def test_a_thousand_reservations_outside_of_five_thousand_nodes_blocks(node_of: 
         *reservation_rules.useless(snapshot, [NET], "node0"),
     ]
     now = datetime(2030, 1, 1, tzinfo=UTC)
-    steps = list(reservation_rules.steps(snapshot, Here("node0"), now, timedelta(seconds=600)))
+    steps = list(reservation_rules.steps(snapshot, LocalPods("node0"), now, timedelta(seconds=600)))
     assert time.process_time() - began < MOST
     assert len(away) == (RESERVED if node_of.get("node") == "node1" else 0)
     assert len(steps) == (RESERVED if node_of.get("node") == "gone" else 0)

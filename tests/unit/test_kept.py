@@ -21,7 +21,7 @@ from agent.ipam.reservations.claims import TakenError
 from agent.ipam.reservations.rules import (
     Claim,
     Delete,
-    Here,
+    LocalPods,
     RefusedError,
     Update,
     claimed,
@@ -269,14 +269,14 @@ def test_who_takes_what_is_reserved_ahead() -> None:
 
 def test_no_agent_releases_or_deletes_what_a_person_reserved() -> None:
     for node in ("one", "two"):
-        assert not list(steps(world(HELD), Here(node), NOW, KEEP))
+        assert not list(steps(world(HELD), LocalPods(node), NOW, KEEP))
     failed = replace(
         HELD, pod="default/db", node="one", network="testcni", since=NOW, asks="two", keep=ALWAYS_KEPT
     )
-    (step,) = steps(world(failed), Here("one"), NOW, KEEP)
+    (step,) = steps(world(failed), LocalPods("one"), NOW, KEEP)
     assert step == Update(replace(failed, released=NOW))
     assert not any(
-        isinstance(s, Delete) for s in steps(world(step.reservation), Here("one"), NOW + 9 * KEEP, KEEP)
+        isinstance(s, Delete) for s in steps(world(step.reservation), LocalPods("one"), NOW + 9 * KEEP, KEEP)
     )
     assert of_owner([step.reservation], "default/db", "testcni") == [step.reservation]
 

@@ -19,7 +19,7 @@ import agent
 from agent.cluster.directory_store import Folder
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Gone, Heard, Put, Replaced, Restarted
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.config import AgentConfig, load
@@ -27,7 +27,7 @@ from agent.errors import CniError
 from agent.ip import Subnet
 from agent.ipam import assigner, blocks
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
@@ -62,13 +62,13 @@ class Parts:
         self.conf: AgentConfig = load(["--node", "one", "--datastore", f"dir:{folder}"], {})
         store = Folder(folder)
         self.metrics = Metrics()
-        self.attachments = Attachments(folder, 0)
+        self.attachments = AttachmentStore(folder, 0)
         self.snapshot_cache = SnapshotCache(store)
         self.block_controller = BlockController(store, "one", self.snapshot_cache.snapshot)
         inputs = Inputs(self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, ())
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30, self.metrics.timings)
-        self.verbs = Verbs(self.attachments, self.reconciler.status, Observable({}), self.metrics.timings)
-        self.journal = Journal(folder, self.verbs.answer)
+        self.handler = CniHandler(self.attachments, self.reconciler.status, Observable({}), self.metrics.timings)
+        self.journal = Journal(folder, self.handler.answer)
         self.journal.prepare()
         self.bird = BirdStatus()
         sources = Sources(
@@ -145,7 +145,7 @@ def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.Mo
     }
     for (verb, mode, result), call in calls.items():
         with contextlib.suppress(CniError):
-            parts.verbs.answer(call)
+            parts.handler.answer(call)
         count = parts.value("cni_request_duration_seconds_count", verb=verb, mode=mode, result=result)
         assert count == 1, (verb, mode, result)
 
@@ -157,9 +157,9 @@ def test_bugs_and_lost_threads_count_by_the_code_they_are_told_by(
     def fail(*_: object) -> dict[str, Any]:
         raise error
 
-    parts.verbs._verbs["ADD"] = fail
+    parts.handler._verbs["ADD"] = fail
     with pytest.raises(type(error)):
-        parts.verbs.answer(Call("ADD", config='{"name": "n", "type": "testcni"}'))
+        parts.handler.answer(Call("ADD", config='{"name": "n", "type": "testcni"}'))
     labels = {"verb": "ADD", "mode": "host-gw", "result": result}
     assert parts.value("cni_request_duration_seconds_count", **labels) == 1
 

@@ -15,10 +15,10 @@ from agent.cluster.directory_store import Folder
 from agent.cluster.objects import to_doc
 from agent.cluster.store import Kind, StoreError
 from agent.ipam.attachment import Attachment, Lease
-from agent.ipam.attachment_store import Attachments
-from agent.ipam.off_block_pods import EVENTS, SETTLED, Outsiders
-from agent.ipam.reservations.controller import Kept, ReservationController
-from agent.ipam.reservations.rules import Claim, Delete, Here, Update, disputes, lost, of_owner, steps
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.off_block_pods import EVENTS, SETTLED, OffBlockPods
+from agent.ipam.reservations.controller import ControllerInputs, ReservationController
+from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Update, disputes, lost, of_owner, steps
 from agent.model.cluster import (
     ALWAYS_KEPT,
     MOMENT,
@@ -42,7 +42,7 @@ NET = Network("testcni")
 POD = Attachment("abc", "eth0", NET, "", "default/web", (Lease(X, OLD),), "", wired={})
 CLAIM = Claim(X, "default/web", "default/web", "one", "testcni", WHILE_POD)
 HELD = IPReservation(X, "default/web", "default/web", "one", "testcni", NOW, keep=WHILE_POD)
-HERE = Here("one", {X: "pod default/web"}, frozenset({CLAIM}), outside={X})
+HERE = LocalPods("one", {X: "pod default/web"}, frozenset({CLAIM}), outside={X})
 
 
 def cluster(
@@ -71,7 +71,7 @@ class Watched:
         self.clock = Clock()
         self.told: list[PodEvent] = []
         self.pods = pods
-        self.out = Outsiders("one", self.store, self.told.append, self.clock)
+        self.out = OffBlockPods("one", self.store, self.told.append, self.clock)
 
     def look(self, snapshot: Snapshot, later: float = 0.0) -> frozenset[object]:
         self.clock.now += later
@@ -208,25 +208,25 @@ def test_it_is_reserved_while_it_is_outside_and_asked_for_where_the_range_is_ano
 
 
 def test_it_is_deleted_when_the_pod_is_gone_or_the_block_is_back() -> None:
-    assert list(steps(cluster(HELD), Here("one"), NOW, KEEP)) == [Delete(HELD)]
+    assert list(steps(cluster(HELD), LocalPods("one"), NOW, KEEP)) == [Delete(HELD)]
     assert list(steps(cluster(HELD, one=OLD), HERE, NOW, KEEP)) == [Delete(HELD)]
     home_elsewhere = cluster(HELD, two=OLD)
     assert not list(steps(home_elsewhere, HERE, NOW, KEEP))
 
 
 def test_while_the_node_is_gone_it_is_released_and_comes_back() -> None:
-    (step,) = steps(without_one(cluster(HELD)), Here("two"), NOW, KEEP)
+    (step,) = steps(without_one(cluster(HELD)), LocalPods("two"), NOW, KEEP)
     assert step == Update(replace(HELD, released=NOW))
     assert list(steps(cluster(step.reservation), HERE, NOW, KEEP)) == [Update(HELD)]
 
 
 def test_a_node_that_refused_agrees_once_its_pod_is_gone() -> None:
     asked = replace(HELD, asks="two", refused="pod a/b on node two has it")
-    two = Here("two", {X: "pod a/b"})
+    two = LocalPods("two", {X: "pod a/b"})
     assert not list(steps(cluster(asked, two=OLD), two, NOW, KEEP))
-    assert list(steps(cluster(asked, two=OLD), Here("two"), NOW, KEEP)) == [Update(HELD)]
+    assert list(steps(cluster(asked, two=OLD), LocalPods("two"), NOW, KEEP)) == [Update(HELD)]
     stays = replace(asked, keep="")
-    assert not list(steps(cluster(stays, two=OLD), Here("two"), NOW, KEEP)), "an ADD that failed is no pod"
+    assert not list(steps(cluster(stays, two=OLD), LocalPods("two"), NOW, KEEP)), "an ADD that failed is no pod"
 
 
 def test_a_node_that_is_gone_is_asked_no_longer() -> None:
@@ -238,7 +238,7 @@ def test_a_node_that_is_gone_is_asked_no_longer() -> None:
 def test_an_agent_before_this_one_that_answers_loses_the_field_and_no_address() -> None:
     answered = replace(HELD, keep="")
     assert not list(steps(cluster(answered), HERE, NOW, KEEP))
-    assert list(steps(cluster(answered), Here("one"), NOW, KEEP)) == [Update(replace(answered, released=NOW))]
+    assert list(steps(cluster(answered), LocalPods("one"), NOW, KEEP)) == [Update(replace(answered, released=NOW))]
 
 
 def test_nobody_comes_back_to_what_was_kept_for_a_moment() -> None:
@@ -246,7 +246,7 @@ def test_nobody_comes_back_to_what_was_kept_for_a_moment() -> None:
 
 
 def test_two_pods_with_one_address_are_a_problem_where_the_second_is() -> None:
-    two = Here("two", {X: "pod a/b"})
+    two = LocalPods("two", {X: "pod a/b"})
     (problem,) = disputes(cluster(HELD, two=OLD), two)
     assert (
         "reserved for default/web, but pod a/b on this node has it, and pod default/web on node one"
@@ -269,13 +269,13 @@ class Bare(Folder):
 
 def keeping(
     path: Path, store: Folder, told: Callable[[PodEvent], None]
-) -> tuple[ReservationController, Observable[Snapshot], Attachments]:
-    attachments = Attachments(path / "run", 0)
+) -> tuple[ReservationController, Observable[Snapshot], AttachmentStore]:
+    attachments = AttachmentStore(path / "run", 0)
     attachments.load()
     attachments._all[POD.key] = POD
     snapshot: Observable[Snapshot] = Observable(cluster(one=OLD))
     busy: Observable[ReservationsInProgress] = Observable(frozenset())
-    kept = Kept(snapshot, busy, attachments, path / "reservations.json", told)
+    kept = ControllerInputs(snapshot, busy, attachments, path / "reservations.json", told)
     return ReservationController(store, "one", kept, 3600), snapshot, attachments
 
 

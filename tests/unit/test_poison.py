@@ -24,7 +24,7 @@ from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
-from agent.cni.handler import Verbs
+from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
@@ -33,7 +33,7 @@ from agent.codec.strict_json import JsonError
 from agent.codec.strict_yaml import YamlError
 from agent.config import ConfigError
 from agent.errors import Code
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
@@ -67,16 +67,16 @@ def eventually(what: Callable[[], object], within: float = 10.0) -> None:
 
 
 @pytest.fixture
-def verbs(tmp_path: Path) -> Verbs:
-    attachments = Attachments(tmp_path, 0)
+def handler(tmp_path: Path) -> CniHandler:
+    attachments = AttachmentStore(tmp_path, 0)
     attachments.load()
-    return Verbs(attachments, Observable(NodeStatus()), Observable({}))
+    return CniHandler(attachments, Observable(NodeStatus()), Observable({}))
 
 
 @pytest.fixture
-def ask(tmp_path: Path, verbs: Verbs) -> Iterator[Callable[[str, str], dict[str, Any]]]:
+def ask(tmp_path: Path, handler: CniHandler) -> Iterator[Callable[[str, str], dict[str, Any]]]:
     """Calls the verbs by the agent's socket."""
-    server = Server(tmp_path / "agent.sock", verbs.answer)
+    server = Server(tmp_path / "agent.sock", handler.answer)
     server.start()
 
     def call(verb: str, conf: str) -> dict[str, Any]:
@@ -112,13 +112,13 @@ def entry(folder: Path, name: str, **more: object) -> Path:
     return path
 
 
-def test_a_poisoned_journal_entry_holds_up_no_other(tmp_path: Path, verbs: Verbs) -> None:
+def test_a_poisoned_journal_entry_holds_up_no_other(tmp_path: Path, handler: CniHandler) -> None:
     done: list[str] = []
 
     def delete(call: Call) -> None:
         if call.container_id == "bug":
             raise RuntimeError("a bug")
-        verbs.answer(call)
+        handler.answer(call)
         done.append(call.container_id)
 
     journal = Journal(tmp_path, delete)

@@ -86,7 +86,7 @@ def test_the_capacity_of_a_pool_is_that_of_its_blocks(
     it = pool("10.0.0.0/24", size, exclude=exclude, start=base + low, end=base + high)
     snapshot = Snapshot(True, {}, {"p": it})
     cut = it.cidr.subnets(new_prefix=size)
-    parts = ((block, blocks.withheld(snapshot, NETWORK, "n", (block,))) for block in cut)
+    parts = ((block, blocks.excluded(snapshot, NETWORK, "n", (block,))) for block in cut)
     expected = sum(blocks.ranges(NETWORK, (b,), barred, frozenset())[0].size for b, barred in parts)
     assert usage.capacity(it, snapshot) == expected
 

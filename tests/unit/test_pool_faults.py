@@ -90,7 +90,7 @@ def test_a_pool_of_macvlan_may_lie_among_the_nodes() -> None:
 
 
 def test_what_is_known_is_looked_at_again_after_a_change() -> None:
-    known, first = pool_faults.Known(), cluster(pool("p", "192.0.2.0/25"))
+    known, first = pool_faults.PoolFaultCache(), cluster(pool("p", "192.0.2.0/25"))
     found = known.look(first, [])
     assert found.keys() == {"p"}
     assert known.look(replace(first, reservations={}), [Network("testcni")]) is found

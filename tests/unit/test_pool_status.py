@@ -18,7 +18,7 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Gone, Put, Replaced, StatusSeen
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.network import MACVLAN, Network
 from agent.model.node_status import NodeStatus
@@ -61,7 +61,7 @@ class Cluster:
         names = [f"n{n}" for n in range(nodes)]
         snapshot = Snapshot(True, {n: Node(n) for n in names}, {"pods": PODS}, {BLOCK.name: BLOCK})
         self.seen = [
-            Seen(n, SnapshotCache(None), Observable(NodeStatus(True)), Attachments(folder, 10))  # type: ignore[arg-type]
+            Seen(n, SnapshotCache(None), Observable(NodeStatus(True)), AttachmentStore(folder, 10))  # type: ignore[arg-type]
             for n in names
         ]
         for seen in self.seen:

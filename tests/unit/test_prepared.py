@@ -20,7 +20,7 @@ PREPARED = NodeStatus(
         Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
         LAN: (ipaddress.ip_network("192.0.2.64/28"),),
     },
-    withheld={A: frozenset({ipaddress.ip_network("10.244.1.64/28")})},
+    excluded={A: frozenset({ipaddress.ip_network("10.244.1.64/28")})},
     uplinks={
         LAN: Uplink(
             "eth0",

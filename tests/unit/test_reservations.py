@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.ipam.reservations import rules as reservation_rules
-from agent.ipam.reservations.rules import Claim, Delete, Here, RefusedError, Update, claimed, steps
+from agent.ipam.reservations.rules import Claim, Delete, LocalPods, RefusedError, Update, claimed, steps
 from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
 
@@ -109,7 +109,7 @@ def test_steps_of_all_nodes_come_to_rest(there: IPReservation, claim: Claim | No
     acting = []
     for node in ("one", "two", "three"):
         mine = frozenset({replace(claim, node=node)}) if claim and claim.node == node else frozenset()
-        here = Here(node, {X: "pod a"} if mine else {}, mine, frozenset({X}) if busy else frozenset())
+        here = LocalPods(node, {X: "pod a"} if mine else {}, mine, frozenset({X}) if busy else frozenset())
         snapshot = cluster(there)
         for step in steps(snapshot, here, NOW, KEEP):
             acting.append(node)
@@ -121,29 +121,29 @@ def test_steps_of_all_nodes_come_to_rest(there: IPReservation, claim: Claim | No
 
 
 def test_a_node_releases_what_its_pod_left_and_deletes_it_in_the_end() -> None:
-    (step,) = steps(cluster(HELD), Here("one"), NOW, KEEP)
+    (step,) = steps(cluster(HELD), LocalPods("one"), NOW, KEEP)
     assert step == Update(replace(HELD, released=NOW))
     released = step.reservation
-    assert not list(steps(cluster(released), Here("one"), NOW + KEEP - timedelta(seconds=1), KEEP))
-    assert list(steps(cluster(released), Here("one"), NOW + KEEP, KEEP)) == [Delete(released)]
-    assert not list(steps(cluster(HELD), Here("two"), NOW, KEEP))
+    assert not list(steps(cluster(released), LocalPods("one"), NOW + KEEP - timedelta(seconds=1), KEEP))
+    assert list(steps(cluster(released), LocalPods("one"), NOW + KEEP, KEEP)) == [Delete(released)]
+    assert not list(steps(cluster(HELD), LocalPods("two"), NOW, KEEP))
 
 
 def test_a_node_leaves_alone_what_its_pods_have_and_what_an_add_is_at() -> None:
-    assert not list(steps(cluster(HELD), Here("one", claims=frozenset({MINE})), NOW, KEEP))
-    assert not list(steps(cluster(HELD), Here("one", busy={X}), NOW, KEEP))
+    assert not list(steps(cluster(HELD), LocalPods("one", claims=frozenset({MINE})), NOW, KEEP))
+    assert not list(steps(cluster(HELD), LocalPods("one", busy={X}), NOW, KEEP))
     told_late = replace(HELD, released=NOW)
-    here = Here("one", claims=frozenset({MINE}))
+    here = LocalPods("one", claims=frozenset({MINE}))
     assert list(steps(cluster(told_late), here, NOW + 2 * KEEP, KEEP)) == [Update(HELD)]
 
 
 def test_the_blocks_node_answers() -> None:
     asked = replace(HELD, node="two", asks="one")
-    assert list(steps(cluster(asked), Here("one"), NOW, KEEP)) == [Update(replace(asked, asks=""))]
-    (refused,) = steps(cluster(asked), Here("one", used={X: "pod a/b"}), NOW, KEEP)
+    assert list(steps(cluster(asked), LocalPods("one"), NOW, KEEP)) == [Update(replace(asked, asks=""))]
+    (refused,) = steps(cluster(asked), LocalPods("one", used={X: "pod a/b"}), NOW, KEEP)
     assert refused == Update(replace(asked, refused="pod a/b on node one has it"))
-    assert not list(steps(cluster(refused.reservation), Here("one"), NOW, KEEP))
-    assert list(steps(cluster(refused.reservation), Here("two"), NOW, KEEP)) == [Delete(refused.reservation)]
+    assert not list(steps(cluster(refused.reservation), LocalPods("one"), NOW, KEEP))
+    assert list(steps(cluster(refused.reservation), LocalPods("two"), NOW, KEEP)) == [Delete(refused.reservation)]
 
 
 def test_one_node_looks_after_those_of_a_node_that_is_gone() -> None:
@@ -151,14 +151,14 @@ def test_one_node_looks_after_those_of_a_node_that_is_gone() -> None:
     far = replace(gone, address=ipaddress.ip_address("10.244.200.7"))
     for node, wanted in (("one", [gone, far]), ("two", []), ("three", [])):
         # the block of the first is that of node one; the other is in nobody's, and one is not first by name
-        found = [step.reservation for step in steps(cluster(gone), Here(node), NOW, KEEP)]
+        found = [step.reservation for step in steps(cluster(gone), LocalPods(node), NOW, KEEP)]
         assert found == [replace(held, released=NOW) for held in wanted[:1]]
-    acting = [node for node in ("one", "two", "three") if list(steps(cluster(far), Here(node), NOW, KEEP))]
+    acting = [node for node in ("one", "two", "three") if list(steps(cluster(far), LocalPods(node), NOW, KEEP))]
     assert acting == ["one"]
 
 
 def test_what_somebody_deleted_is_made_again() -> None:
-    here = Here("one", claims=frozenset({MINE}))
+    here = LocalPods("one", claims=frozenset({MINE}))
     assert [made.name for made in reservation_rules.lost(cluster(), here, NOW)] == ["10-244-1-7"]
     assert not list(reservation_rules.lost(cluster(HELD), here, NOW))
     assert not list(reservation_rules.lost(cluster(), replace(here, busy={X}), NOW))

@@ -12,8 +12,8 @@ from agent.cluster.directory_store import Folder
 from agent.errors import CniError
 from agent.ip import Subnet
 from agent.ipam import blocks, missing_block
-from agent.ipam.reservations.claims import Known, Stays
-from agent.ipam.reservations.pod_annotations import Wish
+from agent.ipam.reservations.claims import ClaimContext, ReservationClaims
+from agent.ipam.reservations.pod_annotations import AddressAnnotations
 from agent.model import special_addresses
 from agent.model.cluster import Ground, IPBlock, IPPool, Node, Snapshot
 from agent.model.network import Network
@@ -264,11 +264,11 @@ def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
     pools: tuple[IPPool, ...], says: str, tmp_path: Path
 ) -> None:
     seen = cluster(*pools, nodes=(node("one", 1, "10.244.1.0/24"),), ground=Ground())
-    known = Known(
+    known = ClaimContext(
         "one", Observable(seen), Observable(NodeStatus(synced=True, ground=GROUND)), Observable(frozenset())
     )
-    stays = Stays(Folder(tmp_path), known, 0)
-    wish = Wish("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
+    stays = ReservationClaims(Folder(tmp_path), known, 0)
+    wish = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
     with pytest.raises(CniError) as refused, stays.staying(wish, Network("testcni", "vxlan"), ()):
         pass
     assert says in f"{refused.value}"

@@ -21,11 +21,11 @@ from agent.errors import CniError, Code
 from agent.ip import Address
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations import claims as reservation_claims
 from agent.ipam.reservations import controller as reservation_controller
-from agent.ipam.reservations.claims import Known, Stay, Stays, TakenError
-from agent.ipam.reservations.controller import Kept, ReservationController
+from agent.ipam.reservations.claims import ClaimContext, PodReservations, ReservationClaims, TakenError
+from agent.ipam.reservations.controller import ControllerInputs, ReservationController
 from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
@@ -73,17 +73,19 @@ class Agent:
         self.node = node
         self.store = store
         self.told: list[PodEvent] = []
-        self.attachments = Attachments(run / node, 0)
+        self.attachments = AttachmentStore(run / node, 0)
         self.attachments.load()
         earlier = reservation_controller.load(run / node / "reservations.json")
         self.snapshot_cache = SnapshotCache(self.store, earlier)
         self.status = Observable(NodeStatus(synced=True))
         busy: Observable[ReservationsInProgress] = Observable(frozenset())
-        kept = Kept(self.snapshot_cache.snapshot, busy, self.attachments, run / node / "reservations.json")
+        kept = ControllerInputs(
+            self.snapshot_cache.snapshot, busy, self.attachments, run / node / "reservations.json"
+        )
         self.controller = ReservationController(self.store, node, kept, keep)
         self.attachments.listen(self._program)
-        known = Known(node, self.snapshot_cache.snapshot, self.status, busy, self.told.append)
-        self.stays = Stays(self.store, known, keep)
+        known = ClaimContext(node, self.snapshot_cache.snapshot, self.status, busy, self.told.append)
+        self.stays = ReservationClaims(self.store, known, keep)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=run, args=(self._stop,)) for run in (self.snapshot_cache.run,)]
 
@@ -117,7 +119,7 @@ class Agent:
             self.attachments.finish(made, {})
         return made
 
-    def _settle(self, stay: Stay, made: Attachment) -> None:
+    def _settle(self, stay: PodReservations, made: Attachment) -> None:
         try:
             self.stays.settle(stay, made)
         except CniError:
@@ -450,7 +452,7 @@ def test_a_pod_of_another_namespace_is_refused_with_pool_and_namespace(
 
 def test_a_namespace_with_as_many_reservations_as_it_may_have_gets_no_more(cluster: Cluster) -> None:
     one = cluster.agent("one")
-    one.stays = Stays(one.store, one.stays._known, 3600, quota=3)
+    one.stays = ReservationClaims(one.store, one.stays._known, 3600, quota=3)
     for number in range(3):
         cluster.pod(f"web-{number}", ip=f"10.244.1.{20 + number}")
         one.attachments.remove(one.add(f"web-{number}"))

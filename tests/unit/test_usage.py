@@ -18,7 +18,7 @@ from agent.cluster.usage_objects import Usages
 from agent.ip import Subnet
 from agent.ipam import blocks, usage
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import Attachments
+from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
@@ -85,7 +85,7 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.kube = Kube()
         self.snapshot_cache = SnapshotCache(None)  # type: ignore[arg-type]
-        self.attachments = Attachments(folder, 10)
+        self.attachments = AttachmentStore(folder, 10)
         self.attachments.load()
         self.status: Observable[NodeStatus] = Observable(NodeStatus(True, {NETWORK: (BLOCK,)}))
         self.problems: Observable[Any] = Observable({})
@@ -227,7 +227,9 @@ def test_a_list_that_is_too_long_says_how_many_are_left_out(parts: Parts) -> Non
 
 
 def test_reserved_addresses_of_a_block_are_not_free(parts: Parts) -> None:
-    parts.attachments.withhold(frozenset({ipaddress.ip_address("10.244.1.9"), ipaddress.ip_address("10.99.0.9")}))
+    parts.attachments.set_reserved(
+        frozenset({ipaddress.ip_address("10.244.1.9"), ipaddress.ip_address("10.99.0.9")})
+    )
     parts.writer.once()
     shown = parts.shown("10-244-1-0-24")
     assert (shown["used"], shown["reserved"], shown["free"]) == (0, 1, 252)

@@ -12,7 +12,14 @@ from agent.cluster.objects import parse as parse_doc
 from agent.cluster.store import Kind, StoreError
 from agent.errors import CniError
 from agent.ipam.reservations import pod_annotations as wishes_module
-from agent.ipam.reservations.pod_annotations import UnknownError, Wish, Wishes, identity, owner_of, parse
+from agent.ipam.reservations.pod_annotations import (
+    AddressAnnotations,
+    AnnotationReader,
+    AnnotationsUnavailableError,
+    identity,
+    owner_of,
+    parse,
+)
 from agent.model.cluster import Described, Resource
 from agent.model.node_status import PodEvent
 
@@ -58,7 +65,7 @@ def test_owners(controller: str, template: str, owner: str) -> None:
 
 
 def test_annotations() -> None:
-    assert parse(pod()) == Wish("shop/web-0", UID, "shop/web-0")
+    assert parse(pod()) == AddressAnnotations("shop/web-0", UID, "shop/web-0")
     wish = parse(pod(ip=" 10.244.1.7 ", sticky="True", pool="gold"))
     assert (wish.address, wish.sticky, wish.pool) == (ipaddress.ip_address("10.244.1.7"), True, "gold")
     assert not parse(pod(sticky="false")).stays
@@ -85,7 +92,7 @@ def test_wrong_annotations_say_which(annotations: dict[str, str], controller: st
 
 def test_an_add_asks_once_and_only_for_pods_of_the_api_server() -> None:
     store = Store(pod(sticky="true"))
-    wishes = Wishes(store)
+    wishes = AnnotationReader(store)
     assert wishes.of("") is None
     assert wishes.of("IP=10.0.0.1") is None
     assert wishes.of(ARGS.replace(UID, "6f1ed002ab5595859014ebf0951522d9")) is None  # a static pod's
@@ -100,11 +107,11 @@ def test_an_add_asks_once_and_only_for_pods_of_the_api_server() -> None:
 
 
 def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_none() -> None:
-    ordinary = Wishes(Store()).of(ARGS)
-    assert ordinary == Wish("shop/web-0", UID, "shop/web-0")
+    ordinary = AnnotationReader(Store()).of(ARGS)
+    assert ordinary == AddressAnnotations("shop/web-0", UID, "shop/web-0")
     assert not ordinary.asks
     with pytest.raises(CniError, match="another pod shop/web-0") as caught:
-        Wishes(Store(pod(sticky="true"))).of(ARGS.replace("0f0e", "ffff"))
+        AnnotationReader(Store(pod(sticky="true"))).of(ARGS.replace("0f0e", "ffff"))
     assert caught.value.code == 11
 
 
@@ -119,7 +126,7 @@ def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_n
 )
 def test_an_annotation_that_nobody_knows_is_told_once_and_the_pod_goes_on(key: str, hint: str) -> None:
     told: list[PodEvent] = []
-    wishes = Wishes(Store(pod(**{key: "true", "pool": "gold"})), told.append)
+    wishes = AnnotationReader(Store(pod(**{key: "true", "pool": "gold"})), told.append)
     for _ in range(3):
         wish = wishes.of(ARGS)
         assert wish
@@ -133,7 +140,7 @@ def test_an_annotation_that_nobody_knows_is_told_once_and_the_pod_goes_on(key: s
 
 def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
     told: list[PodEvent] = []
-    wishes = Wishes(Store(pod(sticki="true", ip="nonsense")), told.append)
+    wishes = AnnotationReader(Store(pod(sticki="true", ip="nonsense")), told.append)
     for _ in range(3):
         with pytest.raises(CniError, match=r"testcni.io/ip"):
             wishes.of(ARGS)
@@ -143,7 +150,7 @@ def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
 def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of_the_node() -> None:
     """256 KiB of annotations are allowed: each costs the ADD time, and an Event that another pod does not get."""
     told: list[PodEvent] = []
-    wishes = Wishes(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
+    wishes = AnnotationReader(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
     for _ in range(3):
         wishes.of(ARGS)
     assert len(told) == wishes_module.TOLD == 3
@@ -153,7 +160,7 @@ def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
     told: list[PodEvent] = []
     keys = (("testcni.io/pol", "gold"), ("testcni.io/sticky", "true"))
     pods = [Described("Pod", f"shop/web-{n}", UID.replace("0f0e", f"000{n}")) for n in range(2)]
-    wishes = Wishes(Store(*pods, Described("Namespace", "shop", "", keys)), told.append)
+    wishes = AnnotationReader(Store(*pods, Described("Namespace", "shop", "", keys)), told.append)
     for n in range(2):
         for _ in range(2):
             wish = wishes.of(ARGS.replace("web-0", f"web-{n}").replace("0f0e", f"000{n}"))
@@ -169,17 +176,17 @@ def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
 
 def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
     namespace = Described("Namespace", "shop", "", (("testcni.io/pool", "silver"),))
-    found = Wishes(Store(pod(), namespace)).of(ARGS)
+    found = AnnotationReader(Store(pod(), namespace)).of(ARGS)
     assert found
     assert (found.pool, found.stays) == ("silver", False)
-    found = Wishes(Store(pod(pool="gold"), namespace)).of(ARGS)
+    found = AnnotationReader(Store(pod(pool="gold"), namespace)).of(ARGS)
     assert found
     assert found.pool == "gold"
 
 
 def test_namespaces_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wishes_module, "NAMESPACE_FOR", 0.0)
-    wishes = Wishes(Store())
+    wishes = AnnotationReader(Store())
     for number in range(2 * wishes_module.REMEMBERED):
         wishes._namespace(f"run-{number}")
     assert len(wishes._namespaces) <= wishes_module.REMEMBERED
@@ -187,11 +194,13 @@ def test_namespaces_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.Mo
 
 def test_while_the_api_server_is_away_a_pod_that_was_seen_starts_again_and_others_wait() -> None:
     store = Store(pod(sticky="true"))
-    wishes = Wishes(store)
+    wishes = AnnotationReader(store)
     first = wishes.of(ARGS)
     store.away = True
     assert wishes.of(ARGS) == first
-    with pytest.raises(UnknownError, match="can't be read, and it may ask for an address: HTTP 503") as caught:
+    with pytest.raises(
+        AnnotationsUnavailableError, match="can't be read, and it may ask for an address: HTTP 503"
+    ) as caught:
         wishes.of(ARGS.replace("web-0", "web-1").replace("0f0e", "ffff"))
     assert (caught.value.code, caught.value.pod) == (11, "shop/web-1")
 

@@ -19,8 +19,14 @@ from agent.ipam.allocator import Range
 from agent.ipam.attachment import Attachment
 from agent.ipam.reservations import policy as address_policy
 from agent.ipam.reservations import rules as reservation_rules
-from agent.ipam.reservations.placement import ByHand, Places
-from agent.ipam.reservations.pod_annotations import POOL, UnknownError, Wish, Wishes, identity
+from agent.ipam.reservations.placement import AddressPlacement, ManualReservations
+from agent.ipam.reservations.pod_annotations import (
+    POOL,
+    AddressAnnotations,
+    AnnotationReader,
+    AnnotationsUnavailableError,
+    identity,
+)
 from agent.ipam.reservations.rules import Claim, RefusedError
 from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
@@ -42,7 +48,7 @@ class TakenError(CniError):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ClaimContext:
     """What this path reads of the node path, and whom it tells."""
 
     node: str
@@ -53,10 +59,10 @@ class Known:
 
 
 @dataclass
-class Stay:
+class PodReservations:
     """A pod's addresses that stay: those that are known before the allocator is asked, and where they may be."""
 
-    wish: Wish
+    wish: AddressAnnotations
     network: Network
     asked: tuple[Address, ...] = ()
     guests: tuple[Range, ...] = ()
@@ -71,23 +77,23 @@ class Stay:
         return self.wish.owner if self.wish.stays else ""
 
 
-class Stays:
+class ReservationClaims:
     """Finds, claims and takes over reservations. For several threads at once."""
 
-    def __init__(self, store: Datastore, known: Known, keep: float, quota: int = QUOTA) -> None:
+    def __init__(self, store: Datastore, known: ClaimContext, keep: float, quota: int = QUOTA) -> None:
         """`store` answers within the time that an ADD may take for it; `keep` in seconds.
 
         `quota`: how many reservations a namespace may have.
         """
         self._store = store
-        self._wishes = Wishes(store, known.tell)
+        self._wishes = AnnotationReader(store, known.tell)
         self._known = known
-        self._by_hand = ByHand()
-        self._places = Places(known.node, known.snapshot, known.status)
+        self._by_hand = ManualReservations()
+        self._places = AddressPlacement(known.node, known.snapshot, known.status)
         self._keep = timedelta(seconds=keep)
         self._quota = quota
 
-    def wish(self, args: str, network: Network) -> Wish | None:
+    def wish(self, args: str, network: Network) -> AddressAnnotations | None:
         """What the pod of these CNI_ARGS asks for; None: it is an ordinary pod. Raises CniError."""
         with self._telling(identity(args)):
             wish = self._read(args, network)
@@ -102,8 +108,8 @@ class Stays:
 
     @contextmanager
     def staying(
-        self, wish: Wish, network: Network, own: Sequence[Range], deadline: float = math.inf
-    ) -> Iterator[Stay]:
+        self, wish: AddressAnnotations, network: Network, own: Sequence[Range], deadline: float = math.inf
+    ) -> Iterator[PodReservations]:
         """The addresses that a pod keeps, for the time of its ADD.
 
         What has a reservation, or is not in this node's blocks, is claimed at once; the rest by `settle`, when the
@@ -113,7 +119,7 @@ class Stays:
         held: ReservationsInProgress = frozenset()
         try:
             with self._telling((wish.pod, wish.uid)):
-                stay = Stay(wish, network, self._find(wish, network), deadline=deadline)
+                stay = PodReservations(wish, network, self._find(wish, network), deadline=deadline)
                 held = frozenset(stay.asked)
                 self._known.busy.update(lambda busy: busy | held)
                 away = [address for address in stay.asked if not _at_home(address, network, own)]
@@ -137,7 +143,7 @@ class Stays:
                 self._known.tell(PodEvent(*pod, REASON, str(error)))
             raise
 
-    def _check_pool(self, wish: Wish, network: Network) -> None:
+    def _check_pool(self, wish: AddressAnnotations, network: Network) -> None:
         """Raises CniError 7 for a pool that there is not, or that the network does not have."""
         wanted = replace(network, pool=wish.pool)
         snapshot = self._places.seen()
@@ -149,7 +155,7 @@ class Stays:
         if wish.pool in snapshot.pools:
             address_policy.check_pool(wish.pod, snapshot.pools[wish.pool])
 
-    def settle(self, stay: Stay, attachment: Attachment) -> None:
+    def settle(self, stay: PodReservations, attachment: Attachment) -> None:
         """Claim the addresses that the attachment has of this node's blocks; wait until the node knows them here.
 
         Raises TakenError for one that somebody else has reserved, CniError.
@@ -166,19 +172,19 @@ class Stays:
             what = f"the node has not found out yet that {', '.join(map(str, attachment.held))} is here"
             raise CniError(Code.TRY_AGAIN, what, SEE)
 
-    def _read(self, args: str, network: Network) -> Wish | None:
+    def _read(self, args: str, network: Network) -> AddressAnnotations | None:
         """The pod's wish; while it can't be read, what it had here last is what it wants."""
         try:
             return self._wishes.of(args)
-        except UnknownError as error:
+        except AnnotationsUnavailableError as error:
             for held in self._known.snapshot.get().reservations.values():
                 here = (held.pod, held.node, held.network) == (error.pod, self._known.node, network.name)
                 if here and not held.asks and held.keep != WHILE_POD:
                     log.warning("%s gets %s again, as %s", error.pod, held.address, error)
-                    return Wish(error.pod, error.uid, held.owner, sticky=True)
+                    return AddressAnnotations(error.pod, error.uid, held.owner, sticky=True)
             raise
 
-    def _find(self, wish: Wish, network: Network) -> tuple[Address, ...]:
+    def _find(self, wish: AddressAnnotations, network: Network) -> tuple[Address, ...]:
         """The address that is asked for, or the one that the owner had."""
         if wish.address or not wish.sticky:
             return (wish.address,) if wish.address else ()
@@ -194,7 +200,7 @@ class Stays:
             raise wrong
         return (held.address,) if held else ()
 
-    def _guest(self, address: Address, stay: Stay) -> Range:
+    def _guest(self, address: Address, stay: PodReservations) -> Range:
         """An address of no block of this node. Raises CniError for one that no pod may have."""
         known = self._known.snapshot.get().reservations.get(address_name(address))
         mine = known if known and known.owner == stay.wish.owner else None
@@ -205,7 +211,7 @@ class Stays:
             raise CniError(Code.ADDRESSES, what, "ask for one of this node's range, or use an IPPool")
         return Range(blocks.single(address), int(address), int(address))
 
-    def _claim(self, stay: Stay, address: Address) -> None:
+    def _claim(self, stay: PodReservations, address: Address) -> None:
         """The reservation becomes this pod's. Raises TakenError, CniError."""
         wish, node = stay.wish, self._known.node
         claim = Claim(address, wish.owner, wish.pod, node, stay.network.name)
@@ -241,7 +247,7 @@ class Stays:
         stay.claimed.add(address)
         log.info("%s has %s, reserved for %s", wish.pod, address, wish.owner)
 
-    def _check_policy(self, wish: Wish, address: Address) -> None:
+    def _check_policy(self, wish: AddressAnnotations, address: Address) -> None:
         """Raises CniError 102 where the pod's namespace may not have the address, or has too many already."""
         snapshot, namespace = self._known.snapshot.get(), wish.pod.partition("/")[0]
         address_policy.check_address(wish.pod, address, snapshot)

@@ -20,10 +20,10 @@ from agent.cluster.object_fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.codec import strict_json
 from agent.ip import Address
-from agent.ipam.attachment_store import Attachments
-from agent.ipam.off_block_pods import Outsiders, Tell
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.off_block_pods import OffBlockPods, Tell
 from agent.ipam.reservations import rules as reservation_rules
-from agent.ipam.reservations.rules import Claim, Delete, Here, Step
+from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Step
 from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
 from agent.model.node_status import ReservationsInProgress
 from agent.model.problem import Problem
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ControllerInputs:
     """What the reservation controller reads and writes."""
 
     snapshot: Observable[Snapshot]
     busy: Observable[ReservationsInProgress]
-    attachments: Attachments
+    attachments: AttachmentStore
     file: Path
     """Where a restarted agent finds the reservations while the datastore is away."""
     tell: Tell = lambda _event: None
@@ -55,7 +55,7 @@ class Kept:
 class ReservationController:
     """Releases, answers and deletes; alone in its thread, as stores hang."""
 
-    def __init__(self, store: Datastore, node: str, kept: Kept, keep: float) -> None:
+    def __init__(self, store: Datastore, node: str, kept: ControllerInputs, keep: float) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
         unknown = unusable(kept.file)
         self.problems: Observable[Mapping[str, Problem]] = Observable({str(kept.file): unknown} if unknown else {})
@@ -63,14 +63,14 @@ class ReservationController:
         self._node = node
         self._kept = kept
         self._keep = timedelta(seconds=keep)
-        self._outsiders = Outsiders(node, store, kept.tell)
-        self._withheld: Mapping[str, IPReservation] = {}
+        self._outsiders = OffBlockPods(node, store, kept.tell)
+        self._reserved: Mapping[str, IPReservation] = {}
         self._wake = threading.Event()
         self.pace = pace()
         kept.snapshot.listen(self._changed)
         kept.busy.listen(self._wake.set)
         kept.attachments.listen(self._wake.set)
-        self._withhold()
+        self._set_reserved()
 
     def run(self, stop: threading.Event) -> None:
         """Keep them until `stop` is set."""
@@ -89,7 +89,7 @@ class ReservationController:
 
     def once(self) -> dict[str, Problem]:
         """One comparison; what can't be done now."""
-        self._withhold()  # before anything is granted
+        self._set_reserved()  # before anything is granted
         # in this order: what the snapshot has of a pod here is busy, or else on file
         snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
         here = self._here(snapshot, self._kept.busy.get())
@@ -114,7 +114,7 @@ class ReservationController:
             problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
         return {str(problem): problem for problem in problems}
 
-    def _here(self, snapshot: Snapshot, busy: ReservationsInProgress) -> Here:
+    def _here(self, snapshot: Snapshot, busy: ReservationsInProgress) -> LocalPods:
         used: dict[Address, str] = {}
         claims = set()
         for entry in self._kept.attachments.unreadable():
@@ -133,7 +133,7 @@ class ReservationController:
                     claims.add(Claim(lease.address, attachment.owner, attachment.pod, self._node, network))
                 else:
                     claims.add(Claim(lease.address, name, name, self._node, network, WHILE_POD))
-        return Here(self._node, used, frozenset(claims), busy, self._outsiders.look(snapshot, pods))
+        return LocalPods(self._node, used, frozenset(claims), busy, self._outsiders.look(snapshot, pods))
 
     def _take(self, step: Step) -> None:
         held = step.reservation
@@ -158,15 +158,15 @@ class ReservationController:
             )
 
     def _changed(self) -> None:
-        self._withhold()
+        self._set_reserved()
         self._wake.set()
 
-    def _withhold(self) -> None:
+    def _set_reserved(self) -> None:
         """No pod that does not ask for it gets an address that is reserved."""
         known = self._kept.snapshot.get().reservations
-        if known is not self._withheld:
-            self._kept.attachments.withhold(frozenset(held.address for held in known.values()))
-            self._withheld = known
+        if known is not self._reserved:
+            self._kept.attachments.set_reserved(frozenset(held.address for held in known.values()))
+            self._reserved = known
 
 
 def save(path: Path, known: Mapping[str, IPReservation]) -> None:

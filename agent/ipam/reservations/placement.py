@@ -9,7 +9,7 @@ from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
-from agent.ipam.reservations.pod_annotations import Wish
+from agent.ipam.reservations.pod_annotations import AddressAnnotations
 from agent.model.cluster import ALWAYS_KEPT, IPReservation, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
@@ -21,7 +21,7 @@ class OutsideError(CniError):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class AddressPlacement:
     """The places that a network has, as this node knows the cluster."""
 
     node: str
@@ -29,7 +29,7 @@ class Places:
     status: Observable[NodeStatus]
 
     def fitting(
-        self, known: Iterable[IPReservation], wish: Wish, network: Network
+        self, known: Iterable[IPReservation], wish: AddressAnnotations, network: Network
     ) -> tuple[IPReservation | None, CniError | None]:
         """Of the owner's addresses the first that it may have; else why it may not have the first."""
         wrong: CniError | None = None
@@ -78,7 +78,7 @@ class Places:
             error = invalid_config("address", str(address), allowed)
             return OutsideError(error.code, error.msg, error.details)
         uplink = self.status.get().uplinks.get(network)
-        barred = blocks.withheld(snapshot, network, self.node, inside)
+        barred = blocks.excluded(snapshot, network, self.node, inside)
         reserved = uplink.reserved if uplink else frozenset()
         if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.hand_made:
             return None
@@ -86,7 +86,7 @@ class Places:
         return CniError(Code.ADDRESSES, what, "ask for another")
 
 
-class ByHand:
+class ManualReservations:
     """For whom persons have reserved addresses; found again only when a reservation has changed."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AddressAnnotations:
     """What a pod wants of its address."""
 
     pod: str
@@ -70,7 +70,7 @@ def identity(args: str) -> tuple[str, str] | None:
     return (f"{namespace}/{name}", pairs.get("K8S_POD_UID", "")) if namespace and name else None
 
 
-class UnknownError(CniError):
+class AnnotationsUnavailableError(CniError):
     """The annotations of a pod can't be had just now."""
 
     def __init__(self, pod: str, uid: str, why: object) -> None:
@@ -83,19 +83,19 @@ class UnknownError(CniError):
         self.uid = uid
 
 
-class Wishes:
+class AnnotationReader:
     """Reads annotations. For several threads at once."""
 
     def __init__(self, store: Datastore, tell: Callable[[PodEvent], None] = lambda _event: None) -> None:
         """`store` answers within the time that an ADD may take; `tell` takes events for the pod."""
         self._store = store
         self._tell = tell
-        self._known: dict[str, Wish] = {}
+        self._known: dict[str, AddressAnnotations] = {}
         self._namespaces: dict[str, tuple[float, Described]] = {}
         self._told: dict[PodEvent, None] = {}
         self._lock = threading.Lock()
 
-    def of(self, args: str) -> Wish | None:
+    def of(self, args: str) -> AddressAnnotations | None:
         """What the pod of these CNI_ARGS asks for; None: it is not asked. Raises CniError 7, 11, UnknownError."""
         found = identity(args)
         if found is None:
@@ -109,16 +109,16 @@ class Wishes:
             wish = self._read(pod, uid)
         except StoreError as error:
             if (known := self._known.get(uid)) is None:
-                raise UnknownError(pod, uid, error) from error
+                raise AnnotationsUnavailableError(pod, uid, error) from error
             log.warning("annotations of %s are taken as they were, as they can't be read: %s", pod, error)
             wish = known
         return wish
 
-    def _read(self, pod: str, uid: str) -> Wish:
+    def _read(self, pod: str, uid: str) -> AddressAnnotations:
         try:
             found = self._store.get("Pod", pod)
         except NotFoundError:  # it was deleted meanwhile, or the runtime made it up
-            return Wish(pod, uid, pod)
+            return AddressAnnotations(pod, uid, pod)
         assert isinstance(found, Described)  # noqa: S101 - it was asked for
         if uid and found.uid and found.uid != uid:
             what = f"there is another pod {pod} now, with UID {found.uid}"
@@ -166,7 +166,7 @@ class Wishes:
         return found
 
 
-def parse(pod: Described) -> Wish:
+def parse(pod: Described) -> AddressAnnotations:
     """What the annotations of a pod say. Raises CniError 7 that names the annotation."""
     annotations = dict(pod.annotations)
     sticky = annotations.get(STICKY, "false").strip().lower()
@@ -181,7 +181,9 @@ def parse(pod: Described) -> Wish:
             address = ipaddress.IPv4Address(text.strip())
         except ValueError as error:
             raise _wrong(pod, IP, text, "allowed: an IPv4 address such as 10.244.1.7") from error
-    return Wish(pod.name, pod.uid, owner_of(pod), address, sticky == "true", annotations.get(POOL, "").strip())
+    return AddressAnnotations(
+        pod.name, pod.uid, owner_of(pod), address, sticky == "true", annotations.get(POOL, "").strip()
+    )
 
 
 def _unknown(found: Described) -> Iterator[str]:

@@ -29,7 +29,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class LocalPods:
     """What a node knows of its own pods."""
 
     node: str
@@ -226,7 +226,7 @@ def _barred(pool: IPPool, address: Address) -> bool:
     return inside and any(blocks.contains(subnet, address) for subnet in blocks.left_out(pool))
 
 
-def disputes(snapshot: Snapshot, here: Here) -> Iterator[Problem]:
+def disputes(snapshot: Snapshot, here: LocalPods) -> Iterator[Problem]:
     """Addresses of pods here that are reserved for others: given before that was known."""
     mine = {claim.address: claim for claim in here.claims}
     for address in here.used.keys() - here.busy if snapshot.reservations else ():
@@ -241,7 +241,7 @@ def disputes(snapshot: Snapshot, here: Here) -> Iterator[Problem]:
             yield Problem(f"IPReservation {held.name}", what, "delete the pod here, or the reservation")
 
 
-def steps(snapshot: Snapshot, here: Here, now: datetime, keep: timedelta) -> Iterator[Step]:
+def steps(snapshot: Snapshot, here: LocalPods, now: datetime, keep: timedelta) -> Iterator[Step]:
     """What this node has to do about reservations: its own, those it is asked about, those of gone nodes."""
     mine = {claim.address: claim for claim in here.claims}
     for held in snapshot.reservations.values():
@@ -265,7 +265,7 @@ def steps(snapshot: Snapshot, here: Here, now: datetime, keep: timedelta) -> Ite
             yield from _left(held, now, keep, at_once=False)  # its pods may run on, and the Node come back
 
 
-def lost(snapshot: Snapshot, here: Here, now: datetime) -> Iterator[IPReservation]:
+def lost(snapshot: Snapshot, here: LocalPods, now: datetime) -> Iterator[IPReservation]:
     """What has to be reserved and is not: it was deleted, or the address is in no block of its node any more."""
     for claim in here.claims:
         wanted = claim.keep != WHILE_POD or claim.address in here.outside
