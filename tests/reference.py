@@ -1,0 +1,127 @@
+"""`make reference` writes what the code and the manifests say into the pages of docs/reference.
+
+A page marks where: the text between `<!-- made by make reference: NAME -->` and `<!-- end -->` is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent import config
+from agent.special import CLASSES
+
+REPO = Path(__file__).resolve().parents[1]
+MARK = re.compile(r"(<!-- made by make reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CRDS = REPO / "manifests/base/crds.yaml"
+
+Schema = Mapping[str, Any]
+
+
+def options() -> str:
+    """Return the table of the agent's options."""
+    rows = (
+        (f"`{option.name}`", code(option.default), option.allowed, sentence(option.help))
+        for option in config.OPTIONS
+    )
+    return table(("option", "default", "allowed", "meaning"), rows)
+
+
+def special_addresses() -> str:
+    """Return the table of the ranges that no pod can have."""
+    rows = ((f"`{each.network}`", each.use, each.source) for each in CLASSES)
+    return table(("range", "kept for", "source"), rows)
+
+
+def crds() -> str:
+    """Return a section for each CustomResourceDefinition."""
+    return "\n".join(map(_crd, yaml.safe_load_all(CRDS.read_text())))
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "crds": crds,
+    "options": options,
+    "special_addresses": special_addresses,
+}
+
+
+def rendered(page: str) -> str:
+    """Return a page with what the code says now. Raises KeyError for a mark of an unknown name."""
+    return MARK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", page)
+
+
+def pages() -> list[Path]:
+    """Return the pages that have marks."""
+    return [path for path in sorted(REPO.glob("docs/**/*.md")) if MARK.search(path.read_text())]
+
+
+def main() -> None:
+    """Write the pages that have changed."""
+    for path in pages():
+        before = path.read_text()
+        if (now := rendered(before)) != before:
+            path.write_text(now)
+            print(f"wrote {path.relative_to(REPO)}")  # noqa: T201
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    lines = (head, ("---",) * len(head), *rows)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def code(text: str | None) -> str:
+    """Return a text as code; nothing where it is empty."""
+    return f"`{text}`" if text else ""
+
+
+def sentence(text: str) -> str:
+    """Return a text without its full stop, as cells of tables have none at their end."""
+    return text.strip().removesuffix(".")
+
+
+def _crd(doc: Schema) -> str:
+    names, version = doc["spec"]["names"], doc["spec"]["versions"][0]
+    schema = version["schema"]["openAPIV3Schema"]
+    short = ", ".join(f"`{name}`" for name in (names["plural"], *names["shortNames"]))
+    rows = [row for part in ("spec", "status") for row in _fields(part, schema["properties"].get(part, {}))]
+    text = f"## {names['kind']}\n\n{schema['description']}\n\nIn kubectl: {short}.\n\n"
+    text += table(("field", "type", "allowed", "meaning"), rows)
+    if rules := [*_messages(schema), *_messages(schema["properties"]["spec"])]:
+        text += f"\nThe API server also checks:\n\n{''.join(f'- {rule}\n' for rule in rules)}"
+    return text
+
+
+def _fields(path: str, schema: Schema) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the row of each field of an object, those of objects in lists after the list."""
+    required = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        items = field.get("items", {})
+        kind = f"{field['type']} of {items['type']}s" if items else field["type"]
+        meaning = sentence(field["description"])
+        needed = ", required" if name in required and path == "spec" else ""
+        yield f"`{path}.{name}`", kind + needed, "; ".join(_allowed(field)), meaning
+        yield from _fields(f"{path}.{name}[]", items)
+
+
+def _allowed(field: Schema) -> Iterator[str]:
+    if "enum" in field:
+        yield ", ".join(f"`{value}`" for value in field["enum"])
+    if "minimum" in field:
+        yield f"{field['minimum']} to {field['maximum']}" if "maximum" in field else f"from {field['minimum']}"
+    if field.get("format") == "date-time":
+        yield "a time, such as `2026-01-31T12:00:00Z`"
+    yield from _messages({**field.get("items", {}), "type": ""})
+    yield from _messages(field)
+
+
+def _messages(schema: Schema) -> list[str]:
+    return [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]
+
+
+if __name__ == "__main__":
+    main()
