@@ -213,7 +213,7 @@ def _guard(desired: NodeState, done: Programmed) -> None:
     except BpfError as error:
         devices = {device for device, checked in desired.guards if checked}
         what = str(error) if devices else f"{error}: pods may send router advertisements and tunnel packets"
-        done.problems.append(Problem("eBPF", what, "see docs/operations.md, spoofCheck"))
+        done.problems.append(Problem("eBPF", what, "see docs/reference/netconf.md, spoofCheck"))
         done.unready |= devices
         return
     ports = desired.shut.ports

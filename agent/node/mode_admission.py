@@ -18,7 +18,7 @@ UNREACHED = "and pods of the two modes don't reach each other"
 NAMED = 3  # nodes or pods that a problem names
 REMEDY = (
     "put the old mode back into the conf (in Kubernetes: the ConfigMap), or delete all pods of the network, or"
-    " uninstall testcni before the new mode is installed (docs/operations.md, Changing the mode)"
+    " uninstall testcni before the new mode is installed (docs/operations/change-mode.md)"
 )
 
 

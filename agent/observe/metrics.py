@@ -1,4 +1,4 @@
-"""What an agent counts and measures, for Prometheus; docs/metrics.md says what each is good for."""
+"""What an agent counts and measures, for Prometheus; docs/reference/metrics.md says what each is good for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/operations.md's second network by real Multus: vxlan for the cluster, macvlan on the nodes' own subnet."""
+"""The second network of docs/operations/several-networks.md by real Multus: vxlan for the cluster, macvlan on the nodes' own subnet."""
 
 from __future__ import annotations
 

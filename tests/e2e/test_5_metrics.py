@@ -61,7 +61,7 @@ def test_both_agents_are_scraped(cluster: Cluster, prometheus: str) -> None:
 
 
 def test_every_metric_of_the_documentation_has_data(cluster: Cluster, prometheus: str) -> None:
-    text = (REPO / "docs/metrics.md").read_text()
+    text = (REPO / "docs/reference/metrics.md").read_text()
     names = sorted(set(re.findall(r"^\| `(testcni_\w+)`", text, re.MULTILINE)))
     assert len(names) > 10
 

@@ -1,4 +1,4 @@
-"""Metrics: what the parts count comes out whole, parses, and is what docs/metrics.md says."""
+"""Metrics: what the parts count comes out whole, parses, and is what docs/reference/metrics.md says."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def test_the_document_names_every_metric_and_no_other(parts: Parts) -> None:
-    table = re.findall(r"^\| `(testcni_\w+)` \| (\w+) \|", (REPO / "docs/metrics.md").read_text(), re.MULTILINE)
+    table = re.findall(
+        r"^\| `(testcni_\w+)` \| (\w+) \|", (REPO / "docs/reference/metrics.md").read_text(), re.MULTILINE
+    )
     assert len(table) == len(dict(table))
     names = list(parts.metrics.names())
     assert sorted(dict(table)) == sorted(name for name in names if name.startswith("testcni_"))
@@ -118,7 +120,7 @@ def test_the_document_names_every_metric_and_no_other(parts: Parts) -> None:
 
 def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
     rows = re.findall(
-        r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", (REPO / "docs/metrics.md").read_text(), re.MULTILINE
+        r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", (REPO / "docs/reference/metrics.md").read_text(), re.MULTILINE
     )
     parts.snapshot_cache.deliver([*(Replaced(kind, ()) for kind in KINDS), Restarted("Node", "expired")])
     parts.reconciler.status.publish(NodeStatus(synced=True, blocks={POD_NET: (BLOCK,)}))
