@@ -165,6 +165,10 @@ manifests: ## manifests/testcni.yaml anew from base and overlay (needs Go)
 	@$(BIN)/python -c 'from tests.e2e import programs; print(programs.build("kubectl"))' > build/.kube
 	@$$(cat build/.kube)/kubectl kustomize manifests/overlays/host-gw > manifests/testcni.yaml
 
+.PHONY: reference
+reference: deps ## pages of docs/reference anew from the code and the CRDs
+	@$(BIN)/python -m tests.reference
+
 .PHONY: e2e
 e2e: deps build/.debs-e2e image ## a real Kubernetes with two nodes on this machine (MODE=host-gw PROXY=iptables; needs Go)
 	@$(BIN)/python -m tests.e2e.programs

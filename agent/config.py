@@ -26,8 +26,8 @@ SECONDS = {
     "block_idle": (1, 30 * DAY),
     "node_gone": (1, 30 * DAY),
 }
-MOST_RESERVATIONS = 1_000_000
 """Options that are seconds, and their limits."""
+MOST_RESERVATIONS = 1_000_000
 ROUTE_PROTOCOLS = range(5, 255)
 """Numbers of routes' protocols that the kernel gives no meaning to (rtnetlink(7): below 5 it does)."""
 REGISTERED = {
@@ -104,6 +104,8 @@ class Option:
     name: str
     default: str | None
     help: str
+    allowed: str = "text"
+    """Its values, in words."""
 
     @property
     def field(self) -> str:
@@ -116,33 +118,120 @@ class Option:
         return f"TESTCNI_{self.field.upper()}"
 
 
+def _range(limits: tuple[float, float], unit: str = "seconds") -> str:
+    return f"{limits[0]} to {limits[1]} {unit}".strip()
+
+
+PATH = "an absolute path"
 OPTIONS = (
-    Option("node", None, "name of this node's Node object (default: the host name)"),
-    Option("datastore", None, f"where Node, IPPool, IPBlock and IPReservation objects are: {DATASTORES}"),
-    Option("conf-dir", "/etc/cni/net.d", "the runtime's folder of netconfs; those of type testcni are followed"),
-    Option("run-dir", "/run/testcni", "socket and attachments: a tmpfs, so that a reboot forgets them"),
-    Option("state-dir", "/var/lib/testcni", "the journal of deletes: a disk, so that a reboot keeps it"),
-    Option("sysctl-dir", "/proc/sys/net", "the kernel's network switches; a container has to mount the host's"),
+    Option("node", None, "The name of this node's Node object. The default is the host name in small letters."),
+    Option("datastore", None, "Where Node, IPPool, IPBlock and IPReservation objects are. Required.", DATASTORES),
     Option(
-        "conflist", "", "a conflist to install into conf-dir when the node is ready (default: install nothing)"
+        "conf-dir",
+        "/etc/cni/net.d",
+        "The runtime's folder of confs. The agent prepares the networks of type testcni in it.",
+        PATH,
     ),
-    Option("bundle", "/opt/testcni/bin", "folder of the plugins to install with it"),
-    Option("bin-dir", "/opt/cni/bin", "the runtime's folder of plugins"),
-    Option("ebpf", "/opt/testcni/ebpf", "folder of the eBPF objects (modes vxlan and ipip)"),
     Option(
-        "ipip", "auto", f"who encapsulates in the mode ipip, one of {', '.join(IPIP)}; auto: ebpf without device"
+        "run-dir",
+        "/run/testcni",
+        "The folder of the socket and of the attachments. It must be a tmpfs, so that it is empty after a reboot.",
+        PATH,
     ),
-    Option("bgp", "", "a YAML file: AS number, passwords and routers outside (default: AS 64512 and none)"),
-    Option("cool-down", "10", "seconds before a freed address is given again"),
-    Option("pod-annotations", "off", "on: an ADD looks at testcni.io/ip, sticky and pool of pod and namespace"),
-    Option("keep-address", "3600", "seconds that a reserved address is kept for its owner after its pod is gone"),
-    Option("namespace-reservations", "100", "reserved addresses that a namespace may have; more are refused"),
-    Option("resync", "30", "seconds between two comparisons of all node state with the kernel"),
-    Option("block-idle", "300", "seconds without use after which a claimed block is given back, but not the last"),
-    Option("node-gone", "900", "seconds without its Node object after which a node's blocks may be claimed"),
-    Option("listen", "127.0.0.1:9480", "ADDRESS:PORT of metrics and health, or off"),
-    Option("route-protocol", str(ROUTE_PROTOCOL), "protocol number by which the agent knows its routes, 5 to 254"),
-    Option("log-level", "info", f"one of {', '.join(LEVELS)}"),
+    Option(
+        "state-dir",
+        "/var/lib/testcni",
+        "The folder of the journal of DELs. It must be on a disk, so that it is kept over a reboot.",
+        PATH,
+    ),
+    Option(
+        "sysctl-dir",
+        "/proc/sys/net",
+        "The kernel's network switches. A container has to mount those of the host, as it cannot write its own.",
+        PATH,
+    ),
+    Option(
+        "conflist",
+        "",
+        "A conflist that the agent installs into conf-dir as 05-testcni.conflist when the node is ready."
+        " Without it the agent installs nothing on the host.",
+        PATH,
+    ),
+    Option("bundle", "/opt/testcni/bin", "The folder of the plugins that the agent installs with conflist.", PATH),
+    Option("bin-dir", "/opt/cni/bin", "The runtime's folder of plugins.", PATH),
+    Option("ebpf", "/opt/testcni/ebpf", "The folder of the eBPF objects.", PATH),
+    Option(
+        "ipip",
+        "auto",
+        "Who encapsulates in the mode ipip: an ipip device, or eBPF programs. auto means the device, and eBPF on a"
+        " kernel without ipip devices.",
+        ", ".join(IPIP),
+    ),
+    Option(
+        "bgp",
+        "",
+        "A YAML file with AS number, passwords and routers outside, for the mode ipip. Without it the AS number is"
+        " 64512, and there are no passwords and no routers outside.",
+        PATH,
+    ),
+    Option(
+        "cool-down",
+        "10",
+        "How many seconds after its release an address can be given to another pod.",
+        _range(SECONDS["cool_down"]),
+    ),
+    Option(
+        "pod-annotations",
+        "off",
+        "Whether pods may ask for addresses by the annotations testcni.io/ip, sticky and pool. Each ADD then needs"
+        " an answer of the API server.",
+        "on, off",
+    ),
+    Option(
+        "keep-address",
+        "3600",
+        "How many seconds after its pod is gone a reserved address is kept for its owner.",
+        _range(SECONDS["keep_address"]),
+    ),
+    Option(
+        "namespace-reservations",
+        "100",
+        "How many reserved addresses a namespace may have. More are refused.",
+        _range((0, MOST_RESERVATIONS), ""),
+    ),
+    Option(
+        "resync",
+        "30",
+        "How many seconds pass between two comparisons of all node state with the kernel.",
+        _range(SECONDS["resync"]),
+    ),
+    Option(
+        "block-idle",
+        "300",
+        "How many seconds a claimed block is unused before the node gives it back. The last block stays.",
+        _range(SECONDS["block_idle"]),
+    ),
+    Option(
+        "node-gone",
+        "900",
+        "How many seconds a node is without its Node object before other nodes may take its blocks, if no other"
+        " block is left.",
+        _range(SECONDS["node_gone"]),
+    ),
+    Option(
+        "listen",
+        "127.0.0.1:9480",
+        "The address and port of metrics and health.",
+        "ADDRESS:PORT, [IPV6 ADDRESS]:PORT, off",
+    ),
+    Option(
+        "route-protocol",
+        str(ROUTE_PROTOCOL),
+        "The protocol number by which the agent knows its routes. Choose another one if another program on the"
+        " node uses this one.",
+        f"{ROUTE_PROTOCOLS[0]} to {ROUTE_PROTOCOLS[-1]}, without the numbers of known programs",
+    ),
+    Option("log-level", "info", "How much the agent logs.", ", ".join(LEVELS)),
 )
 
 
@@ -156,10 +245,9 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
     parser.add_argument("--version", action="version", version=f"testcni {__version__}")
     parser.add_argument("--config", metavar="FILE", help="YAML file of options [TESTCNI_CONFIG]")
     for option in OPTIONS:
-        default = f" (default: {option.default})" if option.default else ""
-        parser.add_argument(
-            f"--{option.name}", dest=option.field, metavar="X", help=f"{option.help}{default} [{option.env}]"
-        )
+        default = f", default: {option.default}" if option.default else ""
+        text = f"{option.help} ({option.allowed}{default}) [{option.env}]"
+        parser.add_argument(f"--{option.name}", dest=option.field, metavar="X", help=text.replace("%", "%%"))
     flags = vars(parser.parse_args(argv))
     path = flags.pop("config") or environ.get("TESTCNI_CONFIG")
     from_file = _read_file(Path(path)) if path else {}

@@ -14,7 +14,6 @@ class Code(enum.IntEnum):
     """Error codes of the CNI specification 1.1, and testcni's own from 100 on."""
 
     INCOMPATIBLE_VERSION = 1
-    UNSUPPORTED_FIELD = 2
     UNKNOWN_CONTAINER = 3
     INVALID_ENVIRONMENT = 4
     IO_FAILURE = 5
@@ -22,7 +21,6 @@ class Code(enum.IntEnum):
     INVALID_CONFIG = 7
     TRY_AGAIN = 11
     NOT_AVAILABLE = 50
-    LIMITED_CONNECTIVITY = 51
     KERNEL = 100
     CHECK_FAILED = 101
     ADDRESSES = 102

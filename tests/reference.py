@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from agent import config
-from agent.special import CLASSES
+from agent.model.special_addresses import CLASSES
 
 REPO = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"(<!-- made by make reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -25,10 +25,10 @@ Schema = Mapping[str, Any]
 def options() -> str:
     """Return the table of the agent's options."""
     rows = (
-        (f"`{option.name}`", code(option.default), option.allowed, sentence(option.help))
+        (f"`{option.name}`", f"`{option.env}`", code(option.default), option.allowed, sentence(option.help))
         for option in config.OPTIONS
     )
-    return table(("option", "default", "allowed", "meaning"), rows)
+    return table(("option", "environment", "default", "allowed", "meaning"), rows)
 
 
 def special_addresses() -> str:
@@ -65,13 +65,14 @@ def main() -> None:
         before = path.read_text()
         if (now := rendered(before)) != before:
             path.write_text(now)
-            print(f"wrote {path.relative_to(REPO)}")  # noqa: T201
+            print(f"wrote {path.relative_to(REPO)}")
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a table in Markdown."""
-    lines = (head, ("---",) * len(head), *rows)
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
+    lines.insert(1, f"|{'---|' * len(head)}")
+    return "\n".join((*lines, ""))
 
 
 def code(text: str | None) -> str:
@@ -88,12 +89,17 @@ def _crd(doc: Schema) -> str:
     names, version = doc["spec"]["names"], doc["spec"]["versions"][0]
     schema = version["schema"]["openAPIV3Schema"]
     short = ", ".join(f"`{name}`" for name in (names["plural"], *names["shortNames"]))
-    rows = [row for part in ("spec", "status") for row in _fields(part, schema["properties"].get(part, {}))]
-    text = f"## {names['kind']}\n\n{schema['description']}\n\nIn kubectl: {short}.\n\n"
-    text += table(("field", "type", "allowed", "meaning"), rows)
-    if rules := [*_messages(schema), *_messages(schema["properties"]["spec"])]:
-        text += f"\nThe API server also checks:\n\n{''.join(f'- {rule}\n' for rule in rules)}"
-    return text
+    parts = {part: schema["properties"].get(part, {}) for part in ("spec", "status")}
+    rows = (row for part, inner in parts.items() for row in _fields(part, inner))
+    words = [*_refusals(schema), *_refusals(parts["spec"])]
+    for field in parts["spec"]["properties"].values():
+        words += _refusals(field)
+    return (
+        f"## {names['kind']}\n\n{schema['description']}\n\nNames for kubectl: {short}.\n\n"
+        + table(("field", "type", "allowed", "meaning"), rows)
+        + "\nThe API server refuses an object with these words:\n\n"
+        + "".join(f"- {word}\n" for word in words)
+    )
 
 
 def _fields(path: str, schema: Schema) -> Iterator[tuple[str, str, str, str]]:
@@ -101,10 +107,9 @@ def _fields(path: str, schema: Schema) -> Iterator[tuple[str, str, str, str]]:
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
         items = field.get("items", {})
-        kind = f"{field['type']} of {items['type']}s" if items else field["type"]
-        meaning = sentence(field["description"])
+        kind = f"list of {items['type']}s" if items else field["type"]
         needed = ", required" if name in required and path == "spec" else ""
-        yield f"`{path}.{name}`", kind + needed, "; ".join(_allowed(field)), meaning
+        yield f"`{path}.{name}`", kind + needed, "; ".join(_allowed(field)), sentence(field["description"])
         yield from _fields(f"{path}.{name}[]", items)
 
 
@@ -112,15 +117,30 @@ def _allowed(field: Schema) -> Iterator[str]:
     if "enum" in field:
         yield ", ".join(f"`{value}`" for value in field["enum"])
     if "minimum" in field:
-        yield f"{field['minimum']} to {field['maximum']}" if "maximum" in field else f"from {field['minimum']}"
+        yield f"{field['minimum']} to {field['maximum']}" if "maximum" in field else f"{field['minimum']} or more"
     if field.get("format") == "date-time":
         yield "a time, such as `2026-01-31T12:00:00Z`"
-    yield from _messages({**field.get("items", {}), "type": ""})
-    yield from _messages(field)
+    for rule in (*_rules(field), *_rules(field.get("items", {}))):
+        if _is_form(rule):
+            yield rule["message"]
 
 
-def _messages(schema: Schema) -> list[str]:
-    return [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]
+def _refusals(schema: Schema) -> Iterator[str]:
+    """Yield the words of rules that are more than the form of a value."""
+    return (rule["message"] for rule in _rules(schema) if not _is_form(rule))
+
+
+def _rules(schema: Schema) -> list[dict[str, str]]:
+    rules: list[dict[str, str]] = schema.get("x-kubernetes-validations", [])
+    return rules
+
+
+def _is_form(rule: Mapping[str, str]) -> bool:
+    """Return whether a rule says what a value looks like; its words are the value's, such as "an address"."""
+    return (
+        rule["message"].startswith(("a ", "an "))
+        and re.fullmatch(r"is(IP|CIDR)\(self\).*", rule["rule"]) is not None
+    )
 
 
 if __name__ == "__main__":

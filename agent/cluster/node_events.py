@@ -29,6 +29,8 @@ CLEARS = 5, 60.0  # at once, then one in so many seconds: another controller may
 SEEN_WITHIN = 30.0  # seconds in which the watch shows a change
 POD_EVENTS = 30, 2.0  # of all pods of the node, in the same way
 NOTICE_EVERY = 600.0  # seconds between two Events with the same words about a pod
+PROBLEM = "PodNetworkProblem"
+"""The reason of Events about problems of the node."""
 LONGEST_MESSAGE = 1024  # bytes (events.k8s.io)
 
 log = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ class NodeEventWriter:
             if due and self._credit.spend():
                 # kubelet's events have the name as uid, too: `kubectl describe node` looks for that
                 about = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
-                self._api.ask(event(self._node, about, "PodNetworkProblem", str(problem)))
+                self._api.ask(event(self._node, about, PROBLEM, str(problem)))
                 self._told[problem] = now
         self._tell_pods(now)
 

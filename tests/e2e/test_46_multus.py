@@ -1,4 +1,4 @@
-"""The second network of docs/operations/several-networks.md by real Multus: vxlan for the cluster, macvlan on the nodes' own subnet."""
+"""A second network by real Multus, as docs/operations/several-networks.md has it: macvlan beside vxlan."""
 
 from __future__ import annotations
 

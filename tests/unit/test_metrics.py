@@ -50,6 +50,7 @@ from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
 
 REPO = Path(__file__).parents[2]
+PAGE = (REPO / "docs/reference/metrics.md").read_text()
 POD_NET = Network("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCK = ipaddress.ip_network("10.244.1.0/24")
 Labels = Mapping[str, str]
@@ -106,9 +107,7 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def test_the_document_names_every_metric_and_no_other(parts: Parts) -> None:
-    table = re.findall(
-        r"^\| `(testcni_\w+)` \| (\w+) \|", (REPO / "docs/reference/metrics.md").read_text(), re.MULTILINE
-    )
+    table = re.findall(r"^\| `(testcni_\w+)` \| (\w+) \|", PAGE, re.MULTILINE)
     assert len(table) == len(dict(table))
     names = list(parts.metrics.names())
     assert sorted(dict(table)) == sorted(name for name in names if name.startswith("testcni_"))
@@ -119,9 +118,7 @@ def test_the_document_names_every_metric_and_no_other(parts: Parts) -> None:
 
 
 def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
-    rows = re.findall(
-        r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", (REPO / "docs/reference/metrics.md").read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", PAGE, re.MULTILINE)
     parts.snapshot_cache.deliver([*(Replaced(kind, ()) for kind in KINDS), Restarted("Node", "expired")])
     parts.reconciler.status.publish(NodeStatus(synced=True, blocks={POD_NET: (BLOCK,)}))
     parts.metrics.timings.call("ADD", "host-gw", "ok", 0.1)
@@ -131,6 +128,22 @@ def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
         seen.setdefault(base, set()).update(key for key, _value in labels if key != "le")
     for name, cell in rows:
         assert set(re.findall(r"`(\w+)", cell)) == seen[name], name
+
+
+def test_alerts_ask_for_metrics_labels_and_values_that_exist(parts: Parts) -> None:
+    alerts = re.findall(r"^\| `([^`]+)` \| \d+[mh] \|", PAGE.partition("## Alerts")[2], re.MULTILINE)
+    known = {re.sub(r"_total$", "", name) for name in parts.metrics.names()}
+    rows = dict(re.findall(r"^\| `(testcni_\w+)` \| \w+ \| ([^|]*\|[^\n]*)", PAGE, re.MULTILINE))
+    assert len(alerts) > 20
+    for alert in alerts:
+        for name, _, matchers in re.findall(r"((?:testcni|process)_\w+)(\{([^}]*)\})?", alert):
+            base = re.sub(r"_(total|bucket|count|sum)$", "", name)
+            assert base in known, alert
+            for label, values in re.findall(r'(\w+)!?=~?"([^"]*)"', matchers):
+                row = rows[name if name in rows else base]
+                assert f"`{label}`" in row, alert
+                said = f"{row} {' '.join((*vxlan_maps.REASONS, *pod_guard.REASONS))} ADD DEL Established ipip"
+                assert all(value in said for value in values.split("\\|")), alert
 
 
 def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,4 +135,4 @@ def test_only_the_fields_of_parents_are_refused_elsewhere(row: Row, mode: str) -
     if row.section == PARENTS and not parent:
         assert refused(row.conf(EXAMPLES[row.name], base)).code == Code.INVALID_CONFIG
     elif row.default.startswith("`") and row.name != "mode":
-        netconf.parse(row.conf(*row.literals(row.default), base))
+        netconf.parse(row.conf(row.literals(row.default)[0], base))

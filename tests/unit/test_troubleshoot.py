@@ -61,10 +61,6 @@ def test_the_words_are_those_that_testcni_says() -> None:
 
 
 def test_words_that_nobody_says_are_found() -> None:
-    page = (
-        "## Runtime and conflist\n| `neither podCIDR nor` … `no such words` | x | y |\n"
-        + OTHERS
-        + "\n| `z` | x |\n"
-    )
+    page = f"## Runtime and conflist\n| `neither podCIDR nor` `no such words` | x | y |\n{OTHERS}\n| `z` | x |\n"
     known = said()
     assert [text in known for text in words(page)] == [True, False]
