@@ -13,14 +13,13 @@ from ipaddress import IPv6Address
 
 from agent.ip import Address
 from agent.kernel import tc, tcx
-from agent.kernel.bpf import loader
+from agent.kernel.bpf import loader, map_entries
 from agent.kernel.bpf.loader import GUARD, Loaded
+from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError, Map, Program
 from agent.kernel.netlink import Netlink
 from agent.kernel.rtnl import mac_bytes
 from agent.kernel.tc import Hook
-from agent.modes.vxlan import maps as vxlan_maps
-from agent.modes.vxlan.maps import Count
 
 REASONS = (
     "drop_malformed",
@@ -187,9 +186,9 @@ def set_tunnels(maps: Mapping[str, Map], ports: Sequence[int]) -> bool:
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
     """Return what was dropped since the maps were made, by reason. Raises BpfError."""
-    return vxlan_maps.counts(maps["guard_counters"], REASONS)
+    return map_entries.counts(maps["guard_counters"], REASONS)
 
 
 def no_counters() -> dict[str, Count]:
     """Return what is counted where there are no maps: nothing."""
-    return dict.fromkeys(REASONS, Count(0, 0))
+    return map_entries.no_counts(REASONS)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from agent.ip import Address
-from agent.kernel.netlink import Netlink
+from agent.kernel.netlink import Netlink, Request
 from agent.kernel.rtnl import KernelRoute, Link
-from agent.modes.vxlan.maps import Endpoint
 from agent.objects.pod_guard import Guarded
 
 
@@ -43,16 +42,16 @@ class PodPort:
     ipv4: tuple[tuple[int, int], ...] = ()
     """Switches of ipv4/conf by their IPV4_DEVCONF_ numbers."""
     pod: PodAddress | None = None
-    programs: bool = False
-    """Whether the eBPF programs of vxlan carry the pod's packets, and know where it is."""
     guard: Guarded | None = None
-    """As whom the pod may speak; None: the programs of vxlan see to it."""
+    """As whom the pod may speak; None: the mode's own aspects check that."""
     limited: bool = False
     """Whether the plugin `bandwidth` is about to limit what the pod sends."""
     station: str = ""
     """The MAC that is behind this port of a bridge for good; empty: the bridge learns them."""
     proxy: tuple[str, Address] | None = None
     """An interface of the node that answers ARP for an address of the pod."""
+    aspects: tuple[PortAspect, ...] = ()
+    """What the mode adds to the aspects that ports of all modes have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,6 @@ class Seen:
     proxies: frozenset[tuple[int, Address]]
     stations: set[tuple[int, str]]
     """Ports of bridges and the MACs that are behind them for good."""
-    pods: Mapping[IPv4Address, Endpoint]
-    """What the eBPF programs know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +92,13 @@ class Place:
         if name not in self.indexes:
             raise OSError(errno.ENODEV, f"{name}: {os.strerror(errno.ENODEV)}")
         return self.indexes[name]
+
+
+@dataclass(frozen=True, slots=True)
+class PortAspect:
+    """A part of a port. Both functions do nothing for a port without that part. They raise OSError."""
+
+    differs: Callable[[PodPort, Link, Seen], str]
+    """Say how the kernel differs, empty where it does not."""
+    make: Callable[[PodPort, Place], list[Request]]
+    """Return the requests that make it as it should be; what is no request is done at once."""

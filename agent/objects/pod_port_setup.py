@@ -5,26 +5,20 @@ It consists of aspects. Each answers two questions: how does the kernel differ, 
 
 from __future__ import annotations
 
-import errno
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from agent.ip import Address
-from agent.kernel import fdb, hardening, link_setup, neighbours, rtnl, tc
-from agent.kernel.bpf import loader
-from agent.kernel.bpf.loader import Loaded
+from agent.kernel import fdb, hardening, link_setup, neighbours, rtnl
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, Request
 from agent.kernel.rtnl import KernelRoute, Link
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
-from agent.modes.vxlan import device as vxlan_device
-from agent.modes.vxlan import maps as vxlan_maps
-from agent.modes.vxlan.maps import Endpoint
 from agent.objects import pod_guard
-from agent.objects.pod_port import Place, PodAddress, PodPort, Seen
+from agent.objects.pod_port import Place, PodAddress, PodPort, PortAspect, Seen
 
 
 @dataclass
@@ -42,19 +36,9 @@ def use(route_protocol: int) -> None:
     _marks.protocol = route_protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Aspect:
-    """A part of a port. Both functions do nothing for a port without that part. They raise OSError."""
-
-    differs: Callable[[PodPort, Link, Seen], str]
-    """Say how the kernel differs, empty where it does not."""
-    make: Callable[[PodPort, Place], list[Request]]
-    """Return the requests that make it as it should be; what is no request is done at once."""
-
-
 def read(nl: Netlink) -> Seen:
     """Read what the kernel has for all pods. Raises OSError."""
-    held, there = loader.maps(), rtnl.links(nl)
+    there = rtnl.links(nl)
     pods = {link.index for link in there if link.name.startswith(LINK_PREFIX)}
     routes = frozenset(route for version in (4, 6) for route in rtnl.routes(nl, version, _marks.protocol))
     by_pods: dict[Address, tuple[KernelRoute, ...]] = {}
@@ -71,13 +55,12 @@ def read(nl: Netlink) -> Seen:
         neighbours.permanent(nl),
         frozenset(neighbours.proxies(nl)),
         fdb.stations(nl),
-        vxlan_maps.pods(held) if held else {},
     )
 
 
 def lacking(port: PodPort, link: Link, seen: Seen) -> list[str]:
     """Say how the kernel differs, aspect by aspect. Raises OSError."""
-    return [how for aspect in ASPECTS if (how := aspect.differs(port, link, seen))]
+    return [how for aspect in _aspects(port) if (how := aspect.differs(port, link, seen))]
 
 
 def differs(nl: Netlink, port: PodPort) -> str:
@@ -94,47 +77,11 @@ def differs(nl: Netlink, port: PodPort) -> str:
 
 def make(port: PodPort, place: Place) -> None:
     """Make a port what it should be, in all aspects: a new MAC loses neighbours, a flap routes. Raises OSError."""
-    place.nl.request(*[step for aspect in ASPECTS for step in aspect.make(port, place)])
+    place.nl.request(*[step for aspect in _aspects(port) for step in aspect.make(port, place)])
 
 
-def _loaded() -> Loaded:
-    loaded = loader.current()
-    if loaded is None:
-        raise OSError(errno.ENODEV, "the eBPF programs are not loaded")
-    return loaded
-
-
-def _programs_differ(port: PodPort, link: Link, seen: Seen) -> str:
-    loaded = loader.current()
-    for hook, program in vxlan_device.pod_programs(loaded).items() if port.programs and loaded else ():
-        if tc.attached(seen.nl, link.index, hook) != program.id:
-            return f"host link {port.link} lacks the program {program.name}"
-    return ""
-
-
-def _attach_programs(port: PodPort, place: Place) -> list[Request]:
-    if port.programs:
-        tc.attach(place.nl, place.link.index, vxlan_device.pod_programs(_loaded()))
-    return []
-
-
-def _endpoint(port: PodPort, link: Link) -> tuple[IPv4Address, Endpoint] | None:
-    if not port.programs or port.pod is None:
-        return None
-    return port.pod.address, Endpoint(link.index, port.pod.mac, port.mac)
-
-
-def _entry_differs(port: PodPort, link: Link, seen: Seen) -> str:
-    wanted = _endpoint(port, link)
-    if wanted is None or seen.pods.get(wanted[0]) == wanted[1]:
-        return ""
-    return f"the programs don't know {wanted[0]} as that of {port.link}"
-
-
-def _put_entry(port: PodPort, place: Place) -> list[Request]:
-    if wanted := _endpoint(port, place.link):
-        vxlan_maps.put_pod(_loaded().maps, *wanted)
-    return []
+def _aspects(port: PodPort) -> tuple[PortAspect, ...]:
+    return (*port.aspects, *ASPECTS)
 
 
 def _guard_differs(port: PodPort, link: Link, seen: Seen) -> str:
@@ -317,18 +264,19 @@ def _set_proxy(port: PodPort, place: Place) -> list[Request]:
 
 
 ASPECTS = (
-    Aspect(_programs_differ, _attach_programs),
-    Aspect(_entry_differs, _put_entry),
-    Aspect(_guard_differs, _set_guard),
-    Aspect(_harden_differs, _harden),
-    Aspect(_link_differs, _set_link),
-    Aspect(_station_differs, _set_station),
-    Aspect(_flags_differ, _set_flags),
-    Aspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
-    Aspect(_state_differs, _set_state),
-    Aspect(_neighbour_differs, _set_neighbour),
-    Aspect(_misled_differs, _lead_back),
-    Aspect(_route_differs, _set_route),
-    Aspect(_proxy_differs, _set_proxy),
+    PortAspect(_guard_differs, _set_guard),
+    PortAspect(_harden_differs, _harden),
+    PortAspect(_link_differs, _set_link),
+    PortAspect(_station_differs, _set_station),
+    PortAspect(_flags_differ, _set_flags),
+    PortAspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
+    PortAspect(_state_differs, _set_state),
+    PortAspect(_neighbour_differs, _set_neighbour),
+    PortAspect(_misled_differs, _lead_back),
+    PortAspect(_route_differs, _set_route),
+    PortAspect(_proxy_differs, _set_proxy),
 )
-"""In the order in which they are made: all that guards a port before it is up, and it is up before its route."""
+"""In the order in which they are made: all that guards a port before it is up, and it is up before its route.
+
+Those that a mode adds come before them.
+"""

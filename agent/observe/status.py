@@ -13,6 +13,7 @@ from agent.ipam import blocks
 from agent.ipam.allocator import Range
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf import loader
+from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot
 from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
 from agent.model.network import HOST_GW, IPIP, VXLAN, Network
@@ -78,8 +79,8 @@ def _ebpf() -> dict[str, Any] | None:
         maps, guarded = loader.maps(), loader.maps(family=loader.GUARD)
         counted = dict(vxlan_maps.counters(maps) if maps else vxlan_maps.no_counters())
         for reason, more in (pod_guard.counters(guarded) if guarded else pod_guard.no_counters()).items():
-            count = counted.get(reason, vxlan_maps.Count(0, 0))
-            counted[reason] = vxlan_maps.Count(count.packets + more.packets, count.bytes + more.bytes)
+            count = counted.get(reason, Count(0, 0))
+            counted[reason] = Count(count.packets + more.packets, count.bytes + more.bytes)
     except OSError:
         return None
     return {reason: {"packets": count.packets, "bytes": count.bytes} for reason, count in counted.items()}

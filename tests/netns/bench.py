@@ -6,8 +6,9 @@ import socket
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.kernel.bpf import loader
+from agent.kernel.bpf.map_entries import Count
 from agent.modes.vxlan import maps as vxlan_maps
-from agent.modes.vxlan.maps import Config, Count, Endpoint
+from agent.modes.vxlan.maps import Config, Endpoint
 from tests.netns import frames
 from tests.netns.frames import Ran, ethernet
 from tests.netns.node import OBJECTS, command, private_bpffs

@@ -30,6 +30,7 @@ from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.kernel.bpf import loader
+from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netns import NetnsLostError
 from agent.model.cluster import IPBlock, Node
@@ -38,7 +39,6 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
 from agent.modes.vxlan import maps as vxlan_maps
-from agent.modes.vxlan.maps import Count
 from agent.node.apply import Drift, Programmed
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler

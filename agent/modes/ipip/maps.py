@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from agent.kernel.bpf import map_entries
+from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
-from agent.modes.vxlan import maps as vxlan_maps
-from agent.modes.vxlan.maps import Count
 from agent.objects.state import Ipip
 
 STRANGER = "drop_unknown_node"
@@ -31,8 +31,8 @@ def sync(maps: Mapping[str, Map], wanted: Ipip) -> tuple[int, int]:
         )
         for block, owner in wanted.blocks
     }
-    put = vxlan_maps.put_changed(maps["ipip_nodes"], nodes) + vxlan_maps.put_changed(maps["ipip_blocks"], blocks)
-    removed = vxlan_maps.remove_others(maps["ipip_blocks"], blocks) + vxlan_maps.remove_others(
+    put = map_entries.put_changed(maps["ipip_nodes"], nodes) + map_entries.put_changed(maps["ipip_blocks"], blocks)
+    removed = map_entries.remove_others(maps["ipip_blocks"], blocks) + map_entries.remove_others(
         maps["ipip_nodes"], nodes
     )
     own = wanted.node.packed
@@ -44,4 +44,4 @@ def sync(maps: Mapping[str, Map], wanted: Ipip) -> tuple[int, int]:
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
     """What became of packets since the maps were made, by reason. Raises BpfError."""
-    return vxlan_maps.counts(maps["ipip_counters"], REASONS)
+    return map_entries.counts(maps["ipip_counters"], REASONS)

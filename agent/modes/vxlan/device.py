@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from agent.kernel import fdb, hardening, link_setup, links, neighbours, netlink, rtnl, tc
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
-from agent.kernel.bpf.syscall import BpfError, Program
+from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.kernel.rtnl import Link, LinkAddress
@@ -19,6 +19,7 @@ from agent.model.marks import LINK_PREFIX, VXLAN_ALIAS, VXLAN_DEVICE
 from agent.model.network import KERNEL
 from agent.model.problem import Problem
 from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.maps import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
 from agent.objects.state import Overlay
 
@@ -220,14 +221,9 @@ def _renew(nl: Netlink, loaded: Loaded) -> None:
     renewed = 0
     for endpoint in vxlan_maps.pods(loaded.maps).values():
         try:
-            renewed += tc.ensure(nl, endpoint.device, pod_programs(loaded))
+            renewed += tc.ensure(nl, endpoint.device, pod_programs.programs(loaded))
         except NetlinkError as error:
             if error.errno not in (errno.ENODEV, errno.EINVAL):  # the pod has gone meanwhile
                 raise
     if renewed:
         log.info("programs of %d pods renewed", renewed)
-
-
-def pod_programs(loaded: Loaded) -> dict[tc.Hook, Program]:
-    """What belongs at the host's end of a pod."""
-    return {"ingress": loaded.programs["veth_ingress"], "egress": loaded.programs["veth_egress"]}

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from agent.kernel.bpf import map_entries
+from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
 from agent.kernel.rtnl import mac_bytes
 
@@ -38,7 +40,6 @@ _KEY = struct.Struct("=I")
 _CONFIG = struct.Struct("=4s4sIIHHI")
 _BLOCK = struct.Struct("=I4s")
 _POD = struct.Struct("=I6s6s")
-_COUNTER = struct.Struct("=QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,6 @@ class Endpoint:
     device: int
     mac: str
     host_mac: str
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Packets of one fate and their bytes, Ethernet headers included."""
-
-    packets: int
-    bytes: int
 
 
 def tunnel_mac(node: IPv4Address) -> str:
@@ -136,14 +129,16 @@ def put_nodes(
     A node is believed before packets are sent to it, and for as long as they are. `ends`: the address by which its
     blocks are known, for each address of a node that sends from no other node's blocks.
     """
-    return put_changed(maps["nodes"], _senders(nodes, ends or {})) + put_changed(maps["blocks"], _owners(blocks))
+    put = map_entries.put_changed
+    return put(maps["nodes"], _senders(nodes, ends or {})) + put(maps["blocks"], _owners(blocks))
 
 
 def remove_other_nodes(
     maps: Mapping[str, Map], blocks: Mapping[IPv4Network, IPv4Address], nodes: Iterable[IPv4Address]
 ) -> int:
     """Forget all other blocks and nodes; how many entries there were. Raises BpfError."""
-    return remove_others(maps["blocks"], _owners(blocks)) + remove_others(maps["nodes"], _senders(nodes, {}))
+    remove = map_entries.remove_others
+    return remove(maps["blocks"], _owners(blocks)) + remove(maps["nodes"], _senders(nodes, {}))
 
 
 def _senders(nodes: Iterable[IPv4Address], ends: Mapping[IPv4Address, IPv4Address]) -> dict[bytes, bytes]:
@@ -156,38 +151,14 @@ def _owners(blocks: Mapping[IPv4Network, IPv4Address]) -> dict[bytes, bytes]:
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
     """What became of packets since the maps were made, by reason. Raises BpfError."""
-    return counts(maps["reason_counters"], REASONS)
-
-
-def counts(held: Map, reasons: Iterable[str]) -> dict[str, Count]:
-    """Packets and bytes by reason, those of all CPUs together. Raises BpfError."""
-    found = {}
-    for number, reason in enumerate(reasons):
-        values = list(_COUNTER.iter_unpack(held.get(_KEY.pack(number)) or b""))
-        found[reason] = Count(sum(value[0] for value in values), sum(value[1] for value in values))
-    return found
+    return map_entries.counts(maps["reason_counters"], REASONS)
 
 
 def no_counters() -> dict[str, Count]:
     """Where there are no maps, nothing became of any packet."""
-    return dict.fromkeys(REASONS, Count(0, 0))
+    return map_entries.no_counts(REASONS)
 
 
 def _endpoint(value: bytes) -> Endpoint:
     device, mac, host_mac = _POD.unpack(value)
     return Endpoint(device, mac.hex(":"), host_mac.hex(":"))
-
-
-def put_changed(held: Map, wanted: Mapping[bytes, bytes]) -> int:
-    """Make these entries of a map those wanted; how many were others. Raises BpfError."""
-    actual = held.items()
-    new = {key: value for key, value in wanted.items() if actual.get(key) != value}
-    held.put_all(new)
-    return len(new)
-
-
-def remove_others(held: Map, wanted: Mapping[bytes, bytes]) -> int:
-    """Delete all entries of a map but those wanted; how many there were. Raises BpfError."""
-    old = [key for key in held.items() if key not in wanted]
-    held.remove_all(old)
-    return len(old)

@@ -19,6 +19,7 @@ from agent.modes import peers, routable_blocks, veth
 from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan import pod_programs
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Overlay, Route
 
@@ -68,13 +69,13 @@ class Vxlan:
         """A link with a route to the pod, and with the backend `ebpf` the programs, which know the pod."""
         programs = attachment.network.vxlan_backend == EBPF
         port = veth.routed_port(attachment)
-        return replace(port, programs=True, guard=None) if programs else port
+        return replace(port, guard=None, aspects=pod_programs.ASPECTS) if programs else port
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
         port, device = self.port(attachment), _ready(attachment)
         mtu = attachment.network.mtu or device.mtu
-        if port.programs:
+        if attachment.network.vxlan_backend == EBPF:
             _check_free(veth.routed_address(attachment), port.mac)
         links.host().request(veth.create_veth(attachment, netns_fd, mtu))
         veth.make_port(port)
