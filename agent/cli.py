@@ -53,7 +53,6 @@ from agent.node.installer import Installer, Places
 from agent.node.reconciler import Inputs, Reconciler
 from agent.node.route_protocol import RouteMarks
 from agent.node.run_dir import Lock, RunDir
-from agent.node.usage_writer import Seen
 from agent.objects import pod_port_setup
 from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
@@ -146,8 +145,8 @@ class Agent:
         self._mac_filter_check = MacFilterCheck(
             conf.node, self._reconciler.status, self._snapshot_cache.snapshot, alone
         )
-        seen = Seen(conf.node, self._snapshot_cache, self._reconciler.status, self._attachments)
-        self._accounting = accounting(api, seen, counting) if api else {}
+        seen = (self._snapshot_cache, self._reconciler.status, self._attachments)
+        self._accounting = accounting(api, conf.node, seen, counting) if api else {}
         tell = (self._reconciler.status, self._snapshot_cache.snapshot, pod_events)
         self._announce = announcer(api, conf.node, *tell) if api else None
         self._policies = policies(api, conf.node) if api else None
@@ -356,17 +355,20 @@ def announcer(
 
 
 def accounting(
-    api: Api, seen: Seen, problems: Observable[Mapping[str, Problem]]
+    api: Api,
+    node: str,
+    seen: tuple[SnapshotCache, Observable[NodeStatus], AttachmentStore],
+    problems: Observable[Mapping[str, Problem]],
 ) -> dict[str, Callable[[threading.Event], None]]:
     """Return the threads that write for people which addresses are in use."""
     from agent.cluster.usage_objects import Usages  # noqa: PLC0415
     from agent.node.pool_status_writer import PoolStatusWriter  # noqa: PLC0415
-    from agent.node.usage_writer import UsageWriter  # noqa: PLC0415
+    from agent.node.usage_writer import Seen, UsageWriter  # noqa: PLC0415
 
-    usages = Usages(api)
+    usages, known = Usages(api), Seen(node, *seen)
     return {
-        "usage": UsageWriter(usages, seen, problems).run,
-        "pool-status": PoolStatusWriter(usages, seen, problems).run,
+        "usage": UsageWriter(usages, known, problems).run,
+        "pool-status": PoolStatusWriter(usages, known, problems).run,
     }
 
 
