@@ -1,12 +1,16 @@
-"""Every link of a documentation page, and every page that the code names, leads to something that exists."""
+"""What documentation pages say is true where a program can tell: links lead somewhere, confs are accepted."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from agent.cni import netconf
+from agent.model.network import MODES, Network
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
@@ -17,6 +21,7 @@ SOURCES = sorted(
     if path.suffix in (".py", ".c", ".h", ".conf", ".yaml", ".frag")
 )
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+JSON = re.compile(r"^```json$(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
@@ -77,7 +82,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
     seen, todo = set[Path](), [REPO / "README.md"]
     while todo:
         page = todo.pop()
-        if page in seen or page.suffix != ".md":
+        if page in seen or page.suffix != ".md" or not page.exists():
             continue
         seen.add(page)
         todo += [(page.parent / target.partition("#")[0]).resolve() for target in links(page) if target[0] != "#"]
@@ -99,3 +104,25 @@ def test_a_drawing_differs_in_its_colours_only(light: Path) -> None:
     dark = light.with_name(light.name.replace("-light", "-dark"))
     style = re.compile(r"<style>.*</style>", re.DOTALL)
     assert style.sub("", light.read_text()) == style.sub("", dark.read_text())
+
+
+def confs(page: Path) -> list[Network]:
+    """Return the networks of the confs and conflists that a page shows. Raises CniError."""
+    docs = [json.loads(block) for block in JSON.findall(page.read_text())]
+    entries = [
+        {"cniVersion": doc["cniVersion"], "name": doc["name"], **doc.get("plugins", [doc])[0]} for doc in docs
+    ]
+    return [netconf.parse(entry).network for entry in entries]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_confs_on_a_page_are_accepted(page: Path) -> None:
+    assert all(network.name == "testcni" for network in confs(page))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_page_of_a_mode_has_the_usual_sections_and_a_conf(mode: str) -> None:
+    page = REPO / f"docs/modes/{mode}.md"
+    sections = ["What it is for", "Needs", "Configure", "Packet by packet", "Limits", "When it fails"]
+    assert re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE) == sections
+    assert [network.mode for network in confs(page)] == [mode]
