@@ -44,6 +44,7 @@ from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.parent.mac_filter_check import MacFilterCheck
+from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.vxlan.checksum_check import ChecksumCheck
 from agent.node import route_protocol
 from agent.node.accepted_modes_publisher import AcceptedModesPublisher
@@ -74,12 +75,13 @@ log = logging.getLogger("agent")
 class Agent:
     """All parts of an agent; nothing runs before `run`."""
 
-    def __init__(self, conf: AgentConfig, lock: Lock) -> None:
+    def __init__(self, conf: AgentConfig, lock: Lock, modes: Modes = BUILT_IN) -> None:
         self.conf = conf
+        self._modes = modes
         self._lock = lock
         self.failed = False
         self._threads: list[threading.Thread] = []
-        self._metrics = metrics.Metrics()
+        self._metrics = metrics.Metrics(modes)
         self._ending, self._stop = Shutdown(), threading.Event()
         self._began = time.monotonic()
         loader.use(conf.ebpf)
@@ -88,7 +90,7 @@ class Agent:
         sysctl.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
         demand: Observable[Demand] = Observable({})
-        self._attachments = AttachmentStore(conf.run_dir, conf.cool_down)
+        self._attachments = AttachmentStore(conf.run_dir, conf.cool_down, modes.options)
         kept = conf.run_dir / "reservations.json"
         self._snapshot_cache = SnapshotCache(store, reservation_controller.load(kept))
         busy: Observable[ReservationsInProgress] = Observable(frozenset())
@@ -101,7 +103,7 @@ class Agent:
         )
         rules = ReclaimRules(conf.node_gone, whole=lambda: not self._snapshot_cache.troubles.get())
         self._block_controller = BlockController(store, conf.node, self._snapshot_cache.snapshot, rules)
-        self._confs = ConfDir(conf.conf_dir, conf.conflist)
+        self._confs = ConfDir(conf.conf_dir, conf.conflist, modes)
         self._host_directories = HostDirectories(folders(conf))
         installing, listening, alone, heralding, journaling, counting = (no_problems() for _ in range(6))
         self._bird = Supervisor(conf.run_dir / "bird")
@@ -134,6 +136,7 @@ class Agent:
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
             servers=servers(conf.datastore),
+            modes=modes,
             marks=RouteMarks(conf.run_dir, conf.route_protocol),
         )
         self._reconciler = Reconciler(
@@ -153,7 +156,7 @@ class Agent:
         self._installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
-            self._installer = Installer(places, self._reconciler.status, installing)
+            self._installer = Installer(places, self._reconciler.status, installing, modes)
         stays: ReservationClaims | None = None
         if conf.pod_annotations:
             known = ClaimContext(
@@ -171,6 +174,7 @@ class Agent:
             egress_limit=lambda network: self._confs.found.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
             snapshot=self._snapshot_cache.snapshot,
             tell=pod_events.put,
+            modes=modes,
         )
         self._journal = Journal(conf.state_dir, self._handler.answer, conf.run_dir / "deletes-done", journaling)
         self._server = Server(conf.socket, self.answer)
@@ -265,7 +269,7 @@ class Agent:
     def report(self) -> dict[str, Any]:
         """What the agent says of itself."""
         snapshot, status = self._snapshot_cache.snapshot.get(), self._reconciler.status.get()
-        told = report(self.conf, self._began, snapshot, status, self._attachments)
+        told = report(self.conf, self._began, snapshot, status, self._attachments, self._modes)
         notes = [self._policies.note] if self._policies and self._policies.note else []
         return {**told, "notes": notes, "bgp": bgp(self._bird.status.get()), "rounds": self._rounds()}
 
@@ -379,12 +383,12 @@ def policies(api: Api, node: str) -> Policies:
     return Policies(api, node)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, modes: Modes = BUILT_IN) -> int:
     """Exit codes: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir."""
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
         logs.set_up(conf.log_level)
-        agent = Agent(conf, Lock(conf.run_dir))
+        agent = Agent(conf, Lock(conf.run_dir), modes)
     except ConfigError as error:
         print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from agent.model.cluster import ENDS, Receives
-from agent.model.network import MODES
+from agent.model.cluster import Receives
 
 ANNOTATION = "testcni.io/receives"
 
@@ -14,15 +13,11 @@ def encode(receives: Receives) -> str:
 
 
 def decode(text: object) -> Receives:
-    """What `encode` made the text of.
-
-    Words that are not understood count for nothing, as of an agent that knows more modes: its node is still there.
-    """
+    """Return what `encode` made the text of; words that cannot be understood are ignored."""
     found = {}
     for word in text.split() if isinstance(text, str) else ():
         network, _, modes = word.partition("=")
-        said = tuple(dict.fromkeys(modes.split(",")))
-        known = said if network == ENDS else tuple(mode for mode in said if mode in MODES)
-        if network and known:
-            found[network] = known
+        said = tuple(dict.fromkeys(filter(None, modes.split(","))))
+        if network and said:
+            found[network] = said
     return tuple(sorted(found.items()))

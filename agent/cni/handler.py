@@ -23,7 +23,7 @@ from agent.model.cluster import Snapshot
 from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
-from agent.modes.registry import mode, unwire_unknown
+from agent.modes.registry import BUILT_IN, Modes
 from agent.objects import addresses_behind_links
 from agent.runtime.observable import Observable
 
@@ -49,6 +49,7 @@ class CniHandler:
         egress_limit: Callable[[str], bool | None] = lambda _network: None,
         snapshot: Observable[Snapshot] | None = None,
         tell: Callable[[PodEvent], None] = lambda _event: None,
+        modes: Modes = BUILT_IN,
     ) -> None:
         """`stays`: who knows of pods' annotations; None: they are not looked at.
 
@@ -58,6 +59,7 @@ class CniHandler:
         `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
         `tell` takes what those who look at a pod should hear.
         """
+        self._modes = modes
         self._attachments = attachments
         self._timings = timings
         self._stays = stays
@@ -79,7 +81,7 @@ class CniHandler:
         began, way, told = time.monotonic(), "", "ok"
         try:
             if call.command == "DEL":
-                network, way = netconf.deleting(call.config)
+                network, way = netconf.deleting(call.config, self._modes)
                 return self.delete(call, network)
             conf = self._read(call)
             way = conf.network.mode
@@ -93,7 +95,7 @@ class CniHandler:
     def _read(self, call: Call) -> NetConf:
         if call.command not in self._verbs:
             raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND: {call.command!r} is no verb of CNI")
-        conf = netconf.read(call.config, call.args)
+        conf = netconf.read(call.config, call.args, self._modes)
         since = SINCE.get(call.command, "0")
         if conf.cni_version < since:
             raise CniError(
@@ -106,7 +108,7 @@ class CniHandler:
     def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
         way, fd, deadline = (
-            mode(conf.network.mode),
+            self._modes.of(conf.network),
             request.pod_netns(call),
             time.monotonic() + assigner.ADD_WITHIN,
         )
@@ -206,8 +208,8 @@ class CniHandler:
             return
         for entry in entries:
             if entry.guess:
-                mode(entry.guess.network.mode).unwire(entry.guess)
-        unwire_unknown(link)
+                self._modes.of(entry.guess.network).unwire(entry.guess)
+        self._modes.unwire_unknown(link)
         self._attachments.forget(link)
 
     def check(self, call: Call, conf: NetConf) -> dict[str, Any]:
@@ -221,7 +223,7 @@ class CniHandler:
             wired = cast("Wired", attachment.wired)
             result.check_previous(conf, wired)
             try:
-                mode(attachment.network.mode).check(attachment, wired, fd)
+                self._modes.of(attachment.network).check(attachment, wired, fd)
             except OSError as error:
                 raise_os(error, f"checking {ifname} of container {container_id}")
         return {}
@@ -250,7 +252,6 @@ class CniHandler:
 
     def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:
         """Success if and only if an ADD would succeed now."""
-        mode(conf.network.mode)
         self._refuse_unseen_mac(conf.network.name)
         self._addresses.look(conf.network)
         return {}
@@ -278,7 +279,7 @@ class CniHandler:
         try:
             if known.wired is not None and known.network.name == conf.network.name:
                 wired = cast("Wired", known.wired)
-                mode(known.network.mode).check(known, wired, request.pod_netns(call))
+                self._modes.of(known.network).check(known, wired, request.pod_netns(call))
                 return wired
         except (CheckError, OSError) as error:
             log.warning("%s %s is added anew: %s", *known.key, error)
@@ -310,7 +311,7 @@ class CniHandler:
             log.exception("undo of %s %s failed; DEL, GC or the next start repeats it", *attachment.key)
 
     def _remove(self, attachment: Attachment) -> None:
-        mode(attachment.network.mode).unwire(attachment)
+        self._modes.of(attachment.network).unwire(attachment)
         self._attachments.remove(attachment)
 
     def _collect_unreadable(self, network: str, valid: frozenset[str]) -> list[str]:
@@ -332,7 +333,7 @@ class CniHandler:
             marked = is_link_name(link.name) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:
-                    unwire_unknown(link.name)
+                    self._modes.unwire_unknown(link.name)
                     log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
                 except OSError as error:
                     failures.append(f"{link.name}: {error}")

@@ -18,25 +18,11 @@ from agent.codec.json_fields import Fields
 from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address, Subnet
-from agent.model.network import (
-    ALWAYS,
-    BACKENDS,
-    EBPF,
-    ENCAPSULATIONS,
-    HOST_GW,
-    LINK_MODES,
-    MODES,
-    PASSTHRU,
-    SERVICES,
-    VNI,
-    VXLAN_PORT,
-    ExtraRoute,
-    Network,
-)
+from agent.model.network import ExtraRoute, Network
+from agent.modes.registry import BUILT_IN, Modes
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
-LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
 NAME_LIMIT = 63
 CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
 MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
@@ -80,64 +66,41 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
         raise CniError(Code.DECODING_FAILURE, what, "write it as RFC 8259 says") from error
 
 
-def deleting(data: str) -> tuple[str, str]:
-    """Name and mode of the network that a DEL names, each empty where that can't be read.
+def deleting(data: str, modes: Modes = BUILT_IN) -> tuple[str, str]:
+    """Return name and mode of the network that a DEL names, each empty where that cannot be read.
 
-    A netconf that has become invalid, or always was, must not keep a pod from going.
+    A netconf that has become invalid, or always was, must not keep a pod from being deleted.
     """
     try:
         doc = strict_json.mapping(data)
     except JsonError:
         return "", ""
-    name, mode = doc.get("name"), doc.get("mode") or HOST_GW
-    return name if isinstance(name, str) else "", mode if mode in MODES else ""
+    name, mode = doc.get("name"), doc.get("mode") or modes.default
+    return name if isinstance(name, str) else "", mode if isinstance(mode, str) and mode in modes else ""
 
 
-def read(config: str, args: str = "") -> NetConf:
-    """A netconf's text and CNI_ARGS as values; raises CniError 1, 4, 6 or 7."""
+def read(config: str, args: str = "", modes: Modes = BUILT_IN) -> NetConf:
+    """Return a netconf's text and CNI_ARGS as values. Raises CniError 1, 4, 6 or 7."""
     known = _read if len(config) <= CACHED else _read.__wrapped__
-    return _with_args(known(config), args)
+    return _with_args(known(config, modes), args)
 
 
-def parse(doc: Mapping[str, Any], args: str = "") -> NetConf:
-    """A decoded netconf and CNI_ARGS as values; raises CniError 1, 4 or 7."""
-    return _with_args(_parse(doc), args)
+def parse(doc: Mapping[str, Any], args: str = "", modes: Modes = BUILT_IN) -> NetConf:
+    """Return a decoded netconf and CNI_ARGS as values. Raises CniError 1, 4 or 7."""
+    return _with_args(_parse(doc, modes), args)
 
 
 @functools.lru_cache(64)
-def _read(config: str) -> NetConf:
-    return _parse(parse_json(config))
+def _read(config: str, modes: Modes) -> NetConf:
+    return _parse(parse_json(config), modes)
 
 
-def _parse(doc: Mapping[str, Any]) -> NetConf:
+def _parse(doc: Mapping[str, Any], modes: Modes) -> NetConf:
+    """Return the netconf in a JSON object; each field is taken once, and one that nothing takes is an error."""
     fields = Fields(doc, "")
     version = fields.take("cniVersion", _version, VERSIONS[0])
-    name = fields.take("name", _name, "")
-    if not name:
-        raise invalid_config("name", doc.get("name"), "a network name, as the specification demands")
     ipam = fields.take("ipam", json_fields.nested, Fields({}, "ipam"))
-    network = Network(
-        name=name,
-        mode=fields.take("mode", _mode, HOST_GW),
-        subnet=fields.take("subnet", _subnet, None),
-        bridge=fields.take("bridge", _link_name, "testcni0"),
-        mtu=fields.take("mtu", _mtu, None),
-        masquerade=fields.take("ipMasq", json_fields.boolean, True),
-        hairpin=fields.take("hairpinMode", json_fields.boolean, True),
-        spoof_check=fields.take("spoofCheck", json_fields.boolean, True),
-        range_start=ipam.take("rangeStart", json_fields.address, None),
-        range_end=ipam.take("rangeEnd", json_fields.address, None),
-        vni=fields.take("vni", _vni, VNI),
-        port=fields.take("port", _port, VXLAN_PORT),
-        encapsulate=fields.take("encapsulate", _encapsulate, ALWAYS),
-        master=fields.take("master", _link_name, None),
-        link_mode=fields.take("linkMode", json_fields.string, ""),
-        gateway=ipam.take("gateway", json_fields.address, None),
-        via_host=fields.take("viaHost", _subnets, ()),
-        vxlan_backend=fields.take("vxlanBackend", _backend, EBPF),
-    )
-    network = _with_parent(network, via_host="viaHost" in doc)
-    _check_range(network)
+    network = _network(fields, ipam, modes)
     probe = ipam.take("probe", json_fields.boolean, network.shared)
     if probe and not network.shared:
         raise invalid_config("ipam.probe", probe, "false where pods are not on their parent's own subnet")
@@ -165,6 +128,32 @@ def _parse(doc: Mapping[str, Any]) -> NetConf:
     return conf
 
 
+def _network(fields: Fields, ipam: Fields, modes: Modes) -> Network:
+    """Return the network of a netconf, with the options of its mode. Raises CniError 7."""
+    name = fields.take("name", _name, "")
+    if not name:
+        raise invalid_config("name", fields.raw("name"), "a network name, as the specification demands")
+    mode = modes[fields.take("mode", partial(json_fields.choice, allowed=modes.names), modes.default)]
+    given = {each.name: each.parse_options(fields, ipam) for each in modes}
+    network = Network(
+        name=name,
+        options=given[mode.name],
+        subnet=fields.take("subnet", _subnet, None),
+        mtu=fields.take("mtu", _mtu, None),
+        masquerade=fields.take("ipMasq", json_fields.boolean, True),
+        spoof_check=fields.take("spoofCheck", json_fields.boolean, True),
+        range_start=ipam.take("rangeStart", json_fields.address, None),
+        range_end=ipam.take("rangeEnd", json_fields.address, None),
+    )
+    for other in modes:
+        for where, value in other.exclusive_fields(given[other.name]).items():
+            if where not in mode.exclusive_fields(given[mode.name]):
+                raise invalid_config(where, str(value), f"nothing in mode {mode.name}")
+    network = network.with_options(mode.complete_options(network, fields), *given.values())
+    _check_range(network)
+    return network
+
+
 def pod_of(args: str) -> str:
     """`namespace/name` of the pod as kubelet gives it in CNI_ARGS, else nothing."""
     pairs = dict(pair.partition("=")[::2] for pair in args.split(";") if pair)
@@ -190,43 +179,11 @@ def _name(where: str, value: object) -> str:
     return value
 
 
-def _mode(where: str, value: object) -> str:
-    if value not in MODES:
-        raise invalid_config(where, value, ", ".join(MODES))
-    return str(value)
-
-
-def _backend(where: str, value: object) -> str:
-    if value not in BACKENDS:
-        raise invalid_config(where, value, ", ".join(BACKENDS))
-    return str(value)
-
-
-def _link_name(where: str, value: object) -> str:
-    if not isinstance(value, str) or not LINK_NAME.fullmatch(value) or value in (".", ".."):
-        raise invalid_config(where, value, "an interface name: 1 to 15 characters, no blank, / : or %")
-    return value
-
-
 def _mtu(where: str, value: object) -> int | None:
     low, high = MTU_LIMITS
     if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or low <= value <= high):
         raise invalid_config(where, value, f"{low} to {high} bytes, or 0 for that of the node's interface")
     return value or None
-
-
-def _encapsulate(where: str, value: object) -> str:
-    if value not in ENCAPSULATIONS:
-        raise invalid_config(where, value, ", ".join(ENCAPSULATIONS))
-    return str(value)
-
-
-def _vni(where: str, value: object) -> int:
-    return json_fields.number(where, value, 1, (1 << 24) - 1)
-
-
-def _port(where: str, value: object) -> int:
-    return json_fields.number(where, value, 1, 65535)
 
 
 def _subnet(where: str, value: object) -> Subnet:
@@ -246,32 +203,6 @@ def _subnet(where: str, value: object) -> Subnet:
         except ValueError:
             pass
     raise invalid_config(where, value, "a network with no host bits set, such as 10.244.0.0/16")
-
-
-def _subnets(where: str, value: object) -> tuple[Subnet, ...]:
-    items = enumerate(json_fields.listed(where, value, "CIDRs"))
-    return tuple(json_fields.destination(f"{where}[{number}]", item) for number, item in items)
-
-
-def _with_parent(network: Network, *, via_host: bool) -> Network:
-    """The fields of the modes whose pods have a slave of a parent: complete there, and absent elsewhere."""
-    allowed = LINK_MODES.get(network.mode)
-    if allowed is None:
-        given = {"master": network.master, "linkMode": network.link_mode, "ipam.gateway": network.gateway}
-        for where, value in {**given, "viaHost": network.via_host}.items():
-            if value:
-                raise invalid_config(where, str(value), f"nothing in mode {network.mode}")
-        return network
-    if network.link_mode and network.link_mode not in allowed:
-        raise invalid_config("linkMode", network.link_mode, ", ".join(allowed))
-    subnet, mode = network.subnet, network.link_mode or allowed[0]
-    if subnet is None or subnet.version != 4:
-        raise invalid_config("subnet", str(subnet), f"the IPv4 network of the parent, in mode {network.mode}")
-    if network.gateway and network.gateway not in subnet:
-        raise invalid_config("ipam.gateway", str(network.gateway), f"an address of subnet {subnet}")
-    if mode == PASSTHRU and not network.master:
-        raise invalid_config("master", None, "an interface that the node can do without, as linkMode is passthru")
-    return replace(network, link_mode=mode, via_host=network.via_host if via_host else SERVICES)
 
 
 def _check_range(network: Network) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from agent.cni.netconf import LINK_NAME, NAME
+from agent.cni.netconf import NAME
 from agent.cni.protocol import Call
+from agent.codec.json_fields import LINK_NAME
 from agent.errors import CniError, Code
 from agent.kernel import netns
 

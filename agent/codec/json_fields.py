@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address, Subnet
 
+LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 T = TypeVar("T")
 D = TypeVar("D")
@@ -30,6 +31,14 @@ class Fields:
         self._taken.append(name)
         value = self._doc.get(name)
         return default if value is None else parse(self._where + name, value)
+
+    def has(self, name: str) -> bool:
+        """Whether the object has the field, also if it is null."""
+        return name in self._doc
+
+    def raw(self, name: str) -> object:
+        """Return the field as it is, None where it is absent."""
+        return self._doc.get(name)
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:
         """Raise for the first unknown field; keys with a `/` belong to whoever owns that prefix."""
@@ -81,6 +90,27 @@ def destination(where: str, value: object) -> Subnet:
     except ValueError:
         pass
     raise invalid_config(where, value, "a CIDR with no host bits set, such as 10.0.0.0/8 or 0.0.0.0/0")
+
+
+def destinations(where: str, value: object) -> tuple[Subnet, ...]:
+    """A list of CIDRs. Raises CniError 7."""
+    return tuple(
+        destination(f"{where}[{number}]", item) for number, item in enumerate(listed(where, value, "CIDRs"))
+    )
+
+
+def choice(where: str, value: object, allowed: Collection[str]) -> str:
+    """One of the allowed texts. Raises CniError 7."""
+    if not isinstance(value, str) or value not in allowed:
+        raise invalid_config(where, value, ", ".join(allowed))
+    return value
+
+
+def link_name(where: str, value: object) -> str:
+    """The name of an interface. Raises CniError 7."""
+    if not isinstance(value, str) or not LINK_NAME.fullmatch(value) or value in (".", ".."):
+        raise invalid_config(where, value, "an interface name: 1 to 15 characters, no blank, / : or %")
+    return value
 
 
 def string(where: str, value: object) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from agent.codec import strict_json
+from agent.codec import network_json, strict_json
+from agent.codec.network_json import OptionTypes
 from agent.ip import Address, Subnet
 from agent.ipam.blocks import is_single
 from agent.model.marks import LINK_PREFIX
-from agent.model.network import MODES, Network, Uplink
+from agent.model.network import Network, Uplink
 
 FORMAT = 2
 """Of a file's first line. Keys may be added to it: whoever does not know them skips them.
@@ -24,27 +24,6 @@ A change of what a key means needs a new number, which one release reads and the
 """
 LINK = re.compile(f"{LINK_PREFIX}[0-9a-f]{{{15 - len(LINK_PREFIX)}}}")
 TEXTS = ("container_id", "ifname", "netns", "pod", "mac")
-
-
-def _address(value: object) -> Address:
-    return ipaddress.ip_address(_text(value))
-
-
-def _subnet(value: object) -> Subnet:
-    return ipaddress.ip_network(_text(value))
-
-
-def _subnets(value: object) -> tuple[Subnet, ...]:
-    return tuple(map(_subnet, _list(value)))
-
-
-PARSED: Mapping[str, Callable[[object], Any]] = {
-    "subnet": _subnet,
-    "range_start": _address,
-    "range_end": _address,
-    "gateway": _address,
-    "via_host": _subnets,
-}
 
 
 def link_name(container_id: str, ifname: str) -> str:
@@ -115,14 +94,14 @@ def encode(attachment: Attachment) -> bytes:
         "format": FORMAT,
         "container_id": attachment.container_id,
         "ifname": attachment.ifname,
-        "network": encode_network(attachment.network),
+        "network": network_json.encode_network(attachment.network),
         "netns": attachment.netns,
         "pod": attachment.pod,
         "leases": [{"address": str(lease.address), "block": str(lease.block)} for lease in attachment.leases],
         "mac": attachment.mac,
         **({"owner": attachment.owner} if attachment.owner else {}),
         **(
-            {"uplink": encode_uplink(replace(attachment.uplink, reserved=frozenset()))}
+            {"uplink": network_json.encode_uplink(replace(attachment.uplink, reserved=frozenset()))}
             if attachment.uplink
             else {}
         ),
@@ -130,108 +109,46 @@ def encode(attachment: Attachment) -> bytes:
     return json.dumps(doc).encode()
 
 
-@functools.lru_cache(64)
-def encode_network(network: Network) -> dict[str, Any]:
-    """A network as JSON; made once, as every pod of a node is on the same one."""
-    return {name: _plain(value) if name in PARSED and value else value for name, value in asdict(network).items()}
-
-
-def _plain(value: object) -> str | list[str]:
-    return [str(item) for item in value] if isinstance(value, tuple) else str(value)
-
-
-def encode_uplink(uplink: Uplink) -> dict[str, Any]:
-    """An uplink as JSON."""
-    return {
-        "device": uplink.device,
-        "hosts": _plain(uplink.hosts),
-        "gateway": str(uplink.gateway) if uplink.gateway else None,
-        "via_host": _plain(uplink.via_host),
-        **({"reserved": sorted(map(str, uplink.reserved))} if uplink.reserved else {}),
-    }
-
-
-def decode_uplink(doc: dict[str, Any]) -> Uplink:
-    """The uplink that `encode_uplink` wrote. Raises KeyError, TypeError, ValueError."""
-    hosts = tuple(map(_address, _list(doc["hosts"])))
-    if not hosts:
-        raise ValueError("the uplink has no host")
-    return Uplink(
-        _text(doc["device"]),
-        hosts,
-        _address(doc["gateway"]) if doc["gateway"] else None,
-        _subnets(doc["via_host"]),
-        frozenset(map(_address, _list(doc.get("reserved", [])))),
-    )
-
-
-def decode_network(doc: dict[str, Any]) -> Network:
-    """The network that `encode_network` wrote. Raises KeyError, TypeError, ValueError."""
-    values = {f.name: doc[f.name] for f in fields(Network) if f.name in doc}
-    for name, parse in PARSED.items():
-        if values.get(name) is not None:
-            values[name] = parse(values[name])
-    for name, hint in _plain_fields().items():
-        value = values.get(name)
-        if name in values and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-            raise TypeError(f"network.{name} is {value!r:.80}")
-    network = Network(**values)
-    if network.mode not in MODES:  # an agent that knew more modes may have written it
-        raise ValueError(f"mode {network.mode!r} is none of {', '.join(MODES)}")
-    return network
-
-
-@functools.cache
-def _plain_fields() -> Mapping[str, Any]:
-    """The fields of a network that JSON has as they are, and their types."""
-    return {name: hint for name, hint in get_type_hints(Network).items() if name not in PARSED}
-
-
-def decode(data: bytes, *, whole: bool) -> Attachment:
+def decode(data: bytes, types: OptionTypes, *, whole: bool) -> Attachment:
     """The attachment of a file's bytes, wired if it is `whole`; raises ValueError that says what is wrong."""
     try:
         first, _, second = data.partition(b"\n")
         doc = strict_json.mapping(first)
         if doc["format"] != FORMAT:
             raise ValueError(f"it is of format {doc['format']!r}, not {FORMAT}")
-        made = decode_line(doc)
+        made = decode_line(doc, types)
         return replace(made, wired=_wired(strict_json.mapping(second))) if whole else made
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is no attachment: {error!r}") from error
 
 
-def decode_line(doc: dict[str, Any]) -> Attachment:
+def decode_line(doc: dict[str, Any], types: OptionTypes) -> Attachment:
     """The attachment of a first line, whatever its format says. Raises KeyError, TypeError, ValueError."""
-    leases = tuple(Lease(_address(item["address"]), _subnet(item["block"])) for item in _list(doc["leases"]))
+    leases = tuple(
+        Lease(network_json.address(item["address"]), network_json.subnet(item["block"]))
+        for item in network_json.items(doc["leases"])
+    )
     if not leases:
         raise ValueError("it has no address")
-    container_id, ifname, netns, pod, mac = (_text(doc[name]) for name in TEXTS)
-    network = decode_network(doc["network"])
-    uplink = decode_uplink(doc["uplink"]) if doc.get("uplink") else None
-    owner = _text(doc.get("owner", ""))
+    container_id, ifname, netns, pod, mac = (network_json.text(doc[name]) for name in TEXTS)
+    network = network_json.decode_network(doc["network"], types)
+    uplink = network_json.decode_uplink(doc["uplink"]) if doc.get("uplink") else None
+    owner = network_json.text(doc.get("owner", ""))
     return Attachment(container_id, ifname, network, netns, pod, leases, mac, uplink=uplink, owner=owner)
+
+
+def _lease(item: dict[str, Any]) -> Lease:
+    return Lease(network_json.address(item["address"]), network_json.subnet(item["block"]))
 
 
 def _wired(doc: object) -> dict[str, Any]:
     """What ADD answered: three lists of objects, whose other keys are later versions'."""
     if not isinstance(doc, dict):
         raise TypeError(f"the second line is {type(doc).__name__}, not an object")
-    lists = {name: _list(doc.get(name, [])) for name in ("interfaces", "ips", "routes")}
+    lists = {name: network_json.items(doc.get(name, [])) for name in ("interfaces", "ips", "routes")}
     if not all(isinstance(item, dict) for items in lists.values() for item in items):
         raise TypeError("the second line has other things than objects")
     return {**doc, **lists}
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is not text")
-    return value
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r:.80} is not a list")
-    return value
 
 
 def answered(attachment: Attachment) -> frozenset[Address]:

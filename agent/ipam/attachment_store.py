@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.codec.network_json import OptionTypes
 from agent.ip import Address, Subnet
 from agent.ipam import unreadable_attachments
 from agent.ipam.allocator import Allocator, ExhaustedError, Range
@@ -52,7 +53,9 @@ class AddressConflict:
 class AttachmentStore:
     """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
 
-    def __init__(self, run_dir: Path, cool_down: float) -> None:
+    def __init__(self, run_dir: Path, cool_down: float, types: OptionTypes) -> None:
+        """`types`: the options of the modes that the agent knows; an attachment of another is unreadable."""
+        self._types = types
         self._dir = run_dir / "attachments"
         self._released = ReleaseLog(run_dir / "released", LINES_KEPT)
         self._lock = threading.Lock()
@@ -90,7 +93,7 @@ class AttachmentStore:
 
     def _load(self, path: Path) -> None:
         try:
-            attachment = decode(atomic_file.read(path), whole=path.suffix != AT_WORK)
+            attachment = decode(atomic_file.read(path), self._types, whole=path.suffix != AT_WORK)
             if path.stem != attachment.link:
                 raise ValueError(f"it is named {path.name}, but its attachment has the link {attachment.link}")
             if attachment.key in self._all or (path.suffix == REJECTED and path.with_suffix(WHOLE).exists()):
@@ -99,7 +102,9 @@ class AttachmentStore:
                 path.rename(path.with_suffix(WHOLE))
         except (ValueError, OSError) as error:
             log.error("attachment file %s cannot be used: %s", path, error)
-            self._unreadable[path.name] = unreadable_attachments.describe(path, f"it cannot be used: {error}")
+            self._unreadable[path.name] = unreadable_attachments.describe(
+                path, f"it cannot be used: {error}", self._types
+            )
             return
         self._all[attachment.key] = attachment
 
@@ -206,7 +211,7 @@ class AttachmentStore:
         told = Counter(
             (str(first.get("name")), str(first.get("mac")))
             for a in self.in_force()
-            if a.network.bridge and a.wired
+            if a.wired
             for first in a.wired["interfaces"][:1]
         )
         return dict(pair for pair, _count in sorted(told.items(), key=lambda entry: (entry[1], entry[0])))

@@ -57,7 +57,7 @@ def not_for_pods(block: Subnet, network: Network) -> frozenset[Address]:
 
     Where pods share the subnet of their parent, a block has none of them.
     """
-    if network.link_mode:
+    if network.needs_parent:
         return frozenset()
     last = [block.broadcast_address] if block.version == 4 else []
     return frozenset({block.network_address, allocator.gateway(block), *last})
@@ -178,15 +178,16 @@ def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Sub
     return frozenset(found)
 
 
-def excluded(snapshot: Snapshot, network: Network, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
+def excluded(snapshot: Snapshot, network: Network | None, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
     """What of the node's blocks no pod may have: what the pools there leave out, and their routers.
 
     Where netconfs divide a subnet by hand they say from where to where, but what others have claimed is theirs.
     """
+    by_hand = network is not None and network.hand_made
     found: set[Subnet] = set()
     for pool in snapshot.pools.values():
-        found.update(left_out(pool, ends=not network.hand_made))
-    if network.hand_made:
+        found.update(left_out(pool, ends=not by_hand))
+    if by_hand:
         found.update(block.cidr for block in snapshot.blocks.values() if block.node != node)
     return frozenset(subnet for subnet in found if any(overlaps(subnet, block) for block in own))
 
@@ -210,7 +211,7 @@ def ranges(
     network: Network, own: tuple[Subnet, ...], barred: frozenset[Subnet], reserved: frozenset[Address]
 ) -> tuple[Range, ...]:
     """Where in the node's blocks pods' addresses may be, without what is barred or reserved; one may be empty."""
-    part = allocator.shared if network.link_mode else allocator.usable
+    part = allocator.shared if network.needs_parent else allocator.usable
     without = [*barred, *map(ipaddress.ip_network, reserved)]
     return tuple(part(block, network.range_start, network.range_end, without) for block in own)
 

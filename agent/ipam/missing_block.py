@@ -67,7 +67,7 @@ def _named(pool: IPPool, fault: str) -> str:
 
 def _unfit(snapshot: Snapshot, network: Network, node: str, version: int | None) -> Iterator[str]:
     """Yield what there is, and why it is not for this network."""
-    if network.shared and network.subnet and not network.master:
+    if network.shared and network.subnet and not network.options.parent:
         near = snapshot.ground.networks
         if near and not any(blocks.within(network.subnet, cidr) for cidr, _text in near):
             yield f"subnet {network.subnet} is not in a network of this node ({', '.join(t for _n, t in near)})"

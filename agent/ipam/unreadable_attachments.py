@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.codec import strict_json
+from agent.codec.network_json import OptionTypes
 from agent.ip import Address
 from agent.ipam.attachment import Attachment, decode_line
 from agent.model.marks import ALIAS
@@ -60,7 +61,7 @@ class UnreadableAttachment:
         )
 
 
-def describe(path: Path, reason: str) -> UnreadableAttachment:
+def describe(path: Path, reason: str, types: OptionTypes) -> UnreadableAttachment:
     """What can still be known of a file that cannot be used."""
     found = UnreadableAttachment(path.name.partition(".")[0], reason, path)
     try:
@@ -74,7 +75,7 @@ def describe(path: Path, reason: str) -> UnreadableAttachment:
         doc = strict_json.mapping(first)
         name = doc["network"]["name"]
         found = replace(found, network=name if isinstance(name, str) else "")
-        return replace(found, guess=decode_line(doc))
+        return replace(found, guess=decode_line(doc, types))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return found
 

@@ -13,7 +13,6 @@ from agent.ip import Address, Subnet
 from agent.ipam import allocator, blocks
 from agent.ipam.allocator import Range
 from agent.model.cluster import IPPool, Snapshot, block_name
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
 
@@ -74,7 +73,7 @@ def _blocks(
                 by_hand.add(block)
     kept = (b for b in given if b not in parts and any(blocks.contains(b, address) for address in pods))
     for block in (*claimed, *kept):
-        barred = blocks.excluded(snapshot, Network(""), node, (block,))
+        barred = blocks.excluded(snapshot, None, node, (block,))
         shared = block in claimed and claimed[block].shared
         whole = allocator.shared(block, None, None, barred) if shared else allocator.usable(block, excluded=barred)
         parts.setdefault(block, whole)

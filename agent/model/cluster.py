@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Literal
 
 from agent.ip import Address, Subnet, address_name
-from agent.model.network import ROUTED
 from agent.model.usage import PoolStatus
 
 API_VERSION = "testcni.io/v1"
@@ -39,10 +38,6 @@ class Node:
     """When its object was created, in a form that sorts by time; empty: nobody says."""
     unavailable: bool = False
     """Whether its condition NetworkUnavailable is True."""
-
-    def modes(self, network: str) -> tuple[str, ...]:
-        """In which of the modes ROUTED it takes packets of a network; none: it does not say."""
-        return tuple(mode for mode in self.announced(network) if mode in ROUTED)
 
     def announced(self, network: str) -> tuple[str, ...]:
         """All modes that it has announced for a network; none: it does not say."""

@@ -1,105 +1,126 @@
-"""Networks as netconfs define them."""
+"""Networks as netconfs define them: what all networks have, and the options of a mode as a value of that mode."""
 
 from __future__ import annotations
 
-import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from agent.ip import Address, Subnet
 
-HOST_GW = "host-gw"
 
+@dataclass(frozen=True, slots=True)
+class ModeOptions:
+    """The options that a mode adds to a netconf, and what addresses its pods need. Each mode has a subclass.
 
-VXLAN = "vxlan"
+    A subclass has a field for each option, with its default. The fields' names are keys of files on disk, where
+    all options of a network are written side by side.
+    """
 
+    mode: ClassVar[str]
+    """The name of the mode in netconfs."""
+    ip_versions: ClassVar[tuple[int, ...]] = (4,)
+    """The IP versions that the mode carries; its pods get no addresses of others."""
+    routed: ClassVar[bool] = False
+    """Whether nodes route their blocks of pods' addresses, so that pods of all such modes reach each other."""
+    host_routes: ClassVar[bool] = False
+    """Whether each pod has a route of its own, so that its node needs no address of the pod's block."""
+    needs_parent: ClassVar[bool] = False
+    """Whether pods have a subinterface of an interface of the node, and are not reached by the node's address."""
 
-IPIP = "ipip"
+    @property
+    def shares_segment(self) -> bool:
+        """Whether pods are on the parent's own subnet, among machines that testcni knows nothing of."""
+        return False
 
+    @property
+    def parent(self) -> str | None:
+        """The interface that the netconf names as the parent of the pods' interfaces."""
+        return None
 
-EBPF, KERNEL = BACKENDS = ("ebpf", "kernel")  # of the mode vxlan
+    @property
+    def tunnel_ports(self) -> tuple[int, ...]:
+        """UDP ports where nodes take packets of tunnels, which no pod may send to."""
+        return ()
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the netconf says nothing that differs from the mode's defaults."""
+        return self == type(self)()
 
-VNI, VXLAN_PORT = 1, 8472  # as flannel has them, and Linux before the port had a number of its own (4789)
-
-
-ALWAYS, CROSS_SUBNET, NEVER = ENCAPSULATIONS = ("always", "crossSubnet", "never")
-
-
-IPVLAN, MACVLAN = "ipvlan", "macvlan"
-
-
-MODES = (HOST_GW, VXLAN, IPIP, IPVLAN, MACVLAN)
-
-
-ROUTED = (VXLAN, IPIP, HOST_GW)
-"""Modes whose pods are in the nodes' blocks, so that one can follow the other; the preferred first."""
-
-
-L3, PASSTHRU = "l3", "passthru"
-
-
-LINK_MODES = {IPVLAN: ("l2", L3, "l3s"), MACVLAN: ("bridge", "private", "vepa", PASSTHRU)}
-"""How slaves of one parent see each other, as the kernel and the reference plugins name it; the default first."""
-
-
-SERVICES = (ipaddress.IPv4Network("10.96.0.0/12"),)  # kubeadm's default
+    @classmethod
+    def of(cls, network: Network) -> Self:
+        """Return the options of a network of this mode. Raises TypeError for a network of another mode."""
+        if not isinstance(network.options, cls):
+            raise TypeError(f"network {network.name} is of the mode {network.mode}")
+        return network.options
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a netconf says of the whole network, and so of node state: equal confs are one network."""
+    """A network and how its pods are connected: two netconfs with equal values define one network."""
 
     name: str
-    mode: str = HOST_GW
+    options: ModeOptions
     subnet: Subnet | None = None
-    """Where pods' addresses lie; None: wherever the node's blocks are."""
-    bridge: str = "testcni0"
+    """The subnet of the pods' addresses; None: wherever the node's blocks are."""
     mtu: int | None = None
     """Bytes of a pod's interface; None: that of the interface that holds the node's address."""
     masquerade: bool = True
-    hairpin: bool = True
     range_start: Address | None = None
     range_end: Address | None = None
-    vni: int = VNI
-    """Network identifier of the tunnel (mode vxlan), 1 to 2^24 - 1."""
-    port: int = VXLAN_PORT
-    """UDP port of the tunnel (mode vxlan)."""
-    encapsulate: str = ALWAYS
-    """To which nodes packets go in tunnels (mode ipip): all, those of other subnets, none."""
-    master: str | None = None
-    """Parent of the slaves (modes ipvlan, macvlan); None: the interface that holds the node's address."""
-    link_mode: str = ""
-    """One of LINK_MODES; empty in other modes."""
-    gateway: Address | None = None
-    """The subnet's router; None: the parent's own."""
-    via_host: tuple[Subnet, ...] = ()
-    """What pods of ipvlan and macvlan reach through their node: Services, pods of other networks."""
-    vxlan_backend: str = EBPF
-    """Who carries packets (mode vxlan): eBPF programs, or the kernel's stack and its own vxlan."""
     spoof_check: bool = True
     """Whether a pod may send only from its own addresses and MAC."""
     pool: str = ""
     """The IPPool that pods of this network asked for by name, which makes it a network of its own; empty: any."""
+    transition: tuple[ModeOptions, ...] = ()
+    """Options of other routed modes in the same netconf that are not the defaults, by the names of the modes.
+
+    They are in force while the cluster changes from such a mode or to it.
+    """
+
+    @property
+    def mode(self) -> str:
+        """The name of the mode."""
+        return self.options.mode
 
     @property
     def versions(self) -> tuple[int, ...]:
         """The IP versions that its mode carries; its pods get no addresses of others."""
-        return (4, 6) if self.mode == HOST_GW else (4,)
+        return self.options.ip_versions
+
+    @property
+    def needs_parent(self) -> bool:
+        """Whether pods have a subinterface of an interface of the node."""
+        return self.options.needs_parent
 
     @property
     def shared(self) -> bool:
-        """Whether pods are on the parent's own subnet, among machines that we know nothing of."""
-        return self.link_mode not in ("", L3)
+        """Whether pods are on the parent's own subnet, among machines that testcni knows nothing of."""
+        return self.options.shares_segment
 
     @property
     def hand_made(self) -> bool:
         """Whether the range of the netconf is all that this node has: nodes have ranges divided by hand."""
-        return bool(self.link_mode and self.subnet and (self.range_start or self.range_end))
+        return bool(self.needs_parent and self.subnet and (self.range_start or self.range_end))
+
+    def options_for(self, kind: type[ModeOptions]) -> ModeOptions:
+        """Return the options that the netconf has for a mode, whichever mode it names."""
+        return next((known for known in (self.options, *self.transition) if type(known) is kind), kind())
+
+    def with_options(self, *options: ModeOptions) -> Network:
+        """Return the network in the mode of the first options; those of other modes are for the transition."""
+        own, *others = options
+        kept = {one.mode: one for one in others if one.routed and one.mode != own.mode and not one.is_default}
+        return replace(self, options=own, transition=tuple(kept[mode] for mode in sorted(kept)))
+
+    def in_mode(self, kind: type[ModeOptions]) -> Network:
+        """Return the same network in another mode, with the options that its netconf has for that mode."""
+        return self.with_options(self.options_for(kind), self.options, *self.transition)
 
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """Where slaves hang, and what pods must know of their node: found out by the node path for the pod path."""
+    """The parent of pods' interfaces, and what pods must know of their node: the node path finds it out."""
 
     device: str
     """The parent."""
@@ -108,7 +129,7 @@ class Uplink:
     gateway: Address | None = None
     via_host: tuple[Subnet, ...] = ()
     reserved: frozenset[Address] = frozenset()
-    """What no pod may have."""
+    """Addresses that no pod may have."""
 
 
 @dataclass(frozen=True, slots=True)

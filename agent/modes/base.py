@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, ClassVar, TypedDict
 
+from agent.codec.json_fields import Fields
 from agent.errors import CniError, Code
 from agent.ip import Address, Subnet
 from agent.ipam.attachment import Attachment
 from agent.ipam.block_ownership import Ownership
 from agent.model.cluster import Snapshot
-from agent.model.network import ExtraRoute, Network
+from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.modes.ipip.bird.options import BgpOptions
 from agent.modes.node_endpoints import Ends
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
+
+PLAIN = ""
+"""In place of a mode: packets go to a peer as they are, as in a mode without tunnels. Every node accepts those."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedModes:
+    """The names of the routed modes, as far as one mode must know of others while a network changes its mode."""
+
+    tunnels: tuple[str, ...]
+    """Modes in which packets between nodes travel in tunnels; the first is preferred where nodes have several."""
+    plain: tuple[str, ...]
+    """Modes in which packets travel as they are."""
+    ipv6: tuple[str, ...]
+    """Modes that carry IPv6."""
+
+    @property
+    def by_preference(self) -> tuple[str, ...]:
+        """All of them, the preferred first: a tunnel works on any underlay."""
+        return (*self.tunnels, *self.plain)
+
+    def known(self, modes: Iterable[str]) -> tuple[str, ...]:
+        """Return those of some modes that are routed modes of this agent."""
+        return tuple(mode for mode in modes if mode in self.tunnels or mode in self.plain)
+
+    def path(self, mode: str) -> str:
+        """Return how packets travel in a mode: PLAIN, or the tunnel's mode itself."""
+        return mode if mode in self.tunnels else PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +57,7 @@ class View:
     local: tuple[LocalAddress, ...]
     network: Network
     blocks: tuple[Subnet, ...]
+    routed: RoutedModes = field(kw_only=True)
     bgp: BgpOptions | None = field(default_factory=BgpOptions)
     underlay: Underlay = field(default_factory=Underlay)
     guests: frozenset[Subnet] = frozenset()
@@ -80,26 +112,70 @@ class CheckError(CniError):
         super().__init__(Code.CHECK_FAILED, msg, "delete the pod, so that it is made anew")
 
 
-class Mode(Protocol):
+class Mode(ABC):
     """A way of connecting pods. The pod path calls wire, check and unwire; the node path calls desired."""
 
+    options: ClassVar[type[ModeOptions]]
+    """The class of the options in a netconf; it has the mode's name, too."""
+    tunnels: ClassVar[bool] = False
+    """Whether packets between nodes travel in tunnels, which both ends must have; for routed modes."""
+
+    @property
+    def name(self) -> str:
+        """The mode's name in netconfs."""
+        return self.options.mode
+
+    def parse_options(self, fields: Fields, ipam: Fields) -> ModeOptions:  # noqa: ARG002 - for those that have some
+        """Return the options that a netconf gives for this mode, whichever mode it names. Raises CniError 7.
+
+        `fields` are those of the netconf, `ipam` those of its `ipam`.
+        """
+        return self.options()
+
+    def exclusive_fields(self, options: ModeOptions) -> Mapping[str, object]:  # noqa: ARG002
+        """Return what these options set that is an error in a netconf of another mode, by the netconf's fields."""
+        return {}
+
+    def complete_options(self, network: Network, fields: Fields) -> ModeOptions:  # noqa: ARG002
+        """Return the options of a network of this mode with the defaults that depend on other fields.
+
+        Raises CniError 7 where fields contradict each other.
+        """
+        return network.options
+
+    def device(self, network: Network) -> str:  # noqa: ARG002
+        """Return the node's device that pods of a network hang on, empty where each network finds its own."""
+        return ""
+
+    def report(self, network: Network) -> Mapping[str, object]:  # noqa: ARG002
+        """Return what the status report says of a network beside what it says of all."""
+        return {}
+
+    @abstractmethod
     def desired(self, view: View) -> NodeState:
         """The node state for one network: a pure function."""
 
+    @abstractmethod
     def port(self, attachment: Attachment) -> PodPort:
         """The node's side of a pod's link: a pure function.
 
         Raises NodeNotReadyError where the attachment lacks an address or parent that it needs.
         """
 
+    @abstractmethod
     def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """Connect the pod whose namespace is behind the fd `netns`.
 
         Raises OSError or NodeNotReadyError, and may leave anything half done: `unwire` follows.
         """
 
+    @abstractmethod
     def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
         """Raises CheckError when the kernel is not as `wire` left it, OSError when it can't be asked."""
 
+    def forget_link(self, index: int) -> None:  # noqa: B027 - most modes know nothing by a link's index
+        """Forget what is known of a pod by the index of its host end only. Raises OSError."""
+
+    @abstractmethod
     def unwire(self, attachment: Attachment) -> None:
         """Take away all that `wire` made, or as much of it as is there. Raises OSError."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from typing import ClassVar
 
+from agent.codec import json_fields
+from agent.codec.json_fields import Fields
 from agent.errors import invalid_config
 from agent.ip import Address
 from agent.ipam import allocator
@@ -14,16 +18,48 @@ from agent.ipam.blocks import is_single
 from agent.kernel import fdb, link_setup, links, netns, rtnl
 from agent.kernel.netlink import Netlink
 from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
-from agent.model.network import HOST_GW, ExtraRoute
+from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.model.problem import Problem
 from agent.modes import ip_versions, peers, routable_blocks, veth
-from agent.modes.base import CheckError, View, Wired
+from agent.modes.base import PLAIN, CheckError, Mode, View, Wired
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Bridge, NodeState, Proxy, Route
 
+HOST_GW = "host-gw"
 
-class HostGw:
+
+@dataclass(frozen=True, slots=True)
+class HostGwOptions(ModeOptions):
+    """The bridge of a network of the mode `host-gw`."""
+
+    mode: ClassVar[str] = HOST_GW
+    ip_versions: ClassVar[tuple[int, ...]] = (4, 6)
+    routed: ClassVar[bool] = True
+
+    bridge: str = "testcni0"
+    hairpin: bool = True
+    """Whether a pod reaches itself by a Service."""
+
+
+class HostGw(Mode):
     """The mode `host-gw`."""
+
+    options = HostGwOptions
+
+    def device(self, network: Network) -> str:
+        """Return the bridge."""
+        return _bridge_name(network)
+
+    def report(self, network: Network) -> Mapping[str, object]:
+        """Return the bridge under a key of its own, too."""
+        return {"bridge": _bridge_name(network)}
+
+    def parse_options(self, fields: Fields, ipam: Fields) -> HostGwOptions:  # noqa: ARG002
+        """Return the options that a netconf gives. Raises CniError 7."""
+        return HostGwOptions(
+            bridge=fields.take("bridge", json_fields.link_name, "testcni0"),
+            hairpin=fields.take("hairpinMode", json_fields.boolean, True),
+        )
 
     def desired(self, view: View) -> NodeState:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
@@ -40,14 +76,14 @@ class HostGw:
             peer, block = found
             if block.version == 6 and not view.ipv6:
                 continue  # one problem says so
-            if block.version == 4 and peers.way(view, peer) != HOST_GW:
+            if block.version == 4 and peers.mode_to_peer(view, peer) != PLAIN:
                 continue  # another mode's network has a way to it
             route = to.route(peer, block)
             if isinstance(route, Route):
                 routes.add(route)
             else:
                 problems.add(route)
-        routes.update(Route(guest, None, view.network.bridge) for guest in view.guests)
+        routes.update(Route(guest, None, _bridge_name(view.network)) for guest in view.guests)
         return NodeState(
             bridges=_bridge(view),
             routes=frozenset(routes),
@@ -58,26 +94,26 @@ class HostGw:
             refused=settled.refused | carried.refused,
             lacking=carried.lacking,
             crossing=peers.crossing(view),
-            guards=frozenset({(view.network.bridge, view.network.spoof_check)} if view.blocks else ()),
+            guards=frozenset({(_bridge_name(view.network), view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
-            answering=frozenset({view.network.bridge} if view.blocks and peers.mixed(view) else ()),
+            answering=frozenset({_bridge_name(view.network)} if view.blocks and peers.is_migrating(view) else ()),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
         """A port of the bridge."""
         network, learns = attachment.network, int(not attachment.network.spoof_check)
         flags = (
-            (link_setup.IFLA_BRPORT_MODE, int(network.hairpin)),
+            (link_setup.IFLA_BRPORT_MODE, int(HostGwOptions.of(network).hairpin)),
             (link_setup.IFLA_BRPORT_LEARNING, learns),
             (link_setup.IFLA_BRPORT_UNICAST_FLOOD, learns),
             *link_setup.PLAIN_PORT,
         )
-        return replace(veth.port(attachment), bridge=network.bridge, flags=flags, station=attachment.mac)
+        return replace(veth.port(attachment), bridge=_bridge_name(network), flags=flags, station=attachment.mac)
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, links.host()
-        bridge = veth.needed("bridge", network.bridge)
+        bridge = veth.needed("bridge", _bridge_name(network))
         _refuse_taken(nl, attachment, bridge.mac)
         mtu = network.mtu or bridge.mtu
         nl.request(veth.create_veth(attachment, netns_fd, mtu, master=bridge.index))
@@ -104,7 +140,7 @@ class HostGw:
 
     def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
-        bridge = veth.check_up("bridge", attachment.network.bridge)
+        bridge = veth.check_up("bridge", _bridge_name(attachment.network))
         port = veth.check_port(self.port(attachment))
         held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
         for lease in attachment.leases:
@@ -121,10 +157,14 @@ class HostGw:
         veth.remove_port(attachment)
 
 
+def _bridge_name(network: Network) -> str:
+    return HostGwOptions.of(network).bridge
+
+
 def _bridge(view: View) -> frozenset[Bridge]:
     if not view.blocks:
         return frozenset()
-    name = view.network.bridge
+    name = _bridge_name(view.network)
     addresses = (ipaddress.ip_interface((allocator.gateway(b), b.prefixlen)) for b in view.blocks)
     return frozenset({Bridge(name, bridge_mac(view.node, name), _mtu(view), frozenset(addresses))})
 
@@ -151,7 +191,7 @@ def _proxies(view: View) -> frozenset[Proxy]:
     """The pods on the bridge believe that all of the block is there: for what is not the node answers."""
     gone = (alone.network_address for _node, alone in peers.away(view))
     return frozenset(
-        Proxy(view.network.bridge, address)
+        Proxy(_bridge_name(view.network), address)
         for address in (*gone, *view.strays)
         if isinstance(address, IPv4Address) and any(address in block for block in view.blocks)
     )

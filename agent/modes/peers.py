@@ -12,10 +12,9 @@ from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model import special_addresses
 from agent.model.cluster import Node
-from agent.model.network import HOST_GW, ROUTED, VXLAN
 from agent.model.problem import Problem
 from agent.modes import routable_blocks, underlay
-from agent.modes.base import View
+from agent.modes.base import PLAIN, View
 from agent.modes.node_endpoints import Ends
 from agent.modes.routable_blocks import Fences
 from agent.objects.state import Masquerade, Route
@@ -127,8 +126,8 @@ def owners(view: View) -> Owners:
         elif isinstance(address, Problem):
             problems.add(address)
         else:
-            found[block], ways[block] = address, way(view, peer)
-            if ways[block] == HOST_GW != view.network.mode:
+            found[block], ways[block] = address, mode_to_peer(view, peer)
+            if ways[block] == PLAIN:
                 route = to.route(peer, block)
                 if isinstance(route, Route):
                     plain.add(route)
@@ -137,56 +136,46 @@ def owners(view: View) -> Owners:
     return Owners(node, own, found, ways, frozenset(plain), frozenset(problems))
 
 
-def way(view: View, peer: Node) -> str:
-    """The mode in which packets go to a peer: by what both nodes say, so that those of the peer come the same way.
+def accepted_modes(view: View, node: Node) -> tuple[str, ...]:
+    """Return the routed modes in which a node accepts packets of the network; none: it does not say."""
+    return view.routed.known(node.announced(view.network.name))
 
-    It is what both take and one of them has in its conf; plain packets are taken by every node.
+
+def mode_to_peer(view: View, peer: Node) -> str:
+    """Return the mode in which packets go to a peer, or PLAIN: those of the peer come the same way.
+
+    It is a mode that both nodes accept and that one of them has in its conf; every node accepts plain packets.
     """
-    theirs = peer.modes(view.network.name) or view.modes[:1]  # who says nothing is as we are
-    both = {HOST_GW, *(mode for mode in theirs if mode in view.modes)}
-    return min(both & {view.modes[0], theirs[0]} or both, key=ROUTED.index)
+    path = view.routed.path
+    ours = [path(mode) for mode in view.modes]
+    theirs = [path(mode) for mode in accepted_modes(view, peer)] or ours[:1]  # a silent peer is like this node
+    both = {PLAIN, *(mode for mode in theirs if mode in ours)}
+    return min(both & {ours[0], theirs[0]} or both, key=(*view.routed.tunnels, PLAIN).index)
 
 
-def mixed(view: View) -> bool:
+def is_migrating(view: View) -> bool:
     """Whether some node, this one included, has another mode beside that of this node's conf."""
-    peers = (peer.modes(view.network.name) for peer in view.snapshot.nodes.values() if peer.name != view.node)
+    peers = (accepted_modes(view, peer) for peer in view.snapshot.nodes.values() if peer.name != view.node)
     return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
 
 
 def crossing(view: View, *devices: str) -> frozenset[str]:
     """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
     me = view.snapshot.nodes.get(view.node)
-    if me is None or not mixed(view):
+    if me is None or not is_migrating(view):
         return frozenset()
     return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
 
 
 def _no_ipv6(view: View, where: str) -> Problem:
-    return Problem(where, f"is IPv6, which {view.network.mode} does not carry", "use host-gw for IPv6")
+    what = f"is IPv6, which {view.network.mode} does not carry"
+    return Problem(where, what, f"use {' or '.join(view.routed.ipv6)} for IPv6")
 
 
 def senders(view: View) -> frozenset[IPv4Address]:
     """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
     addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
     return frozenset(address for address in addresses if isinstance(address, IPv4Address))
-
-
-def settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
-    """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
-
-    A node without a tunnel may have guests, of which `owners` has the block only. It may send their packets by its
-    tunnel a moment before this node hears that it has one.
-    """
-    known = underlay.chosen(view)
-    elsewhere = (block for block, mode in owners.ways.items() if mode != VXLAN and blocks.is_single(block))
-    plain = {owners.blocks[block] for block in elsewhere}
-    return frozenset(
-        (address, end)
-        for name, node in view.snapshot.nodes.items()
-        if isinstance(end := known.of(name, 4), IPv4Address) and end not in plain
-        for address in node.addresses
-        if isinstance(address, IPv4Address) and address not in known.contested
-    )
 
 
 class Peers:
@@ -220,7 +209,7 @@ class Peers:
         return Problem(
             f"node {peer.name}",
             f"{address} is not on-link, so {self._view.network.mode} can't reach {block}",
-            "put the nodes on one subnet, or use the mode vxlan or ipip",
+            f"put the nodes on one subnet, or use the mode {' or '.join(self._view.routed.tunnels)}",
         )
 
 

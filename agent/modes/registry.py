@@ -1,36 +1,55 @@
-"""The modes by their names: a new one is a file and a line here."""
+"""The modes by their names. A mode is a folder or a file of this package and an entry of BUILT_IN."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
 from agent.kernel import links, rtnl
-from agent.kernel.bpf import loader
-from agent.model.network import HOST_GW, IPIP, IPVLAN, MACVLAN, VXLAN
-from agent.modes.base import Mode
+from agent.model.network import ModeOptions, Network
+from agent.modes.base import Mode, RoutedModes
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.mode import Ipip
 from agent.modes.parent.ipvlan import Ipvlan
 from agent.modes.parent.macvlan import Macvlan
-from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.mode import Vxlan
 
-REGISTRY: dict[str, Mode] = {
-    HOST_GW: HostGw(),
-    VXLAN: Vxlan(),
-    IPIP: Ipip(),
-    IPVLAN: Ipvlan(),
-    MACVLAN: Macvlan(),
-}
+
+class Modes:
+    """The modes that an agent knows; the first is that of netconfs without `mode`. They never change."""
+
+    def __init__(self, *modes: Mode) -> None:
+        self._modes: Mapping[str, Mode] = MappingProxyType({mode.name: mode for mode in modes})
+        self.names = tuple(self._modes)
+        self.default = self.names[0]
+        self.options: Mapping[str, type[ModeOptions]] = MappingProxyType({m.name: m.options for m in modes})
+        routed = [mode for mode in modes if mode.options.routed]
+        self.routed = RoutedModes(
+            tuple(mode.name for mode in routed if mode.tunnels),
+            tuple(mode.name for mode in routed if not mode.tunnels),
+            tuple(mode.name for mode in routed if 6 in mode.options.ip_versions),
+        )
+
+    def __iter__(self) -> Iterator[Mode]:
+        return iter(self._modes.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modes
+
+    def __getitem__(self, name: str) -> Mode:
+        return self._modes[name]
+
+    def of(self, network: Network) -> Mode:
+        """Return the mode of a network."""
+        return self._modes[network.mode]
+
+    def unwire_unknown(self, link: str) -> None:
+        """Delete a host end that has no known attachment, and all that is known by that link. Raises OSError."""
+        nl = links.host()
+        if found := rtnl.link(nl, link):
+            for mode in self:
+                mode.forget_link(found.index)
+        links.detach(nl, link)
 
 
-def mode(name: str) -> Mode:
-    """The mode of that name, one of model.MODES."""
-    return REGISTRY[name]
-
-
-def unwire_unknown(link: str) -> None:
-    """Delete a host end of which no attachment is known, and what is known by that link only. Raises OSError."""
-    nl = links.host()
-    found, maps = rtnl.link(nl, link), loader.maps()
-    if found and maps:
-        vxlan_maps.remove_pods_at(maps, found.index)
-    links.detach(nl, link)
+BUILT_IN = Modes(HostGw(), Vxlan(), Ipip(), Ipvlan(), Macvlan())

@@ -41,7 +41,7 @@ class Fences:
             for local in view.local
             if local.interface.ip in mine or local.interface.network.num_addresses > 1
         ]
-        self._gateways = not view.network.link_mode
+        self._gateways = not view.network.needs_parent
         """Whether each block needs an address for this node."""
         self._networks = [(local.interface.version, *span(local.interface.network), local) for local in near]
         self._servers = [(server.version, int(server), server) for server in view.snapshot.ground.servers]

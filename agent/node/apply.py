@@ -16,6 +16,7 @@ from agent.kernel.netlink import Netlink
 from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.ipip import device as ipip_device
+from agent.modes.registry import Modes
 from agent.modes.vxlan import device as vxlan_device
 from agent.node import pod_port_repair
 from agent.node.kernel_state import Kernel, is_made
@@ -141,11 +142,11 @@ def _advertised(nl: Netlink, kernel: Kernel) -> list[str]:
     return [names[route.index] for route in found if not route.dst.prefixlen and route.index in names]
 
 
-def pods(nl: Netlink, attachments: AttachmentStore, done: Programmed) -> None:
+def pods(nl: Netlink, attachments: AttachmentStore, modes: Modes, done: Programmed) -> None:
     """Repair the node's side of pods' links, which hang on what was programmed before."""
 
     def repair() -> None:
-        repaired = pod_port_repair.sync(nl, attachments)
+        repaired = pod_port_repair.sync(nl, attachments, modes)
         done.problems.extend(repaired.problems)
         done.changed[PODS] = repaired.pods
         done.busy = repaired.busy

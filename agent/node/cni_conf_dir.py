@@ -13,6 +13,7 @@ from agent.errors import UNSEEN_MAC_REMEDY, CniError
 from agent.kernel.inotify import FolderWatch
 from agent.model.network import Network
 from agent.model.problem import Problem
+from agent.modes.registry import BUILT_IN, Modes
 from agent.runtime import atomic_file
 from agent.runtime.observable import Observable
 from agent.runtime.pace import pace
@@ -41,7 +42,7 @@ class Confs:
     """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
 
-def read(folder: Path, template: Path | None = None, known: Confs | None = None) -> Confs:
+def read(folder: Path, template: Path | None = None, known: Confs | None = None, modes: Modes = BUILT_IN) -> Confs:
     """What is in the folder now, and in the conflist that is to be installed there; `known`: at the last look."""
     try:
         paths = conflist.files(folder)
@@ -50,8 +51,8 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
             str(folder), str(error), "let the agent read it; until then its last state stays in force"
         )
         return replace(known or Confs(), problems=(problem,))
-    there = [read_file(path) for path in paths]
-    found = [*([read_template(template, folder)] if template else []), *there]
+    there = [read_file(path, modes) for path in paths]
+    found = [*([read_template(template, folder, modes)] if template else []), *there]
     return Confs(
         frozenset(network for confs in found for network in confs.networks),
         tuple(problem for confs in found for problem in confs.problems),
@@ -67,26 +68,23 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None)
     )
 
 
-def read_template(path: Path, folder: Path) -> Confs:
+def read_template(path: Path, folder: Path, modes: Modes = BUILT_IN) -> Confs:
     """The networks of the conflist that is to be installed in the folder."""
     remedy = "fix it (in Kubernetes: the ConfigMap); until then what is installed stays in force"
-    return _read(path, lambda data: conflist.conflist(data, folder), remedy, ours=b"")
+    return _read(path, lambda data: of(conflist.conflist(data, folder), modes), remedy, ours=b"")
 
 
-def read_file(path: Path) -> Confs:
+def read_file(path: Path, modes: Modes) -> Confs:
     """The networks of one file; one that does not mention us has none, whatever else it holds."""
-    return _read(path, lambda data: conflist.read(path, data), "fix or remove the file")
+    return _read(path, lambda data: of(conflist.read(path, data), modes), "fix or remove the file")
 
 
-def _read(
-    path: Path, parse: Callable[[bytes], conflist.ConfList], remedy: str, ours: bytes = PLUGIN.encode()
-) -> Confs:
+def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes = PLUGIN.encode()) -> Confs:
     """`ours`: what a file mentions that is ours to judge."""
     data = b""
     try:
         data = atomic_file.read(path)
-        conf = parse(data)
-        found = of(conf)
+        found = parse(data)
         return replace(found, problems=_refused(path, found.unseen_macs))
     except FileNotFoundError:
         return Confs()  # it went while we looked; who installs a conflist reports that there is none
@@ -96,9 +94,11 @@ def _read(
         return Confs(problems=(Problem(str(path), str(error), remedy),))
 
 
-def of(conf: conflist.ConfList) -> Confs:
+def of(conf: conflist.ConfList, modes: Modes = BUILT_IN) -> Confs:
     """The networks of a file. Raises CniError."""
-    networks = [netconf.parse(plugin.conf).network for plugin in conf.plugins if plugin.type == PLUGIN]
+    networks = [
+        netconf.parse(plugin.conf, modes=modes).network for plugin in conf.plugins if plugin.type == PLUGIN
+    ]
     mac, unseen, limit = foreign_mac(conf), unseen_mac(conf), egress_limit(conf)
     return Confs(
         frozenset(networks),
@@ -162,9 +162,10 @@ def _from_ours(conf: conflist.ConfList) -> tuple[conflist.Plugin, ...]:
 class ConfDir:
     """Follows the conf folder, and the conflist that is to be installed there."""
 
-    def __init__(self, folder: Path, template: Path | None = None) -> None:
-        self.found: Observable[Confs] = Observable(read(folder, template))
+    def __init__(self, folder: Path, template: Path | None = None, modes: Modes = BUILT_IN) -> None:
+        self.found: Observable[Confs] = Observable(read(folder, template, modes=modes))
         self._folder = folder
+        self._modes = modes
         self._template = template
         self.pace = pace()
 
@@ -180,5 +181,5 @@ class ConfDir:
         with closing(FolderWatch(folder)) as watch:
             while not stop.is_set():
                 self.pace.wait(stop)
-                self.found.update(lambda known: read(self._folder, self._template, known))
+                self.found.update(lambda known: read(self._folder, self._template, known, self._modes))
                 watch.wait(stop, LOOK_AGAIN)

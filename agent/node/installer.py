@@ -19,6 +19,7 @@ from agent.errors import CniError
 from agent.kernel.inotify import FolderWatch
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.modes.registry import BUILT_IN, Modes
 from agent.node import cni_conf_dir
 from agent.runtime import atomic_file
 from agent.runtime.observable import Observable
@@ -51,10 +52,15 @@ class Installer:
     """Keeps the host's copies right for as long as the agent runs."""
 
     def __init__(
-        self, places: Places, status: Observable[NodeStatus], problems: Observable[Mapping[str, Problem]]
+        self,
+        places: Places,
+        status: Observable[NodeStatus],
+        problems: Observable[Mapping[str, Problem]],
+        modes: Modes = BUILT_IN,
     ) -> None:
         self._problems = problems
         self._places = places
+        self._modes = modes
         self._status = status
         self._refused = ""
         self._wake = threading.Event()
@@ -114,7 +120,7 @@ class Installer:
         template, self._refused = self._places.template, ""
         try:
             data = atomic_file.read(template)
-            networks = cni_conf_dir.of(conflist.conflist(data, self._places.conf_dir)).networks
+            networks = cni_conf_dir.of(conflist.conflist(data, self._places.conf_dir), self._modes).networks
         except FileNotFoundError:
             remedy = f"in Kubernetes: give the ConfigMap the key {template.name}"
             return self._refuse("there is no such file", remedy)

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.model.cluster import Node
-from agent.model.network import ROUTED, Network
+from agent.model.network import Network
 from agent.model.problem import Problem
+from agent.modes.registry import Modes
 from agent.node.cni_conf_dir import Confs
 
 UNREACHED = "and pods of the two modes don't reach each other"
@@ -41,17 +42,18 @@ class Admitted:
         return self.refused - {network.name for network in used}
 
 
-def conflict(one: str, other: str) -> bool:
-    """Whether pods of two modes of one network can't reach each other: one is routed, the other on the subnet."""
-    return (one in ROUTED) != (other in ROUTED)
+def conflict(one: str, other: str, modes: Modes) -> bool:
+    """Whether pods of two modes of one network cannot reach each other: one is routed, the other on the subnet."""
+    return modes.options[one].routed != modes.options[other].routed
 
 
-def admit(
+def admit(  # noqa: PLR0913, PLR0917 - what is wanted, and all that speaks against it
     confs: Confs,
     asked: Iterable[Network],
     used: Collection[Network],
     in_force: Iterable[Network],
     peers: Iterable[Node],
+    modes: Modes,
 ) -> Admitted:
     """Return what comes into force; `asked` is what pods ask for now, `in_force` what was at the last look.
 
@@ -61,7 +63,7 @@ def admit(
     found = tuple(peers)
     refused, problems = set(), []
     for network in sorted({*confs.chosen.values(), *asked}, key=str):
-        why = _against(network, used, found)
+        why = _against(network, used, found, modes)
         if not why:
             continue
         known = (network.name, network.mode) in established
@@ -76,18 +78,18 @@ def admit(
     )
 
 
-def _against(network: Network, used: Iterable[Network], peers: Iterable[Node]) -> str:
+def _against(network: Network, used: Iterable[Network], peers: Iterable[Node], modes: Modes) -> str:
     """Return who has the network in a mode whose pods its own would not reach; empty: nobody."""
     here = sorted({n.mode for n in used if n.name == network.name} - {network.mode})
     for mode in here:
-        if conflict(network.mode, mode):
+        if conflict(network.mode, mode, modes):
             return f"pods on this node are in the mode {mode}, {UNREACHED}"
-        if mode not in ROUTED:
+        if not modes.options[mode].routed:
             return f"pods on this node are in the mode {mode}, and one parent can't have both"
     there: dict[str, list[str]] = {}
     for peer in peers:
         for mode in peer.announced(network.name):
-            if conflict(network.mode, mode):
+            if mode in modes and conflict(network.mode, mode, modes):
                 there.setdefault(mode, []).append(peer.name)
     told = [
         f"node {', '.join(sorted(names)[:NAMED])}{' and others' * (len(names) > NAMED)} announces the mode {mode}"

@@ -7,56 +7,64 @@ gives up is withdrawn first, and goes when peers have had the time to hear it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from agent.model.cluster import ENDS, Node, Receives
-from agent.model.network import HOST_GW, MODES, ROUTED, VXLAN, Network
+from agent.model.network import ModeOptions, Network
+from agent.modes.base import PLAIN
+from agent.modes.registry import Modes
 
 GRACE = 15.0  # seconds from the withdrawal to the removal
 KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear late that it may remove it
 
 
-def receives(chosen: Mapping[str, Network], ready: Iterable[Network], leaving: Collection[Network]) -> Receives:
-    """The modes of each network of the confs in which packets are taken now, that of the conf first."""
+def accepted_modes(
+    chosen: Mapping[str, Network], ready: Iterable[Network], leaving: Collection[Network], modes: Modes
+) -> Receives:
+    """Return the modes of each network of the confs in which packets are accepted now, that of the conf first."""
     found: dict[str, set[str]] = {}
     for network in ready:
         if network.name in chosen and network not in leaving:
             found.setdefault(network.name, set()).add(network.mode)
-    order = (*ROUTED, *MODES)
+    order = (*modes.routed.by_preference, *modes.names)
     return tuple(
-        (name, tuple(sorted(modes, key=lambda mode: (mode != chosen[name].mode, order.index(mode)))))
-        for name, modes in sorted(found.items())
+        (name, tuple(sorted(accepted, key=lambda mode: (mode != chosen[name].mode, order.index(mode)))))
+        for name, accepted in sorted(found.items())
     )
 
 
-def siblings(
-    chosen: Mapping[str, Network], peers: Iterable[Node], needed: Collection[Network], known: Collection[Network]
+def transition_networks(
+    chosen: Mapping[str, Network],
+    peers: Iterable[Node],
+    needed: Collection[Network],
+    known: Collection[Network],
+    modes: Modes,
 ) -> frozenset[Network]:
-    """Tunnels to peers that do not take the mode of the conf yet, or not any more.
+    """Return networks with tunnels to peers that do not accept the mode of the conf yet, or no longer do.
 
     Plain packets need no network of their own: every node forwards those.
     """
-    wanted = set()
+    path, wanted = modes.routed.path, set()
     for peer in peers:
-        for name in dict(peer.receives):
-            conf, modes = chosen.get(name), peer.modes(name)
-            if not (conf and modes and conf.mode in ROUTED):
+        for name, announced in peer.receives:
+            conf, theirs = chosen.get(name), modes.routed.known(announced)
+            if not (conf and theirs and conf.options.routed):
                 continue
-            if conf.mode not in (HOST_GW, *modes) and modes[0] != HOST_GW:
-                wanted.add((conf, modes[0]))
+            if path(conf.mode) not in (PLAIN, *theirs) and path(theirs[0]) != PLAIN:
+                wanted.add((conf, theirs[0]))
     held = {(network.name, network.mode) for network in needed}
     found = set()
     for conf, mode in wanted:
         if (conf.name, mode) not in held:
             earlier = (n for n in sorted(known, key=str) if (n.name, n.mode) == (conf.name, mode))
-            found.add(next(earlier, replace(conf, mode=mode)))
+            found.add(next(earlier, conf.in_mode(modes.options[mode])))
     return frozenset(found)
 
 
 class TunnelPorts:
-    """UDP ports of vxlan tunnels in the cluster; that of a tunnel that is given up stays until it is gone."""
+    """UDP ports of tunnels in the cluster; that of a tunnel that a network gives up stays until it is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, modes: Modes) -> None:
+        self._modes = modes
         self._used: frozenset[int] = frozenset()
         self._left: dict[int, float] = {}
         """Those that are in use no more, since when (time.monotonic)."""
@@ -70,10 +78,15 @@ class TunnelPorts:
         self, networks: Iterable[Network], chosen: Mapping[str, Network], peers: Iterable[Node], now: float
     ) -> tuple[int, ...]:
         """Return the ports, those of this node's networks first: a peer's is what the conf of its network says."""
-        own = {network.port for network in networks if network.mode == VXLAN}
-        default = Network("")
-        told = (name for peer in peers for name, modes in peer.receives if name != ENDS and VXLAN in modes)
-        theirs = {chosen.get(name, default).port for name in told}
+        own = {port for network in networks for port in network.options.tunnel_ports}
+        theirs = {
+            port
+            for peer in peers
+            for name, accepted in peer.receives
+            for mode in accepted
+            if name != ENDS and mode in self._modes
+            for port in _options(chosen.get(name), self._modes.options[mode]).tunnel_ports
+        }
         left = dict.fromkeys(self._used, now) | self._left
         self._used = frozenset(own | theirs)
         self._left = {port: t for port, t in left.items() if port not in self._used and t + KEPT > now}
@@ -106,11 +119,16 @@ class Leaving:
         left = {
             network
             for network in self._in_force - needed
-            if network.mode in ROUTED and network.name in chosen and network.mode != chosen[network.name].mode
+            if network.options.routed and network.name in chosen and network.mode != chosen[network.name].mode
         }
-        withdrawn = {n for n in left if n.mode not in (told.modes(n.name) if told else ())}
+        withdrawn = {n for n in left if n.mode not in (told.announced(n.name) if told else ())}
         self._withdrawn = {n: self._withdrawn.get(n, now) for n in withdrawn}
         self.networks = frozenset(n for n in left if self._withdrawn.get(n, now) > now - GRACE)
         self._withdrawn = {n: since for n, since in self._withdrawn.items() if n in self.networks}
         self._in_force = needed | self.networks
         return self.networks
+
+
+def _options(conf: Network | None, kind: type[ModeOptions]) -> ModeOptions:
+    """Return the options of a peer's network: those that this node's conf has for the peer's mode."""
+    return conf.options_for(kind) if conf else kind()

@@ -13,7 +13,7 @@ from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem
 from agent.modes import veth
 from agent.modes.base import NodeNotReadyError
-from agent.modes.registry import mode
+from agent.modes.registry import Modes
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.pod_port import Place, PodPort, Seen
 
@@ -32,7 +32,7 @@ class Repaired:
     """Whether a call was at work on a pod whose port differs; it may be a CHECK, which repairs nothing."""
 
 
-def sync(nl: Netlink, attachments: AttachmentStore) -> Repaired:
+def sync(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> Repaired:
     """Repair the port of each pod that ADD has connected. Raises OSError."""
     done = Repaired()
     _tidy(nl, attachments)
@@ -42,7 +42,7 @@ def sync(nl: Netlink, attachments: AttachmentStore) -> Repaired:
     seen = pod_port_setup.read(nl)
     for attachment in known:
         try:
-            port = mode(attachment.network.mode).port(attachment)
+            port = modes.of(attachment.network).port(attachment)
         except NodeNotReadyError as error:  # its file lacks something: the other pods are repaired all the same
             what = f"its link {attachment.link} can't be checked: {error}"
             done.problems.append(Problem(_name(attachment), what, "delete the pod, so that it is made anew"))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.codec import strict_json
+from agent.codec.network_json import OptionTypes, decode_network, decode_uplink, encode_network, encode_uplink
 from agent.ip import Subnet
-from agent.ipam.attachment import decode_network, decode_uplink, encode_network, encode_uplink
 from agent.model.node_status import NodeStatus
 from agent.runtime import atomic_file, json_state_file
 
@@ -21,13 +21,13 @@ FORMAT = 1
 log = logging.getLogger(__name__)
 
 
-def load(path: Path) -> NodeStatus:
+def load(path: Path, types: OptionTypes) -> NodeStatus:
     """Blocks, what of them is withheld, and uplinks, as an earlier run noted them; nothing if it did not."""
     try:
         doc = strict_json.mapping(atomic_file.read(path))
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        entries = [(decode_network(entry["network"]), entry) for entry in doc["networks"]]
+        entries = [(decode_network(entry["network"], types), entry) for entry in doc["networks"]]
         return NodeStatus(
             blocks={n: tuple(map(ipaddress.ip_network, entry["blocks"])) for n, entry in entries},
             excluded={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},

@@ -18,13 +18,14 @@ from agent.ipam.reservations import rules as reservation_rules
 from agent.kernel import links
 from agent.model.cluster import Receives, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
-from agent.model.network import IPIP, ROUTED, VXLAN, Network
+from agent.model.network import Network
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, Timings
 from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
 from agent.modes.ipip.bird.types import BirdConfig
-from agent.modes.registry import mode
+from agent.modes.ipip.options import IPIP
+from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.underlay import announcement
 from agent.node import apply, kernel_state, mode_admission, mode_migration, ready_state_file
 from agent.node.cni_conf_dir import Confs
@@ -68,6 +69,7 @@ class Inputs:
     """Seconds without use after which a claimed block goes back to its pool."""
     servers: frozenset[Address] = frozenset()
     """The addresses by which the agent reaches the API server."""
+    modes: Modes = BUILT_IN
     marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
     """By which protocol number the node's routes are known."""
 
@@ -99,7 +101,7 @@ class Reconciler:
         resync: float,
         timings: Timings = NO_TIMINGS,
     ) -> None:
-        earlier = ready_state_file.load(inputs.prepared) if inputs.prepared else NodeStatus()
+        earlier = ready_state_file.load(inputs.prepared, inputs.modes.options) if inputs.prepared else NodeStatus()
         self.status: Observable[NodeStatus] = Observable(earlier if inputs.resume else NodeStatus())
         self._noted = True
         """Whether the file of what is prepared says nothing else."""
@@ -118,7 +120,7 @@ class Reconciler:
         """Set when somebody else may have changed something."""
         self._verify.set()
         self._nft: Filter | None = None
-        self._ports = mode_migration.TunnelPorts()
+        self._ports = mode_migration.TunnelPorts(inputs.modes)
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
         self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
@@ -237,7 +239,7 @@ class Reconciler:
     def _read(self, networks: list[Network], known: Known) -> tuple[kernel_state.Kernel, Underlay] | None:
         """Read what is in the kernel; None where that fails, which is published."""
         try:
-            slaves = any(network.link_mode for network in networks)
+            slaves = any(network.needs_parent for network in networks)
             kernel = kernel_state.read(links.host(), gateways=slaves, known=known, node=self._node)
             underlay = Underlay()
             if any(network.mode == IPIP for network in networks):
@@ -273,7 +275,7 @@ class Reconciler:
         me = snapshot.nodes.get(self._node)
         apply.underlay_forwards(desired, kernel, me.addresses if me else (), sysctls, done)
         if verify:
-            apply.pods(links.host(), self._inputs.attachments, done)
+            apply.pods(links.host(), self._inputs.attachments, self._inputs.modes, done)
         if not done.settled:
             self._verify.set()
         self.drift.note(desired, done)
@@ -337,10 +339,14 @@ class Reconciler:
         asked = {network for network, want in demand.items() if want.until > now}
         used, leaving = self._inputs.attachments.networks(), self._leaving
         peers = [node for node in snapshot.nodes.values() if node.name != self._node]
-        confs = mode_admission.admit(self._inputs.confs.get(), asked, used, leaving.in_force, peers)
+        confs = mode_admission.admit(
+            self._inputs.confs.get(), asked, used, leaving.in_force, peers, self._inputs.modes
+        )
         self._admitted = confs
         needed = confs.networks | used
-        needed |= mode_migration.siblings(confs.chosen, peers, needed, leaving.in_force)
+        needed |= mode_migration.transition_networks(
+            confs.chosen, peers, needed, leaving.in_force, self._inputs.modes
+        )
         known = needed | leaving.keep(needed, confs.chosen, snapshot.nodes.get(self._node), now)
         self._memory = {network: entry for network, entry in self._memory.items() if network in known}
         return sorted(known, key=str)
@@ -351,13 +357,15 @@ class Reconciler:
 
     def _receives(self) -> Receives:
         confs, silent = self._admitted, self._admitted.silent(self._inputs.attachments.networks())
-        modes = mode_migration.receives(confs.chosen, self._ready, self._leaving.networks)
+        modes = mode_migration.accepted_modes(
+            confs.chosen, self._ready, self._leaving.networks, self._inputs.modes
+        )
         return tuple(sorted((*(entry for entry in modes if entry[0] not in silent), *self._said)))
 
     def _is_unfit(self, network: Network) -> bool:
         """Whether the last round found no parent that pods could hang on, so that no block would be of use."""
         known = self._memory.get(network)
-        return bool(network.link_mode and known and known[1].problems and not known[1].uplinks)
+        return bool(network.needs_parent and known and known[1].problems and not known[1].uplinks)
 
     def _blocks_wanted(self, network: Network) -> Mapping[int, int]:
         """How many blocks of each IP version the network needs."""
@@ -393,7 +401,7 @@ class Reconciler:
         all_pods = self._inputs.attachments.in_force()
         pods = [a for a in all_pods if a.network == network and a.owner]
         guests = frozenset(guest for pod in pods for guest in pod.guests)
-        if any(block.version in network.versions for block in own) and network.mode in (VXLAN, IPIP):
+        if any(block.version in network.versions for block in own) and network.options.host_routes:
             # their pods need no address of the block on the node, and who has it now is reached
             guests |= self._alone(network, kept)
             kept = []
@@ -411,12 +419,13 @@ class Reconciler:
             guests,
             held,
             strays,
-            tuple(mode for mode in dict(facts.receives).get(network.name, ()) if mode in ROUTED),
+            self._inputs.modes.routed.known(dict(facts.receives).get(network.name, ())),
             facts.known.ends,
             facts.known.claims,
             self._used(network),
             facts.routers,
             facts.ipv6,
+            routed=self._inputs.modes.routed,
         )
 
     def _alone(self, network: Network, gone: list[Subnet]) -> frozenset[Subnet]:
@@ -433,7 +442,7 @@ class Reconciler:
         known = self._memory.get(view.network)
         if known and known[0] == view:
             return known[1]
-        state = mode(view.network.mode).desired(view)
+        state = self._inputs.modes.of(view.network).desired(view)
         self._memory[view.network] = (view, state)
         return state
 
@@ -480,4 +489,4 @@ class Reconciler:
 
 def _works(network: Network, state: NodeState, done: apply.Programmed) -> bool:
     """Whether what the pods of a network hang on is in the kernel."""
-    return state.devices.isdisjoint(done.unready) and bool(network.link_mode) == bool(state.uplinks)
+    return state.devices.isdisjoint(done.unready) and bool(network.needs_parent) == bool(state.uplinks)

@@ -8,9 +8,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.ip import Address, Interface, Subnet
 from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
-from agent.model.network import EBPF, Uplink
+from agent.model.network import Uplink
 from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.vxlan.options import EBPF
 
 IPV6_MIN_MTU = 1280  # bytes: a link with less has no IPv6 (RFC 8200, section 5)
 

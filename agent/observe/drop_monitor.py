@@ -14,6 +14,7 @@ from typing import Any
 from agent.ipam import attachment, attachment_store
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError, Map
+from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import drop_events
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.drop_events import Drop, Drops, Flow
@@ -36,7 +37,7 @@ class Names:
         self._by_address, self._by_link = {}, {}
         for path in self._folder.glob(f"*{attachment_store.WHOLE}"):
             try:
-                one = attachment.decode(atomic_file.read(path), whole=True)
+                one = attachment.decode(atomic_file.read(path), BUILT_IN.options, whole=True)
             except (OSError, ValueError):  # it goes just now, or is from another version
                 continue
             name = one.pod or one.container_id

@@ -19,9 +19,9 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cni.journal import Journal
 from agent.ip import FAMILIES
 from agent.model.cluster import Snapshot
-from agent.model.network import MODES
 from agent.model.node_status import Timings
 from agent.modes.ipip.bird.types import BirdStatus
+from agent.modes.registry import BUILT_IN, Modes
 from agent.node.reconciler import Reconciler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,7 +47,7 @@ class Sources:
 class Metrics:
     """All metrics of an agent, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, modes: Modes = BUILT_IN) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every histogram, of no use here
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -68,7 +68,7 @@ class Metrics:
         @functools.lru_cache(256)
         def observer(verb: str, mode: str, result: str) -> Callable[[float], None]:
             """Found once for each combination: it is the pod path that waits."""
-            known = (verb if verb in VERBS else "other", mode if mode in MODES else "unknown", result)
+            known = (verb if verb in VERBS else "other", mode if mode in modes else "unknown", result)
             return calls.labels(*known).observe
 
         self.timings = Timings(

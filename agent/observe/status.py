@@ -15,19 +15,22 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot
-from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
-from agent.model.network import HOST_GW, IPIP, VXLAN, Network
+from agent.model.network import Network
 from agent.model.node_status import NodeStatus
+from agent.modes.base import Mode
 from agent.modes.ipip.bird.types import BirdStatus
+from agent.modes.registry import Modes
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.objects import pod_guard
 
-DEVICES = {VXLAN: VXLAN_DEVICE, IPIP: IPIP_DEVICE}
-"""The node's device by mode, where a node has one for all its networks."""
 
-
-def report(
-    conf: AgentConfig, began: float, snapshot: Snapshot, status: NodeStatus, attachments: AttachmentStore
+def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
+    conf: AgentConfig,
+    began: float,
+    snapshot: Snapshot,
+    status: NodeStatus,
+    attachments: AttachmentStore,
+    modes: Modes,
 ) -> dict[str, Any]:
     """Node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
     return {
@@ -39,7 +42,10 @@ def report(
         "nodes": len(snapshot.nodes),
         "routes": status.routes,
         "attachments": len(attachments.all()),
-        "networks": [_network(network, own, status, attachments) for network, own in status.blocks.items()],
+        "networks": [
+            _network(network, modes.of(network), own, status, attachments)
+            for network, own in status.blocks.items()
+        ],
         "ebpf": _ebpf(),
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
@@ -87,7 +93,7 @@ def _ebpf() -> dict[str, Any] | None:
 
 
 def _network(
-    network: Network, own: tuple[Subnet, ...], status: NodeStatus, attachments: AttachmentStore
+    network: Network, mode: Mode, own: tuple[Subnet, ...], status: NodeStatus, attachments: AttachmentStore
 ) -> dict[str, Any]:
     uplink, ranges = status.uplinks.get(network), blocks.prepared(status, network, own)
     outside = _outside(network, own, attachments)
@@ -95,9 +101,9 @@ def _network(
     return {
         "name": network.name,
         "mode": network.mode,
-        "device": uplink.device if uplink else DEVICES.get(network.mode, network.bridge),
+        "device": uplink.device if uplink else mode.device(network),
         **({"parent": uplink.device} if uplink else {}),
-        **({"bridge": network.bridge} if network.mode == HOST_GW else {}),
+        **mode.report(network),
         "blocks": [str(block) for block in own],
         "addresses": {FAMILIES[v]: _addresses(ranges, v, attachments, outside) for v in sorted(versions)},
     }

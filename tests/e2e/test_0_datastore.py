@@ -27,12 +27,12 @@ from agent.ipam.block_controller import BlockController, ReclaimRules, claim
 from agent.ipam.reservations.claims import TakenError
 from agent.model import special_addresses
 from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Snapshot
-from agent.model.network import Network
 from agent.runtime.observable import Observable
 from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
+from tests.networks import network_of
 from tests.unit.test_stays import BLOCKS, Agent
 
 MAPPED = ipaddress.ip_network("::ffff:0:0/96")  # the API server takes no such CIDR at all
@@ -312,7 +312,7 @@ def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) 
     assert isinstance(left, IPBlock)
     snapshot = Snapshot(True, {"one": Node("one")}, {"p": pods}, {left.name: left})
     block_controller = BlockController(store, "one", Observable(snapshot), ReclaimRules(node_gone=0.0))
-    block_controller.want({Network("n"): 1})
+    block_controller.want({network_of("n"): 1})
     block_controller.once()
     (mine,) = store.list("IPBlock")
     assert isinstance(mine, IPBlock)
@@ -331,7 +331,7 @@ def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> N
 
     def run(name: str) -> IPBlock:
         begin.wait()
-        return claim(store.create, snapshot, Network("n"), name)
+        return claim(store.create, snapshot, network_of("n"), name)
 
     with ThreadPoolExecutor(50) as threads:
         claimed = list(threads.map(run, nodes))

@@ -23,7 +23,6 @@ from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.usage import of_one_node
 from agent.model.cluster import IPBlock, Node, Snapshot
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
 from agent.node.pool_status_writer import PoolStatusWriter
@@ -33,8 +32,9 @@ from tests.e2e.api import apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
 from tests.e2e.test_0_rights import ONE, TWO, is_refused, server_of, stolen, store_of
+from tests.networks import OPTIONS, network_of
 
-NETWORK, BLOCK = Network("pods"), ipaddress.ip_network("10.244.1.0/24")
+NETWORK, BLOCK = network_of("pods"), ipaddress.ip_network("10.244.1.0/24")
 SIX = ipaddress.ip_network("fd00:1::/64")
 CLAIMED = IPBlock(ipaddress.ip_network("10.8.0.0/26"), ONE, "lan")
 
@@ -133,7 +133,7 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
 
 def seen_by(node: str, control: ControlPlane, folder: Path) -> Seen:
     """What an agent sees that has a podCIDR of each IP version and a claimed block."""
-    snapshot_cache, attachments = SnapshotCache(None), AttachmentStore(folder, 10)  # type: ignore[arg-type]
+    snapshot_cache, attachments = SnapshotCache(None), AttachmentStore(folder, 10, OPTIONS)  # type: ignore[arg-type]
     attachments.load()
     snapshot = Snapshot(True, {node: Node(node, blocks=(BLOCK, SIX))}, {}, {CLAIMED.name: CLAIMED})
     snapshot_cache.snapshot.publish(snapshot)
@@ -158,7 +158,7 @@ def test_pools_show_used_free_and_whether_they_are_ready(
         apply(control, {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec})
     apply(control, codec.to_doc(of(ONE, "10.8.0.0/26", pool="lan", used=5, free=56), "u"))
     store = store_of(stolen(control, ONE))
-    seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), AttachmentStore(tmp_path, 10))
+    seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), AttachmentStore(tmp_path, 10, OPTIONS))
     problems: Observable[Any] = Observable({})
     stop = threading.Event()
     woken: list[int] = []

@@ -10,10 +10,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from agent.model.network import MODES
 from tests.e2e import programs
 from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.lab.space import REPO
+from tests.networks import MODES
 
 READY_WITHIN = 15.0  # seconds
 ALONE = os.environ.get("SIDE_BY_SIDE", "1") == "1"  # only on a machine of its own can a time be held

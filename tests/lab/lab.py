@@ -17,7 +17,7 @@ from typing import Any, Self
 import yaml
 
 from agent import ctl
-from agent.model.network import LINK_MODES
+from agent.modes.registry import BUILT_IN
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import PATIENCE, REPO, Space
@@ -58,7 +58,7 @@ OwnConf = Callable[["LabNode"], str]
 
 def conf_of(mode: str) -> str | OwnConf:
     """The seed's conf of a mode."""
-    if mode in LINK_MODES:
+    if BUILT_IN.options[mode].needs_parent:
         return shared_conf(mode)
     return {"host-gw": SEED_CONF, "vxlan": VXLAN_CONF, "ipip": IPIP_CONF}[mode]
 

@@ -17,18 +17,18 @@ from pathlib import Path
 import pytest
 
 from agent.model.cluster import Node, Snapshot
-from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.render import render
 from agent.modes.ipip.bird.types import BirdConfig, State
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, Underlay
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, lab
 from tests.lab.segment import PREFIX
 from tests.lab.talk import TARGET, Servers, ask, eventually
 from tests.netns.birds import needs_bird
+from tests.networks import network_of
 
 pytestmark = [needs_bird, pytest.mark.scale, pytest.mark.timeout(600)]
 
@@ -38,7 +38,7 @@ NUMBERS = 60, 200
 JOINED = 3.0  # seconds until all know a new node
 NEWCOMERS = 3  # the others join when the machine was busy with something else while the first did
 TOLD_AT_ONCE = 60  # nodes; with more, it counts from when this process has told the last BIRD without an agent
-NETWORK = Network("testcni", mode="ipip", subnet=ipaddress.ip_network("10.244.0.0/16"))
+NETWORK = network_of("testcni", mode="ipip", subnet=ipaddress.ip_network("10.244.0.0/16"))
 
 
 def introduce(nodes: Sequence[LabNode]) -> None:
@@ -64,7 +64,9 @@ def plan(node: LabNode, snapshot: Snapshot) -> BirdConfig:
     """What the agent of this node would have BIRD do."""
     local = LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{node.address}/{PREFIX}"))
     blocks = (ipaddress.ip_network(node.block),)
-    desired = mode("ipip").desired(View(snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False)))
+    desired = BUILT_IN["ipip"].desired(
+        View(snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False), routed=BUILT_IN.routed)
+    )
     assert desired.bird
     assert desired.problems == frozenset()
     return desired.bird

@@ -35,6 +35,7 @@ from agent.node.route_protocol import RouteMarks, of_pods
 from agent.objects import pod_port_setup
 from agent.runtime.observable import Observable
 from tests.lab.space import PATIENCE
+from tests.networks import OPTIONS
 
 T = TypeVar("T")
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
@@ -183,7 +184,7 @@ class Host:
         self.demand: Observable[Any] = Observable({})
         pod_port_setup.use(of_pods(route_protocol))
         marks = RouteMarks(run_dir, route_protocol)
-        self.attachments = AttachmentStore(run_dir, cool_down)
+        self.attachments = AttachmentStore(run_dir, cool_down, OPTIONS)
         self.attachments.load()
         self.block_controller = BlockController(NoStore(), "one", self.snapshot)
         inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), sysctls, marks=marks)

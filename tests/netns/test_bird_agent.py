@@ -12,7 +12,6 @@ import pytest
 from agent.cni import netconf
 from agent.model.cluster import Node as NodeObject
 from agent.model.node_status import NodeStatus
-from agent.modes import registry
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.bgp import Encapsulate, plan
@@ -20,6 +19,8 @@ from agent.modes.ipip.bird import supervisor
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.ipip.bird.types import BirdConfig, Secret, Tunnel
+from agent.modes.ipip.options import IpipOptions
+from agent.modes.registry import Modes
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
 from agent.objects.state import NodeState
@@ -33,15 +34,14 @@ pytestmark = needs_bird
 class OnlyBgp(HostGw):
     """Blocks by BGP, and plain routes."""
 
+    options = IpipOptions  # type: ignore[assignment]
+
     def desired(self, view: View) -> NodeState:
         found = plan(view, view.bgp, Tunnel("none"), Encapsulate.NEVER)
         return NodeState(bird=found.config, problems=found.problems)
 
 
-def test_no_session_begins_without_the_password_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(registry.REGISTRY, "ipip", OnlyBgp())
+def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path) -> None:
     file, secret = tmp_path / "bgp.yaml", tmp_path / "secret"
     file.write_text(f"passwordFile: {secret}")
     host = Host(tmp_path / "run")
@@ -54,6 +54,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(
         (),
         bgp=OptionsFile(file, tmp_path / "note"),
         bird=wanted.append,
+        modes=Modes(OnlyBgp()),
     )
     reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
     host.close()
@@ -82,7 +83,6 @@ def as_object(node: Node) -> NodeObject:
 
 def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RETIRE_AFTER", 1.0)
-    monkeypatch.setitem(registry.REGISTRY, "ipip", OnlyBgp())
     file = tmp_path / "bgp.yaml"
     file.write_text("asNumber: 64512")
     with wire(tmp_path) as net:
@@ -98,6 +98,7 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             (bird.problems,),
             bgp=OptionsFile(file),
             bird=bird.want,
+            modes=Modes(OnlyBgp()),
         )
         reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
         stop = threading.Event()

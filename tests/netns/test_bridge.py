@@ -17,12 +17,13 @@ from agent.kernel import links, netns, rtnl
 from agent.kernel.rtnl import Link
 from agent.model.cluster import Node
 from agent.model.marks import bridge_mac
+from agent.modes.hostgw import HostGwOptions
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, Host, Pod, command, eventually, net
 
 ANY = {key: value for key, value in CONF.items() if key != "subnet"}  # blocks of either IP version
 NETWORK = netconf.parse(ANY).network
-BRIDGE = NETWORK.bridge
+BRIDGE = HostGwOptions.of(NETWORK).bridge
 UPPER, LOWER = "10.244.0.8/29", "10.244.0.0/29"
 CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 

@@ -10,7 +10,8 @@ import pytest
 from agent.cni import netconf
 from agent.errors import CniError
 from agent.model.cluster import Node
-from agent.model.network import HOST_GW, VXLAN
+from agent.modes.hostgw import HOST_GW
+from agent.modes.vxlan.options import VXLAN
 from agent.node.cni_conf_dir import Confs
 from agent.observe import health
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command, eventually, ip, net

@@ -22,6 +22,7 @@ from agent.kernel.bpf import syscall
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.modes.hostgw import HostGw
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
+from tests.networks import OPTIONS
 
 CLONE_NEWNS = 0x20000
 MOST = 200  # more steps than any verb has
@@ -124,7 +125,7 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
             os._exit(0)
         crashed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         crashes += crashed
-        host.attachments = AttachmentStore(tmp_path, 0)
+        host.attachments = AttachmentStore(tmp_path, 0, OPTIONS)
         host.attachments.load()
         host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
         host.handler.recover()

@@ -22,7 +22,7 @@ from agent.ipam.attachment import link_name
 from agent.kernel import fdb, hardening, link_setup, links, netns, rtnl, tc
 from agent.kernel.bpf import loader
 from agent.kernel.rtnl import Link, mac_bytes
-from agent.modes.registry import mode as mode_of
+from agent.modes.registry import BUILT_IN
 from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.pod_port import PodPort
@@ -351,7 +351,7 @@ def test_what_guards_a_pod_is_repaired(tmp_path: Path, mode: str) -> None:
 def port_of(node: Node, number: int) -> PodPort:
     attachment = node.host.attachments.get(node.pods[number].container_id, "eth0")
     assert attachment
-    return mode_of(attachment.network.mode).port(attachment)
+    return BUILT_IN[attachment.network.mode].port(attachment)
 
 
 @pytest.mark.parametrize("mode", ["host-gw", "ipip"])

@@ -16,7 +16,7 @@ import pytest
 from agent.cni import netconf
 from agent.ipam.attachment import link_name
 from agent.model.cluster import Node
-from agent.model.network import VXLAN
+from agent.modes.vxlan.options import VXLAN
 from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard
 from tests.lab.paths import lacks

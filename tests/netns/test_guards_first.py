@@ -13,8 +13,8 @@ from pyroute2 import IPRoute
 from agent.ipam.attachment import link_name
 from agent.kernel import hardening, link_setup, links, rtnl
 from agent.model.marks import VXLAN_DEVICE, bridge_mac
-from agent.model.network import KERNEL
 from agent.modes.ipip import device as ipip_device
+from agent.modes.vxlan.options import KERNEL
 from agent.node import apply, kernel_state
 from agent.objects.routes import OURS
 from agent.objects.state import Bridge, Ipip, NodeState, Overlay

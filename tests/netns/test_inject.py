@@ -14,9 +14,10 @@ from agent.cni import netconf
 from agent.kernel import links, rtnl
 from agent.kernel.bpf import loader
 from agent.model.cluster import IPReservation, Node
-from agent.model.network import HOST_GW, VXLAN
+from agent.modes.hostgw import HOST_GW
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import tunnel_mac
+from agent.modes.vxlan.options import VXLAN
 from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard
 from tests.netns.frames import UDP, ethernet, ipv4, udp, vxlan
@@ -24,6 +25,7 @@ from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
 from tests.netns.node import VXLAN as VXLAN_CONF
 from tests.netns.test_guard import Node as Guarded
 from tests.netns.test_guard import ready
+from tests.networks import changed
 
 ME, PEER, PEERS_SECOND, OTHER, FLOATING = "192.0.2.1", "192.0.2.2", "192.0.2.22", "192.0.2.3", "192.0.2.44"
 SENDER = "0a:76:78:6c:61:6e"
@@ -153,7 +155,7 @@ def test_a_node_without_tunnel_closes_the_port_of_its_peers_tunnels(tmp_path: Pa
 
 def test_a_third_port_of_tunnels_is_a_problem(tmp_path: Path) -> None:
     node = ready(tmp_path, CONF)
-    chosen = {n: replace(netconf.parse(CONF).network, name=n, port=p) for n, p in (("a", 1111), ("b", 2222))}
+    chosen = {n: changed(netconf.parse(CONF).network, name=n, port=p) for n, p in (("a", 1111), ("b", 2222))}
     node.host.confs.publish(Confs(frozenset({netconf.parse(CONF).network}), chosen=chosen))
     said = tuple((name, (VXLAN,)) for name in ("a", "b", "c"))
     node.host.put(replace(peer("two", "10.244.2.0/24", PEER), receives=said))

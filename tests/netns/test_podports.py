@@ -21,6 +21,7 @@ from agent.kernel.bpf import loader
 from agent.kernel.netlink import RECEIVE, Netlink
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
+from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node import pod_port_repair
 from agent.objects.pod_port import Seen
@@ -365,8 +366,8 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
     node.looked()
     real, changed = pod_port_repair.sync, threading.Event()
 
-    def sync(nl: Netlink, attachments: AttachmentStore) -> pod_port_repair.Repaired:
-        done = real(nl, attachments)
+    def sync(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> pod_port_repair.Repaired:
+        done = real(nl, attachments, modes)
         if not changed.is_set():
             changed.set()
             change_mtu(node)
@@ -388,8 +389,8 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
     leave_down(node)
     (attachment,) = node.attachments.all()
     with node.attachments.locks.hold(attachment.key):
-        assert pod_port_repair.sync(links.host(), node.attachments).pods == 0
-    assert pod_port_repair.sync(links.host(), node.attachments).pods == 1
+        assert pod_port_repair.sync(links.host(), node.attachments, BUILT_IN).pods == 0
+    assert pod_port_repair.sync(links.host(), node.attachments, BUILT_IN).pods == 1
     leave_down(node)
     read = agent.objects.pod_port_setup.read
 
@@ -399,7 +400,7 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
         return seen
 
     monkeypatch.setattr("agent.objects.pod_port_setup.read", read_and_delete)
-    done = pod_port_repair.sync(links.host(), node.attachments)
+    done = pod_port_repair.sync(links.host(), node.attachments, BUILT_IN)
     assert (done.pods, done.problems) == (0, [])
     assert node.address not in command("ip", "route") + command("ip", "neigh")
     held = loader.maps()

@@ -16,6 +16,7 @@ from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import links, rtnl
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
+from tests.networks import OPTIONS
 
 
 def newer(path: Path) -> None:
@@ -42,7 +43,7 @@ MODES = pytest.mark.parametrize(
 
 def restart(host: Host) -> None:
     """The pod path of an agent that starts on what is there."""
-    host.attachments = AttachmentStore(host.run_dir, 0)
+    host.attachments = AttachmentStore(host.run_dir, 0, OPTIONS)
     host.attachments.load()
     host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
     host.handler.recover()
@@ -149,7 +150,7 @@ def test_a_running_pod_keeps_its_traffic_while_adds_of_its_address_fail(
     host, running = Host(tmp_path, conf=conf), Pod("running")
     result = host.add(running)
     state = host.state()
-    host.attachments = AttachmentStore(tmp_path / "another", 0)
+    host.attachments = AttachmentStore(tmp_path / "another", 0, OPTIONS)
     host.attachments.load()
     host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
     for number in range(3):

@@ -15,15 +15,15 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController, ReclaimRules
 from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, IPPool, Resource, Snapshot
-from agent.model.network import Network
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 
 
 def net(text: str) -> Subnet:
     return ipaddress.ip_network(text)
 
 
-NETWORK = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
+NETWORK = network_of("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
 POOL = IPPool("lan", net("192.0.2.0/27"), 29)  # four blocks
 RULES = ReclaimRules(node_gone=0.0)
 
@@ -52,7 +52,7 @@ class Member:
         self.store = Stubborn(folder)
         self.snapshot = Observable(Snapshot())
         self.block_controller = BlockController(self.store, name, self.snapshot, rules)
-        self.attachments = AttachmentStore(folder / f".{name}", 0)
+        self.attachments = AttachmentStore(folder / f".{name}", 0, OPTIONS)
         self.attachments.load()
         self.releaser = IdleBlockReleaser(name, self.block_controller, self.attachments, idle=0.0)
         self.see()

@@ -20,11 +20,11 @@ from agent.ipam.assigner import AddressAssigner
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPPool, Snapshot
-from agent.model.network import Network
 from agent.model.node_status import Demand, NodeStatus
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 
-NETWORK = Network("net")
+NETWORK = network_of("net")
 CONF = NetConf("1.1.0", NETWORK)
 FOUR, SIX = ipaddress.ip_network("10.244.1.0/29"), ipaddress.ip_network("fd00::/125")
 MORE_FOUR, MORE_SIX = ipaddress.ip_network("10.244.2.0/29"), ipaddress.ip_network("fd00::8/125")
@@ -37,7 +37,7 @@ class Node:
     """The pod path's addresses, with a node path that is played by the test."""
 
     def __init__(self, folder: Path, *own: Subnet, families: frozenset[int] = BOTH, cool_down: float = 0) -> None:
-        self.attachments = AttachmentStore(folder, cool_down)
+        self.attachments = AttachmentStore(folder, cool_down, OPTIONS)
         self.attachments.load()
         self.status = Observable(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
         self.demand: Observable[Demand] = Observable({})

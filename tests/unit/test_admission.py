@@ -10,15 +10,21 @@ from dataclasses import replace
 import pytest
 
 from agent.model.cluster import Node
-from agent.model.network import HOST_GW, IPIP, IPVLAN, MACVLAN, MODES, ROUTED, VXLAN, Network
+from agent.model.network import Network
 from agent.model.node_status import NodeStatus
+from agent.modes.hostgw import HOST_GW
+from agent.modes.ipip.options import IPIP
+from agent.modes.parent.options import IPVLAN, MACVLAN
+from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan.options import VXLAN
 from agent.node import mode_admission
 from agent.node.cni_conf_dir import Confs
 from agent.node.mode_admission import Admitted
 from agent.observe import health
+from tests.networks import MODES, ROUTED, changed, network_of
 
-NET = Network("net")
-BY = {name: replace(NET, mode=name, link_mode="" if name in ROUTED else "bridge") for name in MODES}
+NET = network_of("net")
+BY = {name: changed(NET, mode=name, **({} if name in ROUTED else {"link_mode": "bridge"})) for name in MODES}
 NOBODY: frozenset[Network] = frozenset()
 
 
@@ -44,7 +50,7 @@ def admit(
     in_force: Collection[Network] = NOBODY,
     peers: Collection[Node] = (),
 ) -> Admitted:
-    return mode_admission.admit(confs(wanted, installed), (), used, in_force, peers)
+    return mode_admission.admit(confs(wanted, installed), (), used, in_force, peers, BUILT_IN)
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(MODES, 2)))
@@ -103,10 +109,16 @@ def test_many_nodes_are_not_all_named() -> None:
 
 
 def test_a_conf_that_comes_with_a_pod_is_refused_as_one_of_the_folder() -> None:
-    got = mode_admission.admit(Confs(), [BY[MACVLAN]], {BY[HOST_GW]}, {BY[HOST_GW]}, ())
+    got = mode_admission.admit(Confs(), [BY[MACVLAN]], {BY[HOST_GW]}, {BY[HOST_GW]}, (), BUILT_IN)
     assert (set(got.networks), set(got.refused)) == (set(), {"net"})
     other = replace(BY[MACVLAN], name="lan")
-    assert mode_admission.admit(Confs(), [other], {BY[HOST_GW]}, (), ()).networks == {other}
+    assert mode_admission.admit(Confs(), [other], {BY[HOST_GW]}, (), (), BUILT_IN).networks == {other}
+
+
+def test_a_mode_of_a_later_agent_is_no_conflict() -> None:
+    for new in MODES:
+        got = admit(new, new, peers=[peer("two", "wireguard")])
+        assert (set(got.networks), set(got.refused), got.problems) == ({BY[new]}, set(), ())
 
 
 def test_a_network_with_a_pool_of_its_own_is_no_other_mode() -> None:
@@ -118,6 +130,7 @@ def test_a_network_with_a_pool_of_its_own_is_no_other_mode() -> None:
         {replace(BY[HOST_GW], pool="lan")},
         (),
         (),
+        BUILT_IN,
     )
     assert refused.chosen == {"net": BY[HOST_GW]}
 

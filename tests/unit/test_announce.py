@@ -17,13 +17,13 @@ from agent.cluster.api import Api
 from agent.cluster.node_events import NodeEventWriter
 from agent.cluster.pod_events import PodEventQueue
 from agent.model.cluster import Node, Snapshot
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus, PodEvent
 from agent.model.problem import Problem
 from agent.runtime.observable import Observable
+from tests.networks import network_of
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
-READY = NodeStatus(synced=True, blocks={Network("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
+READY = NodeStatus(synced=True, blocks={network_of("n"): (ipaddress.ip_network("10.244.1.0/24"),)})
 PROBLEM = Problem("node other", "is not on-link", "put it there")
 
 

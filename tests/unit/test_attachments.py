@@ -19,19 +19,19 @@ from agent.ipam.allocator import ExhaustedError, usable
 from agent.ipam.attachment import Attachment, encode, link_name
 from agent.ipam.attachment_store import AttachmentStore
 from agent.model.marks import mac_for
-from agent.model.network import Network
+from tests.networks import OPTIONS, changed, network_of
 from tests.timing import in_time
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
 RANGE = usable(BLOCK)
-NETWORK = Network(
+NETWORK = network_of(
     "net", subnet=ipaddress.ip_network("10.244.0.0/16"), range_start=ipaddress.ip_address("10.244.1.2")
 )
 WIRED: dict[str, Any] = {"interfaces": [], "ips": [], "routes": []}
 
 
 def store(folder: Path, cool_down: float = 0) -> AttachmentStore:
-    attachments = AttachmentStore(folder, cool_down)
+    attachments = AttachmentStore(folder, cool_down, OPTIONS)
     attachments.load()
     return attachments
 
@@ -381,7 +381,7 @@ def test_the_node_path_hears_of_those_that_change_what_it_does(tmp_path: Path) -
     assert heard() == 0
     attachments.remove(second)
     assert heard() == 0
-    other = Attachment("other", "eth0", replace(NETWORK, mode="vxlan"), "/run/netns/x", "ns/pod", (), "")
+    other = Attachment("other", "eth0", changed(NETWORK, mode="vxlan"), "/run/netns/x", "ns/pod", (), "")
     attachments.reserve(other, [RANGE], (), 0)
     assert heard() == 1
     third = add(attachments, "third")

@@ -10,10 +10,11 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from agent.model.cluster import IPPool, IPReservation, Node, Snapshot
-from agent.model.network import EBPF, KERNEL, Network
 from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan.options import EBPF, KERNEL
 from agent.objects.state import LocalAddress, NodeState, Proxy, Route, Underlay
+from tests.networks import network_of
 
 X = IPv4Address("10.244.1.7")
 ALONE = IPv4Network("10.244.1.7/32")
@@ -30,14 +31,24 @@ def desired(
     way: str, node: str, held: IPReservation = AWAY, *, here: bool = False, backend: str = EBPF
 ) -> NodeState:
     """What a node wants while `held` is reserved, and `here` where its pod is on this node."""
-    network = Network("net", way, IPv4Network("10.244.0.0/16"), vxlan_backend=backend)
+    network = network_of("net", way, IPv4Network("10.244.0.0/16"), vxlan_backend=backend)
     snapshot = Snapshot(True, NODES, POOLS, {}, {held.name: held})
     me = NODES[node]
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{me.addresses[0]}/24")),)
     alone = frozenset({ALONE}) if here else frozenset()
     guests = frozenset() if node == "one" else alone
-    view = View(snapshot, node, local, network, me.blocks, underlay=Underlay(), guests=guests, held=alone)
-    return mode(way).desired(view)
+    view = View(
+        snapshot,
+        node,
+        local,
+        network,
+        me.blocks,
+        underlay=Underlay(),
+        guests=guests,
+        held=alone,
+        routed=BUILT_IN.routed,
+    )
+    return BUILT_IN[way].desired(view)
 
 
 def routes(state: NodeState) -> list[Route]:
@@ -62,11 +73,19 @@ def test_host_gw_has_a_guest_on_its_bridge() -> None:
 
 
 def test_the_bridge_answers_for_pods_of_another_mode_that_have_addresses_of_its_block() -> None:
-    network = Network("net", "host-gw", IPv4Network("10.244.0.0/16"))
+    network = network_of("net", "host-gw", IPv4Network("10.244.0.0/16"))
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
     strays = frozenset({IPv4Address("10.244.1.9"), IPv4Address("10.244.2.9")})  # one of no block of its own
-    view = View(Snapshot(True, NODES, POOLS), "one", local, network, NODES["one"].blocks, strays=strays)
-    assert mode("host-gw").desired(view).proxies == {Proxy("testcni0", IPv4Address("10.244.1.9"))}
+    view = View(
+        Snapshot(True, NODES, POOLS),
+        "one",
+        local,
+        network,
+        NODES["one"].blocks,
+        strays=strays,
+        routed=BUILT_IN.routed,
+    )
+    assert BUILT_IN["host-gw"].desired(view).proxies == {Proxy("testcni0", IPv4Address("10.244.1.9"))}
 
 
 def test_one_that_came_home_needs_nothing_though_the_datastore_says_otherwise() -> None:

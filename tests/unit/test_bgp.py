@@ -14,13 +14,14 @@ import pytest
 from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.model.cluster import IPPool, Node, Snapshot
-from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.ipip.bgp import REFLECTOR, Encapsulate, Plan, plan
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile, Router, read
 from agent.modes.ipip.bird.render import render
 from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret, Tunnel
+from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, NodeState, union
+from tests.networks import network_of
 
 TUNNEL = Tunnel("tunl0")
 RACK = Router(External(IPv4Address("192.0.2.100"), 65000), (("rack", "a"),))
@@ -40,8 +41,10 @@ LOCAL = (
 
 
 def view(*nodes: Node, subnet: str | None = "10.244.0.0/16") -> View:
-    network = Network("pods", mode="ipip", subnet=ipaddress.ip_network(subnet) if subnet else None)
-    return View(Snapshot(True, {n.name: n for n in nodes}), "one", LOCAL, network, nodes[0].blocks)
+    network = network_of("pods", mode="ipip", subnet=ipaddress.ip_network(subnet) if subnet else None)
+    return View(
+        Snapshot(True, {n.name: n for n in nodes}), "one", LOCAL, network, nodes[0].blocks, routed=BUILT_IN.routed
+    )
 
 
 def planned(

@@ -18,8 +18,9 @@ from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name
-from agent.model.network import MODES, Network
+from agent.model.network import Network
 from agent.model.node_status import NodeStatus
+from tests.networks import MODES, changed, network_of
 
 
 def net(text: str) -> Subnet:
@@ -31,7 +32,7 @@ def ip(text: str) -> Address:
 
 
 POOL = IPPool("pods", net("10.244.0.0/20"), 24)
-NETWORK = Network("net", subnet=net("10.244.0.0/16"))
+NETWORK = network_of("net", subnet=net("10.244.0.0/16"))
 
 
 def cluster(*claimed: IPBlock, nodes: tuple[Node, ...] = (), pools: tuple[IPPool, ...] = (POOL,)) -> Snapshot:
@@ -55,7 +56,7 @@ def test_a_netconfs_subnet_is_a_pool_where_no_ippool_covers_it() -> None:
     (pool,) = blocks.pools(cluster(pools=()), NETWORK)
     assert (pool.cidr, pool.block_size) == (net("10.244.0.0/16"), 24)
     assert blocks.pools(cluster(), NETWORK) == (POOL,)
-    assert blocks.pools(cluster(pools=()), Network("net")) == ()
+    assert blocks.pools(cluster(pools=()), network_of("net")) == ()
 
 
 def test_nodes_begin_their_search_at_different_places() -> None:
@@ -77,7 +78,7 @@ def test_candidates_are_all_that_nobody_has(claimed: set[int], odd: set[int], no
 
 def test_a_vast_pool_costs_nothing_before_it_is_searched() -> None:
     vast = IPPool("vast", net("fd00::/48"), 112)
-    network = Network("net", subnet=net("fd00::/48"))
+    network = network_of("net", subnet=net("fd00::/48"))
     found = list(islice(blocks.candidates(cluster(pools=(vast,)), network, "one"), 3))
     assert len({block.cidr for block in found}) == 3
 
@@ -91,7 +92,7 @@ PART = IPPool(
     exclude=(net("192.0.2.32/28"), net("192.0.2.64/30"), net("192.0.2.68/30"), net("192.0.2.81/32")),
     gateway=ip("192.0.2.80"),
 )
-LAN = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
+LAN = network_of("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
 
 
 def given(network: Network, block: str, *pools: IPPool) -> list[str]:
@@ -126,13 +127,13 @@ def test_that_holds_in_every_mode(mode: str) -> None:
     conf: dict[str, Any] = {"cniVersion": "1.0.0", "name": "n", "mode": mode, "subnet": "192.0.2.0/24"}
     network = netconf.parse(conf).network
     left = given(network, "192.0.2.80/28", PART)
-    assert left == [str(n) for n in range(82, 96 if network.link_mode else 95)]
+    assert left == [str(n) for n in range(82, 96 if network.needs_parent else 95)]
 
 
 def test_a_podcidr_that_lies_in_a_pool_is_bound_by_it_too() -> None:
     me = Node("one", (), (net("192.0.2.96/28"),))
     snapshot = cluster(nodes=(me,), pools=(PART,))
-    network = Network("n")
+    network = network_of("n")
     own = blocks.node_blocks(snapshot, network, "one")
     barred = blocks.excluded(snapshot, network, "one", own)
     assert [r.size for r in blocks.ranges(network, own, barred, frozenset())] == [2]  # .98 and .99
@@ -158,7 +159,7 @@ def test_a_range_by_hand_may_be_where_a_pool_gives_none_but_not_what_is_others()
 )
 def test_a_vast_pool_of_which_little_is_used(start: str, end: str, exclude: list[str], found: list[str]) -> None:
     vast = IPPool("vast", net("fd00::/48"), 112, "", ip(start), ip(end), tuple(map(net, exclude)))
-    network = Network("net", subnet=net("fd00::/48"))
+    network = network_of("net", subnet=net("fd00::/48"))
     assert sorted(str(c.cidr) for c in blocks.candidates(cluster(pools=(vast,)), network, "one")) == found
 
 
@@ -170,27 +171,31 @@ POD_CIDRS = tuple(net(f"fd00:0:0:{number:x}::/64") for number in range(255))
     ("network", "claimed", "pools", "inside"),
     [
         pytest.param(
-            Network("n", subnet=net("fd00:0:0:1::/64")), "", {"fd00::/32": {}}, "fd00:0:0:1::/64", id="its subnet"
+            network_of("n", subnet=net("fd00:0:0:1::/64")),
+            "",
+            {"fd00::/32": {}},
+            "fd00:0:0:1::/64",
+            id="its subnet",
         ),
         pytest.param(
-            Network("n", range_start=ip("fd00:0:1::"), range_end=ip("fd00:0:1::ffff")),
+            network_of("n", range_start=ip("fd00:0:1::"), range_end=ip("fd00:0:1::ffff")),
             "",
             {"fd00::/32": {}},
             "fd00:0:1::/112",
             id="a netconf's range",
         ),
         pytest.param(
-            Network("n"), "fd00::/65", {"fd00::/64": {}}, "fd00::8000:0:0:0/65", id="a larger block of old"
+            network_of("n"), "fd00::/65", {"fd00::/64": {}}, "fd00::8000:0:0:0/65", id="a larger block of old"
         ),
-        pytest.param(Network("n"), "fd00::/64", {"fd00::/64": {}}, "", id="a block of old that is the pool"),
+        pytest.param(network_of("n"), "fd00::/64", {"fd00::/64": {}}, "", id="a block of old that is the pool"),
         pytest.param(
-            Network("n"),
+            network_of("n"),
             "",
             {"fd00::/64": {}, "fd00::/65": {"exclude": (net("fd00::/65"),)}},
             "fd00::8000:0:0:0/65",
             id="what another pool leaves out",
         ),
-        pytest.param(Network("n"), "owner", {"fd00::/56": {}}, "fd00:0:0:ff::/64", id="podCIDRs"),
+        pytest.param(network_of("n"), "owner", {"fd00::/56": {}}, "fd00:0:0:ff::/64", id="podCIDRs"),
     ],
 )
 def test_a_vast_pool_of_which_most_can_not_be_claimed_is_not_searched_one_by_one(
@@ -216,7 +221,7 @@ def test_a_block_of_a_pool_is_no_candidate_of_another_one_with_smaller_blocks() 
 def test_a_vast_pool_of_which_half_is_excluded() -> None:
     vast = IPPool("vast", net("fd00::/48"), 112, exclude=(net("fd00::/49"),))
     for node in ("one", "two", "three", "four"):
-        found = islice(blocks.candidates(cluster(pools=(vast,)), Network("n"), node), 3)
+        found = islice(blocks.candidates(cluster(pools=(vast,)), network_of("n"), node), 3)
         assert all(int(block.cidr[0]) >= int(ip("fd00:0:0:8000::")) for block in found)
 
 
@@ -274,7 +279,7 @@ def test_each_network_keeps_its_own_and_each_ip_version() -> None:
     four, six = net("10.244.1.0/24"), net("fd00::/122")
     other = net("10.9.1.0/24")
     snapshot = cluster(*(IPBlock(cidr, "one", "p") for cidr in (four, six, other, net("10.9.2.0/24"))))
-    networks = {Network("all"): 1, Network("nine", subnet=net("10.9.0.0/16")): 1}
+    networks = {network_of("all"): 1, network_of("nine", subnet=net("10.9.0.0/16")): 1}
     assert {str(b.cidr) for b in blocks.surplus(snapshot, "one", networks, set())} == {
         "10.9.2.0/24",
         "10.244.1.0/24",
@@ -311,12 +316,12 @@ def test_a_mode_that_carries_ipv4_only_has_no_ipv6_blocks() -> None:
     me = Node("one", (), (net("10.244.9.0/24"), net("fd00:9::/64")))
     both = cluster(IPBlock(net("fd00::/122"), "one", "six"), nodes=(Node("one"),), pools=(POOL, six))
     for mode, versions in (("host-gw", {4, 6}), ("vxlan", {4}), ("ipip", {4})):
-        network = Network("n", mode)
+        network = network_of("n", mode)
         assert blocks.families(both, network, "one") == versions
         assert {pool.cidr.version for pool in blocks.pools(both, network)} == versions
         assert {b.version for b in blocks.node_blocks(cluster(nodes=(me,)), network, "one")} == versions
-    assert blocks.node_blocks(both, Network("n", "vxlan"), "one") == ()
-    assert {b.cidr.version for b in islice(blocks.candidates(both, Network("n"), "one", 6), 3)} == {6}
+    assert blocks.node_blocks(both, network_of("n", "vxlan"), "one") == ()
+    assert {b.cidr.version for b in islice(blocks.candidates(both, network_of("n"), "one", 6), 3)} == {6}
 
 
 @settings(deadline=None)
@@ -326,7 +331,7 @@ def test_a_network_keeps_as_many_blocks_of_each_ip_version_as_it_wants(
 ) -> None:
     mine = [*(net(f"10.244.{n}.0/24") for n in range(fours)), *(net(f"fd00:{n}::/122") for n in range(sixes))]
     snapshot = cluster(*(IPBlock(cidr, "one", "p") for cidr in mine))
-    gone = blocks.surplus(snapshot, "one", {Network("n"): {4: four, 6: six}}, set())
+    gone = blocks.surplus(snapshot, "one", {network_of("n"): {4: four, 6: six}}, set())
     left = [cidr.version for cidr in {*mine} - {block.cidr for block in gone}]
     assert left.count(4) == min(fours, max(1, four))
     assert left.count(6) == min(sixes, max(1, six))
@@ -343,7 +348,7 @@ def test_no_node_claims_a_block_whose_gateway_is_reserved(numbers: set[int], mod
     taken = [held(f"10.244.0.{number}") for number in numbers]
     snapshot = replace(cluster(pools=(pool,)), reservations={r.name: r for r in taken})
     link_mode = {"macvlan": "bridge", "ipvlan": "l2"}.get(mode, "")
-    network = Network("net", mode, net("10.244.0.0/16"), link_mode=link_mode)
+    network = network_of("net", mode, net("10.244.0.0/16"), link_mode=link_mode)
     found = {candidate.cidr for candidate in blocks.candidates(snapshot, network, "one")}
     for cidr in pool.cidr.subnets(new_prefix=28):
         low = int(cidr[0]) % 256
@@ -363,5 +368,5 @@ def test_a_reservation_of_a_blocks_gateway_is_a_problem_on_both_nodes_and_leads_
         assert "ns/pod" in problem.remedy
     assert list(reservation_rules.wrong(snapshot, [NETWORK], "three")) == []
     assert list(reservation_rules.away(snapshot, NETWORK, "one")) == []
-    shared = replace(NETWORK, mode="macvlan", link_mode="bridge")
+    shared = changed(NETWORK, mode="macvlan", link_mode="bridge")
     assert list(reservation_rules.wrong(snapshot, [shared], "one")) == []

@@ -6,6 +6,7 @@ import ipaddress
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Network
 
 import pytest
@@ -15,20 +16,24 @@ from hypothesis import strategies as st
 from agent.cluster import accepted_modes
 from agent.cluster.store import Datastore, StoreError
 from agent.model.cluster import Node, Snapshot
-from agent.model.network import HOST_GW, IPIP, ROUTED, VXLAN, Network
+from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes import peers
-from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.base import PLAIN, View
+from agent.modes.hostgw import HOST_GW
+from agent.modes.ipip.options import IPIP
+from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan.options import VXLAN
 from agent.node import mode_migration
 from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
 from agent.runtime.observable import Observable
+from tests.networks import ROUTED, changed, network_of
 
-NET = Network("net")
-BY = {name: replace(NET, mode=name) for name in ROUTED}
+NET = network_of("net")
+BY = {name: changed(NET, mode=name) for name in ROUTED}
 LOCAL = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
 
 
@@ -41,12 +46,12 @@ def node(number: int, *modes: str) -> Node:
 def view(name: str, mine: tuple[str, ...], *peers: Node) -> View:
     me = node(1, *mine)
     snapshot = Snapshot(synced=True, nodes={n.name: n for n in (me, *peers)})
-    return View(snapshot, "n1", LOCAL, BY[name], me.blocks, receives=mine)
+    return View(snapshot, "n1", LOCAL, BY[name], me.blocks, receives=mine, routed=BUILT_IN.routed)
 
 
 def state(mine: tuple[str, ...], *peers: Node) -> NodeState:
     """What all modes that a node has in force want together."""
-    return union(mode(name).desired(view(name, mine, *peers)) for name in mine)
+    return union(BUILT_IN[name].desired(view(name, mine, *peers)) for name in mine)
 
 
 said = st.lists(st.sampled_from(ROUTED), unique=True, max_size=3).map(tuple)
@@ -54,12 +59,12 @@ said = st.lists(st.sampled_from(ROUTED), unique=True, max_size=3).map(tuple)
 
 @given(said.filter(bool), said.filter(bool))
 def test_both_ends_choose_the_same_way(mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    there = peers.way(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
-    back = peers.way(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
+    there = peers.mode_to_peer(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
+    back = peers.mode_to_peer(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
     assert there == back
-    assert there == HOST_GW or there in set(mine) & set(theirs)
+    assert there == PLAIN or there in set(mine) & set(theirs)
     if mine[0] == theirs[0]:
-        assert there == mine[0]
+        assert there == (PLAIN if mine[0] == HOST_GW else mine[0])
 
 
 @pytest.mark.parametrize("name", ROUTED)
@@ -67,7 +72,7 @@ def test_who_says_nothing_is_as_this_node(name: str) -> None:
     silent = state((name,), node(2), node(3))
     assert silent == state((name,), node(2, name), node(3, name))
     assert (silent.crossing, silent.answering) == (frozenset(), frozenset()), "nothing is changed on the node"
-    alone = mode(name).desired(replace(view(name, (), node(2), node(3)), receives=()))
+    alone = BUILT_IN[name].desired(replace(view(name, (), node(2), node(3)), receives=()))
     assert alone == silent
 
 
@@ -91,48 +96,50 @@ def test_each_peer_is_reached_in_the_mode_that_it_takes(old: str, new: str) -> N
 def test_routes_that_stand_in_for_birds_by_ebpf_tell_the_mtu() -> None:
     seen = view(IPIP, (IPIP, HOST_GW), node(2, IPIP))
     seen = replace(seen, underlay=replace(seen.underlay, ipip=False))
-    (route,) = mode(IPIP).desired(seen).routes
+    (route,) = BUILT_IN[IPIP].desired(seen).routes
     assert route == Route(IPv4Network("10.244.2.0/24"), ipaddress.ip_address("192.0.2.2"), "eth0", 85, 1480)
 
 
 def test_bird_speaks_with_those_that_take_ipip() -> None:
     peers = (node(2, IPIP), node(3, VXLAN), node(4))
-    bird = mode(IPIP).desired(view(IPIP, (IPIP, VXLAN), *peers)).bird
+    bird = BUILT_IN[IPIP].desired(view(IPIP, (IPIP, VXLAN), *peers)).bird
     assert bird
     assert [peer.name for peer in bird.peers] == ["n2", "n4"]
-    leaving = mode(IPIP).desired(replace(view(IPIP, (VXLAN,), *peers))).bird
+    leaving = BUILT_IN[IPIP].desired(replace(view(IPIP, (VXLAN,), *peers))).bird
     assert leaving
     assert leaving.peers == ()
 
 
+told = partial(mode_migration.accepted_modes, modes=BUILT_IN)
+tunnels = partial(mode_migration.transition_networks, modes=BUILT_IN)
+
+
 def test_what_is_told_is_what_is_ready() -> None:
-    chosen = {"net": BY[VXLAN], "lan": Network("lan", mode="macvlan", link_mode="bridge")}
-    others = [Network("elsewhere"), chosen["lan"]]
-    assert mode_migration.receives(chosen, others[:1], ()) == ()
+    chosen = {"net": BY[VXLAN], "lan": network_of("lan", mode="macvlan", link_mode="bridge")}
+    others = [network_of("elsewhere"), chosen["lan"]]
+    assert told(chosen, others[:1], ()) == ()
     lan = (("lan", ("macvlan",)),)
-    assert mode_migration.receives(chosen, others, ()) == lan
-    assert mode_migration.receives(chosen, [BY[HOST_GW], *others], ()) == (*lan, ("net", (HOST_GW,)))
+    assert told(chosen, others, ()) == lan
+    assert told(chosen, [BY[HOST_GW], *others], ()) == (*lan, ("net", (HOST_GW,)))
     both = [BY[HOST_GW], BY[VXLAN]]
-    assert mode_migration.receives(chosen, both, ()) == (("net", (VXLAN, HOST_GW)),)
-    assert mode_migration.receives(chosen, both, {BY[HOST_GW]}) == (("net", (VXLAN,)),)
+    assert told(chosen, both, ()) == (("net", (VXLAN, HOST_GW)),)
+    assert told(chosen, both, {BY[HOST_GW]}) == (("net", (VXLAN,)),)
 
 
 def test_tunnels_to_peers_that_do_not_take_the_new_mode() -> None:
     chosen = {"net": BY[IPIP]}
     needed = {BY[IPIP]}
-    assert mode_migration.siblings(chosen, [node(2, IPIP), node(3), node(4, HOST_GW)], needed, ()) == frozenset()
-    assert mode_migration.siblings(chosen, [node(2, VXLAN)], needed, ()) == {BY[VXLAN]}
-    earlier = replace(BY[VXLAN], mtu=1400)
-    assert mode_migration.siblings(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
-    assert mode_migration.siblings(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
-    assert mode_migration.siblings({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
-    assert mode_migration.siblings(chosen, [node(2, "macvlan")], needed, ()) == frozenset(), (
-        "there is no tunnel to those"
-    )
+    assert tunnels(chosen, [node(2, IPIP), node(3), node(4, HOST_GW)], needed, ()) == frozenset()
+    assert tunnels(chosen, [node(2, VXLAN)], needed, ()) == {BY[VXLAN]}
+    earlier = changed(BY[VXLAN], mtu=1400)
+    assert tunnels(chosen, [node(2, VXLAN)], needed, {earlier}) == {earlier}
+    assert tunnels(chosen, [node(2, VXLAN)], needed | {earlier}, ()) == frozenset()
+    assert tunnels({"net": BY[HOST_GW]}, [node(2, VXLAN)], {BY[HOST_GW]}, ()) == frozenset()
+    assert tunnels(chosen, [node(2, "macvlan")], needed, ()) == frozenset(), "there is no tunnel to those"
 
 
 def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
-    ports, chosen = TunnelPorts(), {"net": replace(BY[HOST_GW], port=4790)}
+    ports, chosen = TunnelPorts(BUILT_IN), {"net": changed(BY[HOST_GW], port=4790)}
 
     def look(now: float, *peers: Node, own: Network = BY[HOST_GW]) -> tuple[int, ...]:
         return ports.look([own], chosen, peers, now)
@@ -142,7 +149,7 @@ def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
     foreign = replace(node(4), receives=(("@", (VXLAN,)), ("other", (VXLAN,))))
     assert look(2, node(2, VXLAN), foreign) == (4790, 8472)
     assert ports.ends == []
-    assert look(3, foreign, own=replace(BY[VXLAN], port=4791)) == (4791, 8472, 4790), "the node's own first"
+    assert look(3, foreign, own=changed(BY[VXLAN], port=4791)) == (4791, 8472, 4790), "the node's own first"
     assert ports.ends == [3 + KEPT]
     assert look(2.9 + KEPT) == (4790, 4791, 8472)
     assert look(3 + KEPT) == (4791, 8472)
@@ -151,7 +158,7 @@ def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
 
 
 def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
-    chosen, needed, other = {"net": BY[VXLAN]}, frozenset({BY[VXLAN]}), Network("gone")
+    chosen, needed, other = {"net": BY[VXLAN]}, frozenset({BY[VXLAN]}), network_of("gone")
     leaving = Leaving([BY[HOST_GW], other])
     assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 0) == {BY[HOST_GW]}
     assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 1000) == {BY[HOST_GW]}, "nobody was told"
@@ -165,15 +172,27 @@ def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
     assert leaving.in_force == needed
 
 
-@pytest.mark.parametrize("text", [None, 7, "", "=", "net", "net=", "net=wireguard", "=vxlan", "net:vxlan"])
+@pytest.mark.parametrize("text", [None, 7, "", "=", "net", "net=", "=vxlan", "net:vxlan"])
 def test_what_is_not_understood_counts_for_nothing(text: object) -> None:
     assert accepted_modes.decode(text) == ()
 
 
 @given(st.dictionaries(st.sampled_from(["net", "a.b", "c_d-e", "0"]), said.filter(bool)))
 def test_what_is_told_is_read_as_it_was_meant(modes: dict[str, tuple[str, ...]]) -> None:
-    told = tuple(sorted(modes.items()))
-    assert accepted_modes.decode(accepted_modes.encode(told) + " odd other=new-mode") == told
+    said = tuple(sorted(modes.items()))
+    assert accepted_modes.decode(accepted_modes.encode(said) + " odd") == said
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_modes_of_a_later_agent_count_for_nothing(name: str) -> None:
+    later = node(2, "wireguard")
+    assert peers.mode_to_peer(view(name, (name,), later), later) == peers.mode_to_peer(
+        view(name, (name,)), node(2)
+    )
+    assert state((name,), later) == state((name,), node(2))
+    assert tunnels({"net": BY[name]}, [later], {BY[name]}, ()) == frozenset()
+    both = node(2, "wireguard", name)
+    assert state((name,), both) == state((name,), node(2, name))
 
 
 class Store:

@@ -18,6 +18,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import ReclaimRules, Stage
 from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, Node
+from tests.networks import OPTIONS
 from tests.unit.member import NETWORK, POOL, Member, in_store, net
 
 
@@ -86,7 +87,7 @@ def test_a_block_whose_addresses_cool_is_kept(folder: Path) -> None:
     one = Member(folder, "one")
     first, second = one.claim(2)
     one.see()
-    one.attachments = AttachmentStore(folder / ".cooling", cool_down=600)
+    one.attachments = AttachmentStore(folder / ".cooling", cool_down=600, types=OPTIONS)
     one.attachments.load()
     one.releaser = IdleBlockReleaser("one", one.block_controller, one.attachments, idle=0.0)
     one.attachments.remove(one.take(second))

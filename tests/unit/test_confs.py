@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.cni import conflist
+from agent.modes.hostgw import HostGwOptions
 from agent.node import cni_conf_dir
 
 MAC = "02:11:22:33:44:55"
@@ -21,7 +22,10 @@ def test_confs_and_conflists_of_ours_are_found_and_no_others(tmp_path: Path) -> 
     (tmp_path / "30-c.conf").write_text('{"name": "other", "type": "bridge"')
     (tmp_path / "README").write_text("testcni {")
     found = cni_conf_dir.read(tmp_path)
-    assert sorted((n.name, n.bridge) for n in found.networks) == [("net", "testcni0"), ("two", "br1")]
+    assert sorted((n.name, HostGwOptions.of(n).bridge) for n in found.networks) == [
+        ("net", "testcni0"),
+        ("two", "br1"),
+    ]
     assert found.problems == ()
 
 

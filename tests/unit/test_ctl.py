@@ -11,7 +11,9 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import Snapshot
 from agent.model.network import Uplink
 from agent.model.node_status import NodeStatus
+from agent.modes.registry import BUILT_IN
 from agent.observe.status import report
+from tests.networks import OPTIONS
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,
@@ -25,10 +27,10 @@ def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
     status = NodeStatus(
         synced=True,
         blocks={network: (network.subnet,) for network in networks if network.subnet},
-        uplinks={network: Uplink("bond0", ()) for network in networks if network.link_mode},
+        uplinks={network: Uplink("bond0", ()) for network in networks if network.needs_parent},
     )
     conf = config.load(["--datastore", "dir:/x", "--node", "one"], {})
-    doc = report(conf, 0.0, Snapshot(synced=True), status, AttachmentStore(tmp_path, 0))
+    doc = report(conf, 0.0, Snapshot(synced=True), status, AttachmentStore(tmp_path, 0, OPTIONS), BUILT_IN)
     text = ctl.render({**doc, "bgp": None}, colour=False)
     return [" ".join(line.split()) for line in text.splitlines()[2:]]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent.cni import netconf
-from agent.model.network import MODES, Network
+from agent.model.network import Network
+from tests.networks import MODES
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])

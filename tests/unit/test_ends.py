@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from agent.cluster import accepted_modes
 from agent.ip import Address, Subnet
 from agent.model.cluster import ENDS, Node, Receives, Snapshot
-from agent.model.network import IPIP, VXLAN, Network
 from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.ipip.options import IPIP
+from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan.options import VXLAN
 from agent.objects.state import LocalAddress, NodeState, Route, Underlay
+from tests.networks import network_of
 
 
 def net(text: str) -> Subnet:
@@ -44,12 +46,12 @@ def view(
     way: str, on: tuple[LocalAddress, ...], *nodes: Node, me: str = "node1", encapsulate: str = "always"
 ) -> View:
     snapshot = Snapshot(True, {n.name: n for n in nodes})
-    network = Network("net", way, net("10.244.0.0/16"), encapsulate=encapsulate)
-    return View(snapshot, me, on, network, snapshot.nodes[me].blocks, underlay=Underlay())
+    network = network_of("net", way, net("10.244.0.0/16"), encapsulate=encapsulate)
+    return View(snapshot, me, on, network, snapshot.nodes[me].blocks, underlay=Underlay(), routed=BUILT_IN.routed)
 
 
 def desired(seen: View) -> NodeState:
-    return mode(seen.network.mode).desired(seen)
+    return BUILT_IN[seen.network.mode].desired(seen)
 
 
 def chosen(*nodes: Node, version: int = 4) -> Mapping[str, str]:
@@ -280,8 +282,10 @@ def test_a_peer_of_two_addresses_is_reached_by_the_one_that_is_on_link() -> None
 
 def test_a_slave_hangs_on_the_interface_with_the_first_internal_ip() -> None:
     nics = local(mgmt0="192.0.2.1/24", eth0="172.18.0.1/16")
-    network = Network("net", "macvlan", net("172.18.0.0/16"), link_mode="bridge")
+    network = network_of("net", "macvlan", net("172.18.0.0/16"), link_mode="bridge")
     me = node(1, "172.18.0.1", "192.0.2.1")
-    seen = View(Snapshot(True, {"node1": me}), "node1", nics, network, (net("172.18.0.0/16"),))
+    seen = View(
+        Snapshot(True, {"node1": me}), "node1", nics, network, (net("172.18.0.0/16"),), routed=BUILT_IN.routed
+    )
     (uplink,) = desired(seen).uplinks
     assert (uplink.device, uplink.hosts[0]) == ("eth0", ip("172.18.0.1"))

@@ -21,6 +21,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS
 from tests.unit.fuzz import dumped, folder, fuzz, texts
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -57,7 +58,7 @@ def a_request() -> st.SearchStrategy[bytes]:
 
 @pytest.fixture(scope="module")
 def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniHandler]:
-    attachments = AttachmentStore(tmp_path_factory.mktemp("run"), 0)
+    attachments = AttachmentStore(tmp_path_factory.mktemp("run"), 0, OPTIONS)
     attachments.load()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assigner, "STATUS_WITHIN", 0.0)

@@ -31,7 +31,7 @@ from agent.ipam.reservations.rules import LocalPods
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.node.last_known_nodes import Recall
 from agent.objects.state import LocalAddress, union
 from tests.unit.fuzz import dumped, fuzz, texts
@@ -119,13 +119,15 @@ def check_all(snapshot_cache: SnapshotCache) -> None:
         known = Recall("n1", place / "nodes.json").look(snapshot)
         Recall("n1", place / "nodes.json").look(Snapshot(synced=True))
     whole = Snapshot(True, known.nodes, snapshot.pools, snapshot.blocks, snapshot.reservations)
-    union(mode(network.mode).desired(view_of(whole, network)) for network in NETWORKS)
+    union(BUILT_IN[network.mode].desired(view_of(whole, network)) for network in NETWORKS)
     check_pods(snapshot)
 
 
 def view_of(snapshot: Snapshot, network: Network) -> View:
     own = blocks.node_blocks(snapshot, network, "n1")
-    return View(snapshot, "n1", LOCAL, network, own, claims=block_ownership.resolve(snapshot))
+    return View(
+        snapshot, "n1", LOCAL, network, own, claims=block_ownership.resolve(snapshot), routed=BUILT_IN.routed
+    )
 
 
 def check_pods(snapshot: Snapshot) -> None:

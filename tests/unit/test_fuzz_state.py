@@ -19,27 +19,28 @@ from hypothesis import strategies as st
 
 from agent import config
 from agent.cli import Agent
+from agent.codec.network_json import encode_network
 from agent.config import ConfigError
 from agent.ipam import attachment
 from agent.ipam.attachment import Attachment, Lease
 from agent.model.cluster import Snapshot
-from agent.model.network import Network
 from agent.modes.base import NodeNotReadyError
 from agent.modes.ipip.bird import control, daemon, logs, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.types import BirdConfig, BirdError
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.node import route_protocol
 from agent.node.run_dir import Lock
+from tests.networks import network_of
 from tests.unit.fuzz import dumped, folder, fuzz, lines, texts
 from tests.unit.test_bird_control import GREETING, PROTOCOLS
 from tests.unit.test_fuzz_cluster import OTHERS
 
 pytestmark = pytest.mark.usefixtures("quiet")
 BLOCK = ipaddress.ip_network("10.244.1.0/24")
-NETWORK = Network("net", subnet=ipaddress.ip_network("10.244.0.0/16"), mtu=1400)
+NETWORK = network_of("net", subnet=ipaddress.ip_network("10.244.0.0/16"), mtu=1400)
 
 
 def pod(number: int) -> Attachment:
@@ -53,7 +54,7 @@ WIRED = dumped({
     "routes": [{"dst": "0.0.0.0/0"}],
 })  # fmt: skip
 FILE = attachment.encode(pod(2)) + b"\n" + WIRED + b"\n"
-NETWORK_DOC = attachment.encode_network(NETWORK)
+NETWORK_DOC = encode_network(NETWORK)
 NOTES = {
     "prepared.json": dumped({"format": 1, "networks": [{
         "network": NETWORK_DOC, "blocks": ["10.244.1.0/24"], "withheld": ["10.244.1.8/29"], "families": [4],
@@ -122,7 +123,7 @@ def start(agent: Agent) -> None:
     agent._journal.replay()
     for known in agent._attachments.in_force():
         with contextlib.suppress(NodeNotReadyError):
-            mode(known.network.mode).port(known)
+            BUILT_IN[known.network.mode].port(known)
     json.dumps(agent.report()).encode()
     agent._reconciler._recall.look(Snapshot(synced=True))
     agent._reservations._set_reserved()

@@ -7,10 +7,11 @@ import json
 import pytest
 
 from agent.cni import netconf
+from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError
-from agent.ipam.attachment import decode_network, encode_network
 from agent.objects.pod_guard import Guarded
 from tests.netns.node import CONF, ip
+from tests.networks import OPTIONS
 
 
 def test_spoof_check_is_on_unless_the_netconf_says_otherwise_and_is_kept_with_the_pod() -> None:
@@ -18,9 +19,9 @@ def test_spoof_check_is_on_unless_the_netconf_says_otherwise_and_is_kept_with_th
     free = netconf.parse({**CONF, "spoofCheck": False}).network
     assert not free.spoof_check
     kept = json.loads(json.dumps(encode_network(free)))
-    assert decode_network(kept) == free
+    assert decode_network(kept, OPTIONS) == free
     earlier = {key: value for key, value in kept.items() if key != "spoof_check"}
-    assert decode_network(earlier).spoof_check, "a pod of a version that knew no such field is checked"
+    assert decode_network(earlier, OPTIONS).spoof_check, "a pod of a version that knew no such field is checked"
     with pytest.raises(CniError, match="spoofCheck"):
         netconf.parse({**CONF, "spoofCheck": "no"})
 

@@ -14,9 +14,9 @@ from agent.ipam import block_index
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import LocalPods
 from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Node, Snapshot
-from agent.model.network import Network
+from tests.networks import network_of
 
-NET = Network("net")
+NET = network_of("net")
 NODES, RESERVED = 5000, 1000
 MOST = 2.0  # seconds of CPU for all of it; a search of every block for each reservation takes 30
 

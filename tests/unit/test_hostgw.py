@@ -16,7 +16,9 @@ from agent.model.marks import bridge_mac
 from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
+from agent.modes.registry import BUILT_IN
 from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, union
+from tests.networks import network_of
 
 MODE = HostGw()
 
@@ -29,7 +31,7 @@ def ip(text: str) -> Address:
     return ipaddress.ip_address(text)
 
 
-NETWORK = Network("net", subnet=net("10.244.0.0/16"))
+NETWORK = network_of("net", subnet=net("10.244.0.0/16"))
 LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)
 ME = Node("one", (ip("192.0.2.1"),), (net("10.244.1.0/24"),))
 
@@ -41,7 +43,7 @@ def peer(name: str, address: str, *cidrs: str) -> Node:
 def view(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWORK) -> View:
     nodes = {n.name: n for n in (ME, *peers)}
     snapshot = Snapshot(synced=True, nodes=nodes, blocks={b.name: b for b in claimed})
-    return View(snapshot, "one", LOCAL, network, ME.blocks)
+    return View(snapshot, "one", LOCAL, network, ME.blocks, routed=BUILT_IN.routed)
 
 
 def test_a_bridge_with_the_gateway_the_underlays_mtu_and_a_mac_of_the_nodes() -> None:
@@ -80,7 +82,7 @@ def test_what_can_not_be_routed_is_a_problem_not_a_guess(node: Node, why: str) -
 
 
 def test_a_block_that_is_the_nodes_network_is_refused() -> None:
-    wide = Network("net")
+    wide = network_of("net")
     (problem,) = MODE.desired(view(peer("two", "192.0.2.2", "192.0.2.0/25"), network=wide)).problems
     assert "overlaps 192.0.2.1/24 of this node's eth0" in problem.what
 
@@ -95,7 +97,7 @@ def test_masquerade_of_all_but_pods_and_nodes() -> None:
     masquerade = MODE.desired(view(peer("two", "192.0.2.2", "10.244.2.0/24"))).masquerade
     assert masquerade.sources == {net("10.244.1.0/24")}
     assert {net("10.244.0.0/16"), net("192.0.2.1/32"), net("192.0.2.2/32")} <= masquerade.exempt
-    without = Network("net", masquerade=False)
+    without = network_of("net", masquerade=False)
     assert MODE.desired(view(network=without)).masquerade == Masquerade()
 
 

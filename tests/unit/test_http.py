@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.node.cni_conf_dir import Confs
@@ -23,11 +22,12 @@ from agent.node.installer import Installer, Places
 from agent.observe import health, http
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
 from agent.runtime.observable import Observable
+from tests.networks import network_of
 
 LOOPBACK = "127.0.0.1"
 LARGE = b"x" * 5_000_000
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
-NETWORK = Network("pods")
+NETWORK = network_of("pods")
 BLOCKS = {NETWORK: (ipaddress.ip_network("10.244.1.0/24"),)}
 PROBLEM = Problem("route 10.244.2.0/24", "refused", "look at it")
 
@@ -261,7 +261,7 @@ def test_alive() -> None:
 
 
 def test_ready_or_why_not(tmp_path: Path) -> None:
-    confs = Confs(frozenset({NETWORK, Network("other", bridge="b")}))
+    confs = Confs(frozenset({NETWORK, network_of("other", bridge="b")}))
     told = health.ready(NodeStatus(problems=(PROBLEM,)), confs, None)
     assert told.status == 503
     assert told.body.decode().splitlines() == [

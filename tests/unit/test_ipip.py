@@ -13,19 +13,20 @@ from agent.cni import netconf
 from agent.errors import CniError
 from agent.ip import Subnet
 from agent.model.cluster import Node, Snapshot
-from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
-from agent.modes.registry import mode
+from agent.modes.ipip.options import IpipOptions
+from agent.modes.registry import BUILT_IN
 from agent.objects.state import Ipip, LocalAddress, Masquerade, NodeState, Underlay, union
 from tests.lab.lab import IPIP_CONF
+from tests.networks import changed, network_of
 
 LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)
 GATEWAY = IPv4Address("192.0.2.254")
 DEVICE, EBPF = Underlay(True), Underlay(False)
 ROUTED = Underlay(False, "eth0", GATEWAY)
 POOL, MINE = IPv4Network("10.244.0.0/16"), IPv4Network("10.244.1.0/24")
-NETWORK = Network("net", mode="ipip", subnet=POOL)
+NETWORK = network_of("net", mode="ipip", subnet=POOL)
 
 
 def node(name: str, address: str, *cidrs: str) -> Node:
@@ -46,8 +47,10 @@ def desired(
     local: tuple[LocalAddress, ...] = LOCAL,
 ) -> NodeState:
     snapshot = Snapshot(synced=True, nodes={n.name: n for n in (me, *peers)})
-    network = replace(NETWORK, encapsulate=encapsulate)
-    return mode("ipip").desired(View(snapshot, "one", local, network, me.blocks, underlay=underlay))
+    network = changed(NETWORK, encapsulate=encapsulate)
+    return BUILT_IN["ipip"].desired(
+        View(snapshot, "one", local, network, me.blocks, underlay=underlay, routed=BUILT_IN.routed)
+    )
 
 
 def ipip(state: NodeState) -> Ipip:
@@ -158,7 +161,7 @@ def test_two_networks_share_one_device() -> None:
 
 def test_the_seeds_conf_and_the_option() -> None:
     network = netconf.read(IPIP_CONF).network
-    assert (network.mode, network.subnet, network.encapsulate) == ("ipip", POOL, "always")
+    assert (network.mode, network.subnet, IpipOptions.of(network).encapsulate) == ("ipip", POOL, "always")
     with pytest.raises(CniError, match="encapsulate") as caught:
         netconf.parse({"name": "x", "mode": "ipip", "encapsulate": "Always"})
     assert "always, crossSubnet, never" in f"{caught.value.msg} {caught.value.details}"

@@ -30,13 +30,13 @@ from agent.ipam.reservations.rules import (
     useless,
 )
 from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Node, Snapshot
-from agent.model.network import Network
+from tests.networks import network_of
 from tests.unit import test_stays
 from tests.unit.test_stays import BLOCKS, Cluster, ip
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
-NO_SUBNET = Network("testcni")
+NO_SUBNET = network_of("testcni")
 FAR = "10.99.0.7"
 GONE = ipaddress.ip_network("10.99.0.0/24")
 
@@ -330,7 +330,7 @@ def test_a_second_one_is_told_also_when_the_pod_has_the_first(released: datetime
     other = ahead("10.244.1.8", "default/db", network="lan")
     unnamed = ahead("10.244.1.8", "default/db")
     assert not list(useless(world(has, other), [NO_SUBNET], "one"))
-    assert not list(useless(world(has, unnamed), [NO_SUBNET, Network("lan")], "one")), "it may be for the other"
+    assert not list(useless(world(has, unnamed), [NO_SUBNET, network_of("lan")], "one")), "it may be for the other"
     assert not list(useless(world(has, ahead("10.244.1.8", "default/web")), [NO_SUBNET], "one"))
 
 

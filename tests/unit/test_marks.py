@@ -10,14 +10,16 @@ from agent.cluster import accepted_modes, objects
 from agent.ipam.reservations import pod_annotations
 from agent.kernel import tc
 from agent.kernel.bpf import loader
-from agent.model import cluster, marks, network
+from agent.model import cluster, marks
 from agent.modes import veth
+from agent.modes.hostgw import HostGwOptions
 from agent.modes.ipip import bgp
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip import mode as ipip_mode
 from agent.modes.ipip.bird import types
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import mode
+from agent.modes.vxlan.options import VxlanOptions
 from agent.node import installer, route_protocol
 from agent.objects import nft_table
 
@@ -25,7 +27,7 @@ REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs/marks.md").read_text()
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]*) \|", re.M)
 CODE = re.compile(r"`([^`]+)`")
-NETWORK = network.Network("testcni")
+TUNNEL = VxlanOptions()
 
 
 def source(file: str, pattern: str) -> str:
@@ -58,8 +60,8 @@ MARKS: dict[str, tuple[object, ...]] = {
     "TCX programs at the underlay": tuple(ipip_device.PROGRAMS.values()),
     "TCX program at a pod's link": loader.GUARD.programs,
     "link group of subinterfaces": (hex(int("f" * 7, 16) + 1),),
-    "UDP port of the tunnel": (NETWORK.port,),
-    "VNI": (NETWORK.vni,),
+    "UDP port of the tunnel": (TUNNEL.port,),
+    "VNI": (TUNNEL.vni,),
     "listener of metrics and health": (option("listen"),),
     "AS number": (types.DEFAULT_AS,),
     "BGP": (179,),
@@ -73,7 +75,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "gateway of pods with a /32": (veth.GATEWAY,),
     "links of pods": (marks.LINK_PREFIX,),
     "alias": (marks.ALIAS,),
-    "bridge": (NETWORK.bridge,),
+    "bridge": (HostGwOptions().bridge,),
     "device of vxlan": (marks.VXLAN_DEVICE,),
     "device of ipip": (marks.IPIP_DEVICE,),
     "nft table": (f"inet {marks.NFT_TABLE}",),

@@ -34,10 +34,10 @@ from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netns import NetnsLostError
 from agent.model.cluster import IPBlock, Node
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
+from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.apply import Drift, Programmed
 from agent.node.cni_conf_dir import Confs
@@ -48,10 +48,11 @@ from agent.observe.metrics import Metrics, Sources
 from agent.observe.status import report
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 
 REPO = Path(__file__).parents[2]
 PAGE = (REPO / "docs/reference/metrics.md").read_text()
-POD_NET = Network("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
+POD_NET = network_of("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCK = ipaddress.ip_network("10.244.1.0/24")
 Labels = Mapping[str, str]
 
@@ -63,7 +64,7 @@ class Parts:
         self.conf: AgentConfig = load(["--node", "one", "--datastore", f"dir:{folder}"], {})
         store = Folder(folder)
         self.metrics = Metrics()
-        self.attachments = AttachmentStore(folder, 0)
+        self.attachments = AttachmentStore(folder, 0, OPTIONS)
         self.snapshot_cache = SnapshotCache(store)
         self.block_controller = BlockController(store, "one", self.snapshot_cache.snapshot)
         inputs = Inputs(self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, ())
@@ -85,7 +86,7 @@ class Parts:
 
     def report(self) -> dict[str, Any]:
         snapshot, status = self.snapshot_cache.snapshot.get(), self.reconciler.status.get()
-        return report(self.conf, 0, snapshot, status, self.attachments)
+        return report(self.conf, 0, snapshot, status, self.attachments, BUILT_IN)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Every sample by name and labels; a series that is there twice fails."""
@@ -210,7 +211,7 @@ def test_a_network_whose_conf_changed_is_one_series(parts: Parts) -> None:
         assert parts.value("addresses", network="pods", mode="host-gw", family="ipv4", state="free") == 253
 
 
-BOTH = Network("both")
+BOTH = network_of("both")
 SIX = ipaddress.ip_network("fd00:1::/120")
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.model.network import SERVICES, Network
+from agent.model.network import Network
+from agent.modes.parent.options import SERVICES
+from tests.networks import network_of
 
 HOST_GW = """{
   "cniVersion": "0.3.0",
@@ -47,12 +49,12 @@ BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "testcni"}
 @pytest.mark.parametrize(
     ("text", "network"),
     [
-        (HOST_GW, Network("testcni", "host-gw", PODS, "testcni0")),
-        (VXLAN, Network("testcni", "vxlan", PODS)),
-        (IPIP, Network("testcni", "ipip", PODS)),
+        (HOST_GW, network_of("testcni", "host-gw", PODS, bridge="testcni0")),
+        (VXLAN, network_of("testcni", "vxlan", PODS)),
+        (IPIP, network_of("testcni", "ipip", PODS)),
         (
             IPVLAN,
-            Network(
+            network_of(
                 "testcni",
                 "ipvlan",
                 ipaddress.ip_network("192.168.64.0/24"),

@@ -30,15 +30,16 @@ from agent.model.cluster import (
     Resource,
     Snapshot,
 )
-from agent.model.network import MACVLAN, Network
 from agent.model.node_status import PodEvent, ReservationsInProgress
+from agent.modes.parent.options import MACVLAN
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
 OLD, NEW, OTHER = (ipaddress.IPv4Network(f"10.244.{n}.0/24") for n in (1, 7, 2))
 X = ipaddress.IPv4Address("10.244.1.7")
-NET = Network("testcni")
+NET = network_of("testcni")
 POD = Attachment("abc", "eth0", NET, "", "default/web", (Lease(X, OLD),), "", wired={})
 CLAIM = Claim(X, "default/web", "default/web", "one", "testcni", WHILE_POD)
 HELD = IPReservation(X, "default/web", "default/web", "one", "testcni", NOW, keep=WHILE_POD)
@@ -135,7 +136,7 @@ def test_a_restarted_agent_finds_them_too(watched: Watched) -> None:
     [
         replace(POD, owner="default/web"),
         replace(POD, wired=None),
-        replace(POD, network=Network("lan", MACVLAN, OTHER, link_mode="bridge", range_start=X)),
+        replace(POD, network=network_of("lan", MACVLAN, OTHER, link_mode="bridge", range_start=X)),
     ],
 )
 def test_who_is_no_outsider(watched: Watched, pod: Attachment) -> None:
@@ -146,7 +147,7 @@ def test_who_is_no_outsider(watched: Watched, pod: Attachment) -> None:
 
 
 def test_a_pod_on_a_shared_subnet_keeps_its_address_and_needs_nothing_else(watched: Watched) -> None:
-    watched.pods = (replace(POD, network=Network("lan", MACVLAN, OTHER, link_mode="bridge")),)
+    watched.pods = (replace(POD, network=network_of("lan", MACVLAN, OTHER, link_mode="bridge")),)
     watched.look(cluster())
     assert watched.look(cluster(), SETTLED) == {X}
     watched.look(cluster(), SETTLED)
@@ -270,7 +271,7 @@ class Bare(Folder):
 def keeping(
     path: Path, store: Folder, told: Callable[[PodEvent], None]
 ) -> tuple[ReservationController, Observable[Snapshot], AttachmentStore]:
-    attachments = AttachmentStore(path / "run", 0)
+    attachments = AttachmentStore(path / "run", 0, OPTIONS)
     attachments.load()
     attachments._all[POD.key] = POD
     snapshot: Observable[Snapshot] = Observable(cluster(one=OLD))

@@ -34,7 +34,6 @@ from agent.codec.strict_yaml import YamlError
 from agent.config import ConfigError
 from agent.errors import Code
 from agent.ipam.attachment_store import AttachmentStore
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
 from agent.node.cni_conf_dir import Confs
@@ -42,6 +41,7 @@ from agent.node.run_dir import Lock
 from agent.objects import nft_table
 from agent.observe import health
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
 from tests.unit.awkward import config as reach
@@ -68,7 +68,7 @@ def eventually(what: Callable[[], object], within: float = 10.0) -> None:
 
 @pytest.fixture
 def handler(tmp_path: Path) -> CniHandler:
-    attachments = AttachmentStore(tmp_path, 0)
+    attachments = AttachmentStore(tmp_path, 0, OPTIONS)
     attachments.load()
     return CniHandler(attachments, Observable(NodeStatus()), Observable({}))
 
@@ -332,4 +332,4 @@ def test_an_agent_starts_whatever_is_in_its_state(tmp_path: Path) -> None:
     assert agent._journal.replay() == 0
     assert not list((tmp_path / "state/deletes").glob("*.json"))
     assert isinstance(agent._confs.found.get(), Confs)
-    assert Network("net") not in agent._reconciler.status.get().blocks
+    assert network_of("net") not in agent._reconciler.status.get().blocks

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from agent.ip import Subnet
 from agent.ipam import blocks, usage
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
+from tests.networks import network_of
 
-NETWORK = Network("pods")
+NETWORK = network_of("pods")
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
 

@@ -13,11 +13,11 @@ from agent.ip import Subnet
 from agent.ipam import pool_faults
 from agent.model import special_addresses
 from agent.model.cluster import Ground, IPBlock, IPPool, Node, Snapshot
-from agent.model.network import Network
 from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.node import kernel_state
 from agent.objects.state import LocalAddress
+from tests.networks import network_of
 
 GROUND = Ground(
     networks=((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
@@ -28,7 +28,7 @@ NODES = (
     Node("near", (ipaddress.ip_address("172.18.0.1"),), (ipaddress.ip_network("10.244.1.0/24"),)),
     Node("far", (ipaddress.ip_address("192.0.2.7"), ipaddress.ip_address("2001:db8::7"))),
 )
-LAN = Network("lan", "macvlan", ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
+LAN = network_of("lan", "macvlan", ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
 
 
 def net(text: str) -> Subnet:
@@ -86,14 +86,14 @@ def test_a_pool_of_macvlan_may_lie_among_the_nodes() -> None:
     claimed = IPBlock(net("192.0.2.16/28"), "far", "lan", shared=True)
     assert pool_faults.faults(cluster(mine), [LAN]) == {}
     assert pool_faults.faults(cluster(mine, blocks=(claimed,))) == {}
-    assert pool_faults.faults(cluster(mine), [Network("testcni")]) != {}
+    assert pool_faults.faults(cluster(mine), [network_of("testcni")]) != {}
 
 
 def test_what_is_known_is_looked_at_again_after_a_change() -> None:
     known, first = pool_faults.PoolFaultCache(), cluster(pool("p", "192.0.2.0/25"))
     found = known.look(first, [])
     assert found.keys() == {"p"}
-    assert known.look(replace(first, reservations={}), [Network("testcni")]) is found
+    assert known.look(replace(first, reservations={}), [network_of("testcni")]) is found
     assert known.look(first, [LAN]) == {}
     assert known.look(replace(first, pools={}), []) == {}
     assert known.look(first, []) == found
@@ -115,7 +115,9 @@ def test_a_pod_cidr_with_the_api_server_in_it_is_not_programmed(way: str) -> Non
     me = replace(NODES[0], blocks=(net("10.96.0.0/24"), net("10.244.1.0/24")))
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16")),)
     snapshot = replace(cluster(), nodes={"near": me})
-    state = mode(way).desired(View(snapshot, "near", local, Network("testcni", way), me.blocks))
+    state = BUILT_IN[way].desired(
+        View(snapshot, "near", local, network_of("testcni", way), me.blocks, routed=BUILT_IN.routed)
+    )
     assert state.refused == {net("10.96.0.0/24")}
     (problem,) = state.problems
     assert problem.what == "block 10.96.0.0/24 contains 10.96.0.1, an address of the Kubernetes API server"

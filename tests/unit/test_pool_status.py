@@ -20,14 +20,15 @@ from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
 from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
-from agent.model.network import MACVLAN, Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
+from agent.modes.parent.options import MACVLAN
 from agent.node import pool_status_writer as controller
 from agent.node.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
 from agent.node.usage_writer import Seen
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 PODS, LAN = (
@@ -61,7 +62,7 @@ class Cluster:
         names = [f"n{n}" for n in range(nodes)]
         snapshot = Snapshot(True, {n: Node(n) for n in names}, {"pods": PODS}, {BLOCK.name: BLOCK})
         self.seen = [
-            Seen(n, SnapshotCache(None), Observable(NodeStatus(True)), AttachmentStore(folder, 10))  # type: ignore[arg-type]
+            Seen(n, SnapshotCache(None), Observable(NodeStatus(True)), AttachmentStore(folder, 10, OPTIONS))  # type: ignore[arg-type]
             for n in names
         ]
         for seen in self.seen:
@@ -341,7 +342,7 @@ def test_nodes_with_different_networks_agree_on_a_pool_among_the_nodes(cluster: 
     """Which networks pods are on differs from node to node, as NetworkAttachmentDefinitions do."""
     it = cluster(6)
     subnet = ipaddress.ip_network("192.0.2.0/24")
-    lan = Network("lan", MACVLAN, subnet, link_mode="bridge", range_start=subnet[10], range_end=subnet[20])
+    lan = network_of("lan", MACVLAN, subnet, link_mode="bridge", range_start=subnet[10], range_end=subnet[20])
     it.run(60)
     nodes = {seen.node: Node(seen.node, (subnet[n + 1],)) for n, seen in enumerate(it.seen)}
     for seen in it.seen:

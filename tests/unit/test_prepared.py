@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.network import MACVLAN, Network, Uplink
+from agent.model.network import ModeOptions, Network, Uplink
 from agent.model.node_status import NodeStatus
+from agent.modes.parent.options import MACVLAN
 from agent.node import ready_state_file
+from tests.networks import OPTIONS, network_of
 
-A = Network("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
-LAN = Network("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
+A = network_of("a", subnet=ipaddress.ip_network("10.244.0.0/16"))
+LAN = network_of("c", mode=MACVLAN, subnet=ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
 PREPARED = NodeStatus(
     blocks={
         A: (ipaddress.ip_network("10.244.1.0/24"),),
-        Network("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
+        network_of("b", mtu=1400, range_start=ipaddress.ip_address("10.9.0.5")): (),
         LAN: (ipaddress.ip_network("192.0.2.64/28"),),
     },
     excluded={A: frozenset({ipaddress.ip_network("10.244.1.64/28")})},
@@ -34,11 +36,17 @@ PREPARED = NodeStatus(
 NOTHING = NodeStatus()
 
 
+class Warp(ModeOptions):
+    """A mode of a later version."""
+
+    mode = "warp"
+
+
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "prepared.json"
-    assert ready_state_file.load(path) == NOTHING
+    assert ready_state_file.load(path, OPTIONS) == NOTHING
     assert ready_state_file.save(path, PREPARED)
-    assert ready_state_file.load(path) == PREPARED
+    assert ready_state_file.load(path, OPTIONS) == PREPARED
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
     assert ready_state_file.save(path, NOTHING)
@@ -51,7 +59,7 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
 ) -> None:
     path = tmp_path / "prepared.json"
     path.write_text(text)
-    assert ready_state_file.load(path) == NOTHING
+    assert ready_state_file.load(path, OPTIONS) == NOTHING
     assert str(path) in caplog.text
 
 
@@ -63,15 +71,15 @@ def test_an_uplink_by_which_no_host_is_known_counts_for_nothing(tmp_path: Path) 
     (uplink,) = (entry["uplink"] for entry in doc["networks"] if "uplink" in entry)
     uplink["hosts"] = []
     path.write_text(json.dumps(doc))
-    assert ready_state_file.load(path) == NOTHING
+    assert ready_state_file.load(path, OPTIONS) == NOTHING
 
 
 def test_a_mode_that_this_agent_does_not_know_counts_for_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "prepared.json"
-    ready_state_file.save(path, NodeStatus(blocks={Network("a", mode="warp"): ()}))
-    assert ready_state_file.load(path) == NOTHING
+    ready_state_file.save(path, NodeStatus(blocks={Network("a", Warp()): ()}))
+    assert ready_state_file.load(path, OPTIONS) == NOTHING
     assert "mode 'warp' is none of host-gw" in caplog.text
 
 
@@ -88,7 +96,7 @@ def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest
     in_the_way = tmp_path / "prepared.json.new"
     in_the_way.mkdir()
     assert ready_state_file.save(path, fewer)
-    assert ready_state_file.load(path) == NOTHING
+    assert ready_state_file.load(path, OPTIONS) == NOTHING
     in_the_way.rmdir()
     ready_state_file.save(path, PREPARED)
 
@@ -97,4 +105,4 @@ def test_a_note_that_can_not_be_renewed_goes(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "unlink", refused)
     assert not ready_state_file.save(path, fewer), "an old note is left, which promises a block that may go"
-    assert ready_state_file.load(path) == PREPARED
+    assert ready_state_file.load(path, OPTIONS) == PREPARED

@@ -14,6 +14,7 @@ from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, LocalPods, RefusedError, Update, claimed, steps
 from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
+from tests.networks import network_of
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
@@ -165,7 +166,7 @@ def test_what_somebody_deleted_is_made_again() -> None:
 
 
 def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
-    network = Network("testcni", subnet=net("10.244.0.0/16"))
+    network = network_of("testcni", subnet=net("10.244.0.0/16"))
     moved = replace(HELD, node="two")
 
     def found(held: IPReservation, network: Network = network, node: str = "three") -> list[IPReservation]:
@@ -178,8 +179,8 @@ def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
     assert found(replace(moved, released=NOW)) == []
     assert found(replace(moved, asks="one")) == []
     assert found(replace(moved, node="gone")) == []
-    assert found(moved, Network("other")) == []
-    assert found(moved, Network("testcni", subnet=net("10.9.0.0/16"))) == []
+    assert found(moved, network_of("other")) == []
+    assert found(moved, network_of("testcni", subnet=net("10.9.0.0/16"))) == []
     claimed_block = cluster(moved, nodes=("two", "three"))
     claimed_block = replace(claimed_block, blocks={"b": IPBlock(net("10.244.1.0/24"), "two", "p")})
     assert list(reservation_rules.away(claimed_block, network, "three")) == []

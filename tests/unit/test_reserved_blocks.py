@@ -15,7 +15,7 @@ from agent.cluster.store import Kind, StoreError
 from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource
-from agent.model.network import Network
+from tests.networks import network_of
 from tests.unit.member import POOL, Member, in_store, net
 
 ADDRESS = ipaddress.ip_address("192.0.2.5")
@@ -78,7 +78,7 @@ def early(tmp_path: Path) -> tuple[Member, Subnet]:
     store = Folder(tmp_path)
     for obj in (IPPool("pods", net("10.244.0.0/27"), 28), Node("one"), Node("two")):
         store.create(obj)
-    network, one = Network("net", subnet=net("10.244.0.0/16")), Member(tmp_path, "one")
+    network, one = network_of("net", subnet=net("10.244.0.0/16")), Member(tmp_path, "one")
     one.block_controller.want({network: 1})
     (first,) = {candidate.cidr for candidate in islice(blocks.candidates(one.see(), network, "one"), 1)}
     one.store.create(replace(RESERVED, address=first[1]))

@@ -20,9 +20,10 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, NodeState
 from agent.runtime.observable import Observable
+from tests.networks import changed, network_of
 from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
@@ -32,8 +33,8 @@ GROUND = Ground(
     frozenset({ipaddress.ip_address("203.0.113.254")}),
     frozenset({ipaddress.ip_address("10.96.0.1")}),
 )
-LAN = Network("lan", "macvlan", ipaddress.ip_network("172.18.0.0/16"), link_mode="bridge")
-FAR_LAN = Network("far", "macvlan", ipaddress.ip_network("192.168.7.0/24"), link_mode="bridge", master="eth1")
+LAN = network_of("lan", "macvlan", ipaddress.ip_network("172.18.0.0/16"), link_mode="bridge")
+FAR_LAN = network_of("far", "macvlan", ipaddress.ip_network("192.168.7.0/24"), link_mode="bridge", master="eth1")
 
 
 def net(text: str) -> Subnet:
@@ -74,7 +75,7 @@ def names(snapshot: Snapshot, network: Network) -> list[str]:
 
 
 def test_a_routed_network_claims_from_no_pool_of_a_shared_subnet() -> None:
-    routed, every = Network("testcni", "vxlan"), cluster(AWAY, NEAR, PODS)
+    routed, every = network_of("testcni", "vxlan"), cluster(AWAY, NEAR, PODS)
     assert names(every, routed) == ["away", "pods"], "nobody knows yet that others are on the subnet of away"
     assert names(every, LAN) == ["lan"]
     claimed = cluster(AWAY, NEAR, PODS, claimed=(block("192.168.7.16/28", "two", shared=True, of="away"),))
@@ -86,9 +87,9 @@ def test_a_routed_network_claims_from_no_pool_of_a_shared_subnet() -> None:
 
 def test_a_claim_says_for_which_networks_it_is() -> None:
     every = cluster(AWAY, NEAR, PODS)
-    assert {found.shared for found in blocks.candidates(every, Network("testcni"), "one")} == {False}
+    assert {found.shared for found in blocks.candidates(every, network_of("testcni"), "one")} == {False}
     assert {found.shared for found in blocks.candidates(every, LAN, "one")} == {True}
-    l3 = replace(LAN, mode="ipvlan", link_mode="l3", subnet=net("10.244.0.0/16"))
+    l3 = changed(LAN, mode="ipvlan", link_mode="l3", subnet=net("10.244.0.0/16"))
     assert {found.shared for found in blocks.candidates(every, l3, "one")} == {False}, "its pods are routed"
 
 
@@ -96,17 +97,17 @@ def test_a_claim_says_for_which_networks_it_is() -> None:
 def test_each_network_has_its_own_blocks(marked: bool) -> None:
     mine = (block("10.244.7.0/24", of="pods"), block("172.18.200.16/28", shared=marked))
     snapshot = cluster(PODS, NEAR, claimed=mine)
-    assert blocks.node_blocks(snapshot, Network("testcni"), "one") == (net("10.244.7.0/24"),)
+    assert blocks.node_blocks(snapshot, network_of("testcni"), "one") == (net("10.244.7.0/24"),)
     assert blocks.node_blocks(snapshot, LAN, "one") == (net("172.18.200.16/28"),)
-    for networks in ({Network("testcni"): 1, LAN: 1}, {LAN: 1, Network("testcni"): 1}):
+    for networks in ({network_of("testcni"): 1, LAN: 1}, {LAN: 1, network_of("testcni"): 1}):
         assert blocks.surplus(snapshot, "one", networks, ()) == frozenset(), "each keeps its last one"
 
 
 def desired(way: str, snapshot: Snapshot) -> NodeState:
     """What the first node wants."""
-    network = Network("testcni", way)
+    network = network_of("testcni", way)
     own = blocks.node_blocks(snapshot, network, "one")
-    return mode(way).desired(View(snapshot, "one", (ETH0,), network, own))
+    return BUILT_IN[way].desired(View(snapshot, "one", (ETH0,), network, own, routed=BUILT_IN.routed))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -155,7 +156,7 @@ BARRED = (
 def test_no_block_is_claimed_that_overlaps_what_is_not_for_pods(cidr: str, size: int) -> None:
     far = Node("far", (ipaddress.ip_address("198.51.100.7"),))
     snapshot = cluster(pool("p", cidr, size), nodes=(node("one", 1), far))
-    found = [c.cidr for c in blocks.candidates(snapshot, Network("testcni"), "one")]
+    found = [c.cidr for c in blocks.candidates(snapshot, network_of("testcni"), "one")]
     free = [c for c in net(cidr).subnets(new_prefix=size) if not any(blocks.overlaps(c, net(b)) for b in BARRED)]
     assert sorted(found, key=str) == sorted(free, key=str)
     assert len(free) < 1 << (size - net(cidr).prefixlen)
@@ -163,9 +164,9 @@ def test_no_block_is_claimed_that_overlaps_what_is_not_for_pods(cidr: str, size:
 
 def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
     snapshot = cluster(pool("p", "10.96.0.0/16", 24))
-    for network in (Network("testcni"), Network("testcni", subnet=net("10.96.0.0/16"))):
+    for network in (network_of("testcni"), network_of("testcni", subnet=net("10.96.0.0/16"))):
         assert [*blocks.candidates(snapshot, network, "one")] == []
-    assert [*blocks.candidates(cluster(), Network("testcni", subnet=net("10.96.0.0/16")), "one")] == []
+    assert [*blocks.candidates(cluster(), network_of("testcni", subnet=net("10.96.0.0/16")), "one")] == []
     vip = replace(GROUND, servers=frozenset({ipaddress.ip_address("172.18.200.5")}))
     assert len([*blocks.candidates(cluster(NEAR, ground=vip), LAN, "one")]) == 16, "there it is one address"
 
@@ -173,20 +174,20 @@ def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
 @pytest.mark.parametrize(
     ("snapshot", "network", "what"),
     [
-        (cluster(), Network("testcni"), "neither podCIDR nor IPPool gives this node addresses"),
+        (cluster(), network_of("testcni"), "neither podCIDR nor IPPool gives this node addresses"),
         (
             cluster(NEAR),
-            Network("testcni"),
+            network_of("testcni"),
             "IPPool lan (172.18.200.0/24) is for macvlan and ipvlan only, as it lies in 172.18.0.1/16 of eth0",
         ),
         (
             cluster(AWAY, claimed=(block("192.168.7.16/28", "two", shared=True, of="away"),)),
-            Network("testcni"),
+            network_of("testcni"),
             "IPPool away (192.168.7.0/24) is for macvlan and ipvlan only, as they have blocks of it",
         ),
         (
             cluster(nodes=(node("one", 1, "10.244.1.0/24"),)),
-            Network("testcni", "vxlan", subnet=net("10.250.0.0/24")),
+            network_of("testcni", "vxlan", subnet=net("10.250.0.0/24")),
             "",
         ),
         (
@@ -196,7 +197,7 @@ def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
         ),
         (
             cluster(nodes=(node("one", 1, "fd00:1::/64"),)),
-            Network("testcni", "vxlan"),
+            network_of("testcni", "vxlan"),
             "podCIDR fd00:1::/64 of node one is IPv6, which mode vxlan does not carry",
         ),
         (
@@ -206,7 +207,7 @@ def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
         ),
         (
             cluster(pool("p", "10.96.0.0/16", 24)),
-            Network("testcni"),
+            network_of("testcni"),
             "no block is left in p (10.96.0.0/16; it contains 10.96.0.1, an address of the Kubernetes API server)",
         ),
     ],
@@ -221,7 +222,7 @@ def test_why_there_is_no_block(snapshot: Snapshot, network: Network, what: str) 
 
 
 def test_a_pool_among_the_nodes_is_wrong_where_a_routed_network_has_nothing_else() -> None:
-    routed = Network("testcni")
+    routed = network_of("testcni")
     what = (
         "it lies in 172.18.0.1/16 of eth0, where only macvlan and ipvlan pods have addresses, "
         "and network testcni has no other pool"
@@ -236,7 +237,7 @@ def test_a_pool_among_the_nodes_is_wrong_where_a_routed_network_has_nothing_else
 
 
 def test_a_node_that_claims_reports_what_is_wrong_with_its_pools() -> None:
-    routed, wrong = Network("testcni"), pool("wrong", "10.244.0.0/16", 24)
+    routed, wrong = network_of("testcni"), pool("wrong", "10.244.0.0/16", 24)
     near = node("two", 2, "10.244.9.0/24")
     snapshot = cluster(wrong, NEAR, nodes=(node("one", 1), near))
     assert missing_block.faulty(snapshot, [routed], "one") == {
@@ -269,6 +270,6 @@ def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
     )
     stays = ReservationClaims(Folder(tmp_path), known, 0)
     wish = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
-    with pytest.raises(CniError) as refused, stays.staying(wish, Network("testcni", "vxlan"), ()):
+    with pytest.raises(CniError) as refused, stays.staying(wish, network_of("testcni", "vxlan"), ()):
         pass
     assert says in f"{refused.value}"

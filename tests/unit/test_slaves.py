@@ -9,19 +9,21 @@ from typing import Any
 import pytest
 
 from agent.cni import netconf
+from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError, Code
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
-from agent.ipam.attachment import Attachment, Lease, decode_network, encode_network
+from agent.ipam.attachment import Attachment, Lease
 from agent.kernel.arp import announcement
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.marks import mac_for
-from agent.model.network import SERVICES, Network
 from agent.modes.base import View
+from agent.modes.parent.options import SERVICES
 from agent.modes.parent.subinterface import Slaves
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.objects import nft_table
 from agent.objects.state import Detour, LocalAddress, Masquerade, Route
+from tests.networks import OPTIONS, network_of
 
 SEED: dict[str, Any] = {
     "cniVersion": "0.3.0",
@@ -52,12 +54,14 @@ LOCAL = (
 def view(local: tuple[LocalAddress, ...] = LOCAL, pools: tuple[IPPool, ...] = (), **conf: Any) -> View:
     network = netconf.parse({**SEED, **conf}).network
     snapshot = Snapshot(True, {"one": ME, "two": TWO}, {pool.name: pool for pool in pools})
-    return View(snapshot, "one", local, network, blocks.node_blocks(snapshot, network, "one"))
+    return View(
+        snapshot, "one", local, network, blocks.node_blocks(snapshot, network, "one"), routed=BUILT_IN.routed
+    )
 
 
 @pytest.mark.parametrize("name", ["ipvlan", "macvlan"])
 def test_the_parent_is_what_holds_the_nodes_address(name: str) -> None:
-    state = mode(name).desired(view(mode=name))
+    state = BUILT_IN[name].desired(view(mode=name))
     (uplink,) = state.uplinks
     assert (uplink.device, uplink.hosts, uplink.gateway) == ("bond0", (ip("192.168.64.5"),), ip("192.168.64.1"))
     assert uplink.via_host == SERVICES
@@ -74,7 +78,7 @@ def test_what_the_netconf_names_comes_first() -> None:
         "ipam": {**SEED["ipam"], "gateway": "192.168.64.9"},
         "viaHost": ["10.0.0.0/8"],
     }
-    (uplink,) = mode("ipvlan").desired(view(**conf)).uplinks
+    (uplink,) = BUILT_IN["ipvlan"].desired(view(**conf)).uplinks
     assert (uplink.device, uplink.gateway) == ("eth9", ip("192.168.64.9"))
     assert uplink.via_host == (net("10.0.0.0/8"),)
     assert ip("192.168.64.9") in uplink.reserved
@@ -82,19 +86,19 @@ def test_what_the_netconf_names_comes_first() -> None:
 
 def test_all_of_the_nodes_addresses_on_the_subnet_are_reached_past_the_parent() -> None:
     vip = LocalAddress("bond0", 9000, ipaddress.ip_interface("192.168.64.200/32"))
-    (uplink,) = mode("ipvlan").desired(view((vip, *LOCAL))).uplinks
+    (uplink,) = BUILT_IN["ipvlan"].desired(view((vip, *LOCAL))).uplinks
     assert uplink.hosts == (ip("192.168.64.5"), ip("192.168.64.200"))
     assert ip("192.168.64.200") in uplink.reserved
 
 
 def test_pools_of_pods_are_reached_through_the_node_but_not_those_of_the_subnet() -> None:
     pools = (IPPool("pods", net("10.244.0.0/16"), 24), IPPool("lan", net("192.168.64.128/25"), 28))
-    (uplink,) = mode("ipvlan").desired(view(pools=pools)).uplinks
+    (uplink,) = BUILT_IN["ipvlan"].desired(view(pools=pools)).uplinks
     assert uplink.via_host == (net("10.96.0.0/12"), net("10.244.0.0/16"))
 
 
 def test_without_masquerade_only_services_are_a_detour() -> None:
-    (detour,) = mode("ipvlan").desired(view(ipMasq=False)).masquerade.detours
+    (detour,) = BUILT_IN["ipvlan"].desired(view(ipMasq=False)).masquerade.detours
     assert not detour.everything
 
 
@@ -108,19 +112,19 @@ def test_without_masquerade_only_services_are_a_detour() -> None:
 )
 def test_what_hinders_is_a_problem(given: dict[str, Any], local: tuple[LocalAddress, ...], message: str) -> None:
     looked_at = view(local, **given)
-    state = mode(looked_at.network.mode).desired(looked_at)
+    state = BUILT_IN[looked_at.network.mode].desired(looked_at)
     assert not state.uplinks
     assert [message in problem.what for problem in state.problems] == [True]
 
 
 def test_l3_is_routed_as_host_gw_is() -> None:
     conf: dict[str, Any] = {"linkMode": "l3", "subnet": "10.244.0.0/16", "ipam": {}}
-    state = mode("ipvlan").desired(view(**conf))
+    state = BUILT_IN["ipvlan"].desired(view(**conf))
     assert state.routes == {Route(net("10.244.2.0/24"), ip("192.168.64.95"), "bond0")}
     assert state.masquerade.sources == {net("10.244.1.0/24")}
     assert state.masquerade.detours == {Detour(net("10.244.0.0/16"), ip("192.168.64.5"))}
     assert not state.problems
-    (problem,) = mode("ipvlan").desired(view(linkMode="l3")).problems
+    (problem,) = BUILT_IN["ipvlan"].desired(view(linkMode="l3")).problems
     assert "nobody answers ARP" in problem.what
 
 
@@ -168,10 +172,10 @@ def test_a_wrong_netconf_is_told_by_its_field(given: dict[str, Any], field: str)
 
 def test_a_network_survives_its_file() -> None:
     network = view(master="eth9", ipam={"gateway": "192.168.64.9"}).network
-    assert decode_network(encode_network(network)) == network
-    assert decode_network({"name": "net", "subnet": None, "range_start": None, "range_end": None}) == Network(
-        "net"
-    )
+    assert decode_network(encode_network(network), OPTIONS) == network
+    assert decode_network(
+        {"name": "net", "subnet": None, "range_start": None, "range_end": None}, OPTIONS
+    ) == network_of("net")
 
 
 def test_detours_in_nft() -> None:
@@ -193,27 +197,27 @@ def test_the_pools_router_comes_after_the_netconfs_and_before_the_parents() -> N
     lan = IPPool("lan", net("192.168.64.128/25"), 28, gateway=ip("192.168.64.2"))
     far = IPPool("far", net("10.7.0.0/16"), 24, gateway=ip("10.7.0.1"))
     astray = IPPool("a", net("192.168.64.96/27"), 28, gateway=ip("192.168.65.1"))  # not of this subnet
-    (uplink,) = mode("macvlan").desired(view(mode="macvlan", pools=(far, lan, astray))).uplinks
+    (uplink,) = BUILT_IN["macvlan"].desired(view(mode="macvlan", pools=(far, lan, astray))).uplinks
     assert uplink.gateway == ip("192.168.64.2")
     given: dict[str, Any] = {"ipam": {**SEED["ipam"], "gateway": "192.168.64.9"}}
-    (uplink,) = mode("macvlan").desired(view(mode="macvlan", pools=(lan,), **given)).uplinks
+    (uplink,) = BUILT_IN["macvlan"].desired(view(mode="macvlan", pools=(lan,), **given)).uplinks
     assert uplink.gateway == ip("192.168.64.9")
     l3: dict[str, Any] = {"linkMode": "l3", "subnet": "10.244.0.0/16", "ipam": {}}
     pods = IPPool("pods", net("10.244.0.0/16"), 24, gateway=ip("10.244.0.1"))
-    (uplink,) = mode("ipvlan").desired(view(pools=(pods,), **l3)).uplinks
+    (uplink,) = BUILT_IN["ipvlan"].desired(view(pools=(pods,), **l3)).uplinks
     assert uplink.gateway is None, "a subnet of pods has no router of its own"
 
 
 def test_pools_that_contradict_each_other_are_a_problem_unless_the_netconf_decides() -> None:
     lan = IPPool("lan", net("192.168.64.128/25"), 28, gateway=ip("192.168.64.2"))
     wan = IPPool("wan", net("192.168.64.64/26"), 28, gateway=ip("192.168.64.3"))
-    state = mode("macvlan").desired(view(mode="macvlan", pools=(wan, lan)))
+    state = BUILT_IN["macvlan"].desired(view(mode="macvlan", pools=(wan, lan)))
     assert [uplink.gateway for uplink in state.uplinks] == [ip("192.168.64.2")]
     (problem,) = state.problems
     assert "lan: 192.168.64.2, wan: 192.168.64.3" in problem.what
     given: dict[str, Any] = {"ipam": {**SEED["ipam"], "gateway": "192.168.64.2"}}
-    assert not mode("macvlan").desired(view(mode="macvlan", pools=(wan, lan), **given)).problems
-    assert not mode("macvlan").desired(view(mode="macvlan", pools=(lan, replace(wan, gateway=None)))).problems
+    assert not BUILT_IN["macvlan"].desired(view(mode="macvlan", pools=(wan, lan), **given)).problems
+    assert not BUILT_IN["macvlan"].desired(view(mode="macvlan", pools=(lan, replace(wan, gateway=None)))).problems
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_a_mac_can_be_asked_for_where_a_pod_has_one_of_its_own(conf: dict[str, A
     lease = Lease(ip("192.168.64.90"), net("192.168.64.0/24"))
     plain = Attachment("c", "eth0", network, "/x", "", (lease,), mac_for(lease.address))
     wish = replace(plain, mac="02:00:00:00:00:07")
-    way = mode(network.mode)
+    way = BUILT_IN.of(network)
     assert isinstance(way, Slaves)
     assert way.mac(plain) == given
     if given:

@@ -27,11 +27,11 @@ from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claims import ClaimContext, PodReservations, ReservationClaims, TakenError
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
 from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
-from agent.model.network import Network
 from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 
-NET = Network("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
+NET = network_of("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}
 NODES = [Node(name, (), (block,)) for name, block in BLOCKS.items()]
 
@@ -73,7 +73,7 @@ class Agent:
         self.node = node
         self.store = store
         self.told: list[PodEvent] = []
-        self.attachments = AttachmentStore(run / node, 0)
+        self.attachments = AttachmentStore(run / node, 0, OPTIONS)
         self.attachments.load()
         earlier = reservation_controller.load(run / node / "reservations.json")
         self.snapshot_cache = SnapshotCache(self.store, earlier)

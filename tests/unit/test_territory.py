@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from agent.ip import Subnet
 from agent.ipam import block_ownership, blocks
 from agent.model.cluster import IPBlock, Node, Snapshot
-from agent.model.network import Network
 from agent.modes.base import View
-from agent.modes.registry import mode
+from agent.modes.registry import BUILT_IN
 from agent.node.last_known_nodes import Recall
 from agent.objects.state import LocalAddress, NodeState
+from tests.networks import network_of
 
 MODES = ("host-gw", "vxlan", "ipip")
 LOCAL = (
@@ -58,12 +58,13 @@ def desired(way: str, *nodes: Node, used: bool = False, routers: tuple[str, ...]
         snapshot(*nodes),
         me.name,
         LOCAL,
-        Network("net", way),
+        network_of("net", way),
         me.blocks,
         used=using,
         routers=frozenset(map(ipaddress.ip_address, routers)),
+        routed=BUILT_IN.routed,
     )
-    return mode(way).desired(seen)
+    return BUILT_IN[way].desired(seen)
 
 
 def reached(state: NodeState) -> set[str]:

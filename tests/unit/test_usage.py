@@ -26,6 +26,7 @@ from agent.model.problem import Problem
 from agent.model.usage import BlockUsage
 from agent.node.usage_writer import Seen, UsageWriter
 from agent.runtime.observable import Observable
+from tests.networks import OPTIONS, network_of
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
@@ -33,7 +34,7 @@ def net(text: str) -> Subnet:
     return ipaddress.ip_network(text)
 
 
-NETWORK = Network("pods")
+NETWORK = network_of("pods")
 BLOCK, CLAIMED, FAR = net("10.244.1.0/24"), net("10.9.0.0/28"), net("10.9.0.16/28")
 PATH = "/apis/testcni.io/v1/ipblockusages"
 
@@ -85,7 +86,7 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.kube = Kube()
         self.snapshot_cache = SnapshotCache(None)  # type: ignore[arg-type]
-        self.attachments = AttachmentStore(folder, 10)
+        self.attachments = AttachmentStore(folder, 10, OPTIONS)
         self.attachments.load()
         self.status: Observable[NodeStatus] = Observable(NodeStatus(True, {NETWORK: (BLOCK,)}))
         self.problems: Observable[Any] = Observable({})
@@ -178,7 +179,7 @@ def test_a_node_that_is_not_ready_for_a_moment_deletes_nothing(parts: Parts) -> 
 
 
 def test_addresses_off_block_have_an_object_of_the_node(parts: Parts) -> None:
-    guest = Network("pods", subnet=net("10.9.0.0/16"))
+    guest = network_of("pods", subnet=net("10.9.0.0/16"))
     parts.status.publish(NodeStatus(True, {NETWORK: (BLOCK,), guest: (net("10.9.0.7/32"),)}))
     block = net("10.9.0.7/32")
     wanted = Attachment("c", "eth0", guest, "/x", "shop/db-0", (), "", owner="shop/db-0")
@@ -203,7 +204,7 @@ def test_pods_of_a_pod_cidr_that_the_node_lost_are_off_block(parts: Parts) -> No
 
 
 def test_ranges_that_netconfs_divide_by_hand_have_a_name_on_each_node(parts: Parts) -> None:
-    lan = Network(
+    lan = network_of(
         "lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge",
         range_start=ipaddress.ip_address("192.0.2.10"), range_end=ipaddress.ip_address("192.0.2.19"),
     )  # fmt: skip
@@ -215,7 +216,7 @@ def test_ranges_that_netconfs_divide_by_hand_have_a_name_on_each_node(parts: Par
 
 
 def test_a_list_that_is_too_long_says_how_many_are_left_out(parts: Parts) -> None:
-    large = Network("pods", subnet=net("10.0.0.0/16"))
+    large = network_of("pods", subnet=net("10.0.0.0/16"))
     parts.see(Snapshot(True, {"one": Node("one", blocks=(net("10.0.0.0/16"),))}))
     parts.status.publish(NodeStatus(True, {large: (net("10.0.0.0/16"),)}))
     for n in range(300):
@@ -347,7 +348,7 @@ def test_objects_follow_a_node_that_is_made_anew_between_two_looks(parts: Parts,
 def test_a_node_with_the_longest_name_has_objects_of_its_own() -> None:
     name = ".".join(["n" * 63] * 4)[:253]
     first = ipaddress.ip_address("192.0.2.10")
-    lan = Network("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge", range_start=first)
+    lan = network_of("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge", range_start=first)
     status = NodeStatus(True, {lan: (net("192.0.2.0/24"),)})
     pods = {ipaddress.ip_address("10.1.2.3"): "a/b"}
     found = usage.of_node(name, Snapshot(True, {name: Node(name)}), status, pods, lambda _: (0, 0, 9))

@@ -12,10 +12,14 @@ import pytest
 
 from agent.ip import Address, Subnet
 from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
-from agent.model.network import HOST_GW, VXLAN, Network
+from agent.model.network import Network
 from agent.modes.base import View
+from agent.modes.hostgw import HOST_GW
+from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.mode import LAST, Vxlan
+from agent.modes.vxlan.options import VXLAN
 from agent.objects.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
+from tests.networks import changed, network_of
 
 MODE = Vxlan()
 DEVICE = "testcni-vxlan"
@@ -34,14 +38,14 @@ def node(name: str, address: str, *cidrs: str) -> Node:
     return Node(name, (ip(address),) if address else (), tuple(map(net, cidrs)))
 
 
-NETWORK = Network("net", mode="vxlan", subnet=net("10.244.0.0/16"))
+NETWORK = network_of("net", mode="vxlan", subnet=net("10.244.0.0/16"))
 ME = node("one", "192.0.2.1", "10.244.1.0/24")
 
 
 def desired(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWORK, me: Node = ME) -> NodeState:
     nodes = {n.name: n for n in (me, *peers)}
     snapshot = Snapshot(synced=True, nodes=nodes, blocks={b.name: b for b in claimed})
-    return MODE.desired(View(snapshot, "one", LOCAL, network, me.blocks))
+    return MODE.desired(View(snapshot, "one", LOCAL, network, me.blocks, routed=BUILT_IN.routed))
 
 
 def overlay(state: NodeState) -> Overlay:
@@ -126,7 +130,7 @@ def test_a_guest_of_a_node_without_tunnel_may_come_by_one_any_moment(
     nodes = {n.name: n for n in (ME, two, host)}
     guest = IPReservation(ip("10.244.2.9"), "o", "ns/pod", "three", "net", datetime.now(UTC))
     snapshot = Snapshot(synced=True, nodes=nodes, reservations={guest.name: guest})
-    view = View(snapshot, "one", LOCAL, NETWORK, ME.blocks, receives=(VXLAN,))
+    view = View(snapshot, "one", LOCAL, NETWORK, ME.blocks, receives=(VXLAN,), routed=BUILT_IN.routed)
     assert overlay(MODE.desired(view)).open == (frozenset({IPv4Address("192.0.2.3")}) if is_open else frozenset())
 
 
@@ -143,7 +147,7 @@ def test_nodes_without_blocks_are_nodes() -> None:
 
 
 def test_vni_port_and_mtu_are_the_networks() -> None:
-    network = Network("net", mode="vxlan", subnet=net("10.244.0.0/16"), mtu=1280, vni=7, port=4789)
+    network = network_of("net", mode="vxlan", subnet=net("10.244.0.0/16"), mtu=1280, vni=7, port=4789)
     wanted = overlay(desired(network=network))
     assert (wanted.vni, wanted.port, wanted.mtu) == (7, 4789, 1280)
 
@@ -165,7 +169,7 @@ def test_what_is_wrong_with_a_peer_is_told() -> None:
 
 
 def test_ipv6_is_not_carried() -> None:
-    network = Network("net", mode="vxlan")
+    network = network_of("net", mode="vxlan")
     state = desired(node("two", "192.0.2.2", "10.244.2.0/24", "2001:db8:2::/64"), network=network)
     (problem,) = state.problems
     assert str(problem).startswith("block 2001:db8:2::/64 of node two: is IPv6, which vxlan does not carry")
@@ -181,7 +185,7 @@ def test_a_node_without_address_or_blocks_has_no_tunnel() -> None:
 def test_two_networks_share_the_tunnel() -> None:
     one = desired(node("two", "192.0.2.2", "10.244.2.0/24"))
     other = desired(
-        network=Network("other", mode="vxlan", mtu=1300, subnet=net("10.0.0.0/8")),
+        network=network_of("other", mode="vxlan", mtu=1300, subnet=net("10.0.0.0/8")),
         me=node("one", "192.0.2.1", "10.1.1.0/24"),
     )
     both = overlay(union([one, other]))
@@ -192,7 +196,7 @@ def test_two_networks_share_the_tunnel() -> None:
 
 
 def test_two_networks_that_disagree_are_told() -> None:
-    other = desired(network=Network("other", mode="vxlan", vni=7, subnet=net("10.244.0.0/16")))
+    other = desired(network=network_of("other", mode="vxlan", vni=7, subnet=net("10.244.0.0/16")))
     state = union([desired(), other])
     assert overlay(state).vni == 1
     assert [problem.where for problem in state.problems] == ["networks of mode vxlan"]
@@ -206,7 +210,7 @@ def test_of_two_ways_to_a_peer_the_tunnel_is_taken() -> None:
 
 
 def test_to_the_kernel_each_node_is_a_next_hop() -> None:
-    plain = replace(NETWORK, vxlan_backend="kernel")
+    plain = changed(NETWORK, vxlan_backend="kernel")
     state = desired(node("two", "198.51.100.2", "10.244.2.0/24"), network=plain)
     assert state.routes == {
         Route(net("10.244.1.0/24"), None, DEVICE, LAST),
@@ -219,7 +223,7 @@ def test_to_the_kernel_each_node_is_a_next_hop() -> None:
 
 
 def test_pods_of_both_backends_share_a_tunnel_with_programs() -> None:
-    plain, programs = desired(network=replace(NETWORK, vxlan_backend="kernel")), desired()
+    plain, programs = desired(network=changed(NETWORK, vxlan_backend="kernel")), desired()
     for both in (union([plain, programs]), union([programs, plain])):
         assert overlay(both).backend == "ebpf"
         assert both.problems == frozenset()

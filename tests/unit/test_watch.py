@@ -16,11 +16,11 @@ from agent import ctl
 from agent.ipam.attachment import Attachment, Lease, encode
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
-from agent.model.network import Network
 from agent.modes.vxlan import drop_events
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.drop_events import Drop, Flow
 from agent.observe import drop_monitor
+from tests.networks import network_of
 
 A, B = IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2")
 
@@ -54,7 +54,7 @@ def test_a_flow_goes_as_the_stack_carried_it(source: IPv4Address, ports: tuple[i
 
 def pod(folder: Path) -> Attachment:
     lease = Lease(A, ipaddress.ip_network("10.244.1.0/24"))
-    one = Attachment("c1", "eth0", Network("n"), "/ns", "shop/web", (lease,), "0a:58:0a:f4:01:02")
+    one = Attachment("c1", "eth0", network_of("n"), "/ns", "shop/web", (lease,), "0a:58:0a:f4:01:02")
     (folder / f"{one.link}.json").write_bytes(encode(one) + b"\n{}\n")
     return one
 

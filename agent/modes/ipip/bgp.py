@@ -9,15 +9,14 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import blocks
-from agent.model import network
 from agent.model.cluster import Node
-from agent.model.network import IPIP
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions
 from agent.modes.ipip.bird.render import networks
 from agent.modes.ipip.bird.types import BirdConfig, External, Peer, Tunnel
+from agent.modes.ipip.options import ALWAYS, CROSS_SUBNET, IPIP, NEVER
 from agent.modes.node_endpoints import Ends
 
 REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
@@ -26,9 +25,9 @@ REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its
 class Encapsulate(StrEnum):
     """To which nodes packets go through the tunnel."""
 
-    ALWAYS = network.ALWAYS
-    CROSS_SUBNET = network.CROSS_SUBNET
-    NEVER = network.NEVER
+    ALWAYS = ALWAYS
+    CROSS_SUBNET = CROSS_SUBNET
+    NEVER = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def _peers(view: View, known: Ends, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        modes = node.modes(view.network.name) or (IPIP,)
+        modes = peers.accepted_modes(view, node) or (IPIP,)
         if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
             continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"

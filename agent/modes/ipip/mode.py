@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
+from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.kernel import links
 from agent.kernel.rtnl import IPV4_DEVCONF_PROXY_ARP
 from agent.model.marks import IPIP_DEVICE
-from agent.model.network import IPIP as MODE
-from agent.model.network import ExtraRoute
+from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import View, Wired
+from agent.modes.base import Mode, View, Wired
 from agent.modes.ipip import bgp
 from agent.modes.ipip.bgp import Encapsulate
 from agent.modes.ipip.bird.types import METRIC, Tunnel
+from agent.modes.ipip.options import IPIP, IpipOptions
 from agent.modes.peers import Owners
 from agent.modes.underlay import Near
 from agent.objects import state as kernel
@@ -29,8 +30,19 @@ OVERHEAD = 20  # bytes of the outer IPv4 header
 SPARE = METRIC + 1  # metric of routes that stand in for BIRD's
 
 
-class Ipip:
+class Ipip(Mode):
     """The mode `ipip`."""
+
+    options = IpipOptions
+    tunnels = True
+
+    def device(self, network: Network) -> str:  # noqa: ARG002
+        """Return the tunnels' device, which a node has once."""
+        return IPIP_DEVICE
+
+    def parse_options(self, fields: Fields, ipam: Fields) -> IpipOptions:  # noqa: ARG002
+        """Return the options that a netconf gives. Raises CniError 7."""
+        return IpipOptions.parse(fields)
 
     def desired(self, view: View) -> NodeState:
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
@@ -50,7 +62,7 @@ class Ipip:
             bird=plan.config if here.local else None,
             # nodes are an exception only where packets of pods may be seen between them
             masquerade=peers.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
-            routes=owners.plain | (here.spare(owners) if peers.mixed(view) else frozenset()),
+            routes=owners.plain | (here.spare(owners) if peers.is_migrating(view) else frozenset()),
             crossing=peers.crossing(view, IPIP_DEVICE),
             guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
@@ -111,7 +123,9 @@ class _Here:
         nodes: Mapping[str, IPv4Address] = {} if self.encapsulate is Encapsulate.NEVER else self.far
         nodes = self.peers if self.encapsulate is Encapsulate.ALWAYS else nodes
         known = self.view.snapshot.nodes
-        return {name: address for name, address in nodes.items() if peers.way(self.view, known[name]) == MODE}
+        return {
+            name: address for name, address in nodes.items() if peers.mode_to_peer(self.view, known[name]) == IPIP
+        }
 
     @property
     def mtu(self) -> int:
@@ -152,7 +166,7 @@ class _Here:
             return frozenset()
         tunnelled, near = set(self.through.values()), set(self.peers.values()) - set(self.far.values())
         routes = set()
-        for block, node in owners.by(MODE).items():
+        for block, node in owners.by(IPIP).items():
             if node in tunnelled and self.device:
                 routes.add(Route(block, node, IPIP_DEVICE, SPARE))
             elif gateway := node if node in near else self._gateway:
@@ -175,4 +189,4 @@ def _here(view: View, address: IPv4Address) -> _Here:
     others = (node for node in view.snapshot.nodes.values() if node.name != view.node)
     ends = {node.name: end for node in others if not isinstance(end := to.end(node), Problem)}
     local, near = underlay.own(view, known)[1], underlay.Near(view, known)
-    return _Here(view, address, local, Encapsulate(view.network.encapsulate), ends, near)
+    return _Here(view, address, local, Encapsulate(IpipOptions.of(view.network).encapsulate), ends, near)

@@ -15,11 +15,12 @@ from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
 from agent.kernel import arp, links, neighbours, rtnl
 from agent.model.marks import LINK_PREFIX
-from agent.model.network import IPVLAN, L3, ExtraRoute
+from agent.model.network import ExtraRoute
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks
 from agent.modes.base import View, Wired
-from agent.modes.parent.subinterface import DEFAULT, Slaves, Way, only_parents
+from agent.modes.parent.options import IPVLAN, L3, IpvlanOptions
+from agent.modes.parent.subinterface import DEFAULT, Slaves, Way, link_mode, only_parents
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Route
 
@@ -30,11 +31,12 @@ class Ipvlan(Slaves):
     """The mode `ipvlan`."""
 
     kind = IPVLAN
+    options = IpvlanOptions
 
     def desired(self, view: View) -> NodeState:
         """As all slaves; for l3 also a route to each peer's block, and masquerade, as host-gw."""
         state = super().desired(view)
-        if view.network.link_mode != L3 or not state.uplinks:
+        if link_mode(view.network) != L3 or not state.uplinks:
             return state
         # only single pods are routed here: no block leads packets of the nodes astray
         settled = routable_blocks.settle(view) if not view.network.hand_made else routable_blocks.Settled(view)
@@ -64,23 +66,23 @@ class Ipvlan(Slaves):
     def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
         """In l3 nobody is on the pod's link."""
         whole = super().interface(attachment)
-        return ipaddress.IPv4Interface((whole.ip, 32)) if attachment.network.link_mode == L3 else whole
+        return ipaddress.IPv4Interface((whole.ip, 32)) if link_mode(attachment.network) == L3 else whole
 
     def default(self, attachment: Attachment) -> Way:
         """In l3 the slave itself leads into the node's routing."""
-        return Way(DEFAULT, None) if attachment.network.link_mode == L3 else super().default(attachment)
+        return Way(DEFAULT, None) if link_mode(attachment.network) == L3 else super().default(attachment)
 
     def port(self, attachment: Attachment) -> PodPort:
         """As all slaves; for l3s the node answers ARP."""
         port = super().port(attachment)
-        if attachment.network.link_mode != L3S or not attachment.uplink:
+        if link_mode(attachment.network) != L3S or not attachment.uplink:
             return port
         return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
 
     def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """As all slaves; for l3s the node announces the pod."""
         wired = super().wire(attachment, netns, routes)
-        if attachment.network.link_mode == L3S and attachment.uplink:
+        if link_mode(attachment.network) == L3S and attachment.uplink:
             nl, device = links.host(), attachment.uplink.device
             if parent := rtnl.link(nl, device):
                 address = attachment.leases[0].address
@@ -89,7 +91,7 @@ class Ipvlan(Slaves):
 
     def unwire(self, attachment: Attachment) -> None:
         """Take ARP away first, so that nobody is led to a pod that is gone; another pod's stays."""
-        if attachment.network.link_mode == L3S and attachment.uplink:
+        if link_mode(attachment.network) == L3S and attachment.uplink:
             nl = links.host()
             if parent := rtnl.link(nl, attachment.uplink.device):
                 mine = (

@@ -18,9 +18,10 @@ from agent.ipam import blocks
 from agent.kernel import arp
 from agent.model.cluster import Snapshot
 from agent.model.marks import mac_for
-from agent.model.network import MACVLAN, PASSTHRU, Network, Uplink
+from agent.model.network import Network, Uplink
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.modes.parent.options import MACVLAN, PASSTHRU, ParentOptions
 from agent.runtime.observable import Observable
 
 LOOK = 2.0  # seconds between two looks for what is due
@@ -64,7 +65,7 @@ class MacFilterCheck:
         parents = {
             uplink.device: (network, uplink)
             for network, uplink in self._status.get().uplinks.items()
-            if network.mode == MACVLAN and network.link_mode != PASSTHRU
+            if network.mode == MACVLAN and ParentOptions.of(network).link_mode != PASSTHRU
         }
         self._due = {device: self._due.get(device, Due()) for device in parents}
         self._problems.update(lambda known: {device: p for device, p in known.items() if device in parents})

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from agent.ipam.attachment import Attachment
-from agent.model.network import MACVLAN, PASSTHRU
-from agent.modes.parent.subinterface import Slaves, only_parents
+from agent.modes.parent.options import MACVLAN, PASSTHRU, MacvlanOptions
+from agent.modes.parent.subinterface import Slaves, link_mode, only_parents
 
 
 class Macvlan(Slaves):
     """The mode `macvlan`."""
 
     kind = MACVLAN
+    options = MacvlanOptions
 
     def mac(self, attachment: Attachment) -> str | None:
         """That of its address, or the one asked for; with passthru the parent's, which must stay as it is.
 
         Raises CniError 7 where one was asked for with passthru.
         """
-        if attachment.network.link_mode != PASSTHRU:
+        if link_mode(attachment.network) != PASSTHRU:
             return attachment.mac
         only_parents(attachment)
         return None

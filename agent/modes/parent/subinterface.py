@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from typing import ClassVar
 
+from agent.codec.json_fields import Fields
 from agent.errors import invalid_config
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
@@ -22,10 +24,11 @@ from agent.kernel.netlink import Netlink
 from agent.kernel.parent_links import Slave
 from agent.kernel.rtnl import KernelRoute, Link
 from agent.model.marks import mac_for
-from agent.model.network import PASSTHRU, ExtraRoute, Uplink
+from agent.model.network import ExtraRoute, ModeOptions, Network, Uplink
 from agent.model.problem import Problem
 from agent.modes import underlay, veth
-from agent.modes.base import CheckError, NodeNotReadyError, View, Wired
+from agent.modes.base import CheckError, Mode, NodeNotReadyError, View, Wired
+from agent.modes.parent.options import PASSTHRU, ParentOptions
 from agent.modes.vxlan.maps import GATEWAY
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState
@@ -41,10 +44,23 @@ class Way:
     gateway: Address | None
 
 
-class Slaves:
+class Slaves(Mode):
     """A mode whose pods have a slave of the kind `kind`."""
 
     kind: str
+    options: ClassVar[type[ParentOptions]]
+
+    def parse_options(self, fields: Fields, ipam: Fields) -> ParentOptions:
+        """Return the options that a netconf gives. Raises CniError 7."""
+        return self.options.parse(fields, ipam)
+
+    def exclusive_fields(self, options: ModeOptions) -> Mapping[str, object]:
+        """Return what the netconf sets: all of it is about a parent, which other modes do not have."""
+        return options.given() if isinstance(options, ParentOptions) else {}
+
+    def complete_options(self, network: Network, fields: Fields) -> ParentOptions:
+        """Return the options with the defaults of linkMode and viaHost. Raises CniError 7."""
+        return self.options.of(network).complete(network, fields)
 
     def desired(self, view: View) -> NodeState:
         """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""
@@ -93,7 +109,7 @@ class Slaves:
                 Slave(
                     _first_name(attachment),
                     self.kind,
-                    network.link_mode,
+                    link_mode(network),
                     parent.index,
                     netns_fd,
                     self.mac(attachment),
@@ -192,10 +208,15 @@ class Slaves:
                 raise CheckError(f"the pod lacks route {way.dst} via {way.gateway}")
 
 
+def link_mode(network: Network) -> str:
+    """Return how subinterfaces of the network's parent see each other."""
+    return ParentOptions.of(network).link_mode
+
+
 def only_parents(attachment: Attachment) -> None:
     """Where a slave has its parent's MAC in any case. Raises CniError 7 for another that was asked for."""
     if attachment.mac != mac_for(attachment.leases[0].address):
-        what = f"none: with linkMode {attachment.network.link_mode} a pod has its parent's"
+        what = f"none: with linkMode {link_mode(attachment.network)} a pod has its parent's"
         raise invalid_config("mac", attachment.mac, f"{what}; use macvlan in another linkMode")
 
 
@@ -209,14 +230,15 @@ def find_uplink(view: View) -> Uplink | Problem:
         return Problem(where, "none of its interfaces holds an IPv4 InternalIP", "mend the Node, or --node")
     by_end = underlay.own(view, underlay.chosen(view))[1] or mine[0]
     mine.sort(key=lambda local: local != by_end)
-    device = network.master or by_end.device
+    known = ParentOptions.of(network)
+    device = known.master or by_end.device
     on_parent = [local for local in ipv4 if local.device == device]
     if wrong := _unfit(view, device, on_parent):
         return wrong
     source = next((local for local in mine if local.device == device), mine[0])
     near = (local.interface.ip for local in ipv4 if blocks.contains(network.subnet, local.interface.ip))
     hosts: tuple[Address, ...] = tuple(dict.fromkeys((source.interface.ip, *near)))
-    routers = (network.gateway, *_pools_routers(view).values(), *(local.gateway for local in on_parent))
+    routers = (known.gateway, *_pools_routers(view).values(), *(local.gateway for local in on_parent))
     gateway = next((router for router in routers if blocks.contains(network.subnet, router)), None)
     return Uplink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
 
@@ -224,7 +246,7 @@ def find_uplink(view: View) -> Uplink | Problem:
 def _unfit(view: View, device: str, on_parent: list[LocalAddress]) -> Problem | None:
     """Why pods of the network can't hang on this parent."""
     network, where = view.network, f"network {view.network.name}"
-    if network.link_mode == PASSTHRU and on_parent:
+    if link_mode(network) == PASSTHRU and on_parent:
         return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")
     if network.shared and on_parent and not any(_within(network.subnet, local) for local in on_parent):
         held = ", ".join(str(local.interface) for local in on_parent)
@@ -251,7 +273,7 @@ def _pools_routers(view: View) -> dict[str, Address]:
 def _contradictions(view: View) -> Iterator[Problem]:
     """Pools of one subnet that name different routers, where the netconf does not decide."""
     named = _pools_routers(view)
-    if view.network.gateway is None and len({*named.values()}) > 1:
+    if ParentOptions.of(view.network).gateway is None and len({*named.values()}) > 1:
         what = "they name different gateways of one subnet: " + ", ".join(f"{p}: {r}" for p, r in named.items())
         remedy = (
             f"pods use {next(iter(named.values()))}; name one in all pools, or by `ipam.gateway` in the netconf"
@@ -264,7 +286,9 @@ def _via_host(view: View) -> tuple[Subnet, ...]:
     snapshot = view.snapshot
     pools = (pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot))
     others = [cidr for cidr in pools if not view.network.subnet or not blocks.overlaps(cidr, view.network.subnet)]
-    wanted = (cidr for cidr in (*view.network.via_host, *others) if isinstance(cidr, IPv4Network))
+    wanted = (
+        cidr for cidr in (*ParentOptions.of(view.network).via_host, *others) if isinstance(cidr, IPv4Network)
+    )
     return tuple(sorted(ipaddress.collapse_addresses(wanted)))
 
 

@@ -16,11 +16,11 @@ from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.kernel.rtnl import Link, LinkAddress
 from agent.model.marks import LINK_PREFIX, VXLAN_ALIAS, VXLAN_DEVICE
-from agent.model.network import KERNEL
 from agent.model.problem import Problem
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.maps import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
+from agent.modes.vxlan.options import KERNEL
 from agent.objects.state import Overlay
 
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LOCAL, IFLA_VXLAN_TTL, IFLA_VXLAN_LEARNING = 1, 2, 4, 5, 7

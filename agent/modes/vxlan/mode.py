@@ -8,18 +8,21 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
+from agent.ipam.blocks import is_single
 from agent.kernel import links, rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.rtnl import Link
 from agent.model.marks import VXLAN_DEVICE
-from agent.model.network import EBPF, KERNEL, VXLAN, ExtraRoute
-from agent.modes import peers, routable_blocks, veth
-from agent.modes.base import AddressTakenError, CheckError, NodeNotReadyError, View, Wired
+from agent.model.network import ExtraRoute, Network
+from agent.modes import peers, routable_blocks, underlay, veth
+from agent.modes.base import AddressTakenError, CheckError, Mode, NodeNotReadyError, View, Wired
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
+from agent.modes.vxlan.options import EBPF, KERNEL, VXLAN, VxlanOptions
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Overlay, Route
 
@@ -29,29 +32,40 @@ OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN he
 LAST = 4096
 
 
-class Vxlan:
+class Vxlan(Mode):
     """The mode `vxlan`."""
+
+    options = VxlanOptions
+    tunnels = True
+
+    def device(self, network: Network) -> str:  # noqa: ARG002
+        """Return the tunnel's device, which a node has once."""
+        return VXLAN_DEVICE
+
+    def parse_options(self, fields: Fields, ipam: Fields) -> VxlanOptions:  # noqa: ARG002
+        """Return the options that a netconf gives. Raises CniError 7."""
+        return VxlanOptions.parse(fields)
 
     def desired(self, view: View) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
         settled = routable_blocks.settle(view)
         view = settled.view
-        owners = peers.owners(view)
+        owners, tunnel = peers.owners(view), VxlanOptions.of(view.network)
         problems = owners.problems | settled.problems
         if not owners.node:
             return NodeState(problems=problems, refused=settled.refused)
         return NodeState(
             overlay=Overlay(
                 VXLAN_DEVICE,
-                view.network.vni,
-                view.network.port,
+                tunnel.vni,
+                tunnel.port,
                 view.network.mtu or peers.underlay_mtu(view) - OVERHEAD,
                 owners.node,
                 frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
                 frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
                 peers.senders(view),
-                view.network.vxlan_backend,
-                peers.settled(view, owners),
+                tunnel.vxlan_backend,
+                _settled(view, owners),
             ),
             routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
@@ -60,14 +74,12 @@ class Vxlan:
             problems=problems,
             refused=settled.refused,
             crossing=peers.crossing(view, VXLAN_DEVICE),
-            guards=frozenset(
-                {(VXLAN_DEVICE, view.network.spoof_check)} if view.network.vxlan_backend == KERNEL else ()
-            ),
+            guards=frozenset({(VXLAN_DEVICE, view.network.spoof_check)} if tunnel.vxlan_backend == KERNEL else ()),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
         """A link with a route to the pod, and with the backend `ebpf` the programs, which know the pod."""
-        programs = attachment.network.vxlan_backend == EBPF
+        programs = VxlanOptions.of(attachment.network).vxlan_backend == EBPF
         port = veth.routed_port(attachment)
         return replace(port, guard=None, aspects=pod_programs.ASPECTS) if programs else port
 
@@ -75,7 +87,7 @@ class Vxlan:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
         port, device = self.port(attachment), _ready(attachment)
         mtu = attachment.network.mtu or device.mtu
-        if attachment.network.vxlan_backend == EBPF:
+        if VxlanOptions.of(attachment.network).vxlan_backend == EBPF:
             _check_free(veth.routed_address(attachment), port.mac)
         links.host().request(veth.create_veth(attachment, netns_fd, mtu))
         veth.make_port(port)
@@ -90,6 +102,11 @@ class Vxlan:
         veth.check_up("device", VXLAN_DEVICE)
         port = veth.check_port(self.port(attachment))
         veth.check_routed(attachment, wired, port, netns_fd)
+
+    def forget_link(self, index: int) -> None:
+        """Forget the pods that the programs know at this link. Raises OSError."""
+        if known := loader.maps():
+            vxlan_maps.remove_pods_at(known, index)
 
     def unwire(self, attachment: Attachment) -> None:
         """Forget the pod and delete the host's end; all else goes with it."""
@@ -106,7 +123,7 @@ def _ready(attachment: Attachment) -> Link:
     Those of an earlier agent do while the datastore is away.
     """
     device = veth.needed("device", VXLAN_DEVICE)
-    if attachment.network.vxlan_backend == EBPF and not (loader.current() or loader.adopt()):
+    if VxlanOptions.of(attachment.network).vxlan_backend == EBPF and not (loader.current() or loader.adopt()):
         raise NodeNotReadyError("the eBPF programs are not loaded")
     return device
 
@@ -124,6 +141,24 @@ def _check_free(address: IPv4Address, host_mac: str) -> None:
 
 def _routes(view: View, owners: Owners) -> frozenset[Route]:
     """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
-    plain = view.network.vxlan_backend == KERNEL
+    plain = VxlanOptions.of(view.network).vxlan_backend == KERNEL
     peers = (Route(b, node if plain else None, VXLAN_DEVICE) for b, node in owners.by(VXLAN).items())
     return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST) for block in owners.own)))
+
+
+def _settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
+    """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
+
+    A node without a tunnel may have guests, of which `owners` has the block only. It may send their packets by its
+    tunnel a moment before this node hears that it has one.
+    """
+    known = underlay.chosen(view)
+    elsewhere = (block for block, mode in owners.ways.items() if mode != VXLAN and is_single(block))
+    plain = {owners.blocks[block] for block in elsewhere}
+    return frozenset(
+        (address, end)
+        for name, node in view.snapshot.nodes.items()
+        if isinstance(end := known.of(name, 4), IPv4Address) and end not in plain
+        for address in node.addresses
+        if isinstance(address, IPv4Address) and address not in known.contested
+    )
