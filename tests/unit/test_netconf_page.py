@@ -13,8 +13,10 @@ import pytest
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.model.network import LINK_MODES, MODES
+from agent.modes.parent.options import IpvlanOptions, MacvlanOptions
+from tests.networks import MODES
 
+LINK_MODES = {kind.mode: kind.link_modes for kind in (IpvlanOptions, MacvlanOptions)}
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs/reference/netconf.md").read_text()
 PLUGIN = (REPO / "cni-bin/testcni.c").read_text()
