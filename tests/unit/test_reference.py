@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import cli, ctl, uninstall
+from agent import cli, config, ctl, uninstall
 from agent.cluster import accepted_modes, node_condition, node_events, usage_objects
 from agent.cluster.objects import OURS
 from agent.errors import Code
@@ -46,6 +46,14 @@ def test_a_stale_page_is_found() -> None:
     page = "<!-- made by make reference: options -->\nan earlier table\n<!-- end -->\n"
     assert "an earlier table" not in reference.rendered(page)
     assert "| `route-protocol` | `TESTCNI_ROUTE_PROTOCOL` | `116` |" in reference.rendered(page)
+
+
+def test_the_configmap_has_every_option_with_its_default() -> None:
+    text = (REPO / "manifests/base/config.yaml").read_text().partition("config.yaml: |\n")[2]
+    lines = re.findall(r"^ {4}(# )?([a-z-]+):(?: (\S+))?$", text, re.MULTILINE)
+    defaults = {option.name: option.default or "" for option in config.OPTIONS}
+    assert sorted(name for _, name, _ in lines) == sorted(defaults)
+    assert [name for comment, name, value in lines if comment and value != defaults[name]] == []
 
 
 def test_the_error_codes_are_those_of_agent_and_plugin() -> None:
