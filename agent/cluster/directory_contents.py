@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.cluster import manifest
 from agent.cluster.manifest import ManifestError
-from agent.cluster.store import KINDS, Change, Gone, Kind, Put, Replaced, Trouble
+from agent.cluster.store import KINDS, Change, Deleted, Kind, Listed, SourceProblem, Upserted
 from agent.model.cluster import Resource
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
@@ -79,15 +79,15 @@ def between(before: Seen, seen: Seen) -> Iterator[Change]:
     """What happened between two looks."""
     if seen.complete and not before.complete:
         for kind in KINDS:
-            yield Replaced(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
+            yield Listed(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
     else:
         yield from _edits(_followed(before.objects), _followed(seen.objects))
     for source in before.problems.keys() - seen.problems.keys():
-        yield Trouble(source, None)
+        yield SourceProblem(source, None)
     for source, problem in seen.problems.items():
         partial = source in seen.partial
         if before.problems.get(source) != problem or (source in before.partial) != partial:
-            yield Trouble(source, problem, partial)
+            yield SourceProblem(source, problem, partial)
 
 
 def _followed(objects: Mapping[Key, Resource]) -> Mapping[Key, Resource]:
@@ -97,8 +97,8 @@ def _followed(objects: Mapping[Key, Resource]) -> Mapping[Key, Resource]:
 def _edits(before: Mapping[Key, Resource], now: Mapping[Key, Resource]) -> Iterator[Change]:
     for kind, name in before:
         if (kind, name) not in now:
-            yield Gone(kind, name)
+            yield Deleted(kind, name)
     for key, obj in now.items():
         old = before.get(key)
         if old != obj or old.resource_version != obj.resource_version:  # equality leaves the version out
-            yield Put(obj)
+            yield Upserted(obj)

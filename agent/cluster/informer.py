@@ -25,18 +25,18 @@ from agent.cluster.store import (
     ENDED,
     EXPIRED,
     FAILED,
+    Bookmark,
     Change,
+    Deleted,
     Deliver,
-    Gone,
-    Heard,
     Kind,
+    Listed,
     NotFoundError,
-    Put,
-    Replaced,
-    Restarted,
-    StatusSeen,
+    SourceProblem,
+    StatusChanged,
     StoreError,
-    Trouble,
+    Upserted,
+    WatchRestarted,
 )
 from agent.model.cluster import IPPool, Resource
 from agent.model.problem import Problem
@@ -145,7 +145,7 @@ class Watch:
                 if isinstance(event, GarbledError):
                     garbled = event
                     source = f"{self._server}, event"
-                    self._tell([], (), {source: Trouble(source, Problem(self._server, str(event), UNREAD))})
+                    self._tell([], (), {source: SourceProblem(source, Problem(self._server, str(event), UNREAD))})
                 else:
                     self._take(event)
         except GoneError as error:
@@ -173,7 +173,7 @@ class Watch:
         }
         stream = self._api.watch(listing.PATHS[self.kind], query, asked + self._lasts.slack)
         self._answered()
-        self._tell([Heard(self.kind)], () if self._useless else (self._server,), {})
+        self._tell([Bookmark(self.kind)], () if self._useless else (self._server,), {})
         return stream
 
     def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
@@ -183,7 +183,7 @@ class Watch:
         """
         log.debug("watch of %s: %s (%s)", self.kind, reason or "ended in time", error)
         if reason:
-            self._deliver([Restarted(self.kind, reason)])
+            self._deliver([WatchRestarted(self.kind, reason)])
         self._useless = self._heard == heard and time.monotonic() - began < SHORTEST
         if self._useless:
             raise error
@@ -196,20 +196,20 @@ class Watch:
             remedy = "install the CustomResourceDefinitions: kubectl apply -f manifests/"
         elif isinstance(error, ApiError) and error.status in (401, 403):
             remedy = "give the agent's service account its ClusterRole: kubectl apply -f manifests/"
-        self._tell([], (), {self._server: Trouble(self._server, Problem(self._server, str(error), remedy))})
+        self._tell([], (), {self._server: SourceProblem(self._server, Problem(self._server, str(error), remedy))})
         log.log(logging.WARNING if state.attempt_number == 1 else logging.DEBUG, "%s: %s", self._server, error)
 
     def _list(self) -> None:
         """Deliver the complete list; what can't be parsed keeps its last good state."""
         version: list[str] = []
         found: dict[str, Resource] = {}
-        troubles: dict[str, Trouble] = {}
+        troubles: dict[str, SourceProblem] = {}
         for item in listing.items(self._api, self.kind, version.append):
             obj = self._parse(item, troubles)
             if obj:
                 found[obj.name] = obj
         self._known, self._version = found, version[0]
-        self._tell([Replaced(self.kind, tuple(found.values()))], self._troubles, troubles)
+        self._tell([Listed(self.kind, tuple(found.values()))], self._troubles, troubles)
 
     def _take(self, event: dict[str, Any]) -> None:
         """Deliver what an event changes. Raises GoneError, ApiError."""
@@ -220,44 +220,44 @@ class Watch:
             raise GoneError(message, GONE) if status == GONE else ApiError(message, status)
         metadata = listing.metadata(item)
         source = _source(self.kind, item)
-        troubles: dict[str, Trouble] = {}
+        troubles: dict[str, SourceProblem] = {}
         changes: list[Change] = []
         if kind in ("ADDED", "MODIFIED"):
             obj = self._parse(item, troubles)
             if obj and self._known.get(obj.name) != obj:  # a Node changes every few minutes, but nothing of ours
                 self._known[obj.name] = obj
-                changes.append(Put(obj))
+                changes.append(Upserted(obj))
             elif isinstance(obj, IPPool):
-                changes.append(StatusSeen(obj))
+                changes.append(StatusChanged(obj))
         elif kind == "DELETED":
             self._known.pop(str(metadata.get("name")), None)
-            changes.append(Gone(self.kind, str(metadata.get("name"))))
+            changes.append(Deleted(self.kind, str(metadata.get("name"))))
         self._heard += 1
-        self._tell(changes or [Heard(self.kind)], (source, self._server), troubles)
+        self._tell(changes or [Bookmark(self.kind)], (source, self._server), troubles)
         self._version = listing.version(metadata) or self._version  # a bookmark has only that
 
-    def _parse(self, item: dict[str, Any], troubles: dict[str, Trouble]) -> Resource | None:
+    def _parse(self, item: dict[str, Any], troubles: dict[str, SourceProblem]) -> Resource | None:
         """The object, or its last good state, and what is wrong with it."""
         source, faults = _source(self.kind, item), Faults()
         known = self._known.get(str(listing.metadata(item).get("name")))
         try:
             obj = listing.parse(self.kind, item, faults, known)
         except ObjectError as error:
-            troubles[source] = Trouble(source, Problem(f"{source} {error.path}", error.what, error.remedy))
+            troubles[source] = SourceProblem(source, Problem(f"{source} {error.path}", error.what, error.remedy))
             return known or error.closed
         if faults:
             first, more = faults[0], "".join(f"; {fault.path} {fault.what}" for fault in faults[1:])
             problem = Problem(f"{source} {first.path}", first.what + more, first.remedy)
-            troubles[source] = Trouble(source, problem, partial=True)
+            troubles[source] = SourceProblem(source, problem, partial=True)
         return obj
 
-    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, Trouble]) -> None:
+    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, SourceProblem]) -> None:
         """Deliver changes and troubles. A trouble ends when its source is `seen` to work again."""
         over = (self._troubles & set(seen)) - troubles.keys()
         self._troubles = (self._troubles - over) | troubles.keys()
         told = [
             *changes,
-            *(Trouble(source, None) for source in over),
+            *(SourceProblem(source, None) for source in over),
             *troubles.values(),
         ]
         if told:

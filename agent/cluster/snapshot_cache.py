@@ -13,16 +13,16 @@ from typing import Any
 from agent.cluster.store import (
     KINDS,
     REASONS,
+    Bookmark,
     Change,
     Datastore,
-    Gone,
-    Heard,
+    Deleted,
     Kind,
-    Put,
-    Replaced,
-    Restarted,
-    StatusSeen,
-    Trouble,
+    Listed,
+    SourceProblem,
+    StatusChanged,
+    Upserted,
+    WatchRestarted,
     kind_of,
 )
 from agent.model.cluster import IPPool, IPReservation, Resource, Snapshot
@@ -52,13 +52,13 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
 
     for change in changes:
         match change:
-            case Replaced(kind, objects):
+            case Listed(kind, objects):
                 maps[kind] = {obj.name: obj for obj in objects}
-            case Put(obj):
+            case Upserted(obj):
                 of(kind_of(obj))[obj.name] = obj
-            case Gone(kind, name):
+            case Deleted(kind, name):
                 of(kind).pop(name, None)
-            case Trouble() | Heard() | StatusSeen() | Restarted():
+            case SourceProblem() | Bookmark() | StatusChanged() | WatchRestarted():
                 continue
     changed: dict[str, Any] = {FIELDS[kind]: objects for kind, objects in maps.items()}
     return replace(snapshot, synced=listed >= set(KINDS), **changed)
@@ -90,19 +90,19 @@ class SnapshotCache:
         """Take a batch of changes."""
         now = time.monotonic()
         for change in changes:
-            if isinstance(change, Restarted):
+            if isinstance(change, WatchRestarted):
                 self.restarts.add(change.kind, change.reason)
-            elif not isinstance(change, Trouble):
-                self._heard[kind_of(change.obj) if isinstance(change, Put) else change.kind] = now
-        self._listed |= {change.kind for change in changes if isinstance(change, Replaced)}
-        if any(isinstance(change, Replaced | Put | Gone) for change in changes):
+            elif not isinstance(change, SourceProblem):
+                self._heard[kind_of(change.obj) if isinstance(change, Upserted) else change.kind] = now
+        self._listed |= {change.kind for change in changes if isinstance(change, Listed)}
+        if any(isinstance(change, Listed | Upserted | Deleted) for change in changes):
             self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
         self.pool_status.update(lambda known: _pool_status(known, changes))
-        troubles = [change for change in changes if isinstance(change, Trouble)]
+        troubles = [change for change in changes if isinstance(change, SourceProblem)]
         if troubles:
             # a source that turns from the one into the other is over in the first
-            lost = [Trouble(t.source, None) if t.partial else t for t in troubles]
-            odd = [t if t.partial else Trouble(t.source, None) for t in troubles]
+            lost = [SourceProblem(t.source, None) if t.partial else t for t in troubles]
+            odd = [t if t.partial else SourceProblem(t.source, None) for t in troubles]
             self.troubles.update(lambda known: _with(known, lost))
             self.odd.update(lambda known: _with(known, odd))
 
@@ -116,16 +116,16 @@ def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> 
     now = dict(known)
     for change in changes:
         match change:
-            case Replaced("IPPool", objects):
+            case Listed("IPPool", objects):
                 now = {obj.name: obj.status for obj in objects if isinstance(obj, IPPool)}
-            case Put(IPPool() as obj) | StatusSeen(obj):
+            case Upserted(IPPool() as obj) | StatusChanged(obj):
                 now[obj.name] = obj.status
-            case Gone("IPPool", name):
+            case Deleted("IPPool", name):
                 now.pop(name, None)
     return now
 
 
-def _with(known: Mapping[str, Problem], troubles: Sequence[Trouble]) -> Mapping[str, Problem]:
+def _with(known: Mapping[str, Problem], troubles: Sequence[SourceProblem]) -> Mapping[str, Problem]:
     now = dict(known)
     for trouble in troubles:
         if trouble.problem is None:

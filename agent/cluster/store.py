@@ -31,7 +31,7 @@ def kind_of(obj: Resource) -> Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class Listed:
     """A complete list of one kind: whatever is not in it is gone."""
 
     kind: Kind
@@ -39,14 +39,14 @@ class Replaced:
 
 
 @dataclass(frozen=True, slots=True)
-class Put:
+class Upserted:
     """One object is new or has changed."""
 
     obj: Resource
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class Deleted:
     """One object was deleted."""
 
     kind: Kind
@@ -54,7 +54,7 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class SourceProblem:
     """A source (a file, a watch) that can't be used just now; its last good state stays in force."""
 
     source: str
@@ -65,14 +65,14 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Bookmark:
     """A watch is alive though nothing changed: it was begun anew, or a bookmark came."""
 
     kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
-class StatusSeen:
+class StatusChanged:
     """Only the status of an object changed. Pods do not depend on it."""
 
     obj: IPPool
@@ -88,14 +88,14 @@ REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
 
 
 @dataclass(frozen=True, slots=True)
-class Restarted:
+class WatchRestarted:
     """A watch ended before its time and is begun anew; `reason` is one of REASONS."""
 
     kind: Kind
     reason: str
 
 
-Change = Replaced | Put | Gone | Trouble | Heard | StatusSeen | Restarted
+Change = Listed | Upserted | Deleted | SourceProblem | Bookmark | StatusChanged | WatchRestarted
 Deliver = Callable[[Sequence[Change]], None]
 
 
@@ -127,7 +127,7 @@ class Datastore(Protocol):
         """The object now, a Pod by `namespace/name`; NotFoundError when there is none."""
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
-        """Deliver a Replaced for each kind, then every change, in batches, until `stop` is set.
+        """Deliver a Listed for each kind, then every change, in batches, until `stop` is set.
 
         Runs in the caller's thread and calls `deliver` from that one or others, never two at once.
         """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.cluster.snapshot_cache import apply
-from agent.cluster.store import KINDS, Gone, Kind, Put
+from agent.cluster.store import KINDS, Deleted, Kind, Upserted
 from agent.cni.handler import CniHandler
 from agent.cni.protocol import Call
 from agent.ip import Address, Subnet
@@ -209,12 +209,12 @@ class Host:
 
     def put(self, *objects: Node | IPPool | IPBlock | IPReservation) -> None:
         """Add objects to the snapshot."""
-        puts = [Put(obj) for obj in objects]
+        puts = [Upserted(obj) for obj in objects]
         self.snapshot.update(lambda s: apply(s, puts, frozenset(KINDS)))
 
     def drop(self, *names: str) -> None:
         """Remove Nodes from the snapshot."""
-        gone = [Gone("Node", name) for name in names]
+        gone = [Deleted("Node", name) for name in names]
         self.snapshot.update(lambda s: apply(s, gone, frozenset(KINDS)))
 
     def call(self, verb: str, pod: Pod | None = None, conf: object = None, **more: Any) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
     Change,
-    Gone,
+    Deleted,
     Kind,
-    Put,
-    Replaced,
-    Trouble,
+    Listed,
+    SourceProblem,
+    Upserted,
     kind_of,
 )
 from agent.model.cluster import IPBlock, IPPool, Node, Resource
@@ -69,16 +69,16 @@ class SnapshotCache:
 
     def _apply(self, change: Change) -> None:
         match change:
-            case Replaced(kind, objects):
+            case Listed(kind, objects):
                 self.state = {key: obj for key, obj in self.state.items() if key[0] != kind}
                 self.state.update({(kind, obj.name): obj for obj in objects})
-            case Put(obj):
+            case Upserted(obj):
                 self.state[(kind_of(obj), obj.name)] = obj
-            case Gone(kind, name):
+            case Deleted(kind, name):
                 del self.state[(kind, name)]
-            case Trouble(source, None):
+            case SourceProblem(source, None):
                 del self.troubles[source]
-            case Trouble(source, problem):
+            case SourceProblem(source, problem):
                 assert problem
                 self.troubles[source] = problem
 
@@ -89,8 +89,8 @@ class SnapshotCache:
     def until_names(self, *names: str) -> None:
         self.until(lambda: sorted(name for _kind, name in self.state) == sorted(names))
 
-    def gone(self) -> list[Gone]:
-        return [change for change in self.history if isinstance(change, Gone)]
+    def gone(self) -> list[Deleted]:
+        return [change for change in self.history if isinstance(change, Deleted)]
 
 
 @contextmanager

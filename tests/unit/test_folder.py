@@ -19,11 +19,11 @@ from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
     Change,
-    Gone,
-    Put,
-    Replaced,
+    Deleted,
+    Listed,
+    SourceProblem,
     StoreError,
-    Trouble,
+    Upserted,
 )
 from agent.codec import strict_yaml
 from agent.model.cluster import Node
@@ -221,7 +221,7 @@ def test_a_file_that_turns_bad_keeps_its_last_good_state(tmp_path: Path) -> None
             file.write_text(text(node("n1"), node("n2")))
             watcher.until(lambda: not watcher.troubles)
         assert not watcher.gone()
-        assert not any(isinstance(change, Put) for change in watcher.history)
+        assert not any(isinstance(change, Upserted) for change in watcher.history)
         file.write_text("a: [")
         watcher.until(lambda: bool(watcher.troubles))
         file.unlink()
@@ -251,10 +251,10 @@ def test_a_watch_begins_with_a_complete_list_of_each_kind(tmp_path: Path) -> Non
     with following(tmp_path) as watcher:
         watcher.until_names("n1")
         assert watcher.history == [
-            Replaced("Node", (node("n1"),)),
-            Replaced("IPPool", ()),
-            Replaced("IPBlock", ()),
-            Replaced("IPReservation", ()),
+            Listed("Node", (node("n1"),)),
+            Listed("IPPool", ()),
+            Listed("IPBlock", ()),
+            Listed("IPReservation", ()),
         ]
 
 
@@ -270,7 +270,13 @@ def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path, monkeypat
         (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
         (tmp_path / "c.yaml").write_text(text(POOL))
         watcher.until_names("n1", "n3", "pool")
-        puts = [Put(node("n1")), Put(node("n2")), Gone("Node", "n2"), Put(node("n3")), Put(POOL)]
+        puts = [
+            Upserted(node("n1")),
+            Upserted(node("n2")),
+            Deleted("Node", "n2"),
+            Upserted(node("n3")),
+            Upserted(POOL),
+        ]
         assert watcher.history[len(KINDS) :] == puts
 
 
@@ -306,8 +312,8 @@ def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(
             other.truncate()
             other.write(text(POOL))
         watcher.until_names("n1", "n3", "n4", "pool")
-        assert watcher.gone() == [Gone("Node", "n2")]
-        assert not any(isinstance(change, Trouble) for change in watcher.history)
+        assert watcher.gone() == [Deleted("Node", "n2")]
+        assert not any(isinstance(change, SourceProblem) for change in watcher.history)
 
 
 def test_a_writer_that_stalls_does_not_hide_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,13 +347,13 @@ def test_a_folder_that_appears_later(tmp_path: Path) -> None:
     path = tmp_path / "late"
     with following(path) as watcher:
         watcher.until(lambda: str(path) in watcher.troubles)
-        assert watcher.history == [Trouble(str(path), watcher.troubles[str(path)])]  # and no list at all
+        assert watcher.history == [SourceProblem(str(path), watcher.troubles[str(path)])]  # and no list at all
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "a.yaml").write_text(text(node("n1")))
         (tmp_path / "new").rename(path)
         watcher.until_names("n1")
         watcher.until(lambda: not watcher.troubles)
-        assert len([change for change in watcher.history if isinstance(change, Replaced)]) == len(KINDS)
+        assert len([change for change in watcher.history if isinstance(change, Listed)]) == len(KINDS)
 
 
 def test_a_folder_that_vanishes_takes_nothing_with_it(tmp_path: Path) -> None:
@@ -363,7 +369,7 @@ def test_a_folder_that_vanishes_takes_nothing_with_it(tmp_path: Path) -> None:
         away.rename(path)
         watcher.until_names("n1", "n3")
         watcher.until(lambda: not watcher.troubles)
-        assert watcher.gone() == [Gone("Node", "n2")]
+        assert watcher.gone() == [Deleted("Node", "n2")]
 
 
 def test_an_unmounted_folder_takes_nothing_with_it(tmp_path: Path) -> None:

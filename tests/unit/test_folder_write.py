@@ -26,8 +26,8 @@ from agent.cluster.store import (
     KINDS,
     ConflictError,
     NotFoundError,
-    Put,
     StoreError,
+    Upserted,
 )
 from agent.model.cluster import IPPool, Node
 from tests.unit.folders import POOL, block, following, listed, node, text
@@ -69,7 +69,7 @@ def test_a_created_object_reaches_the_watches_of_others(tmp_path: Path) -> None:
         watcher.until(lambda: len(watcher.history) == len(KINDS))
         made = Folder(tmp_path).create(block(1))
         watcher.until_names(made.name)
-        assert watcher.history[len(KINDS) :] == [Put(made)]
+        assert watcher.history[len(KINDS) :] == [Upserted(made)]
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])

@@ -22,7 +22,7 @@ from agent.cluster.api import Api, Request
 from agent.cluster.informer import Lasts
 from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import ENDED, FAILED, KINDS, Change, Heard, Restarted, Trouble
+from agent.cluster.store import ENDED, FAILED, KINDS, Bookmark, Change, SourceProblem, WatchRestarted
 from agent.cni.server import WORKERS
 from agent.node.run_dir import Lock
 from tests.unit import awkward
@@ -111,9 +111,9 @@ def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -
     with followed(silent.server.port, Lasts(1, 1, slack=30)) as it:
         eventually(lambda: min(silent.watches(kind.lower() + "s") for kind in KINDS) >= 3)
         assert set(it.snapshot_cache.restarts.all().values()) == {0}
-        assert not [change for change in it.told if isinstance(change, Trouble | Restarted)]
+        assert not [change for change in it.told if isinstance(change, SourceProblem | WatchRestarted)]
         for kind in KINDS:  # each new watch is news, so the age of the last news stays below a watch's time
-            assert it.told.count(Heard(kind)) >= 2
+            assert it.told.count(Bookmark(kind)) >= 2
         assert set(it.snapshot_cache.silence()) == set(KINDS)
 
 

@@ -25,17 +25,17 @@ from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes_store import Kubernetes
 from agent.cluster.store import (
     KINDS,
+    Bookmark,
     Change,
     ConflictError,
-    Gone,
-    Heard,
+    Deleted,
+    Listed,
     NotFoundError,
-    Put,
-    Replaced,
-    Restarted,
-    StatusSeen,
+    SourceProblem,
+    StatusChanged,
     StoreError,
-    Trouble,
+    Upserted,
+    WatchRestarted,
 )
 from agent.model.cluster import IPBlock, IPPool, Node, Resource
 from agent.model.usage import PoolCounts
@@ -92,8 +92,8 @@ class Followed:
 
     def of_nodes(self) -> list[Change]:
         def is_other(change: Change) -> bool:
-            return isinstance(change, Heard | Restarted) or (
-                isinstance(change, Replaced | Gone) and change.kind != "Node"
+            return isinstance(change, Bookmark | WatchRestarted) or (
+                isinstance(change, Listed | Deleted) and change.kind != "Node"
             )
 
         return [change for change in tuple(self.changes) if not is_other(change)]
@@ -130,7 +130,7 @@ def of_nodes(asked: list[Asked], *, watches: bool) -> list[Asked]:
 
 
 def names(change: Change) -> list[str]:
-    assert isinstance(change, Replaced)
+    assert isinstance(change, Listed)
     return [obj.name for obj in change.objects]
 
 
@@ -158,9 +158,9 @@ def test_pages_then_events_then_resumption_where_it_ended(opened: list[Any]) -> 
     asked, followed = follow(opened, answer)
     listed, added, gone = followed.until(lambda changes: len(changes) == 3)
     assert names(listed) == ["a", "b"]
-    assert isinstance(added, Put)
+    assert isinstance(added, Upserted)
     assert added.obj.name == "c"
-    assert gone == Gone("Node", "a")
+    assert gone == Deleted("Node", "a")
     assert [one.query["resourceVersion"] for one in of_nodes(asked, watches=True)] == ["11", "15"]
     assert len(of_nodes(asked, watches=False)) == 2, "one list of two pages, and no other"
 
@@ -178,8 +178,8 @@ def test_a_version_that_expired_means_a_new_list(opened: list[Any], how: str) ->
         return (410, expired) if how == "status" else iter([event("ERROR", expired)])
 
     _asked, followed = follow(opened, answer)
-    changes = followed.until(lambda changes: sum(isinstance(change, Replaced) for change in changes) == 2)
-    assert [names(change) for change in changes if isinstance(change, Replaced)] == [["old"], ["new"]]
+    changes = followed.until(lambda changes: sum(isinstance(change, Listed) for change in changes) == 2)
+    assert [names(change) for change in changes if isinstance(change, Listed)] == [["old"], ["new"]]
 
 
 def test_a_server_that_fails_is_asked_more_and_more_seldom_and_told(opened: list[Any]) -> None:
@@ -187,7 +187,7 @@ def test_a_server_that_fails_is_asked_more_and_more_seldom_and_told(opened: list
     changes = followed.until(lambda changes: changes)
     time.sleep(1)
     assert len(of_nodes(asked, watches=False)) < 10
-    assert isinstance(changes[0], Trouble)
+    assert isinstance(changes[0], SourceProblem)
     assert "HTTP 500: etcd is away" in str(changes[0].problem)
 
 
@@ -202,8 +202,8 @@ def test_a_server_that_comes_back_ends_the_trouble(opened: list[Any]) -> None:
     _asked, followed = follow(opened, answer)
     followed.until(lambda changes: changes)
     well.set()
-    changes = followed.until(lambda changes: Trouble("API server, Node", None) in changes)
-    assert any(isinstance(change, Replaced) for change in changes)
+    changes = followed.until(lambda changes: SourceProblem("API server, Node", None) in changes)
+    assert any(isinstance(change, Listed) for change in changes)
 
 
 def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) -> None:
@@ -213,7 +213,7 @@ def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) ->
     followed = Followed(store)
     opened.append(followed)
     (trouble, *_) = followed.until(lambda changes: changes)
-    assert isinstance(trouble, Trouble)
+    assert isinstance(trouble, SourceProblem)
     assert "Connection refused" in str(trouble.problem)
 
 
@@ -231,9 +231,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
     opened.append(server)
     followed = Followed(Kubernetes(Api(lambda: config(server.port, "t"))))
     opened.append(followed)
-    followed.until(
-        lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Replaced)]) == len(KINDS), 10
-    )
+    followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Listed)]) == len(KINDS), 10)
 
 
 def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:
@@ -250,7 +248,7 @@ def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:
 )
 def test_a_watch_that_is_worth_nothing_is_no_hot_loop(opened: list[Any], lines: tuple[bytes, ...]) -> None:
     asked, followed = follow(opened, lambda one: iter(lines) if one.is_watch else (200, page(node("a"))))
-    followed.until(lambda changes: any(isinstance(change, Trouble) for change in changes))
+    followed.until(lambda changes: any(isinstance(change, SourceProblem) for change in changes))
     time.sleep(0.5)
     assert len(of_nodes(asked, watches=True)) < 8
     assert len(of_nodes(asked, watches=False)) == 1
@@ -276,7 +274,7 @@ def test_a_connection_that_breaks_in_the_middle_of_an_event_loses_nothing(opened
     whole = event("ADDED", node("b", version="12"))
     watches = iter([iter([whole[: len(whole) // 2]]), held(whole)])
     _asked, followed = follow(opened, lambda one: next(watches) if one.is_watch else (200, page()))
-    followed.until(lambda changes: any(isinstance(change, Put) for change in changes))
+    followed.until(lambda changes: any(isinstance(change, Upserted) for change in changes))
 
 
 def test_events_that_come_in_pieces_are_whole(opened: list[Any]) -> None:
@@ -284,7 +282,7 @@ def test_events_that_come_in_pieces_are_whole(opened: list[Any]) -> None:
     pieces = (data[n : n + 7] for n in range(0, len(data), 7))
     _asked, followed = follow(opened, lambda one: held(*pieces) if one.is_watch else (200, page()))
     changes = followed.until(lambda changes: len(changes) == 3)
-    assert [change.obj.name for change in changes if isinstance(change, Put)] == ["b", "c"]
+    assert [change.obj.name for change in changes if isinstance(change, Upserted)] == ["b", "c"]
 
 
 def test_a_token_that_was_rotated_is_read_again(opened: list[Any]) -> None:
@@ -330,10 +328,10 @@ def test_a_token_that_can_not_be_used_for_a_moment_is_trouble_and_is_not_told(
         file.write_bytes(token)
     followed = Followed(store)
     opened.append(followed)
-    changes = followed.until(lambda changes: any(isinstance(change, Trouble) for change in changes))
+    changes = followed.until(lambda changes: any(isinstance(change, SourceProblem) for change in changes))
     assert "secret" not in f"{changes}{caplog.text}"
     file.write_text("good")
-    followed.until(lambda changes: any(isinstance(change, Replaced) for change in changes), 20)
+    followed.until(lambda changes: any(isinstance(change, Listed) for change in changes), 20)
 
 
 def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(opened: list[Any]) -> None:
@@ -353,8 +351,8 @@ def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(
     assert refused.value.unsure
     followed = Followed(Kubernetes(Api(load)))
     opened.append(followed)
-    changes = followed.until(lambda changes: any(isinstance(change, Replaced) for change in changes))
-    assert any(isinstance(change, Trouble) and "SSL" in str(change.problem) for change in changes)
+    changes = followed.until(lambda changes: any(isinstance(change, Listed) for change in changes))
+    assert any(isinstance(change, SourceProblem) and "SSL" in str(change.problem) for change in changes)
     assert len(loaded) > len(KINDS), "it is read anew, as the CA may have been rotated"
 
 
@@ -392,12 +390,12 @@ def test_an_object_that_can_not_be_used_keeps_its_last_good_state(opened: list[A
     watch = held(event("MODIFIED", bad), event("MODIFIED", node("a", "10.244.9.0/24", "13")))
     lists = page(node("a"), node("b", "nonsense"))
     _asked, followed = follow(opened, lambda one: watch if one.is_watch else (200, lists))
-    changes = followed.until(lambda changes: any(isinstance(change, Put) for change in changes))
+    changes = followed.until(lambda changes: any(isinstance(change, Upserted) for change in changes))
     assert names(changes[0]) == ["a", "b"]  # the one without the podCIDR that can't be used
-    told = [str(change.problem) for change in changes if isinstance(change, Trouble) and change.problem]
+    told = [str(change.problem) for change in changes if isinstance(change, SourceProblem) and change.problem]
     assert [text[: text.index(":")] for text in told] == ["Node b spec.podCIDRs[0]", "Node a spec.podCIDRs[0]"]
-    followed.until(lambda changes: Trouble("Node a", None) in changes)
-    assert [change.obj for change in changes if isinstance(change, Put)] == [
+    followed.until(lambda changes: SourceProblem("Node a", None) in changes)
+    assert [change.obj for change in changes if isinstance(change, Upserted)] == [
         Node("a", blocks=(ipaddress.ip_network("10.244.9.0/24"),))
     ]
 
@@ -406,7 +404,7 @@ def test_an_event_that_changes_nothing_of_ours_is_not_delivered(opened: list[Any
     same = {**node("a", version="12"), "status": {"images": []}}
     watch = held(event("MODIFIED", same), event("DELETED", node("a", version="13")))
     _asked, followed = follow(opened, lambda one: watch if one.is_watch else (200, page(node("a"))))
-    changes = followed.until(lambda changes: Gone("Node", "a") in changes)
+    changes = followed.until(lambda changes: Deleted("Node", "a") in changes)
     assert len(changes) == 2
 
 
@@ -428,20 +426,22 @@ def test_a_status_of_a_pool_is_not_a_change_of_the_pool(opened: list[Any]) -> No
     opened.append(followed)
 
     def of_pools() -> list[Change]:
-        return [c for c in followed.changes if isinstance(c, Put | StatusSeen) and isinstance(c.obj, IPPool)]
+        return [
+            c for c in followed.changes if isinstance(c, Upserted | StatusChanged) and isinstance(c.obj, IPPool)
+        ]
 
     followed.until(lambda _changes: len(of_pools()) == 2)
     seen, changed = of_pools()
-    assert isinstance(seen, StatusSeen)
+    assert isinstance(seen, StatusChanged)
     assert seen.obj.status.counts == PoolCounts(7, 1, 1)
-    assert isinstance(changed, Put)
+    assert isinstance(changed, Upserted)
     assert changed.obj.block_size == 26  # type: ignore[union-attr]
 
 
 def test_missing_definitions_are_told_with_the_remedy(opened: list[Any]) -> None:
     _asked, followed = follow(opened, lambda _asked: (404, {"message": "the server could not find it"}))
     (trouble, *_) = followed.until(lambda changes: changes)
-    assert isinstance(trouble, Trouble)
+    assert isinstance(trouble, SourceProblem)
     assert trouble.problem
     assert "kubectl apply" in trouble.problem.remedy
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import agent
 from agent.cluster.directory_store import Folder
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import KINDS, Gone, Heard, Put, Replaced, Restarted
+from agent.cluster.store import KINDS, Bookmark, Deleted, Listed, Upserted, WatchRestarted
 from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
@@ -120,7 +120,7 @@ def test_the_document_names_every_metric_and_no_other(parts: Parts) -> None:
 
 def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
     rows = re.findall(r"^\| `testcni_(\w+)` \| \w+ \| ([^|]*)\|", PAGE, re.MULTILINE)
-    parts.snapshot_cache.deliver([*(Replaced(kind, ()) for kind in KINDS), Restarted("Node", "expired")])
+    parts.snapshot_cache.deliver([*(Listed(kind, ()) for kind in KINDS), WatchRestarted("Node", "expired")])
     parts.reconciler.status.publish(NodeStatus(synced=True, blocks={POD_NET: (BLOCK,)}))
     parts.metrics.timings.call("ADD", "host-gw", "ok", 0.1)
     seen: dict[str, set[str]] = {}
@@ -188,7 +188,7 @@ def test_node_and_networks(parts: Parts) -> None:
     claimed = IPBlock(ipaddress.ip_network("10.245.0.0/24"), "three", "pool")
     orphan = IPBlock(ipaddress.ip_network("10.245.1.0/24"), "gone", "pool")
     parts.snapshot_cache.deliver(
-        [Replaced("Node", nodes), Replaced("IPPool", ()), Replaced("IPBlock", (claimed, orphan))]
+        [Listed("Node", nodes), Listed("IPPool", ()), Listed("IPBlock", (claimed, orphan))]
     )
     parts.reconciler.status.publish(
         NodeStatus(True, {POD_NET: (BLOCK,)}, routes=3, programmed=2, problems=(Problem("x", "y", "z"),))
@@ -257,15 +257,15 @@ def test_watches(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("agent.cluster.snapshot_cache.time.monotonic", lambda: clock[0])
     assert parts.value("watch_last_event_age_seconds", kind="Node") is None
-    parts.snapshot_cache.deliver([Replaced("Node", ())])
+    parts.snapshot_cache.deliver([Listed("Node", ())])
     clock[0] += 5
     assert parts.value("watch_last_event_age_seconds", kind="Node") == 5
-    for change in (Heard("Node"), Put(Node("a")), Gone("Node", "a")):
+    for change in (Bookmark("Node"), Upserted(Node("a")), Deleted("Node", "a")):
         clock[0] += 5
         parts.snapshot_cache.deliver([change])
         assert parts.value("watch_last_event_age_seconds", kind="Node") == 0
     clock[0] += 5
-    parts.snapshot_cache.deliver([Restarted("Node", "expired"), Restarted("Node", "expired")])
+    parts.snapshot_cache.deliver([WatchRestarted("Node", "expired"), WatchRestarted("Node", "expired")])
     assert parts.value("watch_restarts_total", kind="Node", reason="expired") == 2
     assert parts.value("watch_last_event_age_seconds", kind="Node") == 5, "a restart alone brings no news"
     assert parts.value("watch_last_event_age_seconds", kind="IPPool") is None

@@ -15,7 +15,7 @@ from agent.cluster import objects, pool_status_object
 from agent.cluster import usage_objects as codec
 from agent.cluster.api import Api
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import Gone, Put, Replaced, StatusSeen
+from agent.cluster.store import Deleted, Listed, StatusChanged, Upserted
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
 from agent.ipam.attachment_store import AttachmentStore
@@ -324,16 +324,16 @@ def test_a_status_that_can_not_be_read_costs_only_itself(status: object) -> None
 def test_a_status_alone_wakes_nobody_but_who_follows_it() -> None:
     snapshot_cache = SnapshotCache(None)  # type: ignore[arg-type]
     woken: list[str] = []
-    snapshot_cache.deliver([Replaced("IPPool", (PODS, LAN))])
+    snapshot_cache.deliver([Listed("IPPool", (PODS, LAN))])
     snapshot_cache.snapshot.listen(lambda: woken.append("snapshot"))
     snapshot_cache.pool_status.listen(lambda: woken.append("status"))
     counted = PoolStatus(PoolCounts(1, 2, 3))
-    snapshot_cache.deliver([StatusSeen(replace(PODS, status=counted))])
+    snapshot_cache.deliver([StatusChanged(replace(PODS, status=counted))])
     assert woken == ["status"]
     assert snapshot_cache.pool_status.get() == {"pods": counted, "lan": PoolStatus()}
-    snapshot_cache.deliver([StatusSeen(replace(PODS, status=counted))])
+    snapshot_cache.deliver([StatusChanged(replace(PODS, status=counted))])
     assert woken == ["status"]
-    snapshot_cache.deliver([Put(replace(PODS, block_size=26)), Gone("IPPool", "lan")])
+    snapshot_cache.deliver([Upserted(replace(PODS, block_size=26)), Deleted("IPPool", "lan")])
     assert snapshot_cache.pool_status.get() == {"pods": PoolStatus()}
     assert "snapshot" in woken
 
