@@ -15,11 +15,11 @@ from agent.ip import Address, Subnet, address_name
 from agent.model.cluster import (
     API_VERSION,
     KEEPS,
-    Described,
     IPBlock,
     IPPool,
     IPReservation,
     Node,
+    ObjectMetadata,
     Resource,
     block_name,
 )
@@ -99,7 +99,7 @@ def read(doc: object, faults: Faults) -> Resource:
     if kind == "Node":
         return node_object.read(name, doc, version, faults)
     if kind in ("Pod", "Namespace"):
-        return _described(kind, metadata, version, faults)  # type: ignore[arg-type]
+        return _object_metadata(kind, metadata, version, faults)  # type: ignore[arg-type]
     spec = object_fields.mapping(doc, "spec")
     if kind == "IPPool":
         return replace(_pool(name, spec, version), status=pool_status_object.read(doc.get("status")))
@@ -134,8 +134,8 @@ def to_doc(obj: Resource) -> dict[str, Any]:
             kind, rest = "IPBlock", {"spec": spec}
         case IPReservation():
             kind, rest = "IPReservation", {"spec": _reservation_spec(obj)}
-        case Described():
-            return _described_doc(obj)
+        case ObjectMetadata():
+            return _object_metadata_doc(obj)
     return {"apiVersion": KINDS_BY_VERSION[kind], "kind": kind, "metadata": metadata, **rest}
 
 
@@ -290,9 +290,9 @@ def rfc3339(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _described(
+def _object_metadata(
     kind: Literal["Pod", "Namespace"], metadata: dict[str, Any], version: str, faults: Faults
-) -> Described:
+) -> ObjectMetadata:
     others: Faults = []
     annotations = node_object.labels(metadata, others, "annotations")
     if ours := [fault for fault in others if OURS in fault.what]:
@@ -303,7 +303,7 @@ def _described(
     for owner in object_fields.each(faults, path, object_fields.items(metadata, path), _owner):
         if owner.get("controller") is True:
             controller = f"{owner.get('kind')}/{owner.get('name')}"
-    return Described(
+    return ObjectMetadata(
         kind,
         f"{metadata.get('namespace') or 'default'}/{metadata['name']}" if kind == "Pod" else metadata["name"],
         str(metadata.get("uid") or ""),
@@ -320,7 +320,7 @@ def _owner(path: str, value: object) -> dict[str, Any]:
     return value
 
 
-def _described_doc(obj: Described) -> dict[str, Any]:
+def _object_metadata_doc(obj: ObjectMetadata) -> dict[str, Any]:
     namespace, _, name = obj.name.rpartition("/")
     kind, _, controller = obj.controller.partition("/")
     metadata = {

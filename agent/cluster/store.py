@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Resource
 from agent.model.problem import Problem
 
 Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
@@ -26,7 +26,7 @@ def kind_of(obj: Resource) -> Kind:
             return "IPBlock"
         case IPReservation():
             return "IPReservation"
-        case Described():
+        case ObjectMetadata():
             return obj.kind
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet, address_name
 from agent.ipam.attachment import Attachment
-from agent.model.cluster import MOMENT, Described, IPReservation, Snapshot
+from agent.model.cluster import MOMENT, IPReservation, ObjectMetadata, Snapshot
 from agent.model.node_status import PodEvent
 from agent.model.problem import Problem
 from agent.runtime.pace import Pace
@@ -134,7 +134,7 @@ class OffBlockPods:
             return None
         except StoreError:
             return ""
-        return found.uid if isinstance(found, Described) else ""
+        return found.uid if isinstance(found, ObjectMetadata) else ""
 
 
 def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:

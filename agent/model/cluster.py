@@ -141,7 +141,7 @@ class IPReservation:
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class ObjectMetadata:
     """What we need of a v1 Pod or Namespace: what people wrote on it, and who made it."""
 
     kind: Literal["Pod", "Namespace"]
@@ -157,7 +157,7 @@ class Described:
     resource_version: str = field(default="", compare=False)
 
 
-Resource = Node | IPPool | IPBlock | IPReservation | Described
+Resource = Node | IPPool | IPBlock | IPReservation | ObjectMetadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from agent.cluster.store import KINDS, ConflictError, NotFoundError
 from agent.ipam.block_controller import BlockController, ReclaimRules, claim
 from agent.ipam.reservations.claims import TakenError
 from agent.model import special_addresses
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Snapshot
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Snapshot
 from agent.runtime.observable import Observable
 from tests.e2e.api import MANIFESTS, api_server, apply
 from tests.e2e.cluster import eventually
@@ -247,10 +247,10 @@ def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: K
     metadata = {"name": "web-0", "namespace": "shop", "annotations": {"testcni.io/sticky": "true"}}
     apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body})
     found = store.get("Pod", "shop/web-0")
-    assert isinstance(found, Described)
+    assert isinstance(found, ObjectMetadata)
     assert (found.name, found.annotations, len(found.uid)) == ("shop/web-0", (("testcni.io/sticky", "true"),), 36)
     namespace = store.get("Namespace", "shop")
-    assert isinstance(namespace, Described)
+    assert isinstance(namespace, ObjectMetadata)
     assert namespace.annotations == (("testcni.io/pool", "gold"),)
     with pytest.raises(NotFoundError):
         store.get("Pod", "shop/web-1")

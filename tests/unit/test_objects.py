@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.cluster.object_fields import Faults, ObjectError
 from agent.cluster.objects import expand, parse, to_doc, usable
 from agent.ip import Subnet
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource, block_name
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Resource, block_name
 
 NODE: dict[str, Any] = {
     "apiVersion": "v1",
@@ -266,7 +266,7 @@ def test_an_odd_annotation_of_others_does_not_hold_up_a_pod_but_one_of_ours_does
     found = usable(
         changed(pod, "metadata.ownerReferences", ["odd", {"kind": "Job", "name": "j", "controller": True}]), []
     )
-    assert isinstance(found, Described)
+    assert isinstance(found, ObjectMetadata)
     assert (found.annotations, found.controller) == ((("testcni.io/sticky", "true"),), "Job/j")
     with pytest.raises(ObjectError, match=r"testcni\.io/sticky"):
         usable(changed(POD, "metadata.annotations", {"testcni.io/sticky": True}), [])

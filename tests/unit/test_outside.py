@@ -23,10 +23,10 @@ from agent.model.cluster import (
     ALWAYS_KEPT,
     MOMENT,
     WHILE_POD,
-    Described,
     IPBlock,
     IPReservation,
     Node,
+    ObjectMetadata,
     Resource,
     Snapshot,
 )
@@ -83,7 +83,7 @@ class Watched:
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Watched:
-    doc = to_doc(Described("Pod", "default/web", "uid-1"))
+    doc = to_doc(ObjectMetadata("Pod", "default/web", "uid-1"))
     (tmp_path / "pod.json").write_text(json.dumps(doc))
     return Watched(tmp_path)
 
@@ -175,7 +175,7 @@ def test_a_pod_that_is_not_reached_is_named(watched: Watched, held: IPReservatio
 def test_many_pods_are_told_in_turns_and_named_briefly(watched: Watched, tmp_path: Path) -> None:
     count = EVENTS[0] + 5
     for n in range(count):
-        doc = to_doc(Described("Pod", f"default/p{n:02}", f"u{n}"))
+        doc = to_doc(ObjectMetadata("Pod", f"default/p{n:02}", f"u{n}"))
         (tmp_path / f"p{n}.json").write_text(json.dumps(doc))
     watched.pods = tuple(
         replace(POD, container_id=str(n), pod=f"default/p{n:02}", leases=(Lease(X + n, OLD),))

@@ -26,7 +26,7 @@ from agent.ipam.reservations import claims as reservation_claims
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claims import ClaimContext, PodReservations, ReservationClaims, TakenError
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
-from agent.model.cluster import Described, IPBlock, IPPool, IPReservation, Node, Resource
+from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Resource
 from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
@@ -158,7 +158,7 @@ class Cluster:
 
     def pod(self, name: str, controller: str = "", **annotations: str) -> None:
         named = tuple((f"testcni.io/{key}", value) for key, value in annotations.items())
-        self.put(Described("Pod", f"default/{name}", "", named, controller))
+        self.put(ObjectMetadata("Pod", f"default/{name}", "", named, controller))
 
     def agent(self, node: str, *, keep: float = 3600, keeping: bool = True) -> Agent:
         agent = Agent(node, self.store, self.run, keep).start(keeping=keeping)

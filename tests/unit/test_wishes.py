@@ -20,24 +20,24 @@ from agent.ipam.reservations.pod_annotations import (
     owner_of,
     parse,
 )
-from agent.model.cluster import Described, Resource
+from agent.model.cluster import ObjectMetadata, Resource
 from agent.model.node_status import PodEvent
 
 UID = "0f0e0d0c-1111-4222-8333-123456789abc"
 ARGS = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID={UID}"
 
 
-def pod(controller: str = "", template: str = "", **annotations: str) -> Described:
+def pod(controller: str = "", template: str = "", **annotations: str) -> ObjectMetadata:
     named = tuple((f"testcni.io/{key}", value) for key, value in annotations.items())
-    return Described("Pod", "shop/web-0", UID, named, controller, template)
+    return ObjectMetadata("Pod", "shop/web-0", UID, named, controller, template)
 
 
 class Store(Folder):
     """A datastore that knows what it is given, and can be away."""
 
-    def __init__(self, *known: Described) -> None:
+    def __init__(self, *known: ObjectMetadata) -> None:
         super().__init__(Path("/nowhere"))
-        self.known: dict[tuple[Kind, str], Described] = {(one.kind, one.name): one for one in known}
+        self.known: dict[tuple[Kind, str], ObjectMetadata] = {(one.kind, one.name): one for one in known}
         self.away = False
         self.asked: list[str] = []
 
@@ -159,8 +159,8 @@ def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of
 def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
     told: list[PodEvent] = []
     keys = (("testcni.io/pol", "gold"), ("testcni.io/sticky", "true"))
-    pods = [Described("Pod", f"shop/web-{n}", UID.replace("0f0e", f"000{n}")) for n in range(2)]
-    wishes = AnnotationReader(Store(*pods, Described("Namespace", "shop", "", keys)), told.append)
+    pods = [ObjectMetadata("Pod", f"shop/web-{n}", UID.replace("0f0e", f"000{n}")) for n in range(2)]
+    wishes = AnnotationReader(Store(*pods, ObjectMetadata("Namespace", "shop", "", keys)), told.append)
     for n in range(2):
         for _ in range(2):
             wish = wishes.of(ARGS.replace("web-0", f"web-{n}").replace("0f0e", f"000{n}"))
@@ -175,7 +175,7 @@ def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
 
 
 def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
-    namespace = Described("Namespace", "shop", "", (("testcni.io/pool", "silver"),))
+    namespace = ObjectMetadata("Namespace", "shop", "", (("testcni.io/pool", "silver"),))
     found = AnnotationReader(Store(pod(), namespace)).of(ARGS)
     assert found
     assert (found.pool, found.stays) == ("silver", False)

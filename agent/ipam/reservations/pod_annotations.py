@@ -18,7 +18,7 @@ from agent.cluster.objects import OURS
 from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.codec import cni_args
 from agent.errors import CniError, Code, invalid_config
-from agent.model.cluster import Described
+from agent.model.cluster import ObjectMetadata
 from agent.model.node_status import PodEvent
 
 IP, STICKY, POOL = f"{OURS}ip", f"{OURS}sticky", f"{OURS}pool"
@@ -91,7 +91,7 @@ class AnnotationReader:
         self._store = store
         self._tell = tell
         self._known: dict[str, AddressAnnotations] = {}
-        self._namespaces: dict[str, tuple[float, Described]] = {}
+        self._namespaces: dict[str, tuple[float, ObjectMetadata]] = {}
         self._told: dict[PodEvent, None] = {}
         self._lock = threading.Lock()
 
@@ -119,7 +119,7 @@ class AnnotationReader:
             found = self._store.get("Pod", pod)
         except NotFoundError:  # it was deleted meanwhile, or the runtime made it up
             return AddressAnnotations(pod, uid, pod)
-        assert isinstance(found, Described)  # noqa: S101 - it was asked for
+        assert isinstance(found, ObjectMetadata)  # noqa: S101 - it was asked for
         if uid and found.uid and found.uid != uid:
             what = f"there is another pod {pod} now, with UID {found.uid}"
             raise CniError(Code.TRY_AGAIN, what, "the runtime deletes this one")
@@ -133,7 +133,7 @@ class AnnotationReader:
             self._remember(self._known, uid, wish)
         return wish
 
-    def _tell_unknown(self, pod: str, uid: str, found: Described) -> None:
+    def _tell_unknown(self, pod: str, uid: str, found: ObjectMetadata) -> None:
         """Tell a pod once what is wrong with annotations of its own, or of its namespace."""
         for message in _unknown(found):
             pod_event = PodEvent(pod, uid, UNKNOWN, message)
@@ -148,16 +148,16 @@ class AnnotationReader:
             if len(known) > REMEMBERED:
                 del known[next(iter(known))]
 
-    def _namespace(self, name: str) -> Described:
+    def _namespace(self, name: str) -> ObjectMetadata:
         now = time.monotonic()
-        since, known = self._namespaces.get(name, (now - NAMESPACE_FOR, Described("Namespace", name)))
+        since, known = self._namespaces.get(name, (now - NAMESPACE_FOR, ObjectMetadata("Namespace", name)))
         if since + NAMESPACE_FOR > now:
             return known
         try:
             found = self._store.get("Namespace", name)
         except NotFoundError:
-            found = Described("Namespace", name)
-        assert isinstance(found, Described)  # noqa: S101 - it was asked for
+            found = ObjectMetadata("Namespace", name)
+        assert isinstance(found, ObjectMetadata)  # noqa: S101 - it was asked for
         if len(self._namespaces) >= REMEMBERED:
             self._namespaces = {
                 n: told for n, told in self._namespaces.copy().items() if told[0] + NAMESPACE_FOR > now
@@ -166,7 +166,7 @@ class AnnotationReader:
         return found
 
 
-def parse(pod: Described) -> AddressAnnotations:
+def parse(pod: ObjectMetadata) -> AddressAnnotations:
     """What the annotations of a pod say. Raises CniError 7 that names the annotation."""
     annotations = dict(pod.annotations)
     sticky = annotations.get(STICKY, "false").strip().lower()
@@ -186,7 +186,7 @@ def parse(pod: Described) -> AddressAnnotations:
     )
 
 
-def _unknown(found: Described) -> Iterator[str]:
+def _unknown(found: ObjectMetadata) -> Iterator[str]:
     """What is wrong with the first annotations of ours that no agent looks at: they may be misspelt."""
     kind, known = found.kind.lower(), KNOWN[found.kind]
     names = {key.removeprefix(OURS): key for key in known}
@@ -197,7 +197,7 @@ def _unknown(found: Described) -> Iterator[str]:
         yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"
 
 
-def owner_of(pod: Described) -> str:
+def owner_of(pod: ObjectMetadata) -> str:
     """Whose its address is: its own where the name stays, else that of what makes its successors."""
     kind, _, name = pod.controller.partition("/")
     namespace = pod.name.partition("/")[0]
@@ -208,6 +208,6 @@ def owner_of(pod: Described) -> str:
     return f"{namespace}/{kind}/{name}"
 
 
-def _wrong(pod: Described, key: str, value: str, remedy: str) -> CniError:
+def _wrong(pod: ObjectMetadata, key: str, value: str, remedy: str) -> CniError:
     error = invalid_config(f"annotation {key} of pod {pod.name}", value, "")
     return CniError(error.code, error.msg, remedy)
