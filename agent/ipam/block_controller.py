@@ -21,7 +21,7 @@ from agent.ip import Address, Subnet
 from agent.ipam import blocks, missing_block
 from agent.ipam.blocks import BlockCount
 from agent.ipam.exhaustion import Refusals
-from agent.model.cluster import Ground, IPBlock, IPReservation, Resource, Snapshot
+from agent.model.cluster import HostNetworks, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.runtime.observable import Observable
@@ -113,7 +113,7 @@ class BlockController:
         self._snapshot = snapshot
         self._rules = rules or ReclaimRules()
         self._wanted: Mapping[Network, BlockCount] = {}
-        self._ground = Ground()
+        self._host_networks = HostNetworks()
         self._pending: dict[Subnet, PendingClaim] = {}
         self.unseen: Observable[frozenset[Subnet]] = Observable(frozenset())
         """Blocks that this process claims and of which it does not know yet who has addresses reserved there."""
@@ -129,11 +129,11 @@ class BlockController:
         self.pace = pace()
         snapshot.listen(self._wake.set)
 
-    def want(self, wanted: Mapping[Network, BlockCount], ground: Ground | None = None) -> None:
+    def want(self, wanted: Mapping[Network, BlockCount], host_networks: HostNetworks | None = None) -> None:
         """Note how many blocks each network should have, and what the node stands on; None: as before."""
-        ground = self._ground if ground is None else ground
-        if (wanted, ground) != (self._wanted, self._ground):
-            self._wanted, self._ground = wanted, ground
+        host_networks = self._host_networks if host_networks is None else host_networks
+        if (wanted, host_networks) != (self._wanted, self._host_networks):
+            self._wanted, self._host_networks = wanted, host_networks
             self._wake.set()
 
     def pending(self) -> tuple[IPBlock, ...]:
@@ -216,7 +216,7 @@ class BlockController:
 
     def _seen(self) -> Snapshot:
         """The snapshot, with what is known of the node's own networks."""
-        return replace(self._snapshot.get(), ground=self._ground)
+        return replace(self._snapshot.get(), host_networks=self._host_networks)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with the blocks that were claimed since, and without those that pods may not have (yet)."""

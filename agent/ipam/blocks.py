@@ -92,7 +92,12 @@ def overlaps(one: Subnet, other: Subnet) -> bool:
 
 def is_alike(one: Snapshot, other: Snapshot) -> bool:
     """Return whether two snapshots have the same Nodes, pools and blocks, and the same ground."""
-    return (one.pools, one.blocks, one.nodes, one.ground) == (other.pools, other.blocks, other.nodes, other.ground)
+    return (one.pools, one.blocks, one.nodes, one.host_networks) == (
+        other.pools,
+        other.blocks,
+        other.nodes,
+        other.host_networks,
+    )
 
 
 def belongs(block: IPBlock, network: Network, snapshot: Snapshot) -> bool:
@@ -101,12 +106,12 @@ def belongs(block: IPBlock, network: Network, snapshot: Snapshot) -> bool:
     Networks whose pods share their parent's subnet and routed ones have no block in common. Versions that wrote no
     `shared` are known by the place: a block in a network of this node's is not routed.
     """
-    return network.shared or not (block.shared or on_ground(block.cidr, snapshot))
+    return network.shared or not (block.shared or overlapping_host_network(block.cidr, snapshot))
 
 
-def on_ground(cidr: Subnet, snapshot: Snapshot) -> str:
+def overlapping_host_network(cidr: Subnet, snapshot: Snapshot) -> str:
     """Return the network of this node's that a CIDR overlaps, for people; empty where it overlaps none."""
-    return next((text for network, text in snapshot.ground.networks if overlaps(cidr, network)), "")
+    return next((text for network, text in snapshot.host_networks.interfaces if overlaps(cidr, network)), "")
 
 
 def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
@@ -114,7 +119,7 @@ def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
 
     This is so where the pool lies in a network of this node's, and where they have claimed a block of it.
     """
-    if any(within(pool.cidr, network) for network, _text in snapshot.ground.networks):
+    if any(within(pool.cidr, network) for network, _text in snapshot.host_networks.interfaces):
         return True
     return any(block.shared and block.pool == pool.name for block in snapshot.blocks.values())
 
@@ -126,15 +131,15 @@ def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
     The API server's address outside of the node's networks is a Service's: how far those go is not known.
     """
     yield from (kept.network for kept in special_addresses.CLASSES)
-    for server in snapshot.ground.servers:
-        near = on_ground(single(server), snapshot)
+    for server in snapshot.host_networks.api_servers:
+        near = overlapping_host_network(single(server), snapshot)
         around = (*(pool.cidr for pool in snapshot.pools.values()), network.subnet)
         yield from (cidr for cidr in around if cidr and contains(cidr, server) and not near)
     if network.shared:
         return
-    yield from (near for near, _text in snapshot.ground.networks)
-    yield from map(single, snapshot.ground.routers)
-    yield from map(single, snapshot.ground.servers)
+    yield from (near for near, _text in snapshot.host_networks.interfaces)
+    yield from map(single, snapshot.host_networks.gateways)
+    yield from map(single, snapshot.host_networks.api_servers)
     yield from (single(address) for node in snapshot.nodes.values() for address in node.addresses)
 
 

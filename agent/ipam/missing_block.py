@@ -56,7 +56,9 @@ def starved(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mappi
     if not lacking or any(network.shared for network in networks):
         return {}
     claimed = {block.pool for block in snapshot.blocks.values() if block.shared}
-    near = {name: blocks.on_ground(pool.cidr, snapshot) for name, pool in sorted(snapshot.pools.items())}
+    near = {
+        name: blocks.overlapping_host_network(pool.cidr, snapshot) for name, pool in sorted(snapshot.pools.items())
+    }
     what = f"where only macvlan and ipvlan pods have addresses, and network {min(lacking)} has no other pool"
     return {name: f"it lies in {text}, {what}" for name, text in near.items() if text and name not in claimed}
 
@@ -68,7 +70,7 @@ def _named(pool: IPPool, fault: str) -> str:
 def _unfit(snapshot: Snapshot, network: Network, node: str, version: int | None) -> Iterator[str]:
     """Yield what there is, and why it is not for this network."""
     if network.shared and network.subnet and not network.options.parent:
-        near = snapshot.ground.networks
+        near = snapshot.host_networks.interfaces
         if near and not any(blocks.within(network.subnet, cidr) for cidr, _text in near):
             yield f"subnet {network.subnet} is not in a network of this node ({', '.join(t for _n, t in near)})"
     me = snapshot.nodes.get(node)
@@ -82,7 +84,7 @@ def _unfit(snapshot: Snapshot, network: Network, node: str, version: int | None)
         if pool.cidr.version not in network.versions or not _meets(pool, network):
             yield f"{what} is {_misfit(network, pool.cidr.version in network.versions)}"
         elif blocks.is_shared(pool, snapshot):
-            parent = blocks.on_ground(pool.cidr, snapshot)
+            parent = blocks.overlapping_host_network(pool.cidr, snapshot)
             place = f"it lies in {parent}" if parent else "they have blocks of it"
             yield f"{what} is for macvlan and ipvlan only, as {place}"
 

@@ -78,8 +78,8 @@ def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet] | None) -
     cidr = pool.cidr
     if kept := special_addresses.against(cidr):
         yield f"it overlaps {kept}"
-    for server in sorted(snapshot.ground.servers, key=str):
-        if blocks.contains(cidr, server) and not blocks.on_ground(blocks.single(server), snapshot):
+    for server in sorted(snapshot.host_networks.api_servers, key=str):
+        if blocks.contains(cidr, server) and not blocks.overlapping_host_network(blocks.single(server), snapshot):
             yield f"it contains {server}, an address of the Kubernetes API server"
     for name, other in sorted(snapshot.pools.items()):
         if name != pool.name and blocks.overlaps(other.cidr, cidr):
@@ -88,7 +88,7 @@ def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet] | None) -
         yield f"it overlaps podCIDR {given[0]} of node {given[1]}"
     if shared is None or blocks.is_shared(pool, snapshot) or any(blocks.overlaps(cidr, s) for s in shared):
         return
-    if near := blocks.on_ground(cidr, snapshot):
+    if near := blocks.overlapping_host_network(cidr, snapshot):
         yield f"it overlaps {near}, a network of the nodes"
     if address := _address(cidr, snapshot.nodes.values()):
         yield f"it contains {address[0]}, the InternalIP of node {address[1]}"

@@ -161,14 +161,14 @@ Resource = Node | IPPool | IPBlock | IPReservation | ObjectMetadata
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What a node needs for itself, and no routed block of pods' addresses may overlap."""
+class HostNetworks:
+    """Networks and addresses that a node needs for itself: no routed block of pods' addresses may overlap them."""
 
-    networks: tuple[tuple[Subnet, str], ...] = ()
+    interfaces: tuple[tuple[Subnet, str], ...] = ()
     """The networks of its interfaces, each with a text for people, such as `192.0.2.1/24 of eth0`."""
-    routers: frozenset[Address] = frozenset()
+    gateways: frozenset[Address] = frozenset()
     """The gateways of its default routes."""
-    servers: frozenset[Address] = frozenset()
+    api_servers: frozenset[Address] = frozenset()
     """The addresses by which the agent reaches the API server."""
 
 
@@ -181,8 +181,8 @@ class Snapshot:
     pools: Mapping[str, IPPool] = field(default_factory=dict)
     blocks: Mapping[str, IPBlock] = field(default_factory=dict)
     reservations: Mapping[str, IPReservation] = field(default_factory=dict)
-    ground: Ground = field(default_factory=Ground)
-    """What this node stands on; empty where nobody has looked."""
+    host_networks: HostNetworks = field(default_factory=HostNetworks)
+    """Networks and addresses of this node itself. Empty where they were not read."""
 
 
 MOMENT = 60.0  # seconds for which podCIDRs are kept, those of a deleted Node too, as it may be created again

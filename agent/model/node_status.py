@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agent.ip import Address, Subnet
-from agent.model.cluster import Ground, Receives
+from agent.model.cluster import HostNetworks, Receives
 from agent.model.network import Network, Uplink
 from agent.model.problem import Problem
 
@@ -41,7 +41,7 @@ class NodeStatus:
     """Networks that pods on this node are on, and whose node state is not in the kernel."""
     away: frozenset[Subnet] = frozenset()
     """Single addresses for which this node has a route to another."""
-    ground: Ground = field(default_factory=Ground)
+    host_networks: HostNetworks = field(default_factory=HostNetworks)
     """What this node stands on."""
     pool_faults: Mapping[str, str] = field(default_factory=dict)
     """What is wrong with IPPools, by their names; those that are right are left out."""

@@ -44,7 +44,9 @@ class Fences:
         self._gateways = not view.network.needs_parent
         """Whether each block needs an address for this node."""
         self._networks = [(local.interface.version, *span(local.interface.network), local) for local in near]
-        self._servers = [(server.version, int(server), server) for server in view.snapshot.ground.servers]
+        self._servers = [
+            (server.version, int(server), server) for server in view.snapshot.host_networks.api_servers
+        ]
         self._routers = [(router.version, int(router), router) for router in view.routers]
         self._ages = {name: node.created for name, node in view.snapshot.nodes.items()}
         ends = ((name, a) for found in underlay.chosen(view).chosen.values() for name, a in found.items())

@@ -12,7 +12,7 @@ from agent.ip import Address
 from agent.kernel import rtnl
 from agent.kernel.netlink import Netlink
 from agent.kernel.rtnl import Link, LinkAddress
-from agent.model.cluster import Ground, Node
+from agent.model.cluster import HostNetworks, Node
 from agent.model.marks import LINK_PREFIX
 from agent.modes.ipip import device as ipip_device
 from agent.modes.underlay import end
@@ -84,7 +84,7 @@ def is_made(link: Link) -> bool:
     )
 
 
-def stands_on(kernel: Kernel, me: Node | None, servers: frozenset[Address] = frozenset()) -> Ground:
+def host_networks_of(kernel: Kernel, me: Node | None, servers: frozenset[Address] = frozenset()) -> HostNetworks:
     """Return what no block of pods' addresses may overlap on this node.
 
     `servers`: the addresses by which the agent reaches the API server. A single address counts only where it is
@@ -97,7 +97,7 @@ def stands_on(kernel: Kernel, me: Node | None, servers: frozenset[Address] = fro
         if local.interface.ip in mine or local.interface.network.num_addresses > 1
     }
     order = sorted(near.items(), key=lambda entry: (entry[0].version, int(entry[0].network_address), entry[1]))
-    return Ground(tuple(order), kernel.routers, servers)
+    return HostNetworks(tuple(order), kernel.routers, servers)
 
 
 def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:

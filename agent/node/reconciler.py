@@ -29,7 +29,7 @@ from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.underlay import announcement
 from agent.node import apply, kernel_state, mode_admission, mode_migration, ready_state_file
 from agent.node.cni_conf_dir import Confs
-from agent.node.kernel_state import stands_on
+from agent.node.kernel_state import host_networks_of
 from agent.node.last_known_nodes import Known, Recall, identity
 from agent.node.route_protocol import RouteMarks
 from agent.objects import bridges
@@ -203,10 +203,13 @@ class Reconciler:
         if read is None:
             return False
         kernel, underlay = read
-        ground = stands_on(kernel, whole.nodes.get(self._node), self._inputs.servers)
-        snapshot, whole = replace(snapshot, ground=ground), replace(whole, ground=ground)
+        host_networks = host_networks_of(kernel, whole.nodes.get(self._node), self._inputs.servers)
+        snapshot, whole = (
+            replace(snapshot, host_networks=host_networks),
+            replace(whole, host_networks=host_networks),
+        )
         claiming = [n for n in networks if not n.hand_made and not self._is_unfit(n)]
-        self._block_controller.want({n: self._blocks_wanted(n) for n in claiming}, ground)
+        self._block_controller.want({n: self._blocks_wanted(n) for n in claiming}, host_networks)
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         options, wrong = self._inputs.bgp.look()
         ipv6 = (self._inputs.sysctls / "ipv6").exists()
@@ -317,7 +320,7 @@ class Reconciler:
             guests=guests,
             away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
             receives=self._receives(),
-            ground=snapshot.ground,
+            host_networks=snapshot.host_networks,
             pool_faults={
                 **missing_block.starved(snapshot, networks, self._node),
                 **self._faults.look(snapshot, networks),

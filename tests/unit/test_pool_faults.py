@@ -12,17 +12,17 @@ from agent.cli import servers
 from agent.ip import Subnet
 from agent.ipam import pool_faults
 from agent.model import special_addresses
-from agent.model.cluster import Ground, IPBlock, IPPool, Node, Snapshot
+from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
 from agent.modes.base import View
 from agent.modes.registry import BUILT_IN
 from agent.node import kernel_state
 from agent.objects.state import LocalAddress
 from tests.networks import network_of
 
-GROUND = Ground(
-    networks=((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
-    routers=frozenset({ipaddress.ip_address("172.18.0.254")}),
-    servers=frozenset({ipaddress.ip_address("10.96.0.1")}),
+HOST_NETWORKS = HostNetworks(
+    interfaces=((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
+    gateways=frozenset({ipaddress.ip_address("172.18.0.254")}),
+    api_servers=frozenset({ipaddress.ip_address("10.96.0.1")}),
 )
 NODES = (
     Node("near", (ipaddress.ip_address("172.18.0.1"),), (ipaddress.ip_network("10.244.1.0/24"),)),
@@ -39,9 +39,15 @@ def pool(name: str, cidr: str) -> IPPool:
     return IPPool(name, net(cidr), net(cidr).max_prefixlen - 4)
 
 
-def cluster(*pools: IPPool, blocks: tuple[IPBlock, ...] = (), ground: Ground = GROUND) -> Snapshot:
+def cluster(
+    *pools: IPPool, blocks: tuple[IPBlock, ...] = (), host_networks: HostNetworks = HOST_NETWORKS
+) -> Snapshot:
     return Snapshot(
-        True, {n.name: n for n in NODES}, {p.name: p for p in pools}, {b.name: b for b in blocks}, ground=ground
+        True,
+        {n.name: n for n in NODES},
+        {p.name: p for p in pools},
+        {b.name: b for b in blocks},
+        host_networks=host_networks,
     )
 
 
@@ -98,14 +104,14 @@ def test_what_is_known_is_looked_at_again_after_a_change() -> None:
     assert known.look(replace(first, pools={}), []) == {}
     assert known.look(first, []) == found
     assert known.look(replace(first, nodes={}), []) == {}
-    assert known.look(replace(first, ground=replace(GROUND, servers=frozenset(NODES[1].addresses))), []) == {
-        "p": "it contains 192.0.2.7, an address of the Kubernetes API server"
-    }
+    assert known.look(
+        replace(first, host_networks=replace(HOST_NETWORKS, api_servers=frozenset(NODES[1].addresses))), []
+    ) == {"p": "it contains 192.0.2.7, an address of the Kubernetes API server"}
 
 
 def test_nothing_is_wrong_where_nobody_has_looked() -> None:
     assert pool_faults.faults(Snapshot()) == {}
-    assert pool_faults.faults(cluster(pool("p", "172.16.0.0/12"), ground=Ground())) == {
+    assert pool_faults.faults(cluster(pool("p", "172.16.0.0/12"), host_networks=HostNetworks())) == {
         "p": "it contains 172.18.0.1, the InternalIP of node near"
     }
 
@@ -131,12 +137,12 @@ def test_the_ground_is_what_the_kernel_has() -> None:
         LocalAddress("lo", 1500, ipaddress.ip_interface("192.0.2.7/32"), behind=True),
     )
     kernel = kernel_state.Kernel([], [], local, frozenset({ipaddress.ip_address("172.18.0.254")}))
-    found = kernel_state.stands_on(kernel, NODES[1], frozenset({ipaddress.ip_address("10.96.0.1")}))
-    assert found.networks == (
+    found = kernel_state.host_networks_of(kernel, NODES[1], frozenset({ipaddress.ip_address("10.96.0.1")}))
+    assert found.interfaces == (
         (net("172.18.0.0/16"), "172.18.0.1/16 of eth0"),
         (net("192.0.2.7/32"), "192.0.2.7/32 of lo"),
     )
-    assert (found.routers, found.servers) == (GROUND.routers, GROUND.servers)
+    assert (found.gateways, found.api_servers) == (HOST_NETWORKS.gateways, HOST_NETWORKS.api_servers)
 
 
 def test_the_address_of_the_api_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

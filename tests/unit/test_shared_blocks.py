@@ -15,7 +15,7 @@ from agent.ipam import blocks, missing_block
 from agent.ipam.reservations.claims import ClaimContext, ReservationClaims
 from agent.ipam.reservations.pod_annotations import AddressAnnotations
 from agent.model import special_addresses
-from agent.model.cluster import Ground, IPBlock, IPPool, Node, Snapshot
+from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
@@ -28,7 +28,7 @@ from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
 ETH0 = LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16"))
-GROUND = Ground(
+HOST_NETWORKS = HostNetworks(
     ((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
     frozenset({ipaddress.ip_address("203.0.113.254")}),
     frozenset({ipaddress.ip_address("10.96.0.1")}),
@@ -57,10 +57,12 @@ def cluster(
     *pools: IPPool,
     claimed: tuple[IPBlock, ...] = (),
     nodes: tuple[Node, ...] = (node("one", 1), node("two", 2)),
-    ground: Ground = GROUND,
+    host_networks: HostNetworks = HOST_NETWORKS,
 ) -> Snapshot:
     by_name = {b.name: b for b in claimed}
-    return Snapshot(True, {n.name: n for n in nodes}, {p.name: p for p in pools}, by_name, ground=ground)
+    return Snapshot(
+        True, {n.name: n for n in nodes}, {p.name: p for p in pools}, by_name, host_networks=host_networks
+    )
 
 
 PODS, NEAR, AWAY = (
@@ -167,8 +169,8 @@ def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
     for network in (network_of("testcni"), network_of("testcni", subnet=net("10.96.0.0/16"))):
         assert [*blocks.candidates(snapshot, network, "one")] == []
     assert [*blocks.candidates(cluster(), network_of("testcni", subnet=net("10.96.0.0/16")), "one")] == []
-    vip = replace(GROUND, servers=frozenset({ipaddress.ip_address("172.18.200.5")}))
-    assert len([*blocks.candidates(cluster(NEAR, ground=vip), LAN, "one")]) == 16, "there it is one address"
+    vip = replace(HOST_NETWORKS, api_servers=frozenset({ipaddress.ip_address("172.18.200.5")}))
+    assert len([*blocks.candidates(cluster(NEAR, host_networks=vip), LAN, "one")]) == 16, "there it is one address"
 
 
 @pytest.mark.parametrize(
@@ -264,9 +266,12 @@ def test_a_node_that_claims_reports_what_is_wrong_with_its_pools() -> None:
 def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
     pools: tuple[IPPool, ...], says: str, tmp_path: Path
 ) -> None:
-    seen = cluster(*pools, nodes=(node("one", 1, "10.244.1.0/24"),), ground=Ground())
+    seen = cluster(*pools, nodes=(node("one", 1, "10.244.1.0/24"),), host_networks=HostNetworks())
     known = ClaimContext(
-        "one", Observable(seen), Observable(NodeStatus(synced=True, ground=GROUND)), Observable(frozenset())
+        "one",
+        Observable(seen),
+        Observable(NodeStatus(synced=True, host_networks=HOST_NETWORKS)),
+        Observable(frozenset()),
     )
     stays = ReservationClaims(Folder(tmp_path), known, 0)
     wish = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))

@@ -51,7 +51,7 @@ class AddressPlacement:
 
     def seen(self) -> Snapshot:
         """Return the cluster as last seen, with what this node stands on."""
-        return replace(self.snapshot.get(), ground=self.status.get().ground)
+        return replace(self.snapshot.get(), host_networks=self.status.get().host_networks)
 
     def _misplaced(self, address: Address, network: Network) -> CniError | None:
         """Why no pod of the network may have an address; None: it may."""

@@ -295,7 +295,7 @@ def _via_host(view: View) -> tuple[Subnet, ...]:
 def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -> frozenset[Address]:
     subnet = view.network.subnet
     known: set[Address] = {address for node in view.snapshot.nodes.values() for address in node.addresses}
-    known.update((*hosts, *view.snapshot.ground.servers))
+    known.update((*hosts, *view.snapshot.host_networks.api_servers))
     if subnet:
         known |= {subnet.network_address, subnet.broadcast_address}
     if gateway:
