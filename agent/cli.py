@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import config
 from agent import log as logs
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.pod_events import PodEventQueue
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
@@ -328,15 +328,15 @@ def datastores(text: str) -> tuple[Datastore, Datastore, Api | None]:
     """
     kind, _, where = text.partition(":")
     if kind == "dir":
-        folder = Folder(Path(where))
+        folder = DirectoryStore(Path(where))
         return folder, folder, None
     # the client costs 30 MiB and 0.3 s: only those who use it pay
     from agent.cluster import api  # noqa: PLC0415
-    from agent.cluster.kubernetes_store import Kubernetes  # noqa: PLC0415
+    from agent.cluster.kubernetes_store import KubernetesStore  # noqa: PLC0415
 
     load = partial(api.from_kubeconfig, Path(where)) if where else api.from_cluster
     server = api.Api(load)
-    return Kubernetes(server), Kubernetes(api.Api(load, ADD_WAITS, WORKERS)), server
+    return KubernetesStore(server), KubernetesStore(api.Api(load, ADD_WAITS, WORKERS)), server
 
 
 def servers(datastore: str) -> frozenset[Address]:

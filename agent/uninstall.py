@@ -37,7 +37,7 @@ def withdraw(conf: AgentConfig) -> Iterator[str]:
     """
     store, _quick, api = datastores(conf.datastore)
     try:
-        store.announce(conf.node, "")
+        store.publish_accepted_modes(conf.node, "")
         yield f"what node {conf.node} receives"
         if not api:
             return

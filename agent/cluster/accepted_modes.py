@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from agent.model.cluster import Receives
+from agent.model.cluster import AcceptedModes
 
 ANNOTATION = "testcni.io/receives"
 
 
-def encode(receives: Receives) -> str:
+def encode(accepted_modes: AcceptedModes) -> str:
     """`NETWORK=MODE,MODE` for each network, with a blank between."""
-    return " ".join(f"{network}={','.join(modes)}" for network, modes in receives)
+    return " ".join(f"{network}={','.join(modes)}" for network, modes in accepted_modes)
 
 
-def decode(text: object) -> Receives:
+def decode(text: object) -> AcceptedModes:
     """Return what `encode` made the text of; words that cannot be understood are ignored."""
     found = {}
     for word in text.split() if isinstance(text, str) else ():

@@ -29,8 +29,8 @@ from agent.cluster.store import (
     StoreError,
     kind_of,
 )
-from agent.kernel.inotify import FolderWatch
-from agent.model.cluster import Node, Receives, Resource
+from agent.kernel.inotify import DirectoryWatch
+from agent.model.cluster import AcceptedModes, Node, Resource
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
@@ -44,7 +44,7 @@ YOUNG = 50_000_000  # ns: a file this fresh may change again without its time sh
 STALLED = 10_000_000_000  # ns: who hasn't written for so long isn't in the middle of it
 
 
-class Folder:
+class DirectoryStore:
     """A Datastore (see agent.cluster.store) over the manifests in a folder."""
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class Folder:
         self._lock = threading.Lock()
         self._files: dict[Path, File] = {}
         self._identity: tuple[int, int] | None = None
-        self._said: dict[str, Receives] = {}
+        self._said: dict[str, AcceptedModes] = {}
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind now. Raises StoreError when the folder can't be read."""
@@ -71,7 +71,7 @@ class Folder:
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
         before = Seen()
-        with closing(FolderWatch(self._path)) as watch:
+        with closing(DirectoryWatch(self._path)) as watch:
             while not stop.is_set():
                 seen = self._scan(watch.busy)
                 if changes := [*between(before, seen)]:
@@ -117,7 +117,7 @@ class Folder:
             except OSError as error:
                 raise StoreError(f"{kind} {name} can't be deleted: {error}") from error
 
-    def announce(self, node: str, text: str) -> None:
+    def publish_accepted_modes(self, node: str, text: str) -> None:
         """A small file beside the manifests, which are their owner's; an empty text removes it."""
         path = self._path / f"{quote(node, safe='')}{RECEIVES}"
         try:
@@ -252,13 +252,13 @@ class Folder:
                 found[key], paths[key] = obj, path
         for key, obj in found.items():
             if isinstance(obj, Node) and (said := self._said.get(obj.name)):
-                found[key] = replace(obj, receives=said)
+                found[key] = replace(obj, accepted_modes=said)
         partial = frozenset(
             str(path) for path, file in self._files.items() if file.partial and path not in doubles
         )
         return Seen(found, paths, self._files, problems, partial, self._identity is not None)
 
-    def _hear(self) -> dict[str, Receives]:
+    def _hear(self) -> dict[str, AcceptedModes]:
         """What nodes have announced. Raises OSError."""
         said = {}
         for path in self._path.glob(f"*{RECEIVES}"):

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Lasts:
+class WatchDuration:
     """How long a watch runs, in seconds.
 
     The server ends it after the time that it is asked for (`timeoutSeconds`, API reference). Nothing else need
@@ -67,19 +67,19 @@ class Lasts:
     """A server that is this much too late hangs."""
 
 
-class Watch:
+class Informer:
     """One kind: what is known of it, and from which resourceVersion on it is to be followed.
 
     `answers` is notified when a server that had not answered does again: the other kinds need not wait any longer.
     """
 
     def __init__(
-        self, api: Api, kind: Kind, answers: threading.Condition | None = None, lasts: Lasts | None = None
+        self, api: Api, kind: Kind, answers: threading.Condition | None = None, lasts: WatchDuration | None = None
     ) -> None:
         self.kind = kind
         self._api = api
         self._answers = answers or threading.Condition()
-        self._lasts = lasts or Lasts()
+        self._lasts = lasts or WatchDuration()
         self._away = False
         self._broke = self._useless = False
         self._server = f"API server, {kind}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.cluster import accepted_modes, listing, objects
 from agent.cluster.api import JSON, METADATA, Api, Request
-from agent.cluster.informer import Lasts, Watch
+from agent.cluster.informer import Informer, WatchDuration
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.store import (
     KINDS,
@@ -24,13 +24,13 @@ from agent.model.cluster import IPBlock, Resource
 MERGE = "application/merge-patch+json"
 
 
-class Kubernetes:
+class KubernetesStore:
     """A Datastore (see agent.cluster.store) over the API server."""
 
-    def __init__(self, api: Api, lasts: Lasts | None = None) -> None:
+    def __init__(self, api: Api, lasts: WatchDuration | None = None) -> None:
         self._api = api
         answers = threading.Condition()
-        self.watches = tuple(Watch(api, kind, answers, lasts) for kind in KINDS)
+        self.watches = tuple(Informer(api, kind, answers, lasts) for kind in KINDS)
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """All objects of a kind that can be used. Raises StoreError."""
@@ -57,7 +57,7 @@ class Kubernetes:
             with one_at_a_time:
                 deliver(changes)
 
-        def follow(watch: Watch) -> None:
+        def follow(watch: Informer) -> None:
             try:
                 watch.run(alone, stop)
             except BaseException as error:  # noqa: BLE001  told where this watch was asked for
@@ -92,7 +92,7 @@ class Kubernetes:
         path = listing.path(kind_of(obj), obj.name)
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
 
-    def announce(self, node: str, text: str) -> None:
+    def publish_accepted_modes(self, node: str, text: str) -> None:
         """An annotation of the Node, by its status, which an agent may change; an empty text removes it."""
         body = {"metadata": {"annotations": {accepted_modes.ANNOTATION: text or None}}}
         self._api.ask(Request("PATCH", listing.status_path("Node", node), body=body, content_type=MERGE))

@@ -121,8 +121,8 @@ def to_doc(obj: Resource) -> dict[str, Any]:
             addresses = [{"type": "InternalIP", "address": str(address)} for address in obj.addresses]
             if obj.labels:
                 metadata["labels"] = dict(obj.labels)
-            if obj.receives:
-                metadata["annotations"] = {accepted_modes.ANNOTATION: accepted_modes.encode(obj.receives)}
+            if obj.accepted_modes:
+                metadata["annotations"] = {accepted_modes.ANNOTATION: accepted_modes.encode(obj.accepted_modes)}
             if obj.blocks:
                 spec = {"podCIDR": str(obj.blocks[0]), **spec}
             kind, rest = "Node", {"spec": spec, "status": {"addresses": addresses}}

@@ -141,7 +141,7 @@ class Datastore(Protocol):
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         """Delete the object; NotFoundError when there is none, ConflictError when it is not the `known` one."""
 
-    def announce(self, node: str, text: str) -> None:
+    def publish_accepted_modes(self, node: str, text: str) -> None:
         """Say of a node what it receives (agent.cluster.accepted_modes), beside what its Node object holds.
 
         An empty text removes what was said.

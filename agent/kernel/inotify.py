@@ -25,7 +25,7 @@ BLIND = 1.0  # seconds between looks at a folder that can't be watched
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class FolderWatch:
+class DirectoryWatch:
     """Changes of the files of one folder, which may come and go; for one thread.
 
     Where the kernel grants no watch (its limits are per user), every second counts as a change.

@@ -13,7 +13,7 @@ from agent.model.usage import PoolStatus
 API_VERSION = "testcni.io/v1"
 
 
-Receives = tuple[tuple[str, tuple[str, ...]], ...]
+AcceptedModes = tuple[tuple[str, tuple[str, ...]], ...]
 """By the name of a network the modes in which a node takes packets for pods now; that of its conf first.
 
 A network of ipvlan or macvlan has its mode alone: pods are reached past the node.
@@ -33,7 +33,7 @@ class Node:
     blocks: tuple[Subnet, ...] = ()
     resource_version: str = field(default="", compare=False)
     labels: tuple[tuple[str, str], ...] = ()
-    receives: Receives = ()
+    accepted_modes: AcceptedModes = ()
     created: str = field(default="", compare=False)
     """When its object was created, in a form that sorts by time; empty: nobody says."""
     unavailable: bool = False
@@ -41,7 +41,7 @@ class Node:
 
     def announced(self, network: str) -> tuple[str, ...]:
         """All modes that it has announced for a network; none: it does not say."""
-        return dict(self.receives).get(network, ())
+        return dict(self.accepted_modes).get(network, ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agent.ip import Address, Subnet
-from agent.model.cluster import HostNetworks, Receives
+from agent.model.cluster import AcceptedModes, HostNetworks
 from agent.model.network import Network, Uplink
 from agent.model.problem import Problem
 
@@ -31,7 +31,7 @@ class NodeStatus:
     programmed: int = 0
     """How many of them are in the kernel."""
     problems: tuple[Problem, ...] = ()
-    receives: Receives = ()
+    accepted_modes: AcceptedModes = ()
     """What peers are to be told."""
     guests: frozenset[Subnet] = frozenset()
     """Addresses of this node's pods that are in none of its blocks, and for which its state is in the kernel."""

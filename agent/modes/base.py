@@ -66,7 +66,7 @@ class View:
     """Reserved addresses of this network's pods here, guests or at home: wherever they were, they are here now."""
     strays: frozenset[Address] = frozenset()
     """Addresses of the blocks that pods of other modes here have, while the mode is being changed."""
-    receives: tuple[str, ...] = ()
+    accepted_modes: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
     ends: Ends | None = None
     """Where each node of the snapshot is; None: to be chosen yet."""
@@ -82,7 +82,7 @@ class View:
     @property
     def modes(self) -> tuple[str, ...]:
         """Modes in which packets of the network may be sent here."""
-        return self.receives or (self.network.mode,)
+        return self.accepted_modes or (self.network.mode,)
 
 
 class Wired(TypedDict):

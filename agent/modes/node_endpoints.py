@@ -70,7 +70,7 @@ def choose(nodes: Mapping[str, Node]) -> Ends:
 
 def announced(node: Node) -> tuple[str, ...]:
     """What a node says of its own addresses, as text."""
-    return dict(node.receives).get(ENDS, ())
+    return dict(node.accepted_modes).get(ENDS, ())
 
 
 def _addresses(node: Node, version: int) -> list[Address]:

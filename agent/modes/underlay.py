@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.ip import Address, Subnet
-from agent.model.cluster import ENDS, Node, Receives
+from agent.model.cluster import ENDS, AcceptedModes, Node
 from agent.model.problem import Problem
 from agent.modes import node_endpoints
 from agent.modes.base import View
@@ -45,7 +45,7 @@ def home(view: View, known: Ends) -> LocalAddress | None:
     return next((local for local in found if local), None)
 
 
-def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: Ends) -> Receives:
+def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: Ends) -> AcceptedModes:
     """What peers have to be told of this node's addresses: its end, where they would choose another.
 
     So they may, whatever they do now, where it is among the addresses of another node, too.

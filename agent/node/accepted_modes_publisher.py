@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from agent.cluster import accepted_modes
 from agent.cluster.store import Datastore, StoreError
-from agent.model.cluster import ENDS, Receives, Snapshot
+from agent.model.cluster import ENDS, AcceptedModes, Snapshot
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.runtime.observable import Observable
@@ -36,7 +36,7 @@ class AcceptedModesPublisher:
         self._node = node
         self._snapshot = snapshot
         self._status = status
-        self._told: tuple[Receives, float] | None = None
+        self._told: tuple[AcceptedModes, float] | None = None
         self._wake = threading.Event()
         self.pace = pace()
         for source in (snapshot, status):
@@ -54,23 +54,23 @@ class AcceptedModesPublisher:
         """One look; what fails is tried again."""
         status, me = self._status.get(), self._snapshot.get().nodes.get(self._node)
         # without any of these it is not known yet what to announce
-        known = status.receives or status.blocks or status.refused
+        known = status.accepted_modes or status.blocks or status.refused
         if not status.synced or not known or me is None:
             return
-        if me.receives == status.receives:
+        if me.accepted_modes == status.accepted_modes:
             self._problems.publish({})
             return
         now = time.monotonic()
-        if self._told and self._told[0] == status.receives and now < self._told[1] + AGAIN:
+        if self._told and self._told[0] == status.accepted_modes and now < self._told[1] + AGAIN:
             return  # it is not in the snapshot yet
-        self._told = (status.receives, now)
-        text = accepted_modes.encode(status.receives)
+        self._told = (status.accepted_modes, now)
+        text = accepted_modes.encode(status.accepted_modes)
         try:
-            self._store.announce(self._node, text)
+            self._store.publish_accepted_modes(self._node, text)
         except StoreError as error:
             log.warning("peers can't be told that this node receives %s: %s", text, error)
             if any(
-                len(modes) > 1 or network == ENDS for network, modes in status.receives
+                len(modes) > 1 or network == ENDS for network, modes in status.accepted_modes
             ):  # else peers guess right
                 what = f"peers can't be told of the modes {text}: {error}"
                 remedy = "let the agent write there; until then both modes stay in force"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.cni import conflist, netconf
 from agent.errors import UNSEEN_MAC_REMEDY, CniError
-from agent.kernel.inotify import FolderWatch
+from agent.kernel.inotify import DirectoryWatch
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.modes.registry import BUILT_IN, Modes
@@ -178,7 +178,7 @@ class ConfDir:
 
     def _follow(self, folder: Path, stop: threading.Event) -> None:
         """Read all confs after every change of one folder."""
-        with closing(FolderWatch(folder)) as watch:
+        with closing(DirectoryWatch(folder)) as watch:
             while not stop.is_set():
                 self.pace.wait(stop)
                 self.found.update(lambda known: read(self._folder, self._template, known, self._modes))

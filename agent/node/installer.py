@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.cni import conflist
 from agent.errors import CniError
-from agent.kernel.inotify import FolderWatch
+from agent.kernel.inotify import DirectoryWatch
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes.registry import BUILT_IN, Modes
@@ -163,7 +163,7 @@ class Installer:
             return []  # who reads the confs reports it, or there is none yet
 
     def _watch(self, folder: Path, stop: threading.Event) -> None:
-        watch = FolderWatch(folder)
+        watch = DirectoryWatch(folder)
         try:
             while not stop.is_set():
                 if watch.wait(stop, LOOK_AGAIN):

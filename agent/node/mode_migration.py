@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from agent.model.cluster import ENDS, Node, Receives
+from agent.model.cluster import ENDS, AcceptedModes, Node
 from agent.model.network import ModeOptions, Network
 from agent.modes.base import PLAIN
 from agent.modes.registry import Modes
@@ -19,7 +19,7 @@ KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear la
 
 def accepted_modes(
     chosen: Mapping[str, Network], ready: Iterable[Network], leaving: Collection[Network], modes: Modes
-) -> Receives:
+) -> AcceptedModes:
     """Return the modes of each network of the confs in which packets are accepted now, that of the conf first."""
     found: dict[str, set[str]] = {}
     for network in ready:
@@ -45,7 +45,7 @@ def transition_networks(
     """
     path, wanted = modes.routed.path, set()
     for peer in peers:
-        for name, announced in peer.receives:
+        for name, announced in peer.accepted_modes:
             conf, theirs = chosen.get(name), modes.routed.known(announced)
             if not (conf and theirs and conf.options.routed):
                 continue
@@ -82,7 +82,7 @@ class TunnelPorts:
         theirs = {
             port
             for peer in peers
-            for name, accepted in peer.receives
+            for name, accepted in peer.accepted_modes
             for mode in accepted
             if name != ENDS and mode in self._modes
             for port in _options(chosen.get(name), self._modes.options[mode]).tunnel_ports

@@ -16,7 +16,7 @@ from agent.ipam.block_controller import BlockController
 from agent.ipam.idle_blocks import BLOCK_IDLE, IdleBlockReleaser
 from agent.ipam.reservations import rules as reservation_rules
 from agent.kernel import links
-from agent.model.cluster import Receives, Snapshot
+from agent.model.cluster import AcceptedModes, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.network import Network
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, Timings
@@ -83,7 +83,7 @@ class Facts:
     options: BgpOptions | None
     """None: they can't be read, and no BGP session may begin."""
     underlay: Underlay
-    receives: Receives
+    accepted_modes: AcceptedModes
     known: Known
     routers: frozenset[Address]
     ipv6: bool
@@ -125,7 +125,7 @@ class Reconciler:
         self._told: frozenset[Problem] = frozenset()
         self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
         self._faults = pool_faults.PoolFaultCache()
-        self._said: Receives = ()
+        self._said: AcceptedModes = ()
         """What peers have to be told of this node's addresses."""
         self._leaving = mode_migration.Leaving(earlier.blocks)
         self._admitted = mode_admission.Admitted()
@@ -213,7 +213,7 @@ class Reconciler:
         self._said = announcement(whole.nodes.get(self._node), kernel.local, known.ends)
         options, wrong = self._inputs.bgp.look()
         ipv6 = (self._inputs.sysctls / "ipv6").exists()
-        facts = Facts(whole, kernel.local, options, underlay, self._receives(), known, kernel.routers, ipv6)
+        facts = Facts(whole, kernel.local, options, underlay, self._accepted_modes(), known, kernel.routers, ipv6)
         desired = union(self._desired(self._view(facts, network)) for network in networks)
         known_bridges = bridges.as_told(desired.bridges, self._inputs.attachments.told_macs())
         desired = replace(desired, ports=self._tunnel_ports(networks, whole), bridges=known_bridges)
@@ -232,7 +232,7 @@ class Reconciler:
             *done.problems,
         ]
         self._finish(snapshot, networks, desired, done, problems)
-        if self._receives() != facts.receives:
+        if self._accepted_modes() != facts.accepted_modes:
             self._wake.set()  # ways to peers depend on it
         wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
         if self._releaser.look(snapshot, wanted, noted=self._noted):
@@ -319,7 +319,7 @@ class Reconciler:
             programmed=done.routes,
             guests=guests,
             away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
-            receives=self._receives(),
+            accepted_modes=self._accepted_modes(),
             host_networks=snapshot.host_networks,
             pool_faults={
                 **missing_block.starved(snapshot, networks, self._node),
@@ -358,7 +358,7 @@ class Reconciler:
         peers = (node for node in snapshot.nodes.values() if node.name != self._node)
         return self._ports.look(networks, self._admitted.chosen, peers, time.monotonic())
 
-    def _receives(self) -> Receives:
+    def _accepted_modes(self) -> AcceptedModes:
         confs, silent = self._admitted, self._admitted.silent(self._inputs.attachments.networks())
         modes = mode_migration.accepted_modes(
             confs.chosen, self._ready, self._leaving.networks, self._inputs.modes
@@ -422,7 +422,7 @@ class Reconciler:
             guests,
             held,
             strays,
-            self._inputs.modes.routed.known(dict(facts.receives).get(network.name, ())),
+            self._inputs.modes.routed.known(dict(facts.accepted_modes).get(network.name, ())),
             facts.known.ends,
             facts.known.claims,
             self._used(network),

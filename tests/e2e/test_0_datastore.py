@@ -20,7 +20,7 @@ import yaml
 
 from agent.cluster import api
 from agent.cluster.api import Api, ApiError
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, ConflictError, NotFoundError
 from agent.ipam.block_controller import BlockController, ReclaimRules, claim
@@ -46,8 +46,8 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def store(control: ControlPlane) -> Kubernetes:
-    return Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig())))
+def store(control: ControlPlane) -> KubernetesStore:
+    return KubernetesStore(Api(partial(api.from_kubeconfig, control.kubeconfig())))
 
 
 def pool(name: str, cidr: str, size: int | None = None, **more: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_columns_and_short_names(control: ControlPlane) -> None:
     control.kubectl("delete", "pool,block,reservation", "--all")
 
 
-def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
+def test_create_update_delete_and_conflicts(store: KubernetesStore) -> None:
     made = store.create(IPPool("p", ipaddress.ip_network("10.244.0.0/16"), 24))
     assert made.resource_version
     assert store.list("IPPool") == (made,)
@@ -222,7 +222,7 @@ def test_create_update_delete_and_conflicts(store: Kubernetes) -> None:
         store.delete("IPPool", "p")
 
 
-def test_a_reservation_moves_by_its_version_only(store: Kubernetes) -> None:
+def test_a_reservation_moves_by_its_version_only(store: KubernetesStore) -> None:
     who = ("default/web-0", "default/web-0", "one", "testcni")
     mine = IPReservation(ipaddress.ip_address("10.244.3.7"), *who, datetime(2026, 1, 31, 12, tzinfo=UTC))
     made = store.create(mine)
@@ -239,7 +239,7 @@ def test_a_reservation_moves_by_its_version_only(store: Kubernetes) -> None:
         store.get("IPReservation", made.name)
 
 
-def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: Kubernetes) -> None:
+def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: KubernetesStore) -> None:
     control.kubectl("create", "namespace", "shop")
     control.kubectl("annotate", "namespace", "shop", "testcni.io/pool=gold", "other=x")
     control.kubectl("create", "serviceaccount", "default", "-n", "shop")
@@ -256,7 +256,9 @@ def test_the_metadata_of_a_pod_and_its_namespace(control: ControlPlane, store: K
         store.get("Pod", "shop/web-1")
 
 
-def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kubernetes, tmp_path: Path) -> None:
+def test_two_nodes_share_addresses_that_stay(
+    control: ControlPlane, store: KubernetesStore, tmp_path: Path
+) -> None:
     for name, cidr in BLOCKS.items():
         node = {"metadata": {"name": name}, "spec": {"podCIDR": str(cidr)}}
         apply(control, {"apiVersion": "v1", "kind": "Node", **node})
@@ -266,7 +268,7 @@ def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kuber
         spec = {"containers": [{"name": "main", "image": "none"}], "automountServiceAccountToken": False}
         apply(control, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     one, two = (
-        Agent(name, Kubernetes(Api(partial(api.from_kubeconfig, control.kubeconfig()), 10.0)), tmp_path)
+        Agent(name, KubernetesStore(Api(partial(api.from_kubeconfig, control.kubeconfig()), 10.0)), tmp_path)
         for name in BLOCKS
     )
     for agent in (one, two):
@@ -290,7 +292,7 @@ def test_two_nodes_share_addresses_that_stay(control: ControlPlane, store: Kuber
     control.kubectl("delete", "nodes", "--all")
 
 
-def test_a_delete_is_of_the_very_object_that_was_known(store: Kubernetes) -> None:
+def test_a_delete_is_of_the_very_object_that_was_known(store: KubernetesStore) -> None:
     claimed = store.create(IPBlock(ipaddress.ip_network("10.244.3.0/24"), "one", "p"))
     assert isinstance(claimed, IPBlock)
     assert claimed.uid
@@ -305,7 +307,7 @@ def test_a_delete_is_of_the_very_object_that_was_known(store: Kubernetes) -> Non
     store.delete("IPBlock", claimed.name, anew)
 
 
-def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) -> None:
+def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: KubernetesStore) -> None:
     pods = IPPool("p", ipaddress.ip_network("10.244.0.0/24"), 24)
     store.create(pods)
     left = store.create(IPBlock(pods.cidr, "gone", "p"))
@@ -322,7 +324,7 @@ def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: Kubernetes) 
     store.delete("IPPool", "p")
 
 
-def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> None:
+def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: KubernetesStore) -> None:
     pods = IPPool("p", ipaddress.ip_network("10.244.0.0/16"), 24)
     store.create(pods)
     nodes = {f"node{n}": Node(f"node{n}") for n in range(50)}
@@ -344,7 +346,7 @@ def test_fifty_nodes_that_claim_at_once_get_fifty_blocks(store: Kubernetes) -> N
     store.delete("IPPool", "p")
 
 
-def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, store: Kubernetes) -> None:
+def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, store: KubernetesStore) -> None:
     snapshot_cache, stop = SnapshotCache(store), threading.Event()
     thread = threading.Thread(target=snapshot_cache.run, args=(stop,))
     thread.start()
@@ -384,11 +386,11 @@ from pathlib import Path
 from pathlib import Path
 from agent import cli
 from agent.cluster import api
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
-follower = SnapshotCache(Kubernetes(api.Api(partial(api.from_kubeconfig, Path(sys.argv[1])))))
-threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
-while len(follower.snapshot.get().nodes) < 5000 or not follower.snapshot.get().synced: time.sleep(0.1)
+cache = SnapshotCache(KubernetesStore(api.Api(partial(api.from_kubeconfig, Path(sys.argv[1])))))
+threading.Thread(target=cache.run, args=(threading.Event(),), daemon=True).start()
+while len(cache.snapshot.get().nodes) < 5000 or not cache.snapshot.get().synced: time.sleep(0.1)
 time.sleep(1)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

@@ -18,7 +18,7 @@ import yaml
 
 from agent.cluster import api, node_condition
 from agent.cluster.api import Api, ApiError, Request
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.node_condition import STRATEGIC
 from agent.cluster.node_events import event
 from agent.cluster.store import StoreError
@@ -58,7 +58,7 @@ def wait_for_policies(control: ControlPlane) -> None:
 
     def are_refused() -> bool:
         for attempt in (
-            lambda: agent.announce(TWO, "x=vxlan"),
+            lambda: agent.publish_accepted_modes(TWO, "x=vxlan"),
             lambda: agent.create(block("10.9.1.0/24", TWO)),
             lambda: agent.create(held("10.244.2.99", ONE)),
         ):
@@ -69,7 +69,7 @@ def wait_for_policies(control: ControlPlane) -> None:
     eventually(partial(holds, are_refused), 60)
 
 
-def succeeds(agent: Kubernetes) -> bool:
+def succeeds(agent: KubernetesStore) -> bool:
     made = agent.create(block("10.9.0.0/24", ONE))
     agent.delete("IPBlock", made.name)
     return True
@@ -106,17 +106,17 @@ def server_of(kubeconfig: Path) -> Api:
     return Api(partial(api.from_kubeconfig, kubeconfig), 10.0)
 
 
-def store_of(kubeconfig: Path) -> Kubernetes:
-    return Kubernetes(server_of(kubeconfig))
+def store_of(kubeconfig: Path) -> KubernetesStore:
+    return KubernetesStore(server_of(kubeconfig))
 
 
 @pytest.fixture(scope="module")
-def admin(control: ControlPlane) -> Kubernetes:
+def admin(control: ControlPlane) -> KubernetesStore:
     return store_of(control.kubeconfig())
 
 
 @pytest.fixture(scope="module")
-def thief(control: ControlPlane) -> Kubernetes:
+def thief(control: ControlPlane) -> KubernetesStore:
     """Who has the token of node one's agent."""
     return store_of(stolen(control, ONE))
 
@@ -142,7 +142,9 @@ def tidy(control: ControlPlane) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_stolen_token_can_not_touch_blocks_of_other_nodes(admin: Kubernetes, thief: Kubernetes) -> None:
+def test_a_stolen_token_can_not_touch_blocks_of_other_nodes(
+    admin: KubernetesStore, thief: KubernetesStore
+) -> None:
     is_refused(lambda: thief.create(block("10.8.2.0/24", TWO)), "its own node only")
     theirs, gone = admin.create(block("10.8.2.0/24", TWO)), admin.create(block("10.8.9.0/24", "gone"))
     is_refused(lambda: thief.delete("IPBlock", theirs.name, theirs), f"belongs to node {TWO}")
@@ -155,7 +157,9 @@ def test_a_stolen_token_can_not_touch_blocks_of_other_nodes(admin: Kubernetes, t
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_stolen_token_can_not_take_addresses_of_other_nodes(admin: Kubernetes, thief: Kubernetes) -> None:
+def test_a_stolen_token_can_not_take_addresses_of_other_nodes(
+    admin: KubernetesStore, thief: KubernetesStore
+) -> None:
     is_refused(lambda: thief.create(held("10.244.2.7", TWO)), "its own node only")
     is_refused(lambda: thief.create(held("10.244.2.7", ONE)), "has to be asked")
     admin.create(block("10.8.2.0/24", TWO))
@@ -172,7 +176,7 @@ def test_a_stolen_token_can_not_take_addresses_of_other_nodes(admin: Kubernetes,
     is_refused(lambda: thief.update(replace(itself, asks="")), "has to be asked")
 
 
-def overlap_refused(thief: Kubernetes) -> bool:
+def overlap_refused(thief: KubernetesStore) -> bool:
     """Once the policy's informer has the block."""
     try:
         made = thief.create(block("10.8.2.0/25", ONE))
@@ -182,7 +186,7 @@ def overlap_refused(thief: Kubernetes) -> bool:
     return False
 
 
-def holds_refused(thief: Kubernetes) -> bool:
+def holds_refused(thief: KubernetesStore) -> bool:
     try:
         made = thief.create(held("10.8.2.7", ONE))
     except ApiError as error:
@@ -192,7 +196,9 @@ def holds_refused(thief: Kubernetes) -> bool:
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_stolen_token_can_not_change_reservations_of_other_nodes(admin: Kubernetes, thief: Kubernetes) -> None:
+def test_a_stolen_token_can_not_change_reservations_of_other_nodes(
+    admin: KubernetesStore, thief: KubernetesStore
+) -> None:
     theirs = admin.create(held("10.244.2.5", TWO))
     assert isinstance(theirs, IPReservation)
     for changed, words in (
@@ -209,7 +215,7 @@ def test_a_stolen_token_can_not_change_reservations_of_other_nodes(admin: Kubern
 
 
 @pytest.mark.usefixtures("tidy")
-def test_an_agent_releases_answers_and_inherits(admin: Kubernetes, thief: Kubernetes) -> None:
+def test_an_agent_releases_answers_and_inherits(admin: KubernetesStore, thief: KubernetesStore) -> None:
     mine = thief.create(held("10.244.1.5", ONE))
     assert isinstance(mine, IPReservation)
     released = thief.update(replace(mine, released=NOW))
@@ -234,7 +240,7 @@ def test_an_agent_releases_answers_and_inherits(admin: Kubernetes, thief: Kubern
 
 @pytest.mark.usefixtures("tidy")
 def test_what_a_person_reserved_is_for_its_owner_and_for_a_person_to_delete(
-    control: ControlPlane, admin: Kubernetes, thief: Kubernetes
+    control: ControlPlane, admin: KubernetesStore, thief: KubernetesStore
 ) -> None:
     ahead = admin.create(IPReservation(ipaddress.ip_address("10.244.1.30"), "shop/web-0"))
     far = admin.create(IPReservation(ipaddress.ip_address("10.244.2.30"), "shop/Deployment/web"))
@@ -268,7 +274,7 @@ def test_what_a_person_reserved_is_for_its_owner_and_for_a_person_to_delete(
 
 @pytest.mark.usefixtures("tidy")
 def test_what_is_kept_while_a_pod_has_it_is_answered_by_new_and_old_agents(
-    admin: Kubernetes, thief: Kubernetes
+    admin: KubernetesStore, thief: KubernetesStore
 ) -> None:
     # an agent that does not know `keep` leaves it out
     answers: tuple[dict[str, Any], ...] = ({"asks": ""}, {"asks": "", "keep": ""})
@@ -290,8 +296,8 @@ def patch(server: Api, node: str, body: object, content_type: str = STRATEGIC) -
 
 def test_a_stolen_token_changes_one_condition_and_one_annotation_of_one_node(control: ControlPlane) -> None:
     server = server_of(stolen(control, ONE))
-    thief = Kubernetes(server)
-    thief.announce(ONE, "testcni=vxlan")
+    thief = KubernetesStore(server)
+    thief.publish_accepted_modes(ONE, "testcni=vxlan")
     patch(server, ONE, {"status": {"conditions": [CONDITION]}})
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"status": {"conditions": [{**CONDITION, "status": "True"}]}}, "only to False"),
@@ -310,7 +316,7 @@ def test_a_stolen_token_changes_one_condition_and_one_annotation_of_one_node(con
     for body, words in refused:
         is_refused(partial(patch, server, ONE, body), words)
     is_refused(lambda: patch(server, TWO, {"status": {"conditions": [CONDITION]}}), "its own Node only")
-    is_refused(lambda: thief.announce(TWO, "testcni=host-gw"), "its own Node only")
+    is_refused(lambda: thief.publish_accepted_modes(TWO, "testcni=host-gw"), "its own Node only")
     node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
     assert node["metadata"]["annotations"]["testcni.io/receives"] == "testcni=vxlan"
     states = {c["type"]: c["status"] for c in node["status"]["conditions"]}
@@ -330,10 +336,10 @@ def test_a_stolen_token_speaks_for_its_own_node_only(control: ControlPlane) -> N
 
 def test_a_token_that_names_no_node_writes_nothing(control: ControlPlane) -> None:
     server = server_of(stolen(control, None))
-    nobody = Kubernetes(server)
+    nobody = KubernetesStore(server)
     is_refused(lambda: nobody.create(block("10.8.1.0/24", ONE)), "names no node")
     is_refused(lambda: nobody.create(held("10.244.1.5", ONE)), "names no node")
-    is_refused(lambda: nobody.announce(ONE, "x=vxlan"), "its own Node only")
+    is_refused(lambda: nobody.publish_accepted_modes(ONE, "x=vxlan"), "its own Node only")
     assert {node.name for node in nobody.list("Node")} == set(NODES)
 
 
@@ -367,7 +373,7 @@ def test_the_clean_up_removes_one_condition_and_one_annotation_of_one_node(contr
     control.kubectl("apply", "-f", str(CLEANUP))
     agent = server_of(stolen(control, ONE))
     server = server_of(stolen(control, ONE, "kube-system", "testcni-cleanup"))
-    cleanup = Kubernetes(server)
+    cleanup = KubernetesStore(server)
 
     def is_in_force() -> bool:
         try:
@@ -378,7 +384,7 @@ def test_the_clean_up_removes_one_condition_and_one_annotation_of_one_node(contr
 
     eventually(is_in_force, 60)
     node_condition.clear(agent, ONE)
-    Kubernetes(agent).announce(ONE, "testcni=vxlan")
+    KubernetesStore(agent).publish_accepted_modes(ONE, "testcni=vxlan")
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"status": {"conditions": [{**CONDITION, "message": "x"}]}}, "changes no other"),
         ({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}}, "changes no other"),
@@ -388,10 +394,10 @@ def test_the_clean_up_removes_one_condition_and_one_annotation_of_one_node(contr
     )
     for body, words in refused:
         is_refused(partial(patch, server, ONE, body), words)
-    is_refused(lambda: cleanup.announce(ONE, "testcni=host-gw"), "changes no other")
-    is_refused(lambda: cleanup.announce(TWO, ""), "its own Node only")
+    is_refused(lambda: cleanup.publish_accepted_modes(ONE, "testcni=host-gw"), "changes no other")
+    is_refused(lambda: cleanup.publish_accepted_modes(TWO, ""), "its own Node only")
     for is_there in (True, False):
-        cleanup.announce(ONE, "")
+        cleanup.publish_accepted_modes(ONE, "")
         assert node_condition.remove(server, ONE) == is_there
     node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
     assert "testcni.io/receives" not in node["metadata"].get("annotations", {})

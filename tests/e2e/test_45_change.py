@@ -22,7 +22,7 @@ HEARD_WITHIN = 150.0  # seconds: kubelet brings a ConfigMap to its pods about on
 GONE_WITHIN = 90.0  # seconds: the next comparison, the grace, and what API server and kubelet take
 
 
-def receives(cluster: Cluster) -> list[str]:
+def accepted_modes(cluster: Cluster) -> list[str]:
     """What each node says of itself."""
     return [n["metadata"].get("annotations", {}).get("testcni.io/receives", "") for n in cluster.get("nodes")]
 
@@ -55,7 +55,7 @@ def placed(cluster: Cluster, name: str, nodes: list[ClusterNode]) -> list[dict[s
 
 
 def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: ClusterNode) -> None:
-    eventually(lambda: set(receives(cluster)) == {f"testcni={DEFAULT}"}, 30)
+    eventually(lambda: set(accepted_modes(cluster)) == {f"testcni={DEFAULT}"}, 30)
     cluster.apply(ends(one.name, two.name))
     (echo,), (sender,) = cluster.running("app=echo", 1), cluster.running("app=sender", 1)
     old = placed(cluster, "old", cluster.nodes)
@@ -64,7 +64,7 @@ def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: Clus
     overlay(cluster, NEW)
     eventually(lambda: conflists(cluster) == {NEW}, HEARD_WITHIN)
     print(f"{DEFAULT} to {NEW}: {time.monotonic() - began:.1f} s until all nodes have the new conflist")
-    eventually(lambda: set(receives(cluster)) == {f"testcni={NEW},{DEFAULT}"}, 10)
+    eventually(lambda: set(accepted_modes(cluster)) == {f"testcni={NEW},{DEFAULT}"}, 10)
     new = placed(cluster, "new", cluster.nodes)
     meet(cluster, *old, *new)
     sent, got = flow.counts()
@@ -81,7 +81,7 @@ def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: Clus
     assert got == sent
     for gone in new:
         cluster.kubectl("delete", "pod", gone["metadata"]["name"], "--grace-period=1")
-    eventually(lambda: set(receives(cluster)) == {f"testcni={DEFAULT}"}, GONE_WITHIN)
+    eventually(lambda: set(accepted_modes(cluster)) == {f"testcni={DEFAULT}"}, GONE_WITHIN)
     eventually(lambda: not any("testcni-vxlan" in n.state()["links"] for n in cluster.nodes), GONE_WITHIN)
     meet(cluster, *old, *last)
 
@@ -94,7 +94,7 @@ def test_host_gw_to_vxlan_and_back(cluster: Cluster, one: ClusterNode, two: Clus
     page = cluster.node_of(refused[0]).machine.exec("curl", "-s", "http://127.0.0.1:9480/readyz").stdout
     assert "network testcni (macvlan) is not prepared" in page
     assert "the old conflist stays in force: pods on this node are in the mode host-gw" in page
-    assert (conflists(cluster), set(receives(cluster))) == ({DEFAULT}, {f"testcni={DEFAULT}"})
+    assert (conflists(cluster), set(accepted_modes(cluster))) == ({DEFAULT}, {f"testcni={DEFAULT}"})
     later = placed(cluster, "later", cluster.nodes)
     meet(cluster, *old, *later)
     overlay(cluster, DEFAULT)

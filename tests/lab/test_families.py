@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.errors import Code
 from agent.model.cluster import IPBlock
 from tests.lab.lab import Lab, LabNode, Pod, lab
@@ -40,7 +40,7 @@ def pools_of(conf: dict[str, Any], **pools: dict[str, Any]) -> Iterator[Lab]:
 
 
 def blocks(it: Lab, version: int) -> list[str]:
-    found = (b.cidr for b in Folder(it.datastore).list("IPBlock") if isinstance(b, IPBlock))
+    found = (b.cidr for b in DirectoryStore(it.datastore).list("IPBlock") if isinstance(b, IPBlock))
     return sorted(str(cidr) for cidr in found if cidr.version == version)
 
 

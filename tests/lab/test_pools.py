@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.errors import Code
 from agent.model.cluster import IPBlock
 from tests.lab import matrix
@@ -46,7 +46,7 @@ def put_pool(it: Lab, **spec: Any) -> None:
 
 def owners(it: Lab) -> dict[str, str]:
     """Blocks and the nodes that have claimed them."""
-    return {str(b.cidr): b.node for b in Folder(it.datastore).list("IPBlock") if isinstance(b, IPBlock)}
+    return {str(b.cidr): b.node for b in DirectoryStore(it.datastore).list("IPBlock") if isinstance(b, IPBlock)}
 
 
 def next_pod(turn: int, node: LabNode) -> None:

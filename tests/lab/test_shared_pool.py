@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.model.cluster import IPBlock
 from tests.lab.lab import Lab, LabNode, Pod, lab
 from tests.lab.paths import lacks
@@ -82,7 +82,7 @@ def test_a_pool_of_what_is_not_for_pods_is_reported_and_not_claimed(what: str) -
 
 def blocks(it: Lab) -> dict[str, tuple[str, bool]]:
     """The pool of each claimed block, and whether it is shared."""
-    found = Folder(it.datastore).list("IPBlock")
+    found = DirectoryStore(it.datastore).list("IPBlock")
     return {str(b.cidr): (b.pool, b.shared) for b in found if isinstance(b, IPBlock)}
 
 

@@ -150,7 +150,7 @@ class NoStore:
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
         raise NotImplementedError(kind)
 
-    def announce(self, node: str, text: str) -> None:
+    def publish_accepted_modes(self, node: str, text: str) -> None:
         raise NotImplementedError(node, text)
 
 

@@ -28,13 +28,13 @@ def test_it_is_refused_while_pods_are_there_and_comes_when_they_are_gone(tmp_pat
     host, pod, late = Host(tmp_path), Pod("a"), Pod("b")
     status = host.reconciler.status
     host.confs.publish(WITH_OLD)
-    eventually(lambda: status.get().receives == (("testcni", (HOST_GW,)),))
+    eventually(lambda: status.get().accepted_modes == (("testcni", (HOST_GW,)),))
     assert "code" not in host.add(pod)
     host.confs.publish(WITH_NEW)
     eventually(lambda: status.get().refused == {"testcni"})
     host.looked()
     now = status.get()
-    assert (set(now.blocks), now.receives) == ({OLD}, (("testcni", (HOST_GW,)),))
+    assert (set(now.blocks), now.accepted_modes) == ({OLD}, (("testcni", (HOST_GW,)),))
     (problem,) = now.problems
     assert "the mode macvlan is refused, and the old conflist stays in force: pods on this node" in problem.what
     assert health.ready(now, host.confs.get(), None).status == 503
@@ -44,7 +44,7 @@ def test_it_is_refused_while_pods_are_there_and_comes_when_they_are_gone(tmp_pat
     eventually(lambda: NEW in status.get().blocks)
     assert status.get().problems == ()
     host.confs.publish(INSTALLED)
-    eventually(lambda: status.get().receives == (("testcni", ("macvlan",)),))
+    eventually(lambda: status.get().accepted_modes == (("testcni", ("macvlan",)),))
     assert health.ready(status.get(), INSTALLED, None).status == 200
     assert "code" not in host.add(pod, MACVLAN)
     with pytest.raises(CniError, match="the mode vxlan is refused"):
@@ -57,16 +57,16 @@ def test_it_is_refused_while_pods_are_there_and_comes_when_they_are_gone(tmp_pat
 def test_a_node_that_waits_for_others_only_is_silent(tmp_path: Path) -> None:
     host = Host(tmp_path)
     status = host.reconciler.status
-    host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),), receives=(("testcni", (VXLAN,)),)))
+    host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),), accepted_modes=(("testcni", (VXLAN,)),)))
     host.confs.publish(WITH_OLD)
-    eventually(lambda: status.get().receives == (("testcni", (HOST_GW,)),))
+    eventually(lambda: status.get().accepted_modes == (("testcni", (HOST_GW,)),))
     host.confs.publish(WITH_NEW)
-    eventually(lambda: status.get().refused == {"testcni"} and status.get().receives == ())
+    eventually(lambda: status.get().refused == {"testcni"} and status.get().accepted_modes == ())
     assert "node two announces the mode vxlan" in str(status.get().problems)
     host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),)))
     eventually(lambda: NEW in status.get().blocks)
     host.confs.publish(INSTALLED)
-    eventually(lambda: status.get().receives == (("testcni", ("macvlan",)),))
+    eventually(lambda: status.get().accepted_modes == (("testcni", ("macvlan",)),))
     host.close()
 
 

@@ -84,7 +84,7 @@ def ready(tmp_path: Path, way: str, **more: Any) -> Slave:
     host = Host(tmp_path, conf=conf)
     network = netconf.parse(conf).network
     host.confs.publish(Confs(frozenset({network}), chosen={network.name: network}))
-    host.put(Node("two", (ip(PEER),), (net("10.244.2.0/24"),), receives=(("pods", (VXLAN,)),)))
+    host.put(Node("two", (ip(PEER),), (net("10.244.2.0/24"),), accepted_modes=(("pods", (VXLAN,)),)))
     for address in (PEER, FAR):
         command("ip", "neigh", "replace", address, "lladdr", PEER_MAC, "dev", "eth0", "nud", "permanent")
     command("ip", "route", "add", f"{FAR}/32", "dev", "eth0")

@@ -32,7 +32,7 @@ SENDER = "0a:76:78:6c:61:6e"
 
 
 def peer(name: str, block: str, *addresses: str, modes: tuple[str, ...] = (VXLAN,)) -> Node:
-    return Node(name, tuple(map(ip, addresses)), (net(block),), receives=(("testcni", modes),))
+    return Node(name, tuple(map(ip, addresses)), (net(block),), accepted_modes=(("testcni", modes),))
 
 
 @dataclass
@@ -158,6 +158,6 @@ def test_a_third_port_of_tunnels_is_a_problem(tmp_path: Path) -> None:
     chosen = {n: changed(netconf.parse(CONF).network, name=n, port=p) for n, p in (("a", 1111), ("b", 2222))}
     node.host.confs.publish(Confs(frozenset({netconf.parse(CONF).network}), chosen=chosen))
     said = tuple((name, (VXLAN,)) for name in ("a", "b", "c"))
-    node.host.put(replace(peer("two", "10.244.2.0/24", PEER), receives=said))
+    node.host.put(replace(peer("two", "10.244.2.0/24", PEER), accepted_modes=said))
     eventually(lambda: any("UDP port 8472" in str(p) for p in node.host.reconciler.status.get().problems))
     assert [passes(node, port) for port in (1111, 2222, 8472)] == [False, False, True]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
@@ -45,7 +45,7 @@ def text(*objs: Resource) -> str:
     return yaml.safe_dump_all([to_doc(obj) for obj in objs], sort_keys=False)
 
 
-def listed(store: Folder) -> State:
+def listed(store: DirectoryStore) -> State:
     return {(kind, obj.name): obj for kind in KINDS for obj in store.list(kind)}
 
 
@@ -58,7 +58,7 @@ class SnapshotCache:
         self.troubles: dict[str, Problem] = {}
         self.stop = threading.Event()
         self._told = threading.Condition()
-        self.thread = threading.Thread(target=Folder(path).watch, args=(self._deliver, self.stop))
+        self.thread = threading.Thread(target=DirectoryStore(path).watch, args=(self._deliver, self.stop))
 
     def _deliver(self, changes: Sequence[Change]) -> None:
         with self._told:

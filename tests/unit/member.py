@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.store import KINDS, Kind
 from agent.ip import Subnet
 from agent.ipam import blocks
@@ -28,7 +28,7 @@ POOL = IPPool("lan", net("192.0.2.0/27"), 29)  # four blocks
 RULES = ReclaimRules(node_gone=0.0)
 
 
-class Stubborn(Folder):
+class Stubborn(DirectoryStore):
     """A folder whose deletes a test may disturb."""
 
     def __init__(self, path: Path) -> None:
@@ -84,4 +84,4 @@ class Member:
 
 
 def in_store(folder: Path) -> dict[Subnet, str]:
-    return {b.cidr: b.node for b in Folder(folder).list("IPBlock") if isinstance(b, IPBlock)}
+    return {b.cidr: b.node for b in DirectoryStore(folder).list("IPBlock") if isinstance(b, IPBlock)}

@@ -40,7 +40,7 @@ def confs(wanted: str, installed: str | None) -> Confs:
 
 
 def peer(name: str, *modes: str) -> Node:
-    return Node(name, receives=(("net", modes),) if modes else ())
+    return Node(name, accepted_modes=(("net", modes),) if modes else ())
 
 
 def admit(

@@ -40,13 +40,15 @@ LOCAL = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
 def node(number: int, *modes: str) -> Node:
     address, block = f"192.0.2.{number}", f"10.244.{number}.0/24"
     said = (("net", modes),) if modes else ()
-    return Node(f"n{number}", (ipaddress.ip_address(address),), (ipaddress.ip_network(block),), receives=said)
+    return Node(
+        f"n{number}", (ipaddress.ip_address(address),), (ipaddress.ip_network(block),), accepted_modes=said
+    )
 
 
 def view(name: str, mine: tuple[str, ...], *peers: Node) -> View:
     me = node(1, *mine)
     snapshot = Snapshot(synced=True, nodes={n.name: n for n in (me, *peers)})
-    return View(snapshot, "n1", LOCAL, BY[name], me.blocks, receives=mine, routed=BUILT_IN.routed)
+    return View(snapshot, "n1", LOCAL, BY[name], me.blocks, accepted_modes=mine, routed=BUILT_IN.routed)
 
 
 def state(mine: tuple[str, ...], *peers: Node) -> NodeState:
@@ -72,7 +74,7 @@ def test_who_says_nothing_is_as_this_node(name: str) -> None:
     silent = state((name,), node(2), node(3))
     assert silent == state((name,), node(2, name), node(3, name))
     assert (silent.crossing, silent.answering) == (frozenset(), frozenset()), "nothing is changed on the node"
-    alone = BUILT_IN[name].desired(replace(view(name, (), node(2), node(3)), receives=()))
+    alone = BUILT_IN[name].desired(replace(view(name, (), node(2), node(3)), accepted_modes=()))
     assert alone == silent
 
 
@@ -146,7 +148,7 @@ def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
 
     assert look(0, node(2), node(3, HOST_GW), node(4, IPIP)) == ()
     assert look(1, node(2, VXLAN, HOST_GW), node(3, HOST_GW)) == (4790,), "as the conf of the network says"
-    foreign = replace(node(4), receives=(("@", (VXLAN,)), ("other", (VXLAN,))))
+    foreign = replace(node(4), accepted_modes=(("@", (VXLAN,)), ("other", (VXLAN,))))
     assert look(2, node(2, VXLAN), foreign) == (4790, 8472)
     assert ports.ends == []
     assert look(3, foreign, own=changed(BY[VXLAN], port=4791)) == (4791, 8472, 4790), "the node's own first"
@@ -202,7 +204,7 @@ class Store:
         self.told: list[tuple[str, str]] = []
         self.away = False
 
-    def announce(self, node: str, text: str) -> None:
+    def publish_accepted_modes(self, node: str, text: str) -> None:
         if self.away:
             raise StoreError("away")
         self.told.append((node, text))
@@ -214,7 +216,7 @@ def test_peers_are_told_until_the_snapshot_says_so() -> None:
     problems: Observable[Mapping[str, Problem]] = Observable({})
     publisher = AcceptedModesPublisher(as_store(store), "n1", snapshot, status, problems)
     publisher.once()
-    status.publish(NodeStatus(synced=True, receives=(("net", (VXLAN,)),)))
+    status.publish(NodeStatus(synced=True, accepted_modes=(("net", (VXLAN,)),)))
     publisher.once()
     assert store.told == [], "there is no Node to tell it of"
     snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1)}))
@@ -224,7 +226,7 @@ def test_peers_are_told_until_the_snapshot_says_so() -> None:
     snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
     publisher.once()
     store.away = True
-    status.publish(NodeStatus(synced=True, receives=(("net", (VXLAN, HOST_GW)),)))
+    status.publish(NodeStatus(synced=True, accepted_modes=(("net", (VXLAN, HOST_GW)),)))
     publisher.once()
     assert "peers can't be told of the modes net=vxlan,host-gw: away" in str(problems.get()["receives"])
     store.away = False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.store import StoreError
 from agent.ip import Subnet
 from agent.ipam import block_controller
@@ -24,7 +24,7 @@ from tests.unit.member import NETWORK, POOL, Member, in_store, net
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     store.create(POOL)
     for name in ("one", "two"):
         store.create(Node(name))
@@ -215,7 +215,7 @@ def test_what_we_gave_back_is_not_claimed_by_us_before_it_was_seen_to_be_gone(fo
 
 
 def gone(folder: Path, name: str) -> None:
-    Folder(folder).delete("Node", name)
+    DirectoryStore(folder).delete("Node", name)
 
 
 def test_blocks_of_a_node_that_is_gone_for_good_are_taken_where_none_is_left(folder: Path) -> None:
@@ -289,14 +289,14 @@ def test_a_node_that_is_back_though_the_watch_has_not_told_keeps_its_blocks(fold
     two.claim(4)
     gone(folder, "two")
     one.see()
-    Folder(folder).create(Node("two"))
+    DirectoryStore(folder).create(Node("two"))
     assert one.claim(1) == ()
     assert set(in_store(folder).values()) == {"two"}
 
 
 def test_who_frees_a_block_that_another_has_freed_and_a_third_has_claimed_takes_the_next(folder: Path) -> None:
     one, two, three = (Member(folder, name) for name in ("one", "two", "three"))
-    Folder(folder).create(Node("three"))
+    DirectoryStore(folder).create(Node("three"))
     two.claim(4)
     gone(folder, "two")
     one.see()
@@ -315,7 +315,7 @@ def test_who_frees_a_block_that_another_has_freed_and_a_third_has_claimed_takes_
 def test_agents_that_claim_and_give_back_never_share_a_block(folder: Path) -> None:
     names = [f"n{number}" for number in range(12)]  # for four blocks
     for name in names:
-        Folder(folder).create(Node(name))
+        DirectoryStore(folder).create(Node(name))
     held: dict[Subnet, str] = {}
     clash: list[str] = []
     won = 0
@@ -347,14 +347,14 @@ def test_agents_that_claim_and_give_back_never_share_a_block(folder: Path) -> No
 
 
 def test_a_node_with_pod_cidrs_claims_nothing_however_much_it_wants(folder: Path) -> None:
-    Folder(folder).update(replace(node_of(folder), blocks=(net("192.0.2.64/28"),)))
+    DirectoryStore(folder).update(replace(node_of(folder), blocks=(net("192.0.2.64/28"),)))
     one = Member(folder, "one")
     assert one.claim(5) == (net("192.0.2.64/28"),)
     assert in_store(folder) == {}
 
 
 def node_of(folder: Path) -> Node:
-    return next(n for n in Folder(folder).list("Node") if isinstance(n, Node) and n.name == "one")
+    return next(n for n in DirectoryStore(folder).list("Node") if isinstance(n, Node) and n.name == "one")
 
 
 @pytest.fixture(autouse=True)

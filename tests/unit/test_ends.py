@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.cluster import accepted_modes
 from agent.ip import Address, Subnet
-from agent.model.cluster import ENDS, Node, Receives, Snapshot
+from agent.model.cluster import ENDS, AcceptedModes, Node, Snapshot
 from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
 from agent.modes.ipip.options import IPIP
@@ -33,8 +33,8 @@ def ip(text: str) -> Address:
 
 
 def node(number: int, *addresses: str, said: tuple[str, ...] = ()) -> Node:
-    told: Receives = ((ENDS, said),) if said else ()
-    return Node(f"node{number}", tuple(map(ip, addresses)), (net(f"10.244.{number}.0/24"),), receives=told)
+    told: AcceptedModes = ((ENDS, said),) if said else ()
+    return Node(f"node{number}", tuple(map(ip, addresses)), (net(f"10.244.{number}.0/24"),), accepted_modes=told)
 
 
 def local(**devices: str) -> tuple[LocalAddress, ...]:
@@ -131,7 +131,7 @@ def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -
     assert said == ((ENDS, ("172.18.0.1",)),)
     text = accepted_modes.encode((*said, ("net", (VXLAN,))))
     assert accepted_modes.decode(text) == (*said, ("net", (VXLAN,)))
-    told = replace(me, receives=said)
+    told = replace(me, accepted_modes=said)
     again = node_endpoints.choose({"node1": told})
     assert again.of("node1", 4) == ip("172.18.0.1")
     assert underlay.announcement(told, ETH0, again) == said  # it stays as it is
@@ -149,7 +149,7 @@ def settled(real: Mapping[str, str], *nodes: Node) -> Mapping[str, str]:
     for _round in range(2 * len(nodes)):
         known = node_endpoints.choose({n.name: n for n in nodes})
         now = [
-            replace(n, receives=underlay.announcement(n, local(eth0=f"{real[n.name]}/16"), known))
+            replace(n, accepted_modes=underlay.announcement(n, local(eth0=f"{real[n.name]}/16"), known))
             if n.name in real
             else n
             for n in nodes

@@ -14,7 +14,7 @@ import yaml
 
 from agent.cluster import directory_store as folder_module
 from agent.cluster import manifest
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
@@ -41,14 +41,14 @@ def test_lists_what_the_files_hold(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"kind": "List", "items": [to_doc(node("n2", 2))]}))
     for ignored in (".hidden.yaml", "README.md", "x.yaml~", "x.yaml.swp"):
         (tmp_path / ignored).write_text(text(node("ignored")))
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     assert store.list("Node") == (node("n2", 2), node("n1"))
     assert store.list("IPPool") == (POOL,)
     assert store.list("IPBlock") == (block(1),)
 
 
 def test_a_list_shows_every_edit_at_once(tmp_path: Path) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     assert store.list("Node") == ()
     for number in range(1, 30):
         (tmp_path / "n.yaml").write_text(text(node("n", number)))
@@ -60,7 +60,7 @@ def test_an_edit_within_the_clocks_grain_is_seen(tmp_path: Path, monkeypatch: py
     file = tmp_path / "n.yaml"
     file.write_text(text(node("n", 1)))
     stamp = file.stat().st_mtime_ns
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     store.list("Node")
     file.write_text(text(node("n", 2)))
     os.utime(file, ns=(stamp, stamp))
@@ -71,14 +71,14 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatc
     file = tmp_path / "n.yaml"
     file.write_text(text(node("n")))
     os.utime(file, (1, 1))
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     store.list("Node")
     monkeypatch.setattr(Path, "open", lambda *_args: pytest.fail("it was read"))
     assert store.list("Node") == (node("n"),)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    store = Folder(tmp_path / "none")
+    store = DirectoryStore(tmp_path / "none")
     with pytest.raises(StoreError, match="none"):
         store.list("Node")
     with pytest.raises(StoreError, match="none"):
@@ -393,7 +393,7 @@ def test_a_folder_that_vanishes_while_it_is_read(tmp_path: Path, monkeypatch: py
     path.mkdir()
     for name in ("a", "b"):
         (path / f"{name}.yaml").write_text(text(node(name)))
-    store = Folder(path)
+    store = DirectoryStore(path)
     assert len(store.list("Node")) == 2
     real = Path.iterdir
 
@@ -424,5 +424,5 @@ def test_stop_and_errors_of_the_receiver_end_a_watch_and_leave_nothing_open(tmp_
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        Folder(tmp_path).watch(refuse, threading.Event())
+        DirectoryStore(tmp_path).watch(refuse, threading.Event())
     assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -20,7 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from agent.cluster import directory_store
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import to_doc
 from agent.cluster.store import (
     KINDS,
@@ -43,7 +43,7 @@ def names(path: Path) -> list[str]:
 
 
 def test_create(tmp_path: Path) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     made = store.create(block(1))
     assert made == block(1)
     assert made.resource_version
@@ -54,7 +54,7 @@ def test_create(tmp_path: Path) -> None:
 
 
 def test_create_of_what_exists(tmp_path: Path) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     (tmp_path / "all.yaml").write_text(text(POOL, node("n1")))
     (tmp_path / "node-n2.yaml").write_text("a: [")
     for obj in (POOL, node("n1"), node("n2")):
@@ -67,7 +67,7 @@ def test_create_of_what_exists(tmp_path: Path) -> None:
 def test_a_created_object_reaches_the_watches_of_others(tmp_path: Path) -> None:
     with following(tmp_path) as watcher:
         watcher.until(lambda: len(watcher.history) == len(KINDS))
-        made = Folder(tmp_path).create(block(1))
+        made = DirectoryStore(tmp_path).create(block(1))
         watcher.until_names(made.name)
         assert watcher.history[len(KINDS) :] == [Upserted(made)]
 
@@ -75,11 +75,11 @@ def test_a_created_object_reaches_the_watches_of_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_update(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"p.{suffix}").write_text(json.dumps(to_doc(POOL)))
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     (old,) = store.list("IPPool")
     new = store.update(IPPool("pool", POOL.cidr, 26, old.resource_version))
     assert new == IPPool("pool", POOL.cidr, 26)
-    assert Folder(tmp_path).list("IPPool") == (new,)
+    assert DirectoryStore(tmp_path).list("IPPool") == (new,)
     assert names(tmp_path) == [f"p.{suffix}"]
     with pytest.raises(ConflictError):
         store.update(IPPool("pool", POOL.cidr, 28, old.resource_version))
@@ -89,7 +89,7 @@ def test_update(tmp_path: Path, suffix: str) -> None:
 
 
 def test_delete(tmp_path: Path) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     known = store.create(block(1))
     with pytest.raises(ConflictError, match="is another one than was known"):
         store.delete("IPBlock", block(1).name, replace(block(1), node="other"))
@@ -105,7 +105,7 @@ def test_delete(tmp_path: Path) -> None:
 def test_files_of_many_and_bad_files_are_not_ours_to_write(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(text(node("n1"), node("n2")))
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     version = store.list("Node")[0].resource_version
     with pytest.raises(StoreError, match=r"a\.yaml holds other objects"):
         store.update(Node("n1", resource_version=version))
@@ -120,7 +120,7 @@ def test_files_of_many_and_bad_files_are_not_ours_to_write(tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     made = store.create(POOL)
     before = (tmp_path / "ippool-pool.yaml").read_bytes()
 
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 
 def claim(path: Path, start: Any, number: int, won: Any) -> None:
-    store = Folder(path)
+    store = DirectoryStore(path)
     store.list("IPBlock")
     start.wait()
     try:
@@ -158,16 +158,16 @@ def test_of_fifty_processes_one_wins_a_claim(tmp_path: Path) -> None:
     for claimant in claimants:
         claimant.join()
     assert len(winners) == 1
-    assert Folder(tmp_path).list("IPBlock") == (block(1, f"n{winners[0]}"),)
+    assert DirectoryStore(tmp_path).list("IPBlock") == (block(1, f"n{winners[0]}"),)
     assert names(tmp_path) == ["ipblock-10-9-1-0-24.yaml"]
 
 
 def test_of_many_updates_none_is_lost(tmp_path: Path) -> None:
-    Folder(tmp_path).create(IPPool("pool", ipaddress.ip_network("10.0.0.0/8"), 8))
+    DirectoryStore(tmp_path).create(IPPool("pool", ipaddress.ip_network("10.0.0.0/8"), 8))
     start = threading.Barrier(4)
 
     def grow() -> None:
-        store = Folder(tmp_path)
+        store = DirectoryStore(tmp_path)
         start.wait()
         for _ in range(5):
             while True:
@@ -184,7 +184,7 @@ def test_of_many_updates_none_is_lost(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert Folder(tmp_path).list("IPPool") == (IPPool("pool", ipaddress.ip_network("10.0.0.0/8"), 28),)
+    assert DirectoryStore(tmp_path).list("IPPool") == (IPPool("pool", ipaddress.ip_network("10.0.0.0/8"), 28),)
 
 
 # --- any edits whatever
@@ -228,40 +228,42 @@ def test_after_any_edits_what_was_delivered_is_what_is_there(steps: list[tuple[s
         for path in folder.iterdir():  # a bad file's last good state depends on who saw it: mend them
             if path.read_text() == "{":
                 path.write_text(json.dumps(to_doc(node("mended"))))
-        fresh = listed(Folder(folder))
+        fresh = listed(DirectoryStore(folder))
         watcher.until(lambda: len(watcher.history) >= 3 and watcher.state == fresh)
 
 
 def test_what_a_node_announces_is_beside_its_manifest(tmp_path: Path) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     (tmp_path / "nodes.yaml").write_text(text(node("n1"), node("n2", 2)))
     with following(tmp_path) as seen:
         seen.until_names("n1", "n2")
-        store.announce("n1", "net=vxlan,host-gw")
-        seen.until(lambda: getattr(seen.state["Node", "n1"], "receives", ()) == (("net", ("vxlan", "host-gw")),))
-        store.announce("n1", "net=vxlan")
-        seen.until(lambda: getattr(seen.state["Node", "n1"], "receives", ()) == (("net", ("vxlan",)),))
+        store.publish_accepted_modes("n1", "net=vxlan,host-gw")
+        seen.until(
+            lambda: getattr(seen.state["Node", "n1"], "accepted_modes", ()) == (("net", ("vxlan", "host-gw")),)
+        )
+        store.publish_accepted_modes("n1", "net=vxlan")
+        seen.until(lambda: getattr(seen.state["Node", "n1"], "accepted_modes", ()) == (("net", ("vxlan",)),))
         (tmp_path / "n2.receives").write_bytes(b"\xff\xfe")
         for _ in range(2):
-            store.announce("n1", "")
+            store.publish_accepted_modes("n1", "")
         assert not (tmp_path / "n1.receives").exists()
         seen.until(lambda: seen.state["Node", "n1"] == node("n1"))
     assert (tmp_path / "nodes.yaml").read_text() == text(node("n1"), node("n2", 2))
     with pytest.raises(StoreError, match="can't be written"):
-        Folder(tmp_path / "none").announce("n1", "net=vxlan")
+        DirectoryStore(tmp_path / "none").publish_accepted_modes("n1", "net=vxlan")
 
 
 def test_a_node_announces_without_waiting_for_who_reads_what_is_in_the_way(tmp_path: Path) -> None:
     for name in (".n1.receives", ".n1.receives.new", "n1.receives"):
         os.mkfifo(tmp_path / name)
-    Folder(tmp_path).announce("n1", "net=vxlan")
+    DirectoryStore(tmp_path).publish_accepted_modes("n1", "net=vxlan")
     assert (tmp_path / "n1.receives").read_text() == "net=vxlan\n"
 
 
 def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an agent on another node does that is stopped in the middle of a write."""
     monkeypatch.setattr(directory_store, "LOCKED_WITHIN", 0.05)
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     known = store.create(block(1))
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -273,7 +275,7 @@ def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path, monkeypatch
 def test_a_file_system_without_locks_is_an_error_of_the_datastore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     known = store.create(block(1))
 
     def refused(_fd: int, _how: int) -> None:

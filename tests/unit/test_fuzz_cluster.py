@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from agent.cluster import directory_contents as seen_module
 from agent.cluster import informer as watch_module
 from agent.cluster.api import Api, ApiError, Request
-from agent.cluster.directory_store import Folder
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Kind
 from agent.cni import netconf
@@ -166,7 +166,7 @@ def test_good_manifests_are_in_force_among_bad_ones(
     with fresh() as place:
         (place / "0.json").write_bytes(dumped({"apiVersion": "v1", "kind": "List", "items": [*GOOD.values()]}))
         (place / "n2.receives").write_bytes(said)
-        store = Folder(place)
+        store = DirectoryStore(place)
         snapshot_cache = SnapshotCache(store)
         before = seen_module.Seen()
         for files in (earlier, later):
@@ -209,13 +209,13 @@ def follow(snapshot_cache: SnapshotCache, kind: Kind, pages: list[bytes], lines:
     last = dumped({"type": "MODIFIED", "object": GOOD[kind]}) + b"\n"
     hostile = b"".join(line + b"\n" for line in lines)
     server = Played([*pages, *[empty] * 9], [hostile, hostile + last, last])
-    watch_module.Watch(server, kind).run(snapshot_cache.deliver, server.over)
+    watch_module.Informer(server, kind).run(snapshot_cache.deliver, server.over)
 
 
 @fuzz(60)
 @given(data=st.data())
 def test_good_objects_arrive_among_bad_ones_of_an_api_server(data: st.DataObject) -> None:
-    snapshot_cache = SnapshotCache(Kubernetes(Api(lambda: pytest.fail("nobody connects"))))
+    snapshot_cache = SnapshotCache(KubernetesStore(Api(lambda: pytest.fail("nobody connects"))))
     hostile = data.draw(st.sampled_from(KINDS))
     for kind in KINDS:
         pages = [data.draw(a_page(kind))] if kind == hostile else []
@@ -226,6 +226,6 @@ def test_good_objects_arrive_among_bad_ones_of_an_api_server(data: st.DataObject
 @fuzz(60)
 @given(pod=texts(dumped(POD)), namespace=texts(dumped({"metadata": {"name": "a", "annotations": {}}})))
 def test_annotations_are_taken_or_refused(pod: bytes, namespace: bytes) -> None:
-    store = Kubernetes(Played([pod, namespace]))
+    store = KubernetesStore(Played([pod, namespace]))
     with contextlib.suppress(CniError):
         AnnotationReader(store).of("K8S_POD_NAMESPACE=a;K8S_POD_NAME=web-abc-1")

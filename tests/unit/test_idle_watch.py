@@ -19,8 +19,8 @@ import yaml
 from agent import cli, config
 from agent.cluster import api
 from agent.cluster.api import Api, Request
-from agent.cluster.informer import Lasts
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.informer import WatchDuration
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ENDED, FAILED, KINDS, Bookmark, Change, SourceProblem, WatchRestarted
 from agent.cni.server import WORKERS
@@ -64,9 +64,9 @@ class Silent:
 class Followed:
     """The agent's snapshot cache of such a server, and all that it was told."""
 
-    def __init__(self, port: int, lasts: Lasts, within: float) -> None:
+    def __init__(self, port: int, lasts: WatchDuration, within: float) -> None:
         self.told: list[Change] = []
-        self.snapshot_cache = SnapshotCache(Kubernetes(Api(lambda: awkward.config(port, "t"), within), lasts))
+        self.snapshot_cache = SnapshotCache(KubernetesStore(Api(lambda: awkward.config(port, "t"), within), lasts))
         deliver = self.snapshot_cache.deliver
 
         def take(changes: Sequence[Change]) -> None:
@@ -91,7 +91,7 @@ def silent() -> Iterator[Silent]:
 
 
 @contextlib.contextmanager
-def followed(port: int, lasts: Lasts, within: float = 30) -> Iterator[Followed]:
+def followed(port: int, lasts: WatchDuration, within: float = 30) -> Iterator[Followed]:
     it = Followed(port, lasts, within)
     try:
         yield it
@@ -108,7 +108,7 @@ def eventually(what: object, within: float = 30) -> None:
 
 
 def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -> None:
-    with followed(silent.server.port, Lasts(1, 1, slack=30)) as it:
+    with followed(silent.server.port, WatchDuration(1, 1, slack=30)) as it:
         eventually(lambda: min(silent.watches(kind.lower() + "s") for kind in KINDS) >= 3)
         assert set(it.snapshot_cache.restarts.all().values()) == {0}
         assert not [change for change in it.told if isinstance(change, SourceProblem | WatchRestarted)]
@@ -119,13 +119,13 @@ def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -
 
 def test_a_watch_that_the_server_ends_early_is_counted() -> None:
     server = Awkward(lambda asked: iter(()) if asked.is_watch else (200, PAGE))
-    with contextlib.closing(server), followed(server.port, Lasts(60, 60)) as it:
+    with contextlib.closing(server), followed(server.port, WatchDuration(60, 60)) as it:
         eventually(lambda: it.snapshot_cache.restarts.all()["Node", ENDED])
 
 
 def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Silent) -> None:
     """TCP is well: the kernel acknowledges for a server that is stopped."""
-    with followed(silent.server.port, Lasts(1, 1, slack=0.2), within=0.5) as it:
+    with followed(silent.server.port, WatchDuration(1, 1, slack=0.2), within=0.5) as it:
         eventually(lambda: silent.watches("nodes"))
         silent.hangs.set()
         eventually(lambda: len(it.snapshot_cache.troubles.get()) == len(KINDS))
@@ -173,12 +173,12 @@ def test_there_is_a_connection_for_each_thread_of_the_agent(kubeconfig: Path, tm
     os.close(lock._fd)
     os.close(agent._bird._wake)
     _store, quick, _api = cli.datastores(conf.datastore)
-    assert isinstance(quick, Kubernetes)
+    assert isinstance(quick, KubernetesStore)
     assert quick._api._threads == WORKERS
 
 
 def test_connections_to_a_peer_that_is_gone_end_by_tcp(silent: Silent, kubeconfig: Path) -> None:
-    store = Kubernetes(Api(partial(api.from_kubeconfig, kubeconfig)))
+    store = KubernetesStore(Api(partial(api.from_kubeconfig, kubeconfig)))
     store.list("Node")
     found = list(connections(silent.server.port))
     assert found

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.kernel import inotify
-from agent.kernel.inotify import FolderWatch
+from agent.kernel.inotify import DirectoryWatch
 
 NEVER = threading.Event()
 SOON = 5.0  # seconds that a change may take on a slow machine
@@ -29,13 +29,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def watch(folder: Path) -> Iterator[FolderWatch]:
-    watch = FolderWatch(folder)
+def watch(folder: Path) -> Iterator[DirectoryWatch]:
+    watch = DirectoryWatch(folder)
     yield watch
     watch.close()
 
 
-def test_every_way_of_changing_a_file_is_seen(folder: Path, watch: FolderWatch, tmp_path: Path) -> None:
+def test_every_way_of_changing_a_file_is_seen(folder: Path, watch: DirectoryWatch, tmp_path: Path) -> None:
     file = folder / "a"
     outside = tmp_path / "outside"
     steps: dict[str, Callable[[], object]] = {
@@ -54,7 +54,7 @@ def test_every_way_of_changing_a_file_is_seen(folder: Path, watch: FolderWatch, 
         assert watch.wait(NEVER, SOON), what
 
 
-def test_hidden_files_are_not_told_but_a_config_maps_link_is(folder: Path, watch: FolderWatch) -> None:
+def test_hidden_files_are_not_told_but_a_config_maps_link_is(folder: Path, watch: DirectoryWatch) -> None:
     hidden = folder / ".new-x"
     hidden.write_text("x")
     hidden.unlink()
@@ -63,7 +63,7 @@ def test_hidden_files_are_not_told_but_a_config_maps_link_is(folder: Path, watch
     assert watch.wait(NEVER, SOON)
 
 
-def test_hidden_files_do_not_cut_the_wait_short(folder: Path, watch: FolderWatch) -> None:
+def test_hidden_files_do_not_cut_the_wait_short(folder: Path, watch: DirectoryWatch) -> None:
     done = threading.Event()
 
     def touch() -> None:
@@ -79,7 +79,7 @@ def test_hidden_files_do_not_cut_the_wait_short(folder: Path, watch: FolderWatch
     thread.join()
 
 
-def test_a_file_is_busy_until_its_writer_closes_it(folder: Path, watch: FolderWatch) -> None:
+def test_a_file_is_busy_until_its_writer_closes_it(folder: Path, watch: DirectoryWatch) -> None:
     (folder / "other").touch()
     with (folder / "a").open("w") as file:
         file.write("half")
@@ -91,7 +91,7 @@ def test_a_file_is_busy_until_its_writer_closes_it(folder: Path, watch: FolderWa
     assert watch.busy == frozenset()
 
 
-def test_a_busy_file_that_goes_is_not_busy(folder: Path, watch: FolderWatch) -> None:
+def test_a_busy_file_that_goes_is_not_busy(folder: Path, watch: DirectoryWatch) -> None:
     with (folder / "a").open("w") as file:
         file.write("half")
         file.flush()
@@ -100,7 +100,7 @@ def test_a_busy_file_that_goes_is_not_busy(folder: Path, watch: FolderWatch) -> 
         assert watch.busy == frozenset()
 
 
-def test_settling_gathers_what_comes_together(folder: Path, watch: FolderWatch) -> None:
+def test_settling_gathers_what_comes_together(folder: Path, watch: DirectoryWatch) -> None:
     threading.Timer(0.02, (folder / "b").touch).start()
     (folder / "a").touch()
     assert watch.wait(NEVER, SOON, settle=0.2)
@@ -110,7 +110,7 @@ def test_settling_gathers_what_comes_together(folder: Path, watch: FolderWatch) 
 
 def test_an_absent_folder_is_awaited(tmp_path: Path) -> None:
     path = tmp_path / "parent" / "late"
-    watch = FolderWatch(path)
+    watch = DirectoryWatch(path)
     assert not watch.wait(NEVER, QUIET)
     path.mkdir(parents=True)
     assert watch.wait(NEVER, SOON)
@@ -120,7 +120,7 @@ def test_an_absent_folder_is_awaited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["delete", "rename"])
-def test_a_folder_that_goes_and_comes_again(folder: Path, watch: FolderWatch, way: str) -> None:
+def test_a_folder_that_goes_and_comes_again(folder: Path, watch: DirectoryWatch, way: str) -> None:
     if way == "delete":
         folder.rmdir()
     else:
@@ -136,7 +136,7 @@ def test_a_folder_that_goes_and_comes_again(folder: Path, watch: FolderWatch, wa
     assert watch.wait(NEVER, SOON)
 
 
-def test_a_folder_swapped_for_another_is_followed(folder: Path, watch: FolderWatch, tmp_path: Path) -> None:
+def test_a_folder_swapped_for_another_is_followed(folder: Path, watch: DirectoryWatch, tmp_path: Path) -> None:
     (tmp_path / "next").mkdir()
     folder.rename(tmp_path / "old")
     (tmp_path / "next").rename(folder)
@@ -151,7 +151,7 @@ def test_a_folder_swapped_for_another_is_followed(folder: Path, watch: FolderWat
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_who_was_busy_in_another_folder_is_not_busy_here(
-    folder: Path, watch: FolderWatch, tmp_path: Path, noticed: bool
+    folder: Path, watch: DirectoryWatch, tmp_path: Path, noticed: bool
 ) -> None:
     with (folder / "a").open("w") as file:
         file.write("half")
@@ -163,7 +163,7 @@ def test_who_was_busy_in_another_folder_is_not_busy_here(
         assert watch.busy == frozenset()
 
 
-def test_a_watch_that_the_kernel_drops_is_set_again(folder: Path, watch: FolderWatch) -> None:
+def test_a_watch_that_the_kernel_drops_is_set_again(folder: Path, watch: DirectoryWatch) -> None:
     inotify._libc.inotify_rm_watch(watch._fd, watch._watch)  # as on unmount, or when an inode is used again
     assert watch.wait(NEVER, SOON)
     while watch.wait(NEVER, QUIET):
@@ -172,7 +172,7 @@ def test_a_watch_that_the_kernel_drops_is_set_again(folder: Path, watch: FolderW
     assert watch.wait(NEVER, SOON)
 
 
-def test_overflow_is_a_change_and_forgets_who_is_busy(folder: Path, watch: FolderWatch) -> None:
+def test_overflow_is_a_change_and_forgets_who_is_busy(folder: Path, watch: DirectoryWatch) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 50_000:
         pytest.skip("the queue is too long to fill here")
@@ -189,7 +189,7 @@ def test_overflow_is_a_change_and_forgets_who_is_busy(folder: Path, watch: Folde
         assert watch.busy == frozenset()
 
 
-def test_stop_ends_the_wait(watch: FolderWatch) -> None:
+def test_stop_ends_the_wait(watch: DirectoryWatch) -> None:
     stop = threading.Event()
     threading.Timer(0.05, stop.set).start()
     began = time.monotonic()
@@ -214,7 +214,7 @@ def test_without_a_watch_time_itself_is_the_change(
 ) -> None:
     monkeypatch.setattr(inotify, "_libc", Denied(call))
     monkeypatch.setattr(inotify, "BLIND", 0.05)
-    watch = FolderWatch(folder)
+    watch = DirectoryWatch(folder)
     began = time.monotonic()
     assert all(watch.wait(NEVER, SOON) for _ in range(4))
     assert time.monotonic() - began >= 4 * 0.05  # and no spinning
@@ -225,7 +225,7 @@ def test_without_a_watch_time_itself_is_the_change(
 def test_a_watch_that_is_granted_later_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(inotify, "_libc", Denied("inotify_add_watch"))
-        watch = FolderWatch(folder)
+        watch = DirectoryWatch(folder)
     assert watch.wait(NEVER, SOON)  # as something may have changed before
     assert not watch.wait(NEVER, QUIET)
     (folder / "a").touch()
@@ -240,7 +240,7 @@ def test_more_descriptors_than_select_can_take(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
-        watch = FolderWatch(folder)
+        watch = DirectoryWatch(folder)
         (folder / "a").touch()
         assert watch.wait(NEVER, SOON)
         watch.close()
@@ -252,7 +252,7 @@ def test_more_descriptors_than_select_can_take(folder: Path) -> None:
 
 def test_closing_leaves_no_descriptor(folder: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    watch = FolderWatch(folder)
+    watch = DirectoryWatch(folder)
     watch.close()
     watch.close()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before

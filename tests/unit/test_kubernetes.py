@@ -22,7 +22,7 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 from agent.cluster import api
 from agent.cluster import informer as watch_module
 from agent.cluster.api import Api, ApiError
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import (
     KINDS,
     Bookmark,
@@ -66,7 +66,7 @@ def opened() -> Iterator[list[Any]]:
 class Followed:
     """A watch of nodes in a thread, and what it delivered."""
 
-    def __init__(self, store: Kubernetes) -> None:
+    def __init__(self, store: KubernetesStore) -> None:
         self.changes: list[Change] = []
         self.stop = threading.Event()
         self._store = store
@@ -99,7 +99,7 @@ class Followed:
         return [change for change in tuple(self.changes) if not is_other(change)]
 
 
-def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward, Kubernetes]:
+def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward, KubernetesStore]:
     """A server whose pools and blocks are well and whose nodes are as `answer` says."""
 
     def both(asked: Asked) -> Answer:
@@ -109,7 +109,7 @@ def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward
 
     server = Awkward(both)
     opened.append(server)
-    return server, Kubernetes(Api(lambda: config(server.port, "t")))
+    return server, KubernetesStore(Api(lambda: config(server.port, "t")))
 
 
 def follow(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[list[Asked], Followed]:
@@ -136,8 +136,8 @@ def names(change: Change) -> list[str]:
 
 def test_what_a_node_announces_is_an_annotation(opened: list[Any]) -> None:
     server, store = serve(opened, lambda asked: (200, asked.body))
-    store.announce("n/1", "net=vxlan")
-    store.announce("n/1", "")
+    store.publish_accepted_modes("n/1", "net=vxlan")
+    store.publish_accepted_modes("n/1", "")
     asked, removed = server.asked
     assert (asked.method, asked.path) == ("PATCH", "/api/v1/nodes/n%2F1/status")
     assert asked.body == {"metadata": {"annotations": {"testcni.io/receives": "net=vxlan"}}}
@@ -209,7 +209,7 @@ def test_a_server_that_comes_back_ends_the_trouble(opened: list[Any]) -> None:
 def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) -> None:
     server = Awkward(lambda asked: held() if asked.is_watch else (200, page()))
     server.close()
-    store = Kubernetes(Api(lambda: config(server.port, "t")))
+    store = KubernetesStore(Api(lambda: config(server.port, "t")))
     followed = Followed(store)
     opened.append(followed)
     (trouble, *_) = followed.until(lambda changes: changes)
@@ -229,7 +229,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
 
     server = Awkward(answer)
     opened.append(server)
-    followed = Followed(Kubernetes(Api(lambda: config(server.port, "t"))))
+    followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t"))))
     opened.append(followed)
     followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Listed)]) == len(KINDS), 10)
 
@@ -295,7 +295,7 @@ def test_a_token_that_was_rotated_is_read_again(opened: list[Any]) -> None:
 
     server = Awkward(answer)
     opened.append(server)
-    store = Kubernetes(Api(lambda: config(server.port, next(tokens))))
+    store = KubernetesStore(Api(lambda: config(server.port, next(tokens))))
     with pytest.raises(ApiError, match="HTTP 401: Unauthorized"):
         store.list("Node")
     assert [obj.name for obj in store.list("Node")] == ["a"]
@@ -320,7 +320,7 @@ def test_a_token_that_can_not_be_used_for_a_moment_is_trouble_and_is_not_told(
         loader._set_config(configuration)
         return configuration
 
-    store = Kubernetes(Api(load))
+    store = KubernetesStore(Api(load))
     assert [obj.name for obj in store.list("Node")] == ["a"]
     if token is None:
         file.unlink()
@@ -347,9 +347,9 @@ def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(
         return loaded[-1]
 
     with pytest.raises(ApiError, match=r"GET /api/v1/nodes: \[SSL") as refused:
-        Kubernetes(Api(load)).list("Node")
+        KubernetesStore(Api(load)).list("Node")
     assert refused.value.unsure
-    followed = Followed(Kubernetes(Api(load)))
+    followed = Followed(KubernetesStore(Api(load)))
     opened.append(followed)
     changes = followed.until(lambda changes: any(isinstance(change, Listed) for change in changes))
     assert any(isinstance(change, SourceProblem) and "SSL" in str(change.problem) for change in changes)
@@ -422,7 +422,7 @@ def test_a_status_of_a_pool_is_not_a_change_of_the_pool(opened: list[Any]) -> No
 
     server = Awkward(answer)
     opened.append(server)
-    followed = Followed(Kubernetes(Api(lambda: config(server.port, "t"))))
+    followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t"))))
     opened.append(followed)
 
     def of_pools() -> list[Change]:
@@ -502,7 +502,7 @@ def test_answers_without_sense_are_errors(opened: list[Any], answer: bytes) -> N
 def test_no_configuration_is_a_trouble_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ApiError, match="Service host/port is not set"):
-        Kubernetes(Api(api.from_cluster)).list("Node")
+        KubernetesStore(Api(api.from_cluster)).list("Node")
 
 
 def test_only_what_is_needed_of_a_node_is_kept(opened: list[Any]) -> None:

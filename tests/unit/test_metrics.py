@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import agent
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Bookmark, Deleted, Listed, Upserted, WatchRestarted
 from agent.cni.handler import CniHandler
@@ -62,7 +62,7 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.conf: AgentConfig = load(["--node", "one", "--datastore", f"dir:{folder}"], {})
-        store = Folder(folder)
+        store = DirectoryStore(folder)
         self.metrics = Metrics()
         self.attachments = AttachmentStore(folder, 0, OPTIONS)
         self.snapshot_cache = SnapshotCache(store)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import to_doc
 from agent.cluster.store import Kind, StoreError
 from agent.ipam.attachment import Attachment, Lease
@@ -68,7 +68,7 @@ class Watched:
     """Outsiders with a clock, a store that is a folder, and what they told."""
 
     def __init__(self, path: Path, pods: tuple[Attachment, ...] = (POD,)) -> None:
-        self.store = Folder(path)
+        self.store = DirectoryStore(path)
         self.clock = Clock()
         self.told: list[PodEvent] = []
         self.pods = pods
@@ -258,7 +258,7 @@ def test_two_pods_with_one_address_are_a_problem_where_the_second_is() -> None:
     assert not list(disputes(cluster(replace(HELD, keep=ALWAYS_KEPT)), replace(two, busy={X})))
 
 
-class Bare(Folder):
+class Bare(DirectoryStore):
     """A datastore where the agent may write no reservations."""
 
     def create(self, obj: Resource) -> Resource:
@@ -269,7 +269,7 @@ class Bare(Folder):
 
 
 def keeping(
-    path: Path, store: Folder, told: Callable[[PodEvent], None]
+    path: Path, store: DirectoryStore, told: Callable[[PodEvent], None]
 ) -> tuple[ReservationController, Observable[Snapshot], AttachmentStore]:
     attachments = AttachmentStore(path / "run", 0, OPTIONS)
     attachments.load()
@@ -282,7 +282,7 @@ def keeping(
 
 def test_the_keeper_makes_it_and_takes_it_away(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
-    store = Folder(tmp_path / "cluster")
+    store = DirectoryStore(tmp_path / "cluster")
     controller, snapshot, attachments = keeping(tmp_path, store, lambda _event: None)
     assert not controller.once()
     snapshot.publish(cluster())

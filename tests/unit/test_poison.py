@@ -19,8 +19,8 @@ import pytest
 from agent import config
 from agent.cli import Agent
 from agent.cluster import objects
-from agent.cluster.directory_store import Folder
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
@@ -166,8 +166,8 @@ def test_a_poisoned_manifest_is_a_problem_and_its_neighbours_are_read(tmp_path: 
     (tmp_path / "bad.yaml").write_text(text)
     (tmp_path / "good.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
     program = (
-        "import sys, pathlib; from agent.cluster.directory_store import Folder\n"
-        "seen = Folder(pathlib.Path(sys.argv[1]))._scan()\n"
+        "import sys, pathlib; from agent.cluster.directory_store import DirectoryStore\n"
+        "seen = DirectoryStore(pathlib.Path(sys.argv[1]))._scan()\n"
         "print(*seen.problems, [name for _kind, name in seen.objects])"
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
@@ -224,7 +224,7 @@ def api_server() -> Iterator[Callable[..., tuple[SnapshotCache, Awkward]]]:
 
         server = Awkward(answer)
         servers.append(server)
-        store: Datastore = Kubernetes(Api(lambda: reach(server.port, "t")))
+        store: Datastore = KubernetesStore(Api(lambda: reach(server.port, "t")))
         snapshot_cache = SnapshotCache(store)
         threads.append(threading.Thread(target=snapshot_cache.run, args=(stop,)))
         threads[-1].start()
@@ -293,8 +293,8 @@ def test_a_file_beside_the_manifests_that_is_no_announcement_costs_only_itself(t
     os.mkfifo(tmp_path / "n2.receives")
     (tmp_path / "n3.receives").mkdir()
     (tmp_path / "n4.receives").write_bytes(b"\xff")
-    found = Folder(tmp_path).get("Node", "n1")
-    assert getattr(found, "receives") == (("net", ("vxlan",)),)  # noqa: B009 - of a Node
+    found = DirectoryStore(tmp_path).get("Node", "n1")
+    assert getattr(found, "accepted_modes") == (("net", ("vxlan",)),)  # noqa: B009 - of a Node
 
 
 @pytest.mark.parametrize("text", poison.JSON.values(), ids=poison.JSON)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.store import Kind, StoreError
 from agent.ip import Subnet
 from agent.ipam import blocks
@@ -31,7 +31,7 @@ class Quick(Member):
 
 @pytest.fixture
 def one(tmp_path: Path) -> Quick:
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     for obj in (POOL, Node("one"), Node("two")):
         store.create(obj)
     return Quick(tmp_path, "one")
@@ -75,7 +75,7 @@ def early(tmp_path: Path) -> tuple[Member, Subnet]:
 
     No watch has told of the reservation yet.
     """
-    store = Folder(tmp_path)
+    store = DirectoryStore(tmp_path)
     for obj in (IPPool("pods", net("10.244.0.0/27"), 28), Node("one"), Node("two")):
         store.create(obj)
     network, one = network_of("net", subnet=net("10.244.0.0/16")), Member(tmp_path, "one")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.errors import CniError
 from agent.ip import Subnet
 from agent.ipam import blocks, missing_block
@@ -273,7 +273,7 @@ def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
         Observable(NodeStatus(synced=True, host_networks=HOST_NETWORKS)),
         Observable(frozenset()),
     )
-    stays = ReservationClaims(Folder(tmp_path), known, 0)
+    stays = ReservationClaims(DirectoryStore(tmp_path), known, 0)
     wish = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
     with pytest.raises(CniError) as refused, stays.staying(wish, network_of("testcni", "vxlan"), ()):
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import to_doc
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore, Kind, StoreError
@@ -40,7 +40,7 @@ def ip(text: str) -> Address:
     return ipaddress.ip_address(text)
 
 
-class Store(Folder):
+class Store(DirectoryStore):
     """A folder that can be away."""
 
     away = False

@@ -11,8 +11,8 @@ import pytest
 from agent import cli, config, uninstall
 from agent.cluster import node_condition
 from agent.cluster.api import Api
-from agent.cluster.directory_store import Folder
-from agent.cluster.kubernetes_store import Kubernetes
+from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import ConflictError, StoreError
 from tests.unit.awkward import Answer, Asked, Awkward
 from tests.unit.awkward import config as client
@@ -31,7 +31,9 @@ class Server:
         """Codes that the next changes of the condition get."""
         self.server = Awkward(self._answer)
         api = Api(lambda: client(self.server.port, "t"))
-        monkeypatch.setattr(uninstall, "datastores", lambda _text: (Kubernetes(api), Kubernetes(api), api))
+        monkeypatch.setattr(
+            uninstall, "datastores", lambda _text: (KubernetesStore(api), KubernetesStore(api), api)
+        )
 
     def _answer(self, asked: Asked) -> Answer:
         if asked.method == "GET":
@@ -103,7 +105,7 @@ def test_what_can_not_be_removed_is_said(server: Server) -> None:
 
 def test_of_a_folder_the_nodes_own_file_goes(tmp_path: Path) -> None:
     for name in ("n1", "n2"):
-        Folder(tmp_path).announce(name, "net=vxlan")
+        DirectoryStore(tmp_path).publish_accepted_modes(name, "net=vxlan")
     conf = config.load(["--node", "n1", "--datastore", f"dir:{tmp_path}"], {})
     for _ in range(2):
         assert list(uninstall.withdraw(conf)) == ["what node n1 receives"]

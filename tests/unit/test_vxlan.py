@@ -120,17 +120,17 @@ def test_each_address_of_a_node_is_known_to_be_its_own_unless_several_have_it() 
 
 
 @pytest.mark.parametrize(
-    ("receives", "is_open"), [((HOST_GW,), True), ((VXLAN,), False), ((VXLAN, HOST_GW), False)]
+    ("accepted_modes", "is_open"), [((HOST_GW,), True), ((VXLAN,), False), ((VXLAN, HOST_GW), False)]
 )
 def test_a_guest_of_a_node_without_tunnel_may_come_by_one_any_moment(
-    receives: tuple[str, ...], is_open: bool
+    accepted_modes: tuple[str, ...], is_open: bool
 ) -> None:
     two = node("two", "192.0.2.2", "10.244.2.0/24")
-    host = replace(node("three", "192.0.2.3", "10.244.3.0/24"), receives=(("net", receives),))
+    host = replace(node("three", "192.0.2.3", "10.244.3.0/24"), accepted_modes=(("net", accepted_modes),))
     nodes = {n.name: n for n in (ME, two, host)}
     guest = IPReservation(ip("10.244.2.9"), "o", "ns/pod", "three", "net", datetime.now(UTC))
     snapshot = Snapshot(synced=True, nodes=nodes, reservations={guest.name: guest})
-    view = View(snapshot, "one", LOCAL, NETWORK, ME.blocks, receives=(VXLAN,), routed=BUILT_IN.routed)
+    view = View(snapshot, "one", LOCAL, NETWORK, ME.blocks, accepted_modes=(VXLAN,), routed=BUILT_IN.routed)
     assert overlay(MODE.desired(view)).open == (frozenset({IPv4Address("192.0.2.3")}) if is_open else frozenset())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.directory_store import Folder
+from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import parse as parse_doc
 from agent.cluster.store import Kind, StoreError
 from agent.errors import CniError
@@ -32,7 +32,7 @@ def pod(controller: str = "", template: str = "", **annotations: str) -> ObjectM
     return ObjectMetadata("Pod", "shop/web-0", UID, named, controller, template)
 
 
-class Store(Folder):
+class Store(DirectoryStore):
     """A datastore that knows what it is given, and can be away."""
 
     def __init__(self, *known: ObjectMetadata) -> None:
