@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-import json
 import logging
-import os
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
-from agent.codec import strict_json
-from agent.codec.strict_json import JsonError
 from agent.ip import Subnet
+from agent.kernel import nft
+from agent.kernel.nft import NftError, Object, UnreadableError
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, VXLAN_DEVICE
 from agent.objects.state import Detour, Masquerade, Shut
 
-TIMEOUT = 20.0  # seconds; nft takes 5 ms
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
 TABLE: dict[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": []}
 """Without flags: a dormant table does nothing."""
@@ -33,27 +29,15 @@ OUTPUT = {**INPUT, "name": "output", "hook": "output"}
 FORWARD = {**INPUT, "name": "forward", "hook": "forward"}
 # before any masquerade: what is dropped is known by where it comes from
 TUNNELS = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
-# what nft says depends on its version and on /etc/protocols
-PROTOCOLS = {"ipip": 4, "ipencap": 4, "ipv6": 41}
 IPIP, SIX_IN_FOUR = 4, 41
 
 log = logging.getLogger(__name__)
 
-Object = dict[str, Any]
-"""An object, statement or expression by its kind, such as `{"set": {...}}`."""
 Counted = dict[str, int]
 
 DROP: Object = {"drop": None}
 TRANSLATED: Object = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
 OPEN = Shut()
-
-
-class NftError(OSError):
-    """nft is missing, or refused; its own words are in the message."""
-
-
-class UnreadableError(NftError):
-    """nft lists the table, but not as JSON: 1.0.6 fails so at flags that it does not know."""
 
 
 def objects(
@@ -106,11 +90,9 @@ def sync(
     """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
     actual = _list_if_readable()
     wanted = objects(masquerade, senders, next(_counters(actual or ()), None), quiet, shut)
-    if actual is not None and is_same(wanted, actual):
+    if actual is not None and nft.is_same(wanted, actual):
         return False
-    table = _written({"table": TABLE})
-    commands = [{"add": table}, {"delete": table}, *({"add": _written(o)} for o in wanted)]
-    _nft(["-j", "-f", "-"], json.dumps({"nftables": commands}))
+    nft.replace_table(TABLE, wanted)
     if actual is None:
         _list()  # what is written anew can be read, or it is a failure of nft
     return True
@@ -134,7 +116,7 @@ def is_filtering(*, last_known: bool) -> bool:
     except NftError:
         return last_known
     wanted: list[Object] = [{"table": TABLE}, {"chain": {**INSIDE, **INPUT}}, _only_senders(None)]
-    return all(any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted)
+    return nft.includes(actual, wanted)
 
 
 def strangers() -> int:
@@ -146,46 +128,6 @@ def _counters(actual: Iterable[Object]) -> Iterator[Counted]:
     """Packets and bytes of the table's only counter."""
     steps = (step for entry in actual for step in entry.get("rule", {}).get("expr", ()))
     return (step["counter"] for step in steps if isinstance(step, dict) and step.get("counter"))
-
-
-def is_same(wanted: list[Object], actual: list[Object]) -> bool:
-    """Whether the kernel has these objects and no other; keys that we don't set are nft's own."""
-    return len(wanted) == len(actual) and all(
-        any(_fits(mine, its) for its in actual if its.keys() == mine.keys()) for mine in wanted
-    )
-
-
-def _written(wanted: Object) -> Object:
-    """As nft reads it: it is given no empty list of elements or flags."""
-    return {
-        kind: {k: v for k, v in body.items() if k not in ("elem", "flags") or v} for kind, body in wanted.items()
-    }
-
-
-def _fits(wanted: Object, actual: Object) -> bool:
-    ((kind, mine),), its = wanted.items(), next(iter(actual.values()))
-    return all(_normal(kind, key, mine[key]) == _normal(kind, key, its.get(key)) for key in mine)
-
-
-def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of any shape
-    """Elements come in any order; a single flag stands alone or in a list, depending on nft's version."""
-    if (kind, key) == ("set", "elem"):
-        return frozenset(_network(element) for element in value or ())
-    if key == "flags":
-        return [value] if isinstance(value, str) else value or []
-    if key == "counter":
-        return None
-    if key == "right" and isinstance(value, str):
-        return PROTOCOLS.get(value, value)
-    if isinstance(value, dict):
-        return {k: _normal(kind, k, v) for k, v in value.items()}
-    return [_normal(kind, "", item) for item in value] if isinstance(value, list) else value
-
-
-def _network(element: Any) -> Any:  # noqa: ANN401 - what others added may have any shape
-    if isinstance(element, dict) and "prefix" in element:
-        element = f"{element['prefix']['addr']}/{element['prefix']['len']}"
-    return ipaddress.ip_network(element) if isinstance(element, str) else json.dumps(element)
 
 
 def _set(name: str, kind: str, subnets: Iterable[Subnet]) -> Object:
@@ -275,31 +217,5 @@ def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
 
 
 def _list() -> list[Object]:
-    """The table's objects; none when there is no such table."""
-    try:
-        out = _nft(["-j", "list", "table", "inet", NFT_TABLE])
-    except NftError as error:
-        if "No such file or directory" in str(error):
-            return []
-        raise
-    try:
-        entries = strict_json.tolerant(out.encode())["nftables"]
-        return [entry for entry in entries if "metainfo" not in entry]
-    except (JsonError, KeyError, TypeError) as error:
-        raise UnreadableError(f"nft lists what is no ruleset: {error!r}; see that nft is 1.0 or newer") from error
-
-
-def _nft(args: list[str], stdin: str = "") -> str:
-    try:
-        done = subprocess.run(
-            ["nft", *args], input=stdin, capture_output=True, text=True, errors="replace",
-            timeout=TIMEOUT, check=False,
-            env={**os.environ, "LC_ALL": "C"},  # an error message is understood below
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise NftError("nft is not installed; Debian's package is nftables") from error
-    except subprocess.TimeoutExpired as error:
-        raise NftError(f"nft did not end within {TIMEOUT:.0f} s") from error
-    if done.returncode != 0:
-        raise NftError(f"nft: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout
+    """Return the table's objects; none when there is no such table. Raises NftError."""
+    return nft.list_table("inet", NFT_TABLE)

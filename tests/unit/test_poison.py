@@ -34,11 +34,11 @@ from agent.codec.strict_yaml import YamlError
 from agent.config import ConfigError
 from agent.errors import Code
 from agent.ipam.attachment_store import AttachmentStore
+from agent.kernel import nft
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
 from agent.node.cni_conf_dir import Confs
 from agent.node.run_dir import Lock
-from agent.objects import nft_table
 from agent.observe import health
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
@@ -282,9 +282,9 @@ def test_a_wait_that_the_api_server_asks_for_has_an_end(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("text", [*poison.JSON.values(), '{"nftables": 7}', '{"nftables": [7]}', "{}"])
 def test_what_nft_says_that_is_no_ruleset_is_an_error_of_nft(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(nft_table, "_nft", lambda *_args: text.encode("utf-8", "replace").decode())
-    with pytest.raises(nft_table.NftError):
-        nft_table._list()
+    monkeypatch.setattr(nft, "_run", lambda *_args: text.encode("utf-8", "replace").decode())
+    with pytest.raises(nft.NftError):
+        nft.list_table("inet", "testcni")
 
 
 def test_a_file_beside_the_manifests_that_is_no_announcement_costs_only_itself(tmp_path: Path) -> None:
