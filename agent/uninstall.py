@@ -15,7 +15,8 @@ from agent import config
 from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
 from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.modes.ipip.bird import supervisor

@@ -18,7 +18,9 @@ from agent.ipam.attachment import Attachment, is_link_name, link_name
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations.claims import REASON, ReservationClaims
 from agent.ipam.reservations.pod_annotations import identity
-from agent.kernel import links, rtnl, tcx
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
+from agent.kernel import tcx
 from agent.model.cluster import Snapshot
 from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings

@@ -17,7 +17,8 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations import policy as address_policy
 from agent.ipam.reservations.claims import SEE, TRIES, PodReservations, ReservationClaims, TakenError
 from agent.ipam.reservations.pod_annotations import AddressAnnotations
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.model.node_status import BlockDemand, Demand, NodeStatus

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent.ip import Address
-from agent.kernel import links
-from agent.kernel.rtnl import mac_bytes
+from agent.kernel import link_operations as links
+from agent.kernel.ip_links import mac_bytes
 
 ETH_P_ARP, ETH_P_ALL, REQUEST = 0x0806, 0x0003, 1
 BROADCAST, NO_MAC, NO_ADDRESS = b"\xff" * 6, bytes(6), bytes(4)

@@ -12,7 +12,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 
-from agent.kernel import neighbours, netlink, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import neighbours, netlink
 from agent.kernel.neighbours import (
     NDA_DST,
     NDA_LLADDR,

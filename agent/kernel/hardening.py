@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from agent.kernel import link_setup, sysctl
-from agent.kernel.rtnl import Link
+from agent.kernel.ip_links import Link
 
 IPV4_DEVCONF_ACCEPT_REDIRECTS = 4  # uapi/linux/ip.h
 IPV4 = ((IPV4_DEVCONF_ACCEPT_REDIRECTS, 0),)

@@ -7,9 +7,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.kernel import netlink, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import netlink
+from agent.kernel.ip_links import IFF_UP, IFINFO, Link
 from agent.kernel.netlink import Request
-from agent.kernel.rtnl import IFF_UP, IFINFO, Link
 
 IFLA_BRPORT_STATE, FORWARDING = 1, 3  # BR_STATE_FORWARDING of uapi/linux/if_bridge.h
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD = 4, 8, 9  # the first is hairpin

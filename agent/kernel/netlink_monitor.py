@@ -8,7 +8,8 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from agent.kernel import netlink, rtnl, tc
+from agent.kernel import ip_links as rtnl
+from agent.kernel import netlink, tc
 
 # RTMGRP_* bits of rtnetlink(7): links, programs (tc), IPv4 and IPv6 addresses and routes
 ROUTE_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400

@@ -6,9 +6,10 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from agent.kernel import netlink, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import netlink
+from agent.kernel.ip_links import IFINFO
 from agent.kernel.netlink import Request
-from agent.kernel.rtnl import IFINFO
 
 MACVLAN, IPVLAN = "macvlan", "ipvlan"  # IFLA_INFO_KIND
 IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE = 1, 1

@@ -15,7 +15,9 @@ from agent.ip import Address
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
-from agent.kernel import fdb, link_setup, links, netns, rtnl
+from agent.kernel import fdb, link_setup, netns
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.netlink import Netlink
 from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.network import ModeOptions, Network
 from agent.modes.base import Mode, RoutedModes
 from agent.modes.hostgw import HostGw

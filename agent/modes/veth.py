@@ -11,10 +11,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.ip import Address, Interface, Subnet
 from agent.ipam.attachment import Attachment
-from agent.kernel import hardening, links, neighbours, netns, rtnl, sysctl
+from agent.kernel import hardening, neighbours, netns, sysctl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
+from agent.kernel.ip_links import IPV4_DEVCONF_FORWARDING, KernelRoute, Link
 from agent.kernel.netlink import Netlink, Request
-from agent.kernel.rtnl import IPV4_DEVCONF_FORWARDING, KernelRoute, Link
 from agent.model.marks import ALIAS
 from agent.model.network import ExtraRoute
 from agent.modes.base import CheckError, NodeNotReadyError, Wired

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from agent.ip import Address
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import hardening, rtnl
+from agent.kernel import hardening
+from agent.kernel import ip_links as rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netlink import Netlink

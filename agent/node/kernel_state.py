@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from agent.ip import Address
-from agent.kernel import rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel.ip_links import Link, LinkAddress
 from agent.kernel.netlink import Netlink
-from agent.kernel.rtnl import Link, LinkAddress
 from agent.model.cluster import HostNetworks, Node
 from agent.model.marks import LINK_PREFIX
 from agent.modes.ipip import device as ipip_device

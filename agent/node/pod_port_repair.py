@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import rtnl
+from agent.kernel import ip_links as rtnl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem

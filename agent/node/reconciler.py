@@ -15,7 +15,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.ipam.idle_blocks import BLOCK_IDLE, IdleBlockReleaser
 from agent.ipam.reservations import rules as reservation_rules
-from agent.kernel import links
+from agent.kernel import link_operations as links
 from agent.model.cluster import AcceptedModes, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.network import Network

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from agent.ip import Address
-from agent.kernel import neighbours, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import neighbours
 from agent.kernel.bpf import loader
+from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink, NetlinkError
-from agent.kernel.rtnl import Link
 from agent.objects import pod_guard
 
 

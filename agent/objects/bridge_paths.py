@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 
 from agent.ip import Interface
-from agent.kernel import fdb, rtnl
+from agent.kernel import fdb
+from agent.kernel import ip_links as rtnl
+from agent.kernel.ip_links import KernelRoute, Link, LinkAddress
 from agent.kernel.netlink import Netlink, Request
-from agent.kernel.rtnl import KernelRoute, Link, LinkAddress
 from agent.objects.state import Bridge
 
 RTPROT_KERNEL = 2  # rtnetlink(7)

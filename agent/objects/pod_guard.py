@@ -17,8 +17,8 @@ from agent.kernel.bpf import loader, map_entries
 from agent.kernel.bpf.loader import GUARD, Loaded
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError, Map, Program
+from agent.kernel.ip_links import mac_bytes
 from agent.kernel.netlink import Netlink
-from agent.kernel.rtnl import mac_bytes
 from agent.kernel.tc import Hook
 
 REASONS = (

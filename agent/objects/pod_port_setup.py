@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from agent.ip import Address
-from agent.kernel import fdb, hardening, link_setup, neighbours, rtnl
+from agent.kernel import fdb, hardening, link_setup, neighbours
+from agent.kernel import ip_links as rtnl
 from agent.kernel.bpf.syscall import BpfError
+from agent.kernel.ip_links import KernelRoute, Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, Request
-from agent.kernel.rtnl import KernelRoute, Link
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from agent.objects import pod_guard
 from agent.objects.pod_port import Place, PodAddress, PodPort, PortAspect, Seen

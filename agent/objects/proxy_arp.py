@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.ip import Address
-from agent.kernel import arp, links, neighbours
+from agent.kernel import arp, neighbours
+from agent.kernel import link_operations as links
+from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink, Request
-from agent.kernel.rtnl import Link
 from agent.model.marks import mac_for
 from agent.objects import bridges
 from agent.objects.state import Proxy

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.ip import Subnet
-from agent.kernel import rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel.ip_links import KernelRoute
 from agent.kernel.netlink import Netlink, NetlinkError, Request
-from agent.kernel.rtnl import KernelRoute
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from agent.model.problem import Problem
 from agent.objects.state import Route

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Thread
 
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.node_status import NodeStatus
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer

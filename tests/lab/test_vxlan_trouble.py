@@ -230,7 +230,7 @@ def test_drift_is_found_and_mended(two: Lab) -> None:
 
 def _programs(node: LabNode) -> frozenset[str]:
     script = (
-        "from agent.kernel import links, rtnl, tc\n"
+        "from agent.kernel import link_operations as links, ip_links as rtnl, tc\n"
         "nl = links.host()\n"
         "print(*[tc.attached(nl, l.index, h) for l in rtnl.links(nl) if 'cni' in l.name for h in tc.PARENT])"
     )

@@ -9,7 +9,7 @@ from tests.lab.space import REPO
 
 SCRIPT = """
 import sys
-from agent.kernel import links, rtnl, tc, tcx
+from agent.kernel import link_operations as links, ip_links as rtnl, tc, tcx
 from agent.modes.ipip import device
 nl = links.host()
 index = rtnl.link(nl, "eth0").index

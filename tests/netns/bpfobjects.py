@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.kernel import netns, rtnl, tc
+from agent.kernel import ip_links as rtnl
+from agent.kernel import netns, tc
 from agent.kernel.bpf import loader
 from agent.modes.ipip import maps as ipip_maps
 from agent.objects.state import Ipip

@@ -14,7 +14,7 @@ from typing import Any
 from agent.kernel.bpf import syscall
 from agent.kernel.bpf.ring_buffer import RingBuffer
 from agent.kernel.bpf.syscall import Map, Program
-from agent.kernel.rtnl import mac_bytes
+from agent.kernel.ip_links import mac_bytes
 
 PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 PROG_TEST_RUN = 10

@@ -22,7 +22,9 @@ from agent.cni.protocol import Call
 from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
-from agent.kernel import links, netns, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
+from agent.kernel import netns
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, Snapshot

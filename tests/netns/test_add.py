@@ -13,7 +13,8 @@ import pytest
 from agent.errors import CniError, Code
 from agent.ip import Address
 from agent.ipam.attachment import Attachment
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.cluster import IPPool, IPReservation, Node
 from agent.model.node_status import PodEvent
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.kernel import links, tc
+from agent.kernel import link_operations as links
+from agent.kernel import tc
 from agent.kernel.bpf import loader, syscall
 from agent.kernel.bpf.syscall import BpfError
 from agent.modes.vxlan import maps as vxlan_maps

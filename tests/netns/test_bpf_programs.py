@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from agent.kernel.bpf.map_entries import Count
-from agent.kernel.rtnl import mac_bytes
+from agent.kernel.ip_links import mac_bytes
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Config
 from tests.netns import frames

@@ -13,8 +13,10 @@ import pytest
 
 from agent.cni import netconf
 from agent.ipam.attachment import link_name
-from agent.kernel import links, netns, rtnl
-from agent.kernel.rtnl import Link
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
+from agent.kernel import netns
+from agent.kernel.ip_links import Link
 from agent.model.cluster import Node
 from agent.model.marks import bridge_mac
 from agent.modes.hostgw import HostGwOptions

@@ -17,7 +17,7 @@ from agent.cni.handler import CniHandler
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import links
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import syscall
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.modes.hostgw import HostGw

@@ -19,9 +19,11 @@ import pytest
 from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
-from agent.kernel import fdb, hardening, link_setup, links, netns, rtnl, tc
+from agent.kernel import fdb, hardening, link_setup, netns, tc
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
-from agent.kernel.rtnl import Link, mac_bytes
+from agent.kernel.ip_links import Link, mac_bytes
 from agent.modes.registry import BUILT_IN
 from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard, pod_port_setup

@@ -11,7 +11,9 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.ipam.attachment import link_name
-from agent.kernel import hardening, link_setup, links, rtnl
+from agent.kernel import hardening, link_setup
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.marks import VXLAN_DEVICE, bridge_mac
 from agent.modes.ipip import device as ipip_device
 from agent.modes.vxlan.options import KERNEL

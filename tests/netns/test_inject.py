@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.cni import netconf
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
 from agent.model.cluster import IPReservation, Node
 from agent.modes.hostgw import HOST_GW

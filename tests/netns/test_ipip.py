@@ -8,7 +8,8 @@ import pytest
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.kernel import netlink, rtnl, tc, tcx
+from agent.kernel import ip_links as rtnl
+from agent.kernel import netlink, tc, tcx
 from agent.kernel.bpf import loader
 from agent.model.cluster import Node
 from agent.modes.ipip import device as ipip_device

@@ -16,7 +16,7 @@ import agent.objects.pod_port_setup
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import links
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import RECEIVE, Netlink
 from agent.kernel.netlink_monitor import Monitor

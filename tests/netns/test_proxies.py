@@ -7,8 +7,9 @@ import socket
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.kernel import links, rtnl
-from agent.kernel.rtnl import mac_bytes
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
+from agent.kernel.ip_links import mac_bytes
 from agent.model.marks import BRIDGE_ALIAS
 from agent.objects import proxy_arp
 from agent.objects.state import Proxy

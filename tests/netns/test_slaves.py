@@ -10,7 +10,8 @@ import pytest
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.cluster import IPBlock, IPPool
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, net

@@ -14,7 +14,8 @@ from agent.errors import CniError, Code
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
 from tests.networks import OPTIONS
 

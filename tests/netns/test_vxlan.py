@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError, Code
-from agent.kernel import links
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
 from agent.model.cluster import Node
 from agent.model.marks import ROUTE_PROTOCOL

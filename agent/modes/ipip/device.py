@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.kernel import hardening, link_setup, links, netlink, rtnl, tc, tcx
+from agent.kernel import hardening, link_setup, netlink, tc, tcx
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError, Program
+from agent.kernel.ip_links import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
-from agent.kernel.rtnl import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
 from agent.model.marks import IPIP_ALIAS, IPIP_DEVICE, LINK_PREFIX, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.ipip import maps as ipip_maps

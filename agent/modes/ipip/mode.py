@@ -9,8 +9,8 @@ from ipaddress import IPv4Address
 from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
-from agent.kernel import links
-from agent.kernel.rtnl import IPV4_DEVCONF_PROXY_ARP
+from agent.kernel import link_operations as links
+from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
 from agent.model.marks import IPIP_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem

@@ -13,7 +13,9 @@ from dataclasses import replace
 from agent.ip import Address
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.kernel import arp, links, neighbours, rtnl
+from agent.kernel import arp, neighbours
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.marks import LINK_PREFIX
 from agent.model.network import ExtraRoute
 from agent.model.problem import Problem

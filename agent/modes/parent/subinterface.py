@@ -19,10 +19,12 @@ from agent.errors import invalid_config
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.kernel import links, neighbours, netns, parent_links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
+from agent.kernel import neighbours, netns, parent_links
+from agent.kernel.ip_links import KernelRoute, Link
 from agent.kernel.netlink import Netlink
 from agent.kernel.parent_links import Slave
-from agent.kernel.rtnl import KernelRoute, Link
 from agent.model.marks import mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network, Uplink
 from agent.model.problem import Problem

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import allocator
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.model.marks import ROUTE_PROTOCOL, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.vxlan import offload

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.kernel import fdb, hardening, link_setup, links, neighbours, netlink, rtnl, tc
+from agent.kernel import fdb, hardening, link_setup, neighbours, netlink, tc
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError
+from agent.kernel.ip_links import Link, LinkAddress
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
-from agent.kernel.rtnl import Link, LinkAddress
 from agent.model.marks import LINK_PREFIX, VXLAN_ALIAS, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.vxlan import maps as vxlan_maps

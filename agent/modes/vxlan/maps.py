@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.kernel.bpf import map_entries
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
-from agent.kernel.rtnl import mac_bytes
+from agent.kernel.ip_links import mac_bytes
 
 TUNNEL_MAC_PREFIX = "0e:76"  # of every vxlan device of ours; the node's address follows: ebpf/tunnel.h
 GATEWAY = IPv4Address("169.254.1.1")  # of every pod; on no interface: veth_ingress answers for it

@@ -12,9 +12,10 @@ from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.ipam.blocks import is_single
-from agent.kernel import links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import link_operations as links
 from agent.kernel.bpf import loader
-from agent.kernel.rtnl import Link
+from agent.kernel.ip_links import Link
 from agent.model.marks import VXLAN_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.modes import peers, routable_blocks, underlay, veth

@@ -9,8 +9,8 @@ from agent.kernel import tc
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import Program
+from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Request
-from agent.kernel.rtnl import Link
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Endpoint
 from agent.objects.pod_port import Place, PodPort, PortAspect, Seen

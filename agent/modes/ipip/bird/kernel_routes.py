@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from agent.kernel import netlink, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import netlink
 from agent.kernel.netlink import Netlink, Request
 from agent.modes.ipip.bird.types import KERNEL_PROTOCOL, MAIN_TABLE, METRIC
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tenacity
 
-from agent.kernel import links
+from agent.kernel import link_operations as links
 from agent.model.problem import Problem
 from agent.modes.ipip.bird import control, daemon, kernel_routes, logs, render, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from agent.kernel import parent_links, rtnl
+from agent.kernel import ip_links as rtnl
+from agent.kernel import parent_links
 from agent.kernel.netlink import Netlink, NetlinkError
 
 REAPERS = 16
