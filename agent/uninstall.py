@@ -15,8 +15,7 @@ from agent import config
 from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, link_operations, netlink
 from agent.kernel.bpf import loader
 from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.modes.ipip.bird import supervisor
@@ -58,10 +57,10 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
     if conf.conflist:  # first: the runtime must not start a pod on what goes now
         for path in installer.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
             yield str(path)
-    nl = links.host()
-    for link in rtnl.links(nl):
+    nl = netlink.host()
+    for link in ip_links.links(nl):
         if link.name.startswith(LINK_PREFIX) and link.alias.startswith(ALIAS):
-            links.delete(nl, link.name)
+            link_operations.delete(nl, link.name)
             yield f"link {link.name} ({link.alias})"
     ran, routes = supervisor.retire(Files(conf.run_dir / "bird"))
     if ran or routes:

@@ -18,9 +18,7 @@ from agent.ipam.attachment import Attachment, is_link_name, link_name
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations.claims import REASON, ReservationClaims
 from agent.ipam.reservations.pod_annotations import identity
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
-from agent.kernel import tcx
+from agent.kernel import ip_links, link_operations, netlink, tcx
 from agent.model.cluster import Snapshot
 from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
@@ -151,7 +149,7 @@ class CniHandler:
         """Wire a pod that has its addresses; the result of ADD."""
         try:
             wired = self._wire(way, attachment, fd, conf, deadline)
-            links.settle(links.host(), attachment.link)
+            link_operations.wait_running(netlink.host(), attachment.link)
             answer = result.render(conf, wired)
             self._attachments.finish(attachment, wired)
         except BaseException as error:
@@ -201,7 +199,7 @@ class CniHandler:
 
     def _remove_unknown(self, link: str, network: object) -> None:
         """Remove a host end of which no file says what it is; one of another network stays. Raises OSError."""
-        found = rtnl.link(links.host(), link)
+        found = ip_links.link(netlink.host(), link)
         entries = [entry for entry in self._attachments.unreadable() if entry.link == link]
         names = {entry.network for entry in entries if entry.network}
         if found and found.alias.startswith(f"{ALIAS} "):
@@ -260,17 +258,17 @@ class CniHandler:
 
     def recover(self) -> None:
         """At start: undo what a crash left half done, and free what lost its interface while nobody watched."""
-        there = [link for link in rtnl.links(links.host()) if link.name.startswith(LINK_PREFIX)]
+        there = [link for link in ip_links.links(netlink.host()) if link.name.startswith(LINK_PREFIX)]
         present = {link.name for link in there}
         unknown = present - {attachment.link for attachment in self._attachments.all()}
         aliases = {link.name: link.alias for link in there if link.name in unknown}
         found = (
-            addresses_behind_links.addresses(links.host(), [link for link in there if link.name in unknown])
+            addresses_behind_links.addresses(netlink.host(), [link for link in there if link.name in unknown])
             if unknown
             else {}
         )
         self._attachments.see_links({name: (addresses, aliases[name]) for name, addresses in found.items()})
-        self._attachments.see_more(addresses_behind_links.given(links.host(), there) if there else {})
+        self._attachments.see_more(addresses_behind_links.given(netlink.host(), there) if there else {})
         for attachment in self._attachments.all():
             if attachment.wired is None or attachment.link not in present:
                 log.warning("healing: %s %s is half done or gone, removing it", *attachment.key)
@@ -331,7 +329,7 @@ class CniHandler:
         """Links with our mark for this network of which neither we nor the runtime know."""
         known = {attachment.link for attachment in self._attachments.all()} | valid
         failures = []
-        for link in rtnl.links(links.host()):
+        for link in ip_links.links(netlink.host()):
             marked = is_link_name(link.name) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:

@@ -17,8 +17,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations import policy as address_policy
 from agent.ipam.reservations.claims import SEE, TRIES, PodReservations, ReservationClaims, TakenError
 from agent.ipam.reservations.pod_annotations import AddressAnnotations
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.model.node_status import BlockDemand, Demand, NodeStatus
@@ -131,7 +130,7 @@ class AddressAssigner:
         """Raises CniError while a pod here may have an address that nobody knows: any address may be that one."""
         if not any(entry.blind for entry in self._attachments.unreadable()):
             return
-        self._attachments.look_again({link.name for link in rtnl.links(links.host())})
+        self._attachments.look_again({link.name for link in ip_links.links(netlink.host())})
         blind = [entry.problem() for entry in self._attachments.unreadable() if entry.blind]
         if blind:
             raise CniError(code, f"{blind[0].where}: {blind[0].what}", blind[0].remedy)

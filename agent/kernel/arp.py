@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent.ip import Address
-from agent.kernel import link_operations as links
+from agent.kernel import link_operations
 from agent.kernel.ip_links import mac_bytes
 
 ETH_P_ARP, ETH_P_ALL, REQUEST = 0x0806, 0x0003, 1
@@ -99,7 +99,7 @@ def _socket() -> Iterator[socket.socket]:
     try:
         yield sock
     finally:
-        links.later(sock.close)
+        link_operations.run_later(sock.close)
 
 
 def _tells(frame: bytes, asker: bytes, address: Address, *, rivals: bool) -> bool:

@@ -12,8 +12,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import neighbours, netlink
+from agent.kernel import ip_links, neighbours, netlink
 from agent.kernel.neighbours import (
     NDA_DST,
     NDA_LLADDR,
@@ -51,7 +50,7 @@ def sync(nl: Netlink, index: int, peers: Iterable[Entry]) -> int:
 def add_station(index: int, mac: str) -> Request:
     """Say for good that a MAC is behind a port of a bridge: frames from elsewhere do not move it (sticky)."""
     payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, 0) + netlink.attribute(
-        NDA_LLADDR, rtnl.mac_bytes(mac)
+        NDA_LLADDR, ip_links.mac_bytes(mac)
     )
     return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add forwarding entry {mac}")
 
@@ -59,7 +58,7 @@ def add_station(index: int, mac: str) -> Request:
 def add_local(index: int, mac: str) -> Request:
     """Say that a MAC is a bridge's own, whose frames are for the node (bridge(8), `self` and `local`)."""
     payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0) + netlink.attribute(
-        NDA_LLADDR, rtnl.mac_bytes(mac)
+        NDA_LLADDR, ip_links.mac_bytes(mac)
     )
     return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"add the bridge's own entry {mac}")
 
@@ -108,7 +107,7 @@ def _change(kind: int, index: int, entry: Entry) -> Request:
     payload = (
         NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
         + netlink.attribute(NDA_DST, peer.packed)
-        + netlink.attribute(NDA_LLADDR, rtnl.mac_bytes(mac))
+        + netlink.attribute(NDA_LLADDR, ip_links.mac_bytes(mac))
     )
     flags = NLM_F_CREATE | NLM_F_REPLACE if kind == RTM_NEWNEIGH else 0
     return Request(kind, flags, payload, f"forwarding entry {mac} to {peer}")

@@ -7,9 +7,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import netlink
-from agent.kernel.ip_links import IFF_UP, IFINFO, Link
+from agent.kernel import ip_links, netlink
+from agent.kernel.ip_links import IFF_UP, IFINFO, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE, Link
 from agent.kernel.netlink import Request
 
 IFLA_BRPORT_STATE, FORWARDING = 1, 3  # BR_STATE_FORWARDING of uapi/linux/if_bridge.h
@@ -28,7 +27,7 @@ PLAIN_PORT = (
 """Flags of a port that is asked by ARP and reaches all others, as the kernel makes it; some kernels lack some."""
 IFLA_INET6_CONF = 2
 NUMBER = struct.Struct("=i")
-QUIET = netlink.attribute(socket.AF_INET6, netlink.u8(rtnl.IFLA_INET6_ADDR_GEN_MODE, rtnl.IN6_ADDR_GEN_MODE_NONE))
+QUIET = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
 """Without an IPv6 address of its own."""
 
 
@@ -55,37 +54,38 @@ def configure(link: str | int, setup: Setup) -> Request:
     """
     index, name = (0, link) if isinstance(link, str) else (link, "")
     flags = IFF_UP if setup.up else 0
-    attributes = netlink.text(rtnl.IFLA_IFNAME, name) if name else b""
+    attributes = netlink.text(ip_links.IFLA_IFNAME, name) if name else b""
     if setup.alias is not None:
-        attributes += netlink.text(rtnl.IFLA_IFALIAS, setup.alias)
+        attributes += netlink.text(ip_links.IFLA_IFALIAS, setup.alias)
     if setup.mtu is not None:
-        attributes += netlink.u32(rtnl.IFLA_MTU, setup.mtu)
+        attributes += netlink.u32(ip_links.IFLA_MTU, setup.mtu)
     if setup.mac is not None:
-        attributes += netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(setup.mac))
+        attributes += netlink.attribute(ip_links.IFLA_ADDRESS, ip_links.mac_bytes(setup.mac))
     if setup.master is not None:
-        attributes += netlink.u32(rtnl.IFLA_MASTER, setup.master)
+        attributes += netlink.u32(ip_links.IFLA_MASTER, setup.master)
     inet = b"".join(netlink.u32(number, value) for number, value in setup.ipv4.items())
-    ipv4 = netlink.attribute(socket.AF_INET, netlink.attribute(rtnl.IFLA_INET_CONF, inet)) if inet else b""
+    ipv4 = netlink.attribute(socket.AF_INET, netlink.attribute(ip_links.IFLA_INET_CONF, inet)) if inet else b""
     plain = IFINFO.pack(0, 0, index, flags, flags) + attributes
     return Request(
-        rtnl.RTM_NEWLINK,
+        ip_links.RTM_NEWLINK,
         0,
-        plain + netlink.attribute(rtnl.IFLA_AF_SPEC, ipv4 + QUIET),
+        plain + netlink.attribute(ip_links.IFLA_AF_SPEC, ipv4 + QUIET),
         f"set up link {link}",
-        without_ipv6=plain + (netlink.attribute(rtnl.IFLA_AF_SPEC, ipv4) if ipv4 else b""),
+        without_ipv6=plain + (netlink.attribute(ip_links.IFLA_AF_SPEC, ipv4) if ipv4 else b""),
     )
 
 
 def bridge_port(link: str, flags: Mapping[int, int]) -> Request:
     """Set flags of a link that is a port of a bridge, by their IFLA_BRPORT_ numbers (uapi/linux/if_link.h)."""
     data = b"".join(netlink.u8(number, value) for number, value in flags.items())
-    port = netlink.text(rtnl.IFLA_INFO_SLAVE_KIND, "bridge") + netlink.attribute(rtnl.IFLA_INFO_SLAVE_DATA, data)
+    kind = netlink.text(ip_links.IFLA_INFO_SLAVE_KIND, "bridge")
+    port = kind + netlink.attribute(ip_links.IFLA_INFO_SLAVE_DATA, data)
     payload = (
         IFINFO.pack(0, 0, 0, 0, 0)
-        + netlink.text(rtnl.IFLA_IFNAME, link)
-        + netlink.attribute(rtnl.IFLA_LINKINFO, port)
+        + netlink.text(ip_links.IFLA_IFNAME, link)
+        + netlink.attribute(ip_links.IFLA_LINKINFO, port)
     )
-    return Request(rtnl.RTM_NEWLINK, 0, payload, f"set flags of bridge port {link}")
+    return Request(ip_links.RTM_NEWLINK, 0, payload, f"set flags of bridge port {link}")
 
 
 def port_state(link: str, state: int) -> Request:
@@ -107,7 +107,7 @@ def is_as_made(link: Link, data: bytes) -> bool:
 
 def ipv4(link: Link, number: int) -> int | None:
     """Return a switch of a link by its IPV4_DEVCONF_ number, None where the link has no IPv4."""
-    return _number(_family(link, socket.AF_INET).get(rtnl.IFLA_INET_CONF, b""), number - 1)
+    return _number(_family(link, socket.AF_INET).get(ip_links.IFLA_INET_CONF, b""), number - 1)
 
 
 def ipv6(link: Link, number: int) -> int | None:
@@ -117,8 +117,8 @@ def ipv6(link: Link, number: int) -> int | None:
 
 def is_quiet(link: Link) -> bool:
     """Whether a link makes no IPv6 address of its own."""
-    mode = _family(link, socket.AF_INET6).get(rtnl.IFLA_INET6_ADDR_GEN_MODE)
-    return mode is None or mode[0] == rtnl.IN6_ADDR_GEN_MODE_NONE
+    mode = _family(link, socket.AF_INET6).get(IFLA_INET6_ADDR_GEN_MODE)
+    return mode is None or mode[0] == IN6_ADDR_GEN_MODE_NONE
 
 
 def port_flag(link: Link, number: int) -> int | None:

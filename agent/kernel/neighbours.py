@@ -8,8 +8,8 @@ import struct
 
 from agent.ip import Address
 from agent.kernel import netlink
-from agent.kernel.ip_links import family, mac_bytes
-from agent.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
+from agent.kernel.ip_links import mac_bytes
+from agent.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request, family
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR, NUD_PERMANENT, NTF_PROXY = 1, 2, 0x80, 0x08

@@ -9,9 +9,12 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
+
+from agent.ip import Address, Subnet
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -53,6 +56,16 @@ def u8(kind: int, value: int) -> bytes:
 def text(kind: int, value: str) -> bytes:
     """An attribute that holds a NUL-terminated string."""
     return attribute(kind, value.encode() + b"\0")
+
+
+def number(value: bytes | None) -> int:
+    """Return the 32-bit number that an attribute holds; 0 where there is no attribute."""
+    return int(struct.unpack_from("=I", value)[0]) if value else 0
+
+
+def family(address: Address | Subnet) -> int:
+    """Return AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
 def attributes(data: bytes, offset: int, end: int) -> dict[int, bytes]:
@@ -222,6 +235,17 @@ class Netlink:
                     error = _error(request, data, flags, offset, end)
                     raise error or NetlinkError(errno.EPROTO, request.what, "acknowledged, not answered")
                 payloads.append(data[offset:end])
+
+
+_threads = threading.local()
+
+
+def host() -> Netlink:
+    """Return the socket of this thread in the node's network namespace; it is opened once. Raises OSError."""
+    nl: Netlink | None = getattr(_threads, "netlink", None)
+    if nl is None:
+        nl = _threads.netlink = Netlink()
+    return nl
 
 
 def _error(request: Request, data: bytes, flags: int, offset: int, end: int) -> NetlinkError | None:

@@ -8,8 +8,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import netlink, tc
+from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, tc
 
 # RTMGRP_* bits of rtnetlink(7): links, programs (tc), IPv4 and IPv6 addresses and routes
 ROUTE_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
@@ -32,7 +31,7 @@ def _big(value: int, form: str = "=H") -> int:
     return int.from_bytes(struct.pack(form, value), "big")
 
 
-UP = _big(rtnl.IFF_UP, "=I")
+UP = _big(ip_links.IFF_UP, "=I")
 
 
 # Of pods' links it keeps only what neither ADD nor DEL does, as these would wake us often: a link is set down
@@ -43,13 +42,13 @@ def _route_filter(protocol: int, link_prefix: str) -> Filter:
     prefix = int.from_bytes(link_prefix.encode(), "big")
     return {
         "type": (LOAD_HALF, "", "", TYPE),
-        "new address": (JUMP_EQUAL, "keep", "", _big(rtnl.RTM_NEWADDR)),
-        "lost address": (JUMP_EQUAL, "keep", "", _big(rtnl.RTM_DELADDR)),
+        "new address": (JUMP_EQUAL, "keep", "", _big(ip_addresses.RTM_NEWADDR)),
+        "lost address": (JUMP_EQUAL, "keep", "", _big(ip_addresses.RTM_DELADDR)),
         "lost filter": (JUMP_EQUAL, "keep", "", _big(tc.RTM_DELTFILTER)),
         "lost qdisc": (JUMP_EQUAL, "keep", "", _big(tc.RTM_DELQDISC)),
-        "lost route": (JUMP_EQUAL, "route", "", _big(rtnl.RTM_DELROUTE)),
-        "changed link": (JUMP_EQUAL, "name", "", _big(rtnl.RTM_NEWLINK)),
-        "lost link": (JUMP_EQUAL, "lost name", "drop", _big(rtnl.RTM_DELLINK)),
+        "lost route": (JUMP_EQUAL, "route", "", _big(ip_routes.RTM_DELROUTE)),
+        "changed link": (JUMP_EQUAL, "name", "", _big(ip_links.RTM_NEWLINK)),
+        "lost link": (JUMP_EQUAL, "lost name", "drop", _big(ip_links.RTM_DELLINK)),
         "name": (LOAD_WORD, "", "", FIRST_NAME),
         "pod's": (JUMP_EQUAL, "", "keep", prefix),
         "change": (LOAD_WORD, "", "", CHANGE),

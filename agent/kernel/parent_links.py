@@ -6,8 +6,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import netlink
+from agent.kernel import ip_links, netlink
 from agent.kernel.ip_links import IFINFO
 from agent.kernel.netlink import Request
 
@@ -42,30 +41,30 @@ def create(slave: Slave) -> Request:
     else:
         data = netlink.attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[slave.mode]))
     attributes = (
-        netlink.text(rtnl.IFLA_IFNAME, slave.name)
-        + netlink.u32(rtnl.IFLA_LINK, slave.parent)
-        + netlink.u32(rtnl.IFLA_NET_NS_FD, slave.netns)
-        + netlink.u32(rtnl.IFLA_MTU, slave.mtu)
-        + netlink.u32(rtnl.IFLA_GROUP, slave.group)
-        + (netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(slave.mac)) if slave.mac else b"")
+        netlink.text(ip_links.IFLA_IFNAME, slave.name)
+        + netlink.u32(ip_links.IFLA_LINK, slave.parent)
+        + netlink.u32(ip_links.IFLA_NET_NS_FD, slave.netns)
+        + netlink.u32(ip_links.IFLA_MTU, slave.mtu)
+        + netlink.u32(ip_links.IFLA_GROUP, slave.group)
+        + (netlink.attribute(ip_links.IFLA_ADDRESS, ip_links.mac_bytes(slave.mac)) if slave.mac else b"")
     )
-    return rtnl.create(slave.kind, attributes, data, f"{slave.kind} {slave.name} in mode {slave.mode}")
+    return ip_links.create(slave.kind, attributes, data, f"{slave.kind} {slave.name} in mode {slave.mode}")
 
 
 def rename(index: int, name: str) -> Request:
     """Give a link that is down its name; EEXIST where another has it."""
-    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.text(rtnl.IFLA_IFNAME, name)
-    return Request(rtnl.RTM_SETLINK, 0, payload, f"name link {index} {name}")
+    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.text(ip_links.IFLA_IFNAME, name)
+    return Request(ip_links.RTM_SETLINK, 0, payload, f"name link {index} {name}")
 
 
 def announce(index: int) -> Request:
     """Let the kernel send a gratuitous ARP when the link comes up, and take answers that come another way."""
     switches = netlink.u32(ARP_NOTIFY, 1) + netlink.u32(RP_FILTER, LOOSE)
     inet = netlink.attribute(socket.AF_INET, netlink.attribute(IFLA_INET_CONF, switches))
-    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.attribute(rtnl.IFLA_AF_SPEC, inet)
-    return Request(rtnl.RTM_SETLINK, 0, payload, f"set announcements of link {index}")
+    payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.attribute(ip_links.IFLA_AF_SPEC, inet)
+    return Request(ip_links.RTM_SETLINK, 0, payload, f"set announcements of link {index}")
 
 
-def is_slave(link: rtnl.Link) -> bool:
+def is_slave(link: ip_links.Link) -> bool:
     """Whether a link is of a kind that this module makes."""
     return link.kind in (IPVLAN, MACVLAN)

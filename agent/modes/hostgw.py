@@ -15,9 +15,7 @@ from agent.ip import Address
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
-from agent.kernel import fdb, link_setup, netns
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import fdb, ip_addresses, link_operations, link_setup, netlink, netns
 from agent.kernel.netlink import Netlink
 from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network
@@ -114,7 +112,7 @@ class HostGw(Mode):
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
-        network, nl = attachment.network, links.host()
+        network, nl = attachment.network, netlink.host()
         bridge = veth.needed("bridge", _bridge_name(network))
         _refuse_taken(nl, attachment, bridge.mac)
         mtu = network.mtu or bridge.mtu
@@ -122,7 +120,7 @@ class HostGw(Mode):
         veth.make_port(self.port(attachment), bridge)
         with veth.pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
-        links.settle(nl, bridge.name)
+        link_operations.wait_running(nl, bridge.name)
         return Wired(
             interfaces=[
                 {"name": bridge.name, "mac": bridge.mac, "mtu": bridge.mtu},
@@ -144,7 +142,7 @@ class HostGw(Mode):
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
         bridge = veth.check_up("bridge", _bridge_name(attachment.network))
         port = veth.check_port(self.port(attachment))
-        held = {a.address for a in rtnl.addresses(links.host(), bridge.index)}
+        held = {a.address for a in ip_addresses.addresses(netlink.host(), bridge.index)}
         for lease in attachment.leases:
             if not is_single(lease.block) and allocator.gateway(lease.block) not in held:
                 raise CheckError(f"bridge {bridge.name} lacks the gateway {allocator.gateway(lease.block)}")
@@ -209,7 +207,9 @@ def _configure(
 ) -> list[ExtraRoute]:
     end = veth.pod_end(inside, attachment)
     gateways: dict[int, Address] = {lease.address.version: _gateway(lease) for lease in attachment.leases}
-    steps = [rtnl.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases]
+    steps = [
+        ip_addresses.add_address(end.index, lease.address, lease.block.prefixlen) for lease in attachment.leases
+    ]
     if veth.GATEWAY in gateways.values():
         steps += veth.lone_gateway(inside, end.index, bridge_mac)
     ways = veth.pod_routes(gateways, routes)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.model.network import ModeOptions, Network
 from agent.modes.base import Mode, RoutedModes
 from agent.modes.hostgw import HostGw
@@ -14,6 +13,7 @@ from agent.modes.ipip.mode import Ipip
 from agent.modes.parent.ipvlan import Ipvlan
 from agent.modes.parent.macvlan import Macvlan
 from agent.modes.vxlan.mode import Vxlan
+from agent.objects import host_end
 
 
 class Modes:
@@ -46,11 +46,11 @@ class Modes:
 
     def unwire_unknown(self, link: str) -> None:
         """Delete a host end that has no known attachment, and all that is known by that link. Raises OSError."""
-        nl = links.host()
-        if found := rtnl.link(nl, link):
+        nl = netlink.host()
+        if found := ip_links.link(nl, link):
             for mode in self:
                 mode.forget_link(found.index)
-        links.detach(nl, link)
+        host_end.detach(nl, link)
 
 
 BUILT_IN = Modes(HostGw(), Vxlan(), Ipip(), Ipvlan(), Macvlan())

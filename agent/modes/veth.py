@@ -11,11 +11,20 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.ip import Address, Interface, Subnet
 from agent.ipam.attachment import Attachment
-from agent.kernel import hardening, neighbours, netns, sysctl
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import (
+    hardening,
+    ip_addresses,
+    ip_links,
+    ip_routes,
+    link_operations,
+    neighbours,
+    netlink,
+    netns,
+    sysctl,
+)
 from agent.kernel.bpf import loader
-from agent.kernel.ip_links import IPV4_DEVCONF_FORWARDING, KernelRoute, Link
+from agent.kernel.ip_links import IPV4_DEVCONF_FORWARDING, Link
+from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, Request
 from agent.model.marks import ALIAS
 from agent.model.network import ExtraRoute
@@ -42,7 +51,7 @@ def alias(attachment: Attachment) -> str:
 
 def needed(what: str, name: str) -> Link:
     """A link of the node that a pod hangs on. Raises NodeNotReadyError, OSError."""
-    found = rtnl.link(links.host(), name)
+    found = ip_links.link(netlink.host(), name)
     if found is None:
         raise NodeNotReadyError(f"{what} {name} is not there")
     return found
@@ -50,7 +59,7 @@ def needed(what: str, name: str) -> Link:
 
 def check_up(what: str, name: str) -> Link:
     """A link of the node that is there and up. Raises CheckError, OSError."""
-    found = rtnl.link(links.host(), name)
+    found = ip_links.link(netlink.host(), name)
     if found is None or not found.up:
         raise CheckError(f"{what} {name} is {'down' if found else 'missing'}")
     return found
@@ -60,7 +69,7 @@ def create_veth(
     attachment: Attachment, netns_fd: int, mtu: int, *, master: int = 0, peer: str | None = None
 ) -> Request:
     """A veth pair from the node into the pod, where its end is `ifname`, or `peer`."""
-    return rtnl.create_veth(
+    return ip_links.create_veth(
         attachment.link,
         host_mac(attachment),
         peer or attachment.ifname,
@@ -94,10 +103,10 @@ def guarded(attachment: Attachment) -> Guarded:
     return Guarded(attachment.container_id, attachment.mac, addresses, attachment.network.spoof_check)
 
 
-def remove_port(attachment: Attachment, delete: Callable[[Netlink, str], bool] = links.delete) -> None:
+def remove_port(attachment: Attachment, delete: Callable[[Netlink, str], bool] = link_operations.delete) -> None:
     """Delete the host's end, and what pod_guard knows of it. Raises OSError."""
-    nl, held = links.host(), loader.maps(family=loader.GUARD)
-    port = rtnl.link(nl, attachment.link) if held else None
+    nl, held = netlink.host(), loader.maps(family=loader.GUARD)
+    port = ip_links.link(nl, attachment.link) if held else None
     delete(nl, attachment.link)
     if held:
         pod_guard.remove(held, port.index if port else 0, guarded(attachment))
@@ -128,8 +137,8 @@ def make_port(port: PodPort, *others: Link) -> None:
 
     Raises NodeNotReadyError, OSError.
     """
-    nl = links.host()
-    link = rtnl.link(nl, port.link)
+    nl = netlink.host()
+    link = ip_links.link(nl, port.link)
     if link is None:
         raise NodeNotReadyError(f"{port.link} has vanished")
     pod_port_setup.make(port, Place(nl, link, {other.name: other.index for other in others}))
@@ -137,14 +146,14 @@ def make_port(port: PodPort, *others: Link) -> None:
 
 def check_port(port: PodPort) -> Link:
     """The node's side of a pod's link is as it was made. Raises CheckError, OSError."""
-    if how := pod_port_setup.differs(links.host(), port):
+    if how := pod_port_setup.differs(netlink.host(), port):
         raise CheckError(how)
     return check_up("host link", port.link)
 
 
 def pod_end(inside: Netlink, attachment: Attachment) -> Link:
     """The pod's. Raises NodeNotReadyError, OSError."""
-    end = rtnl.link(inside, attachment.ifname)
+    end = ip_links.link(inside, attachment.ifname)
     if end is None:
         raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
     return end
@@ -173,12 +182,12 @@ def configure(
     """Bring the pod's end up, take the steps and set `pod_routes`; those that are in force. Raises OSError."""
     wanted, default = routes
     must = [
-        rtnl.link_up(1),  # lo: else a pod can't reach its own address
-        rtnl.link_up(index),
+        ip_links.link_up(1),  # lo: else a pod can't reach its own address
+        ip_links.link_up(index),
         *steps,
-        *(rtnl.add_route(KernelRoute(r.dst, r.gateway, index)) for r in wanted),
+        *(ip_routes.add_route(KernelRoute(r.dst, r.gateway, index)) for r in wanted),
     ]
-    may = [rtnl.add_route(KernelRoute(r.dst, r.gateway, index)) for r in default]
+    may = [ip_routes.add_route(KernelRoute(r.dst, r.gateway, index)) for r in default]
     errors = inside.batch(must + may)
     for number, error in enumerate(errors):
         if error and (number < len(must) or error.errno != errno.EEXIST):
@@ -190,7 +199,7 @@ def configure(
         elif subnet and subnet.version == route.dst.version and subnet not in ways:
             # an earlier interface of the pod has the default route: by this one its own network is reached
             own = ExtraRoute(subnet, route.gateway)
-            (refused,) = inside.batch([rtnl.add_route(KernelRoute(own.dst, own.gateway, index))])
+            (refused,) = inside.batch([ip_routes.add_route(KernelRoute(own.dst, own.gateway, index))])
             if refused is None:
                 kept.append(own)
             elif refused.errno != errno.EEXIST:  # all of it is on-link
@@ -214,9 +223,9 @@ def host_route(address: IPv4Address, index: int) -> KernelRoute:
 def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
     """The gateway of a pod with a /32, which is on no interface: a neighbour for good. Raises OSError."""
     gateway = host_route(GATEWAY, index)
-    if any(route.dst == gateway.dst for route in rtnl.routes(inside, 4)):  # of an earlier interface
+    if any(route.dst == gateway.dst for route in ip_routes.routes(inside, 4)):  # of an earlier interface
         gateway = replace(gateway, metric=index)
-    return [neighbours.add(index, GATEWAY, mac), rtnl.add_route(gateway)]
+    return [neighbours.add(index, GATEWAY, mac), ip_routes.add_route(gateway)]
 
 
 def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
@@ -224,7 +233,7 @@ def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRo
     with pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
         end = pod_end(inside, attachment)
         steps = [
-            rtnl.add_address(end.index, routed_address(attachment), 32),
+            ip_addresses.add_address(end.index, routed_address(attachment), 32),
             *lone_gateway(inside, end.index, host_mac(attachment)),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
@@ -256,18 +265,18 @@ def check_pod(
 ) -> None:
     """The pod's end is as it was made: MAC, other end, addresses, routes. Raises CheckError."""
     name = attachment.ifname
-    end = rtnl.link(inside, name)
+    end = ip_links.link(inside, name)
     if end is None or not end.up:
         raise CheckError(f"{name} in the pod is {'down' if end else 'missing'}")
     if end.mac != attachment.mac:
         raise CheckError(f"{name} in the pod has MAC {end.mac}, not {attachment.mac}")
     if end.peer != peer:
         raise CheckError(f"{name} in the pod is not the other end of {attachment.link}")
-    held = {a.interface for a in rtnl.addresses(inside, end.index)}
+    held = {a.interface for a in ip_addresses.addresses(inside, end.index)}
     for address in addresses:
         if address not in held:
             raise CheckError(f"{name} in the pod lacks address {address}")
-    present = {route for version in (4, 6) for route in rtnl.routes(inside, version)}
+    present = {route for version in (4, 6) for route in ip_routes.routes(inside, version)}
     for route in wired["routes"]:
         wanted = KernelRoute(ipaddress.ip_network(route["dst"]), ipaddress.ip_address(route["gw"]), end.index)
         if wanted not in present:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from agent.ip import Address
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import hardening
-from agent.kernel import ip_links as rtnl
+from agent.kernel import hardening, ip_links, ip_routes
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netlink import Netlink
@@ -139,7 +138,7 @@ def underlay_forwards(
 def _advertised(nl: Netlink, kernel: Kernel) -> list[str]:
     """Interfaces with a default route that a router has advertised (RFC 4861). Raises OSError."""
     names = {link.index: link.name for link in kernel.links}
-    found = rtnl.routes(nl, 6, rtnl.RTPROT_RA)
+    found = ip_routes.routes(nl, 6, ip_routes.RTPROT_RA)
     return [names[route.index] for route in found if not route.dst.prefixlen and route.index in names]
 
 
@@ -189,7 +188,7 @@ class Drift:
 def _forward(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, sysctls: Path) -> None:
     there = {link.name: link for link in kernel.links}
     if not desired.made <= there.keys():  # some were made a moment ago
-        there = {link.name: link for link in rtnl.links(nl)}
+        there = {link.name: link for link in ip_links.links(nl)}
     for device in hardening.sync(there[name] for name in sorted(desired.made & there.keys())):
         log.info("%s takes no router advertisements and redirects from now on", device)
     turned_on = forwarding.sync(desired.forwarding, sysctls, lambda: _advertised(nl, kernel))
@@ -231,7 +230,7 @@ def _guard(desired: NodeState, done: Programmed) -> None:
 def _nft(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed) -> None:
     """The filter stays for as long as there is an ipip device, also one that could not be removed."""
     senders = desired.senders
-    if senders is None and ipip_device.is_open(kernel.links) and ipip_device.is_open(rtnl.links(nl)):
+    if senders is None and ipip_device.is_open(kernel.links) and ipip_device.is_open(ip_links.links(nl)):
         senders = desired.ipip.nodes if desired.ipip else frozenset()
     if nft_table.sync(desired.masquerade, senders, desired.quiet, desired.shut):
         log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
@@ -277,7 +276,7 @@ def _tunnels(nl: Netlink, desired: NodeState, kernel: Kernel, done: Programmed, 
 
 
 def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Programmed, *, verify: bool) -> None:
-    there = rtnl.links(nl)
+    there = ip_links.links(nl)
     ours = (link for link in there if link.name in desired.made and link.up)
     restored = bridge_paths.repair_local(nl, ours) if verify else 0
     devices = {link.index: link.name for link in there}
@@ -293,7 +292,7 @@ def _routes(nl: Netlink, desired: NodeState, ownership: Ownership, done: Program
 
 def _proxies(nl: Netlink, desired: NodeState, done: Programmed, sysctls: Path) -> None:
     """After the routes: who is told that the node knows the way comes at once."""
-    done.changed[PROXIES] = proxy_arp.sync(nl, desired.proxies, rtnl.links(nl), sysctls)
+    done.changed[PROXIES] = proxy_arp.sync(nl, desired.proxies, ip_links.links(nl), sysctls)
 
 
 def _attempt(done: Programmed, what: str, step: Callable[[], None]) -> bool:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from agent.ip import Address
-from agent.kernel import ip_links as rtnl
-from agent.kernel.ip_links import Link, LinkAddress
+from agent.kernel import ip_addresses, ip_links, ip_routes
+from agent.kernel.ip_addresses import LinkAddress
+from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink
 from agent.model.cluster import HostNetworks, Node
 from agent.model.marks import LINK_PREFIX
@@ -48,10 +49,10 @@ def read(nl: Netlink, *, gateways: bool = False, known: Known | None = None, nod
     nodes are: an InternalIP of `node` on lo, or a /32 or /128 on any link (as a dummy), counts as one of the
     interface that leads to them.
     """
-    links, addresses = rtnl.links(nl), rtnl.addresses(nl)
+    links, addresses = ip_links.links(nl), ip_addresses.addresses(nl)
     usable = {link.index: link for link in links if link.up and not is_made(link)}
     found = _gateways(nl) if gateways else []
-    hops = {somewhere.version: rtnl.next_hop(nl, somewhere) for somewhere in SOMEWHERE}
+    hops = {somewhere.version: ip_routes.next_hop(nl, somewhere) for somewhere in SOMEWHERE}
     local = [
         LocalAddress(
             link.name,
@@ -112,7 +113,7 @@ def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:
     names = {link.index: link.name for link in kernel.links}
     ways: list[Underlay] = []
     for address in itertools.islice(far, LOOKUPS):
-        if found := rtnl.next_hop(nl, address):
+        if found := ip_routes.next_hop(nl, address):
             gateway = found[1] if isinstance(found[1], IPv4Address) else None
             ways.append(Underlay(ipip_device.by_device(), names.get(found[0], ""), gateway))
             if home and gateway and ways[-1].device == home.device:
@@ -122,7 +123,7 @@ def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:
 
 def _gateways(nl: Netlink) -> list[tuple[int, Address]]:
     """Interfaces with a default gateway, the preferred first."""
-    default = sorted((r for r in rtnl.routes(nl, 4) if r.dst.prefixlen == 0), key=lambda route: route.metric)
+    default = sorted((r for r in ip_routes.routes(nl, 4) if r.dst.prefixlen == 0), key=lambda route: route.metric)
     return [(route.index, route.gateway) for route in default if route.gateway]
 
 
@@ -151,5 +152,5 @@ def _by_way(
 def _ways(nl: Netlink, addresses: Iterable[Address]) -> Iterator[int]:
     """The interfaces by which packets to these addresses leave. Raises OSError."""
     for address in itertools.islice(addresses, LOOKUPS):
-        if hop := rtnl.next_hop(nl, address):
+        if hop := ip_routes.next_hop(nl, address):
             yield hop[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import ip_links as rtnl
+from agent.kernel import ip_links
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem
@@ -65,7 +65,7 @@ def _tidy(nl: Netlink, attachments: AttachmentStore) -> None:
         return
     earlier = pod_guard.known(held.maps)  # before all else is read: whoever came since stays
     guarded = [veth.guarded(attachment) for attachment in attachments.all()]
-    if removed := pod_guard.tidy(held.maps, earlier, (link.index for link in rtnl.links(nl)), guarded):
+    if removed := pod_guard.tidy(held.maps, earlier, (link.index for link in ip_links.links(nl)), guarded):
         log.info("guard: %d entries of pods that are gone removed", removed)
 
 
@@ -73,7 +73,7 @@ def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str
     """Repair one port while no call can be at work on it."""
     name = _name(attachment)
     try:
-        link = rtnl.link(seen.nl, port.link)
+        link = ip_links.link(seen.nl, port.link)
         if link is None or link.kind != "veth":
             what = f"its link {port.link} is gone, and {attachment.ifname} with it"
             done.problems.append(Problem(name, what, "delete the pod, so that it is made anew"))

@@ -15,7 +15,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.ipam.idle_blocks import BLOCK_IDLE, IdleBlockReleaser
 from agent.ipam.reservations import rules as reservation_rules
-from agent.kernel import link_operations as links
+from agent.kernel import netlink
 from agent.model.cluster import AcceptedModes, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.network import Network
@@ -243,10 +243,10 @@ class Reconciler:
         """Read what is in the kernel; None where that fails, which is published."""
         try:
             slaves = any(network.needs_parent for network in networks)
-            kernel = kernel_state.read(links.host(), gateways=slaves, known=known, node=self._node)
+            kernel = kernel_state.read(netlink.host(), gateways=slaves, known=known, node=self._node)
             underlay = Underlay()
             if any(network.mode == IPIP for network in networks):
-                underlay = kernel_state.underlay(links.host(), kernel, known, self._node)
+                underlay = kernel_state.underlay(netlink.host(), kernel, known, self._node)
         except OSError as error:
             self.errors.add(NETLINK)
             self._verify.set()
@@ -271,14 +271,14 @@ class Reconciler:
         nft = desired.filter
         ours = self._inputs.marks.ownership(blocks.everywhere(snapshot, networks))
         sysctls = self._inputs.sysctls
-        done = apply.program(links.host(), desired, kernel, sysctls, ours, verify=verify or nft != self._nft)
+        done = apply.program(netlink.host(), desired, kernel, sysctls, ours, verify=verify or nft != self._nft)
         self._nft = nft
         if apply.ROUTES not in done.failures:
             self._inputs.marks.settled()
         me = snapshot.nodes.get(self._node)
         apply.underlay_forwards(desired, kernel, me.addresses if me else (), sysctls, done)
         if verify:
-            apply.pods(links.host(), self._inputs.attachments, self._inputs.modes, done)
+            apply.pods(netlink.host(), self._inputs.attachments, self._inputs.modes, done)
         if not done.settled:
             self._verify.set()
         self.drift.note(desired, done)

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.codec import strict_json
 from agent.config import ROUTE_PROTOCOLS
 from agent.ip import Subnet
-from agent.kernel.ip_links import RTPROT_BOOT
+from agent.kernel.ip_routes import RTPROT_BOOT
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.objects.routes import Ownership
 from agent.runtime import atomic_file, json_state_file

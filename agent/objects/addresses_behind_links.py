@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from agent.ip import Address
-from agent.kernel import ip_links as rtnl
-from agent.kernel import neighbours
+from agent.kernel import ip_addresses, ip_routes, neighbours
 from agent.kernel.bpf import loader
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink, NetlinkError
@@ -45,7 +44,7 @@ def _on_the_node(nl: Netlink) -> dict[int, set[Address]]:
     """The addresses of host routes and of permanent neighbours, by the index of their link. Raises OSError."""
     by_index: dict[int, set[Address]] = {}
     for version in (4, 6):
-        for route in rtnl.routes(nl, version):
+        for route in ip_routes.routes(nl, version):
             if route.dst.prefixlen == route.dst.max_prefixlen:
                 by_index.setdefault(route.index, set()).add(route.dst.network_address)
     for index, address in neighbours.permanent(nl):
@@ -61,6 +60,6 @@ def _inside(nl: Netlink, link: Link) -> set[Address]:
     if link.netnsid is None:
         return set()
     try:
-        return {entry.address for entry in rtnl.addresses(nl, netnsid=link.netnsid)}
+        return {entry.address for entry in ip_addresses.addresses(nl, netnsid=link.netnsid)}
     except NetlinkError:  # the namespace has gone meanwhile, or cannot be looked into: nothing is known of it
         return set()

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 
 from agent.ip import Interface
-from agent.kernel import fdb
-from agent.kernel import ip_links as rtnl
-from agent.kernel.ip_links import KernelRoute, Link, LinkAddress
+from agent.kernel import fdb, ip_addresses, ip_links, ip_routes
+from agent.kernel.ip_addresses import LinkAddress
+from agent.kernel.ip_links import Link
+from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, Request
 from agent.objects.state import Bridge
 
@@ -24,16 +25,16 @@ def repair(nl: Netlink, bridges: Iterable[Bridge]) -> int:
 
     Returns how many were. Raises OSError, also where another's route stands in the place of one.
     """
-    wanted = [(bridge, link) for bridge in bridges if (link := rtnl.link(nl, bridge.name)) and link.up]
+    wanted = [(bridge, link) for bridge in bridges if (link := ip_links.link(nl, bridge.name)) and link.up]
     if not wanted:
         return 0
     own = fdb.local(nl)
-    routes = {(r.index, r.dst) for version in METRIC for r in rtnl.routes(nl, version, RTPROT_KERNEL)}
+    routes = {(r.index, r.dst) for version in METRIC for r in ip_routes.routes(nl, version, RTPROT_KERNEL)}
     steps: list[Request] = [
         fdb.add_local(link.index, link.mac) for _bridge, link in wanted if (link.index, link.mac) not in own
     ]
     steps += [
-        rtnl.add_route(_route(interface, link.index), RTPROT_KERNEL)
+        ip_routes.add_route(_route(interface, link.index), RTPROT_KERNEL)
         for bridge, link in wanted
         for interface in bridge.addresses
         if interface.network.num_addresses > 1 and (link.index, interface.network) not in routes
@@ -54,7 +55,7 @@ def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:
     # the kernel makes those of IPv6 once the device has a carrier, and the address is known to be nobody else's
     held = [
         entry
-        for entry in rtnl.addresses(nl)
+        for entry in ip_addresses.addresses(nl)
         if entry.index in ours
         and not entry.tentative
         and (entry.address.version == 4 or ours[entry.index].running)
@@ -63,13 +64,13 @@ def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:
     there = {
         (route.index, route.dst)
         for version in versions
-        for kind in rtnl.OF_LOCAL_TABLE
-        for route in rtnl.routes(nl, version, RTPROT_KERNEL, kind)
+        for kind in ip_routes.OF_LOCAL_TABLE
+        for route in ip_routes.routes(nl, version, RTPROT_KERNEL, kind)
     }
     lacking = [entry for entry in held if (entry.index, ip_network(entry.address)) not in there]
     steps = [step for entry in lacking for step in _anew(entry)]
     steps += [
-        _local(KernelRoute(MULTICAST, None, index, METRIC[6], kind=rtnl.RTN_MULTICAST))
+        _local(KernelRoute(MULTICAST, None, index, METRIC[6], kind=ip_routes.RTN_MULTICAST))
         for index in {entry.index for entry in held if entry.address.version == 6}
         if (index, MULTICAST) not in there
     ]
@@ -87,13 +88,13 @@ def _anew(entry: LinkAddress) -> list[Request]:
     """
     if entry.address.version == 6:
         parts = entry.index, entry.address, entry.prefix
-        return [rtnl.delete_address(*parts), rtnl.add_address(*parts)]
+        return [ip_addresses.delete_address(*parts), ip_addresses.add_address(*parts)]
     alone = ip_network(entry.address)
-    return [_local(KernelRoute(alone, None, entry.index, source=entry.address, kind=rtnl.RTN_LOCAL))]
+    return [_local(KernelRoute(alone, None, entry.index, source=entry.address, kind=ip_routes.RTN_LOCAL))]
 
 
 def _local(route: KernelRoute) -> Request:
-    return rtnl.add_route(route, RTPROT_KERNEL)
+    return ip_routes.add_route(route, RTPROT_KERNEL)
 
 
 def _route(interface: Interface, index: int) -> KernelRoute:

@@ -16,7 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.ip import Interface, Subnet
 from agent.kernel import hardening, link_setup, sysctl
-from agent.kernel.ip_links import IFF_NOARP, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, Link, LinkAddress
+from agent.kernel.ip_addresses import LinkAddress
+from agent.kernel.ip_links import IFF_NOARP, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, Link
 from agent.model.marks import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX
 from agent.model.problem import Problem
 from agent.objects.state import Bridge

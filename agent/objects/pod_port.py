@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from agent.ip import Address
-from agent.kernel.ip_links import KernelRoute, Link
+from agent.kernel.ip_links import Link
+from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, Request
 from agent.objects.pod_guard import Guarded
 

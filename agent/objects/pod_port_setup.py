@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from agent.ip import Address
-from agent.kernel import fdb, hardening, link_setup, neighbours
-from agent.kernel import ip_links as rtnl
+from agent.kernel import fdb, hardening, ip_links, ip_routes, link_setup, neighbours
 from agent.kernel.bpf.syscall import BpfError
-from agent.kernel.ip_links import KernelRoute, Link
+from agent.kernel.ip_links import Link
+from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, Request
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
@@ -39,9 +39,9 @@ def use(route_protocol: int) -> None:
 
 def read(nl: Netlink) -> Seen:
     """Read what the kernel has for all pods. Raises OSError."""
-    there = rtnl.links(nl)
+    there = ip_links.links(nl)
     pods = {link.index for link in there if link.name.startswith(LINK_PREFIX)}
-    routes = frozenset(route for version in (4, 6) for route in rtnl.routes(nl, version, _marks.protocol))
+    routes = frozenset(route for version in (4, 6) for route in ip_routes.routes(nl, version, _marks.protocol))
     by_pods: dict[Address, tuple[KernelRoute, ...]] = {}
     for route in routes:
         if route.index in pods and route.dst.prefixlen == route.dst.max_prefixlen:
@@ -51,7 +51,7 @@ def read(nl: Netlink) -> Seen:
         nl,
         {link.name: link for link in there},
         routes,
-        functools.cache(lambda: frozenset(route for route in rtnl.routes(nl, 4) if route.index in pods)),
+        functools.cache(lambda: frozenset(route for route in ip_routes.routes(nl, 4) if route.index in pods)),
         by_pods,
         neighbours.permanent(nl),
         frozenset(neighbours.proxies(nl)),
@@ -242,12 +242,12 @@ def _set_route(port: PodPort, place: Place) -> list[Request]:
     """One by this link, or of our number, is replaced in one step; any other that is in the way stays."""
     strays = _strays(port, place.link, place.by_pods)
     if port.pod is None:
-        return [rtnl.delete_route(stray, _marks.protocol) for stray in strays]
+        return [ip_routes.delete_route(stray, _marks.protocol) for stray in strays]
     route = _route(port.pod, place.link)
     in_place = [known for known in strays if (known.dst, known.metric) == (route.dst, route.metric)]
     ours = bool(in_place) or any((k.dst, k.index) == (route.dst, route.index) for k in place.earlier())
-    surplus = [rtnl.delete_route(stray, _marks.protocol) for stray in strays if stray not in in_place]
-    return [(rtnl.replace_route if ours else rtnl.add_route)(route, _marks.protocol), *surplus]
+    surplus = [ip_routes.delete_route(stray, _marks.protocol) for stray in strays if stray not in in_place]
+    return [(ip_routes.replace_route if ours else ip_routes.add_route)(route, _marks.protocol), *surplus]
 
 
 def _proxy_differs(port: PodPort, _link: Link, seen: Seen) -> str:
@@ -270,7 +270,7 @@ ASPECTS = (
     PortAspect(_link_differs, _set_link),
     PortAspect(_station_differs, _set_station),
     PortAspect(_flags_differ, _set_flags),
-    PortAspect(_up_differs, lambda _port, place: [rtnl.link_up(place.link.index)]),
+    PortAspect(_up_differs, lambda _port, place: [ip_links.link_up(place.link.index)]),
     PortAspect(_state_differs, _set_state),
     PortAspect(_neighbour_differs, _set_neighbour),
     PortAspect(_misled_differs, _lead_back),

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.ip import Address
-from agent.kernel import arp, neighbours
-from agent.kernel import link_operations as links
+from agent.kernel import arp, neighbours, netlink
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink, Request
 from agent.model.marks import mac_for
@@ -58,7 +57,7 @@ def _tell(bridge: Link, address: Address, mac: str) -> None:
 def _tell_again(bridge: Link, address: Address, mac: str) -> None:
     """The same again, if it is still so."""
     try:
-        still = ((bridge.index, address) in neighbours.proxies(links.host())) == (mac == bridge.mac)
+        still = ((bridge.index, address) in neighbours.proxies(netlink.host())) == (mac == bridge.mac)
     except OSError as error:
         log.warning("%s is not announced again on %s: %s", address, bridge.name, error)
         return

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.ip import Subnet
-from agent.kernel import ip_links as rtnl
-from agent.kernel.ip_links import KernelRoute
+from agent.kernel import ip_routes
+from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from agent.model.problem import Problem
@@ -42,7 +42,7 @@ class Synced:
 
 def _read(nl: Netlink, protocol: int) -> list[KernelRoute]:
     """Return the routes of a protocol, of both families and all kinds. Raises OSError."""
-    return [route for version in (4, 6) for route in rtnl.routes(nl, version, protocol, rtnl.RTN_ANY)]
+    return [route for version in (4, 6) for route in ip_routes.routes(nl, version, protocol, ip_routes.RTN_ANY)]
 
 
 def _known(found: Iterable[KernelRoute], devices: Mapping[int, str]) -> frozenset[Route]:
@@ -85,7 +85,7 @@ def sync(
     requests = [
         *(_add(_kernel(r, indexes), ownership.protocol, replace=(r.dst, r.metric) in replaced) for r in possible),
         # after what may take its place with another metric
-        *(rtnl.delete_route(_kernel(route, indexes), surplus[route]) for route in gone),
+        *(ip_routes.delete_route(_kernel(route, indexes), surplus[route]) for route in gone),
     ]
     errors = nl.batch(requests)
     refused = {route: error for route, error in zip(possible, errors, strict=False) if error}
@@ -105,7 +105,7 @@ def _delete_those_without_way(nl: Netlink, there: Iterable[KernelRoute], protoco
 
     One may stand in the place of a route to a peer or a pod. Returns how many there were. Raises OSError.
     """
-    steps = [rtnl.delete_route(route, protocol) for route in there if not route.leads]
+    steps = [ip_routes.delete_route(route, protocol) for route in there if not route.leads]
     for error in nl.batch(steps):
         if error and error.errno != errno.ESRCH:
             raise error
@@ -132,12 +132,12 @@ def _places(routes: Iterable[Route]) -> set[tuple[Subnet, int]]:
     return {(route.dst, route.metric) for route in routes}
 
 
-def _add(route: rtnl.KernelRoute, protocol: int, *, replace: bool) -> Request:
-    return rtnl.replace_route(route, protocol) if replace else rtnl.add_route(route, protocol)
+def _add(route: ip_routes.KernelRoute, protocol: int, *, replace: bool) -> Request:
+    return ip_routes.replace_route(route, protocol) if replace else ip_routes.add_route(route, protocol)
 
 
-def _kernel(route: Route, indexes: Mapping[str, int]) -> rtnl.KernelRoute:
-    return rtnl.KernelRoute(
+def _kernel(route: Route, indexes: Mapping[str, int]) -> ip_routes.KernelRoute:
+    return ip_routes.KernelRoute(
         route.dst, route.gateway, indexes.get(route.device, 0), route.metric, onlink=route.onlink, mtu=route.mtu
     )
 

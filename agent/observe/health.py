@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Thread
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_addresses, netlink
 from agent.model.node_status import NodeStatus
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer
@@ -33,7 +32,7 @@ def _is_here(host: str) -> bool:
     if address.is_unspecified or address.is_loopback:
         return True
     try:
-        return any(held.address == address for held in rtnl.addresses(links.host()))
+        return any(held.address == address for held in ip_addresses.addresses(netlink.host()))
     except OSError:
         return True
 

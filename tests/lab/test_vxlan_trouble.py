@@ -230,9 +230,9 @@ def test_drift_is_found_and_mended(two: Lab) -> None:
 
 def _programs(node: LabNode) -> frozenset[str]:
     script = (
-        "from agent.kernel import link_operations as links, ip_links as rtnl, tc\n"
-        "nl = links.host()\n"
-        "print(*[tc.attached(nl, l.index, h) for l in rtnl.links(nl) if 'cni' in l.name for h in tc.PARENT])"
+        "from agent.kernel import ip_links, netlink, tc\n"
+        "nl = netlink.host()\n"
+        "print(*[tc.attached(nl, l.index, h) for l in ip_links.links(nl) if 'cni' in l.name for h in tc.PARENT])"
     )
     done = node.space.exec(sys.executable, "-c", script, env={"PYTHONPATH": str(REPO)})
     return frozenset(done.stdout.split())

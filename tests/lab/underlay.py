@@ -9,10 +9,10 @@ from tests.lab.space import REPO
 
 SCRIPT = """
 import sys
-from agent.kernel import link_operations as links, ip_links as rtnl, tc, tcx
+from agent.kernel import ip_links, netlink, tc, tcx
 from agent.modes.ipip import device
-nl = links.host()
-index = rtnl.link(nl, "eth0").index
+nl = netlink.host()
+index = ip_links.link(nl, "eth0").index
 for hook, name in device.PROGRAMS.items():
     if sys.argv[1] == "take":
         taken = (tcx.known() and tcx.detach(index, {hook: name})) or tc.detach(nl, index, {hook: name})

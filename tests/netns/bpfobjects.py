@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import netns, tc
+from agent.kernel import ip_links, netns, tc
 from agent.kernel.bpf import loader
 from agent.modes.ipip import maps as ipip_maps
 from agent.objects.state import Ipip
@@ -33,7 +32,7 @@ class Programs:
     def attach(self, netns_of: Pod, device: str) -> None:
         """Put them at a device."""
         with netns.netlink_in(netns_of.fd) as nl:
-            link = rtnl.link(nl, device)
+            link = ip_links.link(nl, device)
             assert link
             programs = self.loaded.programs
             tc.attach(nl, link.index, {"ingress": programs["ipip_ingress"], "egress": programs["ipip_egress"]})

@@ -22,9 +22,7 @@ from agent.cni.protocol import Call
 from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
-from agent.kernel import netns
+from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, netns
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, Snapshot
@@ -248,12 +246,14 @@ class Host:
 
     def state(self) -> dict[str, Any]:
         """All that an attachment could leave behind."""
-        nl = links.host()
+        nl = netlink.host()
         return {
-            "links": sorted((link.name, link.kind, link.master) for link in rtnl.links(nl)),
+            "links": sorted((link.name, link.kind, link.master) for link in ip_links.links(nl)),
             # the kernel gives links their link-local IPv6 addresses when it pleases
-            "addresses": sorted(str(a.interface) for a in rtnl.addresses(nl) if not a.address.is_link_local),
-            "routes": sorted(str(r) for v in (4, 6) for r in rtnl.routes(nl, v) if not r.dst.is_link_local),
+            "addresses": sorted(
+                str(a.interface) for a in ip_addresses.addresses(nl) if not a.address.is_link_local
+            ),
+            "routes": sorted(str(r) for v in (4, 6) for r in ip_routes.routes(nl, v) if not r.dst.is_link_local),
             "pods": vxlan_maps.pods(loader.maps() or {}) if self.conf is VXLAN else {},
             "nft": command("nft", "list", "ruleset"),
             "files": sorted(str(path) for path in self.run_dir.rglob("*")),

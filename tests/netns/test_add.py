@@ -13,8 +13,7 @@ import pytest
 from agent.errors import CniError, Code
 from agent.ip import Address
 from agent.ipam.attachment import Attachment
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPPool, IPReservation, Node
 from agent.model.node_status import PodEvent
 from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
@@ -45,7 +44,7 @@ def test_links_send_as_soon_as_a_pod_is_added(tmp_path: Path) -> None:
         pod = Pod(f"c{number}")
         names = {interface["name"] for interface in host.add(pod)["interfaces"][:2]}
         # a list, as whoever asks for one link makes the kernel see to it
-        silent = [link for link in rtnl.links(links.host()) if link.name in names and not link.running]
+        silent = [link for link in ip_links.links(netlink.host()) if link.name in names and not link.running]
         assert silent == [], f"pod {number}"
         host.delete(pod)
         pod.close()

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kernel import link_operations as links
-from agent.kernel import tc
+from agent.kernel import netlink, tc
 from agent.kernel.bpf import loader, syscall
 from agent.kernel.bpf.syscall import BpfError
 from agent.modes.vxlan import maps as vxlan_maps
@@ -140,7 +139,7 @@ def test_a_full_map_is_told() -> None:
 def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
     private_bpffs()
     command("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
-    device, nl, loaded = socket.if_nametoindex("v0"), links.host(), loader.load(OBJECTS)
+    device, nl, loaded = socket.if_nametoindex("v0"), netlink.host(), loader.load(OBJECTS)
     programs: dict[tc.Hook, syscall.Program] = {
         "ingress": loaded.programs["veth_ingress"],
         "egress": loaded.programs["veth_egress"],
@@ -163,7 +162,7 @@ def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_attaching_takes_little_time() -> None:
     private_bpffs()
-    nl, loaded = links.host(), loader.load(OBJECTS)
+    nl, loaded = netlink.host(), loader.load(OBJECTS)
     programs: dict[tc.Hook, syscall.Program] = {
         "ingress": loaded.programs["veth_ingress"],
         "egress": loaded.programs["veth_egress"],

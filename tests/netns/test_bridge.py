@@ -13,9 +13,7 @@ import pytest
 
 from agent.cni import netconf
 from agent.ipam.attachment import link_name
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
-from agent.kernel import netns
+from agent.kernel import ip_links, netlink, netns
 from agent.kernel.ip_links import Link
 from agent.model.cluster import Node
 from agent.model.marks import bridge_mac
@@ -45,7 +43,7 @@ def own(host: Host, *blocks: str) -> None:
 
 
 def bridge() -> Link:
-    found = rtnl.link(links.host(), BRIDGE)
+    found = ip_links.link(netlink.host(), BRIDGE)
     assert found
     return found
 
@@ -103,7 +101,7 @@ def test_a_bridge_that_comes_anew_has_the_mac_it_had(tmp_path: Path) -> None:
     own(host, LOWER)
     command("ip", "link", "del", BRIDGE)
     host.reconciler.drifted()
-    eventually(lambda: rtnl.link(links.host(), BRIDGE))
+    eventually(lambda: ip_links.link(netlink.host(), BRIDGE))
     eventually(lambda: bridge().up and bridge().mac == before)
 
 
@@ -123,7 +121,7 @@ def test_a_bridge_of_an_earlier_version_comes_anew_with_the_mac_that_pods_know(
     if restarted:
         host = ready(tmp_path, UPPER)
     host.reconciler.drifted()
-    eventually(lambda: rtnl.link(links.host(), BRIDGE))
+    eventually(lambda: ip_links.link(netlink.host(), BRIDGE))
     eventually(lambda: bridge().up and bridge().mac == earlier)
     eventually(lambda: pod.reaches("192.0.2.1"))
 

@@ -17,7 +17,7 @@ from agent.cni.handler import CniHandler
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import link_operations as links
+from agent.kernel import link_operations
 from agent.kernel.bpf import syscall
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.modes.hostgw import HostGw
@@ -119,7 +119,8 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
             host.add(pod)
         child = os.fork()
         if child == 0:
-            monkeypatch.setattr(links, "_reapers", ThreadPoolExecutor(1))  # a fork takes no threads along
+            # a fork takes no threads along
+            monkeypatch.setattr(link_operations, "_reapers", ThreadPoolExecutor(1))
             steps.arm(at, lambda: os._exit(9))
             host.call(verb, pod)
             os._exit(0)

@@ -19,9 +19,7 @@ import pytest
 from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
-from agent.kernel import fdb, hardening, link_setup, netns, tc
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import fdb, hardening, ip_links, link_setup, netlink, netns, tc
 from agent.kernel.bpf import loader
 from agent.kernel.ip_links import Link, mac_bytes
 from agent.modes.registry import BUILT_IN
@@ -101,7 +99,7 @@ class Node:
         return str(self.answers[number]["ips"][0]["address"]).split("/")[0]
 
     def end(self, number: int = 0) -> Link:
-        found = rtnl.link(links.host(), link_name(self.pods[number].container_id, "eth0"))
+        found = ip_links.link(netlink.host(), link_name(self.pods[number].container_id, "eth0"))
         assert found
         return found
 
@@ -320,7 +318,7 @@ def test_what_guards_a_pod_is_repaired(tmp_path: Path, mode: str) -> None:
     """So a pod of a version that had none of it gets it, too."""
     node = ready(tmp_path, MODES[mode])
     node.host.close()
-    end, nl = node.end(), links.host()
+    end, nl = node.end(), netlink.host()
     held = pod_guard.loaded()
     wanted = port_of(node, 0)
     harm: dict[str, Callable[[], object]] = {
@@ -430,4 +428,4 @@ def test_a_flood_of_random_frames_ends_in_counters(tmp_path: Path) -> None:
     assert node.heard(frames) == []
     assert sum(count.packets for count in pod_guard.counters(pod_guard.loaded().maps).values()) >= 300
     assert link_setup.port_flag(node.end(), link_setup.IFLA_BRPORT_LEARNING) == 0
-    assert (node.end().index, node.mac(0)) in fdb.stations(links.host())
+    assert (node.end().index, node.mac(0)) in fdb.stations(netlink.host())

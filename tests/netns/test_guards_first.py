@@ -11,9 +11,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.ipam.attachment import link_name
-from agent.kernel import hardening, link_setup
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import hardening, ip_links, link_setup, netlink
 from agent.model.marks import VXLAN_DEVICE, bridge_mac
 from agent.modes.ipip import device as ipip_device
 from agent.modes.vxlan.options import KERNEL
@@ -55,12 +53,12 @@ def wanted(*nodes: str, device: bool = True) -> NodeState:
 
 
 def programmed(state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
-    nl = links.host()
+    nl = netlink.host()
     return [str(p) for p in apply.program(nl, state, kernel_state.read(nl), sysctls, OURS, verify=True).problems]
 
 
 def device() -> str:
-    found = rtnl.link(links.host(), DEVICE)
+    found = ip_links.link(netlink.host(), DEVICE)
     return found.kind if found else ""
 
 
@@ -142,7 +140,7 @@ def test_a_device_hears_no_router_even_where_the_node_can_not_forward(tmp_path: 
     problems = programmed(replace(state, forwarding=frozenset({4})), sysctls=tmp_path)
     assert any("forwarding" in problem for problem in problems)
     (name,) = state.made
-    made = rtnl.link(links.host(), name)
+    made = ip_links.link(netlink.host(), name)
     assert made
     assert made.up
     assert hardening.differs(made) == ""
@@ -158,7 +156,7 @@ def test_a_pods_port_is_up_last(tmp_path: Path) -> None:
     with IPRoute() as heard:
         heard.bind()
         host.add(pod)
-        end = rtnl.link(links.host(), name)
+        end = ip_links.link(netlink.host(), name)
         assert end
         while not any(up for up, _learns in seen):
             for message in heard.get():
@@ -169,5 +167,5 @@ def test_a_pods_port_is_up_last(tmp_path: Path) -> None:
                 ):
                     slave = (message.get_attr("IFLA_LINKINFO") or message).get_attr("IFLA_INFO_SLAVE_DATA")
                     learns = slave.get_attr("IFLA_BRPORT_LEARNING") if slave else None
-                    seen.append((bool(message["flags"] & rtnl.IFF_UP), learns))
+                    seen.append((bool(message["flags"] & ip_links.IFF_UP), learns))
     assert next(learns for up, learns in seen if up) == 0

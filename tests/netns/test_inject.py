@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.cni import netconf
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.kernel.bpf import loader
 from agent.model.cluster import IPReservation, Node
 from agent.modes.hostgw import HOST_GW
@@ -50,7 +49,7 @@ class Tunnel:
         before = vxlan_maps.counters(held)
         packet = tag + ipv4(source, self.pod, UDP, udp(1, 9))
         frame = ethernet(tunnel_mac(IPv4Address(ME)), SENDER, packet, 0x8100 if tag else 0x0800)
-        eth0 = rtnl.link(links.host(), "eth0")
+        eth0 = ip_links.link(netlink.host(), "eth0")
         assert eth0
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as wire:
             wire.bind(("wire", 0))

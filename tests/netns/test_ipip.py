@@ -8,8 +8,7 @@ import pytest
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.kernel import ip_links as rtnl
-from agent.kernel import netlink, tc, tcx
+from agent.kernel import ip_links, netlink, tc, tcx
 from agent.kernel.bpf import loader
 from agent.model.cluster import Node
 from agent.modes.ipip import device as ipip_device
@@ -34,7 +33,7 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def eth0() -> int:
     with netlink.Netlink() as nl:
-        link = rtnl.link(nl, "eth0")
+        link = ip_links.link(nl, "eth0")
     assert link
     return link.index
 

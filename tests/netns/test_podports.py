@@ -16,7 +16,7 @@ import agent.objects.pod_port_setup
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import link_operations as links
+from agent.kernel import netlink
 from agent.kernel.bpf import loader
 from agent.kernel.netlink import RECEIVE, Netlink
 from agent.kernel.netlink_monitor import Monitor
@@ -389,8 +389,8 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
     leave_down(node)
     (attachment,) = node.attachments.all()
     with node.attachments.locks.hold(attachment.key):
-        assert pod_port_repair.sync(links.host(), node.attachments, BUILT_IN).pods == 0
-    assert pod_port_repair.sync(links.host(), node.attachments, BUILT_IN).pods == 1
+        assert pod_port_repair.sync(netlink.host(), node.attachments, BUILT_IN).pods == 0
+    assert pod_port_repair.sync(netlink.host(), node.attachments, BUILT_IN).pods == 1
     leave_down(node)
     read = agent.objects.pod_port_setup.read
 
@@ -400,7 +400,7 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
         return seen
 
     monkeypatch.setattr("agent.objects.pod_port_setup.read", read_and_delete)
-    done = pod_port_repair.sync(links.host(), node.attachments, BUILT_IN)
+    done = pod_port_repair.sync(netlink.host(), node.attachments, BUILT_IN)
     assert (done.pods, done.problems) == (0, [])
     assert node.address not in command("ip", "route") + command("ip", "neigh")
     held = loader.maps()

@@ -7,8 +7,7 @@ import socket
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.kernel.ip_links import mac_bytes
 from agent.model.marks import BRIDGE_ALIAS
 from agent.objects import proxy_arp
@@ -30,7 +29,7 @@ def answers() -> str:
 
 
 def sync(*wanted: Proxy) -> int:
-    return proxy_arp.sync(links.host(), frozenset(wanted), rtnl.links(links.host()), SYSCTLS)
+    return proxy_arp.sync(netlink.host(), frozenset(wanted), ip_links.links(netlink.host()), SYSCTLS)
 
 
 def test_entries_come_and_go_with_an_announcement_of_whose_mac_it_is() -> None:
@@ -38,7 +37,7 @@ def test_entries_come_and_go_with_an_announcement_of_whose_mac_it_is() -> None:
     command("ip", "link", "add", "port", "type", "veth", "peer", "name", "pod")
     command("ip", "link", "set", "port", "master", "testcni0", "up")
     command("ip", "link", "set", "pod", "up")
-    mac = next(link.mac for link in rtnl.links(links.host()) if link.name == "testcni0")
+    mac = next(link.mac for link in ip_links.links(netlink.host()) if link.name == "testcni0")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP)) as heard:
         heard.bind(("pod", ETH_P_ARP))
         heard.settimeout(5)

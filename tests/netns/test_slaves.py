@@ -10,8 +10,7 @@ import pytest
 
 from agent.cni import netconf
 from agent.errors import CniError, Code
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPBlock, IPPool
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, net
@@ -135,7 +134,7 @@ def test_passthru_gives_one_pod_the_parent_and_its_mac(tmp_path: Path) -> None:
     command("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
     command("ip", "link", "set", "lan0", "up")
     host, pod, result = added(tmp_path, linkMode="passthru", master="lan0")
-    parent = next(link for link in rtnl.links(links.host()) if link.name == "lan0")
+    parent = next(link for link in ip_links.links(netlink.host()) if link.name == "lan0")
     assert result["interfaces"][-1]["mac"] == parent.mac
     before = host.state()
     with pytest.raises(CniError, match="create macvlan"):
@@ -143,7 +142,7 @@ def test_passthru_gives_one_pod_the_parent_and_its_mac(tmp_path: Path) -> None:
     assert host.state() == before
     assert pod.reaches("192.0.2.1")
     host.delete(pod)
-    assert parent == next(link for link in rtnl.links(links.host()) if link.name == "lan0")
+    assert parent == next(link for link in ip_links.links(netlink.host()) if link.name == "lan0")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from agent.errors import CniError, Code
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
 from tests.networks import OPTIONS
 
@@ -110,7 +109,7 @@ def test_gc_removes_an_unreadable_attachment_of_its_network_only(tmp_path: Path,
     host.call("GC", conf={**conf, "cni.dev/valid-attachments": []})
     assert host.attachments.unreadable() == ()
     assert not file_of(host, running).exists()
-    assert rtnl.link(links.host(), link_name("running", "eth0")) is None
+    assert ip_links.link(netlink.host(), link_name("running", "eth0")) is None
 
 
 def test_gc_touches_no_link_that_is_not_a_host_end_of_ours(tmp_path: Path) -> None:
@@ -124,9 +123,9 @@ def test_gc_touches_no_link_that_is_not_a_host_end_of_ours(tmp_path: Path) -> No
     command("ip", "link", "set", "tcnither", "alias", "testcni testcni lost eth0")
     restart(host)
     host.call("GC", conf={**CONF, "cni.dev/valid-attachments": [{"containerID": "running", "ifname": "eth0"}]})
-    assert rtnl.link(links.host(), link_name("lost", "eth0")) is None, "GC goes on after them"
-    assert rtnl.link(links.host(), "aside0")
-    assert rtnl.link(links.host(), "tcnither")
+    assert ip_links.link(netlink.host(), link_name("lost", "eth0")) is None, "GC goes on after them"
+    assert ip_links.link(netlink.host(), "aside0")
+    assert ip_links.link(netlink.host(), "tcnither")
     assert len(host.attachments.problems()) == 2, "a person has to say what these files are"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError, Code
-from agent.kernel import link_operations as links
+from agent.kernel import netlink
 from agent.kernel.bpf import loader
 from agent.model.cluster import Node
 from agent.model.marks import ROUTE_PROTOCOL
@@ -162,7 +162,7 @@ def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    links.host().request(vxlan_device.create(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
+    netlink.host().request(vxlan_device.create(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
     host.add(pod)
     assert pod.reaches("10.244.1.1")
     assert " mtu 1450 " in command("ip", "link", "show", DEVICE)

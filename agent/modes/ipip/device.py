@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.kernel import hardening, link_setup, netlink, tc, tcx
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import hardening, ip_links, link_operations, link_setup, netlink, tc, tcx
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError, Program
-from agent.kernel.ip_links import IPV4_DEVCONF_RP_FILTER, Link, LinkAddress
+from agent.kernel.ip_addresses import LinkAddress
+from agent.kernel.ip_links import IPV4_DEVCONF_RP_FILTER, Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.model.marks import IPIP_ALIAS, IPIP_DEVICE, LINK_PREFIX, VXLAN_DEVICE
@@ -77,7 +76,7 @@ def _is_in_kernel() -> bool:
     """
     asked = _create_tunnel(IPv4Address("127.0.0.1"), 1480, NO_PROTOCOL, name=PROBE)
     try:
-        links.host().request(asked)
+        netlink.host().request(asked)
     except NetlinkError as error:
         if error.errno == errno.EINVAL:
             return True
@@ -108,7 +107,7 @@ def unguarded(nl: Netlink, there: Iterable[Link]) -> Problem:
     """
     what = "it is not made or changed before nft drops ipip packets of others than nodes"
     if is_open(there) and not nft_table.is_filtering(last_known=_done.filtered):
-        links.delete(nl, IPIP_DEVICE)
+        link_operations.delete(nl, IPIP_DEVICE)
         what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
     return Problem(f"device {IPIP_DEVICE}", what, "see the problem of nft; it is tried again")
 
@@ -133,7 +132,7 @@ def sync(
     if wanted is None:
         if device:  # as long as it is there, there may be programs
             _detach(nl, there)
-            links.delete(nl, IPIP_DEVICE)
+            link_operations.delete(nl, IPIP_DEVICE)
         loader.drop(family=loader.IPIP)
         return []
     problems = []
@@ -177,11 +176,11 @@ def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
     made = _data(wanted.node) + UNSET if wanted.device else b""
     same = device and (device.kind, device.alias) == (KINDS[wanted.device], alias)
     if device and not (same and link_setup.is_as_made(device, made)):
-        links.delete(nl, IPIP_DEVICE)
+        link_operations.delete(nl, IPIP_DEVICE)
         device = None
     if device is None:
         nl.request(_create_tunnel(wanted.node, wanted.mtu) if wanted.device else _create("bridge", wanted.mtu))
-        device = rtnl.link(nl, IPIP_DEVICE)
+        device = ip_links.link(nl, IPIP_DEVICE)
         if device is None:
             raise NetlinkError(errno.ENODEV, f"device {IPIP_DEVICE} has vanished")
         log.info("device %s made: %s, MTU %d", IPIP_DEVICE, device.kind, wanted.mtu)
@@ -206,8 +205,8 @@ def _data(local: IPv4Address, protocol: int = IPPROTO_IPIP) -> bytes:
 
 
 def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP_DEVICE) -> Request:
-    attributes = netlink.text(rtnl.IFLA_IFNAME, name) + netlink.u32(rtnl.IFLA_MTU, mtu)
-    return rtnl.create(kind, attributes, data, f"{kind} device {name}")
+    attributes = netlink.text(ip_links.IFLA_IFNAME, name) + netlink.u32(ip_links.IFLA_MTU, mtu)
+    return ip_links.create(kind, attributes, data, f"{kind} device {name}")
 
 
 def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bool) -> list[Problem]:

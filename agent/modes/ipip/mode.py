@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
-from agent.kernel import link_operations as links
+from agent.kernel import netlink
 from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
 from agent.model.marks import IPIP_DEVICE
 from agent.model.network import ExtraRoute, Network
@@ -79,7 +79,7 @@ class Ipip(Mode):
         """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
         port = self.port(attachment)
         mtu = attachment.network.mtu or veth.needed("device", IPIP_DEVICE).mtu
-        links.host().request(veth.create_veth(attachment, netns_fd, mtu))
+        netlink.host().request(veth.create_veth(attachment, netns_fd, mtu))
         veth.make_port(port)
         return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
 

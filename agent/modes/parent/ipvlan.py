@@ -13,9 +13,7 @@ from dataclasses import replace
 from agent.ip import Address
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.kernel import arp, neighbours
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import arp, ip_links, ip_routes, neighbours, netlink
 from agent.model.marks import LINK_PREFIX
 from agent.model.network import ExtraRoute
 from agent.model.problem import Problem
@@ -85,8 +83,8 @@ class Ipvlan(Slaves):
         """As all slaves; for l3s the node announces the pod."""
         wired = super().wire(attachment, netns, routes)
         if link_mode(attachment.network) == L3S and attachment.uplink:
-            nl, device = links.host(), attachment.uplink.device
-            if parent := rtnl.link(nl, device):
+            nl, device = netlink.host(), attachment.uplink.device
+            if parent := ip_links.link(nl, device):
                 address = attachment.leases[0].address
                 arp.announce(device, parent.mac, address)
         return wired
@@ -94,8 +92,8 @@ class Ipvlan(Slaves):
     def unwire(self, attachment: Attachment) -> None:
         """Take ARP away first, so that nobody is led to a pod that is gone; another pod's stays."""
         if link_mode(attachment.network) == L3S and attachment.uplink:
-            nl = links.host()
-            if parent := rtnl.link(nl, attachment.uplink.device):
+            nl = netlink.host()
+            if parent := ip_links.link(nl, attachment.uplink.device):
                 mine = (
                     lease.address for lease in attachment.leases if not _is_anothers(lease.address, attachment)
                 )
@@ -108,8 +106,8 @@ class Ipvlan(Slaves):
 
 def _is_anothers(address: Address, attachment: Attachment) -> bool:
     """Whether the node's route to the address leads to another pod: then an ADD of this one has failed."""
-    hop = rtnl.next_hop(links.host(), address)
-    there = rtnl.link_at(links.host(), hop[0]) if hop else None
+    hop = ip_routes.next_hop(netlink.host(), address)
+    there = ip_links.link_at(netlink.host(), hop[0]) if hop else None
     return bool(there and there.name.startswith(LINK_PREFIX) and there.name != attachment.link)
 
 

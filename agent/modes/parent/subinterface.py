@@ -19,10 +19,9 @@ from agent.errors import invalid_config
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
-from agent.kernel import neighbours, netns, parent_links
-from agent.kernel.ip_links import KernelRoute, Link
+from agent.kernel import ip_addresses, ip_links, ip_routes, neighbours, netlink, netns, parent_links
+from agent.kernel.ip_links import Link
+from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink
 from agent.kernel.parent_links import Slave
 from agent.model.marks import mac_for
@@ -32,6 +31,7 @@ from agent.modes import underlay, veth
 from agent.modes.base import CheckError, Mode, NodeNotReadyError, View, Wired
 from agent.modes.parent.options import PASSTHRU, ParentOptions
 from agent.modes.vxlan.maps import GATEWAY
+from agent.objects import host_end
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState
 
@@ -100,7 +100,7 @@ class Slaves(Mode):
 
     def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
-        nl, uplink = links.host(), _uplink(attachment)
+        nl, uplink = netlink.host(), _uplink(attachment)
         parent = veth.needed("interface", uplink.device)
         network, host_mac = attachment.network, veth.host_mac(attachment)
         mtu, name = network.mtu or parent.mtu, attachment.link
@@ -116,7 +116,7 @@ class Slaves(Mode):
                     netns_fd,
                     self.mac(attachment),
                     mtu,
-                    links.group(name),
+                    host_end.group(name),
                 )
             ),
         )
@@ -141,31 +141,31 @@ class Slaves(Mode):
 
     def unwire(self, attachment: Attachment) -> None:
         """Delete the slave and the veth pair; their addresses and routes go with them."""
-        veth.remove_port(attachment, links.detach)
+        veth.remove_port(attachment, host_end.detach)
 
     def _configure(
         self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]
     ) -> tuple[str, list[Way]]:
         """The slave's MAC, and the pod's routes that are in force."""
-        slave, veth = rtnl.link(inside, _first_name(attachment)), rtnl.link(inside, attachment.link)
+        slave, veth = ip_links.link(inside, _first_name(attachment)), ip_links.link(inside, attachment.link)
         if slave is None or veth is None:
             raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
         interface = self.interface(attachment)
         extra, others, services = self._ways(attachment, routes)
         must = [
-            rtnl.link_up(1),  # lo: else a pod can't reach its own address
+            ip_links.link_up(1),  # lo: else a pod can't reach its own address
             parent_links.rename(slave.index, attachment.ifname),
             parent_links.announce(slave.index),
-            rtnl.add_address(slave.index, interface.ip, interface.network.prefixlen),
-            rtnl.link_up(slave.index),  # with its address, which it announces now
-            rtnl.link_up(veth.index),
+            ip_addresses.add_address(slave.index, interface.ip, interface.network.prefixlen),
+            ip_links.link_up(slave.index),  # with its address, which it announces now
+            ip_links.link_up(veth.index),
             neighbours.add(veth.index, GATEWAY, host_mac),
-            *(rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
+            *(ip_routes.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
         ]
 
         def add(ways: list[Way]) -> list[Way]:
             """Those that are in force: what an earlier interface of the pod has a route for stays its own."""
-            errors = inside.batch([rtnl.add_route(_route(way, interface.ip, slave, veth)) for way in ways])
+            errors = inside.batch([ip_routes.add_route(_route(way, interface.ip, slave, veth)) for way in ways])
             for error in errors:
                 if error and error.errno != errno.EEXIST:
                     raise error
@@ -191,18 +191,18 @@ class Slaves(Mode):
 
     def _check_pod(self, inside: Netlink, attachment: Attachment, wired: Wired, parent: Link) -> None:
         name, interface = attachment.ifname, self.interface(attachment)
-        slave, veth = rtnl.link(inside, name), rtnl.link(inside, attachment.link)
+        slave, veth = ip_links.link(inside, name), ip_links.link(inside, attachment.link)
         if slave is None or not slave.up:
             raise CheckError(f"{name} in the pod is {'down' if slave else 'missing'}")
-        if (slave.kind, slave.group, slave.peer) != (self.kind, links.group(attachment.link), parent.index):
+        if (slave.kind, slave.group, slave.peer) != (self.kind, host_end.group(attachment.link), parent.index):
             raise CheckError(f"{name} in the pod is not the {self.kind} of {parent.name} that was made for it")
         if slave.mac != wired["interfaces"][-1]["mac"]:
             raise CheckError(f"{name} in the pod has MAC {slave.mac}, not {wired['interfaces'][-1]['mac']}")
         if veth is None or not veth.up:
             raise CheckError(f"{attachment.link} in the pod is {'down' if veth else 'missing'}")
-        if interface not in {a.interface for a in rtnl.addresses(inside, slave.index)}:
+        if interface not in {a.interface for a in ip_addresses.addresses(inside, slave.index)}:
             raise CheckError(f"{name} in the pod lacks address {interface}")
-        present = set(rtnl.routes(inside, 4))
+        present = set(ip_routes.routes(inside, 4))
         for route in wired["routes"]:
             gateway = ipaddress.ip_address(route["gw"]) if "gw" in route else None
             way = Way(ipaddress.ip_network(route["dst"]), gateway)

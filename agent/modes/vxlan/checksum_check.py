@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import allocator
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_routes, netlink
 from agent.model.marks import ROUTE_PROTOCOL, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.vxlan import offload
@@ -71,7 +70,7 @@ def _peers(index: int, route_protocol: int) -> Iterator[IPv4Address]:
     """Addresses of some peers' ends of the tunnel."""
     blocks = [
         route.dst
-        for route in rtnl.routes(links.host(), 4, route_protocol)
+        for route in ip_routes.routes(netlink.host(), 4, route_protocol)
         if route.index == index and not route.metric and isinstance(route.dst, IPv4Network)
     ]
     for block in random.sample(blocks, min(PEERS, len(blocks))):

@@ -8,13 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from agent.kernel import fdb, hardening, link_setup, neighbours, netlink, tc
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import (
+    fdb,
+    hardening,
+    ip_addresses,
+    ip_links,
+    ip_routes,
+    link_operations,
+    link_setup,
+    neighbours,
+    netlink,
+    tc,
+)
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError
-from agent.kernel.ip_links import Link, LinkAddress
+from agent.kernel.ip_addresses import LinkAddress
+from agent.kernel.ip_links import Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.model.marks import LINK_PREFIX, VXLAN_ALIAS, VXLAN_DEVICE
@@ -59,7 +69,7 @@ def sync(
     device = next((link for link in there if link.name == VXLAN_DEVICE), None)
     if wanted is None:
         if device and is_ours(device):
-            links.delete(nl, VXLAN_DEVICE)
+            link_operations.delete(nl, VXLAN_DEVICE)
         loader.drop()
         return []
     if device and not is_ours(device):
@@ -142,11 +152,11 @@ def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | 
     if device and (
         device.alias != alias or not link_setup.is_as_made(device, made)
     ):  # most of it can't be changed
-        links.delete(nl, VXLAN_DEVICE)
+        link_operations.delete(nl, VXLAN_DEVICE)
         device = None
     if device is None:
         nl.request(create(VXLAN_DEVICE, mac, wanted.port, wanted.mtu, plain))
-        device = rtnl.link(nl, VXLAN_DEVICE)
+        device = ip_links.link(nl, VXLAN_DEVICE)
         if device is None:
             raise NetlinkError(errno.ENODEV, f"device {VXLAN_DEVICE} has vanished")
         log.info("device %s made: port %d, MTU %d", VXLAN_DEVICE, wanted.port, wanted.mtu)
@@ -170,12 +180,12 @@ def create(name: str, mac: str, port: int, mtu: int, plain: tuple[int, IPv4Addre
     programs where each packet goes.
     """
     attributes = (
-        netlink.text(rtnl.IFLA_IFNAME, name)
-        + netlink.attribute(rtnl.IFLA_ADDRESS, rtnl.mac_bytes(mac))
-        + netlink.u32(rtnl.IFLA_MTU, mtu)
+        netlink.text(ip_links.IFLA_IFNAME, name)
+        + netlink.attribute(ip_links.IFLA_ADDRESS, ip_links.mac_bytes(mac))
+        + netlink.u32(ip_links.IFLA_MTU, mtu)
     )
-    return rtnl.create(
-        "vxlan", attributes, _data(port, plain), f"vxlan device {name}, port {port}", rtnl.IFF_NOARP
+    return ip_links.create(
+        "vxlan", attributes, _data(port, plain), f"vxlan device {name}, port {port}", ip_links.IFF_NOARP
     )
 
 
@@ -193,8 +203,8 @@ def sync_addresses(
 ) -> None:
     """Make the IPv4 addresses of a device those wanted. Raises NetlinkError."""
     held = {a.address for a in addresses if a.index == index and a.address.version == 4}
-    steps: list[Request] = [rtnl.add_address(index, address, 32) for address in sorted(wanted - held)]
-    steps += [rtnl.delete_address(index, address, 32) for address in held - wanted]
+    steps: list[Request] = [ip_addresses.add_address(index, address, 32) for address in sorted(wanted - held)]
+    steps += [ip_addresses.delete_address(index, address, 32) for address in held - wanted]
     for error in nl.batch(steps):
         if error and error.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
             raise error
@@ -202,9 +212,9 @@ def sync_addresses(
 
 def _recover(nl: Netlink, loaded: Loaded) -> None:
     """Pods that the maps lack, as they are new or lost their pins: the kernel knows them by their routes."""
-    ends = {link.index: link for link in rtnl.links(nl) if link.name.startswith(LINK_PREFIX)}
+    ends = {link.index: link for link in ip_links.links(nl) if link.name.startswith(LINK_PREFIX)}
     known, macs = vxlan_maps.pods(loaded.maps), neighbours.permanent(nl)
-    for route in rtnl.routes(nl, 4):
+    for route in ip_routes.routes(nl, 4):
         address = route.dst.network_address
         mac = macs.get((route.index, address))
         if not mac or route.index not in ends or not isinstance(address, IPv4Address) or address in known:

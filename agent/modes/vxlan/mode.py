@@ -12,8 +12,7 @@ from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.ipam.blocks import is_single
-from agent.kernel import ip_links as rtnl
-from agent.kernel import link_operations as links
+from agent.kernel import ip_links, netlink
 from agent.kernel.bpf import loader
 from agent.kernel.ip_links import Link
 from agent.model.marks import VXLAN_DEVICE
@@ -90,7 +89,7 @@ class Vxlan(Mode):
         mtu = attachment.network.mtu or device.mtu
         if VxlanOptions.of(attachment.network).vxlan_backend == EBPF:
             _check_free(veth.routed_address(attachment), port.mac)
-        links.host().request(veth.create_veth(attachment, netns_fd, mtu))
+        netlink.host().request(veth.create_veth(attachment, netns_fd, mtu))
         veth.make_port(port)
         return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
 
@@ -135,7 +134,7 @@ def _check_free(address: IPv4Address, host_mac: str) -> None:
     known = vxlan_maps.pod(held, address) if held else None
     if known is None or known.host_mac == host_mac:
         return
-    there = rtnl.link_at(links.host(), known.device)
+    there = ip_links.link_at(netlink.host(), known.device)
     if there and there.mac == known.host_mac:
         raise AddressTakenError(address, there.name)
 

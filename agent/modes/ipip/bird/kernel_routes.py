@@ -9,8 +9,7 @@ import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from agent.kernel import ip_links as rtnl
-from agent.kernel import netlink
+from agent.kernel import ip_routes, netlink
 from agent.kernel.netlink import Netlink, Request
 from agent.modes.ipip.bird.types import KERNEL_PROTOCOL, MAIN_TABLE, METRIC
 
@@ -28,10 +27,12 @@ class Held:
 
 def read(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> frozenset[Held]:
     """Our BIRD's routes of one table. Raises OSError."""
-    header = rtnl.RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, KERNEL_PROTOCOL, 0, 0, 0)
+    header = ip_routes.RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, KERNEL_PROTOCOL, 0, 0, 0)
     try:
         payloads = nl.dump(
-            Request(rtnl.RTM_GETROUTE, 0, header + netlink.u32(rtnl.RTA_TABLE, table), "list BIRD's routes")
+            Request(
+                ip_routes.RTM_GETROUTE, 0, header + netlink.u32(ip_routes.RTA_TABLE, table), "list BIRD's routes"
+            )
         )
     except OSError as error:
         if error.errno == errno.ENOENT:  # no such table yet
@@ -51,20 +52,20 @@ def flush(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> int:
 
 
 def _held(payload: bytes, metric: int) -> Held | None:
-    _af, prefix, _src, _tos, _table, protocol, _scope, kind, _flags = rtnl.RTMSG.unpack_from(payload)
-    found = netlink.attributes(payload, rtnl.RTMSG.size, len(payload))
-    its = int.from_bytes(found.get(rtnl.RTA_PRIORITY, b""), sys.byteorder)
-    if protocol != KERNEL_PROTOCOL or its != metric or kind not in (rtnl.RTN_UNICAST, RTN_UNREACHABLE):
+    _af, prefix, _src, _tos, _table, protocol, _scope, kind, _flags = ip_routes.RTMSG.unpack_from(payload)
+    found = netlink.attributes(payload, ip_routes.RTMSG.size, len(payload))
+    its = int.from_bytes(found.get(ip_routes.RTA_PRIORITY, b""), sys.byteorder)
+    if protocol != KERNEL_PROTOCOL or its != metric or kind not in (ip_routes.RTN_UNICAST, RTN_UNREACHABLE):
         return None
-    address = ipaddress.IPv4Address(found.get(rtnl.RTA_DST, b"\0" * 4))
-    return Held(IPv4Network((address, prefix)), kind == rtnl.RTN_UNICAST)
+    address = ipaddress.IPv4Address(found.get(ip_routes.RTA_DST, b"\0" * 4))
+    return Held(IPv4Network((address, prefix)), kind == ip_routes.RTN_UNICAST)
 
 
 def _delete(held: Held, table: int, metric: int) -> Request:
-    header = rtnl.RTMSG.pack(socket.AF_INET, held.dst.prefixlen, 0, 0, 0, KERNEL_PROTOCOL, 255, 0, 0)
+    header = ip_routes.RTMSG.pack(socket.AF_INET, held.dst.prefixlen, 0, 0, 0, KERNEL_PROTOCOL, 255, 0, 0)
     body = (
-        netlink.attribute(rtnl.RTA_DST, held.dst.network_address.packed)
-        + netlink.u32(rtnl.RTA_TABLE, table)
-        + netlink.u32(rtnl.RTA_PRIORITY, metric)
+        netlink.attribute(ip_routes.RTA_DST, held.dst.network_address.packed)
+        + netlink.u32(ip_routes.RTA_TABLE, table)
+        + netlink.u32(ip_routes.RTA_PRIORITY, metric)
     )
-    return Request(rtnl.RTM_DELROUTE, 0, header + body, f"delete BIRD's route {held.dst}")
+    return Request(ip_routes.RTM_DELROUTE, 0, header + body, f"delete BIRD's route {held.dst}")

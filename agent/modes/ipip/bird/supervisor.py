@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tenacity
 
-from agent.kernel import link_operations as links
+from agent.kernel import netlink
 from agent.model.problem import Problem
 from agent.modes.ipip.bird import control, daemon, kernel_routes, logs, render, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError
@@ -321,11 +321,11 @@ def retire(files: Files, table: int = MAIN_TABLE, metric: int = METRIC) -> tuple
         found[0].forget()
     for path in files.folder.glob("bird.conf*"):  # also one that was refused, or never whole
         path.unlink(missing_ok=True)
-    return bool(found), kernel_routes.flush(links.host(), table, metric)
+    return bool(found), kernel_routes.flush(netlink.host(), table, metric)
 
 
 def _begin_recovery(wanted: BirdConfig) -> Recovery | None:
     """What to wait for, when an earlier BIRD has left routes in the kernel. Raises OSError."""
-    held = kernel_routes.read(links.host(), wanted.table, wanted.metric)
+    held = kernel_routes.read(netlink.host(), wanted.table, wanted.metric)
     routes = frozenset(route.dst for route in held if route.unicast)
     return Recovery(routes, time.monotonic()) if routes else None
