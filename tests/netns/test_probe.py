@@ -74,7 +74,7 @@ def test_who_has_an_address(tmp_path: Path) -> None:
         began = time.monotonic()
         assert arp.who_has("eth0", ip("192.0.2.77")) is None
         took.append(time.monotonic() - began)
-    assert arp.PATIENCE * 0.9 < min(took) < arp.PATIENCE * 4
+    assert arp.ANSWER_WITHIN * 0.9 < min(took) < arp.ANSWER_WITHIN * 4
     assert other.json("neigh") == [], "a probe tells nobody that the asker has an address"
 
 
@@ -82,7 +82,7 @@ def test_an_answer_counts_though_the_machine_was_too_busy_to_look_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment(tmp_path)
-    monkeypatch.setattr(arp, "time", Starved(2 * arp.PATIENCE))
+    monkeypatch.setattr(arp, "time", Starved(2 * arp.ANSWER_WITHIN))
     assert arp.who_has("eth0", ip(OTHER)) == MAC
     assert arp.who_has("eth0", ip("192.0.2.77")) is None
 
@@ -199,8 +199,8 @@ def test_what_a_probe_costs(tmp_path: Path) -> None:
     turns = [(took(MACVLAN, f"a{n}"), took(trusting, f"b{n}")) for n in range(9)]
     with_it, without = map(min, zip(*turns, strict=True))  # a busy machine only adds
     print(f"ADD with a probe {1000 * with_it:.1f} ms, without {1000 * without:.1f} ms")
-    assert with_it >= arp.PATIENCE
-    assert with_it - without < arp.PATIENCE + 0.04
+    assert with_it >= arp.ANSWER_WITHIN
+    assert with_it - without < arp.ANSWER_WITHIN + 0.04
 
 
 class Watched:
