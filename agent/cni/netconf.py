@@ -19,6 +19,7 @@ from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address, Subnet
 from agent.model.network import ExtraRoute, Network
+from agent.modes.base import ConfFields
 from agent.modes.registry import BUILT_IN, Modes
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -100,7 +101,7 @@ def _parse(doc: Mapping[str, Any], modes: Modes) -> NetConf:
     fields = Fields(doc, "")
     version = fields.take("cniVersion", _version, VERSIONS[0])
     ipam = fields.take("ipam", json_fields.nested, Fields({}, "ipam"))
-    network = _network(fields, ipam, modes)
+    network = _network(ConfFields(fields, ipam), modes)
     probe = ipam.take("probe", json_fields.boolean, network.shared)
     if probe and not network.shared:
         raise invalid_config("ipam.probe", probe, "false where pods are not on their parent's own subnet")
@@ -128,13 +129,14 @@ def _parse(doc: Mapping[str, Any], modes: Modes) -> NetConf:
     return conf
 
 
-def _network(fields: Fields, ipam: Fields, modes: Modes) -> Network:
+def _network(conf: ConfFields, modes: Modes) -> Network:
     """Return the network of a netconf, with the options of its mode. Raises CniError 7."""
+    fields, ipam = conf.top, conf.ipam
     name = fields.take("name", _name, "")
     if not name:
         raise invalid_config("name", fields.raw("name"), "a network name, as the specification demands")
     mode = modes[fields.take("mode", partial(json_fields.choice, allowed=modes.names), modes.default)]
-    given = {each.name: each.parse_options(fields, ipam) for each in modes}
+    given = {each.name: each.parse_options(conf) for each in modes}
     network = Network(
         name=name,
         options=given[mode.name],
@@ -149,7 +151,7 @@ def _network(fields: Fields, ipam: Fields, modes: Modes) -> Network:
         for where, value in other.exclusive_fields(given[other.name]).items():
             if where not in mode.exclusive_fields(given[mode.name]):
                 raise invalid_config(where, str(value), f"nothing in mode {mode.name}")
-    network = network.with_options(mode.complete_options(network, fields), *given.values())
+    network = network.with_options(mode.complete_options(network, conf), *given.values())
     _check_range(network)
     return network
 

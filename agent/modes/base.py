@@ -112,6 +112,15 @@ class CheckError(CniError):
         super().__init__(Code.CHECK_FAILED, msg, "delete the pod, so that it is made anew")
 
 
+@dataclass(frozen=True, slots=True)
+class ConfFields:
+    """The fields of a netconf, of which each mode takes its own."""
+
+    top: Fields
+    ipam: Fields
+    """Those of the object `ipam`."""
+
+
 class Mode(ABC):
     """A way of connecting pods. The pod path calls wire, check and unwire; the node path calls desired."""
 
@@ -125,29 +134,26 @@ class Mode(ABC):
         """The mode's name in netconfs."""
         return self.options.mode
 
-    def parse_options(self, fields: Fields, ipam: Fields) -> ModeOptions:  # noqa: ARG002 - for those that have some
-        """Return the options that a netconf gives for this mode, whichever mode it names. Raises CniError 7.
-
-        `fields` are those of the netconf, `ipam` those of its `ipam`.
-        """
+    def parse_options(self, given: ConfFields) -> ModeOptions:
+        """Return the options that a netconf gives for this mode, whichever mode it names. Raises CniError 7."""
         return self.options()
 
-    def exclusive_fields(self, options: ModeOptions) -> Mapping[str, object]:  # noqa: ARG002
+    def exclusive_fields(self, options: ModeOptions) -> Mapping[str, object]:
         """Return what these options set that is an error in a netconf of another mode, by the netconf's fields."""
         return {}
 
-    def complete_options(self, network: Network, fields: Fields) -> ModeOptions:  # noqa: ARG002
+    def complete_options(self, network: Network, given: ConfFields) -> ModeOptions:
         """Return the options of a network of this mode with the defaults that depend on other fields.
 
         Raises CniError 7 where fields contradict each other.
         """
         return network.options
 
-    def device(self, network: Network) -> str:  # noqa: ARG002
+    def device(self, network: Network) -> str:
         """Return the node's device that pods of a network hang on, empty where each network finds its own."""
         return ""
 
-    def report(self, network: Network) -> Mapping[str, object]:  # noqa: ARG002
+    def report(self, network: Network) -> Mapping[str, object]:
         """Return what the status report says of a network beside what it says of all."""
         return {}
 

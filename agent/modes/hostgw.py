@@ -9,7 +9,6 @@ from ipaddress import IPv4Address
 from typing import ClassVar
 
 from agent.codec import json_fields
-from agent.codec.json_fields import Fields
 from agent.errors import invalid_config
 from agent.ip import Address
 from agent.ipam import allocator
@@ -19,9 +18,8 @@ from agent.kernel import fdb, ip_addresses, link_operations, link_setup, netlink
 from agent.kernel.netlink import Netlink
 from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network
-from agent.model.problem import Problem
 from agent.modes import ip_versions, peers, routable_blocks, veth
-from agent.modes.base import PLAIN, CheckError, Mode, View, Wired
+from agent.modes.base import CheckError, ConfFields, Mode, View, Wired
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Bridge, NodeState, Proxy, Route
 
@@ -54,11 +52,11 @@ class HostGw(Mode):
         """Return the bridge under a key of its own, too."""
         return {"bridge": _bridge_name(network)}
 
-    def parse_options(self, fields: Fields, ipam: Fields) -> HostGwOptions:  # noqa: ARG002
+    def parse_options(self, given: ConfFields) -> HostGwOptions:
         """Return the options that a netconf gives. Raises CniError 7."""
         return HostGwOptions(
-            bridge=fields.take("bridge", json_fields.link_name, "testcni0"),
-            hairpin=fields.take("hairpinMode", json_fields.boolean, True),
+            bridge=given.top.take("bridge", json_fields.link_name, "testcni0"),
+            hairpin=given.top.take("hairpinMode", json_fields.boolean, True),
         )
 
     def desired(self, view: View) -> NodeState:
@@ -66,31 +64,15 @@ class HostGw(Mode):
         settled = routable_blocks.settle(view)
         carried = ip_versions.settle(settled.view, _mtu(view))
         view = carried.view
-        routes: set[Route] = set()
-        problems: set[Problem] = {*settled.problems, *carried.problems}
-        to = peers.Peers(view)
-        for found in peers.peers(view):
-            if isinstance(found, Problem):
-                problems.add(found)
-                continue
-            peer, block = found
-            if block.version == 6 and not view.ipv6:
-                continue  # one problem says so
-            if block.version == 4 and peers.mode_to_peer(view, peer) != PLAIN:
-                continue  # another mode's network has a way to it
-            route = to.route(peer, block)
-            if isinstance(route, Route):
-                routes.add(route)
-            else:
-                problems.add(route)
-        routes.update(Route(guest, None, _bridge_name(view.network)) for guest in view.guests)
+        routes, problems = peers.plain_routes(view)
+        guests = frozenset(Route(guest, None, _bridge_name(view.network)) for guest in view.guests)
         return NodeState(
             bridges=_bridge(view),
-            routes=frozenset(routes),
+            routes=routes | guests,
             proxies=_proxies(view),
             masquerade=peers.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
-            problems=frozenset(problems),
+            problems=problems | settled.problems | carried.problems,
             refused=settled.refused | carried.refused,
             lacking=carried.lacking,
             crossing=peers.crossing(view),

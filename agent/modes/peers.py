@@ -213,5 +213,27 @@ class Peers:
         )
 
 
+def plain_routes(view: View) -> tuple[frozenset[Route], frozenset[Problem]]:
+    """Return the routes to blocks of peers that packets go to as they are, and what prevents others."""
+    to = Peers(view)
+    routes: set[Route] = set()
+    problems: set[Problem] = set()
+    for found in peers(view):
+        if isinstance(found, Problem):
+            problems.add(found)
+            continue
+        peer, block = found
+        if block.version == 6 and not view.ipv6:
+            continue  # one problem says so
+        if block.version == 4 and mode_to_peer(view, peer) != PLAIN:
+            continue  # the network of another mode has a route to it
+        route = to.route(peer, block)
+        if isinstance(route, Route):
+            routes.add(route)
+        else:
+            problems.add(route)
+    return frozenset(routes), frozenset(problems)
+
+
 def _this_nodes(peer: Node, address: Address) -> Problem:
     return Problem(f"node {peer.name}", f"has this node's own address {address}", "give it one of its own")

@@ -30,7 +30,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture(scope="module")
 def shared(way: Way) -> Iterator[Lab]:
     """Three nodes for many tests, as nodes take longer than most of them."""
-    with lab(3, conf=way.conf) as it:
+    with lab(3, conf=way.conf, program=way.program) as it:
         if way.name == "ipip":
             it.wait_converged()
         yield it

@@ -119,6 +119,8 @@ class LabNode:
         self.space = Space(self.name, lab.folder / self.name, [lab.datastore])
         self.runner = Runner(self._execute, cache=Cache(lab.folder / f"{self.name}.cache"))
         self.pods: dict[str, Pod] = {}
+        self.program = "agent"
+        """The Python module that is the agent."""
         self._agent: subprocess.Popen[bytes] | None = None
 
     @property
@@ -140,7 +142,7 @@ class LabNode:
         argv = [
             sys.executable,
             "-m",
-            "agent",
+            self.program,
             "--node",
             self.name,
             "--datastore",
@@ -263,9 +265,13 @@ class Lab(Segment):
         conf: str | Mapping[str, Any] | OwnConf | None = SEED_CONF,
         pod_cidrs: bool = True,
         agents: bool = True,
+        program: str = "agent",
         say: Say = lambda _text: None,
     ) -> Self:
-        """Bring it up: namespaces, Node objects, confs, and agents that are ready. Raises LabError."""
+        """Bring it up: namespaces, Node objects, confs, and agents that are ready. Raises LabError.
+
+        `program`: the Python module that is run as the agent.
+        """
         if not 1 <= nodes <= 250:
             raise LabError(f"{nodes} nodes: 1 to 250 have a block of 10.244.0.0/16 each")
         say(f"{nodes} nodes, a switch and an outside, each a namespace")
@@ -276,6 +282,7 @@ class Lab(Segment):
         self.begin(*(node.space for node in self.nodes))
         self.each(lambda node: self.plug(node.space, node.address))
         for node in self.nodes:
+            node.program = program
             self.put_node(node)
             node.path("/opt/cni/bin/testcni").write_bytes(PLUGIN.read_bytes())
             node.path("/opt/cni/bin/testcni").chmod(0o755)

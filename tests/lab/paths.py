@@ -17,6 +17,10 @@ OWN_SUBNET = json.dumps({
 })  # fmt: skip
 
 
+SIXTH_CONF = json.dumps({**json.loads(SEED_CONF), "mode": "p2p", "peerMetric": 50})
+"""A mode that the agent does not have: tests/lab/sixth_mode.py."""
+
+
 @dataclass(frozen=True)
 class Way:
     """A mode, or a kind of it. Seen are `pod`, `node` (its address), or `gateway` (its address in the block)."""
@@ -33,6 +37,8 @@ class Way:
     """As whom the backend of a Service sees pods."""
     reached: bool = False
     """Whether the outside, which knows no pods, reaches them: they are on its own subnet."""
+    program: str = "agent"
+    """The Python module that is run as the agent."""
     kind: str = ""
     """Of the device that the kernel must have."""
 
@@ -76,5 +82,6 @@ WAYS = (
     _shared("macvlan", "bridge"),
     _shared("ipvlan", "l2"),
     _shared("ipvlan", "l3s"),
+    Way("p2p", SIXTH_CONF, program="tests.lab.sixth_mode"),
     Way("ipvlan-l3", OWN_SUBNET, service="node", kind="ipvlan"),
 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.kernel import netlink
@@ -15,7 +14,7 @@ from agent.model.marks import IPIP_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import Mode, View, Wired
+from agent.modes.base import ConfFields, Mode, View, Wired
 from agent.modes.ipip import bgp
 from agent.modes.ipip.bgp import Encapsulate
 from agent.modes.ipip.bird.types import METRIC, Tunnel
@@ -36,13 +35,13 @@ class Ipip(Mode):
     options = IpipOptions
     tunnels = True
 
-    def device(self, network: Network) -> str:  # noqa: ARG002
+    def device(self, network: Network) -> str:
         """Return the tunnels' device, which a node has once."""
         return IPIP_DEVICE
 
-    def parse_options(self, fields: Fields, ipam: Fields) -> IpipOptions:  # noqa: ARG002
+    def parse_options(self, given: ConfFields) -> IpipOptions:
         """Return the options that a netconf gives. Raises CniError 7."""
-        return IpipOptions.parse(fields)
+        return IpipOptions.parse(given.top)
 
     def desired(self, view: View) -> NodeState:
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import ClassVar
 
-from agent.codec.json_fields import Fields
 from agent.errors import invalid_config
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
@@ -28,7 +27,7 @@ from agent.model.marks import mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network, Uplink
 from agent.model.problem import Problem
 from agent.modes import underlay, veth
-from agent.modes.base import CheckError, Mode, NodeNotReadyError, View, Wired
+from agent.modes.base import CheckError, ConfFields, Mode, NodeNotReadyError, View, Wired
 from agent.modes.parent.options import PASSTHRU, ParentOptions
 from agent.modes.vxlan.maps import GATEWAY
 from agent.objects import host_end
@@ -52,17 +51,17 @@ class Slaves(Mode):
     kind: str
     options: ClassVar[type[ParentOptions]]
 
-    def parse_options(self, fields: Fields, ipam: Fields) -> ParentOptions:
+    def parse_options(self, given: ConfFields) -> ParentOptions:
         """Return the options that a netconf gives. Raises CniError 7."""
-        return self.options.parse(fields, ipam)
+        return self.options.parse(given.top, given.ipam)
 
     def exclusive_fields(self, options: ModeOptions) -> Mapping[str, object]:
         """Return what the netconf sets: all of it is about a parent, which other modes do not have."""
         return options.given() if isinstance(options, ParentOptions) else {}
 
-    def complete_options(self, network: Network, fields: Fields) -> ParentOptions:
+    def complete_options(self, network: Network, given: ConfFields) -> ParentOptions:
         """Return the options with the defaults of linkMode and viaHost. Raises CniError 7."""
-        return self.options.of(network).complete(network, fields)
+        return self.options.of(network).complete(network, given.top)
 
     def desired(self, view: View) -> NodeState:
         """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.codec.json_fields import Fields
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.ipam.blocks import is_single
@@ -18,7 +17,7 @@ from agent.kernel.ip_links import Link
 from agent.model.marks import VXLAN_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import AddressTakenError, CheckError, Mode, NodeNotReadyError, View, Wired
+from agent.modes.base import AddressTakenError, CheckError, ConfFields, Mode, NodeNotReadyError, View, Wired
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
@@ -38,13 +37,13 @@ class Vxlan(Mode):
     options = VxlanOptions
     tunnels = True
 
-    def device(self, network: Network) -> str:  # noqa: ARG002
+    def device(self, network: Network) -> str:
         """Return the tunnel's device, which a node has once."""
         return VXLAN_DEVICE
 
-    def parse_options(self, fields: Fields, ipam: Fields) -> VxlanOptions:  # noqa: ARG002
+    def parse_options(self, given: ConfFields) -> VxlanOptions:
         """Return the options that a netconf gives. Raises CniError 7."""
-        return VxlanOptions.parse(fields)
+        return VxlanOptions.parse(given.top)
 
     def desired(self, view: View) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""

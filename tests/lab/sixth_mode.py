@@ -1,0 +1,91 @@
+"""An agent with a sixth mode, p2p: it is this file and one entry in the registry, and the agent is not changed.
+
+Pods have a veth pair and a /32 each, and nodes route each other's blocks. docs/development.md explains it as the
+example of a new mode, and it goes through tests/lab/paths.py as the others do.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+from agent import cli
+from agent.codec import json_fields
+from agent.ipam.attachment import Attachment
+from agent.kernel import netlink
+from agent.model.network import ExtraRoute, ModeOptions
+from agent.modes import peers, routable_blocks, underlay, veth
+from agent.modes.base import ConfFields, Mode, View, Wired
+from agent.modes.registry import BUILT_IN, Modes
+from agent.objects.pod_port import PodPort
+from agent.objects.state import NodeState
+
+MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class P2pOptions(ModeOptions):
+    """The options of the mode `p2p`."""
+
+    mode: ClassVar[str] = "p2p"
+    routed: ClassVar[bool] = True
+    host_routes: ClassVar[bool] = True
+
+    peer_metric: int = 0
+    """The metric of routes to peers."""
+
+
+class P2p(Mode):
+    """The mode `p2p`."""
+
+    options = P2pOptions
+
+    def parse_options(self, given: ConfFields) -> P2pOptions:
+        """Return the options that a netconf gives. Raises CniError 7."""
+        metric = partial(json_fields.number, low=0, high=(1 << 31) - 1)
+        return P2pOptions(peer_metric=given.top.take("peerMetric", metric, 0))
+
+    def desired(self, view: View) -> NodeState:
+        """A route to each peer's block by the peer's address."""
+        settled = routable_blocks.settle(view)
+        view = settled.view
+        metric, home = P2pOptions.of(view.network).peer_metric, underlay.home(view, underlay.chosen(view))
+        if not (view.blocks and home):
+            return NodeState(problems=settled.problems, refused=settled.refused)
+        routes, problems = peers.plain_routes(view)
+        return NodeState(
+            routes=frozenset(replace(route, metric=metric) for route in routes),
+            masquerade=peers.masquerade(view, nodes=True),
+            forwarding=frozenset({4}),
+            problems=problems | settled.problems,
+            refused=settled.refused,
+            crossing=peers.crossing(view),
+            guards=frozenset({(home.device, view.network.spoof_check)}),
+        )
+
+    def port(self, attachment: Attachment) -> PodPort:
+        """A link with a route to the pod."""
+        return veth.routed_port(attachment)
+
+    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+        """A veth pair with a route to the pod, and a default route by 169.254.1.1 in the pod."""
+        mtu = attachment.network.mtu or MTU
+        netlink.host().request(veth.create_veth(attachment, netns, mtu))
+        veth.make_port(self.port(attachment))
+        return veth.routed(attachment, mtu, veth.wire_routed_end(netns, attachment, routes))
+
+    def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
+        """Both ends of the veth pair, addresses and routes are as `wire` made them."""
+        veth.check_routed(attachment, wired, veth.check_port(self.port(attachment)), netns)
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Delete the host's end; all else goes with it."""
+        veth.remove_port(attachment)
+
+
+MODES = Modes(*BUILT_IN, P2p())
+
+if __name__ == "__main__":
+    sys.exit(cli.main(modes=MODES))
