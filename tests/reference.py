@@ -6,6 +6,7 @@ A page marks where: the text between `<!-- made by make reference: NAME -->` and
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _crd(doc: Schema) -> str:
     for field in parts["spec"]["properties"].values():
         words += _refusals(field)
     return (
-        f"## {names['kind']}\n\n{schema['description']}\n\nNames for kubectl: {short}.\n\n"
+        f"## {names['kind']}\n\n{textwrap.fill(schema['description'], 120)}\n\nNames for kubectl: {short}.\n\n"
         + table(("field", "type", "allowed", "meaning"), rows)
         + "\nThe API server refuses an object with these words:\n\n"
         + "".join(f"- {word}\n" for word in words)

@@ -131,6 +131,12 @@ def test_the_documents_labels_are_the_metrics(parts: Parts) -> None:
         assert set(re.findall(r"`(\w+)", cell)) == seen[name], name
 
 
+def test_the_page_has_every_kind_of_node_state(parts: Parts) -> None:
+    kinds = {dict(labels)["kind"] for name, labels in parts.samples() if name == "testcni_drift_repaired_total"}
+    assert kinds
+    assert [kind for kind in kinds if f"`{kind}`" not in PAGE] == []
+
+
 def test_alerts_ask_for_metrics_labels_and_values_that_exist(parts: Parts) -> None:
     alerts = re.findall(r"^\| `([^`]+)` \| \d+[mh] \|", PAGE.partition("## Alerts")[2], re.MULTILINE)
     known = {re.sub(r"_total$", "", name) for name in parts.metrics.names()}
