@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import WORKERS, Server
 from agent.config import AgentConfig, ConfigError
-from agent.errors import MustEndError
 from agent.ip import Address
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController, ReclaimRules
@@ -36,10 +35,10 @@ from agent.ipam.reservations.controller import ControllerInputs, ReservationCont
 from agent.kernel import sysctl
 from agent.kernel.bpf import loader
 from agent.kernel.netlink_monitor import Monitor
-from agent.model.cluster import Snapshot
 from agent.model.marks import LINK_PREFIX, NFT_TABLE
 from agent.model.node_status import Demand, NodeStatus, ReservationsInProgress
-from agent.model.problem import Problem
+from agent.model.node_view import NodeView
+from agent.model.problem_board import PartProblems, ProblemBoard
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
@@ -59,11 +58,11 @@ from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
 from agent.observe.status import bgp, report
 from agent.runtime.observable import Observable
-from agent.runtime.shutdown import Shutdown
+from agent.runtime.shutdown import MustEndError, Shutdown
 
 if TYPE_CHECKING:
     from agent.cluster.api import Api
-    from agent.observe.network_policies import Policies
+    from agent.observe.network_policies import NetworkPolicies
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 ADD_WAITS = 2.0  # seconds for an answer of the API server
@@ -89,10 +88,11 @@ class Agent:
         pod_port_setup.use(route_protocol.of_pods(conf.route_protocol))
         sysctl.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
+        board = ProblemBoard()
         demand: Observable[Demand] = Observable({})
         self._attachments = AttachmentStore(conf.run_dir, conf.cool_down, modes.options)
         kept = conf.run_dir / "reservations.json"
-        self._snapshot_cache = SnapshotCache(store, reservation_controller.load(kept))
+        self._snapshot_cache = SnapshotCache(store, reservation_controller.load(kept), board)
         busy: Observable[ReservationsInProgress] = Observable(frozenset())
         pod_events = PodEventQueue()
         self._reservations = ReservationController(
@@ -100,38 +100,26 @@ class Agent:
             conf.node,
             ControllerInputs(self._snapshot_cache.snapshot, busy, self._attachments, kept, pod_events.put),
             conf.keep_address,
+            board.part("keeper"),
         )
         rules = ReclaimRules(conf.node_gone, whole=lambda: not self._snapshot_cache.troubles.get())
-        self._block_controller = BlockController(store, conf.node, self._snapshot_cache.snapshot, rules)
-        self._confs = ConfDir(conf.conf_dir, conf.conflist, modes)
-        self._host_directories = HostDirectories(folders(conf))
-        installing, listening, alone, heralding, journaling, counting = (no_problems() for _ in range(6))
-        self._bird = Supervisor(conf.run_dir / "bird")
-        self._checksum_check = ChecksumCheck(conf.route_protocol)
+        self._block_controller = BlockController(
+            store, conf.node, self._snapshot_cache.snapshot, rules, board.part("claimer")
+        )
+        self._confs = ConfDir(conf.conf_dir, conf.conflist, modes, board.part("confs"))
+        self._host_directories = HostDirectories(folders(conf), board.part("folders"))
+        self._bird = Supervisor(conf.run_dir / "bird", board.part("bird"))
+        self._checksum_check = ChecksumCheck(board.part("selftest"), conf.route_protocol)
         self._inputs = inputs = Inputs(
             self._snapshot_cache.snapshot,
             self._confs.found,
             demand,
             self._attachments,
-            (
-                self._snapshot_cache.troubles,
-                self._snapshot_cache.odd,
-                self._block_controller.problems,
-                self._reservations.problems,
-                installing,
-                listening,
-                alone,
-                self._bird.problems,
-                self._checksum_check.problems,
-                self._host_directories.problems,
-                heralding,
-                journaling,
-                counting,
-            ),
+            board,
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
             resume=reservation_controller.unusable(kept) is None,
-            bgp=OptionsFile(conf.bgp, conf.run_dir / "bgp-options"),
+            bgp=OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error),
             bird=self._bird.want,
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
@@ -142,21 +130,17 @@ class Agent:
         self._reconciler = Reconciler(
             conf.node, inputs, self._block_controller, conf.resync, self._metrics.timings
         )
-        self._publisher = AcceptedModesPublisher(
-            store, conf.node, self._snapshot_cache.snapshot, self._reconciler.status, heralding
-        )
-        self._mac_filter_check = MacFilterCheck(
-            conf.node, self._reconciler.status, self._snapshot_cache.snapshot, alone
-        )
-        seen = (self._snapshot_cache, self._reconciler.status, self._attachments)
-        self._accounting = accounting(api, conf.node, seen, counting) if api else {}
-        tell = (self._reconciler.status, self._snapshot_cache.snapshot, pod_events)
-        self._announce = announcer(api, conf.node, *tell) if api else None
-        self._policies = policies(api, conf.node) if api else None
+        view = NodeView(conf.node, self._snapshot_cache.snapshot, self._reconciler.status)
+        self._publisher = AcceptedModesPublisher(store, view, board.part("herald"))
+        self._mac_filter_check = MacFilterCheck(view, board.part("segment"))
+        seen = (conf.node, self._snapshot_cache, self._reconciler.status, self._attachments)
+        self._accounting = accounting(api, seen, board) if api else {}
+        self._announce = announcer(api, view, pod_events, board.part("announcer")) if api else None
+        self._policies = policies(api, conf.node, board.part("policies")) if api else None
         self._installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
-            self._installer = Installer(places, self._reconciler.status, installing, modes)
+            self._installer = Installer(places, self._reconciler.status, board.part("installer"), modes)
         stays: ReservationClaims | None = None
         if conf.pod_annotations:
             known = ClaimContext(
@@ -176,9 +160,11 @@ class Agent:
             tell=pod_events.put,
             modes=modes,
         )
-        self._journal = Journal(conf.state_dir, self._handler.answer, conf.run_dir / "deletes-done", journaling)
+        self._journal = Journal(
+            conf.state_dir, self._handler.answer, conf.run_dir / "deletes-done", board.part("journal")
+        )
         self._server = Server(conf.socket, self.answer)
-        self._http = Http(conf.listen, self._pages(), listening) if conf.listen else None
+        self._http = Http(conf.listen, self._pages(), board.part("http")) if conf.listen else None
         self._metrics.follow(
             metrics.Sources(
                 conf.node,
@@ -221,7 +207,9 @@ class Agent:
             "herald": self._publisher.run,
             "journal": self._journal.run,
             "folders": self._host_directories.run,
-            "run-dir": RunDir(self._lock.keep, self._server.keep, self._attachments.keep).run,
+            "run-dir": RunDir(
+                self._inputs.board.part("run-dir"), self._lock.keep, self._server.keep, self._attachments.keep
+            ).run,
             "bird": self._bird.run,
             "selftest": self._checksum_check.run,
             "segment": self._mac_filter_check.run,
@@ -305,11 +293,6 @@ class Agent:
             self._ending.now()
 
 
-def no_problems() -> Observable[Mapping[str, Problem]]:
-    """Return the place where a part says what a person must fix."""
-    return Observable({})
-
-
 def folders(conf: AgentConfig) -> dict[str, Path]:
     """The folders of the host that the agent uses, by their options."""
     found = {
@@ -350,37 +333,36 @@ def servers(datastore: str) -> frozenset[Address]:
 
 
 def announcer(
-    api: Api, node: str, status: Observable[NodeStatus], snapshot: Observable[Snapshot], pod_events: PodEventQueue
+    api: Api, view: NodeView, pod_events: PodEventQueue, problems: PartProblems
 ) -> Callable[[threading.Event], None]:
-    """What tells the cluster of this node."""
+    """Return the thread that writes the node's condition and Events."""
     from agent.cluster.node_events import NodeEventWriter  # noqa: PLC0415
 
-    return NodeEventWriter(api, node, status, snapshot, pod_events).run
+    return NodeEventWriter(api, view, pod_events, problems.report_error).run
 
 
 def accounting(
     api: Api,
-    node: str,
-    seen: tuple[SnapshotCache, Observable[NodeStatus], AttachmentStore],
-    problems: Observable[Mapping[str, Problem]],
+    seen: tuple[str, SnapshotCache, Observable[NodeStatus], AttachmentStore],
+    board: ProblemBoard,
 ) -> dict[str, Callable[[threading.Event], None]]:
     """Return the threads that write for people which addresses are in use."""
     from agent.cluster.usage_objects import Usages  # noqa: PLC0415
     from agent.node.pool_status_writer import PoolStatusWriter  # noqa: PLC0415
     from agent.node.usage_writer import Seen, UsageWriter  # noqa: PLC0415
 
-    usages, known = Usages(api), Seen(node, *seen)
+    usages, known = Usages(api), Seen(*seen)
     return {
-        "usage": UsageWriter(usages, known, problems).run,
-        "pool-status": PoolStatusWriter(usages, known, problems).run,
+        "usage": UsageWriter(usages, known, board.part("usage")).run,
+        "pool-status": PoolStatusWriter(usages, known, board.part("pool-status")).run,
     }
 
 
-def policies(api: Api, node: str) -> Policies:
-    """What looks for NetworkPolicies."""
-    from agent.observe.network_policies import Policies  # noqa: PLC0415
+def policies(api: Api, node: str, problems: PartProblems) -> NetworkPolicies:
+    """Return the controller that looks for NetworkPolicies."""
+    from agent.observe.network_policies import NetworkPolicies  # noqa: PLC0415
 
-    return Policies(api, node)
+    return NetworkPolicies(api, node, problems.report_error)
 
 
 def main(argv: list[str] | None = None, modes: Modes = BUILT_IN) -> int:

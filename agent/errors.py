@@ -40,10 +40,6 @@ class CniError(Exception):
         self.details = details
 
 
-class MustEndError(Exception):
-    """The agent can go on only by being started anew; says why."""
-
-
 UNSEEN_MAC_REMEDY = 'write "capabilities": {"mac": true} into the entry of testcni, too'
 
 

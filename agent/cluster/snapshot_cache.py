@@ -1,4 +1,4 @@
-"""From the datastore's changes to the cluster snapshot."""
+"""Keep a snapshot of the cluster by the changes that the datastore delivers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from agent.cluster.store import (
 )
 from agent.model.cluster import IPPool, IPReservation, Resource, Snapshot
 from agent.model.problem import Problem
+from agent.model.problem_board import ProblemBoard
 from agent.model.usage import PoolStatus
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]) -> Snapshot:
-    """The snapshot after these changes; it is `synced` when every kind is in `listed`."""
+    """Return the snapshot after these changes; it is `synced` when every kind is in `listed`."""
     maps: dict[Kind, dict[str, Resource]] = {}
 
     def of(kind: Kind) -> dict[str, Resource]:
@@ -65,29 +66,35 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
 
 
 class SnapshotCache:
-    """Keeps the newest snapshot, and what hinders the datastore, for the node path."""
+    """Keeps the newest snapshot of the cluster, and the problems of the datastore."""
 
-    def __init__(self, store: Datastore, earlier: Mapping[str, IPReservation] | None = None) -> None:
-        """`earlier`: the reservations that an agent knew before this one, until the datastore has told."""
+    def __init__(
+        self,
+        store: Datastore,
+        earlier: Mapping[str, IPReservation] | None = None,
+        board: ProblemBoard | None = None,
+    ) -> None:
+        """`earlier`: the reservations that the last agent knew, which count until the datastore is read."""
+        board = board or ProblemBoard()
         self.snapshot: Observable[Snapshot] = Observable(Snapshot(reservations=earlier or {}))
-        self.troubles: Observable[Mapping[str, Problem]] = Observable({})
-        """Sources that can't be used just now: something may be missing in the snapshot."""
-        self.odd: Observable[Mapping[str, Problem]] = Observable({})
-        """Sources that are in use without what is wrong with them."""
+        self.troubles = board.part("datastore")
+        """Sources that are temporarily unavailable, so that objects may be missing in the snapshot."""
+        self.odd = board.part("objects")
+        """Sources that are in use, but for the parts that are wrong."""
         self.pool_status: Observable[Mapping[str, PoolStatus]] = Observable({})
-        """What the status of each IPPool says; apart from the snapshot, as pods depend on nothing of it."""
+        """The status of each IPPool. It is not in the snapshot, as pods do not depend on it."""
         self.restarts = LabelledCounter(*itertools.product(KINDS, REASONS))
-        """Restarted watches by kind and reason."""
+        """Counts restarted watches by kind and reason."""
         self._heard: dict[Kind, float] = {}
         self._store = store
         self._listed: frozenset[Kind] = frozenset()
 
     def run(self, stop: threading.Event) -> None:
-        """Follow the datastore until `stop` is set."""
+        """Apply the datastore's changes until `stop` is set."""
         self._store.watch(self.deliver, stop)
 
     def deliver(self, changes: Sequence[Change]) -> None:
-        """Take a batch of changes."""
+        """Apply a batch of changes."""
         now = time.monotonic()
         for change in changes:
             if isinstance(change, WatchRestarted):
@@ -100,14 +107,14 @@ class SnapshotCache:
         self.pool_status.update(lambda known: _pool_status(known, changes))
         troubles = [change for change in changes if isinstance(change, SourceProblem)]
         if troubles:
-            # a source that turns from the one into the other is over in the first
+            # a source that changes from the one to the other is removed from the first
             lost = [SourceProblem(t.source, None) if t.partial else t for t in troubles]
             odd = [t if t.partial else SourceProblem(t.source, None) for t in troubles]
             self.troubles.update(lambda known: _with(known, lost))
             self.odd.update(lambda known: _with(known, odd))
 
     def silence(self) -> Mapping[Kind, float]:
-        """Seconds since the datastore last told of each kind, for those of which it ever did."""
+        """Return the seconds since the datastore last delivered anything of each kind."""
         now = time.monotonic()
         return {kind: now - when for kind, when in self._heard.copy().items()}
 
@@ -130,7 +137,7 @@ def _with(known: Mapping[str, Problem], troubles: Sequence[SourceProblem]) -> Ma
     for trouble in troubles:
         if trouble.problem is None:
             if now.pop(trouble.source, None):
-                log.info("%s is well again", trouble.source)
+                log.info("%s recovered", trouble.source)
         else:
             if now.get(trouble.source) != trouble.problem:
                 log.warning("%s", trouble.problem)

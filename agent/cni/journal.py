@@ -17,12 +17,13 @@ from agent.codec import strict_json
 from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.runtime import atomic_file
-from agent.runtime.observable import Observable
+from agent.runtime.controller import Controller, Schedule
 
 ABANDONED = 60.0  # seconds; a plugin writes for milliseconds
-EVERY = 1.0  # seconds: a DEL may have been journaled just as the agent came up
-LONGEST = 30.0  # seconds between two tries of a DEL that fails again and again
+SCHEDULE = Schedule(resync=1.0)  # a DEL may have been journaled while the agent was starting
+BACKOFF = 1.0, 30.0  # seconds between two tries of a DEL that fails again and again, first and longest
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 REJECTED = ".rejected"
 RETRIED = "it is retried; its interface may still be there"
@@ -43,18 +44,19 @@ class _Failed:
     why: CniError
 
 
-class Journal:
-    """The folder of journaled DELs; an entry is done once and removed. For several threads at once."""
+class Journal(Controller):
+    """Does the journaled DELs of a directory, each once, and removes them. Safe for several threads."""
 
     def __init__(
         self,
         state_dir: Path,
         delete: Callable[[Call], object],
         done: Path | None = None,
-        problems: Observable[Mapping[str, Problem]] | None = None,
+        problems: PartProblems | None = None,
     ) -> None:
         """`done`: where entries that are done but can't be removed are noted for the next agent."""
-        self._problems: Observable[Mapping[str, Problem]] = problems or Observable({})
+        self._problems = problems or PartProblems("journal")
+        super().__init__(SCHEDULE, report_error=self._problems.report_error)
         self._dir = state_dir / "deletes"
         self._delete = delete
         self._done = done
@@ -91,10 +93,10 @@ class Journal:
         """How many entries are still there. Raises OSError."""
         return sum(path.suffix == ".json" and path.name[0] != "." for path in self._dir.iterdir())
 
-    def run(self, stop: threading.Event) -> None:
-        """Replay again and again until `stop` is set."""
-        while not stop.wait(EVERY):
-            self.replay()
+    def once(self) -> bool:
+        """Replay the journal; an entry that fails has a pause of its own."""
+        self.replay()
+        return True
 
     def _replay_all(self, paths: list[Path]) -> int:
         problems: dict[str, Problem] = {}
@@ -163,7 +165,8 @@ class Journal:
 
     def _fail(self, stamp: Stamp, why: CniError) -> None:
         tries = self._failing[stamp].tries + 1 if stamp in self._failing else 1
-        pause = min(LONGEST, EVERY * 2 ** (tries - 2)) if tries > 1 else 0.0
+        first, longest = BACKOFF
+        pause = min(longest, first * 2 ** (tries - 2)) if tries > 1 else 0.0
         self._failing[stamp] = _Failed(tries, time.monotonic() + pause, why)
 
     def _report(self, problems: Mapping[str, Problem]) -> None:

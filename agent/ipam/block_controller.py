@@ -24,12 +24,13 @@ from agent.ipam.exhaustion import Refusals
 from agent.model.cluster import HostNetworks, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
+from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
-from agent.runtime.pace import pace
 
 SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
 TRIES = 4  # of one StoreError, 0.2 s to 2 s apart, before it is told and tried again later
-AGAIN = 5.0  # seconds
+SCHEDULE = Schedule(resync=5.0, backoff=(5.0, 5.0))
 NODE_GONE = 900.0  # seconds
 RESERVED = "reservations in new blocks"
 TOLD_FOR = 600.0  # seconds that a block which can't be given back is a problem
@@ -101,13 +102,19 @@ class ReclaimRules:
     """Whether the snapshot is all that there is: no object is left out, and no watch hangs."""
 
 
-class BlockController:
+class BlockController(Controller):
     """Claims blocks for the networks that need more than this node has; alone in its thread, as stores hang."""
 
     def __init__(
-        self, store: Datastore, node: str, snapshot: Observable[Snapshot], rules: ReclaimRules | None = None
+        self,
+        store: Datastore,
+        node: str,
+        snapshot: Observable[Snapshot],
+        rules: ReclaimRules | None = None,
+        problems: PartProblems | None = None,
     ) -> None:
-        self.problems: Observable[Mapping[str, Problem]] = Observable({})
+        self.problems = problems or PartProblems("claimer")
+        super().__init__(SCHEDULE, (snapshot,), self.problems.report_error)
         self._store = store
         self._node = node
         self._snapshot = snapshot
@@ -125,16 +132,13 @@ class BlockController:
         self._missed: dict[str, float] = {}
         """Nodes that own blocks and have no Node object, since when."""
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self.pace = pace()
-        snapshot.listen(self._wake.set)
 
     def want(self, wanted: Mapping[Network, BlockCount], host_networks: HostNetworks | None = None) -> None:
         """Note how many blocks each network should have, and what the node stands on; None: as before."""
         host_networks = self._host_networks if host_networks is None else host_networks
         if (wanted, host_networks) != (self._wanted, self._host_networks):
             self._wanted, self._host_networks = wanted, host_networks
-            self._wake.set()
+            self.wake()
 
     def pending(self) -> tuple[IPBlock, ...]:
         """Blocks that were claimed but are in no list yet."""
@@ -171,20 +175,13 @@ class BlockController:
         """Delete a withdrawn block, as soon as the datastore can."""
         with self._lock:
             self._withdrawn[block] = Stage.LEAVING
-        self._wake.set()
+        self.wake()
 
-    def run(self, stop: threading.Event) -> None:
-        """Claim what is wanted, and give back what is not, until `stop` is set."""
-        while not stop.is_set():
-            self._wake.wait(AGAIN)
-            self.pace.wait(stop)
-            self._wake.clear()
-            if self._snapshot.get().synced:
-                self.once()
-
-    def once(self) -> None:
-        """One look at what is to be done."""
+    def once(self) -> bool:
+        """Claim the blocks that are wanted, and delete those that are given back."""
         snapshot = self._seen()
+        if not snapshot.synced:
+            return True
         self._note_missed(snapshot)
         for block in self.withdrawn(Stage.LEAVING):
             self._delete(block)
@@ -213,6 +210,7 @@ class BlockController:
             problems[RESERVED] = reserved
         self._full = full
         self.problems.publish(problems)
+        return True
 
     def _seen(self) -> Snapshot:
         """The snapshot, with what is known of the node's own networks."""

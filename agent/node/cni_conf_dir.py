@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.cni import conflist, netconf
 from agent.errors import UNSEEN_MAC_REMEDY, CniError
-from agent.kernel.inotify import DirectoryWatch
 from agent.model.network import Network
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.registry import BUILT_IN, Modes
+from agent.node import directory_watch
 from agent.runtime import atomic_file
+from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
-from agent.runtime.pace import pace
 
 PLUGIN, TUNING = "testcni", "tuning"
 MAC, BANDWIDTH = "mac", "bandwidth"  # capabilities; one plugin is called so, too
 MACS = (MAC,), ("args", "cni", MAC), ("runtimeConfig", MAC)  # where tuning reads one (its README)
-LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
+SCHEDULE = Schedule(resync=30.0, first=0.0)  # should a change ever be missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,27 +159,31 @@ def _from_ours(conf: conflist.ConfList) -> tuple[conflist.Plugin, ...]:
     return conf.plugins[types.index(PLUGIN) :] if PLUGIN in types else ()
 
 
-class ConfDir:
-    """Follows the conf folder, and the conflist that is to be installed there."""
+class ConfDir(Controller):
+    """Publishes the networks of the conf directory, and of the conflist that is to be installed there."""
 
-    def __init__(self, folder: Path, template: Path | None = None, modes: Modes = BUILT_IN) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: Path | None = None,
+        modes: Modes = BUILT_IN,
+        problems: PartProblems | None = None,
+    ) -> None:
+        super().__init__(SCHEDULE, report_error=(problems or PartProblems("confs")).report_error)
         self.found: Observable[Confs] = Observable(read(folder, template, modes=modes))
         self._folder = folder
         self._modes = modes
         self._template = template
-        self.pace = pace()
 
     def run(self, stop: threading.Event) -> None:
-        """Publish what the confs name, after every change, until `stop` is set. Raises OSError."""
+        """Publish the networks after each change until `stop` is set."""
+        watched = {"watch-confs": self._folder}
         if self._template:
-            folder = self._template.parent
-            threading.Thread(target=self._follow, args=(folder, stop), name="confs-template", daemon=True).start()
-        self._follow(self._folder, stop)
+            watched["watch-template"] = self._template.parent
+        directory_watch.watch(watched, self.wake, stop)
+        super().run(stop)
 
-    def _follow(self, folder: Path, stop: threading.Event) -> None:
-        """Read all confs after every change of one folder."""
-        with closing(DirectoryWatch(folder)) as watch:
-            while not stop.is_set():
-                self.pace.wait(stop)
-                self.found.update(lambda known: read(self._folder, self._template, known, self._modes))
-                watch.wait(stop, LOOK_AGAIN)
+    def once(self) -> bool:
+        """Read all files."""
+        self.found.update(lambda known: read(self._folder, self._template, known, self._modes))
+        return True

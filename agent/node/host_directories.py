@@ -9,37 +9,33 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.errors import MustEndError
 from agent.model.problem import Problem
-from agent.runtime.observable import Observable
+from agent.model.problem_board import PartProblems
+from agent.runtime.controller import Controller, Schedule
+from agent.runtime.shutdown import MustEndError
 
 ENTRIES = 4096  # bytes: enough for any first entry
-LOOK = 5.0  # seconds between two looks
+SCHEDULE = Schedule(resync=5.0, first=0.0)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class HostDirectories:
-    """Looks for folders that were removed; `folders` has each by its option."""
+class HostDirectories(Controller):
+    """Looks for directories that were removed on the host."""
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
-        self.problems: Observable[Mapping[str, Problem]] = Observable({})
+    def __init__(self, folders: Mapping[str, Path], problems: PartProblems) -> None:
+        """`folders`: each directory by its option."""
+        super().__init__(SCHEDULE, report_error=problems.report_error)
+        self._problems = problems
         self._host_directories = dict(folders)
         self._always = {option for option, path in folders.items() if removed(path)}
-        """Those that were so from the start: to end would not help, and so the agent would end again and again."""
+        """The options of those that were removed before the start: a restart of the agent does not help then."""
 
-    def run(self, stop: threading.Event) -> None:
-        """Look until `stop` is set. Raises MustEndError."""
-        while not stop.is_set():
-            self.once()
-            stop.wait(LOOK)
-
-    def once(self) -> None:
-        """One look. Raises MustEndError."""
+    def once(self) -> bool:
+        """Look at all directories. Raises MustEndError when one was removed since the agent started."""
         found = {option: path for option, path in self._host_directories.items() if removed(path)}
         self._always &= found.keys()
         for option, path in found.items():
@@ -48,7 +44,8 @@ class HostDirectories:
                     f"{path} ({option}) was removed on the host, and this container has the removed one: "
                     "the agent ends to be started anew with the folder that is there now"
                 )
-        self.problems.publish({option: _problem(option, path) for option, path in found.items()})
+        self._problems.publish({option: _problem(option, path) for option, path in found.items()})
+        return True
 
 
 def removed(path: Path) -> bool:

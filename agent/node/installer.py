@@ -16,18 +16,18 @@ from pathlib import Path
 
 from agent.cni import conflist
 from agent.errors import CniError
-from agent.kernel.inotify import DirectoryWatch
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.registry import BUILT_IN, Modes
-from agent.node import cni_conf_dir
+from agent.node import cni_conf_dir, directory_watch
 from agent.runtime import atomic_file
+from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
-from agent.runtime.pace import pace
 
 CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
 DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
-LOOK_AGAIN = 30.0  # seconds, should a change ever be missed
+SCHEDULE = Schedule(resync=30.0, first=0.0)  # should a change ever be missed
 REASONS = 3  # problems that a waiting conflist names: an Event has 1,024 bytes
 
 log = logging.getLogger(__name__)
@@ -48,35 +48,24 @@ class Places:
         return self.conf_dir / CONFLIST
 
 
-class Installer:
-    """Keeps the host's copies right for as long as the agent runs."""
+class Installer(Controller):
+    """Keeps the host's copies of plugins and conflist as they should be."""
 
     def __init__(
-        self,
-        places: Places,
-        status: Observable[NodeStatus],
-        problems: Observable[Mapping[str, Problem]],
-        modes: Modes = BUILT_IN,
+        self, places: Places, status: Observable[NodeStatus], problems: PartProblems, modes: Modes = BUILT_IN
     ) -> None:
+        super().__init__(SCHEDULE, (status,), problems.report_error)
         self._problems = problems
         self._places = places
         self._modes = modes
         self._status = status
         self._refused = ""
-        self._wake = threading.Event()
-        self.pace = pace()
-        status.listen(self._wake.set)
 
     def run(self, stop: threading.Event) -> None:
-        """Install, and install again whatever drifts, until `stop` is set."""
-        for folder in (self._places.bin_dir, self._places.conf_dir, self._places.template.parent):
-            name = f"watch-{folder.name}"
-            threading.Thread(target=self._watch, args=(folder, stop), name=name, daemon=True).start()
-        while not stop.is_set():
-            self.pace.wait(stop)
-            self._wake.clear()
-            self.once()
-            self._wake.wait(LOOK_AGAIN)
+        """Install everything, and install again what others change, until `stop` is set."""
+        watched = (self._places.bin_dir, self._places.conf_dir, self._places.template.parent)
+        directory_watch.watch({f"watch-{folder.name}": folder for folder in watched}, self.wake, stop)
+        super().run(stop)
 
     @property
     def installed(self) -> bool:
@@ -90,8 +79,8 @@ class Installer:
             return f"the conflist {self._places.template} can't be used: {self._refused}"
         return "" if self.installed else "the conflist is not installed"
 
-    def once(self) -> None:
-        """One look at everything; what fails is a problem, and is tried again."""
+    def once(self) -> bool:
+        """Install what differs; what fails is a problem, and is tried again after the next change."""
         problems: dict[str, Problem] = {}
         try:
             for source in sorted(self._places.bundle.iterdir()):
@@ -111,6 +100,7 @@ class Installer:
             what = f"sorts before {CONFLIST}, so the runtime uses it and not testcni"
             problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
         self._problems.publish(problems)
+        return True
 
     def _put_conflist(self) -> Problem | None:
         """Install the conflist if its networks are prepared, else return why the installed one stays in force.
@@ -161,15 +151,6 @@ class Installer:
             return sorted(name for name in types if not (self._places.bin_dir / name).is_file())
         except (CniError, OSError):
             return []  # who reads the confs reports it, or there is none yet
-
-    def _watch(self, folder: Path, stop: threading.Event) -> None:
-        watch = DirectoryWatch(folder)
-        try:
-            while not stop.is_set():
-                if watch.wait(stop, LOOK_AGAIN):
-                    self._wake.set()
-        finally:
-            watch.close()
 
 
 def foreign(conf_dir: Path) -> list[Path]:

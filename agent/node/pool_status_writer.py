@@ -7,7 +7,6 @@ anew when another one has written. Whether a pool can be used is written as soon
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -19,9 +18,11 @@ from agent.cluster.store import NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults, usage
 from agent.model.cluster import Snapshot
+from agent.model.problem_board import PartProblems
 from agent.model.usage import Condition, PoolCounts
-from agent.node.usage_writer import Failures, Problems, Seen
-from agent.runtime.pace import Pace, pace
+from agent.node.usage_writer import Failures, Seen
+from agent.runtime.controller import Controller, Schedule
+from agent.runtime.pace import Pace
 
 COUNT_EVERY = 15.0, 60.0  # seconds: for each node, and at most; times the nodes it is the longest pause of one
 SETTLE = 1.0  # seconds in which the node path has looked at a change, too
@@ -29,8 +30,8 @@ SPREAD = 0.1, 30.0  # seconds: for each node, and at most; in which a new condit
 SEEN_WITHIN = 30.0  # seconds in which the watch shows what was written
 WRITES = 10, 30.0  # conditions at once, then one in so many seconds: agents of two versions may differ about one
 USABLE, UNUSABLE, ON_NODE = "Usable", "Unusable", "UnusableOnNode"
-LOOK_AGAIN = 5.0  # seconds
-AGAIN = 5.0  # seconds after which what failed is tried again, and twice as long each time
+LONGEST_PAUSE = 5.0  # seconds between two looks
+BACKOFF = 10.0, 300.0  # seconds after a failure, first and longest
 NEVER = float("inf")
 
 
@@ -51,13 +52,15 @@ def condition(known: Condition | None, node: str, everywhere: str, here: str, sn
     return Condition(True, USABLE, "its range has no known fault")
 
 
-class PoolStatusWriter:
+class PoolStatusWriter(Controller):
     """Writes used and free addresses, blocks and the condition of IPPools."""
 
-    def __init__(self, usages: Usages, seen: Seen, problems: Problems) -> None:
+    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems) -> None:
+        sources = (seen.status, seen.snapshot_cache.pool_status)
+        super().__init__(Schedule(resync=LONGEST_PAUSE, backoff=BACKOFF), sources, problems.report_error)
         self._usages = usages
         self._seen = seen
-        self._failures = Failures(problems, "the status of IPPools")
+        self._failures = Failures(problems, "the status of IPPools", BACKOFF)
         self._faults = pool_faults.PoolFaultCache()
         self._counted: Mapping[str, PoolCounts | None] = {}
         self._count_at = self._write_at = NEVER
@@ -66,37 +69,27 @@ class PoolStatusWriter:
         self._missing: dict[str, float] = {}
         """When the API server first did not know a pool that the watch still shows."""
         self._credit = Pace(*WRITES)
-        self._wake = threading.Event()
-        self.pace = pace()
-        for source in (seen.status, seen.snapshot_cache.pool_status):
-            source.listen(self._wake.set)
 
-    def run(self, stop: threading.Event) -> None:
-        """Write what is to be written until `stop` is set."""
-        while not stop.is_set():
-            self._wake.wait(max(0.0, min(LOOK_AGAIN, self._next() - time.monotonic())))
-            self.pace.wait(stop)
-            self._wake.clear()
-            self.once()
+    def pause(self) -> float:
+        """Return the seconds until there is something to do."""
+        return max(0.0, min(LONGEST_PAUSE, self._next() - time.monotonic()))
 
-    def once(self) -> None:
-        """Look once; what fails is tried again after a longer and longer time."""
+    def once(self) -> bool:
+        """Write what is due; what fails is tried again after a longer and longer time."""
         snapshot, now = self._seen.snapshot_cache.snapshot.get(), time.monotonic()
         if not (snapshot.synced and self._seen.status.get().synced) or now < self._blocked_until:
-            return
+            return True
         try:
             asked = self._conditions(snapshot, now)
             asked |= self._counts(snapshot, now)
         except StoreError as error:
-            self._failures.one(error)
-        except Exception:  # noqa: BLE001 - it is reported, with its trace
-            self._failures.bug()
-        else:
-            if asked:
-                self._failures.none()
-            return
-        self._count_at = self._write_at = NEVER
-        self._blocked_until = now + self._failures.pause(AGAIN)
+            self._failures.note(error)
+            self._count_at = self._write_at = NEVER
+            self._blocked_until = now + self._failures.pause()  # also when something wakes the loop
+            return False
+        if asked:
+            self._failures.clear()
+        return True
 
     def _next(self) -> float:
         """Return when there is something to do, by time.monotonic."""

@@ -21,6 +21,7 @@ from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.network import Network
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, Timings
 from agent.model.problem import Problem
+from agent.model.problem_board import ProblemBoard
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
 from agent.modes.ipip.bird.types import BirdConfig
@@ -34,12 +35,10 @@ from agent.node.last_known_nodes import Known, Recall, identity
 from agent.node.route_protocol import RouteMarks
 from agent.objects import bridges
 from agent.objects.state import Filter, LocalAddress, NodeState, Underlay, union
+from agent.runtime.controller import Controller, Schedule
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
-from agent.runtime.pace import pace
 
-DEBOUNCE = 0.02  # seconds: what happens together is done together
-BACKOFF = (0.5, 10.0)  # seconds after a failure, first and longest
 NETLINK = "netlink"
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,8 @@ class Inputs:
     confs: Observable[Confs]
     demand: Observable[Demand]
     attachments: AttachmentStore
-    troubles: tuple[Observable[Mapping[str, Problem]], ...]
+    board: ProblemBoard
+    """The problems of all other parts."""
     sysctls: Path = Path("/proc/sys/net")
     """Where the kernel's switches are; elsewhere in a container."""
     prepared: Path | None = None
@@ -62,7 +62,7 @@ class Inputs:
     """Whether pods may get addresses by that file before the datastore has been read."""
     bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
     bird: Callable[[BirdConfig | None], None] = lambda _config: None
-    """Takes what BIRD should do; what comes of it are troubles."""
+    """Takes what BIRD should do."""
     nodes: Path | None = None
     """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE
@@ -90,7 +90,7 @@ class Facts:
     """Whether the kernel has IPv6."""
 
 
-class Reconciler:
+class Reconciler(Controller):
     """The node path's loop: desired minus actual, per kind."""
 
     def __init__(
@@ -112,9 +112,6 @@ class Reconciler:
         self._node = node
         self._inputs = inputs
         self._block_controller = block_controller
-        self._resync = resync
-        self._wake = threading.Event()
-        self.pace = pace()
         self._releaser = IdleBlockReleaser(node, block_controller, inputs.attachments, inputs.block_idle)
         self._verify = threading.Event()
         """Set when somebody else may have changed something."""
@@ -139,32 +136,18 @@ class Reconciler:
             pods.conflicts,
             block_controller.unseen,
             inputs.bgp.said,
+            inputs.board,
         )
-        listens = tuple(source.listen for source in told)
-        for listen in (*listens, *(source.listen for source in inputs.troubles)):
-            listen(self._wake.set)
+        super().__init__(Schedule(resync, debounce=0.02), told)
 
     def drifted(self) -> None:
-        """Somebody else changed something: look at everything."""
+        """Look at everything soon, as somebody else has changed something."""
         self._verify.set()
-        self._wake.set()
+        self.wake()
 
-    def run(self, stop: threading.Event) -> None:
-        """Reconcile on every change and every `resync` seconds until `stop` is set."""
-        failures = 0
-        while not stop.is_set():
-            pause = min(BACKOFF[1], BACKOFF[0] * 2 ** (failures - 1)) if failures else self._until_next()
-            if not self._wake.wait(pause):
-                self._verify.set()
-            if stop.wait(DEBOUNCE):
-                return
-            self.pace.wait(stop)
-            self._wake.clear()
-            failures = 0 if self.once() else failures + 1
-
-    def stop(self) -> None:
-        """Wake the loop, so that it sees that it should end."""
-        self._wake.set()
+    def resync(self) -> None:
+        """Look at everything, as no notification is certain to arrive."""
+        self._verify.set()
 
     def once(self) -> bool:
         """One round; False when something failed that may succeed when it is tried again."""
@@ -233,10 +216,10 @@ class Reconciler:
         ]
         self._finish(snapshot, networks, desired, done, problems)
         if self._accepted_modes() != facts.accepted_modes:
-            self._wake.set()  # ways to peers depend on it
+            self.wake()  # ways to peers depend on it
         wanted = {network: self._blocks_wanted(network) for network in networks if not network.hand_made}
         if self._releaser.look(snapshot, wanted, noted=self._noted):
-            self._wake.set()
+            self.wake()
         return done.settled
 
     def _read(self, networks: list[Network], known: Known) -> tuple[kernel_state.Kernel, Underlay] | None:
@@ -450,8 +433,12 @@ class Reconciler:
         return state
 
     def _with_reported(self, problems: list[Problem]) -> tuple[Problem, ...]:
-        sources = [problem for source in self._inputs.troubles for problem in source.get().values()]
-        every = (*problems, *self._inputs.confs.get().problems, *sources, *self._inputs.attachments.problems())
+        every = (
+            *problems,
+            *self._inputs.confs.get().problems,
+            *self._inputs.board.all(),
+            *self._inputs.attachments.problems(),
+        )
         return tuple(dict.fromkeys(every))  # a network that pods have by several pools says the same for each
 
     def _publish(self, status: NodeStatus) -> None:
@@ -478,8 +465,8 @@ class Reconciler:
         ):
             self._noted = ready_state_file.save(path, status)
 
-    def _until_next(self) -> float:
-        """Seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
+    def pause(self) -> float:
+        """Return the seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
         ends = [
             *(want.until for want in self._inputs.demand.get().values()),
             self._releaser.next(),
@@ -487,7 +474,7 @@ class Reconciler:
             *self._leaving.ends,
             *self._ports.ends,
         ]
-        return max(0.0, min([self._resync, *(end - time.monotonic() for end in ends)]))
+        return max(0.0, min([super().pause(), *(end - time.monotonic() for end in ends)]))
 
 
 def _works(network: Network, state: NodeState, done: apply.Programmed) -> bool:

@@ -1,4 +1,4 @@
-"""What the run-dir must hold while an agent serves: its lock, its socket and the pods' files.
+"""Restore what the run-dir must hold while an agent serves: its lock, its socket and the files of pods.
 
 A cleaner of /run may remove any of them. Without the socket no call arrives, without the lock a second agent may
 start, and without the files the next agent would give addresses of running pods to others.
@@ -9,27 +9,28 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.errors import MustEndError
+from agent.model.problem_board import PartProblems
+from agent.runtime.controller import Controller, Schedule
+from agent.runtime.shutdown import MustEndError
 
-LOOK = 1.0  # seconds between two looks; an ADD waits longer for the socket
+SCHEDULE = Schedule(resync=1.0)  # an ADD waits longer for the socket
 
 log = logging.getLogger(__name__)
 
 
 class Lock:
-    """The lock that says that one agent serves on this run-dir."""
+    """The lock that only one agent at a time has on a run-dir."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Take it. Raises BlockingIOError when another agent has it, OSError."""
+        """Take the lock. Raises BlockingIOError when another agent has it, OSError."""
         self._path = run_dir / "agent.lock"
         self._fd = _locked(self._path)
 
     def keep(self) -> None:
-        """Take it again where its file is gone. Raises MustEndError, OSError."""
+        """Take the lock again if its file was removed. Raises MustEndError, OSError."""
         try:
             if os.path.samestat(self._path.stat(), os.fstat(self._fd)):
                 return
@@ -40,7 +41,7 @@ class Lock:
         except BlockingIOError as error:
             raise MustEndError(f"{self._path} was removed, and another agent has the lock now") from error
         os.close(old)
-        log.warning("%s was removed: it is there again", self._path)
+        log.warning("%s was removed, and is made again", self._path)
 
 
 def _locked(path: Path) -> int:
@@ -54,21 +55,19 @@ def _locked(path: Path) -> int:
     return fd
 
 
-class RunDir:
-    """Puts back what is removed there. `keepers` each look at one thing and may raise OSError."""
+class RunDir(Controller):
+    """Restores what is removed from the run-dir."""
 
-    def __init__(self, *keepers: Callable[[], None]) -> None:
+    def __init__(self, problems: PartProblems, *keepers: Callable[[], None]) -> None:
+        """`keepers`: each restores one thing if it is missing, and may raise OSError."""
+        super().__init__(SCHEDULE, report_error=problems.report_error)
         self._keepers = keepers
 
-    def run(self, stop: threading.Event) -> None:
-        """Look until `stop` is set. Raises MustEndError."""
-        while not stop.wait(LOOK):
-            self.once()
-
-    def once(self) -> None:
-        """One look; what can't be put back is tried again. Raises MustEndError."""
+    def once(self) -> bool:
+        """Restore what is missing; what fails is retried by the next round. Raises MustEndError."""
         for keep in self._keepers:
             try:
                 keep()
             except OSError as error:
-                log.error("what was removed from the run-dir can't be made anew: %s", error)
+                log.error("what was removed from the run-dir can't be made again: %s", error)
+        return True

@@ -1,10 +1,9 @@
-"""What people see of a node's addresses with kubectl: a thread that writes it, and of which no pod knows."""
+"""Write IPBlockUsages, by which people see with kubectl which addresses a node uses. No pod depends on them."""
 
 from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,62 +17,55 @@ from agent.ipam import usage
 from agent.ipam.attachment_store import AttachmentStore
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage
+from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
 
 EVERY = 10.0  # seconds between two looks at the node's addresses, and so between two writes of a block
 SOON = 1.0  # seconds: as long as nothing has been written yet
-LONGEST = 300.0  # seconds between two attempts while requests fail
+BACKOFF = 20.0, 300.0  # seconds after a failure, first and longest
 AFRESH = 1800.0, 3600.0  # seconds until the node's objects are listed again, as people may have deleted some
 REFUSED = (401, 403, 404)  # HTTP: older CustomResourceDefinitions or an older ClusterRole
 
 log = logging.getLogger(__name__)
 
-Problems = Observable[Mapping[str, Problem]]
-
 
 class Failures:
     """Requests that fail: one line of the log, a problem where a person must do something, and longer pauses."""
 
-    def __init__(self, problems: Problems, what: str) -> None:
+    def __init__(self, problems: PartProblems, what: str, backoff: tuple[float, float]) -> None:
+        """`backoff`: seconds after a failure, first and longest."""
         self._problems = problems
         self._what = what
+        self._backoff = backoff
         self._count = 0
 
-    def none(self) -> None:
+    def clear(self) -> None:
         """Note that requests were answered."""
         if self._count:
             log.info("%s can be written again", self._what)
         self._count = 0
         self._problems.update(lambda known: {k: p for k, p in known.items() if k != self._what})
 
-    def one(self, error: StoreError) -> None:
+    def note(self, error: StoreError) -> None:
         """Note that a request failed."""
         log.log(logging.DEBUG if self._count else logging.WARNING, "%s can't be written: %s", self._what, error)
         self._count += 1
         if (isinstance(error, ApiError) and error.status in REFUSED) or isinstance(error, NotFoundError):
             remedy = "apply the manifests of the agents' version: kubectl apply -f manifests/; pods do not need it"
-            self._report(f"it can't be written: {error}", remedy)
+            problem = Problem(self._what, f"it can't be written: {error}", remedy)
+            self._problems.update(lambda known: {**known, self._what: problem})
 
-    def bug(self) -> None:
-        """Report an exception that nobody expected: pods need nothing of this, so the agent goes on."""
-        self._count += 1
-        if self._what not in self._problems.get():
-            log.exception("%s can't be written", self._what)
-        self._report("internal error: it can't be written", "a bug of testcni; its log has the trace")
-
-    def _report(self, what: str, remedy: str) -> None:
-        problem = Problem(self._what, what, remedy)
-        self._problems.update(lambda known: {**known, self._what: problem})
-
-    def pause(self, usual: float) -> float:
-        """Return the seconds to wait, which are `usual` unless requests fail."""
-        return min(LONGEST, usual * 2.0 ** min(self._count, 16)) if self._count else usual
+    def pause(self) -> float:
+        """Return the seconds to wait after the last failure."""
+        first, longest = self._backoff
+        return min(longest, first * 2.0 ** min(self._count - 1, 16))
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an agent knows of the cluster and of its own node: what they go by who write of it for people."""
+    """What the writers of status objects read: the cluster and the agent's own node."""
 
     node: str
     snapshot_cache: SnapshotCache
@@ -81,13 +73,14 @@ class Seen:
     attachments: AttachmentStore
 
 
-class UsageWriter:
-    """Writes an IPBlockUsage for each block of the node. It looks now and then, so that pods need not tell it."""
+class UsageWriter(Controller):
+    """Writes an IPBlockUsage for each block of the node. Nothing wakes it, so that it costs an ADD nothing."""
 
-    def __init__(self, usages: Usages, seen: Seen, problems: Problems) -> None:
+    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems) -> None:
+        super().__init__(Schedule(EVERY, first=SOON, backoff=BACKOFF), report_error=problems.report_error)
         self._usages = usages
         self._seen = seen
-        self._failures = Failures(problems, "IPBlockUsages of this node")
+        self._failures = Failures(problems, "IPBlockUsages of this node", BACKOFF)
         self._known: dict[str, BlockUsage | None] | None = None
         """What the API server has; None: that is to be found out."""
         self._uid = ""
@@ -96,27 +89,20 @@ class UsageWriter:
         self._list_again = 0.0
         self._foreign: frozenset[str] = frozenset()
 
-    def run(self, stop: threading.Event) -> None:
-        """Write what changes until `stop` is set."""
-        while not stop.wait(self._failures.pause(EVERY if self._uid else SOON)):
-            self.once()
+    def pause(self) -> float:
+        """Return the seconds to the next round."""
+        return EVERY if self._uid else SOON
 
-    def once(self) -> None:
-        """Look once; what fails is tried again."""
-        try:
-            self._look()
-        except Exception:  # noqa: BLE001 - it is reported, with its trace
-            self._failures.bug()
-
-    def _look(self) -> None:
+    def once(self) -> bool:
+        """Write what has changed; return False when a request failed."""
         snapshot, status, node = self._seen.snapshot_cache.snapshot.get(), self._seen.status.get(), self._seen.node
         if node not in snapshot.nodes:
             self._known = None  # its objects go with the Node
-            return
+            return True
         if snapshot.nodes[node].created != self._created:  # between two looks it was deleted and made anew
             self._known, self._created = None, snapshot.nodes[node].created
         if not (snapshot.synced and status.synced and status.blocks):
-            return  # nothing is deleted on half a picture
+            return True  # nothing is deleted on half a picture
         wanted = usage.of_node(node, snapshot, status, self._pods(), self._seen.attachments.counts)
         try:
             known = self._already()
@@ -126,10 +112,11 @@ class UsageWriter:
             if self._known is not None and isinstance(error, NotFoundError):
                 log.info("objects were deleted, by a person or with an earlier Node: %s", error)
                 self._known = None  # they are listed anew, which says whether there is such a kind
-            else:
-                self._failures.one(error)
-        else:
-            self._failures.none()
+                return True
+            self._failures.note(error)
+            return False
+        self._failures.clear()
+        return True
 
     def _pods(self) -> dict[Address, str]:
         """Return who has each address of this node's pods, for people."""

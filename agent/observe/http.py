@@ -20,7 +20,7 @@ from http import HTTPStatus
 from typing import cast
 
 from agent.model.problem import Problem
-from agent.runtime.observable import Observable
+from agent.model.problem_board import PartProblems
 
 TEXT = "text/plain; charset=utf-8"
 WITHIN = 5.0  # seconds for all of a connection
@@ -55,9 +55,7 @@ Pages = Mapping[str, Callable[[], Page]]
 class Http:
     """Serves pages on an address and a port (0: any that is free)."""
 
-    def __init__(
-        self, address: tuple[str, int], pages: Pages, problems: Observable[Mapping[str, Problem]]
-    ) -> None:
+    def __init__(self, address: tuple[str, int], pages: Pages, problems: PartProblems) -> None:
         self.port = 0
         """The port while it is served on."""
         self._address = address

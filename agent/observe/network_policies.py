@@ -1,16 +1,16 @@
-"""NetworkPolicies, which testcni does not enforce: said as long as there are any, as a policy looks in force."""
+"""Report that testcni does not enforce NetworkPolicies, as long as there are any: they look as if in force."""
 
 from __future__ import annotations
 
 import logging
 import random
-import threading
-import time
 
 from agent.cluster import listing
 from agent.cluster.api import METADATA_LIST, Api, Request
 from agent.cluster.node_events import event, event_name
 from agent.cluster.store import ConflictError, StoreError
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
+from agent.runtime.controller import Controller, ReportError, Schedule
 
 PATH = "/apis/networking.k8s.io/v1/networkpolicies"
 EVERY = 600.0  # seconds between two looks
@@ -21,30 +21,43 @@ MESSAGE = "testcni does not enforce NetworkPolicies: pods can be reached as if t
 log = logging.getLogger(__name__)
 
 
-class Policies:
+class NetworkPolicies(Controller):
     """Looks now and then for a NetworkPolicy, without a watch."""
 
-    def __init__(self, api: Api, node: str, every: float = EVERY) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node: str,
+        report_error: ReportError = lambda _error: None,
+        every: float = EVERY,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__(Schedule(every, first=0.0), report_error=report_error, clock=clock)
         self._api = api
         self._node = node
-        self._every = every
+        self._unsure = False
+        """Whether the last request had no answer."""
         self._told: tuple[str, float] | None = None
         self.note = ""
-        """What people should know; empty where there is no NetworkPolicy, or none may be listed."""
+        """What people should know; empty when there is no NetworkPolicy, or the agent may not list them."""
 
-    def run(self, stop: threading.Event) -> None:
-        """Look until `stop` is set."""
-        while not stop.is_set():
-            wait = self._every
-            try:
-                self.once()
-            except StoreError as error:  # without the right the agent works as well
-                log.debug("NetworkPolicies: %s", error)
-                wait = self._every / 10 if error.unsure else self._every
-            stop.wait(wait * random.uniform(0.9, 1.1))  # noqa: S311 - so that not all nodes ask at once
+    def once(self) -> bool:
+        """Look for a NetworkPolicy. An agent without the right to do so works as well."""
+        self._unsure = False
+        try:
+            self._look()
+        except StoreError as error:
+            log.debug("NetworkPolicies: %s", error)
+            self._unsure = error.unsure
+        return True
 
-    def once(self) -> None:
-        """One look. Raises StoreError."""
+    def pause(self) -> float:
+        """Return the seconds to the next look, at random so that not all nodes ask at once."""
+        pause = super().pause() / 10 if self._unsure else super().pause()
+        return pause * random.uniform(0.9, 1.1)  # noqa: S311
+
+    def _look(self) -> None:
+        """Look for a NetworkPolicy, and make an Event about it now and then. Raises StoreError."""
         answer = self._api.ask(Request("GET", PATH, {"limit": "1"}, accept=METADATA_LIST))
         items = answer.get("items")
         first = next((item for item in items if isinstance(item, dict)), None) if isinstance(items, list) else None
@@ -54,7 +67,7 @@ class Policies:
         metadata = listing.metadata(first)
         namespace, name, uid = (str(metadata.get(key) or "") for key in ("namespace", "name", "uid"))
         self.note = f"{MESSAGE} (there is {namespace}/{name})"
-        now = time.monotonic()
+        now = self._clock.now()
         if self._told is None or self._told[0] != uid or now - self._told[1] >= TELL_AGAIN:
             self._tell(namespace, name, uid)
             self._told = (uid, now)

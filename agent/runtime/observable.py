@@ -1,4 +1,4 @@
-"""What the two paths hand to each other: frozen values, published one at a time."""
+"""Values that one thread publishes and others wait for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Observable(Generic[T]):
-    """The newest value of something; who waits for it is woken by the next one."""
+    """Holds the newest value of something, and wakes threads that wait for the next one."""
 
     def __init__(self, value: T) -> None:
         self._value = value
@@ -19,7 +19,7 @@ class Observable(Generic[T]):
         self._listeners: list[Callable[[], None]] = []
 
     def get(self) -> T:
-        """The value now."""
+        """Return the value now."""
         return self._value
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -27,11 +27,11 @@ class Observable(Generic[T]):
         self._listeners.append(listener)
 
     def publish(self, value: T) -> None:
-        """Make `value` the newest."""
+        """Replace the value."""
         self.update(lambda _old: value)
 
     def update(self, change: Callable[[T], T]) -> None:
-        """Make the newest what `change` makes of it; nobody is woken when it is the same."""
+        """Replace the value by what `change` makes of it; nothing is woken when it stays the same."""
         with self._condition:
             new = change(self._value)
             if new == self._value:
@@ -42,7 +42,7 @@ class Observable(Generic[T]):
             listener()
 
     def wait(self, wanted: Callable[[T], bool], deadline: float) -> bool:
-        """Wait until `wanted` is true of the value, or until `deadline` (time.monotonic); whether it is."""
+        """Wait until `wanted` is true of the value, or until the deadline; return whether it is true."""
         with self._condition:
             return self._condition.wait_for(
                 lambda: wanted(self._value), timeout=max(0.0, deadline - time.monotonic())

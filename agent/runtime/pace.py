@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
-import time
+
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
 
 
 class Pace:
-    """So many turns at once, then one in so many seconds: for what others can make come again and again."""
+    """A token bucket: `at_once` turns without a wait, then one turn every `every` seconds."""
 
-    def __init__(self, at_once: int, every: float) -> None:
+    def __init__(self, at_once: int, every: float, clock: Clock = SYSTEM_CLOCK) -> None:
         self._most = self._left = float(at_once)
         self._every = every
-        self._since = time.monotonic()
+        self._clock = clock
+        self._since = clock.now()
         self.spent = 0
+        """How many turns were taken so far."""
 
     def spend(self) -> bool:
-        """Whether there is a turn left; it is gone then."""
-        now = time.monotonic()
+        """Take a turn if there is one left, and return whether there was."""
+        now = self._clock.now()
         self._left = min(self._most, self._left + (now - self._since) / self._every)
         self._since = now
         if self._left < 1:
@@ -27,11 +30,6 @@ class Pace:
         return True
 
     def wait(self, stop: threading.Event) -> None:
-        """Spend a turn, when there is one or `stop` is set."""
-        while not self.spend() and not stop.wait(max(0.001, (1 - self._left) * self._every)):
+        """Take a turn as soon as there is one; return without one when `stop` is set."""
+        while not self.spend() and not self._clock.wait(stop, max(0.001, (1 - self._left) * self._every)):
             pass
-
-
-def pace() -> Pace:
-    """The pace of each loop that others wake: parts may wake each other in a circle, but not at full speed."""
-    return Pace(60, 1.0)

@@ -1,10 +1,14 @@
-"""End the agent: at a signal, which may come while any lock is held, or when a part of it asks for it."""
+"""How the agent ends: at a signal, which may come while any lock is held, or when a part of it asks for it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+
+
+class MustEndError(Exception):
+    """The agent can go on only after a restart. The text says why."""
 
 
 class Shutdown:
@@ -15,7 +19,7 @@ class Shutdown:
         os.set_blocking(self._write, False)
 
     def on(self, *numbers: int) -> None:
-        """End at these signals; for the main thread.
+        """End the agent at these signals; only the main thread may call it.
 
         The interpreter writes to the pipe from whichever thread the kernel gave the signal to (signal(7)).
         """
@@ -24,10 +28,10 @@ class Shutdown:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
     def now(self) -> None:
-        """End: `wait` returns, also when it begins later."""
-        with contextlib.suppress(BlockingIOError):  # it is full: it has been said often enough
+        """End the agent: `wait` returns, also one that is called later."""
+        with contextlib.suppress(BlockingIOError):  # it is full, so `wait` returns anyway
             os.write(self._write, b"\0")
 
     def wait(self) -> None:
-        """Wait for the end."""
+        """Wait until the agent is to end."""
         os.read(self._read, 1)

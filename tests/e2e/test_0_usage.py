@@ -24,6 +24,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.usage import of_one_node
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.node_status import NodeStatus
+from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, PoolCounts
 from agent.node.pool_status_writer import PoolStatusWriter
 from agent.node.usage_writer import Seen, UsageWriter
@@ -96,7 +97,7 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
     })  # fmt: skip
     node = json.loads(control.kubectl("get", "node", ONE, "-o", "json"))
     seen = seen_by(ONE, control, tmp_path)
-    problems: Observable[Any] = Observable({})
+    problems = PartProblems("usage")
     writer = UsageWriter(agent, seen, problems)
     for number, asked in enumerate(("10.244.1.2", "10.244.1.9", "10.8.0.7")):
         add(seen, f"shop/web-{number}", asked)
@@ -159,7 +160,7 @@ def test_pools_show_used_free_and_whether_they_are_ready(
     apply(control, codec.to_doc(of(ONE, "10.8.0.0/26", pool="lan", used=5, free=56), "u"))
     store = store_of(stolen(control, ONE))
     seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), AttachmentStore(tmp_path, 10, OPTIONS))
-    problems: Observable[Any] = Observable({})
+    problems = PartProblems("usage")
     stop = threading.Event()
     woken: list[int] = []
     threads = [

@@ -28,6 +28,7 @@ from agent.kernel.netlink import Netlink
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.node_status import PodEvent
+from agent.model.problem_board import ProblemBoard
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
@@ -187,7 +188,9 @@ class Host:
         self.attachments = AttachmentStore(run_dir, cool_down, OPTIONS)
         self.attachments.load()
         self.block_controller = BlockController(NoStore(), "one", self.snapshot)
-        inputs = Inputs(self.snapshot, self.confs, self.demand, self.attachments, (), sysctls, marks=marks)
+        inputs = Inputs(
+            self.snapshot, self.confs, self.demand, self.attachments, ProblemBoard(), sysctls, marks=marks
+        )
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30.0)
         self.pod_events: list[PodEvent] = []
         self.handler = CniHandler(
@@ -204,7 +207,7 @@ class Host:
     def close(self) -> None:
         """Have nothing reconciled from now on; a round that is on its way ends before."""
         self._stop.set()
-        self.reconciler.stop()
+        self.reconciler.wake()
         self._loop.join()
 
     def put(self, *objects: Node | IPPool | IPBlock | IPReservation) -> None:

@@ -12,6 +12,7 @@ import pytest
 from agent.cni import netconf
 from agent.model.cluster import Node as NodeObject
 from agent.model.node_status import NodeStatus
+from agent.model.problem_board import ProblemBoard
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.bgp import Encapsulate, plan
@@ -51,7 +52,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
         Observable(Confs(frozenset({netconf.parse({**CONF, "mode": "ipip"}).network}))),
         host.demand,
         host.attachments,
-        (),
+        ProblemBoard(),
         bgp=OptionsFile(file, tmp_path / "note"),
         bird=wanted.append,
         modes=Modes(OnlyBgp()),
@@ -89,13 +90,14 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         two, three = net.add(2, 3)
         host = Host(tmp_path / "run")
         command("ip", "link", "set", "wire", "master", "switch")
-        bird = Supervisor(tmp_path / "bird")
+        board = ProblemBoard()
+        bird = Supervisor(tmp_path / "bird", board.part("bird"))
         inputs = Inputs(
             host.snapshot,
             host.confs,
             host.demand,
             host.attachments,
-            (bird.problems,),
+            board,
             bgp=OptionsFile(file),
             bird=bird.want,
             modes=Modes(OnlyBgp()),

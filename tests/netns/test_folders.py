@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import MustEndError
+from agent.model.problem_board import PartProblems
 from agent.node.host_directories import HostDirectories, removed
+from agent.runtime.shutdown import MustEndError
 from tests.netns.node import CLONE_NEWNS, command
 
 
@@ -40,12 +41,13 @@ def mounted(kind: str, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
 def test_a_folder_that_is_made_anew_behind_its_mount_ends_the_agent(tmp_path: Path, kind: str) -> None:
     host, inside = mounted(kind, tmp_path)
-    watched = HostDirectories({"--conf-dir": inside})
+    problems = PartProblems("folders")
+    watched = HostDirectories({"--conf-dir": inside}, problems)
     watched.once()
     for path in host.iterdir():
         path.unlink()
     watched.once()  # an empty folder is none that was removed
-    assert not watched.problems.get()
+    assert not problems.get()
     shutil.rmtree(host)
     host.mkdir()
     with pytest.raises(MustEndError, match=r"--conf-dir\) was removed on the host"):

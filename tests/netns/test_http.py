@@ -9,9 +9,9 @@ import threading
 from http import HTTPStatus
 from pathlib import Path
 
+from agent.model.problem_board import PartProblems
 from agent.observe import health
 from agent.observe.http import MOST, Http, Page
-from agent.runtime.observable import Observable
 from tests.netns.node import Host, Pod, command, eventually
 
 PORT = 9480
@@ -49,7 +49,7 @@ def test_no_crowd_of_a_pod_cuts_kubelets_probes(tmp_path: Path) -> None:
         return Page(b"x" * 100_000)
 
     pages = {"/healthz": lambda: Page(b"ok\n"), "/metrics": large}
-    server, stop = Http(("192.0.2.1", PORT), pages, Observable({})), threading.Event()
+    server, stop = Http(("192.0.2.1", PORT), pages, PartProblems("http")), threading.Event()
     thread = threading.Thread(target=server.run, args=(stop,))
     thread.start()
     eventually(lambda: server.port)

@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent.cni.journal import BOOT_ID, Journal
 from agent.model.problem import Problem
-from agent.runtime.observable import Observable
+from agent.model.problem_board import PartProblems
 from tests.netns.node import CONF, Host, Pod, command
 
 
@@ -25,11 +24,11 @@ class Node:
         for path in (self.run_dir, self.state / "deletes"):
             path.mkdir(parents=True)
         self.host = Host(self.run_dir)
-        self.problems: Observable[Any] = Observable({})
+        self.problems = PartProblems("journal")
         self.restart()
 
     def restart(self) -> None:
-        self.problems = Observable({})
+        self.problems = PartProblems("journal")
         done = self.run_dir / "deletes-done"
         self.journal = Journal(self.state, self.host.handler.answer, done, self.problems)
         self.journal.prepare()

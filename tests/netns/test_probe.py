@@ -18,9 +18,11 @@ from agent.errors import CniError, Code
 from agent.ipam import assigner, attachment_store, duplicate_address
 from agent.ipam.attachment import Lease
 from agent.kernel import arp
+from agent.model.node_view import NodeView
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, MacFilterCheck
-from agent.runtime.observable import Observable
+from tests.fake_clock import FakeClock
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
 from tests.timing import Starved
 
@@ -134,7 +136,7 @@ def test_an_address_that_somebody_has_is_set_aside_and_told(tmp_path: Path, conf
 
 
 def test_what_is_set_aside_is_looked_at_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachment_store, "ASIDE_FOR", 0.5)
+    monkeypatch.setattr(attachment_store, "QUARANTINED_FOR", 0.5)
     ipam = {"rangeStart": "192.0.2.90", "rangeEnd": "192.0.2.91"}
     host, other = segment(tmp_path, {**MACVLAN, "ipam": ipam})
     other.run("ip", "address", "add", "192.0.2.90/24", "dev", "eth0")
@@ -208,11 +210,14 @@ class Watched:
 
     def __init__(self, host: Host) -> None:
         host.call("STATUS")
-        self.problems: Observable[Mapping[str, Problem]] = Observable({})
-        self.test = MacFilterCheck("one", host.reconciler.status, host.snapshot, self.problems)
+        self.problems = PartProblems("segment")
+        self.clock = FakeClock()
+        view = NodeView("one", host.snapshot, host.reconciler.status)
+        self.test = MacFilterCheck(view, self.problems, self.clock)
 
     def at(self, now: float) -> list[str]:
-        self.test.once(now)
+        self.clock.time = now
+        self.test.once()
         return [str(problem) for problem in self.problems.get().values()]
 
 

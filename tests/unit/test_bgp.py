@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,6 +20,7 @@ from agent.modes.ipip.bird.render import render
 from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret, Tunnel
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, NodeState, union
+from tests.fake_clock import FakeClock
 from tests.networks import network_of
 
 TUNNEL = Tunnel("tunl0")
@@ -308,29 +308,26 @@ def test_a_password_that_the_file_asks_for_no_more_goes_with_a_warning(
     assert "the router 192.0.2.9 has no passwordFile any more" in caplog.text
 
 
-def test_a_change_of_the_file_or_a_password_is_seen_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_of_the_file_or_a_password_is_seen_within_a_second(tmp_path: Path) -> None:
     """As a ConfigMap changes: by a link to another folder."""
-    monkeypatch.setattr("agent.modes.ipip.bird.options.EVERY", 0.05)
     for name, text in (("one", "{}"), ("two", f"passwordFile: {tmp_path}/mesh"), ("three", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "bgp.yaml").write_text(text)
     (tmp_path / "..data").symlink_to("one")
     (tmp_path / "bgp.yaml").symlink_to("..data/bgp.yaml")
     secret(tmp_path, "mesh")
-    options, stop = OptionsFile(tmp_path / "bgp.yaml"), threading.Event()
-    thread = threading.Thread(target=options.run, args=(stop,))
-    thread.start()
-    try:
-        for name, wanted in (
-            ("one", lambda said: said == BgpOptions()),
-            ("two", lambda said: said == BgpOptions(password=Secret("mesh password"))),
-            ("three", lambda said: isinstance(said, str)),
-        ):
-            (tmp_path / "..new").symlink_to(name)
-            (tmp_path / "..new").rename(tmp_path / "..data")
-            assert options.said.wait(wanted, time.monotonic() + 20), name
-    finally:
-        stop.set()
-        thread.join()
+    clock, stop = FakeClock(), threading.Event()
+    options = OptionsFile(tmp_path / "bgp.yaml", clock=clock)
+    said: list[BgpOptions | str | None] = []
+    options.said.listen(lambda: said.append(options.said.get()))
+
+    def show(name: str) -> None:
+        (tmp_path / "..new").symlink_to(name)
+        (tmp_path / "..new").rename(tmp_path / "..data")
+
+    for number, name in enumerate(("one", "two", "three")):
+        clock.at(0.5 + number, lambda name=name: show(name))  # type: ignore[misc]
+    clock.at(3.5, stop.set)
+    options.run(stop)
+    assert said[:2] == [BgpOptions(), BgpOptions(password=Secret("mesh password"))]
+    assert isinstance(said[2], str)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Network
@@ -18,7 +17,8 @@ from agent.cluster.store import Datastore, StoreError
 from agent.model.cluster import Node, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
-from agent.model.problem import Problem
+from agent.model.node_view import NodeView
+from agent.model.problem_board import PartProblems
 from agent.modes import peers
 from agent.modes.base import PLAIN, View
 from agent.modes.hostgw import HOST_GW
@@ -26,10 +26,11 @@ from agent.modes.ipip.options import IPIP
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import VXLAN
 from agent.node import mode_migration
-from agent.node.accepted_modes_publisher import AcceptedModesPublisher
+from agent.node.accepted_modes_publisher import SEEN_WITHIN, AcceptedModesPublisher
 from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
 from agent.runtime.observable import Observable
+from tests.fake_clock import FakeClock
 from tests.networks import ROUTED, changed, network_of
 
 NET = network_of("net")
@@ -213,8 +214,8 @@ class Store:
 def test_peers_are_told_until_the_snapshot_says_so() -> None:
     store = Store()
     snapshot, status = Observable(Snapshot()), Observable(NodeStatus())
-    problems: Observable[Mapping[str, Problem]] = Observable({})
-    publisher = AcceptedModesPublisher(as_store(store), "n1", snapshot, status, problems)
+    problems, clock = PartProblems("herald"), FakeClock()
+    publisher = AcceptedModesPublisher(as_store(store), NodeView("n1", snapshot, status), problems, clock)
     publisher.once()
     status.publish(NodeStatus(synced=True, accepted_modes=(("net", (VXLAN,)),)))
     publisher.once()
@@ -227,10 +228,10 @@ def test_peers_are_told_until_the_snapshot_says_so() -> None:
     publisher.once()
     store.away = True
     status.publish(NodeStatus(synced=True, accepted_modes=(("net", (VXLAN, HOST_GW)),)))
-    publisher.once()
-    assert "peers can't be told of the modes net=vxlan,host-gw: away" in str(problems.get()["receives"])
+    assert not publisher.once(), "it is retried"
+    assert "the accepted modes net=vxlan,host-gw can't be published to peers: away" in str(problems.get())
     store.away = False
-    publisher._told = None  # as some seconds later
+    clock.time += SEEN_WITHIN
     publisher.once()
     snapshot.publish(Snapshot(synced=True, nodes={"n1": node(1, VXLAN, HOST_GW)}))
     publisher.once()
@@ -250,7 +251,8 @@ def test_peers_are_told_until_the_snapshot_says_so() -> None:
 def test_what_holds_no_more_is_withdrawn_once_that_is_known(status: NodeStatus, *, is_withdrawn: bool) -> None:
     """An agent that has only just begun does not know yet in which modes its node takes packets."""
     store, snapshot = Store(), Observable(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
-    AcceptedModesPublisher(as_store(store), "n1", snapshot, Observable(status), Observable({})).once()
+    view = NodeView("n1", snapshot, Observable(status))
+    AcceptedModesPublisher(as_store(store), view, PartProblems("herald")).once()
     assert store.told == ([("n1", "")] if is_withdrawn else [])
 
 

@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer, Places
 from agent.observe import health, http
@@ -42,10 +43,10 @@ def pages() -> Pages:
 
 class Running:
     def __init__(self, host: str = LOOPBACK, port: int = 0) -> None:
-        self.problems: Observable[dict[str, Problem]] = Observable({})
+        self.problems = PartProblems("http")
         self.refusals = 0
         """How often the page /begun is none yet."""
-        self.server = Http((host, port), {**pages(), "/begun": self._begun}, self.problems)  # type: ignore[arg-type]
+        self.server = Http((host, port), {**pages(), "/begun": self._begun}, self.problems)
         self.host = host
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.server.run, args=(self.stop,), daemon=True)
@@ -56,8 +57,11 @@ class Running:
         return Page(b"", status=HTTPStatus.SERVICE_UNAVAILABLE if self.refusals >= 0 else HTTPStatus.OK)
 
     def wait(self) -> None:
+        self.until(lambda: self.server.port)
+
+    def until(self, true: Callable[[], object]) -> None:
         end = time.monotonic() + 5
-        while not self.server.port:
+        while not true():
             assert time.monotonic() < end
             time.sleep(0.005)
 
@@ -230,12 +234,12 @@ def test_a_port_in_use_is_a_problem_and_goes_with_it(monkeypatch: pytest.MonkeyP
     with socket.create_server((LOOPBACK, 0)) as other:
         port = other.getsockname()[1]
         running = Running(port=port)
-        assert running.problems.wait(bool, time.monotonic() + 5)
+        running.until(running.problems.get)
         problem = running.problems.get()["listen"]
         assert problem.where == f"--listen {LOOPBACK}:{port}"
         assert "in use" in problem.what
     running.wait()
-    assert running.problems.wait(lambda problems: not problems, time.monotonic() + 5)
+    running.until(lambda: not running.problems.get())
     assert running.ask()[1] == b"hello\n"
     running.end()
 
@@ -275,7 +279,7 @@ def test_ready_or_why_not(tmp_path: Path) -> None:
     confs = replace(confs, networks=frozenset({NETWORK}))
     assert health.ready(status, confs, None) == Page(b"ok\n"), "a problem alone does not make a node unready"
     places = Places(tmp_path, tmp_path / "template", tmp_path, tmp_path)
-    installer = Installer(places, Observable(status), Observable({}))
+    installer = Installer(places, Observable(status), PartProblems("installer"))
     assert health.ready(status, confs, installer).body == f"the conflist is not installed\n{PROBLEM}\n".encode()
     places.conflist.touch()
     assert health.ready(status, confs, installer).status == 200

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.node import cni_conf_dir, installer
 from agent.node.installer import Installer, Places
 from agent.observe import health
@@ -58,7 +59,7 @@ def ready_with(places: Places, conflist: object) -> NodeStatus:
 
 def test_the_conflist_comes_last_and_only_when_pods_could_start(places: Places) -> None:
     status = Observable(NodeStatus())
-    installer = Installer(places, status, Observable({}))
+    installer = Installer(places, status, PartProblems("installer"))
     installer.once()
     assert (places.bin_dir / "testcni").read_bytes() == b"plugin 1"
     assert (places.bin_dir / "testcni").stat().st_mode & 0o777 == 0o755
@@ -73,7 +74,7 @@ def test_the_conflist_comes_last_and_only_when_pods_could_start(places: Places) 
 
 
 def test_what_is_right_is_not_written_again(places: Places) -> None:
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     installer.once()
     before = [(path, path.stat().st_ino) for path in (places.bin_dir / "testcni", places.conflist)]
     installer.once()
@@ -85,7 +86,7 @@ def test_what_is_right_is_not_written_again(places: Places) -> None:
 
 
 def test_drift_is_repaired_at_once(places: Places) -> None:
-    installer, stop = Installer(places, Observable(ready(places)), Observable({})), threading.Event()
+    installer, stop = Installer(places, Observable(ready(places)), PartProblems("installer")), threading.Event()
     thread = threading.Thread(target=installer.run, args=(stop,))
     thread.start()
     try:
@@ -97,7 +98,7 @@ def test_drift_is_repaired_at_once(places: Places) -> None:
         eventually(lambda: (places.bin_dir / "testcni").read_bytes() == b"plugin 1")
     finally:
         stop.set()
-        installer._wake.set()
+        installer.wake()
         thread.join()
 
 
@@ -113,7 +114,7 @@ def test_a_new_conflist_is_seen_at_once(places: Places) -> None:
     places = replace(places, template=folder / "template")
     status, stop = Observable(ready(places)), threading.Event()
     installer, followed = (
-        Installer(places, status, Observable({})),
+        Installer(places, status, PartProblems("installer")),
         cni_conf_dir.ConfDir(places.conf_dir, places.template),
     )
     threads = [threading.Thread(target=part.run, args=(stop,)) for part in (installer, followed)]
@@ -128,7 +129,8 @@ def test_a_new_conflist_is_seen_at_once(places: Places) -> None:
         eventually(lambda: "vxlan" in places.conflist.read_text())
     finally:
         stop.set()
-        installer._wake.set()
+        installer.wake()
+        followed.wake()
         for thread in threads:
             thread.join()
 
@@ -137,7 +139,7 @@ def test_a_plugin_of_the_conflist_that_is_on_no_disk_is_told(places: Places) -> 
     """libcni loads such a conflist, and fails at each ADD."""
     plugins = [*CONFLIST["plugins"], {"type": "tuning", "sysctl": {}}]
     places.template.write_text(json.dumps({**CONFLIST, "plugins": plugins}))
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     installer.once()
     (problem,) = installer._problems.get().values()
     assert "names the plugin tuning" in str(problem)
@@ -150,7 +152,7 @@ def test_a_conf_that_sorts_first_is_told_and_stays(places: Places) -> None:
     other = places.conf_dir / "00-other.conf"
     other.write_text("{}")
     (places.conf_dir / "10-flannel.conflist").write_text("{}")
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     installer.once()
     assert [p.where for p in installer._problems.get().values()] == [str(other)]
     assert other.exists()
@@ -161,13 +163,13 @@ def test_a_conf_that_sorts_first_is_told_and_stays(places: Places) -> None:
 
 def test_a_host_folder_that_can_not_be_written_is_told(places: Places) -> None:
     places = replace(places, bin_dir=places.template / "below-a-file")
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     installer.once()
     assert "Not a directory" in str(installer._problems.get()["install"])
 
 
 def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
-    Installer(places, Observable(ready(places)), Observable({})).once()
+    Installer(places, Observable(ready(places)), PartProblems("installer")).once()
     (places.bin_dir / "portmap").write_bytes(b"the distribution's")
     (places.bin_dir / "bridge").write_bytes(b"x")
     os.utime(places.bin_dir / "bridge")
@@ -197,7 +199,7 @@ def test_runtimes_load_hidden_files_and_no_folders(places: Places) -> None:
 
 
 def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) -> None:
-    status, problems = Observable(ready(places)), Observable[Mapping[str, Problem]]({})
+    status, problems = Observable(ready(places)), PartProblems("installer")
     installer = Installer(places, status, problems)
     installer.once()
     old = places.conflist.read_bytes()
@@ -229,7 +231,7 @@ def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) ->
     ],
 )
 def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) -> None:
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     installer.once()
     places.template.write_text(text)
     installer.once()
@@ -251,7 +253,7 @@ def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) ->
 
 def test_a_conflist_that_waits_says_why(places: Places) -> None:
     """Who reads an Event sees no other problem beside it."""
-    status, problems = Observable(ready(places)), Observable[Mapping[str, Problem]]({})
+    status, problems = Observable(ready(places)), PartProblems("installer")
     installer = Installer(places, status, problems)
     installer.once()
     places.template.write_text(json.dumps({**CONFLIST, "plugins": [{"type": "testcni", "mode": "vxlan"}]}))
@@ -271,7 +273,7 @@ def test_a_conflist_that_waits_says_why(places: Places) -> None:
 @pytest.mark.parametrize("before", [True, False], ids=["running", "first"])
 def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> None:
     """As in Kubernetes, when the ConfigMap loses the key."""
-    installer, status = Installer(places, Observable(ready(places)), Observable({})), ready(places)
+    installer, status = Installer(places, Observable(ready(places)), PartProblems("installer")), ready(places)
     if before:
         installer.once()
     places.template.unlink()
@@ -312,13 +314,13 @@ def test_what_is_wrong_with_a_conflist_is_said_with_place_and_remedy(
     assert words in str(problem)
     assert problem.where == str(places.template)
     assert "fix it (in Kubernetes: the ConfigMap)" in problem.remedy
-    installer = Installer(places, Observable(NodeStatus(synced=True)), Observable({}))
+    installer = Installer(places, Observable(NodeStatus(synced=True)), PartProblems("installer"))
     installer.once()
     assert words in installer.lacking
 
 
 def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     installer.once()
     places.template.unlink()
     places.template.mkdir()
@@ -331,7 +333,7 @@ def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
 
 
 def test_a_conflist_without_our_plugin_is_told(places: Places) -> None:
-    installer = Installer(places, Observable(ready(places)), Observable({}))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
     places.template.write_text('{"name": "testcni", "plugins": [{"type": "portmap"}]}')
     installer.once()
     assert "has no plugin of type testcni" in str(installer._problems.get()["conflist"])

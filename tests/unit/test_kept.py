@@ -175,7 +175,8 @@ def test_a_node_whose_pod_has_it_already_has_to_agree(cluster: Cluster) -> None:
     with pytest.raises(TakenError, match="in a block of node one, and pod default/plain on node one has it"):
         two.add("db")
     two.until(lambda: two.held().released)
-    one.until(lambda: any("reserved for default/db, but pod default/plain" in p for p in one.controller.once()))
+    told = "reserved for default/db, but pod default/plain"
+    one.until(lambda: one.controller.once() and told in str(one.controller.problems.get()))
     one.attachments.remove(plain)
     two.until(lambda: two.held().asks)
     assert address(two.add("db")) == "10.244.1.2"

@@ -36,6 +36,7 @@ from agent.kernel.netns import NetnsLostError
 from agent.model.cluster import IPBlock, Node
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import ProblemBoard
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
@@ -67,7 +68,8 @@ class Parts:
         self.attachments = AttachmentStore(folder, 0, OPTIONS)
         self.snapshot_cache = SnapshotCache(store)
         self.block_controller = BlockController(store, "one", self.snapshot_cache.snapshot)
-        inputs = Inputs(self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, ())
+        board = ProblemBoard()
+        inputs = Inputs(self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, board)
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30, self.metrics.timings)
         self.handler = CniHandler(self.attachments, self.reconciler.status, Observable({}), self.metrics.timings)
         self.journal = Journal(folder, self.handler.answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ import pytest
 
 from agent import ctl
 from agent.cluster.api import Api
-from agent.cluster.store import StoreError
 from agent.observe import network_policies
-from agent.observe.network_policies import Policies
+from agent.observe.network_policies import NetworkPolicies
+from tests.fake_clock import FakeClock
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
@@ -42,8 +41,8 @@ class Cluster:
     def policy(self, name: str) -> None:
         self.policies.append({"metadata": {"namespace": "shop", "name": name, "uid": f"u-{name}"}})
 
-    def look(self, node: str) -> Policies:
-        return Policies(Api(lambda: config(self.server.port, "t")), node)
+    def look(self, node: str) -> NetworkPolicies:
+        return NetworkPolicies(Api(lambda: config(self.server.port, "t")), node)
 
 
 @pytest.fixture
@@ -89,20 +88,21 @@ def test_another_first_policy_is_told_of_too(cluster: Cluster) -> None:
 @pytest.mark.parametrize("status", [403, 404, 500])
 def test_who_may_not_list_them_says_nothing_and_goes_on(cluster: Cluster, status: int) -> None:
     cluster.status = status
-    one = Policies(Api(lambda: config(cluster.server.port, "t")), "one", every=0.01)
-    with pytest.raises(StoreError):
-        one.once()
-    stop = threading.Event()
-    thread = threading.Thread(target=one.run, args=(stop,))
-    thread.start()
-    with contextlib.ExitStack() as end:
-        end.callback(thread.join)
-        end.callback(stop.set)
-        eventually(lambda: len(cluster.server.asked) > 3)
+    clock, stop = FakeClock(), threading.Event()
+    one = NetworkPolicies(Api(lambda: config(cluster.server.port, "t")), "one", clock=clock)
+    every = network_policies.EVERY
+
+    def allow() -> None:
+        assert len(cluster.server.asked) == 4 if status < 500 else len(cluster.server.asked) > 30
         assert one.note == ""
         cluster.policy("deny")
         cluster.status = 200
-        eventually(lambda: one.note and cluster.events)
+
+    clock.at(3.8 * every, allow)
+    clock.at(5 * every, stop.set)
+    one.run(stop)
+    assert one.note
+    assert cluster.events
 
 
 @pytest.mark.parametrize("items", [None, {}, [7], []])

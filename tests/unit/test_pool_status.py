@@ -22,6 +22,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
 from agent.modes.parent.options import MACVLAN
 from agent.node import pool_status_writer as controller
@@ -58,7 +59,7 @@ class Cluster:
         self.status: dict[str, dict[str, Any]] = {}
         self.usages = [BlockUsage("10-8-1-0-24", "n0", "pods", BLOCK.cidr, 5, 0, 248, ())]
         self.server = Awkward(self._answer)
-        self.problems: Observable[Any] = Observable({})
+        self.problems = PartProblems("pool-status")
         names = [f"n{n}" for n in range(nodes)]
         snapshot = Snapshot(True, {n: Node(n) for n in names}, {"pods": PODS}, {BLOCK.name: BLOCK})
         self.seen = [
@@ -101,7 +102,7 @@ class Cluster:
         end = self.clock.now + seconds
         while self.clock.now < end:
             for writer in random.sample(self.writers, len(self.writers)):
-                writer.once()
+                writer.round()
             self.clock.now += 0.5
         return list(self.server.asked)
 

@@ -317,7 +317,7 @@ def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cl
         one.add("web-1")
     assert caught.value.code == 11
     cluster.store.away = False
-    one.controller._wake.set()
+    one.controller.wake()
     one.until(lambda: not one.controller.problems.get())
     assert one.held().in_use
 
@@ -341,7 +341,7 @@ def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
     cluster.pod("a", ip="10.244.1.7")
     one.attachments.remove(one.add("a"))
     one.until(lambda: one.held("10-244-1-7").released)
-    one.until(lambda: one.controller._wake.set() or not one.known())  # type: ignore[func-returns-value]
+    one.until(lambda: one.controller.wake() or not one.known())  # type: ignore[func-returns-value]
 
 
 def test_a_deleted_reservation_of_a_pod_is_made_again(cluster: Cluster) -> None:

@@ -23,6 +23,7 @@ from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage
 from agent.node.usage_writer import Seen, UsageWriter
 from agent.runtime.observable import Observable
@@ -89,7 +90,7 @@ class Parts:
         self.attachments = AttachmentStore(folder, 10, OPTIONS)
         self.attachments.load()
         self.status: Observable[NodeStatus] = Observable(NodeStatus(True, {NETWORK: (BLOCK,)}))
-        self.problems: Observable[Any] = Observable({})
+        self.problems = PartProblems("usage")
         self.see(Snapshot(True, {"one": Node("one", blocks=(BLOCK,))}))
         api = Api(lambda: config(self.kube.server.port, "t"))
         self.seen = Seen("one", self.snapshot_cache, self.status, self.attachments)
@@ -261,10 +262,7 @@ def test_older_manifests_are_one_problem_which_ends(parts: Parts, refused: dict[
 
 def test_a_server_that_is_away_is_no_problem_and_is_asked_less_and_less(parts: Parts) -> None:
     parts.kube.refuse = {"GET": 503}
-    pauses = []
-    for _ in range(12):
-        parts.writer.once()
-        pauses.append(parts.writer._failures.pause(10.0))
+    pauses = [parts.writer.round() for _ in range(12)]
     assert pauses[:3] == [20, 40, 80]
     assert pauses[-1] == 300
     assert parts.problems.get() == {}
@@ -273,11 +271,10 @@ def test_a_server_that_is_away_is_no_problem_and_is_asked_less_and_less(parts: P
 def test_a_bug_does_not_end_the_agent(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(usage, "of_node", lambda *_: 1 / 0)
-        parts.writer.once()
+        assert parts.writer.round() == 20
     (problem,) = parts.problems.get().values()
     assert "internal error" in problem.what
-    assert parts.writer._failures.pause(10.0) == 20
-    parts.writer.once()
+    parts.writer.round()
     assert parts.problems.get() == {}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Step
 from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
 from agent.model.node_status import ReservationsInProgress
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.runtime import atomic_file, json_state_file
+from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
-from agent.runtime.pace import pace
 
-AGAIN = 5.0  # seconds: what failed is tried again, and what was kept for its time is noticed
+SCHEDULE = Schedule(resync=5.0, backoff=(5.0, 5.0))  # reservations that are kept for a time end in between
 ROUND = 30.0  # seconds after which no more is tried when something failed
 WHERE = "reservations"
 LARGEST = 1 << 26  # bytes of the file; a reservation has about 400
@@ -52,43 +52,45 @@ class ControllerInputs:
     """Hands what concerns a pod to its Events."""
 
 
-class ReservationController:
-    """Releases, answers and deletes; alone in its thread, as stores hang."""
+class ReservationController(Controller):
+    """Releases, answers and deletes reservations. It has a thread of its own, as a datastore may hang."""
 
-    def __init__(self, store: Datastore, node: str, kept: ControllerInputs, keep: float) -> None:
+    def __init__(
+        self,
+        store: Datastore,
+        node: str,
+        kept: ControllerInputs,
+        keep: float,
+        problems: PartProblems | None = None,
+    ) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
+        self.problems = problems or PartProblems("keeper")
+        super().__init__(SCHEDULE, (kept.busy, kept.attachments), self.problems.report_error)
         unknown = unusable(kept.file)
-        self.problems: Observable[Mapping[str, Problem]] = Observable({str(kept.file): unknown} if unknown else {})
+        self.problems.publish({str(kept.file): unknown} if unknown else {})
         self._store = store
         self._node = node
         self._kept = kept
         self._keep = timedelta(seconds=keep)
         self._outsiders = OffBlockPods(node, store, kept.tell)
         self._reserved: Mapping[str, IPReservation] = {}
-        self._wake = threading.Event()
-        self.pace = pace()
+        self._saved: Mapping[str, IPReservation] = {}
         kept.snapshot.listen(self._changed)
-        kept.busy.listen(self._wake.set)
-        kept.attachments.listen(self._wake.set)
         self._set_reserved()
 
-    def run(self, stop: threading.Event) -> None:
-        """Keep them until `stop` is set."""
-        saved: Mapping[str, IPReservation] = {}
-        while not stop.is_set():
-            self._wake.wait(AGAIN)
-            self.pace.wait(stop)
-            self._wake.clear()
-            snapshot = self._kept.snapshot.get()
-            if not snapshot.synced:
-                continue
-            if snapshot.reservations is not saved or not self._kept.file.exists():
-                save(self._kept.file, snapshot.reservations)
-                saved = snapshot.reservations
-            self.problems.publish(self.once())
+    def once(self) -> bool:
+        """Save the reservations that are known, make them true, and post what can't be done now."""
+        snapshot = self._kept.snapshot.get()
+        if not snapshot.synced:
+            return True
+        if snapshot.reservations is not self._saved or not self._kept.file.exists():
+            save(self._kept.file, snapshot.reservations)
+            self._saved = snapshot.reservations
+        self.problems.publish(self._compare())
+        return True
 
-    def once(self) -> dict[str, Problem]:
-        """One comparison; what can't be done now."""
+    def _compare(self) -> dict[str, Problem]:
+        """Make the reservations what they should be, and return what can't be done now."""
         self._set_reserved()  # before anything is granted
         # in this order: what the snapshot has of a pod here is busy, or else on file
         snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
@@ -159,7 +161,7 @@ class ReservationController:
 
     def _changed(self) -> None:
         self._set_reserved()
-        self._wake.set()
+        self.wake()
 
     def _set_reserved(self) -> None:
         """No pod that does not ask for it gets an address that is reserved."""

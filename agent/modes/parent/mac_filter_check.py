@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.ip import Address
 from agent.ipam import blocks
 from agent.kernel import arp
-from agent.model.cluster import Snapshot
 from agent.model.marks import mac_for
 from agent.model.network import Network, Uplink
-from agent.model.node_status import NodeStatus
+from agent.model.node_view import NodeView
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.parent.options import MACVLAN, PASSTHRU, ParentOptions
-from agent.runtime.observable import Observable
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
+from agent.runtime.controller import Controller, Schedule
 
-LOOK = 2.0  # seconds between two looks for what is due
+SCHEDULE = Schedule(resync=2.0)  # between two looks for parents that are to be checked
 WELL_FOR, AGAIN, LONGEST = 300.0, 30.0, 300.0  # seconds to the next test: all well, not so, no neighbour answers
 PEERS = 3  # at a time: some may be down
 
@@ -36,35 +35,24 @@ class Due:
     """When a parent is tested next (time.monotonic), and how many seconds that is after the last time."""
 
     at: float = 0.0
-    pause: float = LOOK
+    pause: float = SCHEDULE.resync
 
 
-class MacFilterCheck:
+class MacFilterCheck(Controller):
     """Tests the parents of macvlan's slaves, and tells which of them stand alone with their MAC."""
 
-    def __init__(
-        self,
-        node: str,
-        status: Observable[NodeStatus],
-        snapshot: Observable[Snapshot],
-        problems: Observable[Mapping[str, Problem]],
-    ) -> None:
+    def __init__(self, view: NodeView, problems: PartProblems, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(SCHEDULE, report_error=problems.report_error, clock=clock)
         self._problems = problems
-        self._node = node
-        self._status = status
-        self._snapshot = snapshot
+        self._view = view
         self._due: dict[str, Due] = {}
 
-    def run(self, stop: threading.Event) -> None:
-        """Test what is due, until `stop` is set."""
-        while not stop.wait(LOOK):
-            self.once(time.monotonic())
-
-    def once(self, now: float) -> None:
-        """Test each parent whose time has come at `now`."""
+    def once(self) -> bool:
+        """Check each parent that is due."""
+        now = self._clock.now()
         parents = {
             uplink.device: (network, uplink)
-            for network, uplink in self._status.get().uplinks.items()
+            for network, uplink in self._view.status.get().uplinks.items()
             if network.mode == MACVLAN and ParentOptions.of(network).link_mode != PASSTHRU
         }
         self._due = {device: self._due.get(device, Due()) for device in parents}
@@ -72,6 +60,7 @@ class MacFilterCheck:
         for device, (network, uplink) in parents.items():
             if self._due[device].at <= now:
                 self._due[device] = self._tested(network, uplink, now)
+        return True
 
     def _tested(self, network: Network, uplink: Uplink, now: float) -> Due:
         try:
@@ -90,7 +79,7 @@ class MacFilterCheck:
         """The router, else some of the other nodes."""
         if uplink.gateway:
             yield uplink.gateway
-        nodes = [node for node in self._snapshot.get().nodes.values() if node.name != self._node]
+        nodes = [node for node in self._view.snapshot.get().nodes.values() if node.name != self._view.node]
         near = [a for node in nodes for a in node.addresses if blocks.contains(network.subnet, a)]
         yield from random.sample(near, min(PEERS, len(near)))
 

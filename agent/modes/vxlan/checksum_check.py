@@ -1,6 +1,7 @@
-"""A test of the tunnel against peers whenever its device is new: a NIC that corrupts checksums is done without.
+"""Check whether a NIC corrupts checksums of packets in the tunnel, and turn its offload off if so.
 
-What was found is kept where it counts, in the device: one that has its checksums off is not tested again.
+A check is due when the tunnel's device is new. The result is kept in the device: one that has its checksum
+offload turned off is not checked again.
 """
 
 from __future__ import annotations
@@ -8,44 +9,43 @@ from __future__ import annotations
 import logging
 import random
 import socket
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import allocator
 from agent.kernel import ip_routes, netlink
 from agent.model.marks import ROUTE_PROTOCOL, VXLAN_DEVICE
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.vxlan import offload
-from agent.runtime.observable import Observable
+from agent.runtime.controller import Controller, Schedule
 
-LOOK_AGAIN, LONGEST = 5.0, 300.0  # seconds; the second while no peer answers
+SCHEDULE = Schedule(resync=5.0, first=1.0, backoff=(2.0, 300.0))  # the backoff is for as long as no peer answers
 PEERS = 3  # at a time: some may be down
 
 log = logging.getLogger(__name__)
 
 
-class ChecksumCheck:
-    """Sends nothing once a peer has answered, until the device is made anew."""
+class ChecksumCheck(Controller):
+    """Sends nothing once a peer has answered, until the device is created again."""
 
-    def __init__(self, route_protocol: int = ROUTE_PROTOCOL) -> None:
+    def __init__(self, problems: PartProblems, route_protocol: int = ROUTE_PROTOCOL) -> None:
+        super().__init__(SCHEDULE, report_error=problems.report_error)
+        self._problems = problems
         self._route_protocol = route_protocol
-        self.problems: Observable[Mapping[str, Problem]] = Observable({})
         self._settled = 0
-        """Index of the device of which all is known."""
-
-    def run(self, stop: threading.Event) -> None:
-        """Test whenever there is something to test, until `stop` is set."""
-        pause = 1.0
-        while not stop.wait(pause):
-            try:
-                pause = LOOK_AGAIN if self.once() else min(2 * pause, LONGEST)
-            except OSError as error:  # the device went meanwhile, or netlink failed: the next look tells
-                log.debug("self-test of %s: %s", VXLAN_DEVICE, error)
-                pause = LOOK_AGAIN
+        """The index of the device that needs no check any more."""
 
     def once(self) -> bool:
-        """One look at the device; False when there is something to test, and no peer answers. Raises OSError."""
+        """Check the device if it is new; return False when no peer answers."""
+        try:
+            return self._check()
+        except OSError as error:  # the device was deleted meanwhile, or netlink failed: the next round finds out
+            log.debug("checksum check of %s: %s", VXLAN_DEVICE, error)
+            return True
+
+    def _check(self) -> bool:
+        """Check the device if it is new; return False when no peer answers. Raises OSError."""
         try:
             index = socket.if_nametoindex(VXLAN_DEVICE)
         except OSError:
@@ -57,17 +57,17 @@ class ChecksumCheck:
         for peer in _peers(index, self._route_protocol):
             found = offload.corrupted(peer)
             if found is not None:
-                return self._settle(index, _mend(peer) if found else None)
+                return self._settle(index, _repair(peer) if found else None)
         return False
 
     def _settle(self, index: int, problem: Problem | None = None) -> bool:
         self._settled = index
-        self.problems.publish({VXLAN_DEVICE: problem} if problem else {})
+        self._problems.publish({VXLAN_DEVICE: problem} if problem else {})
         return True
 
 
 def _peers(index: int, route_protocol: int) -> Iterator[IPv4Address]:
-    """Addresses of some peers' ends of the tunnel."""
+    """Yield the addresses that some peers have in the tunnel."""
     blocks = [
         route.dst
         for route in ip_routes.routes(netlink.host(), 4, route_protocol)
@@ -77,8 +77,8 @@ def _peers(index: int, route_protocol: int) -> Iterator[IPv4Address]:
         yield IPv4Address(int(allocator.gateway(block)))
 
 
-def _mend(peer: IPv4Address) -> Problem | None:
-    """Make checksums here, if that helps."""
+def _repair(peer: IPv4Address) -> Problem | None:
+    """Let the CPU make the checksums, if that helps."""
     offload.leave_checksums(VXLAN_DEVICE, below=False)
     if offload.corrupted(peer) is False:
         return _off()

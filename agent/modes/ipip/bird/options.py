@@ -6,8 +6,6 @@ A file, and not a part of the netconf, as its passwords are files too (a ConfigM
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -20,10 +18,12 @@ from agent.errors import CniError, invalid_config
 from agent.model.problem import Problem
 from agent.modes.ipip.bird.types import DEFAULT_AS, BirdError, External, Secret, read_secret
 from agent.runtime import atomic_file
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
+from agent.runtime.controller import Controller, ReportError, Schedule
 from agent.runtime.observable import Observable
 
 AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
-EVERY = 1.0  # seconds between two looks whether it has changed; its passwords may be in other folders
+SCHEDULE = Schedule(resync=1.0)  # polled, as its passwords may be in other directories
 READING = 0.01  # of the time at most
 log = logging.getLogger(__name__)
 
@@ -153,31 +153,43 @@ def _list(where: str, value: object) -> list[object]:
     return value
 
 
-class OptionsFile:
+class OptionsFile(Controller):
     """The file as it is now; while it is wrong, what it said before stays in force.
 
     A file that this agent has not read yet may ask for passwords: until it has, there is no session.
     """
 
-    def __init__(self, path: Path | None, note: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        note: Path | None = None,
+        report_error: ReportError = lambda _error: None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         """`note`: a file that says which options file BIRD last had, for the next agent."""
+        super().__init__(SCHEDULE, report_error=report_error, clock=clock)
         self._path = path
         self._note = note
         self._options = None if path else BgpOptions()
+        self._took = 0.0
+        """Seconds that it took to read the file."""
         self.said: Observable[BgpOptions | str | None] = Observable(None)
-        """What the file said at the last look of `run`, or what was wrong with it: who listens looks again."""
+        """What the file said when it was last read, or what was wrong with it."""
 
-    def run(self, stop: threading.Event) -> None:
-        """Look every second whether the file or a password has changed, until `stop` is set."""
-        pause = EVERY
-        while self._path and not stop.wait(pause):
-            began = time.monotonic()
+    def once(self) -> bool:
+        """Read the file and its passwords, and publish what they say."""
+        if self._path:
+            began = self._clock.now()
             try:
                 self.said.publish(read(self._path))
             except BirdError as error:
                 self.said.publish(str(error))
-            pause = max(EVERY, (time.monotonic() - began) / READING)
-        stop.wait()
+            self._took = self._clock.now() - began
+        return True
+
+    def pause(self) -> float:
+        """Return the seconds to the next look: longer for a file that takes long to read."""
+        return max(super().pause(), self._took / READING)
 
     @property
     def stands(self) -> bool:

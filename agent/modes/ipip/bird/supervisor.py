@@ -8,7 +8,6 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import tenacity
 
 from agent.kernel import netlink
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.ipip.bird import control, daemon, kernel_routes, logs, render, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Daemon, Files
@@ -44,9 +44,9 @@ class DiedError(BirdError):
 class Supervisor:
     """BIRD as a child, or as the orphan of an earlier agent; all in the thread of `run`."""
 
-    def __init__(self, folder: Path, program: str = "bird") -> None:
+    def __init__(self, folder: Path, problems: PartProblems | None = None, program: str = "bird") -> None:
         self.status: Observable[BirdStatus] = Observable(BirdStatus())
-        self.problems: Observable[Mapping[str, Problem]] = Observable({})
+        self.problems = problems or PartProblems("bird")
         self._files = Files(folder)
         self._program = program
         self._wanted: BirdConfig | None = None
