@@ -23,6 +23,7 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore
 from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
+from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
 from agent.cni.server import WORKERS, Server
 from agent.config import AgentConfig, ConfigError
@@ -30,7 +31,8 @@ from agent.ip import Address
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController, ReclaimRules
 from agent.ipam.reservations import controller as reservation_controller
-from agent.ipam.reservations.claims import ClaimContext, ReservationClaims
+from agent.ipam.reservations.claimant import ClaimContext
+from agent.ipam.reservations.claims import ReservationClaims
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
 from agent.kernel import sysctl
 from agent.kernel.bpf import loader
@@ -141,21 +143,24 @@ class Agent:
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
             self._installer = Installer(places, self._reconciler.status, board.part("installer"), modes)
-        stays: ReservationClaims | None = None
+        claims: ReservationClaims | None = None
         if conf.pod_annotations:
-            known = ClaimContext(
+            context = ClaimContext(
                 conf.node, self._snapshot_cache.snapshot, self._reconciler.status, busy, pod_events.put
             )
-            stays = ReservationClaims(quick, known, conf.keep_address, conf.namespace_reservations)
+            claims = ReservationClaims(quick, context, conf.keep_address, conf.namespace_reservations)
+        confs = self._confs.found
         self._handler = CniHandler(
             self._attachments,
             self._reconciler.status,
             demand,
             self._metrics.timings,
-            stays,
-            foreign_mac=lambda network: self._confs.found.get().foreign_macs.get(network, ""),
-            unseen_mac=lambda network: self._confs.found.get().unseen_macs.get(network, ""),
-            egress_limit=lambda network: self._confs.found.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
+            claims,
+            later=LaterPlugins(
+                lambda network: confs.get().foreign_macs.get(network, ""),
+                lambda network: confs.get().unseen_macs.get(network, ""),
+                lambda network: confs.get().egress_limits.get(network),  # noqa: PLW0108 - the confs as they are then
+            ),
             snapshot=self._snapshot_cache.snapshot,
             tell=pod_events.put,
             modes=modes,
@@ -178,7 +183,7 @@ class Agent:
         )
 
     def run(self) -> None:
-        """Heal, replay, serve; returns when `stop` was called or a part failed. Raises OSError at start."""
+        """Recover, replay, serve; returns when `stop` was called or a part failed. Raises OSError at start."""
         self._attachments.load()
         self._handler.recover()
         self._journal.prepare()
@@ -193,7 +198,7 @@ class Agent:
         self._ending.wait()
         self._stop.set()
         if not self._server.stop(FINISH_WITHIN):
-            log.warning("calls are still at work after %.0f s; the next start heals them", FINISH_WITHIN)
+            log.warning("calls are still at work after %.0f s; the next start undoes them", FINISH_WITHIN)
         log.info("stopped; pods and routes stay as they are")
 
     def _parts(self) -> dict[str, Callable[[threading.Event], None]]:
@@ -208,7 +213,10 @@ class Agent:
             "journal": self._journal.run,
             "folders": self._host_directories.run,
             "run-dir": RunDir(
-                self._inputs.board.part("run-dir"), self._lock.keep, self._server.keep, self._attachments.keep
+                self._inputs.board.part("run-dir"),
+                self._lock.keep,
+                self._server.keep,
+                self._attachments.restore_files,
             ).run,
             "bird": self._bird.run,
             "selftest": self._checksum_check.run,

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 from agent.cni import netconf, request, result
+from agent.cni.detacher import Detacher
+from agent.cni.later_plugins import LaterPlugins
 from agent.cni.netconf import NetConf
 from agent.cni.protocol import Call
-from agent.errors import MAC_REMEDY, UNSEEN_MAC_REMEDY, CniError, Code, invalid_config, raise_os
-from agent.ipam import assigner
-from agent.ipam.assigner import AddressAssigner, ShortageError
-from agent.ipam.attachment import Attachment, is_link_name, link_name
+from agent.errors import CniError, Code, raise_os
+from agent.ipam.assigner import AddressAssigner
+from agent.ipam.attachment import Attachment, link_name
 from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.reservations.claims import REASON, ReservationClaims
-from agent.ipam.reservations.pod_annotations import identity
-from agent.kernel import ip_links, link_operations, netlink, tcx
+from agent.ipam.reservations.claims import ReservationClaims
+from agent.kernel import link_operations, netlink
 from agent.model.cluster import Snapshot
-from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
-from agent.modes.base import CheckError, Mode, NodeNotReadyError, Wired
+from agent.modes.base import CheckError, NodeNotReadyError, Wired
 from agent.modes.registry import BUILT_IN, Modes
-from agent.objects import addresses_behind_links
+from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 
-READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod hangs on
+ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
+READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod's wiring needs
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 log = logging.getLogger(__name__)
@@ -42,57 +42,55 @@ class CniHandler:
         status: Observable[NodeStatus],
         demand: Observable[Demand],
         timings: Timings = NO_TIMINGS,
-        stays: ReservationClaims | None = None,
+        claims: ReservationClaims | None = None,
         *,
-        foreign_mac: Callable[[str], str] = lambda _network: "",
-        unseen_mac: Callable[[str], str] = lambda _network: "",
-        egress_limit: Callable[[str], bool | None] = lambda _network: None,
+        later: LaterPlugins | None = None,
         snapshot: Observable[Snapshot] | None = None,
         tell: Callable[[PodEvent], None] = lambda _event: None,
         modes: Modes = BUILT_IN,
     ) -> None:
-        """`stays`: who knows of pods' annotations; None: they are not looked at.
+        """`claims` reserves addresses; None: pods' annotations are not read.
 
-        `foreign_mac` says by the name of a network which MAC a later plugin of the chain gives to pods,
-        `unseen_mac` which later plugins may give one that testcni does not hear of,
-        `egress_limit` whether such a plugin limits what each of them sends; False: that of some, None: of none.
-        `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
-        `tell` takes what those who look at a pod should hear.
+        `later`: what the plugins after testcni do; None: there are none.
+        `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
+        `tell` takes events for pods.
         """
         self._modes = modes
         self._attachments = attachments
-        self._timings = timings
-        self._stays = stays
-        self._addresses = AddressAssigner(attachments, status, demand, stays, self._undo, snapshot=snapshot)
         self._locks = attachments.locks
-        self._foreign_mac = foreign_mac
-        self._unseen_mac = unseen_mac
-        self._egress_limit = egress_limit
-        self._tell = tell
+        self._timings = timings
+        self._assigner = AddressAssigner(attachments, status, demand, claims, snapshot=snapshot, tell=tell)
+        self._detacher = Detacher(attachments, modes)
+        self._later = later or LaterPlugins()
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
             "CHECK": self.check,
-            "GC": self.collect,
+            "GC": self.gc,
             "STATUS": self.status,
         }
 
+    def recover(self) -> None:
+        """After a restart, remove incomplete attachments, before the first call. Raises OSError."""
+        self._detacher.recover()
+
     def answer(self, call: Call) -> dict[str, Any]:
-        """The result of a call, `{}` where there is none; raises CniError."""
-        began, way, told = time.monotonic(), "", "ok"
+        """Return the result of a call, `{}` where there is none. Raises CniError."""
+        began, network_mode, outcome = time.monotonic(), "", "ok"
         try:
             if call.command == "DEL":
-                network, way = netconf.deleting(call.config, self._modes)
+                network, network_mode = netconf.deleting(call.config, self._modes)
                 return self.delete(call, network)
             conf = self._read(call)
-            way = conf.network.mode
+            network_mode = conf.network.mode
             return self._verbs[call.command](call, conf)
         except BaseException as error:
-            told = str(int(request.code(error)))
+            outcome = str(int(request.error_code(error)))
             raise
         finally:
-            self._timings.call(call.command, way, told, time.monotonic() - began)
+            self._timings.call(call.command, network_mode, outcome, time.monotonic() - began)
 
     def _read(self, call: Call) -> NetConf:
+        """Return the netconf of a call whose verb exists in its CNI version. Raises CniError."""
         if call.command not in self._verbs:
             raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND: {call.command!r} is no verb of CNI")
         conf = netconf.read(call.config, call.args, self._modes)
@@ -107,53 +105,53 @@ class CniHandler:
 
     def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
         """Connect a pod, or find it connected already; a failure leaves nothing."""
-        way, fd, deadline = (
-            self._modes.of(conf.network),
-            request.pod_netns(call),
-            time.monotonic() + assigner.ADD_WITHIN,
-        )
-        container_id, ifname = request.identity(call)
-        if (mac := self._foreign_mac(conf.network.name)) and mac.lower() != conf.mac:
-            what = f"none in the plugin tuning after testcni, as nobody would reach the pod; {MAC_REMEDY}"
-            raise invalid_config("mac", mac, what)
-        self._refuse_unseen_mac(conf.network.name)
-        with self._locks.hold((container_id, ifname)):
-            self._refuse_unreadable(link_name(container_id, ifname))
-            known = self._attachments.get(container_id, ifname)
-            if known and (wired := self._still_wired(known, call, conf)):
+        deadline = Deadline.after(ADD_WITHIN)
+        pod_netns, key = request.pod_netns(call), request.attachment_key(call)
+        self._later.check_mac(conf)
+        with self._locks.hold(key):
+            self._refuse_unreadable(link_name(*key))
+            earlier = self._attachments.get(*key)
+            if earlier and (wired := self._still_wired(earlier, conf, pod_netns)):
                 return result.render(conf, wired)
-            wish = self._stays.wish(call.args, conf.network) if self._stays else None
-            if wish and wish.pool:
-                conf = replace(conf, network=replace(conf.network, pool=wish.pool))
-            pod = netconf.pod_of(call.args)
-            limited = conf.limited or self._may_be_limited(conf.network.name)
-            wanted = Attachment(
-                container_id, ifname, conf.network, call.netns, pod, (), conf.mac or "", limited=limited
-            )
-            try:
-                with self._addresses.given(wanted, conf, wish, deadline) as attachment:
-                    return self._connect(way, attachment, fd, conf, deadline)
-            except ShortageError as error:
-                if who := identity(call.args):
-                    self._tell(PodEvent(*who, REASON, str(error)))
-                raise
+            wanted = request.address_request(call, conf, egress_limited=self._later.limits_egress(conf))
+            attachment = self._assigner.assign(wanted, deadline)
+            return self._connect(attachment, conf, pod_netns, deadline)
 
-    def _may_be_limited(self, network: str) -> bool:
-        """Whether a later plugin needs an ingress qdisc; where it may only, the kernel has to allow for it."""
-        each = self._egress_limit(network)
-        return tcx.known() if each is False else bool(each)
+    def _refuse_unreadable(self, link: str) -> None:
+        """Raise CniError 11 for an attachment that exists, but whose file cannot be used."""
+        for entry in self._attachments.unreadable():
+            if entry.link == link:
+                raise CniError(Code.TRY_AGAIN, str(entry.problem()), "the runtime deletes this container first")
+
+    def _still_wired(self, earlier: Attachment, conf: NetConf, pod_netns: int) -> Wired | None:
+        """Return what an earlier ADD wired here if it is still intact; else remove it. Raises CniError."""
+        try:
+            if earlier.wired is not None and earlier.network.name == conf.network.name:
+                wired = cast("Wired", earlier.wired)
+                self._modes.of(earlier.network).check(earlier, wired, pod_netns)
+                return wired
+        except (CheckError, OSError) as error:
+            log.warning("%s %s is added anew: %s", *earlier.key, error)
+        if earlier.network.name != conf.network.name and earlier.wired is not None:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"container {earlier.container_id} has {earlier.ifname} on {earlier.network.name!r} already",
+                "give each network of a container an interface name of its own",
+            )
+        self._detacher.remove(earlier)
+        return None
 
     def _connect(
-        self, way: Mode, attachment: Attachment, fd: int, conf: NetConf, deadline: float
+        self, attachment: Attachment, conf: NetConf, pod_netns: int, deadline: Deadline
     ) -> dict[str, Any]:
-        """Wire a pod that has its addresses; the result of ADD."""
+        """Wire a pod that has its addresses, and return the result of ADD. Raises CniError."""
         try:
-            wired = self._wire(way, attachment, fd, conf, deadline)
+            wired = self._wire(attachment, conf, pod_netns, deadline)
             link_operations.wait_running(netlink.host(), attachment.link)
             answer = result.render(conf, wired)
             self._attachments.finish(attachment, wired)
         except BaseException as error:
-            self._undo(attachment)
+            self._detacher.undo(attachment)
             if isinstance(error, OSError):
                 raise_os(error, f"connecting {attachment.ifname} of container {attachment.container_id}")
             raise
@@ -161,180 +159,72 @@ class CniHandler:
         log.info("added %s %s %s to %s: %s", attachment.pod, *attachment.key, conf.network.name, addresses)
         return answer
 
+    def _wire(self, attachment: Attachment, conf: NetConf, pod_netns: int, deadline: Deadline) -> Wired:
+        """Wire a pod; wait while the node path repairs what the wiring needs. Raises CniError, OSError."""
+        pod_mode, end = self._modes.of(conf.network), deadline.within(READY_WITHIN)
+        while True:
+            try:
+                return pod_mode.wire(attachment, pod_netns, conf.routes)
+            except NodeNotReadyError as error:
+                if end.passed:
+                    raise CniError(Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node") from error
+                pod_mode.unwire(attachment)
+                time.sleep(0.05)  # the kernel tells the node path, which repairs it
+
     def delete(self, call: Call, network: str) -> dict[str, Any]:
-        """Disconnect a pod; what is gone already is fine, and so is a pod of another network."""
-        container_id, ifname = request.identity(call)
-        with self._locks.hold((container_id, ifname)):
-            attachment = self._attachments.get(container_id, ifname)
+        """Disconnect a pod. One that is gone already is no error, nor is a pod of another network."""
+        container_id, ifname = key = request.attachment_key(call)
+        with self._locks.hold(key):
+            attachment = self._attachments.get(*key)
             if attachment and network and attachment.network.name != network:
                 return {}
             try:
-                if (
-                    call.journaled is not None
-                    and self._attachments.written(container_id, ifname) >= call.journaled
-                ):
-                    log.warning("a journaled DEL of %s %s is older than what is there now", container_id, ifname)
-                    return {}
-                if attachment:
-                    self._remove(attachment)
+                if call.journaled is not None and self._attachments.written(*key) >= call.journaled:
+                    log.warning("a journaled DEL of %s %s is older than what is there now", *key)
+                elif attachment:
+                    self._detacher.remove(attachment)
                     self._attachments.forget(attachment.link)
-                    log.info("deleted %s %s %s", attachment.pod, container_id, ifname)
+                    log.info("deleted %s %s %s", attachment.pod, *key)
                 else:
-                    self._remove_unknown(link_name(container_id, ifname), network)
+                    self._detacher.remove_unknown(link_name(*key), network)
             except OSError as error:
                 raise_os(error, f"disconnecting {ifname} of container {container_id}")
         return {}
 
-    def _refuse_unseen_mac(self, network: str) -> None:
-        """Raises CniError 7 where a pod of the network may be given a MAC by which nobody reaches it."""
-        if plugins := self._unseen_mac(network):
-            what = f"{plugins} after testcni has the capability `mac` and testcni has not"
-            raise CniError(Code.INVALID_CONFIG, f"capabilities: {what}", UNSEEN_MAC_REMEDY)
-
-    def _refuse_unreadable(self, link: str) -> None:
-        """Raises CniError 11 for an attachment that is there, but whose file cannot be used."""
-        for entry in self._attachments.unreadable():
-            if entry.link == link:
-                raise CniError(Code.TRY_AGAIN, str(entry.problem()), "the runtime deletes this container first")
-
-    def _remove_unknown(self, link: str, network: object) -> None:
-        """Remove a host end of which no file says what it is; one of another network stays. Raises OSError."""
-        found = ip_links.link(netlink.host(), link)
-        entries = [entry for entry in self._attachments.unreadable() if entry.link == link]
-        names = {entry.network for entry in entries if entry.network}
-        if found and found.alias.startswith(f"{ALIAS} "):
-            names.add(found.alias.split(" ")[1])
-        if network and names and network not in names:
-            return
-        for entry in entries:
-            if entry.guess:
-                self._modes.of(entry.guess.network).unwire(entry.guess)
-        self._modes.unwire_unknown(link)
-        self._attachments.forget(link)
-
     def check(self, call: Call, conf: NetConf) -> dict[str, Any]:
-        """Compare kernel and prevResult with what ADD made."""
-        fd = request.pod_netns(call)
-        container_id, ifname = request.identity(call)
-        with self._locks.hold((container_id, ifname)):
-            attachment = self._attachments.get(container_id, ifname)
+        """Compare kernel and prevResult with what ADD made. Raises CniError."""
+        pod_netns = request.pod_netns(call)
+        container_id, ifname = key = request.attachment_key(call)
+        with self._locks.hold(key):
+            attachment = self._attachments.get(*key)
             if attachment is None or attachment.wired is None:
                 raise CheckError(f"no {ifname} of container {container_id} is known here")
             wired = cast("Wired", attachment.wired)
             result.check_previous(conf, wired)
             try:
-                self._modes.of(attachment.network).check(attachment, wired, fd)
+                self._modes.of(attachment.network).check(attachment, wired, pod_netns)
             except OSError as error:
                 raise_os(error, f"checking {ifname} of container {container_id}")
         return {}
 
-    def collect(self, _call: Call, conf: NetConf) -> dict[str, Any]:
-        """Remove every attachment of this network that the runtime does not list as valid."""
-        if (valid := conf.valid_attachments) is None:
-            log.warning("GC of %s without cni.dev/valid-attachments: nothing is removed", conf.network.name)
+    def gc(self, _call: Call, conf: NetConf) -> dict[str, Any]:
+        """Remove every attachment of this network that the runtime does not list as valid. Raises CniError."""
+        network, valid = conf.network.name, conf.valid_attachments
+        if valid is None:
+            log.warning("GC of %s without cni.dev/valid-attachments: nothing is removed", network)
             return {}
-        failures = []
-        for attachment in self._attachments.all():
-            if attachment.network.name != conf.network.name or attachment.key in valid:
-                continue
-            with self._locks.hold(attachment.key):
-                try:
-                    self._remove(attachment)
-                    log.info("collected %s %s %s", attachment.pod, *attachment.key)
-                except OSError as error:
-                    failures.append(f"{attachment.container_id} {attachment.ifname}: {error}")
-        valid_links = frozenset(link_name(*key) for key in valid)
-        failures += self._collect_unreadable(conf.network.name, valid_links)
-        failures += self._collect_orphans(conf.network.name, valid_links)
+        valid_links = frozenset(itertools.starmap(link_name, valid))
+        failures = [
+            *self._detacher.remove_invalid(network, valid),
+            *self._detacher.remove_unreadable(network, valid_links),
+            *self._detacher.remove_orphans(network, valid_links),
+        ]
         if failures:
             raise CniError(Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated")
         return {}
 
     def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:
-        """Success if and only if an ADD would succeed now."""
-        self._refuse_unseen_mac(conf.network.name)
-        self._addresses.look(conf.network)
+        """Succeed if and only if an ADD would succeed now. Raises CniError."""
+        self._later.check_unseen_mac(conf)
+        self._assigner.check_available(conf.network)
         return {}
-
-    def recover(self) -> None:
-        """At start: undo what a crash left half done, and free what lost its interface while nobody watched."""
-        there = [link for link in ip_links.links(netlink.host()) if link.name.startswith(LINK_PREFIX)]
-        present = {link.name for link in there}
-        unknown = present - {attachment.link for attachment in self._attachments.all()}
-        aliases = {link.name: link.alias for link in there if link.name in unknown}
-        found = (
-            addresses_behind_links.addresses(netlink.host(), [link for link in there if link.name in unknown])
-            if unknown
-            else {}
-        )
-        self._attachments.see_links({name: (addresses, aliases[name]) for name, addresses in found.items()})
-        self._attachments.see_more(addresses_behind_links.given(netlink.host(), there) if there else {})
-        for attachment in self._attachments.all():
-            if attachment.wired is None or attachment.link not in present:
-                log.warning("healing: %s %s is half done or gone, removing it", *attachment.key)
-                self._undo(attachment)
-
-    def _still_wired(self, known: Attachment, call: Call, conf: NetConf) -> Wired | None:
-        """What an earlier ADD made if it still stands in this namespace; else it is removed."""
-        try:
-            if known.wired is not None and known.network.name == conf.network.name:
-                wired = cast("Wired", known.wired)
-                self._modes.of(known.network).check(known, wired, request.pod_netns(call))
-                return wired
-        except (CheckError, OSError) as error:
-            log.warning("%s %s is added anew: %s", *known.key, error)
-        if known.network.name != conf.network.name and known.wired is not None:
-            raise CniError(
-                Code.INVALID_ENVIRONMENT,
-                f"container {known.container_id} has {known.ifname} on network {known.network.name!r} already",
-                "give each network of a container an interface name of its own",
-            )
-        self._remove(known)
-        return None
-
-    def _wire(self, way: Mode, attachment: Attachment, fd: int, conf: NetConf, deadline: float) -> Wired:
-        end = min(deadline, time.monotonic() + READY_WITHIN)
-        while True:
-            try:
-                return way.wire(attachment, fd, conf.routes)
-            except NodeNotReadyError as error:
-                if time.monotonic() > end:
-                    raise CniError(Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node") from error
-                way.unwire(attachment)
-                time.sleep(0.05)  # the node path hears of it from the kernel and repairs it
-
-    def _undo(self, attachment: Attachment) -> None:
-        """Take an ADD back; what can't be taken back now keeps its file, and goes at DEL, GC or start."""
-        try:
-            self._remove(attachment)
-        except OSError:
-            log.exception("undo of %s %s failed; DEL, GC or the next start repeats it", *attachment.key)
-
-    def _remove(self, attachment: Attachment) -> None:
-        self._modes.of(attachment.network).unwire(attachment)
-        self._attachments.remove(attachment)
-
-    def _collect_unreadable(self, network: str, valid: frozenset[str]) -> list[str]:
-        """Attachments of this network whose file cannot be used, and that the runtime does not know."""
-        failures = []
-        for entry in self._attachments.unreadable():
-            if entry.network == network and entry.link not in valid and is_link_name(entry.link):
-                try:
-                    self._remove_unknown(entry.link, network)
-                except OSError as error:
-                    failures.append(f"{entry.link}: {error}")
-        return failures
-
-    def _collect_orphans(self, network: str, valid: frozenset[str]) -> list[str]:
-        """Links with our mark for this network of which neither we nor the runtime know."""
-        known = {attachment.link for attachment in self._attachments.all()} | valid
-        failures = []
-        for link in ip_links.links(netlink.host()):
-            marked = is_link_name(link.name) and link.alias.startswith(f"{ALIAS} {network} ")
-            if marked and link.name not in known:
-                try:
-                    self._modes.unwire_unknown(link.name)
-                    log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
-                except OSError as error:
-                    failures.append(f"{link.name}: {error}")
-        return failures

@@ -156,14 +156,6 @@ def _network(conf: ConfFields, modes: Modes) -> Network:
     return network
 
 
-def pod_of(args: str) -> str:
-    """`namespace/name` of the pod as kubelet gives it in CNI_ARGS, else nothing."""
-    pairs = dict(pair.partition("=")[::2] for pair in args.split(";") if pair)
-    if "K8S_POD_NAME" not in pairs:
-        return ""
-    return f"{pairs.get('K8S_POD_NAMESPACE', '')}/{pairs['K8S_POD_NAME']}"
-
-
 def _version(where: str, value: object) -> str:
     if value not in VERSIONS:
         raise CniError(

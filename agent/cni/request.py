@@ -1,16 +1,18 @@
-"""What a call names, and as which error of CNI a failure is told."""
+"""What a call asks for: which attachment, in which namespace, with which addresses."""
 
 from __future__ import annotations
 
-from agent.cni.netconf import NAME
+from agent.cni.netconf import NAME, NetConf
 from agent.cni.protocol import Call
+from agent.codec import cni_args
 from agent.codec.json_fields import LINK_NAME
 from agent.errors import CniError, Code
+from agent.ipam.address_request import AddressRequest
 from agent.kernel import netns
 
 
-def identity(call: Call) -> tuple[str, str]:
-    """Container and interface name: the attachment that a call is about. Raises CniError 4."""
+def attachment_key(call: Call) -> tuple[str, str]:
+    """Return container and interface name: the identity of the attachment. Raises CniError 4."""
     if not NAME.fullmatch(call.container_id):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
@@ -27,7 +29,7 @@ def identity(call: Call) -> tuple[str, str]:
 
 
 def pod_netns(call: Call) -> int:
-    """The descriptor of the pod's namespace, neither missing nor the node's own. Raises CniError 3 or 4."""
+    """Return the descriptor of the pod's namespace, neither missing nor the node's own. Raises CniError 3 or 4."""
     if call.netns_fd is None:
         raise CniError(
             Code.UNKNOWN_CONTAINER,
@@ -43,8 +45,24 @@ def pod_netns(call: Call) -> int:
     return call.netns_fd
 
 
-def code(error: BaseException) -> Code:
-    """The code by which the server tells an error."""
+def address_request(call: Call, conf: NetConf, *, egress_limited: bool) -> AddressRequest:
+    """Return what an ADD asks of IPAM. Raises CniError 4 or 7."""
+    container_id, ifname = attachment_key(call)
+    return AddressRequest(
+        container_id,
+        ifname,
+        call.netns,
+        conf.network,
+        cni_args.pod(call.args),
+        conf.ips,
+        conf.mac or "",
+        probe=conf.probe,
+        egress_limited=egress_limited,
+    )
+
+
+def error_code(error: BaseException) -> Code:
+    """Return the code with which the server answers an error."""
     if isinstance(error, CniError):
         return error.code
     return Code.TRY_AGAIN if isinstance(error, netns.NetnsLostError) else Code.INTERNAL

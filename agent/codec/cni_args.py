@@ -1,12 +1,31 @@
-"""CNI_ARGS as pairs (CNI conventions, CNI_ARGS)."""
+"""CNI_ARGS as values (CNI conventions, CNI_ARGS): the one place that reads them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from agent.errors import CniError, Code
 
 
+@dataclass(frozen=True, slots=True)
+class PodIdentity:
+    """A pod of Kubernetes, as kubelet names it in CNI_ARGS."""
+
+    name: str
+    """`namespace/name`."""
+    uid: str = ""
+    """Empty: kubelet did not say."""
+
+
+def pod(args: str) -> PodIdentity | None:
+    """Return the pod that CNI_ARGS name; None if they name none. Raises CniError 4."""
+    found = pairs(args)
+    namespace, name = found.get("K8S_POD_NAMESPACE"), found.get("K8S_POD_NAME")
+    return PodIdentity(f"{namespace}/{name}", found.get("K8S_POD_UID", "")) if namespace and name else None
+
+
 def pairs(args: str) -> dict[str, str]:
-    """CNI_ARGS as pairs; an unknown key is an error unless IgnoreUnknown is true (CNI conventions)."""
+    """Return CNI_ARGS as pairs. An unknown key is an error unless IgnoreUnknown is true. Raises CniError 4."""
     found: dict[str, str] = {}
     for pair in filter(None, args.split(";")):
         key, sign, value = pair.partition("=")

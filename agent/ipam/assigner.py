@@ -1,133 +1,140 @@
-"""The ADD's way to addresses: blocks from the node path, addresses from the allocator, and waiting for either."""
+"""Assign addresses to a pod: from the request of its ADD to an attachment that is on file."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from agent.cni.netconf import NetConf
 from agent.errors import CniError, Code, invalid_config, raise_os
 from agent.ip import Address, Subnet
-from agent.ipam import blocks, duplicate_address, exhaustion
-from agent.ipam.allocator import ExhaustedError, InUseError, Range, UnavailableError
+from agent.ipam import blocks, duplicate_address
+from agent.ipam.address_request import AddressRequest
+from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.reservations import policy as address_policy
-from agent.ipam.reservations.claims import SEE, TRIES, PodReservations, ReservationClaims, TakenError
-from agent.ipam.reservations.pod_annotations import AddressAnnotations
+from agent.ipam.attachment_store import AttachmentStore, Waits
+from agent.ipam.duplicate_address import DuplicateAddress
+from agent.ipam.node_blocks import NodeBlocks, ShortageError
+from agent.ipam.reservations import policy
+from agent.ipam.reservations.claimant import SEE, TakenError
+from agent.ipam.reservations.claims import REASON, PodReservations, ReservationClaims
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
-from agent.model.node_status import BlockDemand, Demand, NodeStatus
+from agent.model.node_status import Demand, NodeStatus, PodEvent
+from agent.runtime.deadline import PAST, Deadline
 from agent.runtime.observable import Observable
 
-ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
-GOING_WITHIN = 8.0  # seconds that the pod that had an address that stays may take to go, here or on another node
-ATTEMPTS = 5  # of one ADD at getting an address that turns out to be this node's to give
+GONE_WITHIN = 8.0  # seconds in which the earlier pod of a reserved address has to go, here or on another node
+ATTEMPTS = 5  # of one ADD, where the addresses that it took turn out to be unusable
 MOST_BLOCKS = 32  # that one ADD asks for, as other ADDs may have taken all addresses of each
-DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
+
+log = logging.getLogger(__name__)
 
 
-class ShortageError(CniError):
-    """The node has no address for a pod."""
+class UnusableError(Exception):
+    """Addresses that were taken cannot be the pod's, but others can."""
+
+    def __init__(self, why: str, duplicate: DuplicateAddress | None = None) -> None:
+        super().__init__(why)
+        self.duplicate = duplicate
+
+
+@dataclass(slots=True)
+class _Search:
+    """The search of one ADD for addresses."""
+
+    candidate: Attachment
+    """The attachment without its addresses."""
+    probe: bool
+    asked: tuple[Address, ...]
+    """The addresses that the pod must get."""
+    own: tuple[Subnet, ...]
+    """The node's blocks, as far as this ADD knows."""
+    deadline: Deadline
+    waits: Waits
+    reservations: PodReservations | None = None
+    blocks_asked: int = 0
+
+    @property
+    def network(self) -> Network:
+        """The network that the addresses are for."""
+        return self.candidate.network
+
+    @property
+    def off_block(self) -> tuple[Range, ...]:
+        """The ranges of reserved addresses that are in no block of this node."""
+        return self.reservations.off_block if self.reservations else ()
 
 
 class AddressAssigner:
-    """Gives pods addresses, and takes back what is not this node's to give. For several threads at once."""
+    """Assigns addresses to pods. For several threads at once."""
 
-    def __init__(  # noqa: PLR0913 - what it needs, each from another part
+    def __init__(  # noqa: PLR0913 - what it reads and writes, each from another part
         self,
         attachments: AttachmentStore,
         status: Observable[NodeStatus],
         demand: Observable[Demand],
-        stays: ReservationClaims | None,
-        undo: Callable[[Attachment], None],
+        claims: ReservationClaims | None = None,
         *,
         snapshot: Observable[Snapshot] | None = None,
+        tell: Callable[[PodEvent], None] = lambda _event: None,
     ) -> None:
-        """`stays`: who knows of addresses that stay; `undo` takes an attachment back and never fails.
+        """`claims` reserves addresses; None: pods' annotations are not read.
 
-        `snapshot`: the cluster, whose pools say who may ask for their addresses; None: there is none.
+        `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
+        `tell` takes events for pods.
         """
         self._attachments = attachments
-        self._status = status
-        self._demand = demand
-        self._stays = stays
-        self._undo = undo
+        self._blocks = NodeBlocks(status, demand)
+        self._claims = claims
         self._snapshot = snapshot
+        self._tell = tell
 
-    @contextmanager
-    def given(
-        self, wanted: Attachment, conf: NetConf, wish: AddressAnnotations | None, deadline: float
-    ) -> Iterator[Attachment]:
-        """The attachment with its addresses, on file, for the time of its ADD; a failure leaves nothing.
+    def assign(self, request: AddressRequest, deadline: Deadline) -> Attachment:
+        """Return an attachment with its addresses, written to its file; a failure leaves nothing.
 
-        No wait ends after `deadline` (time.monotonic). Raises CniError.
+        No wait ends after `deadline`. Raises CniError.
         """
-        end = min(deadline, time.monotonic() + PREPARED_WITHIN)
-        own = self._prepared(conf.network, end)
-        self._check_policy(wanted.pod, conf, end)
-        wanted = replace(wanted, uplink=self._status.get().uplinks.get(conf.network))
-        if self._stays is None or wish is None:
-            yield self._reserve(wanted, conf, own, deadline)
-            return
-        ranges = self._ranges(conf.network, own)
-        with self._stays.staying(wish, conf.network, ranges, deadline) as stay:
-            yield self._settled(self._stays, stay, wanted, conf, own)
+        try:
+            annotations = self._claims.annotations(request.pod, request.network) if self._claims else None
+            network = request.network
+            if annotations and annotations.pool:
+                network = replace(network, pool=annotations.pool)
+            end = deadline.within(PREPARED_WITHIN)
+            own = self._prepared(network, end)
+            self._check_policy(request, end)
+            if self._claims is None or annotations is None:
+                return self._take(self._search(request, network, own, deadline))
+            ranges = self._blocks.ranges(network, own)
+            with self._claims.reserved(annotations, network, ranges, deadline) as reservations:
+                return self._take(self._search(request, network, own, deadline, reservations))
+        except ShortageError as error:
+            if request.pod:
+                self._tell(PodEvent(request.pod.name, request.pod.uid, REASON, str(error)))
+            raise
 
-    def _check_policy(self, pod: str, conf: NetConf, end: float) -> None:
-        """Raises CniError 102 for an address of the netconf or CNI_ARGS that the pod may not ask for.
-
-        Until the pools are known (`end` at most) that is not known either; then it is error 11.
-        """
-        if self._snapshot is None or not conf.ips:
-            return
-        if not self._snapshot.wait(lambda snapshot: snapshot.synced, end):
-            what = (
-                f"whether the pod may have {conf.ips[0]} is not known: the datastore has not been read completely"
-            )
-            raise CniError(Code.TRY_AGAIN, what, SEE)
-        for address in conf.ips:
-            address_policy.check_address(pod, address, self._snapshot.get())
-
-    def look(self, network: Network) -> None:
-        """Raises CniError 50 when an ADD would get no address now."""
-        end = time.monotonic() + STATUS_WITHIN
+    def check_available(self, network: Network) -> None:
+        """Raise CniError 50 if an ADD would get no address now."""
+        end = Deadline.after(STATUS_WITHIN)
         own = self._prepared(network, end, Code.NOT_AVAILABLE)
-        ranges = self._ranges(network, own)
-        for version in sorted(self._families(network, own)):
+        ranges = self._blocks.ranges(network, own)
+        for version in sorted(self._blocks.versions(network, own)):
             counts = ((self._attachments.counts(r)[0], r.size) for r in ranges if r.block.version == version)
             room = any(used < size for used, size in counts)
-            if not room and not self._more_blocks(network, own, version, end):
-                raise self._exhausted(network, ranges, version, Code.NOT_AVAILABLE)
+            if not room and not self._blocks.more(network, own, version, end):
+                raise self._blocks.exhausted(network, ranges, version, Code.NOT_AVAILABLE)
 
-    def _families(self, network: Network, own: tuple[Subnet, ...]) -> frozenset[int]:
-        """The IP versions of which a pod gets an address."""
-        return self._status.get().families.get(network) or frozenset(block.version for block in own)
+    def _prepared(self, network: Network, end: Deadline, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
+        """Return the node's blocks for a network, once the node path has prepared them. Raises CniError."""
+        self._refuse_unknown_addresses(code)
+        return self._blocks.prepared(network, end, code)
 
-    def _prepared(self, network: Network, end: float, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
-        """The node's blocks for a network, once the node path has them in the kernel; until `end` at most."""
-        self._refuse_blind(code)
-        self._ask(network, {})
-        while not (own := self._status.get().blocks.get(network)):
-            if self._status.wait(lambda s: bool(s.blocks.get(network)), end):
-                continue
-            status = self._status.get()
-            why = "; ".join(str(problem) for problem in status.problems[:3])
-            if not status.synced:
-                why = why or "the datastore has not been read completely yet"
-            error = ShortageError if status.synced else CniError
-            what = f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}"
-            raise error(code, what, "see `testcnictl status` on the node")
-        return own
-
-    def _refuse_blind(self, code: Code) -> None:
-        """Raises CniError while a pod here may have an address that nobody knows: any address may be that one."""
+    def _refuse_unknown_addresses(self, code: Code) -> None:
+        """Raise CniError while a pod here has an address that is not known: any address may be that one."""
         if not any(entry.blind for entry in self._attachments.unreadable()):
             return
         self._attachments.look_again({link.name for link in ip_links.links(netlink.host())})
@@ -135,142 +142,154 @@ class AddressAssigner:
         if blind:
             raise CniError(code, f"{blind[0].where}: {blind[0].what}", blind[0].remedy)
 
-    def _ask(self, network: Network, counts: Mapping[int, int]) -> None:
-        """Ask the node path for blocks by IP version, at most once in half the time that it remembers."""
-        now = time.monotonic()
+    def _check_policy(self, request: AddressRequest, end: Deadline) -> None:
+        """Raise CniError 102 for an address of the netconf or CNI_ARGS that the pod may not ask for.
 
-        def asked(demand: Demand) -> Demand:
-            known = demand.get(network) or BlockDemand({}, 0)
-            every = {v: max(counts.get(v, 0), known.blocks.get(v, 0)) for v in {*counts, *known.blocks}}
-            if every == known.blocks and known.until >= now + DEMANDED_FOR / 2:
-                return demand
-            return {**demand, network: BlockDemand(every, now + DEMANDED_FOR)}
+        Until the pools are known (`end` at most) that is not known either; then it is error 11.
+        """
+        if self._snapshot is None or not request.addresses:
+            return
+        if not self._snapshot.wait(lambda snapshot: snapshot.synced, end):
+            asked = request.addresses[0]
+            what = f"whether the pod may have {asked} is not known: the datastore has not been read completely"
+            raise CniError(Code.TRY_AGAIN, what, SEE)
+        for address in request.addresses:
+            policy.check_address(request.pod_name, address, self._snapshot.get())
 
-        self._demand.update(asked)
-
-    def _settled(
+    def _search(
         self,
-        stays: ReservationClaims,
-        stay: PodReservations,
-        wanted: Attachment,
-        conf: NetConf,
+        request: AddressRequest,
+        network: Network,
         own: tuple[Subnet, ...],
-    ) -> Attachment:
-        """The attachment with its addresses, those that stay claimed."""
-        families = {address.version for address in stay.asked}
-        if any(address.version in families and address not in stay.asked for address in conf.ips):
-            allowed = f"none: {', '.join(map(str, stay.asked))} is reserved for the pod"
-            raise invalid_config("ips", ", ".join(map(str, conf.ips)), allowed)
-        for tries in range(TRIES):
-            attachment = self._reserve(replace(wanted, owner=stay.owner), conf, own, stay.deadline, stay)
+        deadline: Deadline,
+        reservations: PodReservations | None = None,
+    ) -> _Search:
+        """Return where one ADD begins to look for addresses. Raises CniError 7."""
+        reserved = reservations.asked if reservations else ()
+        versions = {address.version for address in reserved}
+        if any(address.version in versions and address not in reserved for address in request.addresses):
+            allowed = f"none: {', '.join(map(str, reserved))} is reserved for the pod"
+            raise invalid_config("ips", ", ".join(map(str, request.addresses)), allowed)
+        owner = reservations.owner if reservations else ""
+        candidate = Attachment(
+            request.container_id,
+            request.ifname,
+            network,
+            request.netns,
+            request.pod_name,
+            (),
+            request.mac,
+            uplink=self._blocks.uplink(network),
+            limited=request.egress_limited,
+            owner=owner,
+        )
+        asked = tuple(dict.fromkeys((*request.addresses, *reserved)))
+        waits = Waits(
+            deadline.earlier(PREPARED_WITHIN).within(COOLED_WITHIN),  # what is left then is for a new block
+            deadline.within(GONE_WITHIN) if owner else PAST,
+        )
+        return _Search(candidate, request.probe, asked, own, deadline, waits, reservations)
+
+    def _take(self, search: _Search) -> Attachment:
+        """Take addresses, and others where these turn out to be unusable. Raises CniError."""
+        for _ in range(ATTEMPTS):
+            taken = self._allocate(search)
             try:
-                stays.settle(stay, attachment)
-            except BaseException as error:
-                self._undo(attachment)
-                if isinstance(error, TakenError) and not stay.asked and tries + 1 < TRIES:
-                    continue  # somebody reserved what the allocator chose
+                self._verify(taken, search)
+            except UnusableError as error:
+                self._give_back(taken)
+                log.info("%s %s gets other addresses: %s", *taken.key, error)
+                self._quarantine(error.duplicate, search.asked)
+                search.own = self._prepared(search.network, search.deadline.within(PREPARED_WITHIN))
+            except BaseException:
+                self._give_back(taken)
                 raise
-            return attachment
-        raise AssertionError
-
-    def _reserve(
-        self,
-        wanted: Attachment,
-        conf: NetConf,
-        own: tuple[Subnet, ...],
-        deadline: float,
-        stay: PodReservations | None = None,
-    ) -> Attachment:
-        guests = stay.guests if stay else ()
-        asked = tuple(dict.fromkeys((*conf.ips, *(stay.asked if stay else ()))))
-        now = time.monotonic()
-        # what is left after an address has not cooled in time is for a block more
-        cooled, going = min(deadline - PREPARED_WITHIN, now + COOLED_WITHIN), min(deadline, now + GOING_WITHIN)
-        refused = claimed = 0
-        while refused < ATTEMPTS:
-            ranges = [*self._ranges(conf.network, own), *guests]
-            families = self._families(conf.network, own)
-            try:
-                reserved = self._attachments.reserve(wanted, ranges, asked, cooled, families)
-            except UnavailableError as error:
-                if isinstance(error, InUseError) and wanted.owner and time.monotonic() < going:
-                    time.sleep(0.1)  # the pod of the same name that was here before: its DEL is on its way
-                    continue
-                raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
-            except OSError as error:
-                raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
-            except ExhaustedError as error:
-                claimed += 1
-                own = self._grown(conf.network, own, error, deadline if claimed <= MOST_BLOCKS else 0)
             else:
-                if self._may_have(reserved, conf, asked, deadline):
-                    return reserved
-                refused += 1
-                own = self._prepared(conf.network, min(deadline, time.monotonic() + PREPARED_WITHIN))
+                return taken
         raise CniError(
             Code.TRY_AGAIN,
             f"{ATTEMPTS} addresses one after the other turned out not to be this node's to give",
             "see `testcnictl status`; where something answers ARP for every address, set `ipam.probe` to false",
         )
 
-    def _grown(
-        self, network: Network, own: tuple[Subnet, ...], error: ExhaustedError, deadline: float
-    ) -> tuple[Subnet, ...]:
-        """The node's blocks with one more of the IP version that is exhausted. Raises CniError."""
-        now = time.monotonic()
-        end = min(deadline, now + PREPARED_WITHIN)
-        if end > now and (more := self._more_blocks(network, own, error.version, end)):
-            return more
-        for_good = error.wait is None and (network, error.version) in self._status.get().limits
-        code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
-        raise self._exhausted(network, self._ranges(network, own), error.version, code) from error
+    def _allocate(self, search: _Search) -> Attachment:
+        """Take addresses, and ask for another block for as long as all are in use. Raises CniError."""
+        while True:
+            try:
+                return self._reserve(search)
+            except ExhaustedError as error:
+                search.own = self._another_block(search, error)
 
-    def _may_have(self, reserved: Attachment, conf: NetConf, asked: tuple[Address, ...], deadline: float) -> bool:
-        """Whether the pod may have what is reserved; else that is free again. Raises CniError."""
+    def _reserve(self, search: _Search) -> Attachment:
+        """Take addresses of the blocks that are there. Raises ExhaustedError, CniError."""
+        ranges = [*self._blocks.ranges(search.network, search.own), *search.off_block]
         try:
-            # a block that was given back meanwhile is gone from the status before anybody looks who has addresses
-            held = self._status.get().blocks.get(conf.network, ())
-            still = all(lease.block in held or blocks.is_single(lease.block) for lease in reserved.leases)
-            within = min(GOING_WITHIN, deadline - time.monotonic()) if reserved.owner else 0.0
-            owner = duplicate_address.owner(reserved, within) if still and conf.probe else None
-        except BaseException as error:
-            self._undo(reserved)
-            if isinstance(error, OSError):
-                raise_os(error, f"probing for addresses of {reserved.network.name}")
-            raise
-        if still and owner is None:
-            return True
-        self._undo(reserved)
-        if owner:
-            self._attachments.quarantine(owner.address, owner.device, owner.mac)
-            if owner.address in asked:
-                what = f"{owner.address} is in use by {owner.mac}, which answers for it on {owner.device}"
-                raise CniError(Code.ADDRESSES, what, "ask for another, or for none")
-        return False
+            return self._attachments.reserve(
+                search.candidate,
+                ranges,
+                search.asked,
+                self._blocks.versions(search.network, search.own),
+                search.waits,
+            )
+        except UnavailableError as error:
+            raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
+        except OSError as error:
+            raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
 
-    def _ranges(self, network: Network, own: tuple[Subnet, ...]) -> list[Range]:
-        """Where pods' addresses may be; raises CniError 7 when the netconf's range leaves none."""
-        every = list(blocks.prepared(self._status.get(), network, own))
-        ranges = [r for r in every if r.size]
-        if not ranges and (network.range_start or network.range_end):
-            bounds = f"{network.range_start or ''}-{network.range_end or ''}"
-            raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
-        return ranges or every  # where the pool excludes all that the node has, it needs another block
+    def _another_block(self, search: _Search, error: ExhaustedError) -> tuple[Subnet, ...]:
+        """Return the node's blocks with one more of the IP version that is exhausted. Raises CniError."""
+        network, own, version = search.network, search.own, error.version
+        search.blocks_asked += 1
+        end = search.deadline.within(PREPARED_WITHIN)
+        if search.blocks_asked <= MOST_BLOCKS and not end.passed:
+            more = self._blocks.more(network, own, version, end)
+            if more:
+                return more
+        for_good = error.wait is None and self._blocks.is_limited(network, version)
+        code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
+        raise self._blocks.exhausted(network, self._blocks.ranges(network, own), version, code) from error
 
-    def _more_blocks(
-        self, network: Network, own: tuple[Subnet, ...], version: int, end: float
-    ) -> tuple[Subnet, ...] | None:
-        """The node's blocks once it has one more of an IP version, None if it can't, or not until `end`."""
-        self._ask(network, {version: sum(block.version == version for block in own) + 1})
+    def _verify(self, taken: Attachment, search: _Search) -> None:
+        """Check that the addresses that were taken can be the pod's, and claim those that are to be reserved.
 
-        def more(status: NodeStatus) -> tuple[Subnet, ...]:
-            now = status.blocks.get(network, ())
-            return now if any(block.version == version and block not in own for block in now) else ()
+        Raises UnusableError, CniError.
+        """
+        # a block that was given back meanwhile is gone from the status before the attachments are looked at
+        own = self._blocks.still_prepared(taken.network)
+        if not all(lease.block in own or blocks.is_single(lease.block) for lease in taken.leases):
+            raise UnusableError("a block was given back meanwhile")
+        if search.probe:
+            self._probe(taken, search.deadline.within(GONE_WITHIN) if taken.owner else PAST)
+        if self._claims and search.reservations:
+            try:
+                self._claims.confirm(search.reservations, taken)
+            except TakenError as error:
+                if search.reservations.asked:
+                    raise
+                raise UnusableError(f"one was reserved meanwhile: {error}") from error
 
-        self._status.wait(lambda s: bool(more(s) or s.limits.get((network, version))), end)
-        return more(self._status.get()) or None
+    def _probe(self, taken: Attachment, gone_by: Deadline) -> None:
+        """Raise UnusableError if another machine of the segment uses one of the addresses; CniError."""
+        try:
+            duplicate = duplicate_address.find(taken, gone_by)
+        except OSError as error:
+            raise_os(error, f"probing for addresses of {taken.network.name}")
+        if duplicate:
+            raise UnusableError(f"{duplicate.mac} answers for {duplicate.address}", duplicate)
 
-    def _exhausted(self, network: Network, ranges: list[Range], version: int, code: Code) -> CniError:
-        """The error that says how many addresses there are, and why there are no more."""
-        why = self._status.get().limits.get((network, version), "the node has not got another block in time")
-        return ShortageError(code, exhaustion.text(ranges, version, why), exhaustion.REMEDY)
+    def _quarantine(self, duplicate: DuplicateAddress | None, asked: tuple[Address, ...]) -> None:
+        """Assign a duplicate address to no pod for a while. Raises CniError 102 if the pod must have that one."""
+        if duplicate is None:
+            return
+        self._attachments.quarantine(duplicate.address, duplicate.device, duplicate.mac)
+        if duplicate.address in asked:
+            where = f"{duplicate.mac}, which answers for it on {duplicate.device}"
+            what = f"{duplicate.address} is in use by {where}"
+            raise CniError(Code.ADDRESSES, what, "ask for another, or for none")
+
+    def _give_back(self, taken: Attachment) -> None:
+        """Remove an attachment of which the kernel has nothing yet."""
+        try:
+            self._attachments.remove(taken)
+        except OSError:
+            log.exception("cannot give back addresses of %s %s; DEL, GC or the next start does it", *taken.key)

@@ -1,48 +1,42 @@
-"""One small file per attachment: what exists for whom, and which addresses are therefore in use.
-
-The file is written before the kernel is touched and removed after, so whatever a crash leaves has a file: its
-first line is the attachment, under the suffix .new; with a second line, of what was wired, it becomes .json.
-"""
+"""All attachments of the node: what exists for whom, and which addresses are therefore in use."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.codec.network_json import OptionTypes
 from agent.ip import Address, Subnet
-from agent.ipam import unreadable_attachments
-from agent.ipam.allocator import Allocator, ExhaustedError, Range
-from agent.ipam.attachment import Attachment, Lease, answered, decode, encode, link_name
+from agent.ipam import attachment_files, unreadable_attachments
+from agent.ipam.allocator import Allocator, ExhaustedError, InUseError, Range
+from agent.ipam.attachment import Attachment, Lease, answered
+from agent.ipam.attachment_files import AttachmentFiles
 from agent.ipam.locks import KeyedLocks
 from agent.ipam.released_addresses import ReleaseLog
 from agent.ipam.unreadable_attachments import UnreadableAttachment
 from agent.model.marks import mac_for
 from agent.model.network import Network
 from agent.model.problem import Problem
-from agent.runtime import atomic_file
+from agent.runtime.deadline import PAST, Deadline
 from agent.runtime.observable import Observable
 
-AT_WORK, WHOLE, REJECTED = ".new", ".json", ".bad"  # suffixes; the last one is of agents before this
 LINES_KEPT = 4096  # of the log of releases
-QUARANTINED_FOR = 300.0  # seconds until an address that somebody else has is looked at again
+QUARANTINED_FOR = 300.0  # seconds until an address that another machine uses is looked at again
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class AddressConflict:
-    """Who has an address that should be a pod's: the MAC that answered on a device, and until when that counts."""
+    """Another machine that uses an address of this node's blocks, and until when that counts."""
 
     device: str
     mac: str
@@ -50,68 +44,60 @@ class AddressConflict:
     """Seconds since the node was booted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long a pod waits for its addresses; not at all by default."""
+
+    cooled_by: Deadline = PAST
+    """Until when an address may cool."""
+    gone_by: Deadline = PAST
+    """Until when the pod that has an address that is asked for may go."""
+
+
+NO_WAITS = Waits()
+
+
 class AttachmentStore:
     """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
 
     def __init__(self, run_dir: Path, cool_down: float, types: OptionTypes) -> None:
         """`types`: the options of the modes that the agent knows; an attachment of another is unreadable."""
-        self._types = types
-        self._dir = run_dir / "attachments"
+        self._files = AttachmentFiles(run_dir / "attachments", types)
         self._released = ReleaseLog(run_dir / "released", LINES_KEPT)
         self._lock = threading.Lock()
-        self._cooled = threading.Condition(self._lock)
+        self._freed = threading.Condition(self._lock)
         self._all: dict[tuple[str, str], Attachment] = {}
         self._unreadable: dict[str, UnreadableAttachment] = {}
         """By the name of the file, or of the link where there is none."""
         self._allocator = Allocator(cool_down)
         self._listeners: list[Callable[[], None]] = []
         self.locks = KeyedLocks()
-        """Held by who changes an attachment, or what the kernel has of it."""
+        """Whoever changes an attachment, or what the kernel has of it, holds its lock."""
         self.conflicts: Observable[Mapping[Address, AddressConflict]] = Observable({})
-        """Addresses that were found to be somebody else's."""
+        """Addresses of this node's blocks that other machines use."""
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever an attachment has come or gone that the node path should know of."""
         self._listeners.append(listener)
 
     def set_reserved(self, addresses: frozenset[Address]) -> None:
-        """Give these only to who asks for them as their own."""
+        """Assign these addresses only to pods for which they are reserved."""
         with self._lock:
             self._allocator.set_reserved(addresses, _now())
-            self._cooled.notify_all()
+            self._freed.notify_all()
 
     def load(self) -> None:
         """Read what an earlier run left. Raises OSError.
 
         A file that cannot be used stays as it is, and the addresses that it names are in use.
         """
-        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in sorted(self._dir.iterdir()):
-            if path.suffix in (WHOLE, AT_WORK, REJECTED):
-                self._load(path)
-        self._restore()
-
-    def _load(self, path: Path) -> None:
-        try:
-            attachment = decode(atomic_file.read(path), self._types, whole=path.suffix != AT_WORK)
-            if path.stem != attachment.link:
-                raise ValueError(f"it is named {path.name}, but its attachment has the link {attachment.link}")
-            if attachment.key in self._all or (path.suffix == REJECTED and path.with_suffix(WHOLE).exists()):
-                raise ValueError("another file is of the same attachment")
-            if path.suffix == REJECTED:  # an agent that could not read it had renamed it
-                path.rename(path.with_suffix(WHOLE))
-        except (ValueError, OSError) as error:
-            log.error("attachment file %s cannot be used: %s", path, error)
-            self._unreadable[path.name] = unreadable_attachments.describe(
-                path, f"it cannot be used: {error}", self._types
-            )
-            return
-        self._all[attachment.key] = attachment
-
-    def _restore(self) -> None:
-        used = {lease.address for a in self._all.values() for lease in a.leases}
-        used.update(*(entry.addresses for entry in self._unreadable.values()))
-        self._allocator.restore(used, self._released.read())
+        found, unreadable = self._files.load()
+        with self._lock:
+            self._all = {attachment.key: attachment for attachment in found}
+            self._unreadable = {entry.name: entry for entry in unreadable}
+            used = {lease.address for a in found for lease in a.leases}
+            used.update(*(entry.addresses for entry in unreadable))
+            self._allocator.restore(used, self._released.read())
 
     def see_links(self, behind: Mapping[str, tuple[frozenset[Address], str]]) -> None:
         """Take note of host ends that no readable file names: by name the addresses behind each, and its alias.
@@ -123,7 +109,7 @@ class AttachmentStore:
                 self._unreadable[name] = UnreadableAttachment(name, "it has no attachment file")
             for name, entry in tuple(self._unreadable.items()):
                 addresses, alias = behind.get(entry.link, (None, ""))
-                if addresses is None and entry.path and _means_nothing(entry.path):
+                if addresses is None and entry.path and attachment_files.discard_if_meaningless(entry.path):
                     log.info("%s has no link and is ignored", entry.path)
                     del self._unreadable[name]
                     self._free(entry.addresses)
@@ -166,11 +152,10 @@ class AttachmentStore:
             gone = {name: entry for name, entry in self._unreadable.items() if entry.link == link}
             for name, entry in gone.items():
                 if entry.path:
-                    _remove(entry.path)
+                    attachment_files.remove_unreadable(entry.path)
                 del self._unreadable[name]
                 self._free(entry.addresses)
                 log.info("unreadable attachment of link %s is removed", link)
-            self._cooled.notify_all()
 
     def look_again(self, links: Collection[str]) -> None:
         """Forget what a person has removed: the file, and the link, which is not among `links`."""
@@ -183,13 +168,14 @@ class AttachmentStore:
                     self._free(entry.addresses)
 
     def _free(self, addresses: Collection[Address]) -> None:
-        """Release those that no other attachment has, readable or not. The caller holds the lock."""
+        """Release addresses that no other attachment has, readable or not. The caller holds the lock."""
         others = {lease.address for a in self._all.values() for lease in a.leases}
         others.update(*(entry.addresses for entry in self._unreadable.values()))
         free, now = [address for address in addresses if address not in others], _now()
         for address in free:
             self._allocator.release(address, now)
         self._released.note(free, now, self._allocator.released)
+        self._freed.notify_all()
 
     def all(self) -> tuple[Attachment, ...]:
         """Every attachment now."""
@@ -203,8 +189,7 @@ class AttachmentStore:
 
     def written(self, container_id: str, ifname: str) -> int:
         """When the file of an attachment was written, in ns of the wall clock; 0: it has none. Raises OSError."""
-        found = self._dir.glob(f"{link_name(container_id, ifname)}.*")
-        return max((path.stat().st_mtime_ns for path in found), default=0)
+        return self._files.written(container_id, ifname)
 
     def told_macs(self) -> dict[str, str]:
         """The MACs of bridges that most of their pods were told, by the bridge's name."""
@@ -247,26 +232,25 @@ class AttachmentStore:
         self,
         wanted: Attachment,
         ranges: Sequence[Range],
-        asked: Sequence[Address],
-        deadline: float,
-        families: frozenset[int] = frozenset(),
+        asked: Sequence[Address] = (),
+        versions: frozenset[int] = frozenset(),
+        waits: Waits = NO_WAITS,
     ) -> Attachment:
-        """`wanted` with an address for each IP version of `ranges` and of `families`, on file before this returns.
+        """Return `wanted` with the addresses asked for and one of each other IP version, once its file is written.
 
-        Where it asks for no MAC, it gets that of its first address.
-
-        Waits until `deadline` (time.monotonic) for an address to cool.
+        The IP versions are those of `ranges` and `versions`. Without a MAC it gets that of its first address.
         Raises ExhaustedError, UnavailableError, OSError.
         """
         with self._lock:
-            leases = self._take(ranges, asked, deadline, families, reserved=bool(wanted.owner))
-            attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
-            try:
-                _write(self._path(attachment, AT_WORK), encode(attachment), os.O_CREAT | os.O_EXCL)
-            except OSError:
-                for lease in leases:
-                    self._allocator.release(lease.address, 0)
-                raise
+            missing = ({r.block.version for r in ranges} | versions) - {address.version for address in asked}
+            with self._released_on_error() as taken:
+                for address in asked:
+                    taken.append(self._take_this(address, ranges, waits.gone_by, reserved=bool(wanted.owner)))
+                for version in sorted(missing):
+                    taken.append(self._take_any(ranges, version, waits.cooled_by))
+                leases = tuple(Lease(a, next(r.block for r in ranges if a in r)) for a in taken)
+                attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
+                self._files.create(attachment)
             self._all[attachment.key] = attachment
         self._tell(attachment)
         return attachment
@@ -274,10 +258,8 @@ class AttachmentStore:
     def finish(self, attachment: Attachment, wired: Mapping[str, Any]) -> None:
         """Note that the attachment is wired, and how. Raises OSError."""
         done = replace(attachment, wired=wired)
-        path = self._path(done, AT_WORK)
         with self._lock:
-            _write(path, json.dumps(wired).encode(), os.O_APPEND)
-            os.rename(path, self._path(done, WHOLE))
+            self._files.finish(done)
             self._all[done.key] = done
 
     def remove(self, attachment: Attachment) -> None:
@@ -286,25 +268,15 @@ class AttachmentStore:
             known = self._all.get(attachment.key)
             if known is None:
                 return
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path(known, AT_WORK if known.wired is None else WHOLE))
+            self._files.remove(known)
             del self._all[attachment.key]
             self._free([lease.address for lease in known.leases])
-            self._cooled.notify_all()
         self._tell(attachment)
 
-    def keep(self) -> None:
-        """Write anew the files of wired attachments that somebody removed. Raises OSError."""
+    def restore_files(self) -> None:
+        """Write the files of wired attachments again that somebody removed. Raises OSError."""
         with self._lock:
-            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            there = {path.name for path in self._dir.iterdir()}
-            lost = [a for a in self._all.values() if a.wired is not None and f"{a.link}{WHOLE}" not in there]
-            for attachment in lost:
-                _write(path := self._path(attachment, ".lost"), encode(attachment), os.O_CREAT | os.O_TRUNC)
-                _write(path, json.dumps(attachment.wired).encode(), os.O_APPEND)
-                os.rename(path, self._path(attachment, WHOLE))
-        if lost:
-            log.warning("%s: files of %d attachments were removed: they are there again", self._dir, len(lost))
+            self._files.restore(self._all.values())
 
     def quarantine(self, address: Address, device: str, mac: str) -> None:
         """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
@@ -329,83 +301,42 @@ class AttachmentStore:
         strange = (other.leases for other in others if other.network.mode != mode)
         return any(lease.block in blocks for leases in strange for lease in leases)
 
-    def _take(
-        self,
-        ranges: Sequence[Range],
-        asked: Sequence[Address],
-        deadline: float,
-        families: frozenset[int],
-        *,
-        reserved: bool,
-    ) -> tuple[Lease, ...]:
-        """One address for each IP version; all or none."""
+    @contextmanager
+    def _released_on_error(self) -> Iterator[list[Address]]:
+        """Collect addresses that are taken, and release all of them on an error: they need not cool."""
         taken: list[Address] = []
         try:
-            for address in asked:
-                taken.append(self._allocator.take_this(address, ranges, reserved=reserved))
-            for version in sorted(({r.block.version for r in ranges} | families) - {a.version for a in asked}):
-                try:
-                    taken.append(self._take_any([r for r in ranges if r.block.version == version], deadline))
-                except ExhaustedError as error:
-                    error.version = version
-                    raise
+            yield taken
         except Exception:
             for address in taken:
                 self._allocator.release(address, 0)
             raise
-        return tuple(Lease(a, next(r.block for r in ranges if a in r)) for a in taken)
 
-    def _take_any(self, ranges: Sequence[Range], deadline: float) -> Address:
+    def _take_this(
+        self, address: Address, ranges: Sequence[Range], gone_by: Deadline, *, reserved: bool
+    ) -> Address:
+        """Take this very address, once its earlier pod has gone. Raises UnavailableError."""
         while True:
             try:
-                return self._allocator.take(ranges, _now())
-            except ExhaustedError as error:
-                left = deadline - time.monotonic()
-                if error.wait is None or left <= 0:
+                return self._allocator.take_this(address, ranges, reserved=reserved)
+            except InUseError:
+                if gone_by.passed:
                     raise
-                self._cooled.wait(min(error.wait, left))
+                self._freed.wait(gone_by.left)
 
-    def _path(self, attachment: Attachment, suffix: str) -> str:
-        return f"{self._dir}/{attachment.link}{suffix}"
-
-
-def _means_nothing(path: Path) -> bool:
-    """Whether a file without a link says nothing.
-
-    An ADD that died while it wrote the first line had not touched the kernel yet; an older agent renamed a file
-    that it could not use, and its DEL left it behind.
-    """
-    try:
-        if path.suffix == AT_WORK and b"\n" not in atomic_file.read(path):
-            path.unlink()
-            return True
-    except (OSError, ValueError):
-        return False
-    return path.suffix == REJECTED
-
-
-def _remove(path: Path) -> None:
-    """Remove a file; anything else in its place is renamed, so that it is not lost. Raises OSError."""
-    try:
-        path.unlink(missing_ok=True)
-    except (IsADirectoryError, PermissionError):
-        path.rename(path.with_name(f".{path.name}.removed"))
+    def _take_any(self, ranges: Sequence[Range], version: int, cooled_by: Deadline) -> Address:
+        """Take any address of an IP version, once one has cooled. Raises ExhaustedError."""
+        mine = [r for r in ranges if r.block.version == version]
+        while True:
+            try:
+                return self._allocator.take(mine, _now())
+            except ExhaustedError as error:
+                if error.wait is None or cooled_by.passed:
+                    error.version = version
+                    raise
+                self._freed.wait(min(error.wait, cooled_by.left))
 
 
 def _now() -> float:
-    """Seconds since the node was booted, as the run-dir's files live no longer; nobody sets this clock."""
+    """Return the seconds since the node was booted: the run-dir lives no longer, and nobody sets this clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _write(path: str, line: bytes, flags: int) -> None:
-    """Write a line; on failure nothing of a new file stays, and a FIFO is not waited for. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags, 0o600)
-    try:
-        if os.write(fd, line + b"\n") <= len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-    except OSError:
-        if flags & os.O_EXCL:
-            os.unlink(path)
-        raise
-    finally:
-        os.close(fd)

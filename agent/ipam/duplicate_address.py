@@ -1,4 +1,4 @@
-"""Whether addresses are nobody's on the segment, before a pod has them (RFC 5227, 2.1)."""
+"""Find out whether another machine of the segment uses an address, before a pod gets it (RFC 5227, 2.1)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import dataclass
 from agent.ip import Address
 from agent.ipam.attachment import Attachment
 from agent.kernel import arp
+from agent.runtime.deadline import PAST, Deadline
+
+ASK_AGAIN_AFTER = 0.2  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateAddress:
-    """Who has an address, and on which device that was heard."""
+    """An address that another machine uses, and the device on which it answered."""
 
     address: Address
     device: str
     mac: str
 
 
-AGAIN = 0.2  # seconds
+def find(attachment: Attachment, gone_by: Deadline = PAST) -> DuplicateAddress | None:
+    """Return the first address of a pod on its parent's segment that a machine still uses at `gone_by`.
 
-
-def owner(attachment: Attachment, within: float = 0.0) -> DuplicateAddress | None:
-    """Who has one of the addresses that the pod is to have on its parent's segment, still after `within` seconds.
-
-    It is asked before anything is wired, not meanwhile: wiring takes a few milliseconds of the 50, and ends with
-    telling everybody that the address is the pod's. Raises OSError.
+    The probes come before the wiring and not at the same time: wiring takes a few milliseconds of their 50, and
+    ends with an announcement that the address is the pod's. Raises OSError.
     """
     if attachment.uplink is None or not attachment.network.shared:
         return None
-    device, end = attachment.uplink.device, time.monotonic() + within
+    device = attachment.uplink.device
     for lease in attachment.leases:
         while lease.address.version == 4 and (mac := arp.who_has(device, lease.address, rivals=True)):
-            if time.monotonic() >= end:
+            if gone_by.passed:
                 return DuplicateAddress(lease.address, device, mac)
-            time.sleep(AGAIN)
+            time.sleep(ASK_AGAIN_AFTER)
     return None

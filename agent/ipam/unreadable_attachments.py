@@ -44,6 +44,11 @@ class UnreadableAttachment:
     """Whether the link is there, as far as the kernel was asked."""
 
     @property
+    def name(self) -> str:
+        """Name of its file, or of the link if it has no file: unique among all."""
+        return self.path.name if self.path else self.link
+
+    @property
     def blind(self) -> bool:
         """Whether its link may have an address that nobody knows."""
         return self.alive and not self.complete

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.ipam import attachment, attachment_store
+from agent.ipam import attachment, attachment_files
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError, Map
 from agent.modes.registry import BUILT_IN
@@ -35,7 +35,7 @@ class Names:
     def refresh(self) -> None:
         """Read the files anew."""
         self._by_address, self._by_link = {}, {}
-        for path in self._folder.glob(f"*{attachment_store.WHOLE}"):
+        for path in self._folder.glob(f"*{attachment_files.WIRED}"):
             try:
                 one = attachment.decode(atomic_file.read(path), BUILT_IN.options, whole=True)
             except (OSError, ValueError):  # it goes just now, or is from another version

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from agent.runtime.deadline import Deadline
 
 T = TypeVar("T")
 
@@ -41,9 +42,7 @@ class Observable(Generic[T]):
         for listener in self._listeners:
             listener()
 
-    def wait(self, wanted: Callable[[T], bool], deadline: float) -> bool:
-        """Wait until `wanted` is true of the value, or until the deadline; return whether it is true."""
+    def wait(self, wanted: Callable[[T], bool], deadline: Deadline) -> bool:
+        """Wait until `wanted` is true of the value, or until `deadline`. Return whether it is."""
         with self._condition:
-            return self._condition.wait_for(
-                lambda: wanted(self._value), timeout=max(0.0, deadline - time.monotonic())
-            )
+            return self._condition.wait_for(lambda: wanted(self._value), timeout=deadline.left)

@@ -22,7 +22,7 @@ from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.node_condition import STRATEGIC
 from agent.cluster.node_events import event
 from agent.cluster.store import StoreError
-from agent.ipam.reservations.claims import TakenError
+from agent.ipam.reservations.claimant import TakenError
 from agent.model.cluster import IPBlock, IPReservation
 from tests.e2e.api import MANIFESTS, apply
 from tests.e2e.cluster import eventually

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from agent.cluster.snapshot_cache import apply
 from agent.cluster.store import KINDS, Deleted, Kind, Upserted
 from agent.cni.handler import CniHandler
+from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
 from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import AttachmentStore
@@ -197,7 +198,9 @@ class Host:
             self.attachments,
             self.reconciler.status,
             self.demand,
-            egress_limit=lambda network: self.confs.get().egress_limits.get(network),  # noqa: PLW0108 - as it is by then
+            later=LaterPlugins(
+                egress_limit=lambda network: self.confs.get().egress_limits.get(network)  # noqa: PLW0108 - as it is by then
+            ),
             tell=self.pod_events.append,
         )
         self._stop = threading.Event()

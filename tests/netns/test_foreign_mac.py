@@ -11,6 +11,7 @@ import pytest
 
 from agent.cni import conflist
 from agent.cni.handler import CniHandler
+from agent.cni.later_plugins import LaterPlugins
 from agent.errors import CniError, Code
 from agent.node import cni_conf_dir
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod
@@ -44,8 +45,9 @@ def behind(host: Host, asks: Mapping[str, Any]) -> None:
         host.attachments,
         host.reconciler.status,
         host.demand,
-        foreign_mac=lambda network: found.foreign_macs.get(network, ""),
-        unseen_mac=lambda network: found.unseen_macs.get(network, ""),
+        later=LaterPlugins(
+            lambda network: found.foreign_macs.get(network, ""), lambda network: found.unseen_macs.get(network, "")
+        ),
     )
 
 

@@ -358,7 +358,7 @@ def port_of(node: Node, number: int) -> PodPort:
 def test_no_pod_is_connected_without_the_check_unless_its_netconf_says_so(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.ipam.assigner.DEMANDED_FOR", 0.2)
+    monkeypatch.setattr("agent.ipam.node_blocks.DEMANDED_FOR", 0.2)
     monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 4.0)
     conf = MODES[mode]
     host = Host(tmp_path, conf=conf)

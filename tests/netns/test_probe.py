@@ -22,6 +22,7 @@ from agent.model.node_view import NodeView
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, MacFilterCheck
+from agent.runtime.deadline import Deadline
 from tests.fake_clock import FakeClock
 from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
 from tests.timing import Starved
@@ -166,10 +167,10 @@ def test_who_goes_meanwhile_is_waited_for_where_that_is_asked(tmp_path: Path) ->
     host.add(Pod("c1"))
     (attachment,) = host.attachments.all()
     wanted = replace(attachment, leases=(Lease(ip(OTHER), attachment.leases[0].block),))
-    assert duplicate_address.owner(wanted) == duplicate_address.DuplicateAddress(ip(OTHER), "eth0", MAC)
+    assert duplicate_address.find(wanted) == duplicate_address.DuplicateAddress(ip(OTHER), "eth0", MAC)
     going = threading.Timer(0.3, other.run, ("ip", "address", "delete", f"{OTHER}/24", "dev", "eth0"))
     going.start()
-    assert duplicate_address.owner(wanted, 5) is None
+    assert duplicate_address.find(wanted, Deadline.after(5)) is None
     going.join()
 
 

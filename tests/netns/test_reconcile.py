@@ -14,6 +14,7 @@ from agent.kernel.netlink_monitor import Monitor
 from agent.model.cluster import Node
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
 from agent.node.cni_conf_dir import Confs
+from agent.runtime.deadline import Deadline
 from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
 from tests.netns.route_monitor import told_of_routes
 from tests.timing import in_time
@@ -184,7 +185,7 @@ def test_a_peer_that_is_not_on_link_is_reported_not_guessed(tmp_path: Path) -> N
 
 
 def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.assigner.DEMANDED_FOR", 0.2)
+    monkeypatch.setattr("agent.ipam.node_blocks.DEMANDED_FOR", 0.2)
     host, pod = Host(tmp_path), Pod("c1")
     before = {k: v for k, v in host.state().items() if k in ("links", "addresses", "routes", "nft")}
     host.confs.publish(Confs(frozenset({NETWORK})))
@@ -214,7 +215,7 @@ def test_three_thousand_peers_within_two_seconds(tmp_path: Path) -> None:
     def took(number: int, change: Callable[[], None]) -> float:
         began = time.monotonic()
         change()
-        assert host.reconciler.status.wait(lambda status: status.programmed == number, began + 20)
+        assert host.reconciler.status.wait(lambda status: status.programmed == number, Deadline.after(20))
         assert len(ours()) == number
         return time.monotonic() - began
 

@@ -80,7 +80,7 @@ class Member:
     def take(self, block: Subnet) -> Attachment:
         wanted = Attachment(f"c-{block}".replace("/", "-"), "eth0", NETWORK, "/x", "", (), "")
         ranges = blocks.ranges(NETWORK, (block,), frozenset(), frozenset())
-        return self.attachments.reserve(wanted, ranges, (), 0)
+        return self.attachments.reserve(wanted, ranges, ())
 
 
 def in_store(folder: Path) -> dict[Subnet, str]:

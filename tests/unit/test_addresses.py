@@ -13,14 +13,17 @@ import pytest
 
 from agent.cni import netconf
 from agent.cni.netconf import NetConf
+from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.ip import Subnet
 from agent.ipam import assigner, blocks
+from agent.ipam.address_request import AddressRequest
 from agent.ipam.assigner import AddressAssigner
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import IPPool, Snapshot
 from agent.model.node_status import Demand, NodeStatus
+from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
 
@@ -42,14 +45,13 @@ class Node:
         self.status = Observable(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
         self.demand: Observable[Demand] = Observable({})
         self.snapshot = Observable(Snapshot(synced=True))
-        self.addresses = AddressAssigner(
-            self.attachments, self.status, self.demand, None, self.attachments.remove, snapshot=self.snapshot
-        )
+        self.assigner = AddressAssigner(self.attachments, self.status, self.demand, snapshot=self.snapshot)
 
     def add(self, name: str, within: float = 5.0, conf: NetConf = CONF, pod: str = "") -> list[str]:
-        wanted = Attachment(name, "eth0", NETWORK, "/x", pod, (), "")
-        with self.addresses.given(wanted, conf, None, time.monotonic() + within) as made:
-            return [str(lease.address) for lease in made.leases]
+        identity = PodIdentity(pod) if pod else None
+        request = AddressRequest(name, "eth0", "/x", NETWORK, identity, conf.ips)
+        made = self.assigner.assign(request, Deadline.after(within))
+        return [str(lease.address) for lease in made.leases]
 
     def pools(self, namespaces: tuple[str, ...] | None = None) -> None:
         """A cluster of which the node has read all; `namespaces`: whose pods may ask for addresses."""
@@ -126,7 +128,7 @@ def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path, monkeypatch: pyt
     node = Node(tmp_path, FOUR, families=BOTH, cool_down=600)
     for n in range(5):
         wanted = Attachment(f"c{n}", "eth0", NETWORK, "/x", "", (), "")
-        made = node.attachments.reserve(wanted, blocks.prepared(node.status.get(), NETWORK, (FOUR,)), (), 0)
+        made = node.attachments.reserve(wanted, blocks.prepared(node.status.get(), NETWORK, (FOUR,)), ())
     node.attachments.remove(made)
     began = time.monotonic()
     with pytest.raises(CniError, match="the node has not got another block in time") as caught:

@@ -17,8 +17,9 @@ import pytest
 
 from agent.ipam.allocator import ExhaustedError, usable
 from agent.ipam.attachment import Attachment, encode, link_name
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachment_store import AttachmentStore, Waits
 from agent.model.marks import mac_for
+from agent.runtime.deadline import Deadline
 from tests.networks import OPTIONS, changed, network_of
 from tests.timing import in_time
 
@@ -38,7 +39,7 @@ def store(folder: Path, cool_down: float = 0) -> AttachmentStore:
 
 def add(attachments: AttachmentStore, name: str, *, wired: bool = True, within: float = 0) -> Attachment:
     wanted = Attachment(name, "eth0", NETWORK, "/run/netns/x", "ns/pod", (), "")
-    made = attachments.reserve(wanted, [RANGE], (), time.monotonic() + within)
+    made = attachments.reserve(wanted, [RANGE], waits=Waits(cooled_by=Deadline.after(within)))
     if wired:
         attachments.finish(made, WIRED)
     return made
@@ -382,7 +383,7 @@ def test_the_node_path_hears_of_those_that_change_what_it_does(tmp_path: Path) -
     attachments.remove(second)
     assert heard() == 0
     other = Attachment("other", "eth0", changed(NETWORK, mode="vxlan"), "/run/netns/x", "ns/pod", (), "")
-    attachments.reserve(other, [RANGE], (), 0)
+    attachments.reserve(other, [RANGE], ())
     assert heard() == 1
     third = add(attachments, "third")
     assert heard() == 1, "it has an address of a block that pods of another mode are in"
@@ -395,5 +396,5 @@ def test_the_node_path_hears_of_those_that_change_what_it_does(tmp_path: Path) -
     staying = Attachment("s", "eth0", NETWORK, "/run/netns/x", "ns/pod", (), "", owner="ns/pod")
     add(attachments, "fourth")
     heard()
-    attachments.reserve(staying, [RANGE], (), 0)
+    attachments.reserve(staying, [RANGE], ())
     assert heard() == 1

@@ -23,6 +23,7 @@ from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Kind
 from agent.cni import netconf
+from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
 from agent.ipam import block_ownership, blocks
 from agent.ipam.reservations import rules as reservation_rules
@@ -228,4 +229,4 @@ def test_good_objects_arrive_among_bad_ones_of_an_api_server(data: st.DataObject
 def test_annotations_are_taken_or_refused(pod: bytes, namespace: bytes) -> None:
     store = KubernetesStore(Played([pod, namespace]))
     with contextlib.suppress(CniError):
-        AnnotationReader(store).of("K8S_POD_NAMESPACE=a;K8S_POD_NAME=web-abc-1")
+        AnnotationReader(store).read(PodIdentity("a/web-abc-1"))

@@ -17,7 +17,7 @@ from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
-from agent.ipam.reservations.claims import TakenError
+from agent.ipam.reservations.claimant import TakenError
 from agent.ipam.reservations.rules import (
     Claim,
     Delete,

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cni import netconf
+from agent.codec import cni_args
+from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.model.network import Network
 from agent.modes.parent.options import SERVICES
@@ -166,7 +168,8 @@ def test_wishes_for_addresses_by_rank() -> None:
 def test_cni_args() -> None:
     kubelet = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=y"
     assert netconf.read(HOST_GW, kubelet) == netconf.read(HOST_GW)
-    assert netconf.pod_of(kubelet) == "ns/web-0"
+    assert cni_args.pod(kubelet) == PodIdentity("ns/web-0", "y")
+    assert cni_args.pod("") is cni_args.pod("IP=10.0.0.1") is None
     assert netconf.read(HOST_GW, "MAC=02:00:00:00:00:03").mac == "02:00:00:00:00:03"
     for args in ("WHO=me", "IgnoreUnknown=0;WHO=me", "IP"):
         with pytest.raises(CniError, match="CNI_ARGS") as caught:

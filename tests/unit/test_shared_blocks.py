@@ -12,7 +12,8 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.errors import CniError
 from agent.ip import Subnet
 from agent.ipam import blocks, missing_block
-from agent.ipam.reservations.claims import ClaimContext, ReservationClaims
+from agent.ipam.reservations.claimant import ClaimContext
+from agent.ipam.reservations.claims import ReservationClaims
 from agent.ipam.reservations.pod_annotations import AddressAnnotations
 from agent.model import special_addresses
 from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
@@ -22,6 +23,7 @@ from agent.model.problem import Problem
 from agent.modes.base import View
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, NodeState
+from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import changed, network_of
 from tests.unit.test_territory import reached
@@ -273,8 +275,11 @@ def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
         Observable(NodeStatus(synced=True, host_networks=HOST_NETWORKS)),
         Observable(frozenset()),
     )
-    stays = ReservationClaims(DirectoryStore(tmp_path), known, 0)
+    claims = ReservationClaims(DirectoryStore(tmp_path), known, 0)
     wish = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
-    with pytest.raises(CniError) as refused, stays.staying(wish, network_of("testcni", "vxlan"), ()):
+    with (
+        pytest.raises(CniError) as refused,
+        claims.reserved(wish, network_of("testcni", "vxlan"), (), Deadline.after(5)),
+    ):
         pass
     assert says in f"{refused.value}"

@@ -17,17 +17,20 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import to_doc
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore, Kind, StoreError
+from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.ip import Address
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.reservations import claims as reservation_claims
+from agent.ipam.reservations import claimant
 from agent.ipam.reservations import controller as reservation_controller
-from agent.ipam.reservations.claims import ClaimContext, PodReservations, ReservationClaims, TakenError
+from agent.ipam.reservations.claimant import ClaimContext, TakenError
+from agent.ipam.reservations.claims import PodReservations, ReservationClaims
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Resource
 from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
+from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
 
@@ -84,8 +87,8 @@ class Agent:
         )
         self.controller = ReservationController(self.store, node, kept, keep)
         self.attachments.listen(self._program)
-        known = ClaimContext(node, self.snapshot_cache.snapshot, self.status, busy, self.told.append)
-        self.stays = ReservationClaims(self.store, known, keep)
+        self.context = ClaimContext(node, self.snapshot_cache.snapshot, self.status, busy, self.told.append)
+        self.claims = ReservationClaims(self.store, self.context, keep)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=run, args=(self._stop,)) for run in (self.snapshot_cache.run,)]
 
@@ -108,20 +111,21 @@ class Agent:
 
     def add(self, pod: str, container: str = "") -> Attachment:
         own = [usable(BLOCKS[self.node])]
-        args = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"
         wanted = Attachment(container or pod, "eth0", NET, "", f"default/{pod}", (), "")
-        wish = self.stays.wish(args, NET)
-        if wish is None:
-            return self.attachments.reserve(wanted, own, (), 0)
-        with self.stays.staying(wish, NET, own) as stay:
-            made = self.attachments.reserve(replace(wanted, owner=stay.owner), [*own, *stay.guests], stay.asked, 0)
-            self._settle(stay, made)
-            self.attachments.finish(made, {})
+        annotations = self.claims.annotations(PodIdentity(f"default/{pod}"), NET)
+        if annotations is None:
+            return self.attachments.reserve(wanted, own)
+        with self.claims.reserved(annotations, NET, own, Deadline.after(28)) as found:
+            made = self.attachments.reserve(
+                replace(wanted, owner=found.owner), [*own, *found.off_block], found.asked
+            )
+            self._confirm(found, made)
+        self.attachments.finish(made, {})
         return made
 
-    def _settle(self, stay: PodReservations, made: Attachment) -> None:
+    def _confirm(self, reservations: PodReservations, made: Attachment) -> None:
         try:
-            self.stays.settle(stay, made)
+            self.claims.confirm(reservations, made)
         except CniError:
             self.attachments.remove(made)
             raise
@@ -219,7 +223,7 @@ def test_nobody_is_given_a_reserved_address(cluster: Cluster) -> None:
     assert address(one.add("plain")) == "10.244.1.3"
     wanted = Attachment("asks", "eth0", NET, "", "", (), "")
     with pytest.raises(UnavailableError, match=r"10.244.1.2 is reserved"):
-        one.attachments.reserve(wanted, [usable(BLOCKS["one"])], [ip("10.244.1.2")], 0)
+        one.attachments.reserve(wanted, [usable(BLOCKS["one"])], [ip("10.244.1.2")])
 
 
 def test_the_second_claim_is_refused_and_told_to_the_pod(cluster: Cluster) -> None:
@@ -272,7 +276,7 @@ def test_the_blocks_node_agrees_or_says_why_not(cluster: Cluster) -> None:
 def test_a_node_that_does_not_answer_makes_the_add_try_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reservation_claims, "GRANTED_WITHIN", 0.3)
+    monkeypatch.setattr(claimant, "GRANTED_WITHIN", 0.3)
     two = cluster.agent("two")
     cluster.pod("far", ip="10.244.1.9")
     with pytest.raises(CniError, match="node one, which has not agreed") as caught:
@@ -298,7 +302,7 @@ def test_reservations_are_known_before_the_datastore_has_told(cluster: Cluster) 
     one.until(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
     early = Agent("one", cluster.store, cluster.run)
     own = [usable(BLOCKS["one"])]
-    made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, (), 0)
+    made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, ())
     assert address(made) == "10.244.1.3"
     (cluster.run / "one/reservations.json").write_text("[{]")
     assert reservation_controller.load(cluster.run / "one/reservations.json") == {}
@@ -373,7 +377,7 @@ def test_addresses_that_no_pod_may_have(cluster: Cluster, asked: str, code: int)
 def test_who_claims_the_block_at_the_same_moment_has_to_agree(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *, answers: bool
 ) -> None:
-    monkeypatch.setattr(reservation_claims, "GRANTED_WITHIN", 5 if answers else 0.3)
+    monkeypatch.setattr(claimant, "GRANTED_WITHIN", 5 if answers else 0.3)
     two = cluster.agent("two")
     if answers:
         cluster.agent("one")
@@ -452,7 +456,7 @@ def test_a_pod_of_another_namespace_is_refused_with_pool_and_namespace(
 
 def test_a_namespace_with_as_many_reservations_as_it_may_have_gets_no_more(cluster: Cluster) -> None:
     one = cluster.agent("one")
-    one.stays = ReservationClaims(one.store, one.stays._known, 3600, quota=3)
+    one.claims = ReservationClaims(one.store, one.context, 3600, quota=3)
     for number in range(3):
         cluster.pod(f"web-{number}", ip=f"10.244.1.{20 + number}")
         one.attachments.remove(one.add(f"web-{number}"))

@@ -103,7 +103,7 @@ class Parts:
         status = self.status.get()
         wanted = Attachment(pod.replace("/", "-"), "eth0", network, "/x", pod, (), "")
         parts = blocks.prepared(status, network, status.blocks[network])
-        return self.attachments.reserve(wanted, parts, [ipaddress.ip_address(asked)] if asked else [], 0)
+        return self.attachments.reserve(wanted, parts, [ipaddress.ip_address(asked)] if asked else [])
 
     def shown(self, name: str) -> dict[str, Any]:
         doc = self.kube.objects[name]
@@ -185,7 +185,7 @@ def test_addresses_off_block_have_an_object_of_the_node(parts: Parts) -> None:
     block = net("10.9.0.7/32")
     wanted = Attachment("c", "eth0", guest, "/x", "shop/db-0", (), "", owner="shop/db-0")
     parts.attachments.reserve(
-        wanted, blocks.ranges(guest, (net("10.9.0.0/24"),), frozenset(), frozenset()), [block[0]], 0
+        wanted, blocks.ranges(guest, (net("10.9.0.0/24"),), frozenset(), frozenset()), [block[0]]
     )
     parts.status.publish(NodeStatus(True, {NETWORK: (BLOCK,)}))
     parts.writer.once()

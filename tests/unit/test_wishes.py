@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ import pytest
 from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.objects import parse as parse_doc
 from agent.cluster.store import Kind, StoreError
+from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
 from agent.ipam.reservations import pod_annotations as wishes_module
 from agent.ipam.reservations.pod_annotations import (
     AddressAnnotations,
     AnnotationReader,
     AnnotationsUnavailableError,
-    identity,
     owner_of,
     parse,
 )
@@ -24,7 +25,8 @@ from agent.model.cluster import ObjectMetadata, Resource
 from agent.model.node_status import PodEvent
 
 UID = "0f0e0d0c-1111-4222-8333-123456789abc"
-ARGS = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID={UID}"
+OTHER = UID.replace("0f0e", "ffff")
+WEB = PodIdentity("shop/web-0", UID)
 
 
 def pod(controller: str = "", template: str = "", **annotations: str) -> ObjectMetadata:
@@ -93,25 +95,22 @@ def test_wrong_annotations_say_which(annotations: dict[str, str], controller: st
 def test_an_add_asks_once_and_only_for_pods_of_the_api_server() -> None:
     store = Store(pod(sticky="true"))
     wishes = AnnotationReader(store)
-    assert wishes.of("") is None
-    assert wishes.of("IP=10.0.0.1") is None
-    assert wishes.of(ARGS.replace(UID, "6f1ed002ab5595859014ebf0951522d9")) is None  # a static pod's
+    assert wishes.read(replace(WEB, uid="6f1ed002ab5595859014ebf0951522d9")) is None  # a static pod's
     assert store.asked == []
-    wish = wishes.of(ARGS)
+    wish = wishes.read(WEB)
     assert wish
     assert wish.sticky
     assert store.asked == ["Pod shop/web-0", "Namespace shop"]
-    assert wishes.of(ARGS) == wish
+    assert wishes.read(WEB) == wish
     assert store.asked == ["Pod shop/web-0", "Namespace shop", "Pod shop/web-0"]
-    assert identity(ARGS) == ("shop/web-0", UID)
 
 
 def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_none() -> None:
-    ordinary = AnnotationReader(Store()).of(ARGS)
+    ordinary = AnnotationReader(Store()).read(WEB)
     assert ordinary == AddressAnnotations("shop/web-0", UID, "shop/web-0")
     assert not ordinary.asks
     with pytest.raises(CniError, match="another pod shop/web-0") as caught:
-        AnnotationReader(Store(pod(sticky="true"))).of(ARGS.replace("0f0e", "ffff"))
+        AnnotationReader(Store(pod(sticky="true"))).read(replace(WEB, uid=OTHER))
     assert caught.value.code == 11
 
 
@@ -128,7 +127,7 @@ def test_an_annotation_that_nobody_knows_is_told_once_and_the_pod_goes_on(key: s
     told: list[PodEvent] = []
     wishes = AnnotationReader(Store(pod(**{key: "true", "pool": "gold"})), told.append)
     for _ in range(3):
-        wish = wishes.of(ARGS)
+        wish = wishes.read(WEB)
         assert wish
         assert wish.pool == "gold"
     (pod_event,) = told
@@ -143,7 +142,7 @@ def test_it_is_told_once_though_the_add_is_refused_again_and_again() -> None:
     wishes = AnnotationReader(Store(pod(sticki="true", ip="nonsense")), told.append)
     for _ in range(3):
         with pytest.raises(CniError, match=r"testcni.io/ip"):
-            wishes.of(ARGS)
+            wishes.read(WEB)
     assert len(told) == 1
 
 
@@ -152,7 +151,7 @@ def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of
     told: list[PodEvent] = []
     wishes = AnnotationReader(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
     for _ in range(3):
-        wishes.of(ARGS)
+        wishes.read(WEB)
     assert len(told) == wishes_module.TOLD == 3
 
 
@@ -163,7 +162,7 @@ def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
     wishes = AnnotationReader(Store(*pods, ObjectMetadata("Namespace", "shop", "", keys)), told.append)
     for n in range(2):
         for _ in range(2):
-            wish = wishes.of(ARGS.replace("web-0", f"web-{n}").replace("0f0e", f"000{n}"))
+            wish = wishes.read(PodIdentity(f"shop/web-{n}", UID.replace("0f0e", f"000{n}")))
             assert wish
             assert not wish.asks
     assert sorted((pod_event.pod, pod_event.message.partition("; ")[2]) for pod_event in told) == [
@@ -176,10 +175,10 @@ def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
 
 def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
     namespace = ObjectMetadata("Namespace", "shop", "", (("testcni.io/pool", "silver"),))
-    found = AnnotationReader(Store(pod(), namespace)).of(ARGS)
+    found = AnnotationReader(Store(pod(), namespace)).read(WEB)
     assert found
     assert (found.pool, found.stays) == ("silver", False)
-    found = AnnotationReader(Store(pod(pool="gold"), namespace)).of(ARGS)
+    found = AnnotationReader(Store(pod(pool="gold"), namespace)).read(WEB)
     assert found
     assert found.pool == "gold"
 
@@ -195,14 +194,14 @@ def test_namespaces_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.Mo
 def test_while_the_api_server_is_away_a_pod_that_was_seen_starts_again_and_others_wait() -> None:
     store = Store(pod(sticky="true"))
     wishes = AnnotationReader(store)
-    first = wishes.of(ARGS)
+    first = wishes.read(WEB)
     store.away = True
-    assert wishes.of(ARGS) == first
+    assert wishes.read(WEB) == first
     with pytest.raises(
         AnnotationsUnavailableError, match="can't be read, and it may ask for an address: HTTP 503"
     ) as caught:
-        wishes.of(ARGS.replace("web-0", "web-1").replace("0f0e", "ffff"))
-    assert (caught.value.code, caught.value.pod) == (11, "shop/web-1")
+        wishes.read(PodIdentity("shop/web-1", OTHER))
+    assert (caught.value.code, "shop/web-1" in str(caught.value)) == (11, True)
 
 
 def test_a_pods_metadata_as_the_api_server_has_it() -> None:

@@ -1,4 +1,4 @@
-"""What a pod's annotations ask for: its metadata is read once an ADD, with a deadline, and only if that is on."""
+"""Read what a pod's annotations ask for: its metadata is read once in an ADD, and only if that is turned on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from agent.cluster.objects import OURS
 from agent.cluster.store import Datastore, NotFoundError, StoreError
-from agent.codec import cni_args
+from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code, invalid_config
 from agent.model.cluster import ObjectMetadata
 from agent.model.node_status import PodEvent
@@ -28,7 +28,7 @@ UNKNOWN = "AnnotationUnknown"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
 TOLD = 3  # unknown annotations of one object: all pods of the node share the number of Events
 REMEMBERED = 1024  # pods, and namespaces where not more of them have pods added just now
-NAMESPACE_FOR = 30.0  # seconds that a namespace's annotations are believed
+NAMESPACE_FOR = 30.0  # seconds after which a namespace's annotations are read again
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AddressAnnotations:
-    """What a pod wants of its address."""
+    """What a pod and its namespace ask for by annotations."""
 
     pod: str
     """`namespace/name`."""
@@ -51,36 +51,24 @@ class AddressAnnotations:
 
     @property
     def stays(self) -> bool:
-        """Whether it wants an address of its own."""
+        """Whether the pod asks for a reserved address."""
         return self.sticky or self.address is not None
 
     @property
     def asks(self) -> bool:
-        """Whether it wants anything."""
+        """Whether the pod asks for anything."""
         return self.stays or bool(self.pool)
 
 
-def identity(args: str) -> tuple[str, str] | None:
-    """The pod of CNI_ARGS as `namespace/name`, and its UID, which may be empty; None: they name none.
-
-    Raises CniError 4.
-    """
-    pairs = cni_args.pairs(args)
-    namespace, name = pairs.get("K8S_POD_NAMESPACE"), pairs.get("K8S_POD_NAME")
-    return (f"{namespace}/{name}", pairs.get("K8S_POD_UID", "")) if namespace and name else None
-
-
 class AnnotationsUnavailableError(CniError):
-    """The annotations of a pod can't be had just now."""
+    """The annotations of a pod cannot be read now."""
 
-    def __init__(self, pod: str, uid: str, why: object) -> None:
+    def __init__(self, pod: PodIdentity, why: object) -> None:
         super().__init__(
             Code.TRY_AGAIN,
-            f"the annotations of pod {pod} can't be read, and it may ask for an address: {why}",
+            f"the annotations of pod {pod.name} can't be read, and it may ask for an address: {why}",
             "the runtime tries again; see the API server, or turn pod-annotations off",
         )
-        self.pod = pod
-        self.uid = uid
 
 
 class AnnotationReader:
@@ -95,54 +83,49 @@ class AnnotationReader:
         self._told: dict[PodEvent, None] = {}
         self._lock = threading.Lock()
 
-    def of(self, args: str) -> AddressAnnotations | None:
-        """What the pod of these CNI_ARGS asks for; None: it is not asked. Raises CniError 7, 11, UnknownError."""
-        found = identity(args)
-        if found is None:
-            return None
-        pod, uid = found
-        if uid and not UUID.fullmatch(
-            uid
-        ):  # a static pod, whose UID is a hash of its file: it may be the API server
-            return None
+    def read(self, pod: PodIdentity) -> AddressAnnotations | None:
+        """Return what a pod's annotations ask for; None: they are not read.
+
+        Raises CniError 7, 11, AnnotationsUnavailableError.
+        """
+        if pod.uid and not UUID.fullmatch(pod.uid):
+            return None  # a static pod, whose UID is a hash of its file: it may be the API server
         try:
-            wish = self._read(pod, uid)
+            return self._read(pod)
         except StoreError as error:
-            if (known := self._known.get(uid)) is None:
-                raise AnnotationsUnavailableError(pod, uid, error) from error
-            log.warning("annotations of %s are taken as they were, as they can't be read: %s", pod, error)
-            wish = known
-        return wish
+            if (known := self._known.get(pod.uid)) is None:
+                raise AnnotationsUnavailableError(pod, error) from error
+            log.warning("annotations of %s can't be read, so the last ones count: %s", pod.name, error)
+            return known
 
-    def _read(self, pod: str, uid: str) -> AddressAnnotations:
+    def _read(self, pod: PodIdentity) -> AddressAnnotations:
         try:
-            found = self._store.get("Pod", pod)
+            found = cast(ObjectMetadata, self._store.get("Pod", pod.name))
         except NotFoundError:  # it was deleted meanwhile, or the runtime made it up
-            return AddressAnnotations(pod, uid, pod)
-        assert isinstance(found, ObjectMetadata)  # noqa: S101 - it was asked for
-        if uid and found.uid and found.uid != uid:
-            what = f"there is another pod {pod} now, with UID {found.uid}"
+            return AddressAnnotations(pod.name, pod.uid, pod.name)
+        if pod.uid and found.uid and found.uid != pod.uid:
+            what = f"there is another pod {pod.name} now, with UID {found.uid}"
             raise CniError(Code.TRY_AGAIN, what, "the runtime deletes this one")
-        self._tell_unknown(pod, uid, found)  # whatever comes of the ADD
-        wish = parse(found)
-        if not wish.pool:
-            namespace = self._namespace(pod.partition("/")[0])
-            self._tell_unknown(pod, uid, namespace)
-            wish = replace(wish, pool=dict(namespace.annotations).get(POOL, ""))
-        if uid:
-            self._remember(self._known, uid, wish)
-        return wish
+        self._report_unknown(pod, found)  # whatever comes of the ADD
+        annotations = parse(found)
+        if not annotations.pool:
+            namespace = self._namespace(pod.name.partition("/")[0])
+            self._report_unknown(pod, namespace)
+            annotations = replace(annotations, pool=dict(namespace.annotations).get(POOL, ""))
+        if pod.uid:
+            self._remember(self._known, pod.uid, annotations)
+        return annotations
 
-    def _tell_unknown(self, pod: str, uid: str, found: ObjectMetadata) -> None:
-        """Tell a pod once what is wrong with annotations of its own, or of its namespace."""
+    def _report_unknown(self, pod: PodIdentity, found: ObjectMetadata) -> None:
+        """Report once in an event of a pod what is wrong with annotations of its own, or of its namespace."""
         for message in _unknown(found):
-            pod_event = PodEvent(pod, uid, UNKNOWN, message)
+            pod_event = PodEvent(pod.name, pod.uid, UNKNOWN, message)
             if pod_event not in self._told:
                 self._remember(self._told, pod_event, None)
                 self._tell(pod_event)
 
     def _remember(self, known: dict[K, V], key: K, value: V) -> None:
-        """Note something, and forget the oldest of too many; under a lock, as a dict that grows has no first."""
+        """Note something, and forget the oldest if there are too many; a dict that grows has no first."""
         with self._lock:
             known[key] = value
             if len(known) > REMEMBERED:
@@ -154,10 +137,9 @@ class AnnotationReader:
         if since + NAMESPACE_FOR > now:
             return known
         try:
-            found = self._store.get("Namespace", name)
+            found = cast(ObjectMetadata, self._store.get("Namespace", name))
         except NotFoundError:
             found = ObjectMetadata("Namespace", name)
-        assert isinstance(found, ObjectMetadata)  # noqa: S101 - it was asked for
         if len(self._namespaces) >= REMEMBERED:
             self._namespaces = {
                 n: told for n, told in self._namespaces.copy().items() if told[0] + NAMESPACE_FOR > now
@@ -167,7 +149,7 @@ class AnnotationReader:
 
 
 def parse(pod: ObjectMetadata) -> AddressAnnotations:
-    """What the annotations of a pod say. Raises CniError 7 that names the annotation."""
+    """Return what the annotations of a pod say. Raises CniError 7 that names the annotation."""
     annotations = dict(pod.annotations)
     sticky = annotations.get(STICKY, "false").strip().lower()
     if sticky not in ("true", "false"):
@@ -187,7 +169,7 @@ def parse(pod: ObjectMetadata) -> AddressAnnotations:
 
 
 def _unknown(found: ObjectMetadata) -> Iterator[str]:
-    """What is wrong with the first annotations of ours that no agent looks at: they may be misspelt."""
+    """Yield what is wrong with the first annotations of ours that are unknown: they may be misspelt."""
     kind, known = found.kind.lower(), KNOWN[found.kind]
     names = {key.removeprefix(OURS): key for key in known}
     unknown = (key for key, _value in found.annotations if key not in known)
@@ -198,7 +180,7 @@ def _unknown(found: ObjectMetadata) -> Iterator[str]:
 
 
 def owner_of(pod: ObjectMetadata) -> str:
-    """Whose its address is: its own where the name stays, else that of what makes its successors."""
+    """Return the owner of a pod's address: the pod where its name stays, else the controller of its successors."""
     kind, _, name = pod.controller.partition("/")
     namespace = pod.name.partition("/")[0]
     if kind in ("", "StatefulSet"):

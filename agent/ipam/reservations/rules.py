@@ -248,7 +248,7 @@ def steps(snapshot: Snapshot, here: LocalPods, now: datetime, keep: timedelta) -
         claim = mine.get(held.address)
         if held.ahead:  # a person's, until its pod comes; or it was there before
             if claim and _is_for(held, claim) and held.address not in here.busy:
-                yield Update(claimed(held, claim, _asked(snapshot, held.address, here.node), now, keep))
+                yield Update(claimed(held, claim, node_to_ask(snapshot, held.address, here.node), now, keep))
         elif held.node == here.node:
             if held.address not in here.busy:
                 if claim and (claim.owner, claim.pod) == (held.owner, held.pod):
@@ -270,7 +270,7 @@ def lost(snapshot: Snapshot, here: LocalPods, now: datetime) -> Iterator[IPReser
     for claim in here.claims:
         wanted = claim.keep != WHILE_POD or claim.address in here.outside
         if wanted and claim.address not in here.busy and address_name(claim.address) not in snapshot.reservations:
-            yield claimed(None, claim, _asked(snapshot, claim.address, here.node), now, timedelta())
+            yield claimed(None, claim, node_to_ask(snapshot, claim.address, here.node), now, timedelta())
 
 
 def _used(snapshot: Snapshot, held: IPReservation, claim: Claim) -> Iterator[Step]:
@@ -281,7 +281,7 @@ def _used(snapshot: Snapshot, held: IPReservation, claim: Claim) -> Iterator[Ste
         return
     asks = held.asks
     if asks and asks not in snapshot.nodes:
-        asks = _asked(snapshot, held.address, held.node)
+        asks = node_to_ask(snapshot, held.address, held.node)
     # it was released while the datastore could not be told, or while this node had no Node object
     wanted = replace(held, released=None, asks=asks, refused=held.refused if asks == held.asks else "")
     if wanted != held:
@@ -296,8 +296,8 @@ def _left(held: IPReservation, now: datetime, keep: timedelta, *, at_once: bool)
         yield Update(replace(held, released=now.replace(microsecond=0)))
 
 
-def _asked(snapshot: Snapshot, address: Address, node: str) -> str:
-    """The live node that has to agree to what a pod of `node` has, as the address is in its block."""
+def node_to_ask(snapshot: Snapshot, address: Address, node: str) -> str:
+    """Return the live node whose block has an address that a pod of `node` claims: it has to agree."""
     found = home(snapshot, address)
     return found[1] if found and found[1] in snapshot.nodes and found[1] != node else ""
 

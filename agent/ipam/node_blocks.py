@@ -1,0 +1,100 @@
+"""The node's blocks as the pod path sees them: what the node path has prepared, and how to ask it for more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from agent.errors import CniError, Code, invalid_config
+from agent.ip import Subnet
+from agent.ipam import blocks, exhaustion
+from agent.ipam.allocator import Range
+from agent.model.network import Network, Uplink
+from agent.model.node_status import BlockDemand, Demand, NodeStatus
+from agent.runtime.deadline import Deadline
+from agent.runtime.observable import Observable
+
+DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
+
+
+class ShortageError(CniError):
+    """The node has no address for a pod."""
+
+
+class NodeBlocks:
+    """Reads what the node path has prepared, and waits for it. For several threads at once."""
+
+    def __init__(self, status: Observable[NodeStatus], demand: Observable[Demand]) -> None:
+        self._status = status
+        self._demand = demand
+
+    def prepared(self, network: Network, end: Deadline, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
+        """Return the node's blocks for a network, once the kernel has its node state. Raises CniError at `end`."""
+        self._ask(network, {})
+        while not (own := self._status.get().blocks.get(network)):
+            if self._status.wait(lambda status: bool(status.blocks.get(network)), end):
+                continue
+            status = self._status.get()
+            why = "; ".join(str(problem) for problem in status.problems[:3])
+            if not status.synced:
+                why = why or "the datastore has not been read completely yet"
+            error = ShortageError if status.synced else CniError
+            what = f"the node is not ready for network {network.name!r}: {why or 'no block of addresses yet'}"
+            raise error(code, what, "see `testcnictl status` on the node")
+        return own
+
+    def still_prepared(self, network: Network) -> tuple[Subnet, ...]:
+        """Return the node's blocks for a network as they are now; empty if it has none any more."""
+        return self._status.get().blocks.get(network, ())
+
+    def uplink(self, network: Network) -> Uplink | None:
+        """Return the parent of the network's pods, None if they have none."""
+        return self._status.get().uplinks.get(network)
+
+    def versions(self, network: Network, own: tuple[Subnet, ...]) -> frozenset[int]:
+        """Return the IP versions of which a pod gets an address."""
+        return self._status.get().families.get(network) or frozenset(block.version for block in own)
+
+    def ranges(self, network: Network, own: tuple[Subnet, ...]) -> list[Range]:
+        """Return where in these blocks pods' addresses may be. Raises CniError 7 if the netconf leaves none."""
+        every = list(blocks.prepared(self._status.get(), network, own))
+        ranges = [r for r in every if r.size]
+        if not ranges and (network.range_start or network.range_end):
+            bounds = f"{network.range_start or ''}-{network.range_end or ''}"
+            raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
+        return ranges or every  # a node whose blocks the pool excludes as a whole needs another block
+
+    def more(
+        self, network: Network, own: tuple[Subnet, ...], version: int, end: Deadline
+    ) -> tuple[Subnet, ...] | None:
+        """Ask for one more block of an IP version. Return all blocks then; None if there is none until `end`."""
+        self._ask(network, {version: sum(block.version == version for block in own) + 1})
+
+        def grown(status: NodeStatus) -> tuple[Subnet, ...]:
+            now = status.blocks.get(network, ())
+            return now if any(block.version == version and block not in own for block in now) else ()
+
+        self._status.wait(lambda status: bool(grown(status) or status.limits.get((network, version))), end)
+        return grown(self._status.get()) or None
+
+    def is_limited(self, network: Network, version: int) -> bool:
+        """Return whether the node can have no more blocks of an IP version for a network."""
+        return (network, version) in self._status.get().limits
+
+    def exhausted(self, network: Network, ranges: list[Range], version: int, code: Code) -> ShortageError:
+        """Return the error that says how many addresses there are, and why there are no more."""
+        why = self._status.get().limits.get((network, version), "the node has not got another block in time")
+        return ShortageError(code, exhaustion.text(ranges, version, why), exhaustion.REMEDY)
+
+    def _ask(self, network: Network, counts: Mapping[int, int]) -> None:
+        """Ask the node path for blocks by IP version, at most once in half the time for which it remembers."""
+        now = time.monotonic()
+
+        def asked(demand: Demand) -> Demand:
+            known = demand.get(network) or BlockDemand({}, 0)
+            every = {v: max(counts.get(v, 0), known.blocks.get(v, 0)) for v in {*counts, *known.blocks}}
+            if every == known.blocks and known.until >= now + DEMANDED_FOR / 2:
+                return demand
+            return {**demand, network: BlockDemand(every, now + DEMANDED_FOR)}
+
+        self._demand.update(asked)

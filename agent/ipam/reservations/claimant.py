@@ -1,0 +1,164 @@
+"""Claim an address by its IPReservation object, and wait until the node of its block has agreed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
+from agent.errors import CniError, Code
+from agent.ip import Address, address_name
+from agent.ipam.reservations import policy, rules
+from agent.ipam.reservations.pod_annotations import AddressAnnotations
+from agent.ipam.reservations.rules import Claim, RefusedError
+from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Resource, Snapshot
+from agent.model.network import Network
+from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
+from agent.runtime.deadline import Deadline
+from agent.runtime.observable import Observable
+
+GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
+TRIES = 5  # of a claim that others change at the same time
+SEE = "see `testcnictl status` on the node"
+
+log = logging.getLogger(__name__)
+
+
+class TakenError(CniError):
+    """The address is reserved for another pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimContext:
+    """What claims read of the node path, and what they tell it."""
+
+    node: str
+    snapshot: Observable[Snapshot]
+    status: Observable[NodeStatus]
+    in_progress: Observable[ReservationsInProgress]
+    tell: Callable[[PodEvent], None] = lambda _event: None
+
+
+class Claimant:
+    """Claims addresses one at a time. For several threads at once."""
+
+    def __init__(self, store: Datastore, context: ClaimContext, keep: timedelta, quota: int) -> None:
+        self._store = store
+        self._context = context
+        self._keep = keep
+        self._quota = quota
+
+    def claim(
+        self, annotations: AddressAnnotations, network: Network, address: Address, deadline: Deadline
+    ) -> None:
+        """Make the reservation of an address the pod's. Raises TakenError, CniError."""
+        self._check_policy(annotations, address)
+        claim = Claim(address, annotations.owner, annotations.pod, self._context.node, network.name)
+        held = self._context.snapshot.get().reservations.get(address_name(address))
+        seen: set[str] = set()
+        for _ in range(TRIES):
+            if deadline.passed:
+                raise _unclaimed(address, "the datastore was too slow")
+            seen |= {held.resource_version} if held else set()
+            try:
+                made = self._write(held, claim, seen)
+                break
+            except (ConflictError, NotFoundError, RefusedError) as error:
+                held = self._changed(held, address, error)
+        else:
+            raise _unclaimed(address, "it changes all the time")
+        if made.asks:
+            self._wait_for_answer(made, frozenset({*seen, made.resource_version}), deadline)
+        log.info("%s has %s, reserved for %s", claim.pod, address, claim.owner)
+
+    def _check_policy(self, annotations: AddressAnnotations, address: Address) -> None:
+        """Raise CniError 102 if the pod's namespace may not have the address, or has too many already."""
+        snapshot, namespace = self._context.snapshot.get(), annotations.pod.partition("/")[0]
+        policy.check_address(annotations.pod, address, snapshot)
+        known = snapshot.reservations
+        held = known.get(address_name(address))
+        if held and held.owner == annotations.owner:
+            return
+        mine = (other for other in known.values() if other.owner.partition("/")[0] == namespace)
+        count = sum(other.keep != WHILE_POD for other in mine)
+        if count >= self._quota:
+            what = f"namespace {namespace} has {count} reserved addresses, and may have {self._quota}"
+            remedy = "kubectl get ipreservations shows them; those that are released may be deleted"
+            raise CniError(
+                Code.ADDRESSES, what, f"{remedy}; the limit is the agents' option namespace-reservations"
+            )
+
+    def _write(self, held: IPReservation | None, claim: Claim, seen: set[str]) -> IPReservation:
+        """Write the reservation as claimed, and return it; `held` is what there is.
+
+        A pod that has the address already keeps it while the datastore is away.
+        Raises RefusedError, ConflictError, NotFoundError, CniError.
+        """
+        if held is None and not self._context.snapshot.get().synced:  # which node has to agree is not known
+            raise _unclaimed(claim.address, "the datastore has not been read completely yet")
+        asks = rules.node_to_ask(self._context.snapshot.get(), claim.address, self._context.node)
+        wanted = rules.claimed(held, claim, asks, datetime.now(UTC), self._keep)
+        try:
+            return cast(IPReservation, self._store.update(wanted) if held else self._create(wanted, seen))
+        except (ConflictError, NotFoundError):
+            raise
+        except StoreError as error:
+            if held and (held.owner, held.pod, held.node, held.asks) == (claim.owner, claim.pod, claim.node, ""):
+                log.warning("%s keeps %s; the datastore is told later: %s", claim.pod, claim.address, error)
+                return held
+            raise _unclaimed(claim.address, error) from error
+
+    def _changed(self, held: IPReservation | None, address: Address, error: Exception) -> IPReservation | None:
+        """Return the reservation as it is now. Raises TakenError if it is as it was, and was refused; CniError."""
+        try:
+            found = cast(IPReservation, self._store.get("IPReservation", address_name(address)))
+        except NotFoundError:
+            found = None
+        except StoreError as failure:
+            raise _unclaimed(address, failure) from failure
+        if isinstance(error, RefusedError) and found == held:
+            raise TakenError(Code.ADDRESSES, str(error), error.remedy) from error
+        return found
+
+    def _create(self, wanted: IPReservation, seen: set[str]) -> Resource:
+        """Create a reservation. A node that has claimed the block since the snapshot was taken has to agree, too.
+
+        Both nodes write first and then read, so one of the two sees the other: see block_controller.py for the
+        other side. Until then it asks this node, which means that it is not in use yet. Raises StoreError.
+        """
+        node, found = self._context.node, rules.home(self._context.snapshot.get(), wanted.address)
+        if wanted.asks or (found and found[1] == node):
+            return self._store.create(wanted)
+        made = cast(IPReservation, self._store.create(replace(wanted, asks=node)))
+        seen.add(made.resource_version)
+        claimed = (b for b in self._store.list("IPBlock") if isinstance(b, IPBlock) and wanted.address in b.cidr)
+        late = next((block.node for block in claimed if not self._is_gone(block)), node)
+        return self._store.update(replace(made, asks="" if late == node else late))
+
+    def _is_gone(self, block: IPBlock) -> bool:
+        """Return whether the node of a block that is in the snapshot has no Node object."""
+        snapshot = self._context.snapshot.get()
+        return snapshot.blocks.get(block.name) == block and block.node not in snapshot.nodes
+
+    def _wait_for_answer(self, made: IPReservation, seen: frozenset[str], deadline: Deadline) -> None:
+        """Wait until the block's node has answered. Raises CniError if it does not agree, or not in time."""
+
+        def answer(snapshot: Snapshot) -> IPReservation | None:
+            now = snapshot.reservations.get(made.name)
+            return now if now and now.resource_version not in seen else None
+
+        snapshot, where = self._context.snapshot, f"{made.address} lies in a block of node {made.asks}"
+        snapshot.wait(lambda s: answer(s) is not None, deadline.within(GRANTED_WITHIN))
+        found = answer(snapshot.get())
+        if found is None:
+            what = f"{where}, which has not agreed within {GRANTED_WITHIN:.0f} s"
+            raise CniError(Code.TRY_AGAIN, what, f"look whether testcni runs on node {made.asks}")
+        if found.asks:
+            raise TakenError(Code.ADDRESSES, f"{where}, and {found.refused}", "ask for another")
+
+
+def _unclaimed(address: Address, why: object) -> CniError:
+    return CniError(Code.TRY_AGAIN, f"{address} can't be reserved: {why}", "the runtime tries again")
