@@ -132,10 +132,11 @@ class CniHandler:
                 return wired
         except (CheckError, OSError) as error:
             log.warning("%s %s is added anew: %s", *earlier.key, error)
+        container = earlier.container_id
         if earlier.network.name != conf.network.name and earlier.wired is not None:
             raise CniError(
                 Code.INVALID_ENVIRONMENT,
-                f"container {earlier.container_id} has {earlier.ifname} on {earlier.network.name!r} already",
+                f"container {container} has {earlier.ifname} on network {earlier.network.name!r} already",
                 "give each network of a container an interface name of its own",
             )
         self._detacher.remove(earlier)
