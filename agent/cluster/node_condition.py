@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.cluster import listing
 from agent.cluster.api import Api, Request
-from agent.cluster.objects import rfc3339
+from agent.cluster.object_fields import rfc3339
 from agent.cluster.store import ConflictError
 
 TYPE = "NetworkUnavailable"

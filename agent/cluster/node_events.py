@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from agent.cluster import node_condition
 from agent.cluster.api import Api, Request
-from agent.cluster.objects import rfc3339
+from agent.cluster.object_fields import rfc3339
 from agent.cluster.pod_events import PodEventQueue
 from agent.cluster.store import ConflictError, StoreError
 from agent.model.cluster import Node

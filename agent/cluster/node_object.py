@@ -51,6 +51,23 @@ def usable(node: Node, faults: Faults, known: Node | None) -> Node:
     return replace(node, addresses=addresses, blocks=blocks)
 
 
+def to_metadata(node: Node) -> Mapping:
+    """Return the labels and annotations of a Node that testcni reads."""
+    modes = accepted_modes.encode(node.accepted_modes)
+    return {
+        **({"labels": dict(node.labels)} if node.labels else {}),
+        **({"annotations": {accepted_modes.ANNOTATION: modes}} if modes else {}),
+    }
+
+
+def to_fields(node: Node) -> Mapping:
+    """Return the spec and the status of a Node, with the fields that testcni reads."""
+    cidrs = [str(block) for block in node.blocks]
+    addresses = [{"type": "InternalIP", "address": str(address)} for address in node.addresses]
+    spec = {"podCIDR": cidrs[0], "podCIDRs": cidrs} if cidrs else {}
+    return {"spec": spec, "status": {"addresses": addresses}}
+
+
 def labels(metadata: Mapping, faults: Faults, field: str = "labels") -> tuple[tuple[str, str], ...]:
     """Labels or annotations, sorted by key. Raises ObjectError where they are no mapping."""
     path, found = f"metadata.{field}", metadata.get(field) or {}

@@ -112,3 +112,8 @@ def created(metadata: dict[str, Any]) -> str:
     """When the object was created, in a form that sorts by time; empty where nobody says. Raises ObjectError."""
     value = metadata.get("creationTimestamp")
     return "" if value is None else time("metadata.creationTimestamp", value).astimezone(UTC).isoformat()
+
+
+def rfc3339(when: datetime) -> str:
+    """Return a time as Kubernetes writes it (RFC 3339), to the second."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

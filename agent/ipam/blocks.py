@@ -7,7 +7,7 @@ import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from agent.cluster.objects import DEFAULT_BLOCK_SIZE
+from agent.cluster.pool_object import DEFAULT_BLOCK_SIZE
 from agent.ip import Address, Subnet
 from agent.ipam import allocator
 from agent.ipam.allocator import Range

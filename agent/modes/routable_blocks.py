@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
-from agent.cluster.objects import LARGEST_BLOCK_SIZE
+from agent.cluster.pool_object import LARGEST_BLOCK_SIZE
 from agent.ip import Address, Subnet
 from agent.ipam import block_ownership, blocks
 from agent.ipam.block_ownership import Claim, Ownership, span

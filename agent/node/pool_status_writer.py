@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from agent.cluster.objects import rfc3339
+from agent.cluster.object_fields import rfc3339
 from agent.cluster.pool_status_object import LONGEST_MESSAGE
 from agent.cluster.store import NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages

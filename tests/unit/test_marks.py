@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from agent import config
-from agent.cluster import accepted_modes, objects
+from agent.cluster import accepted_modes
+from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.ipam.reservations import pod_annotations
 from agent.kernel import tc
 from agent.kernel.bpf import loader
@@ -84,7 +85,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "socket and attachments": (option("run-dir"),),
     "journal": (option("state-dir"),),
     "API group": (cluster.API_VERSION,),
-    "annotations": (objects.OURS,),
+    "annotations": (ANNOTATION_PREFIX,),
     "label of reflectors": (bgp.REFLECTOR,),
 }
 
@@ -96,9 +97,9 @@ def test_the_documented_marks_are_those_of_the_code() -> None:
 
 def test_the_annotations_begin_as_documented() -> None:
     ours = (pod_annotations.IP, pod_annotations.STICKY, pod_annotations.POOL, accepted_modes.ANNOTATION)
-    assert all(name.startswith(objects.OURS) for name in ours)
+    assert all(name.startswith(ANNOTATION_PREFIX) for name in ours)
     (row,) = (line for line in TEXT.splitlines() if line.startswith("| annotations"))
-    assert set(CODE.findall(row)) == {objects.OURS, *(name.removeprefix(objects.OURS) for name in ours)}
+    assert set(CODE.findall(row)) == {ANNOTATION_PREFIX, *(name.removeprefix(ANNOTATION_PREFIX) for name in ours)}
 
 
 def test_no_number_for_routes_is_anothers() -> None:

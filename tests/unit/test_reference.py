@@ -10,7 +10,7 @@ import pytest
 
 from agent import cli, config, ctl, uninstall
 from agent.cluster import accepted_modes, node_condition, node_events, usage_objects
-from agent.cluster.objects import OURS
+from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.errors import Code
 from agent.ipam import off_block_pods
 from agent.ipam.reservations import claims, pod_annotations
@@ -101,7 +101,7 @@ def test_the_reasons_are_those_of_events_and_conditions() -> None:
 
 def test_the_annotations_and_labels_are_those_of_the_code() -> None:
     page = (REFERENCE / "annotations.md").read_text()
-    rows = re.findall(rf"^\| `{OURS}(\S+)` \| ([\w, ]+) \|", page, re.MULTILINE)
+    rows = re.findall(rf"^\| `{ANNOTATION_PREFIX}(\S+)` \| ([\w, ]+) \|", page, re.MULTILINE)
     kinds = {
         key: ", ".join(kind for kind, known in pod_annotations.KNOWN.items() if key in known)
         for known in pod_annotations.KNOWN.values()
@@ -109,4 +109,4 @@ def test_the_annotations_and_labels_are_those_of_the_code() -> None:
     }
     ours = [*kinds.items(), (accepted_modes.ANNOTATION, "Node"), (bgp.REFLECTOR, "Node")]
     ours += [(label, "IPBlockUsage") for label in (usage_objects.NODE_LABEL, usage_objects.POOL_LABEL)]
-    assert sorted(rows) == sorted((name.removeprefix(OURS), kind) for name, kind in ours)
+    assert sorted(rows) == sorted((name.removeprefix(ANNOTATION_PREFIX), kind) for name, kind in ours)

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import TypeVar, cast
 
-from agent.cluster.objects import OURS
+from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code, invalid_config
 from agent.model.cluster import ObjectMetadata
 from agent.model.node_status import PodEvent
 
-IP, STICKY, POOL = f"{OURS}ip", f"{OURS}sticky", f"{OURS}pool"
+IP, STICKY, POOL = f"{ANNOTATION_PREFIX}ip", f"{ANNOTATION_PREFIX}sticky", f"{ANNOTATION_PREFIX}pool"
 KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
 """The annotations that count, by the kind that may have them."""
 UNKNOWN = "AnnotationUnknown"
@@ -171,10 +171,10 @@ def parse(pod: ObjectMetadata) -> AddressAnnotations:
 def _unknown(found: ObjectMetadata) -> Iterator[str]:
     """Yield what is wrong with the first annotations of ours that are unknown: they may be misspelt."""
     kind, known = found.kind.lower(), KNOWN[found.kind]
-    names = {key.removeprefix(OURS): key for key in known}
+    names = {key.removeprefix(ANNOTATION_PREFIX): key for key in known}
     unknown = (key for key, _value in found.annotations if key not in known)
     for key in itertools.islice(unknown, TOLD):
-        meant = difflib.get_close_matches(key.removeprefix(OURS).lower(), names, 1)
+        meant = difflib.get_close_matches(key.removeprefix(ANNOTATION_PREFIX).lower(), names, 1)
         hint = f"did you mean {names[meant[0]]}?" if meant else f"a {kind} may have {', '.join(known)}"
         yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from agent.cluster.objects import rfc3339
+from agent.cluster.object_fields import rfc3339
 from agent.ip import Address, Subnet, address_name
 from agent.ipam import block_index, blocks
 from agent.model.cluster import ALWAYS_KEPT, WHILE_POD, IPPool, IPReservation, Snapshot
