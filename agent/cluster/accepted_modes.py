@@ -1,4 +1,4 @@
-"""What nodes say of how and where they take packets for pods: as text, in an annotation or a file."""
+"""Encode and decode the modes that a node accepts, as text for an annotation or a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ANNOTATION = "testcni.io/receives"
 
 
 def encode(accepted_modes: AcceptedModes) -> str:
-    """`NETWORK=MODE,MODE` for each network, with a blank between."""
+    """Return `NETWORK=MODE,MODE` for each network, separated by blanks."""
     return " ".join(f"{network}={','.join(modes)}" for network, modes in accepted_modes)
 
 

@@ -1,4 +1,4 @@
-"""The Kubernetes API as JSON: the official client's configuration and connections, none of its models."""
+"""Request JSON of the Kubernetes API, with the official client's configuration and connections, not its models."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from agent.codec.strict_json import JsonError
 
 CONNECT_WITHIN = 5.0  # seconds
 ANSWER_WITHIN = 15.0  # seconds
-LOOPS = 32  # threads that may ask at once, calls of the plugin apart: a watch for each kind, and the agent's parts
+AGENT_THREADS = 32  # connections: a watch for each kind, and the agent's threads; calls of the plugin have others
 JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a tenth of a Pod (API concepts)
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"  # the same of a list
 LONGEST_LINE = 8 << 20  # bytes: etcd holds objects of 1.5 MiB at most
-LONGEST_RETRY = 300.0  # seconds of a Retry-After that are believed
+LONGEST_RETRY = 300.0  # seconds; a longer Retry-After is cut to this
 SWITCHES = frozenset({"insecure-skip-tls-verify", "disable-compression"})  # of a kubeconfig's cluster
 CONFIGURATION = (
     ConfigException,
@@ -42,10 +42,9 @@ CONFIGURATION = (
     AttributeError,
     RecursionError,
 )
-"""What the client's own configuration raises."""
+"""Exceptions that the client's configuration raises."""
 NOT_FOUND, CONFLICT, GONE, UNAUTHORIZED = 404, 409, 410, 401
-# A connection whose other end is gone without a word is dead after 30 s, whether it is idle (15 + 3 x 5) or
-# something was sent (tcp(7)).
+# A connection whose other end vanished ends after 30 s, idle (15 + 3 x 5) or not (tcp(7)).
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -58,26 +57,26 @@ log = logging.getLogger(__name__)
 
 
 class ApiError(StoreError):
-    """The API server did not do it: `status` is HTTP's (0: it did not answer), `retry_after` in seconds."""
+    """A request to the API server failed: `status` of HTTP (0: no answer), `retry_after` in seconds."""
 
     def __init__(self, what: str, status: int = 0, retry_after: float = 0.0) -> None:
         super().__init__(what)
-        self.unsure = not 400 <= status < 500
+        self.outcome_unknown = not 400 <= status < 500
         self.status = status
         self.retry_after = retry_after
 
 
 class GoneError(ApiError):
-    """The resourceVersion is too old: list again (API concepts, 410 Gone)."""
+    """The resourceVersion expired: list again (API concepts, 410 Gone)."""
 
 
-class GarbledError(ApiError):
-    """An event can't be read; only a new list says what it was."""
+class UnreadableEventError(ApiError):
+    """An event is unreadable; only a new list has what it said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of the API server; `content_type` is that of a PATCH."""
+    """A request to the API server; `content_type` is that of the body of a PATCH."""
 
     method: str
     path: str
@@ -91,13 +90,13 @@ class Request:
 
 
 class Api:
-    """Requests to one API server, each answered `within` so many seconds; for several threads at once.
+    """Send requests to one API server, each with a timeout of `within` seconds; thread-safe.
 
-    `threads`: how many may ask at once. As many connections are kept open, as each new one costs a TLS handshake.
+    `threads`: how many threads send requests at once. So many connections are kept: each costs a TLS handshake.
     """
 
     def __init__(
-        self, load: Callable[[], Configuration], within: float = ANSWER_WITHIN, threads: int = LOOPS
+        self, load: Callable[[], Configuration], within: float = ANSWER_WITHIN, threads: int = AGENT_THREADS
     ) -> None:
         self._load = load
         self._within = within
@@ -106,15 +105,15 @@ class Api:
         self._client: ApiClient | None = None
 
     def ask(self, request: Request) -> dict[str, Any]:
-        """The JSON answer. Raises ApiError, ConflictError, NotFoundError."""
+        """Send a request and return the JSON answer. Raises ApiError, ConflictError, NotFoundError."""
         response = self._open(request, self._within)
         try:
             return strict_json.tolerant(response.data)
         except (ValueError, urllib3.exceptions.HTTPError, OSError) as error:
-            raise ApiError(f"{request}: the answer is no JSON object: {_reason(error)}") from error
+            raise ApiError(f"{request}: the answer is not a JSON object: {_reason(error)}") from error
 
     def watch(self, path: str, query: Mapping[str, str], silence: float) -> Stream:
-        """Events, one by one; more than `silence` seconds without a byte end them. Raises ApiError."""
+        """Watch a path; the stream ends after `silence` seconds without a byte. Raises ApiError."""
         return Stream(path, self._open(Request("GET", path, query), silence))
 
     def _open(self, request: Request, within: float) -> urllib3.BaseHTTPResponse:
@@ -127,20 +126,20 @@ class Api:
                 request.method, request.path, query_params=list(request.query.items()), header_params=headers,
                 body=request.body, auth_settings=["BearerToken"],
             )  # fmt: skip
-        except CONFIGURATION as error:  # the token is read anew once a minute
+        except CONFIGURATION as error:  # the token is read again once a minute
             self._forget(client)
-            raise ApiError(f"no configuration for the API server: {error}") from error
+            raise ApiError(f"cannot configure the connection to the API server: {error}") from error
         try:
             response = client.call_api(*serialized, _request_timeout=(min(CONNECT_WITHIN, self._within), within))
-        except OpenApiException as error:  # what the client makes of an SSLError
+        except OpenApiException as error:  # the client turns an SSLError into it
             self._forget(client)  # the CA may have been rotated
             raise ApiError(f"{request}: {_reason(error.__context__ or error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ApiError(f"{request}: {_reason(error)}") from error
-        except ValueError:  # its text holds the token
+        except ValueError:  # its text has the token
             self._forget(client)
-            what = "the token holds a character that no HTTP header may have"
-            raise ApiError(f"no configuration for the API server: {what}") from None
+            what = "the token has a character that is not allowed in an HTTP header"
+            raise ApiError(f"cannot configure the connection to the API server: {what}") from None
         answer: urllib3.BaseHTTPResponse = response.response
         if answer.status >= 300:
             if answer.status == UNAUTHORIZED:
@@ -156,28 +155,28 @@ class Api:
                     configuration.connection_pool_maxsize = self._threads
                     self._client = ApiClient(configuration)
                 except CONFIGURATION as error:
-                    raise ApiError(f"no configuration for the API server: {error}") from error
+                    raise ApiError(f"cannot configure the connection to the API server: {error}") from error
                 self._client.user_agent = "testcni-agent"
             return self._client
 
     def _forget(self, client: ApiClient) -> None:
-        """Read the configuration anew at the next request."""
+        """Read the configuration again at the next request."""
         with self._lock:
             if self._client is client:
                 self._client = None
 
 
 class Stream:
-    """The lines of a watch, as JSON."""
+    """The events of a watch (API concepts, efficient detection of changes)."""
 
     def __init__(self, path: str, response: urllib3.BaseHTTPResponse) -> None:
         self._path = path
         self._response = response
 
-    def __iter__(self) -> Iterator[dict[str, Any] | GarbledError]:
-        """Ends when the server does; an event that can't be read is an error among the others.
+    def __iter__(self) -> Iterator[dict[str, Any] | UnreadableEventError]:
+        """Yield events until the server ends the watch; an unreadable event is yielded as an error.
 
-        Raises ApiError when the server falls silent.
+        Raises ApiError when the connection fails or the server is silent for too long.
         """
         rest = b""
         try:
@@ -194,16 +193,16 @@ class Stream:
             self._response.close()
 
     def close(self) -> None:
-        """End the watch from another thread; one that is over stays so."""
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # how urllib3 says that it is
+        """End the watch from another thread; it may have ended already."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # what urllib3 raises if it has ended
             self._response.shutdown()
 
 
 def from_kubeconfig(path: Path) -> Configuration:
-    """The configuration of a kubeconfig's current context.
+    """Return the configuration of a kubeconfig's current context.
 
-    The library takes any text for a switch that is on, and a server without a scheme for plain HTTP, so both are
-    refused before. Raises ConfigException, OSError; anything of another shape raises what the library does.
+    The library reads any text as a switch that is on, and a server without a scheme as plain HTTP, so both are
+    refused here. Raises ConfigException, OSError, and for a file of another shape any of CONFIGURATION.
     """
     for file, doc in kube_config.KubeConfigMerger(str(path)).config_files.items():
         for wrong in _loose(doc):
@@ -214,7 +213,7 @@ def from_kubeconfig(path: Path) -> Configuration:
 
 
 def _loose(doc: Mapping[str, Any]) -> Iterator[str]:
-    """What a kubeconfig has that would turn a protection off by mistake, as client-go would not."""
+    """Yield what in a kubeconfig would switch off a protection by mistake; client-go refuses it as well."""
     for entry in doc.get("clusters") or ():
         name, cluster = entry["name"], entry.get("cluster") or {}
         for key in SWITCHES & cluster.keys():
@@ -230,7 +229,10 @@ def _loose(doc: Mapping[str, Any]) -> Iterator[str]:
 
 
 def from_cluster() -> Configuration:
-    """That of a pod's service account, whose token is read anew every minute. Raises ConfigException, OSError."""
+    """Return the configuration of a pod's service account, whose token is read again once a minute.
+
+    Raises ConfigException, OSError.
+    """
     configuration = _configuration()
     incluster_config.load_incluster_config(client_configuration=configuration)
     return configuration
@@ -238,23 +240,23 @@ def from_cluster() -> Configuration:
 
 def _configuration() -> Configuration:
     configuration = Configuration()
-    configuration.retries = False  # whoever asks knows best when to ask again
+    configuration.retries = False  # the caller knows best when to retry
     configuration.socket_options = [*HTTPConnection.default_socket_options, *KEEPALIVE]
     return configuration
 
 
-def _event(path: str, line: bytes) -> dict[str, Any] | GarbledError:
+def _event(path: str, line: bytes) -> dict[str, Any] | UnreadableEventError:
     try:
         doc = strict_json.tolerant(line)
     except JsonError as error:
-        return GarbledError(f"watch {path}: {line[:80]!r} is no event: {error}")
+        return UnreadableEventError(f"watch {path}: {line[:80]!r} is not an event: {error}")
     if not isinstance(doc.get("object"), dict):
-        return GarbledError(f"watch {path}: {line[:80]!r} is no event")
+        return UnreadableEventError(f"watch {path}: {line[:80]!r} is not an event")
     return doc
 
 
 def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
-    """The API server's own words, and what kind of error they are."""
+    """Return the error of an answer, with the API server's message."""
     try:
         text = answer.data.decode(errors="replace")
         doc = strict_json.tolerant(text.encode())
@@ -274,6 +276,6 @@ def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause: what a person can do something about."""
+    """Return the text of the innermost cause, which names what to fix."""
     inner = getattr(error, "reason", None) or error.__cause__
     return _reason(inner) if isinstance(inner, BaseException) else str(error) or type(error).__name__

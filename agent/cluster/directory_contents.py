@@ -1,4 +1,4 @@
-"""What the files of a folder hold, each and together, and what happened between two looks at them."""
+"""Parse the files of a directory of manifests, and compare two scans of it."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ Key = tuple[Kind, str]
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """One file, as it was at the last look."""
+class ManifestFile:
+    """One file, as it was at the last scan."""
 
     stamp: tuple[int, int, int] | None
-    """Time, size and inode; None: look again."""
+    """Time, size and inode; None: read it again at the next scan."""
     digest: bytes
     objects: tuple[Resource, ...]
     faults: tuple[ManifestError, ...] = ()
     partial: bool = False
-    """Whether each object is in use, and lacks at most what is wrong with it."""
+    """Whether all objects of the file are in use, without their faulty fields."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What all files hold together."""
+class Contents:
+    """The objects of all files together."""
 
     objects: Mapping[Key, Resource] = field(default_factory=dict)
     paths: Mapping[Key, Path] = field(default_factory=dict)
-    files: Mapping[Path, File] = field(default_factory=dict)
+    files: Mapping[Path, ManifestFile] = field(default_factory=dict)
     problems: Mapping[str, Problem] = field(default_factory=dict)
     partial: frozenset[str] = frozenset()
-    """Files whose objects are in use all the same."""
+    """Files with faults whose objects are all in use, without their faulty fields."""
     complete: bool = False
-    """The folder has been read at least once."""
+    """Whether the directory was read at least once."""
 
 
-def parsed(path: Path, data: bytes, known: File | None, stamp: tuple[int, int, int] | None) -> File:
-    """A file by its bytes, which are parsed only if they are other ones than before."""
+def parse_file(
+    path: Path, data: bytes, known: ManifestFile | None, stamp: tuple[int, int, int] | None
+) -> ManifestFile:
+    """Return a file of these bytes, which are parsed only if they changed."""
     digest = hashlib.sha256(data).digest()
     if known and known.digest == digest:
         return replace(known, stamp=stamp)
@@ -55,28 +57,33 @@ def parsed(path: Path, data: bytes, known: File | None, stamp: tuple[int, int, i
         found = manifest.parse(path, data, objects_before)
     except ManifestError as error:
         problem = error
-    except (ValueError, TypeError, RecursionError, ArithmeticError) as error:  # YAML can say what no manifest does
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        ArithmeticError,
+    ) as error:  # YAML has more values
         problem = ManifestError(0, str(error), "write plain objects")
     else:
-        return File(stamp, digest, found.objects, found.faults, found.partial)
-    return File(stamp, digest, objects_before, (problem,))
+        return ManifestFile(stamp, digest, found.objects, found.faults, found.partial)
+    return ManifestFile(stamp, digest, objects_before, (problem,))
 
 
-def contents(path: Path) -> bytes:
-    """The bytes of a file; raises OSError, or ManifestError for what can't be a manifest."""
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file. Raises OSError, or ManifestError where it cannot be a manifest."""
     try:
         data = atomic_file.read(path, manifest.LARGEST)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EFBIG):
             raise ManifestError(0, error.strerror or str(error), "move it elsewhere, or split it") from error
         raise
-    if not data:  # what an editor leaves for a moment, and a full disk for good
+    if not data:  # an editor leaves it so for a moment, a full disk for good
         raise ManifestError(0, "is empty", "write an object or delete the file")
     return data
 
 
-def between(before: Seen, seen: Seen) -> Iterator[Change]:
-    """What happened between two looks."""
+def changes_between(before: Contents, seen: Contents) -> Iterator[Change]:
+    """Yield the changes between two scans."""
     if seen.complete and not before.complete:
         for kind in KINDS:
             yield Listed(kind, tuple(obj for (k, _name), obj in seen.objects.items() if k == kind))
@@ -100,5 +107,5 @@ def _edits(before: Mapping[Key, Resource], now: Mapping[Key, Resource]) -> Itera
             yield Deleted(kind, name)
     for key, obj in now.items():
         old = before.get(key)
-        if old != obj or old.resource_version != obj.resource_version:  # equality leaves the version out
+        if old != obj or old.resource_version != obj.resource_version:  # equality ignores the version
             yield Upserted(obj)

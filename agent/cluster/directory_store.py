@@ -1,4 +1,4 @@
-"""The datastore in a folder of manifests: what one machine needs to show a whole cluster."""
+"""Read, write and watch objects in a directory of manifests, for clusters without Kubernetes and for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 import yaml
 
 from agent.cluster import accepted_modes, manifest, objects
-from agent.cluster.directory_contents import File, Key, Seen, between, contents, parsed
+from agent.cluster.directory_contents import Contents, Key, ManifestFile, changes_between, parse_file, read_file
 from agent.cluster.manifest import ManifestError
 from agent.cluster.store import (
     ConflictError,
@@ -34,35 +34,35 @@ from agent.model.cluster import AcceptedModes, Node, Resource
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
-RECEIVES = ".receives"  # suffix of what a node has announced
-LONGEST_RECEIVES = 1 << 16  # bytes of such a file
+SUFFIX = ".receives"  # of the file with the modes that a node accepts
+LONGEST = 1 << 16  # bytes of this file
 SUFFIXES = (".yaml", ".yml", ".json")
-DEBOUNCE = 0.02  # seconds: files that come together are read together
-LOCKED_WITHIN, LOCKED_AGAIN = 5.0, 0.01  # seconds: a write takes milliseconds, but its process may be stopped
-LOOK_AGAIN = 10.0  # seconds, should a change ever be missed
-YOUNG = 50_000_000  # ns: a file this fresh may change again without its time showing it
-STALLED = 10_000_000_000  # ns: who hasn't written for so long isn't in the middle of it
+DEBOUNCE = 0.02  # seconds: files that change together are read together
+LOCKED_WITHIN, LOCKED_AGAIN = 5.0, 0.01  # seconds: a write takes milliseconds, but the writer may be stopped
+RESCAN = 10.0  # seconds between scans without a change, in case that one was missed
+YOUNG = 50_000_000  # ns: a file as new as this may change again without a new modification time
+STALLED = 10_000_000_000  # ns: a writer that was silent for so long has stopped
 
 
 class DirectoryStore:
-    """A Datastore (see agent.cluster.store) over the manifests in a folder."""
+    """A Datastore (agent.cluster.store) in a directory of manifests."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._files: dict[Path, File] = {}
+        self._files: dict[Path, ManifestFile] = {}
         self._identity: tuple[int, int] | None = None
-        self._said: dict[str, AcceptedModes] = {}
+        self._accepted_modes: dict[str, AcceptedModes] = {}
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
-        """All objects of a kind now. Raises StoreError when the folder can't be read."""
-        seen = self._scan()
-        if not seen.complete:
-            raise StoreError(str(seen.problems.get(str(self._path), f"{self._path} can't be read")))
-        return tuple(obj for (k, _name), obj in seen.objects.items() if k == kind)
+        """Return all objects of a kind. Raises StoreError where the directory is unreadable."""
+        contents = self._scan()
+        if not contents.complete:
+            raise StoreError(str(contents.problems.get(str(self._path), f"{self._path} can't be read")))
+        return tuple(obj for (k, _name), obj in contents.objects.items() if k == kind)
 
     def get(self, kind: Kind, name: str) -> Resource:
-        """The object now; NotFoundError where no manifest has it."""
+        """Return an object. Raises NotFoundError where no manifest has it."""
         found = self._scan().objects.get((kind, name))
         if found is None:
             raise NotFoundError(f"there is no {kind} {name} in {self._path}")
@@ -70,46 +70,46 @@ class DirectoryStore:
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
-        before = Seen()
+        before = Contents()
         with closing(DirectoryWatch(self._path)) as watch:
             while not stop.is_set():
-                seen = self._scan(watch.busy)
-                if changes := [*between(before, seen)]:
+                contents = self._scan(watch.busy)
+                if changes := [*changes_between(before, contents)]:
                     deliver(changes)
-                before = seen
-                young = any(file.stamp is None and file.digest for file in seen.files.values())
-                watch.wait(stop, YOUNG / 1e9 if young else LOOK_AGAIN, settle=DEBOUNCE)
+                before = contents
+                young = any(file.stamp is None and file.digest for file in contents.files.values())
+                watch.wait(stop, YOUNG / 1e9 if young else RESCAN, settle=DEBOUNCE)
 
     def create(self, obj: Resource) -> Resource:
-        """Create the object in a file of its own, which exists at once and whole, or not at all."""
+        """Create an object in a file of its own, atomically. Raises ConflictError, StoreError."""
         kind = kind_of(obj)
         if (kind, obj.name) in self._scan().objects:
             raise ConflictError(f"{kind} {obj.name} exists")
         path = self._path / f"{kind.lower()}-{obj.name}.yaml"
-        with self._written(obj, path) as temporary:
+        with self._temporary_file(obj, path) as temporary:
             try:
-                os.link(temporary, path)  # unlike a rename, it fails where another agent was first
+                os.link(temporary, path)  # unlike rename(2), it fails where the file exists
             except FileExistsError as error:
                 raise ConflictError(f"{kind} {obj.name}: {path} exists") from error
-        return self._alone(kind, obj.name)[1]
+        return self._single(kind, obj.name)[1]
 
     def update(self, obj: Resource) -> Resource:
-        """Replace the object, if nobody else did since it was read; fields that we don't know are not kept."""
+        """Replace an object, without fields that testcni does not know. Raises ConflictError, StoreError."""
         kind = kind_of(obj)
-        with self._exclusive():
-            path, found = self._alone(kind, obj.name)
+        with self._locked():
+            path, found = self._single(kind, obj.name)
             if found.resource_version != obj.resource_version:
                 raise ConflictError(f"{kind} {obj.name} has changed since it was read")
-            with self._written(obj, path) as temporary:
+            with self._temporary_file(obj, path) as temporary:
                 temporary.rename(path)
-            return self._alone(kind, obj.name)[1]
+            return self._single(kind, obj.name)[1]
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
-        """Delete the object with its file, if it says what is known of it."""
-        with self._exclusive():
-            path, found = self._alone(kind, name)
+        """Delete an object and its file, if it equals `known`. Raises ConflictError, NotFoundError, StoreError."""
+        with self._locked():
+            path, found = self._single(kind, name)
             if known is not None and found != known:
-                raise ConflictError(f"{kind} {name} is another one than was known")
+                raise ConflictError(f"{kind} {name} has changed since it was read")
             try:
                 path.unlink()
             except FileNotFoundError as error:
@@ -118,8 +118,8 @@ class DirectoryStore:
                 raise StoreError(f"{kind} {name} can't be deleted: {error}") from error
 
     def publish_accepted_modes(self, node: str, text: str) -> None:
-        """A small file beside the manifests, which are their owner's; an empty text removes it."""
-        path = self._path / f"{quote(node, safe='')}{RECEIVES}"
+        """Write a small file beside the manifests; an empty text removes it. Raises StoreError."""
+        path = self._path / f"{quote(node, safe='')}{SUFFIX}"
         try:
             if not text:
                 path.unlink(missing_ok=True)
@@ -128,22 +128,22 @@ class DirectoryStore:
         except OSError as error:
             raise StoreError(f"{path} can't be written: {error}") from error
 
-    def _alone(self, kind: Kind, name: str) -> tuple[Path, Resource]:
-        """The object and its file, which must be well and hold no other."""
-        seen = self._scan()
+    def _single(self, kind: Kind, name: str) -> tuple[Path, Resource]:
+        """Return an object and its file. Raises StoreError where the file is faulty or has other objects."""
+        contents = self._scan()
         key = (kind, name)
-        if key not in seen.objects:
+        if key not in contents.objects:
             raise NotFoundError(f"there is no {kind} {name} in {self._path}")
-        path = seen.paths[key]
-        if problem := seen.problems.get(str(path)):
+        path = contents.paths[key]
+        if problem := contents.problems.get(str(path)):
             raise StoreError(str(problem))
-        if len(seen.files[path].objects) > 1:
+        if len(contents.files[path].objects) > 1:
             raise StoreError(f"{path} holds other objects than {kind} {name}; give it a file of its own")
-        return path, seen.objects[key]
+        return path, contents.objects[key]
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Alone among all who write to this folder."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock that all writers to this directory take. Raises StoreError."""
         try:
             fd = os.open(self._path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -161,7 +161,7 @@ class DirectoryStore:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > end:
-                    what = f"somebody else has had {self._path}/.lock for {LOCKED_WITHIN:g} s"
+                    what = f"another process holds {self._path}/.lock for more than {LOCKED_WITHIN:g} s"
                     raise StoreError(what) from error
             except OSError as error:  # a network file system may know no locks
                 raise StoreError(f"{self._path}/.lock can't be locked: {error.strerror}") from error
@@ -170,10 +170,10 @@ class DirectoryStore:
             time.sleep(LOCKED_AGAIN)
 
     @contextmanager
-    def _written(self, obj: Resource, target: Path) -> Iterator[Path]:
-        """A hidden file with the object as `target` will have it, safely on disk; it is gone afterwards."""
+    def _temporary_file(self, obj: Resource, target: Path) -> Iterator[Path]:
+        """Write an object to a hidden file in the form of `target`, synced to disk; remove it afterwards."""
         doc = objects.to_doc(obj)
-        doc["metadata"].pop("resourceVersion", None)  # here it is the content itself
+        doc["metadata"].pop("resourceVersion", None)  # here it is a hash of the content
         path: Path | None = None
         try:
             fd, name = tempfile.mkstemp(prefix=".new-", dir=self._path)
@@ -194,20 +194,20 @@ class DirectoryStore:
             if path:
                 path.unlink(missing_ok=True)
 
-    def _scan(self, busy: Collection[str] = ()) -> Seen:
-        """Read what changed since the last time, but for files being written, and put all together."""
+    def _scan(self, busy: Collection[str] = ()) -> Contents:
+        """Read files that changed since the last scan, except files being written; return all contents."""
         with self._lock:
             problems: dict[str, Problem] = {}
             try:
                 self._files, self._identity = self._read(busy)
-                self._said = self._hear()
-            except OSError as error:  # a folder that went away takes nothing with it
-                remedy = "make it readable; until then its last state stays in force"
+                self._accepted_modes = self._read_accepted_modes()
+            except OSError as error:  # a directory that vanished deletes no objects
+                remedy = "make it readable; until then its last state stays in use"
                 problems[str(self._path)] = Problem(str(self._path), str(error), remedy)
-            return self._together(problems)
+            return self._combine(problems)
 
-    def _read(self, busy: Collection[str]) -> tuple[dict[Path, File], tuple[int, int]]:
-        """All files, and which folder they are in. Raises OSError when that went away or lost everything."""
+    def _read(self, busy: Collection[str]) -> tuple[dict[Path, ManifestFile], tuple[int, int]]:
+        """Return all files and the directory's identity. Raises OSError where it vanished or is newly empty."""
         identity = _identity(self._path)
         paths = sorted(p for p in self._path.iterdir() if p.suffix in SUFFIXES and p.name[0] != ".")
         files = {path: file for path in paths if (file := self._load(path, path.name in busy))}
@@ -217,8 +217,8 @@ class DirectoryStore:
             raise OSError(errno.ESTALE, "another folder is here now, and it has no manifests")  # unmounted?
         return files, identity
 
-    def _load(self, path: Path, busy: bool) -> File | None:
-        """What a file holds; its last good objects and an error where it can't be used."""
+    def _load(self, path: Path, busy: bool) -> ManifestFile | None:
+        """Return a file; where it is faulty, with its last good objects and the error."""
         known = self._files.get(path)
         try:
             status = path.stat()
@@ -226,16 +226,16 @@ class DirectoryStore:
             age = abs(time.time_ns() - status.st_mtime_ns)
             if (known and known.stamp == stamp) or (busy and age < STALLED):
                 return known
-            return parsed(path, contents(path), known, stamp if age > YOUNG else None)
+            return parse_file(path, read_file(path), known, stamp if age > YOUNG else None)
         except ManifestError as error:
-            return File(None, b"", known.objects if known else (), (error,))
+            return ManifestFile(None, b"", known.objects if known else (), (error,))
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
-                return None  # it went while we looked
+                return None  # it was deleted meanwhile
             problem = ManifestError(0, str(error), "make it readable")
-            return File(None, b"", known.objects if known else (), (problem,))
+            return ManifestFile(None, b"", known.objects if known else (), (problem,))
 
-    def _together(self, problems: dict[str, Problem]) -> Seen:
+    def _combine(self, problems: dict[str, Problem]) -> Contents:
         found: dict[Key, Resource] = {}
         paths: dict[Key, Path] = {}
         doubles: set[Path] = set()
@@ -245,34 +245,36 @@ class DirectoryStore:
             for obj in file.objects:
                 key = (kind_of(obj), obj.name)
                 if key in found:
-                    what = f"{' '.join(key)} stands in {paths[key]} already"
-                    problems[str(path)] = Problem(str(path), what, "remove one; the first file's is in force")
+                    what = f"{' '.join(key)} is in {paths[key]} already"
+                    problems[str(path)] = Problem(
+                        str(path), what, "remove one; the one of the first file is in use"
+                    )
                     doubles.add(path)
                     continue
                 found[key], paths[key] = obj, path
         for key, obj in found.items():
-            if isinstance(obj, Node) and (said := self._said.get(obj.name)):
+            if isinstance(obj, Node) and (said := self._accepted_modes.get(obj.name)):
                 found[key] = replace(obj, accepted_modes=said)
         partial = frozenset(
             str(path) for path, file in self._files.items() if file.partial and path not in doubles
         )
-        return Seen(found, paths, self._files, problems, partial, self._identity is not None)
+        return Contents(found, paths, self._files, problems, partial, self._identity is not None)
 
-    def _hear(self) -> dict[str, AcceptedModes]:
-        """What nodes have announced. Raises OSError."""
+    def _read_accepted_modes(self) -> dict[str, AcceptedModes]:
+        """Return the modes that nodes accept. Raises OSError."""
         said = {}
-        for path in self._path.glob(f"*{RECEIVES}"):
+        for path in self._path.glob(f"*{SUFFIX}"):
             if path.name[0] == ".":
                 continue
-            with contextlib.suppress(OSError, UnicodeDecodeError):  # it went, or is nothing that an agent wrote
-                text = atomic_file.read(path, LONGEST_RECEIVES).decode()
-                said[unquote(path.name.removesuffix(RECEIVES))] = accepted_modes.decode(text)
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # it was deleted, or no agent wrote it
+                text = atomic_file.read(path, LONGEST).decode()
+                said[unquote(path.name.removesuffix(SUFFIX))] = accepted_modes.decode(text)
         return said
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Which folder is there. Raises OSError, also for one that was removed and is only mounted here."""
+    """Return device and inode of a directory. Raises OSError, also where it is removed but still mounted here."""
     status = path.stat()
     if status.st_nlink == 0:
-        raise OSError(errno.ESTALE, "it was removed, and is only mounted here")
+        raise OSError(errno.ESTALE, "it was removed, but is still mounted here")
     return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""One kind in Kubernetes: a list and a watch, resumed where it broke off."""
+"""Follow one kind of objects: list it, then watch it, and resume a broken watch where it ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from agent.cluster import listing
-from agent.cluster.api import GONE, Api, ApiError, GarbledError, GoneError, Request, Stream
+from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream, UnreadableEventError
 from agent.cluster.object_fields import Faults, ObjectError
 from agent.cluster.store import (
     ENDED,
@@ -43,11 +43,11 @@ from agent.model.problem import Problem
 from agent.runtime.pace import Pace
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
-BROKEN = 500  # HTTP statuses from here on are the server's own fault (RFC 9110, 15.6)
-UNREAD = "look at the objects of this kind; all are listed anew when the watch ends"
-RESTARTS = 10, 5.0  # watches at once, then one in so many seconds: each may end as soon as it brought something
-SHORTEST = 1.0  # seconds: a watch that ends sooner and brought nothing has failed
-IN_TIME = 0.99  # of the time asked for: clocks differ a little
+BROKEN = 500  # HTTP statuses from here on are server errors (RFC 9110, section 15.6)
+UNREAD = "check the objects of this kind; all are listed again when the watch ends"
+RESTARTS = 10, 5.0  # a burst of watches, then one in so many seconds: each may end after its first event
+SHORTEST = 1.0  # seconds: a watch that ends sooner without an event has failed
+IN_TIME = 0.99  # of the requested time: clocks differ a little
 
 log = logging.getLogger(__name__)
 
@@ -56,43 +56,47 @@ log = logging.getLogger(__name__)
 class WatchDuration:
     """How long a watch runs, in seconds.
 
-    The server ends it after the time that it is asked for (`timeoutSeconds`, API reference). Nothing else need
-    come: bookmarks are not guaranteed (API concepts, watch bookmarks), so silence until then is normal.
+    The server ends it after the requested time (`timeoutSeconds`, API reference). Until then silence is normal:
+    bookmarks are not guaranteed (API concepts, watch bookmarks).
     """
 
     shortest: int = 180
     longest: int = 270
-    """The time asked for is by chance between the two: not all nodes come back at once."""
+    """The requested time is random between the two, so that not all nodes reconnect at once."""
     slack: float = 20.0
-    """A server that is this much too late hangs."""
+    """A server that ends a watch later than this hangs."""
 
 
 class Informer:
-    """One kind: what is known of it, and from which resourceVersion on it is to be followed.
+    """Follow one kind: keep its known objects, and the resourceVersion from which to watch.
 
-    `answers` is notified when a server that had not answered does again: the other kinds need not wait any longer.
+    `server_answers` is notified when a server that was unreachable answers: informers of other kinds stop waiting.
     """
 
     def __init__(
-        self, api: Api, kind: Kind, answers: threading.Condition | None = None, lasts: WatchDuration | None = None
+        self,
+        api: Api,
+        kind: Kind,
+        server_answers: threading.Condition | None = None,
+        duration: WatchDuration | None = None,
     ) -> None:
         self.kind = kind
         self._api = api
-        self._answers = answers or threading.Condition()
-        self._lasts = lasts or WatchDuration()
-        self._away = False
-        self._broke = self._useless = False
+        self._server_answers = server_answers or threading.Condition()
+        self._duration = duration or WatchDuration()
+        self._server_away = False
+        self._check_first = self._ended_at_once = False
         self._server = f"API server, {kind}"
         self._version = ""
-        self._heard = 0
+        self._events = 0
         self._known: dict[str, Resource] = {}
-        self._troubles: set[str] = set()
+        self._failing: set[str] = set()
         self._stream: Stream | None = None
         self._deliver: Deliver = lambda _changes: None
         self._pace = Pace(*RESTARTS)
 
     def run(self, deliver: Deliver, stop: threading.Event) -> None:
-        """Follow until `stop` is set, whatever the API server does."""
+        """Follow the kind until `stop` is set; failed requests are retried with backoff."""
         self._deliver = deliver
         backoff = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
         while not stop.is_set():
@@ -108,111 +112,115 @@ class Informer:
             retrying(self._session)
 
     def close(self) -> None:
-        """End the connection; `run` begins another one unless it was told to stop."""
-        with self._answers:
-            self._answers.notify_all()
+        """End the connection; `run` opens another one unless its `stop` is set."""
+        with self._server_answers:
+            self._server_answers.notify_all()
         if stream := self._stream:
             stream.close()
 
     def _wait(self, seconds: float, stop: threading.Event) -> None:
-        """Until the time is over, or a server that was away has answered somebody else."""
-        if not self._away:
+        """Wait so many seconds, or until a server that was unreachable has answered another informer."""
+        if not self._server_away:
             stop.wait(seconds)
             return
-        with self._answers:
+        with self._server_answers:
             if not stop.is_set():
-                self._answers.wait(seconds)
+                self._server_answers.wait(seconds)
 
     def _answered(self) -> None:
-        if self._away:
-            self._away = False
-            with self._answers:
-                self._answers.notify_all()
+        if self._server_away:
+            self._server_away = False
+            with self._server_answers:
+                self._server_answers.notify_all()
 
     def _session(self) -> None:
-        """List where needed, then watch for as long as it goes; raises StoreError if nothing came of it."""
+        """List if needed, then watch until the watch ends. Raises StoreError where it failed at once."""
         if not self._version:
             self._list()
             self._answered()
-        elif self._broke:  # a server that hangs may take a watch, but answers nothing
+        elif self._check_first:  # a server that hangs may accept a watch and answer nothing
             self._api.ask(Request("GET", listing.PATHS[self.kind], {"limit": "1", "resourceVersion": "0"}))
-        self._broke = False
-        asked = random.randint(self._lasts.shortest, self._lasts.longest)  # noqa: S311
-        began, heard, garbled = time.monotonic(), self._heard, None
+        self._check_first = False
+        asked = random.randint(self._duration.shortest, self._duration.longest)  # noqa: S311
+        began, events_before, unreadable = time.monotonic(), self._events, None
         try:
             self._stream = self._open(asked)
             for event in self._stream:
-                if isinstance(event, GarbledError):
-                    garbled = event
+                if isinstance(event, UnreadableEventError):
+                    unreadable = event
                     source = f"{self._server}, event"
-                    self._tell([], (), {source: SourceProblem(source, Problem(self._server, str(event), UNREAD))})
+                    self._report(
+                        [], (), {source: SourceProblem(source, Problem(self._server, str(event), UNREAD))}
+                    )
                 else:
                     self._take(event)
         except GoneError as error:
             self._version = ""
-            self._ended(EXPIRED, began, heard, error)
+            self._ended(EXPIRED, began, events_before, error)
         except StoreError as error:
-            self._broke = isinstance(error, ApiError) and error.status == 0
-            self._ended(FAILED, began, heard, error)
+            self._check_first = isinstance(error, ApiError) and error.status == 0
+            self._ended(FAILED, began, events_before, error)
         else:
-            early = ApiError("the server ends the watch as soon as it begins")
+            early = ApiError("the server ended the watch at once")
             in_time = time.monotonic() - began >= asked * IN_TIME
-            self._ended("" if in_time else ENDED, began, heard, garbled or early)
+            self._ended("" if in_time else ENDED, began, events_before, unreadable or early)
         finally:
-            if garbled and self._heard != heard:  # only a new list says what the event was
+            if unreadable and self._events != events_before:  # only a new list has what the event said
                 self._version = ""
             self._stream = None
 
     def _open(self, asked: int) -> Stream:
-        """A watch of `asked` seconds; that the server took it is news of a kind of which nothing else may come."""
+        """Open a watch of `asked` seconds, and report that the kind works: no event may come for long."""
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,
             "timeoutSeconds": str(asked),
         }
-        stream = self._api.watch(listing.PATHS[self.kind], query, asked + self._lasts.slack)
+        stream = self._api.watch(listing.PATHS[self.kind], query, asked + self._duration.slack)
         self._answered()
-        self._tell([Bookmark(self.kind)], () if self._useless else (self._server,), {})
+        self._report([Bookmark(self.kind)], () if self._ended_at_once else (self._server,), {})
         return stream
 
-    def _ended(self, reason: str, began: float, heard: float, error: StoreError) -> None:
-        """A watch that brought something, or ran for a while, may begin again at its pace.
+    def _ended(self, reason: str, began: float, events_before: float, error: StoreError) -> None:
+        """Report the end of a watch; raise `error` where it ended at once without an event, so that `run` waits.
 
-        Else `error` is raised, so that it waits. An empty `reason`: it ended in time, which is not counted.
+        `reason` is empty where it ended after the requested time, which is not reported.
         """
         log.debug("watch of %s: %s (%s)", self.kind, reason or "ended in time", error)
         if reason:
             self._deliver([WatchRestarted(self.kind, reason)])
-        self._useless = self._heard == heard and time.monotonic() - began < SHORTEST
-        if self._useless:
+        self._ended_at_once = self._events == events_before and time.monotonic() - began < SHORTEST
+        if self._ended_at_once:
             raise error
 
     def _failed(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        self._away = isinstance(error, ApiError) and (error.status == 0 or error.status >= BROKEN)
-        remedy = "it is tried again; until then the last state stays in force"
+        self._server_away = isinstance(error, ApiError) and (error.status == 0 or error.status >= BROKEN)
+        remedy = "retried; until then the last state stays in use"
         if isinstance(error, NotFoundError):
             remedy = "install the CustomResourceDefinitions: kubectl apply -f manifests/"
         elif isinstance(error, ApiError) and error.status in (401, 403):
             remedy = "give the agent's service account its ClusterRole: kubectl apply -f manifests/"
-        self._tell([], (), {self._server: SourceProblem(self._server, Problem(self._server, str(error), remedy))})
+        self._report(
+            [], (), {self._server: SourceProblem(self._server, Problem(self._server, str(error), remedy))}
+        )
         log.log(logging.WARNING if state.attempt_number == 1 else logging.DEBUG, "%s: %s", self._server, error)
 
     def _list(self) -> None:
-        """Deliver the complete list; what can't be parsed keeps its last good state."""
+        """List and deliver all objects; a faulty object keeps its last good state. Raises StoreError."""
         version: list[str] = []
         found: dict[str, Resource] = {}
-        troubles: dict[str, SourceProblem] = {}
+        problems: dict[str, SourceProblem] = {}
         for item in listing.items(self._api, self.kind, version.append):
-            obj = self._parse(item, troubles)
+            obj = self._parse(item, problems)
             if obj:
                 found[obj.name] = obj
         self._known, self._version = found, version[0]
-        self._tell([Listed(self.kind, tuple(found.values()))], self._troubles, troubles)
+        self._report([Listed(self.kind, tuple(found.values()))], self._failing, problems)
 
     def _take(self, event: dict[str, Any]) -> None:
-        """Deliver what an event changes. Raises GoneError, ApiError."""
+        """Deliver the change of an event. Raises GoneError, ApiError."""
         kind, item = event.get("type"), event["object"]
         if kind == "ERROR":
             message, code = str(item.get("message", "unknown"))[:500], item.get("code")
@@ -220,11 +228,11 @@ class Informer:
             raise GoneError(message, GONE) if status == GONE else ApiError(message, status)
         metadata = listing.metadata(item)
         source = _source(self.kind, item)
-        troubles: dict[str, SourceProblem] = {}
+        problems: dict[str, SourceProblem] = {}
         changes: list[Change] = []
         if kind in ("ADDED", "MODIFIED"):
-            obj = self._parse(item, troubles)
-            if obj and self._known.get(obj.name) != obj:  # a Node changes every few minutes, but nothing of ours
+            obj = self._parse(item, problems)
+            if obj and self._known.get(obj.name) != obj:  # the kubelet changes Nodes often, and no field of ours
                 self._known[obj.name] = obj
                 changes.append(Upserted(obj))
             elif isinstance(obj, IPPool):
@@ -232,33 +240,33 @@ class Informer:
         elif kind == "DELETED":
             self._known.pop(str(metadata.get("name")), None)
             changes.append(Deleted(self.kind, str(metadata.get("name"))))
-        self._heard += 1
-        self._tell(changes or [Bookmark(self.kind)], (source, self._server), troubles)
+        self._events += 1
+        self._report(changes or [Bookmark(self.kind)], (source, self._server), problems)
         self._version = listing.version(metadata) or self._version  # a bookmark has only that
 
-    def _parse(self, item: dict[str, Any], troubles: dict[str, SourceProblem]) -> Resource | None:
-        """The object, or its last good state, and what is wrong with it."""
+    def _parse(self, item: dict[str, Any], problems: dict[str, SourceProblem]) -> Resource | None:
+        """Return an object, or its last good state where it is faulty; its faults are added to `problems`."""
         source, faults = _source(self.kind, item), Faults()
         known = self._known.get(str(listing.metadata(item).get("name")))
         try:
             obj = listing.parse(self.kind, item, faults, known)
         except ObjectError as error:
-            troubles[source] = SourceProblem(source, Problem(f"{source} {error.path}", error.what, error.remedy))
-            return known or error.closed
+            problems[source] = SourceProblem(source, Problem(f"{source} {error.path}", error.what, error.remedy))
+            return known or error.stand_in
         if faults:
             first, more = faults[0], "".join(f"; {fault.path} {fault.what}" for fault in faults[1:])
             problem = Problem(f"{source} {first.path}", first.what + more, first.remedy)
-            troubles[source] = SourceProblem(source, problem, partial=True)
+            problems[source] = SourceProblem(source, problem, partial=True)
         return obj
 
-    def _tell(self, changes: list[Change], seen: Collection[str], troubles: Mapping[str, SourceProblem]) -> None:
+    def _report(self, changes: list[Change], seen: Collection[str], problems: Mapping[str, SourceProblem]) -> None:
         """Deliver changes and troubles. A trouble ends when its source is `seen` to work again."""
-        over = (self._troubles & set(seen)) - troubles.keys()
-        self._troubles = (self._troubles - over) | troubles.keys()
+        over = (self._failing & set(seen)) - problems.keys()
+        self._failing = (self._failing - over) | problems.keys()
         told = [
             *changes,
             *(SourceProblem(source, None) for source in over),
-            *troubles.values(),
+            *problems.values(),
         ]
         if told:
             self._deliver(told)

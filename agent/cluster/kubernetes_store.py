@@ -1,4 +1,4 @@
-"""The datastore in Kubernetes: lists, single objects, and a watch for each kind."""
+"""Read, write and watch objects of the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ MERGE = "application/merge-patch+json"
 
 
 class KubernetesStore:
-    """A Datastore (see agent.cluster.store) over the API server."""
+    """A Datastore (agent.cluster.store) in the API server."""
 
-    def __init__(self, api: Api, lasts: WatchDuration | None = None) -> None:
+    def __init__(self, api: Api, duration: WatchDuration | None = None) -> None:
         self._api = api
-        answers = threading.Condition()
-        self.watches = tuple(Informer(api, kind, answers, lasts) for kind in KINDS)
+        server_answers = threading.Condition()
+        self.informers = tuple(Informer(api, kind, server_answers, duration) for kind in KINDS)
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
-        """All objects of a kind that can be used. Raises StoreError."""
+        """Return all objects of a kind, without faulty ones. Raises StoreError."""
         found = []
         for item in listing.items(self._api, kind, lambda _version: None):
             try:
                 found.append(listing.parse(kind, item, []))
             except ObjectError:
-                continue  # the watch tells
+                continue  # the informer reports it
         return tuple(found)
 
     def get(self, kind: Kind, name: str) -> Resource:
-        """The object now, read from a majority of etcd. Raises NotFoundError, StoreError."""
+        """Return an object, read from a quorum of etcd. Raises NotFoundError, StoreError."""
         accept = METADATA if kind in ("Pod", "Namespace") else JSON
         doc = self._api.ask(Request("GET", listing.path(kind, name), accept=accept))
         return _parsed({**doc, "apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind})
@@ -57,17 +57,17 @@ class KubernetesStore:
             with one_at_a_time:
                 deliver(changes)
 
-        def follow(watch: Informer) -> None:
+        def follow(informer: Informer) -> None:
             try:
-                watch.run(alone, stop)
-            except BaseException as error:  # noqa: BLE001  told where this watch was asked for
+                informer.run(alone, stop)
+            except BaseException as error:  # noqa: BLE001  raised below, in the thread of the caller
                 failed.append(error)
                 ended.set()
 
         ended = threading.Event()
         threads = [
-            threading.Thread(target=follow, args=(watch,), name=f"watch-{watch.kind}", daemon=True)
-            for watch in self.watches
+            threading.Thread(target=follow, args=(informer,), name=f"watch-{informer.kind}", daemon=True)
+            for informer in self.informers
         ]
         for thread in threads:
             thread.start()
@@ -75,30 +75,30 @@ class KubernetesStore:
             pass
         end = time.monotonic() + 1
         while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
-            for watch, thread in zip(self.watches, threads, strict=True):
-                watch.close()  # again, as it may have been between its list and its stream
+            for informer, thread in zip(self.informers, threads, strict=True):
+                informer.close()  # again, as it may just have opened its stream
                 thread.join(0.01)
         if failed:
             raise failed[0]
 
     def create(self, obj: Resource) -> Resource:
-        """Create the object, if there is none of its name."""
+        """Create an object. Raises ConflictError where one of its name exists, StoreError."""
         doc = objects.to_doc(obj)
         doc["metadata"].pop("resourceVersion", None)
         return _parsed(self._api.ask(Request("POST", listing.PATHS[kind_of(obj)], body=doc)))
 
     def update(self, obj: Resource) -> Resource:
-        """Replace the object, if nobody else did since it was read."""
+        """Replace an object. Raises ConflictError where it changed since it was read, StoreError."""
         path = listing.path(kind_of(obj), obj.name)
         return _parsed(self._api.ask(Request("PUT", path, body=objects.to_doc(obj))))
 
     def publish_accepted_modes(self, node: str, text: str) -> None:
-        """An annotation of the Node, by its status, which an agent may change; an empty text removes it."""
+        """Write an annotation of the Node by its status, which an agent may change. Raises StoreError."""
         body = {"metadata": {"annotations": {accepted_modes.ANNOTATION: text or None}}}
         self._api.ask(Request("PATCH", listing.status_path("Node", node), body=body, content_type=MERGE))
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
-        """Delete the object, if it is the one that is known; one with its name may have come after it."""
+        """Delete an object, if it is the `known` one and not a later one of its name. Raises StoreError."""
         body = None
         if known:
             uid = known.uid if isinstance(known, IPBlock) else ""
@@ -111,4 +111,4 @@ def _parsed(doc: dict[str, Any]) -> Resource:
     try:
         return objects.usable(doc, [])
     except ObjectError as error:
-        raise StoreError(f"the API server answers with an object that can't be used: {error}") from error
+        raise StoreError(f"the API server returned a faulty object: {error}") from error

@@ -1,4 +1,4 @@
-"""Objects as the API server lists them: where they are, and what is in a page."""
+"""List objects of the API server page by page, and know the paths of objects (API concepts, chunks)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parse
 
 
 def items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Every object of a kind, page by page; the list's resourceVersion is given to `take_version`."""
+    """Yield every object of a kind; `take_version` gets the list's resourceVersion. Raises StoreError."""
     return pages(api, PATHS[kind], {}, take_version)
 
 
 def pages(
     api: Api, path: str, selectors: Mapping[str, str], take_version: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Every object at a path that the selectors choose, page by page. Raises StoreError."""
+    """Yield every object at a path that the selectors choose, page by page. Raises StoreError."""
     query = {**selectors, "limit": str(PAGE)}
     while True:
         page = api.ask(Request("GET", path, query))
         metadata, items = page.get("metadata"), page.get("items")
         if not isinstance(metadata, dict) or not isinstance(items, list | None):
-            raise ApiError(f"GET {path}: the answer is no list")
+            raise ApiError(f"GET {path}: the answer is not a list")
         yield from (item if isinstance(item, dict) else {} for item in items or ())
         if not metadata.get("continue"):
             take_version(version(metadata))
@@ -45,29 +45,29 @@ def pages(
 
 
 def parse(kind: Kind, item: dict[str, Any], faults: Faults, known: Resource | None = None) -> Resource:
-    """The object; a list's items don't say of what kind they are. Raises ObjectError."""
+    """Return the object of an item, which has no kind in a list. Raises ObjectError."""
     return objects.usable({"apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind, **item}, faults, known)
 
 
 def metadata(item: dict[str, Any]) -> dict[str, Any]:
-    """An object's metadata, none where there is nothing that can be."""
+    """Return an object's metadata; empty where it has none."""
     metadata = item.get("metadata")
     return metadata if isinstance(metadata, dict) else {}
 
 
 def version(metadata: dict[str, Any]) -> str:
-    """The resourceVersion that metadata name; empty: none."""
+    """Return the resourceVersion of metadata; empty where there is none."""
     version = metadata.get("resourceVersion")
     return version if isinstance(version, str) else ""
 
 
 def status_path(kind: Kind, name: str) -> str:
-    """Where an object's status is."""
+    """Return the path of an object's status."""
     return f"{path(kind, name)}/status"
 
 
 def path(kind: Kind, name: str) -> str:
-    """Where an object is; a Pod's name is namespace/name."""
+    """Return the path of an object; a Pod's name is `namespace/name`."""
     if kind == "Pod":
         namespace, _, name = name.partition("/")
         return f"{PATHS['Namespace']}/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"

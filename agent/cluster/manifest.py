@@ -1,4 +1,4 @@
-"""One manifest file: its objects, or what is wrong with it and in which line."""
+"""Parse one manifest file: its objects, and its faults with their lines."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ TOLD = 3  # faults of a file beside the first
 
 @dataclass(frozen=True, slots=True)
 class ManifestError(Exception):
-    """A file that can't be used: the line (0: no certain one), what is wrong, how to mend it."""
+    """A file is faulty: the line (0: unknown), what is wrong, how to fix it."""
 
     line: int
     what: str
     remedy: str
 
     def problem(self, path: Path) -> Problem:
-        """As people are told it."""
+        """Return the problem to report."""
         return Problem(f"{path}:{self.line}" if self.line else str(path), self.what, self.remedy)
 
 
 def problem(path: Path, faults: Sequence[ManifestError]) -> Problem:
-    """All that is wrong with a file, at the line of the first."""
+    """Return one problem for all faults of a file, at the line of the first."""
     first = faults[0].problem(path)
     more = [f"line {fault.line}: {fault.what}" for fault in faults[1:]]
     if len(more) > TOLD:
@@ -47,19 +47,19 @@ def problem(path: Path, faults: Sequence[ManifestError]) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a file holds that can be used, and what is wrong with the rest of it."""
+    """The usable objects of a file, and the faults of the others."""
 
     objects: tuple[Resource, ...]
     faults: tuple[ManifestError, ...] = ()
     partial: bool = True
-    """Whether each object is in use, and lacks at most what is wrong with it."""
+    """Whether all objects are in use, without their faulty fields."""
 
 
 def parse(path: Path, data: bytes, known: Sequence[Resource] = ()) -> Manifest:
-    """The objects in the bytes of a YAML or JSON file; one that can't be used costs only itself.
+    """Return the objects in the bytes of a YAML or JSON file.
 
-    In its place stands the object of that name in `known`, what the file held before. Raises ManifestError for a
-    file of which not everything can be told apart.
+    A faulty object is replaced by the one of its name in `known`, the objects of the file's last good state.
+    Raises ManifestError where the syntax is wrong, or a faulty object cannot be identified.
     """
     if len(data) > LARGEST:
         raise ManifestError(0, f"is larger than {LARGEST >> 20} MiB", "split it")
@@ -72,27 +72,25 @@ def parse(path: Path, data: bytes, known: Sequence[Resource] = ()) -> Manifest:
             odd = Faults()
             obj: Resource | None
             try:
-                obj = replace(
-                    objects.usable(item, odd, _in_its_place(item, before)), resource_version=digest(item)
-                )
+                obj = replace(objects.usable(item, odd, _last_good(item, before)), resource_version=digest(item))
             except ObjectError as error:
-                partial, obj = False, _in_its_place(item, before) or error.closed
+                partial, obj = False, _last_good(item, before) or error.stand_in
                 odd.append(error)
-                if before and obj is None:  # nobody knows which one it was: nothing is lost
+                if before and obj is None:  # it is unknown which object it was: keep the last good state
                     raise _at(node, where, first, error) from error
             faults += [_at(node, where, first, fault) for fault in odd]
             if obj is None:
                 continue
             key = (kind_of(obj), obj.name)
             if key in found:
-                twice = ObjectError("metadata.name", f"{' '.join(key)} stands here twice", "remove one")
+                twice = ObjectError("metadata.name", f"{' '.join(key)} is here twice", "remove one")
                 raise _at(node, where, first, twice)
             found[key] = obj
     return Manifest(tuple(found.values()), tuple(faults), partial)
 
 
 def _parts(node: yaml.Node | None, line: int, doc: object) -> Iterator[tuple[str, object]]:
-    """The objects of a document, and where in it each is. Raises ManifestError."""
+    """Yield the objects of a document with their paths in it. Raises ManifestError."""
     if doc is None:  # an empty document
         return
     try:
@@ -102,8 +100,8 @@ def _parts(node: yaml.Node | None, line: int, doc: object) -> Iterator[tuple[str
         raise _at(node, "", line, error) from error
 
 
-def _in_its_place(item: object, before: Mapping[tuple[Kind, str], Resource]) -> Resource | None:
-    """What was known of an object that can't be used."""
+def _last_good(item: object, before: Mapping[tuple[Kind, str], Resource]) -> Resource | None:
+    """Return the last good state of a faulty object; None where there is none."""
     metadata = item.get("metadata") if isinstance(item, dict) else None
     name = metadata.get("name") if isinstance(metadata, dict) else None
     namespace = metadata.get("namespace") if isinstance(metadata, dict) else None
@@ -113,18 +111,18 @@ def _in_its_place(item: object, before: Mapping[tuple[Kind, str], Resource]) -> 
 
 
 def _at(node: yaml.Node | None, where: str, line: int, error: ObjectError) -> ManifestError:
-    """An object's error with its line in the file."""
+    """Return an object's error with its line in the file."""
     field = where + error.path
     return ManifestError(_line(node, field, line), f"{field} {error.what}", error.remedy)
 
 
 def digest(doc: object) -> str:
-    """The resourceVersion of a document in a file: its content."""
+    """Return the resourceVersion of a document in a file: a hash of its content."""
     return hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _documents(path: Path, data: bytes) -> Iterator[tuple[yaml.Node | None, int, object]]:
-    """Each document with its node and its first line. Raises ManifestError."""
+    """Yield each document with its node and its first line. Raises ManifestError."""
     try:
         if path.suffix == ".json":
             yield None, 1, strict_json.value(data)
@@ -132,13 +130,13 @@ def _documents(path: Path, data: bytes) -> Iterator[tuple[yaml.Node | None, int,
         for node, doc in strict_yaml.documents(data):
             yield node, node.start_mark.line + 1, doc
     except JsonError as error:
-        raise ManifestError(error.line, f"is no JSON: {error.what}", "fix the syntax") from error
+        raise ManifestError(error.line, f"is not JSON: {error.what}", "fix the syntax") from error
     except YamlError as error:
         raise ManifestError(error.line, error.what, "fix the syntax") from error
 
 
 def _line(node: yaml.Node | None, path: str, otherwise: int) -> int:
-    """The line of a field such as spec.podCIDRs[0], or of the nearest of its parents that is there."""
+    """Return the line of a field such as spec.podCIDRs[0], or of its nearest existing parent."""
     for part in path.replace("[", ".").replace("]", "").split("."):
         if node is None:
             break

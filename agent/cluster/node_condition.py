@@ -1,4 +1,4 @@
-"""The condition NetworkUnavailable of a Node: how the agent clears it, and how it is removed at the end."""
+"""Clear the condition NetworkUnavailable of a Node, and remove it when testcni is uninstalled."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agent.cluster.store import ConflictError
 
 TYPE = "NetworkUnavailable"
 REASON = "TestcniIsUp"
-"""By which the condition is known as ours: others (a cloud's route controller) give it another."""
+"""The reason that marks the condition as testcni's: a cloud's route controller writes another."""
 TRIES = 5
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
 def clear(api: Api, node: str) -> None:
-    """Write that the network is there; a cloud's kubelet waits for it. Raises StoreError."""
+    """Write that the network is available; the kubelet of a cloud waits for this. Raises StoreError."""
     now = rfc3339(datetime.now(UTC))
     condition = {
         "type": TYPE,
@@ -35,15 +35,15 @@ def clear(api: Api, node: str) -> None:
 
 
 def remove(api: Api, node: str) -> bool:
-    """Remove the condition if it is ours; whether it was there. Raises StoreError."""
+    """Remove the condition if it is testcni's; return whether it was. Raises StoreError."""
     for _ in range(TRIES - 1):
-        with contextlib.suppress(ConflictError):  # kubelet writes there every few seconds
+        with contextlib.suppress(ConflictError):  # the kubelet writes the Node's status every few seconds
             return _remove(api, node)
     return _remove(api, node)
 
 
 def _remove(api: Api, node: str) -> bool:
-    """Remove it once. Raises ConflictError where the Node was changed since it was read."""
+    """Try once to remove the condition. Raises ConflictError where the Node changed since it was read."""
     found = api.ask(Request("GET", listing.path("Node", node)))
     if not any(_is_ours(condition) for condition in (found.get("status") or {}).get("conditions") or ()):
         return False

@@ -1,4 +1,4 @@
-"""A v1 Node as we need it: what is odd in it costs only itself, as a cluster has to go on with it."""
+"""Read a v1 Node: a faulty field or entry is ignored and reported, and the rest of the Node is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Mapping = dict[str, Any]
 
 
 def read(name: str, doc: Mapping, version: str, faults: Faults) -> Node:
-    """The Node without the fields and list entries that can't be used; these are `faults`."""
+    """Return the Node without its faulty fields and entries, which are added to `faults`."""
     empty: Mapping = {}
     metadata: Mapping = doc["metadata"]
     spec = object_fields.tolerant(faults, empty, object_fields.mapping, doc, "spec")
@@ -35,9 +35,9 @@ def read(name: str, doc: Mapping, version: str, faults: Faults) -> Node:
 
 
 def usable(node: Node, faults: Faults, known: Node | None) -> Node:
-    """The Node without addresses that no other node can send packets to, as `faults`.
+    """Return the Node without addresses to which no other node can send packets; these are added to `faults`.
 
-    A field with a fault of which nothing is left stays as it is in `known`.
+    A faulty field of which nothing is left keeps its value of `known`.
     """
     reasons = {address: why for address in node.addresses if (why := special_addresses.unusable(address))}
     for address, why in reasons.items():
@@ -69,21 +69,21 @@ def to_fields(node: Node) -> Mapping:
 
 
 def labels(metadata: Mapping, faults: Faults, field: str = "labels") -> tuple[tuple[str, str], ...]:
-    """Labels or annotations, sorted by key. Raises ObjectError where they are no mapping."""
+    """Return labels or annotations, sorted by key. Raises ObjectError where they are not a mapping."""
     path, found = f"metadata.{field}", metadata.get(field) or {}
     if not isinstance(found, dict):
         raise ObjectError(path, f"is {short(found)}, not a mapping", object_fields.AS_KUBERNETES)
     good = []
     for key, value in found.items():
         if isinstance(key, str) and isinstance(value, str):
-            good.append((sys.intern(key), sys.intern(value)))  # thousands of nodes have the same few
+            good.append((sys.intern(key), sys.intern(value)))  # thousands of nodes have the same labels
         else:
-            faults.append(ObjectError(path, f"{short(key)}: {short(value)} is no {field[:-1]}", "quote both"))
+            faults.append(ObjectError(path, f"{short(key)}: {short(value)} is not a {field[:-1]}", "quote both"))
     return tuple(sorted(good))
 
 
 def _is_unavailable(status: Mapping) -> bool:
-    """Whether the condition NetworkUnavailable is True; what is odd in conditions is the business of others."""
+    """Return whether the condition NetworkUnavailable is True. Faulty conditions are not reported."""
     conditions = status.get("conditions")
     return isinstance(conditions, list) and any(
         isinstance(entry, dict) and (entry.get("type"), entry.get("status")) == ("NetworkUnavailable", "True")
@@ -100,7 +100,7 @@ def _internal_ips(status: Mapping, faults: Faults) -> tuple[Address, ...]:
 
 
 def _internal_ip(path: str, entry: object) -> Address | None:
-    """The address of an entry; None: it is of another type."""
+    """Return the address of an entry; None where it is not an InternalIP. Raises ObjectError."""
     if not isinstance(entry, dict):
         raise ObjectError(path, f"is {short(entry)}, not a mapping", "type and address are wanted")
     if entry.get("type") != "InternalIP":

@@ -1,4 +1,4 @@
-"""Fields of Kubernetes documents as values; a wrong one is an ObjectError with path, fault and remedy."""
+"""Convert fields of Kubernetes documents to values; a wrong field raises ObjectError with its path."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ short = _repr.repr
 
 
 class ObjectError(ValueError):
-    """A document that is no object of ours: the path of the field, what is wrong, how to fix it."""
+    """A document is not an object that testcni can use: the field's path, what is wrong, how to fix it."""
 
     def __init__(self, path: str, what: str, remedy: str) -> None:
         super().__init__(f"{path}: {what}; {remedy}")
         self.path = path
         self.what = what
         self.remedy = remedy
-        self.closed: IPPool | None = None
-        """The pool without any address for pods: it stands in for one of which no good state is known."""
+        self.stand_in: IPPool | None = None
+        """A pool that gives no address. It replaces a faulty pool of which no good state is known."""
 
 
 Faults = list[ObjectError]
-"""What is wrong with an object that can be used without the faulty fields."""
+"""What is wrong with an object that is used without its faulty fields."""
 
 
 def mapping(doc: dict[str, Any], path: str) -> dict[str, Any]:
-    """A field that is an object, empty where it is absent. Raises ObjectError."""
+    """Return a field that is an object, empty where it is absent. Raises ObjectError."""
     value = doc.get(path.rpartition(".")[2])
     if value is None:
         return {}
@@ -47,7 +47,7 @@ def mapping(doc: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def items(doc: dict[str, Any], path: str) -> list[Any]:
-    """A field that is a list, empty where it is absent. Raises ObjectError."""
+    """Return a field that is a list, empty where it is absent. Raises ObjectError."""
     value = doc.get(path.rpartition(".")[2]) or []
     if not isinstance(value, list):
         raise ObjectError(path, f"is {short(value)}, not a list", AS_KUBERNETES)
@@ -55,7 +55,7 @@ def items(doc: dict[str, Any], path: str) -> list[Any]:
 
 
 def tolerant(faults: Faults, default: T, parse: Callable[..., T], *arguments: object) -> T:
-    """What `parse` returns for the arguments, or the default and one fault more."""
+    """Return what `parse` returns for the arguments; on ObjectError add it to `faults` and return the default."""
     try:
         return parse(*arguments)
     except ObjectError as error:
@@ -64,7 +64,7 @@ def tolerant(faults: Faults, default: T, parse: Callable[..., T], *arguments: ob
 
 
 def each(faults: Faults, path: str, values: list[Any], parse: Callable[[str, Any], T]) -> Iterator[T]:
-    """Every element that can be used; one that can't costs only itself."""
+    """Yield every element that `parse` accepts; add the ObjectErrors of the others to `faults`."""
     for number, value in enumerate(values):
         try:
             yield parse(f"{path}[{number}]", value)
@@ -73,9 +73,9 @@ def each(faults: Faults, path: str, values: list[Any], parse: Callable[[str, Any
 
 
 def cidr(path: str, value: object) -> Subnet:
-    """A CIDR. Raises ObjectError."""
+    """Return a CIDR. Raises ObjectError."""
     remedy = "a CIDR with no host bits set, such as 10.244.1.0/24"
-    # ipaddress would take a netmask, a zone or a bare address as well; Kubernetes doesn't
+    # ipaddress accepts a netmask, a zone or a bare address as well; Kubernetes does not
     if not isinstance(value, str) or "%" in value or not value.partition("/")[2].isdecimal():
         raise ObjectError(path, f"is {short(value)}", remedy)
     try:
@@ -85,7 +85,7 @@ def cidr(path: str, value: object) -> Subnet:
 
 
 def address(path: str, value: object) -> Address:
-    """An IP address without a zone. Raises ObjectError."""
+    """Return an IP address without a zone. Raises ObjectError."""
     remedy = "an IP address such as 192.0.2.1"
     if not isinstance(value, str) or "%" in value:
         raise ObjectError(path, f"is {short(value)}", remedy)
@@ -96,20 +96,20 @@ def address(path: str, value: object) -> Address:
 
 
 def time(path: str, value: object) -> datetime:
-    """A time, of UTC where it names no zone (RFC 3339). Raises ObjectError."""
+    """Return a time (RFC 3339), in UTC where it has no zone. Raises ObjectError."""
     remedy = "a time as in RFC 3339, such as 2026-01-31T12:00:00Z"
-    try:  # YAML makes a time of what has no quotes
+    try:  # without quotes, YAML has parsed it already
         when = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
         when = when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
         raise ObjectError(path, f"is {short(value)}", remedy) from error
-    if when.year not in YEARS:  # nothing may be added to the last years that there are
+    if when.year not in YEARS:  # a later year overflows when a duration is added
         raise ObjectError(path, f"is {short(value)}", f"{remedy}, from {YEARS[0]} on")
     return when
 
 
 def created(metadata: dict[str, Any]) -> str:
-    """When the object was created, in a form that sorts by time; empty where nobody says. Raises ObjectError."""
+    """Return when an object was created, as text that sorts by time; empty if unknown. Raises ObjectError."""
     value = metadata.get("creationTimestamp")
     return "" if value is None else time("metadata.creationTimestamp", value).astimezone(UTC).isoformat()
 

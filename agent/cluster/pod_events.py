@@ -1,4 +1,4 @@
-"""Events for pods on their way from the pod path to the API server."""
+"""Queue Events about pods, from the pod path to the writer of Events."""
 
 from __future__ import annotations
 

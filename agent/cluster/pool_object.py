@@ -16,7 +16,7 @@ LARGEST_BLOCK_SIZE = {4: 30, 6: 126}  # smaller blocks leave a pod no address
 
 
 def read(name: str, spec: dict[str, Any], version: str) -> IPPool:
-    """Return the pool that a spec defines. Raises ObjectError, with a pool that gives no address as `closed`."""
+    """Return the pool that a spec defines. Raises ObjectError, with a pool that gives no address as `stand_in`."""
     cidr = object_fields.cidr("spec.cidr", spec.get("cidr"))
     largest = LARGEST_BLOCK_SIZE[cidr.version]
     if cidr.prefixlen > largest:
@@ -31,7 +31,7 @@ def read(name: str, spec: dict[str, Any], version: str) -> IPPool:
     try:
         return _limited(IPPool(name, cidr, size, version), spec)
     except ObjectError as error:  # which addresses it excludes is not known: none may be given
-        error.closed = IPPool(name, cidr, size, version, exclude=(cidr,))
+        error.stand_in = IPPool(name, cidr, size, version, exclude=(cidr,))
         raise
 
 

@@ -1,4 +1,4 @@
-"""The status of an IPPool, which agents write for people; one that can't be read is written anew."""
+"""Read and write the status of an IPPool, which agents write for people. An unreadable one is overwritten."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_MESSAGE = 1024  # characters of a condition's message
 
 
 def read(status: object) -> PoolStatus:
-    """Return what a status says, without what can't be read."""
+    """Return a status without its unreadable parts."""
     if not isinstance(status, dict):
         return PoolStatus()
     conditions = status.get("conditions")
@@ -25,7 +25,7 @@ def counts_doc(counts: PoolCounts) -> dict[str, Any]:
 
 
 def condition_doc(condition: Condition) -> dict[str, Any]:
-    """Return the part of a status that says whether the pool can be used."""
+    """Return the part of a status with the condition Ready."""
     entry = {
         "type": Condition.TYPE,
         "status": "True" if condition.ok else "False",
@@ -37,7 +37,7 @@ def condition_doc(condition: Condition) -> dict[str, Any]:
 
 
 def is_count(value: object) -> bool:
-    """Return whether it is a number of addresses or blocks."""
+    """Return whether a value is a number of addresses or blocks."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 

@@ -1,4 +1,4 @@
-"""Where the API server is, as the agent's own configuration says."""
+"""Find the address of the API server in the agent's own configuration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def addresses(kubeconfig: str = "") -> frozenset[Address]:
-    """Return the address of the API server of a kubeconfig, or of a pod's own; none where it is not known.
+    """Return the API server's address of a kubeconfig, or of this pod's service account; none if it is unknown.
 
-    In a pod it is that of the Service `kubernetes`, unless the DaemonSet says another.
+    In a pod it is the address of the Service `kubernetes`, unless the DaemonSet sets KUBERNETES_SERVICE_HOST.
     """
     load = partial(api.from_kubeconfig, Path(kubeconfig)) if kubeconfig else api.from_cluster
     try:
         return frozenset({ipaddress.ip_address(urlsplit(load().host).hostname or "")})
-    except api.CONFIGURATION as error:  # the datastore reports what is wrong with it; a name is a ValueError
+    except api.CONFIGURATION as error:  # the datastore reports this problem; a host name is a ValueError
         log.debug("the address of the API server is not known: %s", error)
         return frozenset()

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.cluster.store import (
     KINDS,
-    REASONS,
+    RESTART_REASONS,
     Bookmark,
     Change,
     Datastore,
@@ -83,9 +83,9 @@ class SnapshotCache:
         """Sources that are in use, but for the parts that are wrong."""
         self.pool_status: Observable[Mapping[str, PoolStatus]] = Observable({})
         """The status of each IPPool. It is not in the snapshot, as pods do not depend on it."""
-        self.restarts = LabelledCounter(*itertools.product(KINDS, REASONS))
+        self.watch_restarts = LabelledCounter(*itertools.product(KINDS, RESTART_REASONS))
         """Counts restarted watches by kind and reason."""
-        self._heard: dict[Kind, float] = {}
+        self._changed_at: dict[Kind, float] = {}
         self._store = store
         self._listed: frozenset[Kind] = frozenset()
 
@@ -98,9 +98,9 @@ class SnapshotCache:
         now = time.monotonic()
         for change in changes:
             if isinstance(change, WatchRestarted):
-                self.restarts.add(change.kind, change.reason)
+                self.watch_restarts.add(change.kind, change.reason)
             elif not isinstance(change, SourceProblem):
-                self._heard[kind_of(change.obj) if isinstance(change, Upserted) else change.kind] = now
+                self._changed_at[kind_of(change.obj) if isinstance(change, Upserted) else change.kind] = now
         self._listed |= {change.kind for change in changes if isinstance(change, Listed)}
         if any(isinstance(change, Listed | Upserted | Deleted) for change in changes):
             self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
@@ -110,13 +110,13 @@ class SnapshotCache:
             # a source that changes from the one to the other is removed from the first
             lost = [SourceProblem(t.source, None) if t.partial else t for t in troubles]
             odd = [t if t.partial else SourceProblem(t.source, None) for t in troubles]
-            self.troubles.update(lambda known: _with(known, lost))
-            self.odd.update(lambda known: _with(known, odd))
+            self.troubles.update(lambda known: _updated(known, lost))
+            self.odd.update(lambda known: _updated(known, odd))
 
-    def silence(self) -> Mapping[Kind, float]:
+    def seconds_since_change(self) -> Mapping[Kind, float]:
         """Return the seconds since the datastore last delivered anything of each kind."""
         now = time.monotonic()
-        return {kind: now - when for kind, when in self._heard.copy().items()}
+        return {kind: now - when for kind, when in self._changed_at.copy().items()}
 
 
 def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> Mapping[str, PoolStatus]:
@@ -132,7 +132,7 @@ def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> 
     return now
 
 
-def _with(known: Mapping[str, Problem], troubles: Sequence[SourceProblem]) -> Mapping[str, Problem]:
+def _updated(known: Mapping[str, Problem], troubles: Sequence[SourceProblem]) -> Mapping[str, Problem]:
     now = dict(known)
     for trouble in troubles:
         if trouble.problem is None:

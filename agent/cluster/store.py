@@ -1,4 +1,7 @@
-"""The one interface behind which the cluster's objects live: a folder of manifests or Kubernetes."""
+"""Define the interface to the cluster's objects, behind which is a directory of manifests or Kubernetes.
+
+Changes have the names of the Kubernetes watch protocol (API concepts, efficient detection of changes).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from agent.model.problem import Problem
 
 Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
 KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock", "IPReservation")
-"""Those that are followed; the others are only asked for, one by one."""
+"""The kinds that are watched, in the order in which they are delivered. Other kinds are read one by one."""
 
 
 def kind_of(obj: Resource) -> Kind:
-    """The Kubernetes kind of a frozen object."""
+    """Return the Kubernetes kind of an object."""
     match obj:
         case Node():
             return "Node"
@@ -32,7 +35,7 @@ def kind_of(obj: Resource) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A complete list of one kind: whatever is not in it is gone."""
+    """All objects of one kind were listed; an object that is not in the list does not exist."""
 
     kind: Kind
     objects: tuple[Resource, ...]
@@ -40,7 +43,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Upserted:
-    """One object is new or has changed."""
+    """One object was created or changed."""
 
     obj: Resource
 
@@ -55,25 +58,25 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class SourceProblem:
-    """A source (a file, a watch) that can't be used just now; its last good state stays in force."""
+    """A source (a file, a watch) failed, or recovered. While it fails, its last good state stays in use."""
 
     source: str
     problem: Problem | None
-    """None: the source is well again."""
+    """None: the source recovered."""
     partial: bool = False
-    """Whether the source is in use all the same, without what is wrong with it."""
+    """Whether only the faulty parts of the source are ignored, and the rest is in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """A watch is alive though nothing changed: it was begun anew, or a bookmark came."""
+    """A watch works though nothing changed: it was restarted, or a bookmark arrived."""
 
     kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged:
-    """Only the status of an object changed. Pods do not depend on it."""
+    """Only the status of a pool changed. Pods do not depend on it."""
 
     obj: IPPool
 
@@ -83,13 +86,13 @@ class StatusChanged:
         return kind_of(self.obj)
 
 
-REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
-"""Why a watch ends before its time: a new list is wanted, the server ended it, or it broke."""
+RESTART_REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
+"""Why a watch ended early: its resourceVersion expired, the server ended it, or the connection failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchRestarted:
-    """A watch ended before its time and is begun anew; `reason` is one of REASONS."""
+    """A watch ended early and is restarted; `reason` is one of RESTART_REASONS."""
 
     kind: Kind
     reason: str
@@ -100,14 +103,14 @@ Deliver = Callable[[Sequence[Change]], None]
 
 
 class StoreError(Exception):
-    """The datastore could not do what was asked (full disk, API away, refused)."""
+    """A request to the datastore failed (full disk, API server unreachable, request refused)."""
 
-    unsure = False
-    """Whether it may have been done nevertheless, or may yet be (an answer that did not come)."""
+    outcome_unknown = False
+    """Whether the request may have taken effect, or may still take effect, as no answer arrived."""
 
 
 class ConflictError(StoreError):
-    """An object of that name exists already (create), or it changed since it was read (update)."""
+    """An object of that name exists (create), or it changed since it was read (update, delete)."""
 
 
 class NotFoundError(StoreError):
@@ -115,34 +118,34 @@ class NotFoundError(StoreError):
 
 
 class Datastore(Protocol):
-    """List, watch, get, create, update, delete of objects of KINDS; of other kinds only get.
+    """List, watch, get, create, update and delete objects of KINDS; get objects of other kinds.
 
-    Every method may raise StoreError and none retries by itself, but for `watch`, which never gives up.
+    Every method may raise StoreError. No method retries, except `watch`, which never stops trying.
     """
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
-        """All objects of a kind now."""
+        """Return all objects of a kind."""
 
     def get(self, kind: Kind, name: str) -> Resource:
-        """The object now, a Pod by `namespace/name`; NotFoundError when there is none."""
+        """Return an object, a Pod by `namespace/name`. Raises NotFoundError where there is none."""
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a Listed for each kind, then every change, in batches, until `stop` is set.
 
-        Runs in the caller's thread and calls `deliver` from that one or others, never two at once.
+        Runs in the caller's thread. `deliver` is called from this thread or others, one call at a time.
         """
 
     def create(self, obj: Resource) -> Resource:
-        """Create `obj` if and only if none of its kind and name exists, else ConflictError."""
+        """Create an object. Raises ConflictError where one of its kind and name exists."""
 
     def update(self, obj: Resource) -> Resource:
-        """Replace the object if its resource_version is still `obj.resource_version`, else ConflictError."""
+        """Replace an object. Raises ConflictError where its resource_version is another than that of `obj`."""
 
     def delete(self, kind: Kind, name: str, known: Resource | None = None) -> None:
-        """Delete the object; NotFoundError when there is none, ConflictError when it is not the `known` one."""
+        """Delete an object. Raises NotFoundError, and ConflictError where it is not the `known` one."""
 
     def publish_accepted_modes(self, node: str, text: str) -> None:
-        """Say of a node what it receives (agent.cluster.accepted_modes), beside what its Node object holds.
+        """Publish the modes that a node accepts (agent.cluster.accepted_modes), beside its Node object.
 
-        An empty text removes what was said.
+        An empty text removes what was published.
         """

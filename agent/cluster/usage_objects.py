@@ -1,4 +1,4 @@
-"""What people see of addresses with kubectl: IPBlockUsages, and the status of IPPools. No agent watches them."""
+"""Read and write IPBlockUsages and the status of IPPools, which people see with kubectl. No agent watches them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_LABEL = 63  # characters of a label's value (Kubernetes)
 
 
 class Usages:
-    """Requests about usage. Each raises StoreError, NotFoundError, ConflictError; none is repeated."""
+    """Send requests about usage. Each may raise StoreError, NotFoundError, ConflictError; none is retried."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -32,9 +32,9 @@ class Usages:
         return next((str(listing.metadata(i).get("uid") or "") for i in answer.get("items") or ()), "")
 
     def of_node(self, node: str, uid: str) -> dict[str, BlockUsage | None]:
-        """Return the objects of a node by name; None is one to be written anew.
+        """Return the objects of a node by name; None for an object that must be overwritten.
 
-        It can't be read, or it goes with an earlier Node object of that name.
+        That is one that is unreadable, or is owned by an earlier Node object of this name.
         """
         query = {"labelSelector": f"{NODE_LABEL}={label(node)}"}
         found = {}
@@ -45,16 +45,16 @@ class Usages:
         return found
 
     def of_pools(self) -> Iterator[BlockUsage]:
-        """Yield the objects of all nodes that count for a pool, page by page."""
+        """Yield the objects of all nodes that are about blocks of pools, page by page."""
         selector = f"{POOL_LABEL} notin ({BlockUsage.POD_CIDR},{BlockUsage.BY_HAND})"
         yield from (usage for item in self._items({"labelSelector": selector}) if (usage := read(item)))
 
     def create(self, usage: BlockUsage, uid: str) -> None:
-        """Create the object, which goes with the Node of this UID."""
+        """Create the object, owned by the Node of this UID, with which it is deleted."""
         self._api.ask(Request("POST", PATH, {}, to_doc(usage, uid)))
 
     def change(self, usage: BlockUsage, uid: str) -> None:
-        """Make the object what `usage` says, whatever it was."""
+        """Overwrite the object with `usage`."""
         self._api.ask(Request("PATCH", _path(usage.name), {}, to_doc(usage, uid), MERGE))
 
     def delete(self, name: str) -> None:
@@ -66,7 +66,7 @@ class Usages:
         self._patch_pool(pool, pool_status_object.counts_doc(counts))
 
     def write_condition(self, pool: str, condition: Condition) -> None:
-        """Write whether a pool can be used."""
+        """Write the condition Ready of a pool."""
         self._patch_pool(pool, pool_status_object.condition_doc(condition))
 
     def _patch_pool(self, pool: str, status: Mapping[str, Any]) -> None:
@@ -108,13 +108,13 @@ def to_doc(usage: BlockUsage, uid: str) -> dict[str, Any]:
 
 
 def _goes_with(metadata: Mapping[str, Any], uid: str) -> bool:
-    """Return whether the object is deleted with the Node of this UID, and with no other."""
+    """Return whether the Node of this UID is the only owner of the object."""
     owners = metadata.get("ownerReferences")
     return isinstance(owners, list) and [o.get("uid") for o in owners if isinstance(o, dict)] == [uid]
 
 
 def read(item: dict[str, Any]) -> BlockUsage | None:
-    """Return what an object says; None where it can't be read."""
+    """Return the usage in an object; None where it is unreadable."""
     try:
         spec, status = object_fields.mapping(item, "spec"), object_fields.mapping(item, "status")
         cidr = object_fields.cidr("spec.cidr", spec["cidr"]) if "cidr" in spec else None

@@ -358,7 +358,7 @@ class BlockController(Controller):
             log.info("block %s was given back already: %s", block.cidr, error)
         except StoreError as error:
             remedy = "it is tried again; until then pods get no address of it"
-            if not error.unsure:
+            if not error.outcome_unknown:
                 self.restore(block)
                 remedy = "the agent's ClusterRole must let it delete ipblocks; the block stays in use"
             problem = Problem(f"IPBlock {block.name}", f"can't be given back: {error}", remedy)

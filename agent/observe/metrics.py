@@ -132,14 +132,16 @@ class _State(Collector):
             sources.reconciler.drift.repaired.all(),
         )
         yield _counter(
-            "watch_restarts", "Watches begun anew", ["kind", "reason"], sources.snapshot_cache.restarts.all()
+            "watch_restarts", "Watches begun anew", ["kind", "reason"], sources.snapshot_cache.watch_restarts.all()
         )
         yield from _bird(sources.bird())
         try:
             yield _ipip(sources.tunnelled())
         except OSError:
             yield _ipip({})
-        ages: dict[tuple[str, ...], float] = {(k,): age for k, age in sources.snapshot_cache.silence().items()}
+        ages: dict[tuple[str, ...], float] = {
+            (k,): age for k, age in sources.snapshot_cache.seconds_since_change().items()
+        }
         yield _gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
         yield from _ebpf(report["ebpf"] or {})
 

@@ -35,7 +35,7 @@ class NetworkPolicies(Controller):
         super().__init__(Schedule(every, first=0.0), report_error=report_error, clock=clock)
         self._api = api
         self._node = node
-        self._unsure = False
+        self._outcome_unknown = False
         """Whether the last request had no answer."""
         self._told: tuple[str, float] | None = None
         self.note = ""
@@ -43,17 +43,17 @@ class NetworkPolicies(Controller):
 
     def once(self) -> bool:
         """Look for a NetworkPolicy. An agent without the right to do so works as well."""
-        self._unsure = False
+        self._outcome_unknown = False
         try:
             self._look()
         except StoreError as error:
             log.debug("NetworkPolicies: %s", error)
-            self._unsure = error.unsure
+            self._outcome_unknown = error.outcome_unknown
         return True
 
     def pause(self) -> float:
         """Return the seconds to the next look, at random so that not all nodes ask at once."""
-        pause = super().pause() / 10 if self._unsure else super().pause()
+        pause = super().pause() / 10 if self._outcome_unknown else super().pause()
         return pause * random.uniform(0.9, 1.1)  # noqa: S311
 
     def _look(self) -> None:

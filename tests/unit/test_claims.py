@@ -124,7 +124,7 @@ def test_nothing_goes_back_while_the_datastore_is_not_well(folder: Path) -> None
 
 
 class LostError(StoreError):
-    unsure = True
+    outcome_unknown = True
 
 
 def fail(error: StoreError) -> Callable[[], None]:

@@ -91,7 +91,7 @@ def test_update(tmp_path: Path, suffix: str) -> None:
 def test_delete(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     known = store.create(block(1))
-    with pytest.raises(ConflictError, match="is another one than was known"):
+    with pytest.raises(ConflictError, match="has changed since it was read"):
         store.delete("IPBlock", block(1).name, replace(block(1), node="other"))
     store.delete("IPBlock", block(1).name, known)
     store.create(block(1))
@@ -267,7 +267,7 @@ def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path, monkeypatch
     known = store.create(block(1))
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match=r"somebody else has had .*/\.lock"):
+        with pytest.raises(StoreError, match=r"another process holds .*/\.lock"):
             store.delete("IPBlock", block(1).name, known)
     store.delete("IPBlock", block(1).name, known)
 

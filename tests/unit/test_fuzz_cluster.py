@@ -15,8 +15,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cluster import directory_contents as seen_module
-from agent.cluster import informer as watch_module
+from agent.cluster import directory_contents, informer
 from agent.cluster.api import Api, ApiError, Request
 from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kubernetes_store import KubernetesStore
@@ -146,8 +145,8 @@ def check_pods(snapshot: Snapshot) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(watch_module, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(informer, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(informer, "LONGEST_WAIT", 0.0)
 
 
 def a_file() -> st.SearchStrategy[tuple[str, bytes]]:
@@ -169,12 +168,12 @@ def test_good_manifests_are_in_force_among_bad_ones(
         (place / "n2.receives").write_bytes(said)
         store = DirectoryStore(place)
         snapshot_cache = SnapshotCache(store)
-        before = seen_module.Seen()
+        before = directory_contents.Contents()
         for files in (earlier, later):
             for number, (suffix, data) in enumerate(files, 1):
                 (place / f"{number}.{suffix}").write_bytes(data)
             seen = store._scan()
-            snapshot_cache.deliver([*seen_module.between(before, seen)])
+            snapshot_cache.deliver([*directory_contents.changes_between(before, seen)])
             before = seen
             check_all(snapshot_cache)
 
@@ -210,7 +209,7 @@ def follow(snapshot_cache: SnapshotCache, kind: Kind, pages: list[bytes], lines:
     last = dumped({"type": "MODIFIED", "object": GOOD[kind]}) + b"\n"
     hostile = b"".join(line + b"\n" for line in lines)
     server = Played([*pages, *[empty] * 9], [hostile, hostile + last, last])
-    watch_module.Informer(server, kind).run(snapshot_cache.deliver, server.over)
+    informer.Informer(server, kind).run(snapshot_cache.deliver, server.over)
 
 
 @fuzz(60)

@@ -110,17 +110,17 @@ def eventually(what: object, within: float = 30) -> None:
 def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -> None:
     with followed(silent.server.port, WatchDuration(1, 1, slack=30)) as it:
         eventually(lambda: min(silent.watches(kind.lower() + "s") for kind in KINDS) >= 3)
-        assert set(it.snapshot_cache.restarts.all().values()) == {0}
+        assert set(it.snapshot_cache.watch_restarts.all().values()) == {0}
         assert not [change for change in it.told if isinstance(change, SourceProblem | WatchRestarted)]
         for kind in KINDS:  # each new watch is news, so the age of the last news stays below a watch's time
             assert it.told.count(Bookmark(kind)) >= 2
-        assert set(it.snapshot_cache.silence()) == set(KINDS)
+        assert set(it.snapshot_cache.seconds_since_change()) == set(KINDS)
 
 
 def test_a_watch_that_the_server_ends_early_is_counted() -> None:
     server = Awkward(lambda asked: iter(()) if asked.is_watch else (200, PAGE))
     with contextlib.closing(server), followed(server.port, WatchDuration(60, 60)) as it:
-        eventually(lambda: it.snapshot_cache.restarts.all()["Node", ENDED])
+        eventually(lambda: it.snapshot_cache.watch_restarts.all()["Node", ENDED])
 
 
 def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Silent) -> None:
@@ -130,7 +130,7 @@ def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Sil
         silent.hangs.set()
         eventually(lambda: len(it.snapshot_cache.troubles.get()) == len(KINDS))
         assert "timed out" in str(it.snapshot_cache.troubles.get()["API server, Node"])
-        eventually(lambda: it.snapshot_cache.restarts.all()["Node", FAILED])
+        eventually(lambda: it.snapshot_cache.watch_restarts.all()["Node", FAILED])
         silent.hangs.clear()  # and no event ever comes
         eventually(lambda: not it.snapshot_cache.troubles.get())
 
@@ -169,7 +169,7 @@ def test_there_is_a_connection_for_each_thread_of_the_agent(kubeconfig: Path, tm
     conf = config.load([*flags, f"--datastore=kubernetes:{kubeconfig}", "--node=n1"], {})
     lock = Lock(conf.run_dir)
     agent = cli.Agent(conf, lock)
-    assert len(agent._parts()) + len(KINDS) <= api.LOOPS
+    assert len(agent._parts()) + len(KINDS) <= api.AGENT_THREADS
     os.close(lock._fd)
     os.close(agent._bird._wake)
     _store, quick, _api = cli.datastores(conf.datastore)

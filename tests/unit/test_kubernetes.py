@@ -19,8 +19,7 @@ import pytest
 from kubernetes.client.configuration import Configuration
 from kubernetes.config.incluster_config import InClusterConfigLoader
 
-from agent.cluster import api
-from agent.cluster import informer as watch_module
+from agent.cluster import api, informer
 from agent.cluster.api import Api, ApiError
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import (
@@ -222,7 +221,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
 ) -> None:
     waits = iter([1.0])  # of whichever kind fails first; the others are in for longer
     failures: Iterator[Answer] = iter([(503, {})] * len(KINDS))
-    monkeypatch.setattr(watch_module, "wait_random_exponential", lambda **_: lambda _state: next(waits, 30.0))
+    monkeypatch.setattr(informer, "wait_random_exponential", lambda **_: lambda _state: next(waits, 30.0))
 
     def answer(asked: Asked) -> Answer:
         return held() if asked.is_watch else next(failures, (200, page()))
@@ -264,10 +263,10 @@ def test_a_watch_that_ends_after_each_event_is_no_hot_loop(opened: list[Any], en
         return 200, page(node("a"))
 
     asked, followed = follow(opened, answer)
-    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= watch_module.RESTARTS[0])
+    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= informer.RESTARTS[0])
     time.sleep(0.5)
-    assert len(of_nodes(asked, watches=True)) <= watch_module.RESTARTS[0] + 1
-    assert len(of_nodes(asked, watches=False)) <= watch_module.RESTARTS[0] + 1
+    assert len(of_nodes(asked, watches=True)) <= informer.RESTARTS[0] + 1
+    assert len(of_nodes(asked, watches=False)) <= informer.RESTARTS[0] + 1
 
 
 def test_a_connection_that_breaks_in_the_middle_of_an_event_loses_nothing(opened: list[Any]) -> None:
@@ -348,7 +347,7 @@ def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(
 
     with pytest.raises(ApiError, match=r"GET /api/v1/nodes: \[SSL") as refused:
         KubernetesStore(Api(load)).list("Node")
-    assert refused.value.unsure
+    assert refused.value.outcome_unknown
     followed = Followed(KubernetesStore(Api(load)))
     opened.append(followed)
     changes = followed.until(lambda changes: any(isinstance(change, Listed) for change in changes))
@@ -471,12 +470,12 @@ def test_a_delete_of_what_is_known_is_one_of_that_very_object(opened: list[Any])
     assert [one.body["preconditions"] for one in server.asked] == [{"uid": "u-1"}, {"resourceVersion": "77"}]
 
 
-@pytest.mark.parametrize(("status", "unsure"), [(403, False), (409, False), (500, True), (504, True)])
-def test_what_was_refused_was_not_done(opened: list[Any], status: int, unsure: bool) -> None:
+@pytest.mark.parametrize(("status", "outcome_unknown"), [(403, False), (409, False), (500, True), (504, True)])
+def test_what_was_refused_was_not_done(opened: list[Any], status: int, outcome_unknown: bool) -> None:
     _server, store = serve(opened, lambda _asked: (status, {"message": "because"}))
     with pytest.raises(StoreError) as caught:
         store.delete("IPBlock", "x")
-    assert caught.value.unsure == unsure
+    assert caught.value.outcome_unknown == outcome_unknown
 
 
 @pytest.mark.parametrize(

@@ -255,10 +255,10 @@ def test_a_pool_with_an_odd_exclusion_gives_no_address_rather_than_one_of_others
     for path, value in (*odd, ("allowedNamespaces", "x")):
         with pytest.raises(ObjectError) as caught:
             usable(changed(LAN, f"spec.{path}", value), [])
-        closed = caught.value.closed
-        assert closed
-        assert closed.exclude == (closed.cidr,)
-        assert closed.name == LAN["metadata"]["name"]
+        stand_in = caught.value.stand_in
+        assert stand_in
+        assert stand_in.exclude == (stand_in.cidr,)
+        assert stand_in.name == LAN["metadata"]["name"]
 
 
 def test_an_odd_annotation_of_others_does_not_hold_up_a_pod_but_one_of_ours_does() -> None:
