@@ -1,4 +1,4 @@
-"""The agent's options: each one by flag, by environment and by config file, in this order of precedence."""
+"""Read the agent's options from flags, environment and config file, in this order of precedence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECONDS = {
 """Options that are seconds, and their limits."""
 MOST_RESERVATIONS = 1_000_000
 ROUTE_PROTOCOLS = range(5, 255)
-"""Numbers of routes' protocols that the kernel gives no meaning to (rtnetlink(7): below 5 it does)."""
+"""Protocol numbers of routes without a meaning in the kernel, which uses those below 5 (rtnetlink(7))."""
 REGISTERED = {
     **dict(enumerate(("gated", "ra", "mrt", "zebra", "bird", "dnrouted", "xorp", "ntk", "dhcp", "mrouted"), 8)),
     18: "keepalived",
@@ -41,22 +41,22 @@ REGISTERED = {
     197: "openfabric",
     198: "srte",
 }
-"""Those that others have: linux/rtnetlink.h, iproute2's rt_protos, FRR's zebra/rt_netlink.h, Calico's Felix.
+"""Numbers of other programs: linux/rtnetlink.h, iproute2's rt_protos, FRR's zebra/rt_netlink.h, Calico's Felix.
 
-84 is OVN's, but also that of testcni's own earlier versions: it is allowed for the way back to them.
+84 is OVN's, but was also testcni's in earlier versions; it is allowed for a downgrade to them.
 """
 NEVER_BLANK = ("bgp",)
-"""Options that name passwords: a blank, which a template leaves where its value is missing, must not mean none."""
+"""Options that must not be blank: a template with a missing value must not switch off passwords."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
 class ConfigError(ValueError):
-    """An option that is wrong: says which, where it came from and what is allowed."""
+    """An option is wrong: which one, where it was set, what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """What the agent was told to do."""
+    """The agent's options."""
 
     node: str
     datastore: str
@@ -68,23 +68,23 @@ class AgentConfig:
     bin_dir: Path
     ebpf: Path
     conflist: Path | None
-    """The conflist to install; None: nothing is installed on the host."""
+    """The conflist to install; None: install nothing on the host."""
     ipip: str
-    """Who encapsulates in the mode ipip: a device, eBPF, or whichever the kernel has."""
+    """What encapsulates packets in the mode ipip: a device, eBPF, or what the kernel has."""
     bgp: Path | None
-    """How this cluster speaks BGP, for the modes that do; None: AS 64512, and no router outside."""
+    """The file with the BGP configuration; None: AS 64512, and no router outside of the cluster."""
     cool_down: float
     pod_annotations: bool
-    """Whether pods' annotations are looked at, which costs each ADD a question to the datastore."""
+    """Whether the annotations of pods are read, which costs each ADD a request to the datastore."""
     keep_address: float
-    """For how many seconds a reservation outlives its pod."""
+    """How many seconds a reservation is kept after its pod is deleted."""
     namespace_reservations: int
     """How many reservations a namespace may have."""
     resync: float
     block_idle: float
-    """Seconds without use after which a claimed block goes back to its pool."""
+    """Seconds without use after which a claimed block is released to its pool."""
     node_gone: float
-    """Seconds without its Node object after which a node's blocks may be taken."""
+    """Seconds without its Node object after which a node's blocks may be claimed."""
     listen: tuple[str, int] | None
     """Address and port of metrics and health; None: there are none."""
     route_protocol: int
@@ -93,7 +93,7 @@ class AgentConfig:
 
     @property
     def socket(self) -> Path:
-        """Where the plugin finds the agent."""
+        """Return the path of the socket that the plugin connects to."""
         return self.run_dir / "agent.sock"
 
 
@@ -105,16 +105,16 @@ class Option:
     default: str | None
     help: str
     allowed: str = "text"
-    """Its values, in words."""
+    """Its allowed values, in words."""
 
     @property
     def field(self) -> str:
-        """Its name in AgentConfig."""
+        """Return its name in AgentConfig."""
         return self.name.replace("-", "_")
 
     @property
     def env(self) -> str:
-        """Its environment variable."""
+        """Return its environment variable."""
         return f"TESTCNI_{self.field.upper()}"
 
 
@@ -236,7 +236,7 @@ OPTIONS = (
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
-    """The options in force; raises ConfigError, or SystemExit for --help and unknown flags."""
+    """Return the options. Raises ConfigError, or SystemExit for --help and unknown flags."""
     parser = argparse.ArgumentParser(
         prog="testcni-agent",
         description="The node agent of testcni: serves the CNI plugin and programs the routes to peers.",
@@ -266,14 +266,14 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
 
 
 def _refuse_blank(candidates: Sequence[tuple[str | None, str]]) -> None:
-    """Raises ConfigError where the option is given in any place, and has no value there."""
+    """Check an option that must not be blank in any place where it is set. Raises ConfigError."""
     for value, where in candidates:
         if value is not None and not value.strip() and where != "default":
             raise ConfigError(f"{where}: is blank; give it a value, or remove the option for its default")
 
 
 def _read_file(path: Path) -> dict[str, str]:
-    """Read the options of the file; one without a value is not given, or is an empty text if it is never blank."""
+    """Return the options of the file; one without a value is ignored, or empty if it must not be blank."""
     try:
         doc = strict_yaml.value(atomic_file.read(path))
     except (OSError, YamlError) as error:

@@ -1,6 +1,6 @@
-"""Errors that reach a runtime: CNI error codes with a message and what to do about it.
+"""Define the errors that a container runtime gets: a CNI error code, a message, and how to fix it.
 
-Codes are those of the CNI specification 1.1, section "Error"; 100 and above are the plugin's own.
+Codes below 100 are those of the CNI specification 1.1, section "Error".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 class Code(enum.IntEnum):
-    """Error codes of the CNI specification 1.1, and testcni's own from 100 on."""
+    """The error codes of the CNI specification 1.1, and testcni's own from 100 on."""
 
     INCOMPATIBLE_VERSION = 1
     UNKNOWN_CONTAINER = 3
@@ -31,7 +31,7 @@ MAC_REMEDY = "give the MAC to testcni: runtimeConfig.mac (capability `mac`), arg
 
 
 class CniError(Exception):
-    """A failure that the runtime is told of: `msg` says what and where, `details` how to mend it."""
+    """A CNI verb failed; the runtime gets `msg` (what and where) and `details` (how to fix it)."""
 
     def __init__(self, code: Code, msg: str, details: str = "") -> None:
         super().__init__(f"{msg} ({details})" if details else msg)
@@ -44,11 +44,11 @@ UNSEEN_MAC_REMEDY = 'write "capabilities": {"mac": true} into the entry of testc
 
 
 def invalid_config(field: str, value: object, allowed: str) -> CniError:
-    """The error for a netconf field that is wrong: it names field, value and what is allowed."""
+    """Return the error for a wrong netconf field, with the field, its value and what is allowed."""
     return CniError(Code.INVALID_CONFIG, f"{field}: {value!r} is not allowed", f"allowed: {allowed}")
 
 
 def raise_os(error: OSError, doing: str) -> NoReturn:
-    """Raise CniError 5 for what is the disk's fault, else that for the kernel's."""
+    """Raise CniError: code 5 for errors of the disk, code 100 for others."""
     code = Code.IO_FAILURE if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT) else Code.KERNEL
     raise CniError(code, f"{doing}: {error}") from error

@@ -1,4 +1,4 @@
-"""Logs: one logfmt line an event to stderr; never stdout, as that belongs to results."""
+"""Write logs in logfmt, one line for each event, to stderr; stdout is for results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 
 
 class Logfmt(logging.Formatter):
-    """`time=... level=... at=... msg="..."`, whatever the message holds."""
+    """Format a record as `time=... level=... at=... msg="..."`, with quotes where needed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line; a trace is a field of it."""
+        """Return the record as one line; a traceback is its field `trace`."""
         pairs = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
@@ -35,27 +35,27 @@ class Logfmt(logging.Formatter):
 
 
 def _quoted(value: str) -> str:
-    """JSON's quotes where a value is not one plain word: a newline in it can't fake a line."""
+    """Return a value, quoted as JSON unless it is one plain word, so that a newline cannot start a false line."""
     return value if value and BARE.issuperset(value) else json.dumps(value, ensure_ascii=False)
 
 
 class Handover(QueueHandler):
-    """Hands records to the writer's thread; drops them when that is far behind."""
+    """Pass records to the writer's thread; drop them when its queue is full."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """A reader of our stderr that stalls must not stall pods."""
+        """Queue a record without waiting: a reader of stderr that stalls must not delay pods."""
         with contextlib.suppress(queue.Full):
             self.queue.put_nowait(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Leave the formatting to the writer's thread: it is the same process."""
+        """Leave the formatting to the writer's thread, which is in the same process."""
         return record
 
 
 class Repeats(logging.Filter):
-    """Lets a warning or error through once in `every` seconds, and says then how often it came meanwhile.
+    """Pass a repeated warning or error once in `every` seconds, with the number of repetitions.
 
-    What fails is tried again and again; the same line for each try would hide all others.
+    A failed operation is retried often; one line for each retry would hide all other lines.
     """
 
     def __init__(self, every: float = 60.0) -> None:
@@ -65,7 +65,7 @@ class Repeats(logging.Filter):
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written."""
+        """Return whether the record is written."""
         if record.levelno < logging.WARNING:
             return True
         text = record.getMessage()
@@ -76,12 +76,12 @@ class Repeats(logging.Filter):
             if len(self._seen) > REMEMBERED:
                 del self._seen[next(iter(self._seen))]
         if again and more:
-            record.msg, record.args = f"{text} ({more} times more since it was last written)", ()
+            record.msg, record.args = f"{text} ({more} more times since it was last written)", ()
         return again
 
 
 def set_up(level: str) -> None:
-    """Send our logs from `level` on to stderr, and those of libraries from warnings on, by a thread of its own."""
+    """Write the agent's logs from `level` on to stderr, and warnings of libraries, in a thread of its own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Logfmt())
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(MOST_WAITING)

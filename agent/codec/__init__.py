@@ -1,1 +1,1 @@
-"""Read what others wrote: JSON and YAML, strictly, with one error for all that can be wrong."""
+"""Read JSON and YAML that others wrote, strictly, with one error type for all faults."""

@@ -38,6 +38,6 @@ def pairs(args: str) -> dict[str, str]:
         raise CniError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_ARGS: unknown key {unknown[0]!r}",
-            "known: IP, MAC, K8S_POD_*; IgnoreUnknown=1 lets others pass",
+            "known: IP, MAC, K8S_POD_*; IgnoreUnknown=1 allows others",
         )
     return found

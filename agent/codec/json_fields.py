@@ -1,4 +1,4 @@
-"""Fields of a JSON object as values; a wrong one is error 7 with its path, its value and what is allowed."""
+"""Convert fields of a JSON object to values; a wrong one is CNI error 7 with path, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ D = TypeVar("D")
 
 
 class Fields:
-    """A JSON object whose fields are taken one by one; what nobody took is an error."""
+    """A JSON object whose fields are taken one by one; a field that was not taken is an error."""
 
     def __init__(self, doc: object, where: str, allowed: str = "a JSON object") -> None:
         if not isinstance(doc, dict):
@@ -27,7 +27,7 @@ class Fields:
         self._taken: list[str] = []
 
     def take(self, name: str, parse: Callable[[str, Any], T], default: D) -> T | D:
-        """The parsed field, or the default where it is absent or null."""
+        """Return the parsed field, or the default if it is absent or null."""
         self._taken.append(name)
         value = self._doc.get(name)
         return default if value is None else parse(self._where + name, value)
@@ -41,7 +41,7 @@ class Fields:
         return self._doc.get(name)
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:
-        """Raise for the first unknown field; keys with a `/` belong to whoever owns that prefix."""
+        """Raise CniError 7 for the first unknown field; a key with a `/` is another program's, and allowed."""
         for name, value in self._doc.items():
             if name not in self._taken and name not in ignored and "/" not in name:
                 raise CniError(
@@ -52,9 +52,9 @@ class Fields:
 
 
 def address(where: str, value: object) -> Address:
-    """An IP address without a mask. Raises CniError 7."""
+    """Return an IP address without a mask. Raises CniError 7."""
     try:
-        if isinstance(value, str) and "%" not in value:  # a zone is a thing of one machine
+        if isinstance(value, str) and "%" not in value:  # a zone has a meaning on one machine only
             return ipaddress.ip_address(value)
     except ValueError:
         pass
@@ -62,28 +62,28 @@ def address(where: str, value: object) -> Address:
 
 
 def boolean(where: str, value: object) -> bool:
-    """True or false. Raises CniError 7."""
+    """Return true or false. Raises CniError 7."""
     if not isinstance(value, bool):
         raise invalid_config(where, value, "true, false")
     return value
 
 
 def number(where: str, value: object, low: int, high: int) -> int:
-    """A whole number from `low` to `high`. Raises CniError 7."""
+    """Return a whole number from `low` to `high`. Raises CniError 7."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise invalid_config(where, value, f"{low} to {high}")
     return value
 
 
 def listed(where: str, value: object, of: str) -> list[Any]:
-    """A list; `of` says of what. Raises CniError 7."""
+    """Return a list; `of` names its items in the error. Raises CniError 7."""
     if not isinstance(value, list):
         raise invalid_config(where, value, f"a list of {of}")
     return value
 
 
 def destination(where: str, value: object) -> Subnet:
-    """A CIDR. Raises CniError 7."""
+    """Return a CIDR. Raises CniError 7."""
     try:
         if isinstance(value, str) and "%" not in value:
             return ipaddress.ip_network(value)
@@ -114,35 +114,35 @@ def link_name(where: str, value: object) -> str:
 
 
 def string(where: str, value: object) -> str:
-    """Text. Raises CniError 7."""
+    """Return a string. Raises CniError 7."""
     if not isinstance(value, str):
         raise invalid_config(where, value, "a string")
     return value
 
 
 def strings(where: str, value: object) -> list[str]:
-    """A list of texts. Raises CniError 7."""
+    """Return a list of strings. Raises CniError 7."""
     return [string(f"{where}[{number}]", item) for number, item in enumerate(listed(where, value, "strings"))]
 
 
 def addresses(where: str, value: object) -> tuple[Address, ...]:
-    """A list of IP addresses, each with or without a mask. Raises CniError 7."""
+    """Return a list of IP addresses, each given with or without a mask. Raises CniError 7."""
     items = listed(where, value, "IP addresses, each with or without a mask")
     return tuple(masked(f"{where}[{number}]", item) for number, item in enumerate(items))
 
 
 def masked(where: str, value: object) -> Address:
-    """An IP address, with or without a mask. Raises CniError 7."""
+    """Return an IP address, given with or without a mask. Raises CniError 7."""
     return address(where, value.partition("/")[0] if isinstance(value, str) else value)
 
 
 def nested(where: str, value: object) -> Fields:
-    """An object, as fields. Raises CniError 7."""
+    """Return an object as Fields. Raises CniError 7."""
     return Fields(value, where)
 
 
 def mac(where: str, value: object) -> str:
-    """A unicast MAC address, in small letters with colons. Raises CniError 7."""
+    """Return a unicast MAC address in lower case with colons. Raises CniError 7."""
     text = value.lower().replace("-", ":") if isinstance(value, str) else ""
     if not MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
         raise invalid_config(where, value, "a unicast MAC address such as 0a:58:0a:f4:01:05")
@@ -150,7 +150,7 @@ def mac(where: str, value: object) -> str:
 
 
 def path(where: str, value: object, longest: int) -> str:
-    """An absolute path of at most `longest` bytes. Raises CniError 7."""
+    """Return an absolute path of at most `longest` bytes. Raises CniError 7."""
     text = value if isinstance(value, str) else ""
     if not text.startswith("/") or "\0" in text or len(text.encode(errors="replace")) > longest:
         raise invalid_config(where, value, f"an absolute path of at most {longest} bytes")
@@ -158,14 +158,14 @@ def path(where: str, value: object, longest: int) -> str:
 
 
 def seconds(where: str, value: object, longest: int) -> float:
-    """A number of seconds, also a part of one. Raises CniError 7."""
+    """Return a number of seconds, with fractions. Raises CniError 7."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= longest:
         raise invalid_config(where, value, f"a number of seconds from 0 to {longest}")
     return value
 
 
 def mapping(where: str, value: object) -> dict[str, Any]:
-    """A JSON object. Raises CniError 7."""
+    """Return a JSON object. Raises CniError 7."""
     if not isinstance(value, dict):
         raise invalid_config(where, value, "a JSON object")
     return value

@@ -1,7 +1,7 @@
-"""JSON that others wrote: the one place that reads it, with one error for all that can be wrong with it.
+"""Read JSON that others wrote, with one error type for all faults.
 
-`json.loads` alone raises four kinds of errors (numbers of more than 4,300 digits, deep nesting, text that is not
-UTF-8), and lets pass what no field of ours can hold (NaN, infinity, halves of characters, a name given twice).
+`json.loads` raises several types of errors (syntax, numbers of more than 4,300 digits, deep nesting, text that is
+not UTF-8), and accepts what no field of testcni has (NaN, infinity, half of a surrogate pair, a duplicate name).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-DIGITS = 40  # of a whole number; the largest that any field holds has 39 (an IPv6 address)
-DEPTH = 512  # levels of nesting, as the plugin has it; the interpreter's own limit depends on who calls
+DIGITS = 40  # of a whole number; the longest in any field has 39 (an IPv6 address)
+DEPTH = 512  # levels of nesting, as in the plugin; the interpreter's own limit depends on the caller's stack
 
 _OPENING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]')
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # may be half of a surrogate pair
 
 
 class JsonError(ValueError):
-    """A text that can't be used: says what is wrong, with line and column where they are known."""
+    """A text is not valid JSON: what is wrong, with line and column if known."""
 
     def __init__(self, what: str, line: int = 0, column: int = 0) -> None:
         super().__init__(f"{what} at line {line}, column {column}" if line else what)
@@ -29,7 +29,7 @@ class JsonError(ValueError):
 
 
 def value(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
-    """The value of a JSON text, of which every part is one that a field can hold. Raises JsonError."""
+    """Return the value of a JSON text. Raises JsonError, also for values that no field can have."""
     text = _text(data)
     found = _loads(text, parse_int=_whole, parse_float=_float, parse_constant=_constant, object_pairs_hook=_once)
     if text.count("[") + text.count("{") > DEPTH and _depth(text) > DEPTH:
@@ -43,15 +43,15 @@ def value(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def mapping(data: bytes | str) -> dict[str, Any]:
-    """The object that a JSON text must be. Raises JsonError."""
+    """Return the object of a JSON text. Raises JsonError, also for another value than an object."""
     return _object(value(data))
 
 
 def tolerant(data: bytes) -> dict[str, Any]:
-    """The object in a text with entries of many: what is odd in one of them must not cost the others.
+    """Return the object of a text with many entries, where a fault in one entry must not affect the others.
 
-    Bytes that are not UTF-8 are kept as surrogates, and numbers that are too long as infinity, which no field
-    takes: whoever reads the field reports it. Raises JsonError.
+    Bytes that are not UTF-8 become surrogates, and numbers that are too long become infinity; the reader of the
+    field reports them. Raises JsonError.
     """
     return _object(_loads(data.decode("utf-8", "surrogateescape"), parse_int=_whole_or_infinity))
 

@@ -1,4 +1,4 @@
-"""YAML that others wrote: the one place that reads it, with one error for all that can be wrong with it."""
+"""Read YAML that others wrote, with one error type for all faults."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import yaml
 
 DEPTH = 100  # levels of nesting
-BITS = 128  # of a whole number: those of an IPv6 address
+BITS = 128  # of a whole number: as many as an IPv6 address has
 _INDENT = re.compile("(?:^|[\r\x85\u2028\u2029])[ \\t?:-]+", re.MULTILINE)
-FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
 
 
 class Loader(FAST):  # type: ignore[misc]  # its class is chosen above
-    """A loader that knows no number which can't be printed (0xfff... of 5,000 digits)."""
+    """A loader that refuses numbers that Python cannot print (0xfff... of 5,000 digits)."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """The number. Raises ValueError."""
+        """Return the number. Raises ValueError."""
         number: int = super().construct_yaml_int(node)
         if number.bit_length() > BITS:
             raise ValueError("a number that is too large")
@@ -30,7 +30,7 @@ Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
 class YamlError(ValueError):
-    """A text that can't be used: what is wrong, and in which line (0: no certain one)."""
+    """A text is not valid YAML: what is wrong, and in which line (0: unknown)."""
 
     def __init__(self, what: str, line: int = 0) -> None:
         super().__init__(f"line {line}: {what}" if line else what)
@@ -39,7 +39,7 @@ class YamlError(ValueError):
 
 
 def value(data: bytes) -> Any:  # noqa: ANN401 - any YAML value
-    """The value of the only document in a text; None where there is none. Raises YamlError."""
+    """Return the value of the only document in a text; None if there is none. Raises YamlError."""
     found = [doc for _node, doc in documents(data)]
     if len(found) > 1:
         raise YamlError("more than one document")
@@ -47,7 +47,7 @@ def value(data: bytes) -> Any:  # noqa: ANN401 - any YAML value
 
 
 def documents(data: bytes) -> Iterator[tuple[yaml.Node, Any]]:
-    """Each document with the node that it was made of, which knows its lines. Raises YamlError."""
+    """Yield each document with its YAML node, which has its line numbers. Raises YamlError."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -69,26 +69,26 @@ def documents(data: bytes) -> Iterator[tuple[yaml.Node, Any]]:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """All that PyYAML raises for a bad text, dates and numbers included, as a YamlError."""
+    """Raise all exceptions of PyYAML for a faulty text, dates and numbers included, as YamlError."""
     try:
         yield
     except YamlError:
         raise
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise YamlError(f"is no YAML: {error.problem}", line) from error
+        raise YamlError(f"is not YAML: {error.problem}", line) from error
     except RecursionError as error:
         raise YamlError("is nested too deeply") from error
     # a date of month 13, a number without digits, a key that is a list
     except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-        raise YamlError(f"is no YAML: {str(error)[:500]}") from error
+        raise YamlError(f"is not YAML: {str(error)[:500]}") from error
 
 
 def _check_shape(text: str) -> None:
-    """No aliases and no deep nesting, by the events of the text, which cost no memory and no stack.
+    """Refuse aliases and deep nesting, by parser events, which need little memory and stack. Raises YamlError.
 
-    No object needs an alias, and a few lines of nested ones are gigabytes when they are written out. libyaml's
-    loader calls itself for each level, and ends the process where its stack does.
+    No object needs an alias, and a few lines of nested aliases expand to gigabytes. libyaml's loader is recursive,
+    and crashes the process where the stack ends.
     """
     if not _is_suspect(text):
         return
@@ -104,8 +104,8 @@ def _check_shape(text: str) -> None:
 
 
 def _is_suspect(text: str) -> bool:
-    """Whether there may be aliases or deep nesting; most files need no second look."""
+    """Return whether there may be aliases or deep nesting, which needs a closer check; most files have neither."""
     if any(sign in text for sign in "*&!") or text.count("[") + text.count("{") > DEPTH:
         return True
-    # a level of block style takes a column of blanks and indicators; a list may begin in its key's own
+    # a level of block style takes a column of blanks and indicators; a list may begin in the column of its key
     return 2 * max((len(match[0]) for match in _INDENT.finditer(text)), default=0) > DEPTH

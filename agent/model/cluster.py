@@ -1,4 +1,4 @@
-"""Frozen values that the pod path and the node path share: nothing here does anything."""
+"""Define the cluster's objects as frozen values that the pod path and the node path share."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ API_VERSION = "testcni.io/v1"
 
 
 AcceptedModes = tuple[tuple[str, tuple[str, ...]], ...]
-"""By the name of a network the modes in which a node takes packets for pods now; that of its conf first.
+"""The modes in which a node accepts packets for pods, by network; the mode of its conf is the first.
 
-A network of ipvlan or macvlan has its mode alone: pods are reached past the node.
+A network of ipvlan or macvlan has only its own mode, as its pods are reached without the node.
 
-Under ENDS, which is no network's name, those of its InternalIPs that it has on an interface where others would
-send to another by themselves.
+The key ENDS is not a network: its values are those InternalIPs of the node that are on one of its interfaces,
+where peers would choose another of its addresses by default.
 """
 ENDS = "@"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What we need of a v1 Node: its InternalIPs in their order, its podCIDRs and its labels, sorted."""
+    """The fields of a v1 Node that testcni reads: InternalIPs in their order, podCIDRs, labels sorted by key."""
 
     name: str
     addresses: tuple[Address, ...] = ()
@@ -35,12 +35,12 @@ class Node:
     labels: tuple[tuple[str, str], ...] = ()
     accepted_modes: AcceptedModes = ()
     created: str = field(default="", compare=False)
-    """When its object was created, in a form that sorts by time; empty: nobody says."""
+    """When its object was created, as text that sorts by time; empty if unknown."""
     unavailable: bool = False
     """Whether its condition NetworkUnavailable is True."""
 
     def announced(self, network: str) -> tuple[str, ...]:
-        """All modes that it has announced for a network; none: it does not say."""
+        """Return the modes that it accepts for a network; empty if it published none."""
         return dict(self.accepted_modes).get(network, ())
 
 
@@ -53,105 +53,105 @@ class IPPool:
     block_size: int
     resource_version: str = field(default="", compare=False)
     start: Address | None = None
-    """The first address of `cidr` that pods may have; None: its first."""
+    """The first address that pods may have; None: the first of `cidr`."""
     end: Address | None = None
-    """The last one."""
+    """The last address that pods may have; None: the last of `cidr`."""
     exclude: tuple[Subnet, ...] = ()
-    """What within `cidr` is others'."""
+    """Parts of `cidr` that no pod may have."""
     gateway: Address | None = None
-    """The router of pods that share their subnet with others; no pod's."""
+    """The router of pods on a subnet shared with other machines; no pod may have it."""
     namespaces: tuple[str, ...] | None = None
-    """Whose pods may ask for its addresses, in whichever way; None: those of all namespaces."""
+    """Namespaces whose pods may request its addresses in any way; None: all namespaces."""
     status: PoolStatus = field(default=PoolStatus(), compare=False)
-    """What people are told of it: it changes nothing for pods, so a pool with another status is the same pool."""
+    """Its status, for people. Pods do not depend on it, so it is not compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class IPBlock:
-    """A part of a pool that one node owns; named for its CIDR, so creating it is the claim."""
+    """A part of a pool that one node owns. Its name is its CIDR, so that creating the object claims the block."""
 
     cidr: Subnet
     node: str
     pool: str
     resource_version: str = field(default="", compare=False)
     uid: str = ""
-    """Tells it from one of the same name that was there before (Kubernetes); empty where nobody gives one."""
+    """Differs from that of an earlier object of the same name; empty in a directory of manifests."""
     created: str = field(default="", compare=False)
-    """When the object was created, in a form that sorts by time; empty: nobody says."""
+    """When the object was created, as text that sorts by time; empty if unknown."""
     shared: bool = False
-    """Whether a network claimed it whose pods share their parent's subnet: then no network routes it.
+    """Whether a network claimed it whose pods are on their parent's subnet: then no network routes it.
 
-    False in blocks of versions that did not write it, whatever claimed them.
+    False in blocks that a version without this field wrote, for any network.
     """
 
     @property
     def name(self) -> str:
-        """The object's name: the CIDR with every `.`, `:` and `/` as `-` (a DNS-1123 name)."""
+        """Return the object's name: the CIDR with every `.`, `:` and `/` as `-` (a DNS-1123 name)."""
         return block_name(self.cidr)
 
 
 def block_name(cidr: Subnet) -> str:
-    """`10.244.3.0/24` as `10-244-3-0-24`."""
+    """Return `10.244.3.0/24` as `10-244-3-0-24`."""
     return f"{address_name(cidr.network_address)}-{cidr.prefixlen}"
 
 
 WHILE_POD, ALWAYS_KEPT = KEEPS = ("Pod", "Always")
-"""How long a reservation is kept: until its pod is gone; until a person deletes it."""
+"""How long a reservation is kept: until its pod is deleted, or until a person deletes the reservation."""
 
 
 @dataclass(frozen=True, slots=True)
 class IPReservation:
-    """An address that stays with its owner; named for the address, so creating it is the claim."""
+    """An address kept for its owner. Its name is the address, so that creating the object claims the address."""
 
     address: Address
     owner: str
     """`namespace/pod` where pods keep their names, else `namespace/Kind/name` of their controller."""
     pod: str = ""
-    """`namespace/name` of who has it, or had it last; empty: a person reserved it, and no pod has had it yet."""
+    """`namespace/name` of the pod that has it or had it last; empty if a person reserved it and no pod had it."""
     node: str = ""
-    """Where that pod is, or was; empty with `pod`."""
+    """The node of that pod; empty if `pod` is."""
     network: str = ""
     """The network's name in the netconf; empty: any."""
     since: datetime | None = None
-    """When that pod got it; None with an empty `pod`."""
+    """When that pod got it; None if `pod` is empty."""
     released: datetime | None = None
-    """When that pod gave it back; None: it is in use."""
+    """When that pod released it; None: it is in use."""
     asks: str = ""
-    """The node that has to agree, as the address is in its block; empty: none has to, or it has agreed."""
+    """The node that must confirm, as the address is in its block; empty if none must, or it has confirmed."""
     refused: str = ""
-    """Why that node did not agree."""
+    """Why that node refused."""
     resource_version: str = field(default="", compare=False)
     keep: str = ""
     """How long it outlives its pod: one of KEEPS; empty: for the time of the agents' option keep-address."""
 
     @property
     def name(self) -> str:
-        """The object's name: the address with every `.` and `:` as `-`."""
+        """Return the object's name: the address with every `.` and `:` as `-`."""
         return address_name(self.address)
 
     @property
     def in_use(self) -> bool:
-        """Whether a pod has it, or is about to."""
+        """Return whether a pod has the address, or is about to get it."""
         return self.released is None and not self.asks and not self.ahead
 
     @property
     def ahead(self) -> bool:
-        """Whether a person reserved it, and no pod has had it yet."""
+        """Return whether a person reserved it and no pod had it yet."""
         return not self.node
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectMetadata:
-    """What we need of a v1 Pod or Namespace: what people wrote on it, and who made it."""
+    """The metadata of a v1 Pod or Namespace that testcni reads: annotations and controller."""
 
     kind: Literal["Pod", "Namespace"]
     name: str
-    """A pod's is `namespace/name`."""
+    """That of a Pod is `namespace/name`."""
     uid: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
     """Only those that begin with `testcni.io/`."""
     controller: str = ""
-    """`Kind/name` of the controller; empty: a pod of its own."""
+    """`Kind/name` of the controller; empty if there is none."""
     template: str = ""
     """The label pod-template-hash, which the name of a Deployment's ReplicaSet ends with."""
     resource_version: str = field(default="", compare=False)
@@ -185,4 +185,4 @@ class Snapshot:
     """Networks and addresses of this node itself. Empty where they were not read."""
 
 
-MOMENT = 60.0  # seconds for which podCIDRs are kept, those of a deleted Node too, as it may be created again
+MOMENT = 60.0  # seconds for which podCIDRs of a deleted Node are kept, as it may be created again

@@ -1,4 +1,4 @@
-"""How testcni knows what it owns in the kernel: by these marks, never from memory (docs/marks.md)."""
+"""Define the marks by which testcni recognises what it owns in the kernel (docs/marks.md)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import hashlib
 from agent.ip import Address
 
 ROUTE_PROTOCOL = 116
-"""By which our routes are known, unless an option says otherwise: 't', registered by nobody (docs/marks.md)."""
+"""The default protocol number of testcni's routes: the letter t, which is not registered (docs/marks.md)."""
 
 
-# How testcni's own things are known in the kernel: by mark, never by memory. Why these: docs/marks.md.
 LINK_PREFIX = "tcni"
 
 
@@ -38,14 +37,14 @@ IPIP_ALIAS = f"{ALIAS} ipip"
 MAC_PREFIX = "0a:58"  # locally administered
 
 
-BRIDGE_MAC_PREFIX = "0a:62:74:63"  # so is this one; long, as a bridge of others may have any MAC
+BRIDGE_MAC_PREFIX = "0a:62:74:63"  # locally administered; long, as a bridge of another program may have any MAC
 
 
 def mac_for(address: Address) -> str:
-    """The MAC of whoever has `address`: neighbours that knew the last one need not learn a new one."""
+    """Return the MAC of pods with an address: the same for each, so that neighbours need not learn a new one."""
     return f"{MAC_PREFIX}:{address.packed[-4:].hex(':')}"
 
 
 def bridge_mac(node: str, name: str) -> str:
-    """The MAC of a new bridge: neither the node's blocks nor the bridge's ports change it."""
+    """Return the MAC for a new bridge; changes of the node's blocks or the bridge's ports do not change it."""
     return f"{BRIDGE_MAC_PREFIX}:{hashlib.sha256(f'{node}/{name}'.encode()).digest()[:2].hex(':')}"

@@ -1,4 +1,4 @@
-"""What the node path tells the pod path, and the other way round: frozen values."""
+"""Define the frozen values that the node path and the pod path pass to each other."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from agent.model.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """From the node path to the pod path: which networks are prepared here, and what is wrong."""
+    """From the node path to the pod path: the networks prepared on this node, and its problems."""
 
     synced: bool = False
     blocks: Mapping[Network, tuple[Subnet, ...]] = field(default_factory=dict)
     """The blocks of each network whose node state is in the kernel."""
     excluded: Mapping[Network, frozenset[Subnet]] = field(default_factory=dict)
-    """What of these blocks no pod may have."""
+    """Parts of these blocks that no pod may have."""
     families: Mapping[Network, frozenset[int]] = field(default_factory=dict)
-    """The IP versions of which each pod gets an address; of a network that is not here, those of its blocks."""
+    """The IP versions of which each pod gets an address; for a network missing here, those of its blocks."""
     limits: Mapping[tuple[Network, int], str] = field(default_factory=dict)
-    """Why a network can have no more blocks of an IP version, for those that can't."""
+    """Why a network cannot get more blocks of an IP version; networks that can are missing here."""
     uplinks: Mapping[Network, Uplink] = field(default_factory=dict)
-    """Where the pods of those networks hang that have slaves of a parent."""
+    """The parent interface of networks of ipvlan and macvlan."""
     routes: int = 0
     """How many routes to peers' blocks are wanted."""
     programmed: int = 0
     """How many of them are in the kernel."""
     problems: tuple[Problem, ...] = ()
     accepted_modes: AcceptedModes = ()
-    """What peers are to be told."""
+    """The accepted modes to publish to peers."""
     guests: frozenset[Subnet] = frozenset()
-    """Addresses of this node's pods that are in none of its blocks, and for which its state is in the kernel."""
+    """Addresses of this node's pods outside of its blocks whose node state is in the kernel."""
     refused: frozenset[str] = frozenset()
-    """The names of networks whose new mode does not come into force, as other pods would not reach its pods."""
+    """Names of networks whose new mode is refused, as pods on other nodes could not reach its pods."""
     unserved: frozenset[Network] = frozenset()
-    """Networks that pods on this node are on, and whose node state is not in the kernel."""
+    """Networks with pods on this node whose node state is not in the kernel."""
     away: frozenset[Subnet] = frozenset()
-    """Single addresses for which this node has a route to another."""
+    """Single addresses for which this node has a route to another node."""
     host_networks: HostNetworks = field(default_factory=HostNetworks)
-    """What this node stands on."""
+    """Networks and addresses of the node itself."""
     pool_faults: Mapping[str, str] = field(default_factory=dict)
-    """What is wrong with IPPools, by their names; those that are right are left out."""
+    """What is wrong with IPPools, by name; pools without a fault are missing here."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """What went wrong for a pod, for those who look at the pod."""
+    """An Event about a pod: what went wrong."""
 
     pod: str
     """`namespace/name`."""
@@ -58,11 +58,11 @@ class PodEvent:
     """In CamelCase, for machines."""
     message: str
     once: str = ""
-    """What it is about, where one Event is enough, also after the agent was restarted."""
+    """What it is about, if one Event is enough for it, even after a restart of the agent; else empty."""
 
 
 ReservationsInProgress = frozenset[Address]
-"""From the pod path to the node path: reserved addresses that an ADD is at work on."""
+"""From the pod path to the node path: reserved addresses that an ADD is about to use."""
 
 
 def _nowhere(*_: object) -> None:
@@ -71,12 +71,12 @@ def _nowhere(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the paths tell how many seconds things took; nobody listens by default."""
+    """Callbacks that get durations in seconds; by default they do nothing."""
 
     call: Callable[[str, str, str, float], None] = _nowhere
-    """A verb of CNI: its name, the network's mode (empty: not known), `ok` or the error's code, seconds."""
+    """For a CNI verb: its name, the network's mode (empty if unknown), `ok` or the error's code, seconds."""
     round: Callable[[float], None] = _nowhere
-    """A comparison of all node state with the kernel."""
+    """For a round of the reconciler: seconds."""
 
 
 NO_TIMINGS = Timings()
@@ -84,11 +84,11 @@ NO_TIMINGS = Timings()
 
 @dataclass(frozen=True, slots=True)
 class BlockDemand:
-    """How many blocks of each IP version a network's pods need, and until when (time.monotonic) that counts."""
+    """How many blocks of each IP version a network's pods need, and until when (time.monotonic)."""
 
     blocks: Mapping[int, int]
     until: float
 
 
 Demand = Mapping[Network, BlockDemand]
-"""From the pod path to the node path: networks that pods asked for lately."""
+"""From the pod path to the node path: networks of which pods requested addresses lately."""

@@ -1,4 +1,4 @@
-"""A problem that a person must fix."""
+"""Define a problem that a person must fix."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something a person must mend: where it is, what is wrong and how to mend it."""
+    """A problem that a person must fix: where it is, what is wrong, how to fix it."""
 
     where: str
     what: str
     remedy: str
 
     def __post_init__(self) -> None:
-        """Write out what can't be shown: a file's name need not be UTF-8, and this goes to people by many ways."""
+        """Escape bytes that are not UTF-8: names of files may have such, and many outputs refuse them."""
         for name in ("where", "what", "remedy"):
             text = getattr(self, name)
             if not text.isascii():

@@ -1,4 +1,4 @@
-"""Addresses that are kept for other uses than pods and nodes, by the RFCs: one table for all who check."""
+"""Define the addresses that RFCs keep for other uses than pods and nodes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Class:
 
     network: Subnet
     use: str
-    """What it is kept for."""
+    """What the RFC keeps it for."""
     source: str
     alone: str = ""
-    """What a single address of it is; empty: Linux takes it as any other, so nodes may have it."""
+    """What a single address of it is; empty if nodes may have it, as Linux treats it as any other."""
 
     @property
     def ordinary(self) -> bool:
-        """Whether packets there go by the node's routes as all others, so that nothing of the node's breaks."""
+        """Return whether packets to it follow the node's routes, so a route for it breaks nothing on the node."""
         return not self.alone
 
     def __str__(self) -> str:
@@ -59,13 +59,13 @@ _RANGES = {
     ]
     for version in (4, 6)
 }
-"""First and last address as numbers, with the class: each block of the cluster is compared with all of them."""
+"""First and last address as numbers, with the class; numbers, as each block is compared with all of them."""
 
 
 def against(subnet: Subnet, *, ordinary: bool = True) -> Class | None:
     """Return the class that a subnet overlaps: the smallest that holds all of it, else the first one.
 
-    None: pods may have all of it. Without `ordinary` only the classes that the node itself needs count.
+    None if pods may have all of it. Without `ordinary`, only classes count that the node itself needs.
     """
     first, last = int(subnet.network_address), int(subnet.broadcast_address)
     found = [
@@ -78,6 +78,6 @@ def against(subnet: Subnet, *, ordinary: bool = True) -> Class | None:
 
 
 def unusable(address: Address) -> str:
-    """Why no other node can send packets to an address; empty where nothing is known against it."""
+    """Return why no other node can send packets to an address; empty if other nodes can."""
     found = against(ipaddress.ip_network(address), ordinary=False)
     return found.alone if found else ""

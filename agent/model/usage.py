@@ -1,4 +1,4 @@
-"""What agents write for people to see with kubectl: frozen values, and nothing that pods depend on."""
+"""Define what agents write for people to see with kubectl. Pods do not depend on it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class PoolCounts:
-    """How much of a pool is in use, in the whole cluster."""
+    """How much of a pool is in use in the cluster."""
 
     used: int
     """Addresses that pods have."""
     free: int
-    """Addresses that pods can have, those that are cooling included."""
+    """Addresses that pods can get, with those that cool down."""
     blocks: int
     """How many blocks nodes have claimed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Whether a pool can be used, as its status says."""
+    """The condition Ready of a pool's status: whether the pool can be used."""
 
     TYPE: ClassVar[str] = "Ready"
     ok: bool
     reason: str
-    """In CamelCase, for machines."""
+    """In CamelCase, for programs."""
     message: str
     since: str = ""
     """When `ok` became what it is (RFC 3339)."""
@@ -34,7 +34,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What the status of an IPPool says; None: nothing that can be read."""
+    """The status of an IPPool; None for a part that is missing or unreadable."""
 
     counts: PoolCounts | None = None
     condition: Condition | None = None
@@ -42,21 +42,21 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class BlockUsage:
-    """Which addresses of a block pods of its node have, as people see it; agents go by nothing of it."""
+    """Which addresses of a block are used by pods of its node. Agents write it, and never decide by it."""
 
     POD_CIDR: ClassVar[str] = "podCIDR"
     BY_HAND: ClassVar[str] = "netconf"
     name: str
     node: str
     pool: str
-    """Whose block it is: a pool's, POD_CIDR, or BY_HAND where netconfs divide a subnet; empty without a block."""
+    """The block's pool, or POD_CIDR, or BY_HAND where netconfs divide a subnet; empty without a block."""
     cidr: ipaddress.IPv4Network | ipaddress.IPv6Network | None
-    """None: it is about the pods' addresses that are in no block of the node."""
+    """None: the addresses of pods that are in no block of the node."""
     used: int
     """Addresses that pods of the node have."""
     reserved: int
-    """Addresses that are kept for pods that are not here."""
+    """Addresses reserved for pods that are not on this node."""
     free: int | None
-    """Addresses that other pods can have, those that are cooling included; None without a block."""
+    """Addresses that other pods can get, with those that cool down; None without a block."""
     addresses: tuple[str, ...]
-    """`ADDRESS NAMESPACE/POD` of each, as many as are listed."""
+    """`ADDRESS NAMESPACE/POD` of each address in use; a long list is cut."""

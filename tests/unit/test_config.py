@@ -91,7 +91,7 @@ def test_what_is_wrong_is_told_with_its_place(argv: list[str], environ: dict[str
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- a", "not a list"), ("nod: x", "unknown option 'nod'"), ("a: [", "is no YAML")]
+    ("text", "message"), [("- a", "not a list"), ("nod: x", "unknown option 'nod'"), ("a: [", "is not YAML")]
 )
 def test_a_wrong_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c").write_text(text)

@@ -45,8 +45,8 @@ def test_a_line_that_repeats_is_written_once_a_minute_with_how_often() -> None:
     written = [r for second in range(130) if repeats.filter(r := record("can't", 1000.0 + second))]
     assert [r.getMessage() for r in written] == [
         "can't",
-        "can't (59 times more since it was last written)",
-        "can't (59 times more since it was last written)",
+        "can't (59 more times since it was last written)",
+        "can't (59 more times since it was last written)",
     ]
     assert repeats.filter(record("other", 1000.0))
     assert all(repeats.filter(record("said", 1000.0, logging.INFO)) for _ in range(3))
