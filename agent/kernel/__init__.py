@@ -1,1 +1,1 @@
-"""Mechanisms of the Linux kernel. Nothing here knows a type of testcni."""
+"""Use mechanisms of the Linux kernel. Nothing here knows a type of testcni."""

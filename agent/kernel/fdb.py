@@ -1,7 +1,7 @@
-"""Forwarding entries (FDB): those of the kernel's own vxlan for its peers, and those of a bridge for its ports.
+"""Read and write forwarding entries (FDB): of a vxlan device for its peers, and of a bridge for its ports.
 
-The kernel's own vxlan knows each peer by a neighbour and an entry, both permanent. A peer is its own next hop, and
-its MAC in the tunnel follows from its address: all is known from its Node object.
+A vxlan device of the kernel has two permanent entries for each peer: a neighbour (the peer's tunnel address and
+MAC) and a forwarding entry (that MAC and the peer's node address). See bridge(8), fdb.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
 NTF_SELF = 0x02
 NTF_MASTER, NTF_STICKY, NUD_NOARP = 0x04, 0x40, 0x40  # NOARP: static, not of the bridge itself (PERMANENT)
 Entry = tuple[str, IPv4Address]
-"""A MAC, and the node that packets for it go to."""
+"""A MAC, and the node to which packets for it are sent."""
 
 
 def sync(nl: Netlink, index: int, peers: Iterable[Entry]) -> int:
@@ -48,7 +48,7 @@ def sync(nl: Netlink, index: int, peers: Iterable[Entry]) -> int:
 
 
 def add_station(index: int, mac: str) -> Request:
-    """Say for good that a MAC is behind a port of a bridge: frames from elsewhere do not move it (sticky)."""
+    """Return the request for a static entry: a MAC is behind a bridge port, whatever frames arrive (sticky)."""
     payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, 0) + netlink.attribute(
         NDA_LLADDR, ip_links.mac_bytes(mac)
     )
@@ -56,7 +56,7 @@ def add_station(index: int, mac: str) -> Request:
 
 
 def add_local(index: int, mac: str) -> Request:
-    """Say that a MAC is a bridge's own, whose frames are for the node (bridge(8), `self` and `local`)."""
+    """Return the request for a local entry: frames for a MAC of a bridge are for the node (bridge(8), `local`)."""
     payload = NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0) + netlink.attribute(
         NDA_LLADDR, ip_links.mac_bytes(mac)
     )
@@ -64,17 +64,17 @@ def add_local(index: int, mac: str) -> Request:
 
 
 def stations(nl: Netlink) -> set[tuple[int, str]]:
-    """Return ports of bridges and the MACs that are behind them for good. Raises NetlinkError."""
+    """Return bridge ports with the MACs of their static entries. Raises NetlinkError."""
     return {(index, mac) for index, mac, state, flags in _all(nl) if state & NUD_NOARP and flags & NTF_STICKY}
 
 
 def local(nl: Netlink) -> set[tuple[int, str]]:
-    """Return bridges and ports and the MACs that are their own. Raises NetlinkError."""
+    """Return bridges and ports with the MACs of their local entries. Raises NetlinkError."""
     return {(index, mac) for index, mac, state, _flags in _all(nl) if state & NUD_PERMANENT}
 
 
 def _all(nl: Netlink) -> Iterator[tuple[int, str, int, int]]:
-    """Interface, MAC, state and flags of every entry."""
+    """Yield interface, MAC, state and flags of every entry."""
     header = NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
     for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list forwarding entries")):
         _family, index, state, flags, _type = NDMSG.unpack_from(payload)

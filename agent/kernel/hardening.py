@@ -1,4 +1,4 @@
-"""Turn off what makes our devices accept routes, prefixes and redirects from others (ip-sysctl)."""
+"""Switch off what makes devices accept routes, prefixes and redirects from the network (ip-sysctl)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from agent.kernel.ip_links import Link
 IPV4_DEVCONF_ACCEPT_REDIRECTS = 4  # uapi/linux/ip.h
 IPV4 = ((IPV4_DEVCONF_ACCEPT_REDIRECTS, 0),)
 IPV6 = {"accept_ra": 3, "accept_redirects": 4, "autoconf": 5}
-"""Names in ipv6/conf, and numbers as DEVCONF_ in uapi/linux/ipv6.h; all are to be 0."""
+"""Switches in ipv6/conf with their DEVCONF_ numbers (uapi/linux/ipv6.h); all must be 0."""
 
 
 def differs(link: Link) -> str:
-    """Say which switch of IPv6 is on; empty where none is, or where the device has no IPv6."""
+    """Return the name of an IPv6 switch that is on; empty if none is, or the device has no IPv6."""
     found = (name for name, number in IPV6.items() if link_setup.ipv6(link, number) not in (None, 0))
     return next(found, "")
 
 
 def ipv6(device: str) -> None:
-    """Turn the switches of IPv6 off, here or wherever this thread is. Raises OSError."""
+    """Switch off those of IPv6, in the namespace of this thread. Raises OSError."""
     try:
         for name in IPV6:
             _off(f"{sysctl.root()}/ipv6/conf/{device}/{name}")
@@ -30,18 +30,18 @@ def ipv6(device: str) -> None:
 
 
 def ipv4(device: str) -> None:
-    """Turn those of IPv4 off. Raises OSError."""
+    """Switch off those of IPv4, in the namespace of this thread. Raises OSError."""
     _off(f"{sysctl.root()}/ipv4/conf/{device}/accept_redirects")
 
 
 def before_up(device: str) -> None:
-    """Turn all of them off, while the device still takes nothing. Raises OSError."""
+    """Switch off all of them, while the device is down and receives nothing. Raises OSError."""
     ipv6(device)
     ipv4(device)
 
 
 def _off(path: str) -> None:
-    """Write 0; by descriptor, as an ADD does it seven times."""
+    """Write 0, without pathlib and open(), as an ADD does this seven times."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, b"0")
@@ -50,7 +50,7 @@ def _off(path: str) -> None:
 
 
 def sync(links: Iterable[Link]) -> list[str]:
-    """Turn the switches of these devices off; those that had one on. Raises OSError."""
+    """Switch off those of these devices; return names of devices that had one on. Raises OSError."""
     found = []
     for link in links:
         if differs(link):

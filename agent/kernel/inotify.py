@@ -1,4 +1,4 @@
-"""A folder's changes by inotify(7): when to look at it again, and which files are half-written just now."""
+"""Watch a directory for changes with inotify(7), and know which of its files are being written."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ IN_MOVED_FROM, IN_MOVED_TO = 0x40, 0x80
 IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF = 0x4, 0x400, 0x800
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 IN_ONLYDIR = 0x1000000
-WHOLE = IN_CLOSE_WRITE | IN_MOVED_FROM | IN_DELETE  # nobody is in the middle of writing this name any more
-# IN_CREATE is all that link(2) and symlink(2) raise
+WHOLE = IN_CLOSE_WRITE | IN_MOVED_FROM | IN_DELETE  # the file of this name is written completely
+# link(2) and symlink(2) cause only IN_CREATE
 EVENTS = WHOLE | IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF
 EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name
-POLL = 0.2  # seconds between looks at `stop`, and at a folder that isn't there
-BLIND = 1.0  # seconds between looks at a folder that can't be watched
+POLL = 0.2  # seconds between checks of `stop`, and of a directory that does not exist
+BLIND = 1.0  # seconds between assumed changes of a directory that cannot be watched
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DirectoryWatch:
-    """Changes of the files of one folder, which may come and go; for one thread.
+    """Watch the files of one directory, which may be created and deleted; for one thread.
 
-    Where the kernel grants no watch (its limits are per user), every second counts as a change.
+    Where the kernel allows no watch (its limits are per user), a change is assumed every second.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class DirectoryWatch:
 
     @property
     def busy(self) -> frozenset[str]:
-        """Names of files written to and not closed since, as of the last `wait`."""
+        """Return names of files that were written to and not closed, as of the last `wait`."""
         return frozenset(self._busy)
 
     def close(self) -> None:
@@ -51,9 +51,9 @@ class DirectoryWatch:
         self._fd = self._watch = -1
 
     def wait(self, stop: threading.Event, timeout: float, settle: float = 0.0) -> bool:
-        """Wait for a change, `timeout` seconds or `stop`; whether there was a change.
+        """Wait for a change, at most `timeout` seconds or until `stop`; return whether there was a change.
 
-        After a change `settle` more seconds pass, so that those that come together are seen together.
+        After a change it waits `settle` more seconds, so that changes at about the same time are one.
         """
         deadline = time.monotonic() + timeout
         while not stop.is_set():
@@ -66,19 +66,19 @@ class DirectoryWatch:
         return False
 
     def _changed(self, stop: threading.Event, left: float) -> bool:
-        """One look, of at most POLL or BLIND seconds."""
+        """Wait at most POLL or BLIND seconds; return whether there was a change."""
         if self._reattached():
             return True
         if self._watch < 0:
             pause = POLL if self._identity is None else BLIND
             stop.wait(min(pause, left))
             return self._identity is not None and left >= pause
-        poller = select.poll()  # select(2) can't take descriptors above 1023
+        poller = select.poll()  # select(2) cannot use descriptors above 1023
         poller.register(self._fd, select.POLLIN)
         return bool(poller.poll(min(POLL, left) * 1000)) and self._drain()
 
     def _reattached(self) -> bool:
-        """Whether the folder came, went or became another one since the last look."""
+        """Watch the directory again if it was replaced; return whether it was created, deleted or replaced."""
         try:
             status = self._path.stat()
             identity = (status.st_dev, status.st_ino)
@@ -97,7 +97,7 @@ class DirectoryWatch:
         return not same or self._watch >= 0
 
     def _drain(self) -> bool:
-        """Read all events there are; whether one of them matters."""
+        """Read all waiting events; return whether one of them is a change."""
         matters = False
         while self._fd >= 0:
             try:
@@ -113,11 +113,11 @@ class DirectoryWatch:
         return matters
 
     def _note(self, watch: int, mask: int, name: str) -> bool:
-        """Take note of one event; whether it matters."""
+        """Record one event; return whether it is a change."""
         if mask & IN_Q_OVERFLOW:
-            self._busy.clear()  # their ends may be among what was lost
+            self._busy.clear()  # the lost events may be their ends
             return True
-        if watch != self._watch:  # of a folder that was here before
+        if watch != self._watch:  # of a directory that was replaced
             return False
         if mask & IN_IGNORED:
             self._watch = -1
@@ -126,5 +126,5 @@ class DirectoryWatch:
             return False
         if mask & WHOLE:
             self._busy.discard(name)
-        # hidden files are other people's half-written ones, but a ConfigMap changes by its link `..data`
+        # a hidden file is a temporary one of another program, but a ConfigMap changes by its link `..data`
         return not name.startswith(".") or name.startswith("..")

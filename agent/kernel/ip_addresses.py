@@ -1,4 +1,4 @@
-"""Addresses of links as rtnetlink(7) messages, and what the kernel answers as frozen values (ip-address(8))."""
+"""Make and parse rtnetlink(7) messages about addresses of links (ip-address(8))."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class LinkAddress:
     address: Address
     prefix: int
     tentative: bool = field(default=False, compare=False)
-    """Whether the kernel still looks whether somebody else has it, or has found somebody (RFC 4862)."""
+    """Whether duplicate address detection is not finished, or has failed (RFC 4862)."""
 
     @property
     def interface(self) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
-        """The address with its network."""
+        """Return the address with its network."""
         return ipaddress.ip_interface((self.address, self.prefix))
 
 
 def add_address(index: int, address: Address, prefix: int) -> Request:
-    """Give an interface an address; an IPv6 one is usable at once (no duplicate address detection)."""
+    """Return the request to add an address to a link, without duplicate address detection."""
     payload = (
         IFADDR.pack(netlink.family(address), prefix, 0, 0, index)
         + netlink.attribute(IFA_LOCAL, address.packed)
@@ -45,14 +45,14 @@ def add_address(index: int, address: Address, prefix: int) -> Request:
 
 
 def delete_address(index: int, address: Address, prefix: int) -> Request:
-    """Take an address from an interface."""
+    """Return the request to delete an address of a link."""
     header = IFADDR.pack(netlink.family(address), prefix, 0, 0, index)
     payload = header + netlink.attribute(IFA_LOCAL, address.packed)
     return Request(RTM_DELADDR, 0, payload, f"delete address {address}/{prefix}")
 
 
 def addresses(nl: Netlink, index: int = 0, netnsid: int | None = None) -> list[LinkAddress]:
-    """The addresses of both families on one interface, or on all (0), here or in the namespace of that number."""
+    """Return the addresses of a link, or of all (0), here or in the namespace `netnsid`. Raises NetlinkError."""
     target = b"" if netnsid is None else netlink.u32(IFA_TARGET_NETNSID, netnsid)
     request = Request(RTM_GETADDR, 0, IFADDR.pack(0, 0, 0, 0, index) + target, "list addresses")
     return [_address(payload) for payload in nl.dump(request)]

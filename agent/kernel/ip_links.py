@@ -1,4 +1,4 @@
-"""Links as rtnetlink(7) messages, and what the kernel answers as frozen values (ip-link(8))."""
+"""Make and parse rtnetlink(7) messages about links (ip-link(8)); if_link.h has the numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface as RTM_NEWLINK tells it."""
+    """A network interface as in a message RTM_NEWLINK."""
 
     index: int
     name: str
@@ -40,44 +40,44 @@ class Link:
     mtu: int
     mac: str
     master: int
-    """Index of the bridge that it is a port of; 0: none."""
+    """Index of the bridge of which it is a port; 0: none."""
     peer: int
     """Index of the other end (IFLA_LINK), in the other end's namespace for a veth; 0: none."""
     kind: str
     alias: str
     group: int = 0
-    """A number that any link may have (IFLA_GROUP); with slaves, the mark of their attachment."""
+    """A number that any link may have (IFLA_GROUP)."""
     netnsid: int | None = None
-    """The number by which this namespace knows that of `peer`; None: `peer` is in this one."""
+    """The number of the namespace of `peer` in this one; None: `peer` is in this namespace."""
     running: bool = False
-    """Whether it sends what it is given (IFLA_OPERSTATE), which comes some time after both ends are up."""
+    """Whether it sends packets (IFLA_OPERSTATE up), which is some time after both ends are up."""
     altnames: tuple[str, ...] = ()
-    """Other names of it (ip-link(8), property)."""
+    """Its alternative names (ip-link(8), property)."""
     nf_call: bool | None = None
-    """Whether a bridge itself has packets pass iptables and ip6tables; None: no bridge, or no such kernel."""
+    """Whether a bridge sends packets through iptables and ip6tables; None: not a bridge, or an old kernel."""
     families: bytes = field(default=b"", compare=False, repr=False)
     """Its settings of IPv4 and IPv6 (IFLA_AF_SPEC): see `link_setup`."""
     port: bytes = field(default=b"", compare=False, repr=False)
     """Its flags as a bridge's port (IFLA_INFO_SLAVE_DATA)."""
     data: bytes = field(default=b"", compare=False, repr=False)
-    """What its kind has (IFLA_INFO_DATA)."""
+    """Attributes of its kind (IFLA_INFO_DATA)."""
     held_down: bool = False
-    """Whether somebody holds its carrier down (ip-link(8), protodown)."""
+    """Whether a program holds its carrier down (ip-link(8), protodown)."""
     arp: bool = True
-    """Whether it asks and answers ARP (no IFF_NOARP)."""
+    """Whether it uses ARP (no IFF_NOARP)."""
 
 
 def mac_bytes(mac: str) -> bytes:
-    """`0a:58:0a:f4:01:05` as six bytes."""
+    """Return `0a:58:0a:f4:01:05` as six bytes."""
     return bytes.fromhex(mac.replace(":", ""))
 
 
 def create_veth(  # noqa: PLR0913 - both ends have a name and a MAC
     name: str, mac: str, peer: str, peer_mac: str, *, peer_netns: int, master: int, mtu: int
 ) -> Request:
-    """A veth pair: `name` here as port of the bridge `master`, `peer` at once in the namespace of an fd.
+    """Return the request for a veth pair: `name` here in the bridge `master`, `peer` in another namespace.
 
-    Made there, not moved there: moving a link waits for an RCU grace period.
+    The peer is created in its namespace, not moved: moving a link waits for an RCU grace period.
     """
     # one queue, not one for each possible CPU: each queue costs two kobjects and their uevents
     queues = netlink.u32(IFLA_NUM_TX_QUEUES, 1) + netlink.u32(IFLA_NUM_RX_QUEUES, 1)
@@ -105,25 +105,25 @@ def create_veth(  # noqa: PLR0913 - both ends have a name and a MAC
 
 
 def create(kind: str, attributes: bytes, data: bytes, what: str, flags: int = 0) -> Request:
-    """A link of a kind, with its own attributes and the `data` of its kind; EEXIST where it is."""
+    """Return the request for a link of a kind, with its attributes and those of its kind; EEXIST if it exists."""
     info = netlink.text(IFLA_INFO_KIND, kind) + (netlink.attribute(IFLA_INFO_DATA, data) if data else b"")
     payload = IFINFO.pack(0, 0, 0, flags, flags) + attributes + netlink.attribute(IFLA_LINKINFO, info)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create {what}")
 
 
 def link_up(index: int) -> Request:
-    """Set an interface up."""
+    """Return the request to set a link up."""
     return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"set link {index} up")
 
 
 def delete_link(index: int, netnsid: int | None = None) -> Request:
-    """Delete an interface, here or in the namespace of that number; a veth's other end goes with it."""
+    """Return the request to delete a link, here or in the namespace `netnsid`; a veth pair loses both ends."""
     payload = IFINFO.pack(0, 0, index, 0, 0) + _target(netnsid)
     return Request(RTM_DELLINK, 0, payload, f"delete link {index}")
 
 
 def link(nl: Netlink, name: str, netnsid: int | None = None) -> Link | None:
-    """The interface of that name, here or in the namespace of that number, or None."""
+    """Return the link of a name, here or in the namespace `netnsid`, or None. Raises NetlinkError."""
     payload = IFINFO.pack(0, 0, 0, 0, 0) + netlink.text(IFLA_IFNAME, name) + netlink.u32(IFLA_EXT_MASK, SKIP_STATS)
     request = Request(RTM_GETLINK, 0, payload + _target(netnsid), f"get link {name}")
     try:
@@ -135,7 +135,7 @@ def link(nl: Netlink, name: str, netnsid: int | None = None) -> Link | None:
 
 
 def link_at(nl: Netlink, index: int) -> Link | None:
-    """The interface of that index, or None."""
+    """Return the link of an index, or None. Raises NetlinkError."""
     payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.u32(IFLA_EXT_MASK, SKIP_STATS)
     try:
         return _link(nl.get(Request(RTM_GETLINK, 0, payload, f"get link {index}")))
@@ -146,7 +146,7 @@ def link_at(nl: Netlink, index: int) -> Link | None:
 
 
 def links(nl: Netlink, netnsid: int | None = None) -> list[Link]:
-    """All interfaces, here or in the namespace of that number."""
+    """Return all links, here or in the namespace `netnsid`. Raises NetlinkError."""
     request = Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + _target(netnsid), "list links")
     return [_link(payload) for payload in nl.dump(request)]
 

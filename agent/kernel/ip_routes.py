@@ -1,4 +1,4 @@
-"""Routes as rtnetlink(7) messages, and what the kernel answers as frozen values (ip-route(8))."""
+"""Make and parse rtnetlink(7) messages about routes (ip-route(8))."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without on
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
 
 NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
-"""What a look-up answers where there is no route, a route that rejects, or no such IP version."""
+"""Errors of a look-up: no route, a route that rejects, or no support of the IP version."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelRoute:
     """A route of the main table: `dst` via `gateway` (or on-link) out of the interface `index`.
 
-    One that rejects packets, or divides them among several ways, has no interface (0).
+    A route that rejects packets, or has several next hops, has no interface (0).
     """
 
     dst: Subnet
     gateway: Address | None
     index: int
     metric: int = 0
-    """Of routes for one destination, the one with the lowest is used."""
+    """The kernel uses the route of a destination with the lowest metric."""
     source: Address | None = None
-    """As whom the node itself speaks by it."""
+    """The source address of packets that the node itself sends by it."""
     onlink: bool = False
-    """The gateway need not be in a network of the interface."""
+    """Whether the gateway need not be in a network of the interface."""
     mtu: int | None = None
-    """Bytes of a packet that goes this way; None: the interface's own MTU."""
+    """Bytes of a packet on this route; None: the interface's MTU."""
     kind: int = RTN_UNICAST
-    """See rtnetlink(7); RTN_LOCAL, to an address of the node itself, and RTN_MULTICAST are of the local table."""
+    """A type of rtnetlink(7). RTN_LOCAL (for an address of the node) and RTN_MULTICAST are in the local table."""
 
     @property
     def leads(self) -> bool:
-        """Whether it leads out of one interface."""
+        """Return whether it sends packets out of one interface."""
         return self.kind == RTN_UNICAST and self.index > 0
 
 
@@ -84,24 +84,24 @@ def _scope(route: KernelRoute) -> int:
 
 
 def add_route(route: KernelRoute, protocol: int = RTPROT_BOOT) -> Request:
-    """Add a route; EEXIST when the main table has one for the same destination."""
+    """Return the request to add a route; EEXIST if the table has one for its destination and metric."""
     return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, protocol)
 
 
 def replace_route(route: KernelRoute, protocol: int) -> Request:
-    """Change the route for a destination in one step, so that no packet finds none."""
+    """Return the request to replace the route of a destination in one step, so that no packet is lost."""
     return _route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route, protocol)
 
 
 def delete_route(route: KernelRoute, protocol: int) -> Request:
-    """Delete exactly this route of this protocol; ESRCH when it is gone."""
+    """Return the request to delete exactly this route of this protocol; ESRCH if it does not exist."""
     return _route(RTM_DELROUTE, 0, route, protocol)
 
 
 def routes(nl: Netlink, version: int, protocol: int = 0, kind: int = RTN_UNICAST) -> list[KernelRoute]:
-    """The routes of a kind for IP `version`, of one protocol or of all (0).
+    """Return the routes of a kind for an IP version, of one protocol or of all (0).
 
-    Those of the main table, but RTN_LOCAL and RTN_MULTICAST of the local one.
+    The table is the main one, or the local one for RTN_LOCAL and RTN_MULTICAST. Raises NetlinkError.
     """
     af = socket.AF_INET if version == 4 else socket.AF_INET6
     table = RT_TABLE_LOCAL if kind in OF_LOCAL_TABLE else RT_TABLE_MAIN
@@ -116,7 +116,7 @@ def routes(nl: Netlink, version: int, protocol: int = 0, kind: int = RTN_UNICAST
 
 
 def next_hop(nl: Netlink, address: Address) -> tuple[int, Address | None] | None:
-    """By which interface, and which gateway if any, packets to an address go; None: there is no way."""
+    """Return the interface and the gateway, if any, of packets to an address; None without a route."""
     header = RTMSG.pack(netlink.family(address), 8 * len(address.packed), 0, 0, 0, 0, 0, 0, 0)
     request = Request(
         RTM_GETROUTE, 0, header + netlink.attribute(RTA_DST, address.packed), f"get the route to {address}"

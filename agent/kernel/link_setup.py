@@ -1,4 +1,4 @@
-"""Set up links that exist, and read how they are set up (rtnetlink(7)): what they are made with is in `rtnl`."""
+"""Change settings of existing links, and read them (rtnetlink(7)); `ip_links` creates links."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ PLAIN_PORT = (
     (IFLA_BRPORT_ISOLATED, 0),
     (IFLA_BRPORT_LOCKED, 0),
 )
-"""Flags of a port that is asked by ARP and reaches all others, as the kernel makes it; some kernels lack some."""
+"""Default flags of a bridge port: it gets ARP requests and reaches all ports. Old kernels lack some of them."""
 IFLA_INET6_CONF = 2
 NUMBER = struct.Struct("=i")
 QUIET = netlink.attribute(socket.AF_INET6, netlink.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE))
-"""Without an IPv6 address of its own."""
+"""The setting without a generated IPv6 address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a link is to be; what is None or empty stays as it is."""
+    """Settings of a link; those that are None or empty are not changed."""
 
     alias: str | None = None
     mtu: int | None = None
     """Bytes."""
     mac: str | None = None
     master: int | None = None
-    """Index of the bridge that it is to be a port of."""
+    """Index of the bridge of which it becomes a port."""
     up: bool = True
     ipv4: Mapping[int, int] = field(default_factory=dict)
     """Switches of /proc/sys/net/ipv4/conf by their IPV4_DEVCONF_ numbers (uapi/linux/ip.h)."""
 
 
 def configure(link: str | int, setup: Setup) -> Request:
-    """Set up the link of that name or index; it gets no IPv6 address of its own.
+    """Return the request to change settings of a link by name or index; it gets no generated IPv6 address.
 
-    A link without IPv6 refuses to be told so: its MTU is below 1280 bytes (RFC 8200, section 5), or the kernel
-    has no IPv6. There the request is repeated without that part.
+    A link without IPv6 refuses the setting about IPv6: its MTU is below 1280 bytes (RFC 8200, section 5), or the
+    kernel has no IPv6. Then the request is repeated without that part.
     """
     index, name = (0, link) if isinstance(link, str) else (link, "")
     flags = IFF_UP if setup.up else 0
@@ -76,7 +76,7 @@ def configure(link: str | int, setup: Setup) -> Request:
 
 
 def bridge_port(link: str, flags: Mapping[int, int]) -> Request:
-    """Set flags of a link that is a port of a bridge, by their IFLA_BRPORT_ numbers (uapi/linux/if_link.h)."""
+    """Return the request to set flags of a bridge port, by IFLA_BRPORT_ number (uapi/linux/if_link.h)."""
     data = b"".join(netlink.u8(number, value) for number, value in flags.items())
     kind = netlink.text(ip_links.IFLA_INFO_SLAVE_KIND, "bridge")
     port = kind + netlink.attribute(ip_links.IFLA_INFO_SLAVE_DATA, data)
@@ -89,17 +89,17 @@ def bridge_port(link: str, flags: Mapping[int, int]) -> Request:
 
 
 def port_state(link: str, state: int) -> Request:
-    """Set the state of a bridge's port; the kernel says ENETDOWN where it is down, EBUSY with a spanning tree."""
+    """Return the request to set the state of a bridge port; ENETDOWN if it is down, EBUSY with a spanning tree."""
     return bridge_port(link, {IFLA_BRPORT_STATE: state})
 
 
 def option(link: Link, number: int) -> bytes | None:
-    """Return what the kind of a link has under an IFLA_ number of its own, None where it has nothing."""
+    """Return an attribute of a link's kind by its IFLA_ number, None if the link has none."""
     return netlink.attributes(link.data, 0, len(link.data)).get(number)
 
 
 def is_as_made(link: Link, data: bytes) -> bool:
-    """Whether what its kind has includes this data, and it is no other device's port, nor held down by anybody."""
+    """Return whether a link has this data of its kind, is no port of another device, and is not held down."""
     wanted = netlink.attributes(data, 0, len(data))
     same = all((option(link, number) or bytes(len(value))) == value for number, value in wanted.items())
     return same and not link.master and not link.held_down
@@ -116,13 +116,13 @@ def ipv6(link: Link, number: int) -> int | None:
 
 
 def is_quiet(link: Link) -> bool:
-    """Whether a link makes no IPv6 address of its own."""
+    """Return whether the kernel generates no IPv6 address for a link."""
     mode = _family(link, socket.AF_INET6).get(IFLA_INET6_ADDR_GEN_MODE)
     return mode is None or mode[0] == IN6_ADDR_GEN_MODE_NONE
 
 
 def port_flag(link: Link, number: int) -> int | None:
-    """Return a flag of a bridge's port by its IFLA_BRPORT_ number, None where it is no port."""
+    """Return a flag of a bridge's port by its IFLA_BRPORT_ number, None if the link is not a port."""
     value = netlink.attributes(link.port, 0, len(link.port)).get(number)
     return value[0] if value else None
 

@@ -1,4 +1,4 @@
-"""Neighbours of interfaces, permanent and proxy, as rtnetlink(7) messages (ip-neighbour(8))."""
+"""Make and parse rtnetlink(7) messages about neighbours of links, permanent and proxy (ip-neighbour(8))."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 
 
 def add(index: int, address: Address, mac: str) -> Request:
-    """Say for good which MAC an address has on an interface."""
+    """Return the request for a permanent neighbour: the MAC of an address on a link."""
     payload = (
         NDMSG.pack(family(address), index, NUD_PERMANENT, 0, 0)
         + netlink.attribute(NDA_DST, address.packed)
@@ -27,13 +27,13 @@ def add(index: int, address: Address, mac: str) -> Request:
 
 
 def delete(index: int, address: Address) -> Request:
-    """Forget which MAC an address has on an interface; ENOENT when it is not known."""
+    """Return the request to delete a neighbour of a link; ENOENT if it does not exist."""
     payload = NDMSG.pack(family(address), index, 0, 0, 0) + netlink.attribute(NDA_DST, address.packed)
     return Request(RTM_DELNEIGH, 0, payload, f"delete neighbour {address}")
 
 
 def permanent(nl: Netlink) -> dict[tuple[int, Address], str]:
-    """The MACs that IPv4 neighbours have for good, by interface and address."""
+    """Return the MACs of permanent IPv4 neighbours, by link and address. Raises NetlinkError."""
     header = NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
     found = {}
     for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list neighbours")):
@@ -45,17 +45,17 @@ def permanent(nl: Netlink) -> dict[tuple[int, Address], str]:
 
 
 def add_proxy(index: int, address: Address) -> Request:
-    """Let an interface answer ARP for an address that the node routes elsewhere."""
+    """Return the request to let a link answer ARP for an address that the node routes to another link."""
     return _proxy(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, address)
 
 
 def delete_proxy(index: int, address: Address) -> Request:
-    """Answer for it no more; ENOENT when it did not."""
+    """Return the request to stop answering ARP for an address; ENOENT if the link did not."""
     return _proxy(RTM_DELNEIGH, 0, index, address)
 
 
 def proxies(nl: Netlink) -> set[tuple[int, Address]]:
-    """Interfaces, and the IPv4 addresses that they answer ARP for as add_proxy says."""
+    """Return links with the IPv4 addresses for which they answer ARP (add_proxy). Raises NetlinkError."""
     header = NDMSG.pack(socket.AF_INET, 0, 0, NTF_PROXY, 0)
     found = set()
     for payload in nl.dump(Request(RTM_GETNEIGH, 0, header, "list proxy neighbours")):

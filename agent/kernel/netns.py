@@ -1,4 +1,4 @@
-"""Network namespaces belong to threads: enter, open the socket, leave (setns(2))."""
+"""Enter a network namespace with one thread, and return (setns(2))."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NetnsLostError(BaseException):
-    """This thread could not go home to its namespace: a BaseException, so that no handler keeps it alive."""
+    """This thread could not return to its namespace. A BaseException, so that no handler lets the thread go on."""
 
 
 def _setns(fd: int) -> None:
@@ -26,9 +26,9 @@ def _setns(fd: int) -> None:
 
 
 def netlink_in(fd: int) -> Netlink:
-    """A netlink socket inside the network namespace behind `fd`; the thread is back home afterwards.
+    """Return a netlink socket in the network namespace of a descriptor.
 
-    Raises what `inside` raises.
+    Raises OSError, NetnsLostError (see `inside`).
     """
     with inside(fd):
         return Netlink()
@@ -36,9 +36,9 @@ def netlink_in(fd: int) -> Netlink:
 
 @contextmanager
 def inside(fd: int) -> Iterator[None]:
-    """Have this thread inside the network namespace behind `fd`, and home afterwards.
+    """Run a block with this thread in the network namespace of a descriptor.
 
-    Raises OSError when `fd` is no network namespace, NetnsLostError when there is no way back: end the thread.
+    Raises OSError if `fd` is not a network namespace, NetnsLostError if the thread cannot return: it must end.
     """
     home = os.open(HOME, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -49,12 +49,12 @@ def inside(fd: int) -> Iterator[None]:
             try:
                 _setns(home)
             except OSError as error:
-                raise NetnsLostError(f"no way back from a pod's network namespace: {error}") from error
+                raise NetnsLostError(f"cannot return from a network namespace: {error}") from error
     finally:
         os.close(home)
 
 
 def same_netns(fd: int) -> bool:
-    """Whether `fd` is the namespace that this thread is in."""
+    """Return whether a descriptor is of the namespace of this thread."""
     mine, other = os.stat(HOME), os.fstat(fd)
     return (mine.st_dev, mine.st_ino) == (other.st_dev, other.st_ino)

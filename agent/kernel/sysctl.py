@@ -1,4 +1,4 @@
-"""The kernel's network switches as files: those of the network namespace of the thread that looks (ip-sysctl)."""
+"""Read and write network sysctls as files; they are those of the thread's network namespace (ip-sysctl)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass
 class _Place:
-    """Where this process finds them."""
+    """The directory of the files."""
 
     root: Path = Path("/proc/sys/net")
 
@@ -18,17 +18,17 @@ _place = _Place()
 
 
 def use(root: Path) -> None:
-    """Say where they are: in a container, where the host's are mounted, as its own cannot be written."""
+    """Set the directory of the files: a container's own are read-only, so it mounts the host's elsewhere."""
     _place.root = root
 
 
 def root() -> Path:
-    """The folder of them."""
+    """Return the directory of the files."""
     return _place.root
 
 
 def enable_ipv6(links: Iterable[str]) -> None:
-    """Let links of this thread's namespace have IPv6 addresses. Raises OSError, also where there is no IPv6."""
+    """Enable IPv6 on links of this thread's namespace. Raises OSError, also if the kernel has no IPv6."""
     for link in links:
         switch = _place.root / "ipv6/conf" / link / "disable_ipv6"
         if switch.read_text() != "0\n":

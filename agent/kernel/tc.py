@@ -1,8 +1,8 @@
-"""Programs at the ingress and egress of devices: filters of a clsact qdisc (tc-bpf(8)), by raw netlink.
+"""Attach eBPF programs to the ingress and egress of devices, as filters of a clsact qdisc (tc-bpf(8)).
 
-They go with the device, so nothing is left to clean, and one is replaced in one step, so that every packet meets
-the old or the new one. TCX (Linux 6.6) could do the same, but attaching by it waits for an RCU grace period: 8 to
-12 ms for each program on Linux 6.18, where a filter takes 0.05 ms.
+A filter is deleted with its device, and is replaced in one step, so that every packet meets the old or the new
+one. TCX (Linux 6.6) could do the same, but waits for an RCU grace period to attach: 8 to 12 ms for each program on
+Linux 6.18, where a filter takes 0.05 ms.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CLSACT_HANDLE, CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 PARENT: dict[Hook, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 TCA_KIND, TCA_OPTIONS, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 1, 2, 6, 7, 8, 11
 DIRECT_ACTION = 1
-HANDLE, PRIORITY = 1, 84  # our filter, and no other's, at a hook; before those that tc itself numbers
+HANDLE, PRIORITY = 1, 84  # of this filter at a hook; before filters that tc numbers
 INFO = PRIORITY << 16 | socket.htons(0x0003)  # ETH_P_ALL
 
 
 def attach(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> bool:
-    """Put programs at a device, in the place of those that we had there; whether it had no qdisc for them.
+    """Attach programs to a device, or replace those attached; return whether a qdisc was created for them.
 
     Raises NetlinkError.
     """
@@ -44,13 +44,13 @@ def attach(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> bool:
 
 
 def attached(nl: Netlink, device: int, hook: Hook) -> int:
-    """The id of our program at a device, 0 when it has none. Raises NetlinkError."""
+    """Return the id of the program at a device, 0 if there is none. Raises NetlinkError."""
     found = _filters(nl, device, hook, INFO)
     return next((identity for payload in found if (identity := _identity(payload))), 0)
 
 
 def refuse_strangers(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> None:
-    """Raise NetlinkError where a filter of another program has the place of ours at a device that is not ours."""
+    """Check that no other program's filter is in the place of these at a device. Raises NetlinkError."""
     for hook, program in programs.items():
         for options in filter(None, map(_ours, _filters(nl, device, hook, INFO))):
             name = options.get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
@@ -60,9 +60,9 @@ def refuse_strangers(nl: Netlink, device: int, programs: Mapping[Hook, Program])
 
 
 def is_taken(nl: Netlink, device: int) -> bool:
-    """Whether another qdisc is where a clsact would be, as that of the plugin bandwidth. Raises NetlinkError."""
+    """Return whether another qdisc excludes a clsact, as that of the plugin bandwidth. Raises NetlinkError."""
     header = TCMSG.pack(0, device, CLSACT_HANDLE, CLSACT_PARENT, 0) + netlink.text(TCA_KIND, "clsact")
-    # a change of nothing: to ask for a qdisc tells all listeners of it, and the asker only by NLM_F_ECHO
+    # an empty change, as a get of a qdisc notifies all listeners, and answers only with NLM_F_ECHO
     (error,) = nl.batch([Request(RTM_NEWQDISC, 0, header, f"look at the ingress qdisc of device {device}")])
     if error and error.errno not in (errno.EINVAL, errno.ENOENT):
         raise error
@@ -70,14 +70,14 @@ def is_taken(nl: Netlink, device: int) -> bool:
 
 
 def name(nl: Netlink, device: int, hook: Hook) -> str:
-    """The name of our program at a device, empty when it has none. Raises NetlinkError."""
+    """Return the name of the program at a device, empty if there is none. Raises NetlinkError."""
     return _name(nl, device, hook).decode(errors="replace")
 
 
 def detach(nl: Netlink, device: int, programs: Mapping[Hook, str]) -> bool:
-    """Take those of our programs away that have these names; whether there were any. Raises NetlinkError.
+    """Detach the programs of these names; return whether there were any. Raises NetlinkError.
 
-    Where nothing else is at a device, its clsact goes too.
+    The clsact qdisc is deleted as well if it has no other filter.
     """
     ours = [hook for hook, name in programs.items() if _name(nl, device, hook) == name.encode()]
     for hook in ours:
@@ -90,7 +90,7 @@ def detach(nl: Netlink, device: int, programs: Mapping[Hook, str]) -> bool:
 
 
 def ensure(nl: Netlink, device: int, programs: Mapping[Hook, Program]) -> bool:
-    """Attach those that are not attached; whether there were any. Raises NetlinkError."""
+    """Attach the programs that are not attached; return whether there were any. Raises NetlinkError."""
     missing = {hook: program for hook, program in programs.items() if attached(nl, device, hook) != program.id}
     if missing:
         attach(nl, device, missing)
@@ -132,7 +132,7 @@ def _identity(payload: bytes) -> int:
 
 
 def _ours(payload: bytes) -> dict[int, bytes]:
-    """The options of a filter, if it is one of ours."""
+    """Return the options of a filter, empty if it is of another kind or handle."""
     found = netlink.attributes(payload, TCMSG.size, len(payload))
     options = found.get(TCA_OPTIONS, b"")
     _family, _device, handle = struct.unpack_from("=BxxxiI", payload)

@@ -1,8 +1,8 @@
-"""Programs at the ingress and egress of devices whose qdiscs are not ours, by TCX: bpf(2), Linux 6.6.
+"""Attach eBPF programs to the ingress and egress of devices with TCX (bpf(2), Linux 6.6), without a qdisc.
 
-Where a clsact qdisc stops the device's queues for some ms while it comes or goes (qdisc_graft in
-net/sched/sch_api.c deactivates all of them), this loses no packet. It waits for an RCU grace period at each
-change, which is why pods have it only where they must. Programs stay at a device until it goes.
+To add or delete a clsact qdisc stops the device's queues for some ms (qdisc_graft in net/sched/sch_api.c); TCX
+loses no packet. Each change waits for an RCU grace period, so pods have it only where a clsact is impossible.
+Programs are detached when the device is deleted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUERY = struct.Struct("=IIIIQIxxxxQQQQ")  # device, type, flags twice, ids, how 
 
 @functools.cache
 def known() -> bool:
-    """Whether the kernel has TCX. Raises BpfError."""
+    """Return whether the kernel has TCX. Raises BpfError."""
     try:
         _ids(LOOPBACK, "ingress")
     except BpfError as error:
@@ -40,7 +40,7 @@ def known() -> bool:
 
 
 def ensure(device: int, programs: Mapping[Hook, Program]) -> bool:
-    """Attach those that are not attached, each in the place of its namesake; whether any was. Raises BpfError."""
+    """Attach missing programs, or replace those of the same name; return whether any was. Raises BpfError."""
     missing = [hook for hook, program in programs.items() if program.id not in _ids(device, hook)]
     for hook in missing:
         program = programs[hook]
@@ -56,12 +56,12 @@ def ensure(device: int, programs: Mapping[Hook, Program]) -> bool:
 
 
 def has(device: int, hook: Hook, program: Program) -> bool:
-    """Whether this very program is at a device. Raises BpfError."""
+    """Return whether this program is at a device, by its id. Raises BpfError."""
     return known() and program.id in _ids(device, hook)
 
 
 def attached(device: int, hook: Hook, name: str) -> bool:
-    """Whether a program of that name is at a device. Raises BpfError."""
+    """Return whether a program of a name is at a device. Raises BpfError."""
     found = next(_of_name(device, hook, name), None)
     if found is None:
         return False
@@ -70,7 +70,7 @@ def attached(device: int, hook: Hook, name: str) -> bool:
 
 
 def detach(device: int, programs: Mapping[Hook, str]) -> bool:
-    """Take away the programs that have these names; whether there were any. Raises BpfError."""
+    """Detach the programs of these names; return whether there were any. Raises BpfError."""
     gone = False
     for hook, name in programs.items():
         for fd in _of_name(device, hook, name):
@@ -84,12 +84,12 @@ def detach(device: int, programs: Mapping[Hook, str]) -> bool:
 
 
 def _of_name(device: int, hook: Hook, name: str) -> Iterator[int]:
-    """Descriptors of the programs of that name at a device; whoever takes one closes it."""
+    """Yield descriptors of the programs of a name at a device; the caller closes them."""
     for identity in _ids(device, hook):
         try:
             fd = syscall.by_id(identity)
         except BpfError as error:
-            if error.errno == errno.ENOENT:  # it has just gone
+            if error.errno == errno.ENOENT:  # it was just detached
                 continue
             raise
         if syscall.program(fd).name == name:
@@ -99,7 +99,7 @@ def _of_name(device: int, hook: Hook, name: str) -> Iterator[int]:
 
 
 def _ids(device: int, hook: Hook) -> tuple[int, ...]:
-    """The ids of all programs at a device, in their order."""
+    """Return the ids of all programs at a device, in their order."""
     room = (ctypes.c_uint32 * MOST)()
     attr = ctypes.create_string_buffer(
         QUERY.pack(device, TYPE[hook], 0, 0, ctypes.addressof(room), MOST, 0, 0, 0, 0), QUERY.size

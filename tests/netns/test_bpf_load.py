@@ -198,7 +198,7 @@ def _no_rights() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message", "remedy"),
     [
-        (_no_bpffs, "is no BPF file system", "mount -t bpf bpf /sys/fs/bpf"),
+        (_no_bpffs, "is not a BPF file system", "mount -t bpf bpf /sys/fs/bpf"),
         (_no_libbpf, "no libbpf 1.x: libbpf.so.1", "libbpf1"),
         (_no_rights, "Operation not permitted", "run the agent privileged"),
     ],

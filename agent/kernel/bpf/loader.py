@@ -1,8 +1,8 @@
-"""Programs and maps of the eBPF objects: loaded once by libbpf, kept by pins, adopted from them after a restart.
+"""Load programs and maps of eBPF objects with libbpf, pin them, and adopt them by their pins after a restart.
 
-Under the folder of pins, LAYOUT/NAME are the maps and LAYOUT/PREFIX-DIGEST/NAME the programs of a family, where
-the digest is that of the object files: the same files are adopted, other ones are loaded beside them with the same
-maps. What is attached to devices stays until it is replaced, so neither a restart nor an upgrade loses a packet.
+In the directory of pins, LAYOUT/NAME are the maps and LAYOUT/PREFIX-DIGEST/NAME the programs of a family. The
+digest is that of the object files: programs of the same files are adopted, those of other files are loaded beside
+them with the same maps. Attached programs stay until they are replaced, so a restart or upgrade loses no packet.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 from agent.kernel.bpf import syscall
 from agent.kernel.bpf.syscall import BpfError, Map, Program
 
-LAYOUT = "v1"  # of the maps: another one when a key, a value or a size in ebpf/maps.h changes
+LAYOUT = "v1"  # of the maps: increase it when a key, a value or a size in ebpf/maps.h changes
 BPFFS = Path("/sys/fs/bpf")
 FOLDER = BPFFS / "testcni"
 BPF_FS_MAGIC = 0xCAFE4A11
-LOG_LINES = 12  # of the verifier: the last ones say why
+LOG_LINES = 12  # the last lines of the verifier, which have the reason
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _said = threading.local()
@@ -36,13 +36,13 @@ PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_v
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Programs that share maps, and are loaded and replaced together."""
+    """Programs with common maps, which are loaded and replaced together."""
 
     prefix: str
     programs: tuple[str, ...]
     maps: tuple[str, ...]
     former: tuple[str, ...] = ()
-    """Maps that only programs of earlier versions have."""
+    """Maps of programs of earlier versions only."""
 
 
 VXLAN = Family(
@@ -60,12 +60,12 @@ FAMILIES = (VXLAN, IPIP, GUARD)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The programs in force by their names, and the maps that they share."""
+    """Loaded programs by name, and their common maps."""
 
     programs: Mapping[str, Program]
     maps: Mapping[str, Map]
     adopted: bool
-    """Whether they were there already."""
+    """Whether they were adopted by their pins."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ def current(family: Family = VXLAN) -> Loaded | None:
 def load(objects: Path | None = None, folder: Path = FOLDER, family: Family = VXLAN) -> Loaded:
     """Adopt the pinned programs of the object files, or load and pin them.
 
-    Raises BpfError: no libbpf, no bpffs, a file that is missing, or the verifier's words.
+    Raises BpfError: libbpf or bpffs is missing, a file is missing, or the verifier refuses.
     """
     _check_bpffs(folder)
     if known := adopt(objects, folder, family):
@@ -107,7 +107,7 @@ def load(objects: Path | None = None, folder: Path = FOLDER, family: Family = VX
 
 
 def adopt(objects: Path | None = None, folder: Path = FOLDER, family: Family = VXLAN) -> Loaded | None:
-    """The programs of the object files as an earlier process pinned them, or None. Raises OSError."""
+    """Return the programs of the object files if an earlier process pinned them, else None. Raises OSError."""
     home = _home(_files(objects, family), folder, family)
     if not all((home / name).exists() for name in family.programs):
         return None
@@ -115,7 +115,7 @@ def adopt(objects: Path | None = None, folder: Path = FOLDER, family: Family = V
 
 
 def _home(files: Mapping[str, Path], folder: Path, family: Family) -> Path:
-    """Where the programs of these very files are pinned."""
+    """Return the directory of the pins of the programs of these files."""
     return folder / LAYOUT / f"{family.prefix}{_digest(files)}"
 
 
@@ -129,7 +129,7 @@ def _opened(home: Path, family: Family, *, adopted: bool) -> Loaded:
 
 
 def maps(folder: Path = FOLDER, family: Family = VXLAN) -> Mapping[str, Map] | None:
-    """The maps alone, as an earlier process may have left them; None where there are none. Raises BpfError."""
+    """Return the maps, also without programs, as an earlier process left them, or None. Raises BpfError."""
     if family in _place.loaded:
         return _place.loaded[family].maps
     root = folder / LAYOUT
@@ -139,7 +139,7 @@ def maps(folder: Path = FOLDER, family: Family = VXLAN) -> Mapping[str, Map] | N
 
 
 def retire(objects: Path | None = None, folder: Path = FOLDER, family: Family = VXLAN) -> list[Path]:
-    """Remove the pins of all other object files and layouts, once their programs are replaced; what went."""
+    """Remove the pins of other object files and layouts, when their programs are replaced; return their names."""
     current = f"{family.prefix}{_digest(_files(objects, family))}"
     old = [path for path in folder.iterdir() if path.name != LAYOUT]
     old += [path for path in (folder / LAYOUT).glob(f"{family.prefix}*") if path.name != current]
@@ -152,7 +152,7 @@ def retire(objects: Path | None = None, folder: Path = FOLDER, family: Family = 
 
 
 def drop(folder: Path = FOLDER, family: Family = VXLAN) -> bool:
-    """Remove the pins of a family that is attached nowhere any more; whether there were any. Raises OSError."""
+    """Remove the pins of a family, when it is not attached; return whether there were any. Raises OSError."""
     known = _place.loaded.pop(family, None)
     _place.left.pop(family, None)
     root = folder / LAYOUT
@@ -167,7 +167,7 @@ def drop(folder: Path = FOLDER, family: Family = VXLAN) -> bool:
 
 
 def forget(folder: Path = FOLDER) -> bool:
-    """Remove all pins, when nothing is attached any more; whether there were any. Raises OSError."""
+    """Remove all pins, when no program is attached; return whether there were any. Raises OSError."""
     _place.loaded.clear()
     _place.left.clear()
     if not folder.exists():
@@ -207,13 +207,13 @@ def _check_bpffs(folder: Path) -> None:
     if _libc.statfs(os.fsencode(where), status) or struct.unpack_from("@L", status)[0] != BPF_FS_MAGIC:
         raise BpfError(
             errno.ENODEV,
-            f"{where} is no BPF file system",
+            f"{where} is not a BPF file system",
             f"mount one: mount -t bpf bpf {BPFFS}; in a pod: hostPath",
         )
 
 
 def _load(files: Mapping[str, Path], root: Path, home: Path) -> None:
-    """Pins of the maps are made by libbpf; those of the programs all or none, so that what is there is whole."""
+    """Load object files and pin all their programs or none; libbpf pins the maps. Raises BpfError, OSError."""
     library = _libbpf()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = root / f"new-{home.name}"
@@ -230,7 +230,7 @@ def _load(files: Mapping[str, Path], root: Path, home: Path) -> None:
 
 @contextmanager
 def _object(library: ctypes.CDLL, path: Path, root: Path) -> Iterator[int]:
-    """An object file in the kernel, with the maps that are pinned under `root`, as libbpf's handle."""
+    """Load an object file with the maps pinned under `root`, and yield libbpf's handle. Raises BpfError."""
     pins = os.fsencode(root)
     room = ctypes.create_string_buffer(pins)
     # the first members of struct bpf_object_open_opts: size, name, relaxed_maps, pin_root_path
@@ -248,7 +248,7 @@ def _object(library: ctypes.CDLL, path: Path, root: Path) -> Iterator[int]:
 
 
 def _refused(what: str) -> BpfError:
-    """libbpf's last words, which end with those of the verifier where it was that."""
+    """Return an error with the last lines of libbpf's log, which ends with the verifier's."""
     number = ctypes.get_errno() or errno.EINVAL
     lines = [line for text in _said.lines for line in text.splitlines() if line.strip()]
     words = "\n".join(lines[-LOG_LINES:])

@@ -1,4 +1,4 @@
-"""A BPF ring buffer read through its pages (Documentation/bpf/ringbuf.rst), without any library."""
+"""Read a BPF ring buffer through its mapped pages (Documentation/bpf/ringbuf.rst), without a library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POSITION = struct.Struct("=Q")
 
 
 class RingBuffer:
-    """What programs put into a ring buffer, each record once: who reads one takes it from all other readers.
+    """Read the records of a ring buffer; a record that is read is gone for all other readers.
 
     The kernel shows a page with the consumer's position, which the reader writes, one with the producer's, and the
     data twice in a row, so that no record is in two pieces.
@@ -39,7 +39,7 @@ class RingBuffer:
         self._poll.register(ring.fd, select.POLLIN)
 
     def wait(self, seconds: float) -> list[bytes]:
-        """Return what there is, as soon as there is something or the time is over. Raises OSError."""
+        """Return waiting records, as soon as there are any or the timeout ends. Raises OSError."""
         found = self._taken()
         if not found and self._poll.poll(seconds * 1000):
             found = self._taken()

@@ -1,4 +1,4 @@
-"""bpf(2) by hand: maps, programs and pins by descriptor. Structures are those of union bpf_attr in linux/bpf.h.
+"""Call bpf(2): maps, programs and pins by descriptor. Structures are those of union bpf_attr in linux/bpf.h.
 
 No library: one would cost 11 MiB of memory and know TCX only in newer versions than distributions have.
 """
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BpfError(OSError):
-    """bpf(2) or libbpf refused: what was tried, why, and in `remedy` how to mend it."""
+    """bpf(2) or libbpf failed: what was tried, why, and in `remedy` how to fix it."""
 
     def __init__(self, number: int, what: str, remedy: str = "") -> None:
         super().__init__(number, what)
@@ -50,7 +50,7 @@ REMEDIES = {
 
 
 def call(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
-    """The system call; what the kernel writes into a buffer `attr` stays there. Raises BpfError."""
+    """Make the system call; the kernel may write into a buffer `attr`. Raises BpfError."""
     number = SYSCALL.get(platform.machine())
     if number is None:
         raise BpfError(errno.ENOSYS, f"bpf(2) has no known number on {platform.machine()}")
@@ -71,20 +71,20 @@ def _buffer(data: bytes | int) -> ctypes.Array[ctypes.c_char]:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A map behind a descriptor; keys and values are bytes as the programs see them."""
+    """A map of a descriptor; keys and values are bytes in the layout of the programs."""
 
     fd: int
     name: str
     kind: int
     key: int
-    """Bytes of a key."""
+    """Size of a key in bytes."""
     value: int
-    """Bytes of a value, of one CPU where each has its own."""
+    """Size of a value in bytes, of one CPU in a per-CPU map."""
     entries: int = 0
-    """How many it may have; bytes of a ring buffer."""
+    """Maximum number of entries; of a ring buffer its size in bytes."""
 
     def get(self, key: bytes) -> bytes | None:
-        """The value, or None; all CPUs' values in a row, each padded to 8 bytes, where each has its own."""
+        """Return a value, or None; of a per-CPU map all CPUs' values, each padded to 8 bytes. Raises BpfError."""
         size = (self.value + 7 & ~7) * possible_cpus() if self.kind in PER_CPU else self.value
         held, value = _buffer(key), _buffer(size)
         try:
@@ -101,7 +101,7 @@ class Map:
         call(UPDATE, ELEMENT.pack(self.fd, _address(held), _address(new), 0), f"map {self.name}: update")
 
     def remove(self, key: bytes) -> bool:
-        """Delete a key; False when it was not there. Raises BpfError."""
+        """Delete a key; return whether it existed. Raises BpfError."""
         held = _buffer(key)
         try:
             call(DELETE, ELEMENT.pack(self.fd, _address(held), 0, 0), f"map {self.name}: delete")
@@ -112,7 +112,7 @@ class Map:
         return True
 
     def items(self) -> dict[bytes, bytes]:
-        """All of it. Raises BpfError."""
+        """Return all entries. Raises BpfError."""
         found: dict[bytes, bytes] = {}
         count, token, after = BATCH, _buffer(max(self.key, 8)), _buffer(max(self.key, 8))
         resumed = 0
@@ -154,7 +154,7 @@ class Map:
                     self.put(key, value)
 
     def remove_all(self, keys: Sequence[bytes]) -> None:
-        """Delete many keys, whether they are there or not. Raises BpfError."""
+        """Delete many keys; missing ones are ignored. Raises BpfError."""
         for start in range(0, len(keys), BATCH):
             part = keys[start : start + BATCH]
             try:
@@ -192,22 +192,22 @@ def _split(data: bytes, size: int, count: int) -> Iterator[bytes]:
 
 @functools.cache
 def possible_cpus() -> int:
-    """How many values a map has that keeps one for each CPU."""
+    """Return the number of values of an entry of a per-CPU map."""
     text = Path("/sys/devices/system/cpu/possible").read_text()
     return int(text.strip().replace(",", "-").split("-")[-1]) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program behind a descriptor."""
+    """A loaded program of a descriptor."""
 
     fd: int
     name: str
     id: int
     verified: int
-    """Instructions that the verifier looked at; 0 where the kernel does not tell (before 5.16)."""
+    """Instructions that the verifier processed; 0 if unknown (Linux before 5.16)."""
     size: int
-    """Bytes of its instructions, 8 each."""
+    """Size of its instructions in bytes, 8 for each."""
 
 
 def _info(fd: int, size: int) -> bytes:
@@ -217,7 +217,7 @@ def _info(fd: int, size: int) -> bytes:
 
 
 def program(fd: int) -> Program:
-    """What the kernel knows of a program (struct bpf_prog_info). Raises BpfError."""
+    """Return the information of a program (struct bpf_prog_info). Raises BpfError."""
     info = _info(fd, 232)
     name = info[64 : 64 + NAME].rstrip(b"\0").decode(errors="replace")
     identity, size, verified = (struct.unpack_from("=I", info, offset)[0] for offset in (4, 20, 216))
@@ -225,23 +225,23 @@ def program(fd: int) -> Program:
 
 
 def map_of(fd: int) -> Map:
-    """What the kernel knows of a map (struct bpf_map_info). Raises BpfError."""
+    """Return the information of a map (struct bpf_map_info). Raises BpfError."""
     kind, _id, key, value, entries = struct.unpack_from("=IIIII", (info := _info(fd, 88)))
     return Map(fd, info[24 : 24 + NAME].rstrip(b"\0").decode(errors="replace"), kind, key, value, entries)
 
 
 def pinned(path: Path) -> int:
-    """A descriptor of what is pinned there. Raises BpfError."""
+    """Return a descriptor of what is pinned at a path. Raises BpfError."""
     name = _buffer(os.fsencode(path) + b"\0")
     return call(OBJ_GET, struct.pack("=QII", _address(name), 0, 0), f"open {path}")
 
 
 def pin(fd: int, path: Path) -> None:
-    """Keep a map or program for as long as the file is there. Raises BpfError."""
+    """Pin a map or program: it exists as long as the file does. Raises BpfError."""
     name = _buffer(os.fsencode(path) + b"\0")
     call(OBJ_PIN, struct.pack("=QII", _address(name), fd, 0), f"pin {path}")
 
 
 def by_id(identity: int) -> int:
-    """A descriptor of the program of that id. Raises BpfError."""
+    """Return a descriptor of the program of an id. Raises BpfError."""
     return call(PROG_FD_BY_ID, struct.pack("=III", identity, 0, 0), f"open program {identity}")
