@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.cni import netconf
 from agent.errors import CniError, Code
 
 SOURCE = Path(__file__).parents[2] / "cni-bin"
-VERSIONS = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
+VERSIONS = list(netconf.VERSIONS)
 PATIENCE_MS = 100  # of the second build, so that a test need not wait for minutes
 RESULT = b'{"cniVersion": "1.0.0",\n "ips": [{"address": "10.244.1.2/24"}]}'
-TRY_AGAIN, NOT_AVAILABLE = 11, 50
+TRY_AGAIN, NOT_AVAILABLE = Code.TRY_AGAIN, Code.NOT_AVAILABLE
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -20,7 +21,9 @@ from tests.unit.plugin import (
     NOT_AVAILABLE,
     PATIENCE_MS,
     RESULT,
+    SOURCE,
     TRY_AGAIN,
+    VERSIONS,
     Agent,
     Builds,
     Plugin,
@@ -302,3 +305,14 @@ def test_socket_out_of_reach_fails_at_once(plugin: Plugin) -> None:
         assert plugin.fails(command, conf).code == Code.IO_FAILURE
     assert time.monotonic() - began < 5
     assert not plugin.deletes.exists()
+
+
+def test_the_plugin_has_the_versions_and_codes_of_the_agent() -> None:
+    source = (SOURCE / "testcni.c").read_text()
+    (newest,) = re.findall(r'#define NEWEST "(.*)"', source)
+    (array,) = re.findall(r"versions\[\] = \{(.*), NULL\};", source)
+    assert [version.strip('"') for version in array.replace("NEWEST", newest).split(", ")] == VERSIONS
+    assert f'allowed = "a string, one of {", ".join(VERSIONS)}"' in source
+    (codes,) = re.findall(r"enum code \{ (.*) \};", source)
+    known = {code.value for code in Code}
+    assert {int(code.partition(" = ")[2]) for code in codes.split(", ")} <= known
