@@ -18,11 +18,11 @@ from agent.errors import invalid_config
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment
-from agent.kernel import ip_addresses, ip_links, ip_routes, neighbours, netlink, netns, parent_links
+from agent.kernel import ip_addresses, ip_links, ip_routes, neighbours, netlink, netns, subinterfaces
 from agent.kernel.ip_links import Link
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink
-from agent.kernel.parent_links import Slave
+from agent.kernel.subinterfaces import Slave
 from agent.model.marks import mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network, Uplink
 from agent.model.problem import Problem
@@ -106,7 +106,7 @@ class Slaves(Mode):
         nl.request(veth.create_veth(attachment, netns_fd, mtu, peer=name))
         veth.make_port(self.port(attachment), parent)
         nl.request(
-            parent_links.create(
+            subinterfaces.create(
                 Slave(
                     _first_name(attachment),
                     self.kind,
@@ -153,8 +153,8 @@ class Slaves(Mode):
         extra, others, services = self._ways(attachment, routes)
         must = [
             ip_links.link_up(1),  # lo: else a pod can't reach its own address
-            parent_links.rename(slave.index, attachment.ifname),
-            parent_links.announce(slave.index),
+            subinterfaces.rename(slave.index, attachment.ifname),
+            subinterfaces.announce(slave.index),
             ip_addresses.add_address(slave.index, interface.ip, interface.network.prefixlen),
             ip_links.link_up(slave.index),  # with its address, which it announces now
             ip_links.link_up(veth.index),
