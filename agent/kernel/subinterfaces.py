@@ -1,4 +1,4 @@
-"""Slaves of a parent interface, macvlan and ipvlan, as rtnetlink(7) messages (if_link.h has the numbers)."""
+"""Make rtnetlink(7) messages about macvlan and ipvlan links (ip-link(8)); if_link.h has the numbers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOOSE = 2  # the source must be reachable, by whichever interface (RFC 3704, 2.4
 
 
 @dataclass(frozen=True, slots=True)
-class Slave:
-    """A slave to be made: its parent by index here, its namespace by a descriptor."""
+class Subinterface:
+    """A macvlan or ipvlan link to create: its parent by index, its namespace by descriptor."""
 
     name: str
     kind: str
@@ -29,42 +29,42 @@ class Slave:
     parent: int
     netns: int
     mac: str | None
-    """None: that of the parent, or one of the kernel's choice."""
+    """None: that of the parent, or a random one of the kernel."""
     mtu: int
     group: int
 
 
-def create(slave: Slave) -> Request:
-    """The slave, in its namespace at once, marked by its group."""
-    if slave.kind == MACVLAN:
-        data = netlink.u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[slave.mode])
+def create(link: Subinterface) -> Request:
+    """Return the request to create a link in its namespace, marked by its group."""
+    if link.kind == MACVLAN:
+        data = netlink.u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[link.mode])
     else:
-        data = netlink.attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[slave.mode]))
+        data = netlink.attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[link.mode]))
     attributes = (
-        netlink.text(ip_links.IFLA_IFNAME, slave.name)
-        + netlink.u32(ip_links.IFLA_LINK, slave.parent)
-        + netlink.u32(ip_links.IFLA_NET_NS_FD, slave.netns)
-        + netlink.u32(ip_links.IFLA_MTU, slave.mtu)
-        + netlink.u32(ip_links.IFLA_GROUP, slave.group)
-        + (netlink.attribute(ip_links.IFLA_ADDRESS, ip_links.mac_bytes(slave.mac)) if slave.mac else b"")
+        netlink.text(ip_links.IFLA_IFNAME, link.name)
+        + netlink.u32(ip_links.IFLA_LINK, link.parent)
+        + netlink.u32(ip_links.IFLA_NET_NS_FD, link.netns)
+        + netlink.u32(ip_links.IFLA_MTU, link.mtu)
+        + netlink.u32(ip_links.IFLA_GROUP, link.group)
+        + (netlink.attribute(ip_links.IFLA_ADDRESS, ip_links.mac_bytes(link.mac)) if link.mac else b"")
     )
-    return ip_links.create(slave.kind, attributes, data, f"{slave.kind} {slave.name} in mode {slave.mode}")
+    return ip_links.create(link.kind, attributes, data, f"{link.kind} {link.name} in mode {link.mode}")
 
 
 def rename(index: int, name: str) -> Request:
-    """Give a link that is down its name; EEXIST where another has it."""
+    """Return the request to rename a link that is down; EEXIST if another has the name."""
     payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.text(ip_links.IFLA_IFNAME, name)
     return Request(ip_links.RTM_SETLINK, 0, payload, f"name link {index} {name}")
 
 
-def announce(index: int) -> Request:
-    """Let the kernel send a gratuitous ARP when the link comes up, and take answers that come another way."""
+def set_announcements(index: int) -> Request:
+    """Return the request for a gratuitous ARP when the link is set up, and for loose reverse path filtering."""
     switches = netlink.u32(ARP_NOTIFY, 1) + netlink.u32(RP_FILTER, LOOSE)
     inet = netlink.attribute(socket.AF_INET, netlink.attribute(IFLA_INET_CONF, switches))
     payload = IFINFO.pack(0, 0, index, 0, 0) + netlink.attribute(ip_links.IFLA_AF_SPEC, inet)
     return Request(ip_links.RTM_SETLINK, 0, payload, f"set announcements of link {index}")
 
 
-def is_slave(link: ip_links.Link) -> bool:
-    """Whether a link is of a kind that this module makes."""
+def is_subinterface(link: ip_links.Link) -> bool:
+    """Return whether a link is a macvlan or ipvlan."""
     return link.kind in (IPVLAN, MACVLAN)

@@ -28,7 +28,7 @@ def detach(nl: Netlink, name: str) -> bool:
     if port.netnsid is not None:
         try:
             for link in ip_links.links(nl, port.netnsid):
-                if subinterfaces.is_slave(link) and link.group == group(name):
+                if subinterfaces.is_subinterface(link) and link.group == group(name):
                     link_operations.delete(nl, link.name, port.netnsid)
         except NetlinkError as error:
             if error.errno != errno.EINVAL:  # the namespace is gone, and all that was in it

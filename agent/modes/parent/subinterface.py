@@ -22,7 +22,7 @@ from agent.kernel import ip_addresses, ip_links, ip_routes, neighbours, netlink,
 from agent.kernel.ip_links import Link
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink
-from agent.kernel.subinterfaces import Slave
+from agent.kernel.subinterfaces import Subinterface
 from agent.model.marks import mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network, Uplink
 from agent.model.problem import Problem
@@ -107,7 +107,7 @@ class Slaves(Mode):
         veth.make_port(self.port(attachment), parent)
         nl.request(
             subinterfaces.create(
-                Slave(
+                Subinterface(
                     _first_name(attachment),
                     self.kind,
                     link_mode(network),
@@ -154,7 +154,7 @@ class Slaves(Mode):
         must = [
             ip_links.link_up(1),  # lo: else a pod can't reach its own address
             subinterfaces.rename(slave.index, attachment.ifname),
-            subinterfaces.announce(slave.index),
+            subinterfaces.set_announcements(slave.index),
             ip_addresses.add_address(slave.index, interface.ip, interface.network.prefixlen),
             ip_links.link_up(slave.index),  # with its address, which it announces now
             ip_links.link_up(veth.index),
