@@ -114,7 +114,7 @@ def test_files_of_many_and_bad_files_are_not_ours_to_write(tmp_path: Path) -> No
     file.write_text(text(node("n1")))
     store.list("Node")
     file.write_text("a: [")  # somebody is in the middle of an edit
-    with pytest.raises(StoreError, match="no YAML"):
+    with pytest.raises(StoreError, match="is not YAML"):
         store.delete("Node", "n1")
     assert file.read_text() == "a: ["
 
