@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.lab import Lab, lab
+from tests.lab.agents import ForkedAgent
+from tests.lab.lab import Lab, LabNode, lab
 from tests.lab.paths import WAYS, Way
+
+
+def pytest_configure() -> None:
+    LabNode.AGENT = ForkedAgent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

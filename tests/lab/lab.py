@@ -6,18 +6,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 
 from agent import ctl
 from agent.modes.registry import BUILT_IN
+from tests.lab.agents import ForkedAgent, StartedAgent
 from tests.lab.runner import Cache, Conf, Runner, RunnerError, load
 from tests.lab.segment import GATEWAY, PREFIX, UNDERLAY, Segment
 from tests.lab.space import PATIENCE, REPO, Space
@@ -25,6 +25,7 @@ from tests.lab.space import PATIENCE, REPO, Space
 SERVICE_TABLE = "ip kube"
 """The nft table of rules as kube-proxy sets them."""
 CONF_FILE = "/etc/cni/net.d/10-testcni.conf"
+SOCKET = "/run/testcni/agent.sock"
 PLUGIN = REPO / "build/testcni"
 READY_WITHIN = 30.0 * PATIENCE  # seconds
 SEED_CONF = """{
@@ -109,6 +110,9 @@ class Pod:
 class LabNode:
     """A node: its namespaces, its agent, its pods."""
 
+    AGENT: ClassVar[type[StartedAgent | ForkedAgent]] = StartedAgent
+    """How its agent is started."""
+
     def __init__(self, lab: Lab, number: int) -> None:
         self.lab = lab
         self.number = number
@@ -121,7 +125,7 @@ class LabNode:
         self.pods: dict[str, Pod] = {}
         self.program = "agent"
         """The Python module that is the agent."""
-        self._agent: subprocess.Popen[bytes] | None = None
+        self._agent: StartedAgent | ForkedAgent | None = None
 
     @property
     def agent_pid(self) -> int:
@@ -139,24 +143,10 @@ class LabNode:
 
     def start_agent(self, *options: str) -> None:
         """Start the agent; it is not waited for."""
-        argv = [
-            sys.executable,
-            "-m",
-            self.program,
-            "--node",
-            self.name,
-            "--datastore",
-            f"dir:{self.lab.datastore}",
-            "--ebpf",
-            str(REPO / "build/ebpf"),
-            *options,
-        ]
-        with self.log.open("ab") as log:
-            self._agent = subprocess.Popen(
-                self.space.argv(*argv),
-                env={**os.environ, "PYTHONPATH": str(REPO)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        datastore, ebpf = f"dir:{self.lab.datastore}", str(REPO / "build/ebpf")
+        options = ("--node", self.name, "--datastore", datastore, "--ebpf", ebpf, *options)
+        environment = {**os.environ, "PYTHONPATH": str(REPO)}
+        self._agent = self.AGENT(self.space, self.program, options, environment, self.log)
 
     def stop_agent(self, number: int = signal.SIGTERM) -> int:
         """End the agent by a signal; its exit code."""
@@ -183,6 +173,8 @@ class LabNode:
         conf = self.conf()
         conf = Conf(conf.name, "1.1.0", conf.plugins, conf.path)
         end = time.monotonic() + within
+        while self._begins() and time.monotonic() < end:  # cheaper than to run the plugin
+            time.sleep(0.02)
         while True:
             try:
                 self.runner.status(conf)
@@ -196,6 +188,10 @@ class LabNode:
             else:
                 return
 
+    def _begins(self) -> bool:
+        """Return whether the agent runs and has no socket yet."""
+        return not self.path(SOCKET).exists() and self._agent is not None and self._agent.poll() is None
+
     def bird_routes(self) -> dict[str, str]:
         """Gateways (or devices) by block of the routes that BIRD has made."""
         listed = json.loads(self.space.exec("ip", "-j", "route", "show", "proto", "bird").stdout or "[]")
@@ -203,7 +199,7 @@ class LabNode:
 
     def ask(self) -> dict[str, Any]:
         """What the agent says of itself (testcnictl status). Raises OSError, ValueError."""
-        return ctl.ask(self.path("/run/testcni/agent.sock"))
+        return ctl.ask(self.path(SOCKET))
 
     def problems(self) -> list[str]:
         """What a person must mend on this node, as its agent sees it."""
