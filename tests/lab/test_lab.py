@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ import pytest
 from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab import gotools, registry, space
 from tests.lab.__main__ import main as lab_main
-from tests.lab.burst import killed_amid_adds
 from tests.lab.lab import SEED_CONF, Lab, LabNode, lab
 from tests.lab.registry import LABS
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import PYTHON, REPO
-from tests.lab.state import difference, fds, net_state
+from tests.lab.state import difference, net_state
 from tests.lab.talk import eventually
 from tests.timing import in_time
 
@@ -32,6 +30,13 @@ from tests.timing import in_time
 def three() -> Iterator[Lab]:
     with lab(3) as it:
         yield it
+
+
+@pytest.fixture
+def node() -> Iterator[LabNode]:
+    """A node for what concerns one alone."""
+    with lab(1) as it:
+        yield it.nodes[0]
 
 
 def routes(node: LabNode) -> list[str]:
@@ -116,8 +121,7 @@ def _same(before: dict[str, list[str]], after: dict[str, list[str]]) -> bool:
 
 
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
-def test_conformance_by_libcnis_cnitool(three: Lab, cnitool: str, version: str) -> None:
-    node = three.nodes[0]
+def test_conformance_by_libcnis_cnitool(node: LabNode, cnitool: str, version: str) -> None:
     conf = {"cniVersion": version, "name": "testcni", "plugins": [json.loads(SEED_CONF)]}
     node.path("/etc/cni/net.d/10-testcni.conf").unlink()
     node.path("/etc/cni/net.d/10-testcni.conflist").write_text(json.dumps(conf))
@@ -206,8 +210,7 @@ def test_an_agent_that_is_restarted_changes_nothing(three: Lab) -> None:
     assert difference(before, net_state(one)) == []
 
 
-def test_an_add_waits_for_the_agent_and_a_del_does_not(three: Lab) -> None:
-    node = three.nodes[0]
+def test_an_add_waits_for_the_agent_and_a_del_does_not(node: LabNode) -> None:
     gone = node.add_pod("gone")
     node.stop_agent(signal.SIGKILL)
     began = time.monotonic()
@@ -223,23 +226,6 @@ def test_an_add_waits_for_the_agent_and_a_del_does_not(three: Lab) -> None:
     assert [path.name for path in node.path("/run/testcni/attachments").iterdir()] == [
         f"{pod.result['interfaces'][1]['name']}.json"
     ]
-
-
-def test_kill_9_amid_200_adds_then_gc_leaves_nothing(three: Lab) -> None:
-    node = three.nodes[0]
-    conf = replace(node.conf(), version="1.1.0")
-    names = [f"p{number}" for number in range(200)]
-    node.space.batch([f"netns add {name}" for name in names])
-    before, before_fds = net_state(node), fds(agent_of(node))
-    killed_amid_adds(node, conf, names, workers=10, after=60)
-    node.runner.collect(conf, [])
-    assert difference(before, net_state(node)) == []
-    assert fds(agent_of(node)) <= before_fds + 40, "reapers and callers keep a socket each, 16 of either at most"
-
-
-def agent_of(node: LabNode) -> int:
-    """The pid of the agent itself: nsenter executes it in place."""
-    return node.agent_pid
 
 
 @pytest.mark.timeout(300)
@@ -301,9 +287,8 @@ def _peer(number: int) -> str:
     return json.dumps(doc)
 
 
-def test_only_one_agent_serves_on_a_run_dir(three: Lab) -> None:
-    node = three.nodes[0]
-    argv = (sys.executable, "-m", "agent", "--node", "x", "--datastore", f"dir:{three.datastore}")
+def test_only_one_agent_serves_on_a_run_dir(node: LabNode) -> None:
+    argv = (sys.executable, "-m", "agent", "--node", "x", "--datastore", f"dir:{node.lab.datastore}")
     done = node.space.exec(*argv, check=False)
     assert (done.returncode, "another agent serves" in done.stderr) == (3, True)
 

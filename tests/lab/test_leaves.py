@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.lab.burst import killed_amid_adds
 from tests.lab.lab import Lab, LabNode
 from tests.lab.paths import Way
-from tests.lab.state import difference, net_state
+from tests.lab.state import difference, fds, net_state
 
 
 def links_in(node: LabNode, name: str) -> list[str]:
@@ -40,8 +40,10 @@ def test_kill_9_amid_adds_then_gc_leaves_nothing(three: Lab) -> None:
     names = [f"p{number}" for number in range(60)]
     node.space.batch([f"netns add {name}" for name in names])
     empty, before, proxies = links_in(node, names[0]), net_state(node), proxied(node)
+    descriptors = fds(node.agent_pid)
     killed_amid_adds(node, conf, names, workers=6, after=15)
     node.runner.collect(conf, [])
     assert difference(before, net_state(node)) == []
     assert [name for name in names if links_in(node, name) != empty] == []
     assert proxied(node) == proxies
+    assert fds(node.agent_pid) <= descriptors + 40, "reapers and callers keep a socket each, 16 of either at most"

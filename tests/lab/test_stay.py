@@ -18,7 +18,7 @@ from tests.lab.stays import STICKY, add, converge, describe, reservations, start
 from tests.lab.talk import eventually
 from tests.lab.test_change import MODES, conf, put, takes
 
-MOVES = 20
+MOVES = 6  # each node is left, and taken up, twice
 WITHIN = 1.0  # seconds
 
 
