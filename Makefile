@@ -11,7 +11,7 @@ PROXY ?= iptables
 PODS ?= 1
 SECONDS := 60
 # Tests of nodes wait most of the time, so that more of them than cores run side by side.
-BESIDE := 3
+BESIDE := 4
 KEEP ?=
 export PYTHONPATH := $(CURDIR)
 # Compiled once a clone, and not beside the sources: what tests start begins sooner.
@@ -90,7 +90,7 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests
 	@$(BIN)/python -m tests.lab.gotools
-	@$(BIN)/pytest -q -n $(BESIDE) --dist loadgroup -m 'not scale and not alone' tests/netns tests/lab
+	@$(BIN)/pytest -q -n $(BESIDE) --dist loadgroup -m 'not scale and not alone' tests/lab tests/netns # the longest first
 	@$(BIN)/pytest -q -m alone tests/netns tests/lab
 
 .PHONY: test-kernel

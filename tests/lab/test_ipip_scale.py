@@ -24,6 +24,7 @@ from agent.modes.ipip.bird.render import render
 from agent.modes.ipip.bird.types import BirdConfig, State
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, Underlay
+from tests.lab.agents import StartedAgent
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, lab
 from tests.lab.segment import PREFIX
 from tests.lab.talk import TARGET, Servers, ask, eventually
@@ -151,7 +152,8 @@ def joining(it: Lab, nodes: Sequence[LabNode], birds: Mapping[str, Bird], newcom
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_nodes_in_full_mesh(number: int) -> None:
+def test_nodes_in_full_mesh(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LabNode, "AGENT", StartedAgent)  # its memory is measured
     with lab(number + NEWCOMERS, conf=IPIP_CONF, agents=False) as it, Servers() as servers:
         nodes, newcomers = it.nodes[:number], it.nodes[number:]
         for newcomer in newcomers:
