@@ -41,9 +41,10 @@ from agent.model.marks import LINK_PREFIX, NFT_TABLE
 from agent.model.node_status import Demand, NodeStatus, ReservationsInProgress
 from agent.model.node_view import NodeView
 from agent.model.problem_board import PartProblems, ProblemBoard
-from agent.modes.ipip import device as ipip_device
+from agent.modes.ipip.bird.node_object import Bird
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
+from agent.modes.ipip.device import IpipDevice
 from agent.modes.parent.mac_filter_check import MacFilterCheck
 from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.vxlan.checksum_check import ChecksumCheck
@@ -86,7 +87,6 @@ class Agent:
         self._ending, self._stop = Shutdown(), threading.Event()
         self._began = time.monotonic()
         loader.use(conf.ebpf)
-        ipip_device.use(conf.ipip)
         pod_port_setup.use(route_protocol.of_pods(conf.route_protocol))
         sysctl.use(conf.sysctl_dir)
         store, quick, api = datastores(conf.datastore)
@@ -111,6 +111,8 @@ class Agent:
         self._confs = ConfDir(conf.conf_dir, conf.conflist, modes, board.part("confs"))
         self._host_directories = HostDirectories(folders(conf), board.part("folders"))
         self._bird = Supervisor(conf.run_dir / "bird", board.part("bird"))
+        options = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error)
+        ipip = IpipDevice(conf.ipip)
         self._checksum_check = ChecksumCheck(board.part("selftest"), conf.route_protocol)
         self._inputs = inputs = Inputs(
             self._snapshot_cache.snapshot,
@@ -121,8 +123,8 @@ class Agent:
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
             resume=reservation_controller.unusable(kept) is None,
-            bgp=OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error),
-            bird=self._bird.want,
+            bgp=options,
+            objects=modes.node_objects(ipip, Bird(self._bird.want, options)),
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
             servers=servers(conf.datastore),
@@ -178,7 +180,7 @@ class Agent:
                 self._reconciler,
                 self._journal,
                 self._bird.status.get,
-                ipip_device.counted,
+                ipip.counted,
             )
         )
 

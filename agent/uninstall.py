@@ -21,10 +21,13 @@ from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.modes.ipip.bird import supervisor
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.types import BirdError
-from agent.node import apply, installer, kernel_state, route_protocol
+from agent.modes.registry import BUILT_IN
+from agent.node import installer, kernel_state, route_protocol
+from agent.node.apply import NodeProgrammer
 from agent.node.installer import Places
 from agent.node.run_dir import Lock
-from agent.objects.routes import Ownership
+from agent.objects.base import Context
+from agent.objects.route_ownership import Ownership
 from agent.objects.state import NodeState
 
 EXIT_DATASTORE = 4
@@ -66,8 +69,10 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
     if ran or routes:
         yield f"BIRD, {routes} routes of it"
     for protocol in route_protocol.in_use(conf.run_dir, conf.route_protocol):
-        marks = Ownership(protocol)
-        done = apply.program(nl, NodeState(), kernel_state.read(nl), conf.sysctl_dir, marks, verify=True)
+        programmer = NodeProgrammer(BUILT_IN.node_objects())
+        kernel = kernel_state.read(nl, programmer.is_made)
+        ctx = Context(nl, kernel, conf.sysctl_dir, programmer.is_made, Ownership(protocol))
+        done = programmer.program(ctx, NodeState())
         if done.problems:
             raise OSError("; ".join(map(str, done.problems)))
     yield "bridges, tunnels, eBPF programs, routes and the nft table"

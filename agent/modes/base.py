@@ -16,6 +16,7 @@ from agent.model.cluster import Snapshot
 from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.modes.ipip.bird.options import BgpOptions
 from agent.modes.node_endpoints import Ends
+from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
 
@@ -156,6 +157,10 @@ class Mode(ABC):
     def report(self, network: Network) -> Mapping[str, object]:
         """Return what the status report says of a network beside what it says of all."""
         return {}
+
+    def node_objects(self) -> tuple[NodeObject, ...]:
+        """Return what the node path programs for this mode only: new values, as they remember what they did."""
+        return ()
 
     @abstractmethod
     def desired(self, view: View) -> NodeState:

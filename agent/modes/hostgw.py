@@ -75,10 +75,12 @@ class HostGw(Mode):
             problems=problems | settled.problems | carried.problems,
             refused=settled.refused | carried.refused,
             lacking=carried.lacking,
-            crossing=peers.crossing(view),
+            loose_rp_filter_on=peers.crossing(view),
             guards=frozenset({(_bridge_name(view.network), view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
-            answering=frozenset({_bridge_name(view.network)} if view.blocks and peers.is_migrating(view) else ()),
+            proxy_arp_on=frozenset(
+                {_bridge_name(view.network)} if view.blocks and peers.is_migrating(view) else ()
+            ),
         )
 
     def port(self, attachment: Attachment) -> PodPort:

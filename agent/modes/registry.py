@@ -14,6 +14,8 @@ from agent.modes.parent.ipvlan import Ipvlan
 from agent.modes.parent.macvlan import Macvlan
 from agent.modes.vxlan.mode import Vxlan
 from agent.objects import host_end
+from agent.objects.base import NodeObject
+from agent.objects.common import common_objects
 
 
 class Modes:
@@ -43,6 +45,15 @@ class Modes:
     def of(self, network: Network) -> Mode:
         """Return the mode of a network."""
         return self._modes[network.mode]
+
+    def node_objects(self, *others: NodeObject) -> tuple[NodeObject, ...]:
+        """Return all that the node path programs, pods' ports aside: new values, as they remember what they did.
+
+        `others` come in place of objects of the same kind that modes would bring, or beside them.
+        """
+        of_modes = {each.kind: each for mode in self for each in mode.node_objects()}
+        of_modes.update({each.kind: each for each in others})
+        return (*common_objects(), *of_modes.values())
 
     def unwire_unknown(self, link: str) -> None:
         """Delete a host end that has no known attachment, and all that is known by that link. Raises OSError."""

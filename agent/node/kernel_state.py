@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from agent.ip import Address
 from agent.kernel import ip_addresses, ip_links, ip_routes
-from agent.kernel.ip_addresses import LinkAddress
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink
 from agent.model.cluster import HostNetworks, Node
-from agent.model.marks import LINK_PREFIX
-from agent.modes.ipip import device as ipip_device
 from agent.modes.underlay import end
-from agent.modes.vxlan import device as vxlan_device
 from agent.node.last_known_nodes import Known
-from agent.objects import bridges
+from agent.objects.base import KernelState
 from agent.objects.state import LocalAddress, Underlay
 
 # Addresses that only a default route leads to: reserved (RFC 1112), and for documentation (RFC 9637).
@@ -29,22 +25,17 @@ LOOPBACK = "lo"
 MTU = 1500  # bytes, where no interface says another: that of lo means nothing to peers
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """Links and addresses as they are, and which of the addresses are the node's own."""
-
-    links: list[Link]
-    addresses: list[LinkAddress]
-    local: tuple[LocalAddress, ...]
-    routers: frozenset[Address] = frozenset()
-    """The gateways of the default routes."""
-    outward: frozenset[str] = frozenset()
-    """Interfaces of the IPv4 default route."""
-
-
-def read(nl: Netlink, *, gateways: bool = False, known: Known | None = None, node: str = "") -> Kernel:
+def read(
+    nl: Netlink,
+    is_made: Callable[[Link], bool],
+    *,
+    gateways: bool = False,
+    known: Known | None = None,
+    node: str = "",
+) -> KernelState:
     """Read links, addresses and default routes. Raises OSError.
 
+    `is_made` says which links testcni made: their addresses are not the node's own.
     `gateways`: also find the gateway of each link, which costs a dump of all routes. `known` is where
     nodes are: an InternalIP of `node` on lo, or a /32 or /128 on any link (as a dummy), counts as one of the
     interface that leads to them.
@@ -72,20 +63,12 @@ def read(nl: Netlink, *, gateways: bool = False, known: Known | None = None, nod
             local[number] = _by_way(nl, entry, usable, peers, hops[version])
     routers = frozenset(hop[1] for hop in hops.values() if hop and hop[1])
     outward = frozenset(link.name for link in links if (hop := hops[4]) and hop[0] == link.index)
-    return Kernel(links, addresses, tuple(local), routers, outward)
+    return KernelState(links, addresses, tuple(local), routers, outward)
 
 
-def is_made(link: Link) -> bool:
-    """Whether testcni made a link, for a pod or for the node."""
-    return (
-        bridges.is_ours(link)
-        or vxlan_device.is_ours(link)
-        or ipip_device.is_ours(link)
-        or link.name.startswith(LINK_PREFIX)
-    )
-
-
-def host_networks_of(kernel: Kernel, me: Node | None, servers: frozenset[Address] = frozenset()) -> HostNetworks:
+def host_networks_of(
+    kernel: KernelState, me: Node | None, servers: frozenset[Address] = frozenset()
+) -> HostNetworks:
     """Return what no block of pods' addresses may overlap on this node.
 
     `servers`: the addresses by which the agent reaches the API server. A single address counts only where it is
@@ -101,8 +84,8 @@ def host_networks_of(kernel: Kernel, me: Node | None, servers: frozenset[Address
     return HostNetworks(tuple(order), kernel.routers, servers)
 
 
-def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:
-    """Whether the kernel has ipip devices, and how nodes in other subnets are reached. Raises OSError.
+def underlay(nl: Netlink, kernel: KernelState, known: Known, node: str) -> Underlay:
+    """Return how nodes in other subnets are reached. Raises OSError.
 
     The way by the interface that has this node's end counts; the first to any far node where there is none.
     """
@@ -115,10 +98,10 @@ def underlay(nl: Netlink, kernel: Kernel, known: Known, node: str) -> Underlay:
     for address in itertools.islice(far, LOOKUPS):
         if found := ip_routes.next_hop(nl, address):
             gateway = found[1] if isinstance(found[1], IPv4Address) else None
-            ways.append(Underlay(ipip_device.by_device(), names.get(found[0], ""), gateway))
+            ways.append(Underlay(device=names.get(found[0], ""), gateway=gateway))
             if home and gateway and ways[-1].device == home.device:
                 return ways[-1]
-    return ways[0] if ways else Underlay(ipip_device.by_device())
+    return ways[0] if ways else Underlay()
 
 
 def _gateways(nl: Netlink) -> list[tuple[int, Address]]:

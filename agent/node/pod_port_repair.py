@@ -15,9 +15,32 @@ from agent.modes import veth
 from agent.modes.base import NodeNotReadyError
 from agent.modes.registry import Modes
 from agent.objects import pod_guard, pod_port_setup
+from agent.objects.base import Context, NodeObject, Result, Stage
 from agent.objects.pod_port import Place, PodPort, Seen
+from agent.objects.state import NodeState
 
 log = logging.getLogger(__name__)
+
+
+class PodPorts(NodeObject):
+    """The node's side of all pods' links, which hang on what was programmed before."""
+
+    kind = "pods"
+    stage = Stage.PODS
+    costly = True
+
+    def __init__(self, attachments: AttachmentStore, modes: Modes) -> None:
+        self._attachments = attachments
+        self._modes = modes
+
+    def wanted(self, desired: NodeState) -> object:  # noqa: ARG002 - attachments say it, and they never change
+        """Return nothing: what a pod's port should be never changes."""
+        return ()
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:  # noqa: ARG002
+        """Repair the ports that differ. Raises OSError."""
+        done = repair(ctx.nl, self._attachments, self._modes)
+        return Result(tuple(done.problems), changed=done.pods, failed=done.failed, busy=done.busy)
 
 
 @dataclass
@@ -32,7 +55,7 @@ class Repaired:
     """Whether a call was at work on a pod whose port differs; it may be a CHECK, which repairs nothing."""
 
 
-def sync(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> Repaired:
+def repair(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> Repaired:
     """Repair the port of each pod that ADD has connected. Raises OSError."""
     done = Repaired()
     _tidy(nl, attachments)

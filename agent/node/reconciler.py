@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,17 +24,20 @@ from agent.model.problem import Problem
 from agent.model.problem_board import ProblemBoard
 from agent.modes.base import View
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
-from agent.modes.ipip.bird.types import BirdConfig
 from agent.modes.ipip.options import IPIP
 from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.underlay import announcement
-from agent.node import apply, kernel_state, mode_admission, mode_migration, ready_state_file
+from agent.node import kernel_state, mode_admission, mode_migration, ready_state_file
+from agent.node.apply import ApplyResult, NodeProgrammer
 from agent.node.cni_conf_dir import Confs
 from agent.node.kernel_state import host_networks_of
 from agent.node.last_known_nodes import Known, Recall, identity
+from agent.node.pod_port_repair import PodPorts
 from agent.node.route_protocol import RouteMarks
 from agent.objects import bridges
-from agent.objects.state import Filter, LocalAddress, NodeState, Underlay, union
+from agent.objects.base import Context, KernelState, NodeObject
+from agent.objects.routes import Routes
+from agent.objects.state import LocalAddress, NodeState, Underlay, union
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
@@ -61,8 +64,8 @@ class Inputs:
     resume: bool = True
     """Whether pods may get addresses by that file before the datastore has been read."""
     bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
-    bird: Callable[[BirdConfig | None], None] = lambda _config: None
-    """Takes what BIRD should do."""
+    objects: tuple[NodeObject, ...] = ()
+    """What is programmed on the node, pods' ports aside; none: what the modes bring."""
     nodes: Path | None = None
     """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE
@@ -105,9 +108,11 @@ class Reconciler(Controller):
         self.status: Observable[NodeStatus] = Observable(earlier if inputs.resume else NodeStatus())
         self._noted = True
         """Whether the file of what is prepared says nothing else."""
-        self.errors = LabelledCounter((NETLINK,), *((kind,) for kind in apply.KINDS))
+        objects = inputs.objects or inputs.modes.node_objects()
+        self._programmer = NodeProgrammer((*objects, PodPorts(inputs.attachments, inputs.modes)))
+        self.errors = LabelledCounter((NETLINK,), *((kind,) for kind in self._programmer.kinds))
         """Rounds in which something of a kind failed."""
-        self.drift = apply.Drift()
+        self.drift = self._programmer.drift
         self._timings = timings
         self._node = node
         self._inputs = inputs
@@ -116,7 +121,6 @@ class Reconciler(Controller):
         self._verify = threading.Event()
         """Set when somebody else may have changed something."""
         self._verify.set()
-        self._nft: Filter | None = None
         self._ports = mode_migration.TunnelPorts(inputs.modes)
         self._memory: dict[Network, tuple[View, NodeState]] = {}
         self._told: frozenset[Problem] = frozenset()
@@ -201,8 +205,6 @@ class Reconciler(Controller):
         known_bridges = bridges.as_told(desired.bridges, self._inputs.attachments.told_macs())
         desired = replace(desired, ports=self._tunnel_ports(networks, whole), bridges=known_bridges)
         done = self._apply(desired, kernel, snapshot, networks, verify=verify)
-        if options or not self._inputs.bgp.stands:
-            self._inputs.bird(desired.bird)  # its routes are by devices and from addresses that are there now
         problems = [
             *self._admitted.problems,
             *identity(snapshot, self._node, kernel.local),
@@ -222,14 +224,17 @@ class Reconciler(Controller):
             self.wake()
         return done.settled
 
-    def _read(self, networks: list[Network], known: Known) -> tuple[kernel_state.Kernel, Underlay] | None:
+    def _read(self, networks: list[Network], known: Known) -> tuple[KernelState, Underlay] | None:
         """Read what is in the kernel; None where that fails, which is published."""
         try:
             slaves = any(network.needs_parent for network in networks)
-            kernel = kernel_state.read(netlink.host(), gateways=slaves, known=known, node=self._node)
+            kernel = kernel_state.read(
+                netlink.host(), self._programmer.is_made, gateways=slaves, known=known, node=self._node
+            )
             underlay = Underlay()
             if any(network.mode == IPIP for network in networks):
-                underlay = kernel_state.underlay(netlink.host(), kernel, known, self._node)
+                found = kernel_state.underlay(netlink.host(), kernel, known, self._node)
+                underlay = replace(found, by_device=self._programmer.encapsulates())
         except OSError as error:
             self.errors.add(NETLINK)
             self._verify.set()
@@ -244,27 +249,28 @@ class Reconciler(Controller):
     def _apply(
         self,
         desired: NodeState,
-        kernel: kernel_state.Kernel,
+        kernel: KernelState,
         snapshot: Snapshot,
         networks: list[Network],
         *,
         verify: bool,
-    ) -> apply.Programmed:
+    ) -> ApplyResult:
         """Make the kernel's state the desired one, pods' ports included, and count what was not so."""
-        nft = desired.filter
-        ours = self._inputs.marks.ownership(blocks.everywhere(snapshot, networks))
-        sysctls = self._inputs.sysctls
-        done = apply.program(netlink.host(), desired, kernel, sysctls, ours, verify=verify or nft != self._nft)
-        self._nft = nft
-        if apply.ROUTES not in done.failures:
-            self._inputs.marks.settled()
         me = snapshot.nodes.get(self._node)
-        apply.underlay_forwards(desired, kernel, me.addresses if me else (), sysctls, done)
-        if verify:
-            apply.pods(netlink.host(), self._inputs.attachments, self._inputs.modes, done)
+        ctx = Context(
+            netlink.host(),
+            kernel,
+            self._inputs.sysctls,
+            self._programmer.is_made,
+            self._inputs.marks.ownership(blocks.everywhere(snapshot, networks)),
+            frozenset(me.addresses if me else ()),
+            verify,
+        )
+        done = self._programmer.program(ctx, desired)
+        if Routes.kind not in done.failures:
+            self._inputs.marks.settled()
         if not done.settled:
             self._verify.set()
-        self.drift.note(desired, done)
         for what in done.failures:
             self.errors.add(what)
         return done
@@ -274,7 +280,7 @@ class Reconciler(Controller):
         snapshot: Snapshot,
         networks: list[Network],
         desired: NodeState,
-        done: apply.Programmed,
+        done: ApplyResult,
         problems: list[Problem],
     ) -> None:
         """Publish which networks are prepared for pods, and what is wrong."""
@@ -299,7 +305,7 @@ class Reconciler(Controller):
             },
             uplinks={n: u for n in ready for u in self._memory[n][1].uplinks},
             routes=len(desired.routes),
-            programmed=done.routes,
+            programmed=done.of(Routes.kind).programmed,
             guests=guests,
             away=frozenset(r.dst for r in desired.routes if blocks.is_single(r.dst)) - guests,
             accepted_modes=self._accepted_modes(),
@@ -477,6 +483,6 @@ class Reconciler(Controller):
         return max(0.0, min([super().pause(), *(end - time.monotonic() for end in ends)]))
 
 
-def _works(network: Network, state: NodeState, done: apply.Programmed) -> bool:
+def _works(network: Network, state: NodeState, done: ApplyResult) -> bool:
     """Whether what the pods of a network hang on is in the kernel."""
     return state.devices.isdisjoint(done.unready) and bool(network.needs_parent) == bool(state.uplinks)

@@ -14,7 +14,7 @@ from agent.config import ROUTE_PROTOCOLS
 from agent.ip import Subnet
 from agent.kernel.ip_routes import RTPROT_BOOT
 from agent.model.marks import ROUTE_PROTOCOL
-from agent.objects.routes import Ownership
+from agent.objects.route_ownership import Ownership
 from agent.runtime import atomic_file, json_state_file
 
 FIRST_PROTOCOL = 84  # of versions that noted no number; in iproute2 6.15 it became OVN's

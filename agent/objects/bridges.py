@@ -6,6 +6,7 @@ in the alias, which earlier versions compare as a whole.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,11 +21,16 @@ from agent.kernel.ip_addresses import LinkAddress
 from agent.kernel.ip_links import IFF_NOARP, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, Link
 from agent.model.marks import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX
 from agent.model.problem import Problem
-from agent.objects.state import Bridge
+from agent.objects import bridge_paths
+from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.state import Bridge, NodeState
 
 MAC = re.compile(r"[0-9a-f]{12}")
 SWITCHES = {"br_stp_state": IFLA_BR_STP_STATE, "br_vlan_filtering": IFLA_BR_VLAN_FILTERING}  # by pyroute2's names
 NETFILTER = "bridge"  # of /proc/sys/net: there while the module br_netfilter is loaded
+
+
+log = logging.getLogger(__name__)
 
 
 def is_ours(link: Link) -> bool:
@@ -99,7 +105,7 @@ def _make_plain(ipr: IPRoute, link: Link) -> None:
     ipr.link("set", index=link.index, master=0, flags=0, change=IFF_NOARP)
 
 
-def sync(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]) -> list[Problem]:
+def _make(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]) -> list[Problem]:
     """Make our bridges those desired, with the MACs that `adopt` found; others go with their last port."""
     actual = read(links, addresses)
     wanted = {bridge.name for bridge in desired}
@@ -193,3 +199,32 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
         ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
     for interface in held - bridge.addresses:
         ipr.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+
+
+class Bridges(NodeObject):
+    """The bridges that pods are ports of, with the routes and entries that the kernel makes of them."""
+
+    kind = "bridges"
+    stage = Stage.DEVICES
+
+    def wanted(self, desired: NodeState) -> object:
+        """Return the bridges."""
+        return desired.bridges
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Make the bridges those desired. Raises OSError."""
+        wanted = adopt(desired.bridges, ctx.kernel.links)
+        lacking = wanted - read(ctx.kernel.links, ctx.kernel.addresses)
+        refused = _make(wanted, ctx.kernel.links, ctx.kernel.addresses)
+        unready = frozenset(problem.where.removeprefix("bridge ") for problem in refused)
+        restored = 0
+        if ctx.verify:
+            restored = bridge_paths.repair(ctx.nl, (bridge for bridge in wanted if bridge.name not in unready))
+            if restored:
+                log.warning("bridges: restored %d routes and entries that somebody had removed", restored)
+        return Result(
+            (*refused, *without_netfilter(wanted, ctx.sysctls)),
+            unready,
+            sum(bridge.name not in unready for bridge in lacking) + restored,
+            failed=bool(refused),
+        )

@@ -7,6 +7,11 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from agent.kernel import hardening, ip_links, ip_routes
+from agent.model.problem import Problem
+from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.state import NodeState
+
 ACCEPTED, ALSO_WHILE_FORWARDING = 1, 2  # of accept_ra
 STRICT, LOOSE = 1, 2  # of rp_filter: sources must be reached by the same interface, or by any
 SWITCHES = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
@@ -14,7 +19,9 @@ SWITCHES = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 log = logging.getLogger(__name__)
 
 
-def sync(versions: frozenset[int], sysctls: Path, advertised: Callable[[], Iterable[str]] = tuple) -> list[int]:
+def _turn_on(
+    versions: frozenset[int], sysctls: Path, advertised: Callable[[], Iterable[str]] = tuple
+) -> list[int]:
     """Turn forwarding on for these IP versions; returns those for which it was off. Raises OSError.
 
     `sysctls` is /proc/sys/net, or where a container has it mounted: its own can't be written. `advertised` names
@@ -32,7 +39,7 @@ def sync(versions: frozenset[int], sysctls: Path, advertised: Callable[[], Itera
     return off
 
 
-def sync_each(versions: frozenset[int], devices: Iterable[str], sysctls: Path) -> list[str]:
+def _turn_on_each(versions: frozenset[int], devices: Iterable[str], sysctls: Path) -> list[str]:
     """Turn forwarding on for interfaces that we made; those for which it was off. Raises OSError.
 
     The kernel asks the interface that a packet came by; it has the switch of new interfaces, `default`.
@@ -47,13 +54,13 @@ def sync_each(versions: frozenset[int], devices: Iterable[str], sysctls: Path) -
     return found
 
 
-def blocked(devices: Iterable[str], sysctls: Path) -> list[str]:
+def _blocked(devices: Iterable[str], sysctls: Path) -> list[str]:
     """Return the interfaces whose packets the node does not forward, though it does forward. Raises OSError."""
     switches = {device: sysctls / f"ipv4/conf/{device}/forwarding" for device in sorted(devices)}
     return [device for device, switch in switches.items() if switch.exists() and not _is_on(switch)]
 
 
-def loosen(devices: Iterable[str], sysctls: Path) -> list[str]:
+def _loosen(devices: Iterable[str], sysctls: Path) -> list[str]:
     """Let interfaces take packets that would go back by another one; those that did not. Raises OSError."""
     folder = sysctls / "ipv4/conf"
     for_all, found = _number(folder / "all/rp_filter"), []
@@ -65,7 +72,7 @@ def loosen(devices: Iterable[str], sysctls: Path) -> list[str]:
     return found
 
 
-def answer(bridges: Iterable[str], sysctls: Path) -> list[str]:
+def _answer(bridges: Iterable[str], sysctls: Path) -> list[str]:
     """Have bridges answer ARP for what is reached by another interface; those that did not. Raises OSError."""
     found = []
     for bridge in sorted(bridges):
@@ -85,3 +92,72 @@ def _is_on(switch: Path) -> bool:
 
 def _number(switch: Path) -> int:
     return int(switch.read_text())
+
+
+class Forwarding(NodeObject):
+    """The switches of the node and of our devices that let packets pass between interfaces, and no more."""
+
+    kind = "forwarding"
+    stage = Stage.FORWARDING
+
+    def wanted(self, desired: NodeState) -> object:
+        """Return the IP versions."""
+        return desired.forwarding
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Turn the switches on or off as they should be. Raises OSError."""
+        there = {link.name: link for link in ctx.kernel.links}
+        if not desired.made <= there.keys():  # some were made a moment ago
+            there = {link.name: link for link in ip_links.links(ctx.nl)}
+        for device in hardening.sync(there[name] for name in sorted(desired.made & there.keys())):
+            log.info("%s takes no router advertisements and redirects from now on", device)
+        turned_on = _turn_on(desired.forwarding, ctx.sysctls, lambda: _advertised(ctx))
+        for version in turned_on:
+            log.info("forwarding of IPv%d turned on", version)
+        each = _turn_on_each(desired.forwarding, desired.made, ctx.sysctls)
+        if each:
+            log.info("forwarding turned on for %s", ", ".join(each))
+        for device in _loosen(desired.loose_rp_filter_on, ctx.sysctls):
+            log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
+        for bridge in _answer(desired.proxy_arp_on, ctx.sysctls):
+            log.info("%s answers ARP for pods of other modes", bridge)
+        return Result(changed=len(turned_on) + len(each))
+
+
+class UnderlayForwarding(NodeObject):
+    """The interfaces of the node itself: they are not ours, but pods are cut off by those that do not forward.
+
+    Replies from outside come by the interface of the default route. For IPv6 the kernel asks only the switch of
+    all interfaces (ip6_forward in net/ipv6/ip6_output.c).
+    """
+
+    kind = Forwarding.kind
+    stage = Stage.CHECKS
+
+    def wanted(self, desired: NodeState) -> object:  # noqa: ARG002
+        """Return nothing: it changes nothing."""
+        return ()
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Report the interfaces that do not forward. Raises OSError."""
+        if 4 not in desired.forwarding:
+            return Result()
+        names = {local.device for local in ctx.kernel.local if local.interface.ip in ctx.node_addresses}
+        names |= ctx.kernel.default_devices
+        names |= {route.device for route in desired.routes} | {uplink.device for uplink in desired.uplinks}
+        problems = tuple(map(_not_forwarding, _blocked(names - desired.made, ctx.sysctls)))
+        return Result(problems, desired.devices if problems else frozenset(), failed=bool(problems))
+
+
+def _not_forwarding(device: str) -> Problem:
+    switch = f"net.ipv4.conf.{device}.forwarding"
+    what = f"{switch} is 0, so packets to pods that come by it are dropped, though net.ipv4.ip_forward is 1"
+    remedy = f"sysctl -w {switch}=1, and change what sets it: grep -r forwarding /etc/sysctl.d /etc/sysctl.conf"
+    return Problem(f"interface {device}", what, remedy)
+
+
+def _advertised(ctx: Context) -> list[str]:
+    """Return the interfaces with a default route that a router has advertised (RFC 4861). Raises OSError."""
+    names = {link.index: link.name for link in ctx.kernel.links}
+    found = ip_routes.routes(ctx.nl, 6, ip_routes.RTPROT_RA)
+    return [names[route.index] for route in found if not route.dst.prefixlen and route.index in names]

@@ -15,8 +15,9 @@ from typing import Any
 from agent.ip import Subnet
 from agent.kernel import nft
 from agent.kernel.nft import NftError, Object, UnreadableError
-from agent.model.marks import LINK_PREFIX, NFT_TABLE, VXLAN_DEVICE
-from agent.objects.state import Detour, Masquerade, Shut
+from agent.model.marks import LINK_PREFIX, NFT_TABLE
+from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.state import Detour, Masquerade, NodeState, Shut
 
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
 TABLE: dict[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": []}
@@ -81,7 +82,7 @@ def objects(
     return [{"table": TABLE}, *sets, *chains, *rules] if rules else []
 
 
-def sync(
+def write(
     masquerade: Masquerade,
     senders: frozenset[IPv4Address] | None = None,
     quiet: frozenset[str] = frozenset(),
@@ -156,7 +157,7 @@ def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
     """
     ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
     of_pods = (_match(_meta("iifname"), way) for way in ways)
-    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, VXLAN_DEVICE)]
+    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, *sorted(shut.to_pods))]
     rules = [_rule(INPUT, TRANSLATED, _to_port(port), DROP) for port in shut.ports]
     origins = itertools.product((TRANSLATED, *of_pods), shut.ports)
     rules += [_rule(FORWARD, origin, _to_port(port), *to_pods, DROP) for origin, port in origins]
@@ -219,3 +220,23 @@ def _collapsed(subnets: Iterable[Subnet], version: int) -> list[Subnet]:
 def _list() -> list[Object]:
     """Return the table's objects; none when there is no such table. Raises NftError."""
     return nft.list_table("inet", NFT_TABLE)
+
+
+class NftTable(NodeObject):
+    """The whole table, in one transaction."""
+
+    kind = "nft"
+    stage = Stage.GUARDS
+    costly = True
+
+    def wanted(self, desired: NodeState) -> object:
+        """Return all that the table is for."""
+        return desired.filter
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Write the table where it differs; a device that is still there keeps its filter. Raises OSError."""
+        peers = ctx.still_guarded.ipip_peers if desired.ipip_peers is None else desired.ipip_peers
+        if not write(desired.masquerade, peers, desired.no_redirects_on, desired.shut):
+            return Result()
+        log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
+        return Result(changed=1)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.ip import Address
-from agent.kernel import arp, neighbours, netlink
+from agent.kernel import arp, ip_links, neighbours, netlink
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink, Request
 from agent.model.marks import mac_for
 from agent.objects import bridges
-from agent.objects.state import Proxy
+from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.state import NodeState, Proxy
 
 AGAIN = 1.1  # seconds: neighbours change their mind once a second at most (locktime of arp(7))
 DELAY = "ipv4/neigh/{}/proxy_delay"  # else an answer takes up to 0.8 s, as if other hosts answered too
@@ -22,7 +23,7 @@ DELAY = "ipv4/neigh/{}/proxy_delay"  # else an answer takes up to 0.8 s, as if o
 log = logging.getLogger(__name__)
 
 
-def sync(nl: Netlink, desired: frozenset[Proxy], there: Sequence[Link], sysctls: Path) -> int:
+def answer(nl: Netlink, desired: frozenset[Proxy], there: Sequence[Link], sysctls: Path) -> int:
     """Make what our bridges answer for what is desired; how many answers changed. Raises OSError."""
     ours = {link.index: link for link in there if bridges.is_ours(link)}
     indexes = {link.name: index for index, link in ours.items()}
@@ -71,3 +72,18 @@ def _announce(bridge: Link, address: Address, mac: str) -> None:
         arp.announce(bridge.name, mac, address)
     except OSError as error:  # the bridge has gone meanwhile, or the agent lacks CAP_NET_RAW
         log.warning("%s is not announced on %s: %s", address, bridge.name, error)
+
+
+class ProxyArp(NodeObject):
+    """The addresses that bridges answer ARP for. Who is told that the node knows the way comes at once."""
+
+    kind = "proxies"
+    stage = Stage.ANNOUNCEMENTS
+
+    def wanted(self, desired: NodeState) -> object:
+        """Return the addresses with their bridges."""
+        return desired.proxies
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Make what bridges answer for what is desired. Raises OSError."""
+        return Result(changed=answer(ctx.nl, desired.proxies, ip_links.links(ctx.nl), ctx.sysctls))

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.ip import Subnet
-from agent.kernel import ip_routes
+from agent.kernel import ip_links, ip_routes
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, NetlinkError, Request
-from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
+from agent.model.marks import LINK_PREFIX
 from agent.model.problem import Problem
-from agent.objects.state import Route
+from agent.objects import bridge_paths
+from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.route_ownership import Ownership
+from agent.objects.state import NodeState, Route
 
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Which routes of the main table are ours: those of our protocol number, and some of earlier numbers."""
-
-    protocol: int = ROUTE_PROTOCOL
-    earlier: frozenset[int] = frozenset()
-    """Numbers that agents before this one may have used on this node. Others may use them, too."""
-    pods: frozenset[Subnet] = frozenset()
-    """Where pods' addresses are: routes of the earlier numbers to there, by a gateway, are ours."""
-
-
-OURS = Ownership()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +43,13 @@ def _known(found: Iterable[KernelRoute], devices: Mapping[int, str]) -> frozense
     `devices` names interfaces by index; one that is not there is a pod's whose ADD is at work.
     """
     return frozenset(
-        Route(route.dst, route.gateway, devices[route.index], route.metric, route.mtu)
+        Route(route.dst, route.gateway, devices[route.index], route.metric, route.mtu, route.onlink)
         for route in found
         if route.leads and route.index in devices and not devices[route.index].startswith(LINK_PREFIX)
     )
 
 
-def sync(
+def _make(
     nl: Netlink,
     desired: frozenset[Route],
     devices: Mapping[int, str],
@@ -154,3 +146,31 @@ def _refused(route: Route, error: NetlinkError) -> Problem:
             f"delete it if it is not wanted: ip route del {route.dst}",
         )
     return _problem(route, error.strerror or str(error))
+
+
+class Routes(NodeObject):
+    """Routes to peers and to single pods of other blocks, and those by which the node takes its own packets."""
+
+    kind = "routes"
+    stage = Stage.ROUTES
+
+    def wanted(self, desired: NodeState) -> object:
+        """Return the routes."""
+        return desired.routes
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Make the routes of our protocol those desired. Raises OSError."""
+        there = ip_links.links(ctx.nl)
+        ours = (link for link in there if link.name in desired.made and link.up)
+        restored = bridge_paths.repair_local(ctx.nl, ours) if ctx.verify else 0
+        devices = {link.index: link.name for link in there}
+        made = {link.name for link in there if ctx.is_made(link)}
+        synced = _make(ctx.nl, desired.routes, devices, ctx.ownership, made)
+        if synced.added or synced.removed:
+            log.info("routes: %d added, %d removed", synced.added, synced.removed)
+        return Result(
+            tuple(sorted(synced.problems, key=str)),
+            changed=synced.added + synced.removed + restored,
+            programmed=len(desired.routes) - synced.missing,
+            failed=bool(synced.problems),
+        )

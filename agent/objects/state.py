@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Self, TypeVar
 
 from agent.ip import Address, Interface, Subnet
-from agent.model.marks import IPIP_DEVICE, VXLAN_DEVICE
 from agent.model.network import Uplink
 from agent.model.problem import Problem
-from agent.modes.ipip.bird.types import BirdConfig
-from agent.modes.vxlan.options import EBPF
 
 IPV6_MIN_MTU = 1280  # bytes: a link with less has no IPv6 (RFC 8200, section 5)
 
@@ -33,8 +32,8 @@ class LocalAddress:
 class Underlay:
     """What a tunnel has to know of the network between the nodes."""
 
-    ipip: bool = True
-    """Whether ipip devices encapsulate here; else eBPF does."""
+    by_device: bool = True
+    """Whether devices encapsulate here; else eBPF programs do."""
     device: str = ""
     """By which packets to nodes of other subnets leave; empty: there are none, or no way to them."""
     gateway: IPv4Address | None = None
@@ -51,11 +50,13 @@ class Route:
     metric: int = 0
     mtu: int | None = None
     """Bytes of a packet that goes this way; None: the device's own MTU."""
+    tunnel: bool = field(default=False, compare=False)
+    """Whether the device is a tunnel's, which the name of the device says already."""
 
     @property
     def onlink(self) -> bool:
         """Whether the gateway is behind the device though no address of the device says so."""
-        return self.gateway is not None and self.device in (VXLAN_DEVICE, IPIP_DEVICE)
+        return self.gateway is not None and self.tunnel
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway else ""
@@ -105,34 +106,6 @@ class Masquerade:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlay:
-    """A vxlan device, and what its programs know of the cluster. IPv4 only."""
-
-    device: str
-    vni: int
-    port: int
-    """UDP port of the tunnel."""
-    mtu: int
-    """Bytes of an inner packet."""
-    node: IPv4Address
-    """Where this node's end of the tunnel is."""
-    addresses: frozenset[IPv4Address] = frozenset()
-    """Of the device: what the node itself speaks to pods of other nodes as."""
-    blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
-    """Blocks of pods and the addresses of their nodes, this node's included."""
-    nodes: frozenset[IPv4Address] = frozenset()
-    """Addresses that tunnels may come from."""
-    backend: str = EBPF
-    ends: frozenset[tuple[IPv4Address, IPv4Address]] = frozenset()
-    """Nodes that send from their own blocks only: each of their addresses, and the one that `blocks` has."""
-
-    @property
-    def open(self) -> frozenset[IPv4Address]:
-        """Those of the nodes that may send from any block."""
-        return self.nodes - dict(self.ends).keys()
-
-
-@dataclass(frozen=True, slots=True)
 class Shut:
     """Destinations closed to pods: tunnels, which would take a masqueraded packet of a pod for one of its node."""
 
@@ -142,6 +115,8 @@ class Shut:
     """By which packets of pods come, beside the pods' own links."""
     bypassed: bool = False
     """Whether pods have another way to the node's stack than a port with pod_guard (ipvlan l3)."""
+    to_pods: frozenset[str] = frozenset()
+    """Devices by which packets leave that are for pods of other nodes, and so may go to any port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,31 +124,45 @@ class Filter:
     """What the nft table does."""
 
     masquerade: Masquerade
-    senders: frozenset[IPv4Address] | None
-    quiet: frozenset[str]
+    ipip_peers: frozenset[IPv4Address] | None
+    no_redirects_on: frozenset[str]
     shut: Shut
 
 
-@dataclass(frozen=True, slots=True)
-class Ipip:
-    """Packets between nodes inside of ipip ones, by an ipip device or by eBPF. IPv4 only."""
+class Section:
+    """What one mode wants of the node beside what all modes may want, and what the other parts must know of it.
 
-    node: IPv4Address
-    """Where this node's end of the tunnels is."""
-    mtu: int
-    """Bytes of an inner packet."""
-    device: bool = True
-    """Whether there is an ipip device; else one that only holds the addresses."""
-    underlay: str | None = None
-    """The device where eBPF encapsulates; None: nowhere; "": nobody knows now, so it stays where it is."""
-    addresses: frozenset[IPv4Address] = frozenset()
-    """What the node itself speaks to pods of other nodes as."""
-    blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
-    """Blocks of pods and the addresses of their nodes, this node's included."""
-    nodes: frozenset[IPv4Address] = frozenset()
-    """Addresses that tunnels may come from."""
-    tunnelled: frozenset[IPv4Address] = frozenset()
-    """Those of them that packets go to in tunnels."""
+    Each subclass is a frozen dataclass in the folder of its mode.
+    """
+
+    __slots__ = ()
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The devices that the mode makes."""
+        return frozenset()
+
+    @property
+    def tunnel_ports(self) -> tuple[int, ...]:
+        """UDP ports by which this node takes packets of tunnels."""
+        return ()
+
+    @property
+    def devices_to_pods(self) -> frozenset[str]:
+        """Devices by which only packets to pods of other nodes leave."""
+        return frozenset()
+
+    @property
+    def ipip_peers(self) -> frozenset[IPv4Address] | None:
+        """The only addresses that ipip packets are accepted from; None: nothing here takes such packets."""
+        return None
+
+    @abstractmethod
+    def join(self, other: Self) -> tuple[Self, frozenset[Problem]]:
+        """Return what two networks of the mode want together, and why not all of it is possible."""
+
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,53 +174,57 @@ class NodeState:
     masquerade: Masquerade = Masquerade()
     forwarding: frozenset[int] = frozenset()
     """IP versions that the node must forward."""
-    bird: BirdConfig | None = None
-    """What BIRD does; None: there is none."""
     problems: frozenset[Problem] = frozenset()
     refused: frozenset[Subnet] = frozenset()
     """This node's blocks that pods get no address of, as they are another's or the nodes' own network."""
     lacking: frozenset[int] = frozenset()
     """IP versions of this node's blocks that pods get no address of, as their links can't have one."""
-    overlay: Overlay | None = None
-    ipip: Ipip | None = None
+    sections: frozenset[Section] = frozenset()
+    """What single modes want beside all this, one of each type."""
     uplinks: frozenset[Uplink] = frozenset()
     proxies: frozenset[Proxy] = frozenset()
-    crossing: frozenset[str] = frozenset()
+    loose_rp_filter_on: frozenset[str] = frozenset()
     """Interfaces where packets arrive that would go back another way."""
-    answering: frozenset[str] = frozenset()
+    proxy_arp_on: frozenset[str] = frozenset()
     """Bridges that answer ARP for pods that are not on them."""
     guards: frozenset[tuple[str, bool]] = frozenset()
     """What pods hang on that pod_guard is for, and whether it checks the sources of their packets."""
 
     ports: tuple[int, ...] = ()
-    """UDP ports of vxlan tunnels, of this node and of others, that pods must not send to."""
+    """UDP ports of tunnels, of this node and of others, that pods must not send to."""
+
+    def section(self, kind: type[S]) -> S | None:
+        """Return what a mode wants beside the common fields; None: nothing."""
+        return next((section for section in self.sections if isinstance(section, kind)), None)
 
     @property
     def shut(self) -> Shut:
         """What pods must not reach."""
         bypassed = bool(self.uplinks and self.masquerade.sources)
-        own = (self.overlay.port,) if self.overlay else ()
+        own = (port for section in self.sections for port in section.tunnel_ports)
         bridges = frozenset(bridge.name for bridge in self.bridges)
-        return Shut(tuple(dict.fromkeys((*own, *self.ports))), bridges, bypassed)
+        to_pods = frozenset(device for section in self.sections for device in section.devices_to_pods)
+        return Shut(tuple(dict.fromkeys((*own, *self.ports))), bridges, bypassed, to_pods)
 
     @property
     def filter(self) -> Filter:
         """All that nft does."""
-        return Filter(self.masquerade, self.senders, self.quiet, self.shut)
+        return Filter(self.masquerade, self.ipip_peers, self.no_redirects_on, self.shut)
 
     @property
-    def senders(self) -> frozenset[IPv4Address] | None:
-        """Who may send packets to the ipip device, which by itself takes those of anybody; None: there is none."""
-        return self.ipip.nodes if self.ipip and self.ipip.device else None
+    def ipip_peers(self) -> frozenset[IPv4Address] | None:
+        """The only addresses that ipip packets are accepted from; None: nothing here takes such packets."""
+        found = [peers for section in self.sections if (peers := section.ipip_peers) is not None]
+        return frozenset().union(*found) if found else None
 
     @property
     def made(self) -> frozenset[str]:
         """The devices that the node path makes."""
-        names = {bridge.name for bridge in self.bridges} | ({self.overlay.device} if self.overlay else set())
-        return frozenset(names | ({IPIP_DEVICE} if self.ipip else set()))
+        of_modes = (device for section in self.sections for device in section.devices)
+        return frozenset({*(bridge.name for bridge in self.bridges), *of_modes})
 
     @property
-    def quiet(self) -> frozenset[str]:
+    def no_redirects_on(self) -> frozenset[str]:
         """Bridges with guests: their other ports must not hear that a guest is on their link, as it moves on."""
         lone = {route.device for route in self.routes if route.gateway is None}
         return frozenset(bridge.name for bridge in self.bridges if bridge.name in lone)
@@ -243,10 +236,10 @@ class NodeState:
 
 
 def union(states: Iterable[NodeState]) -> NodeState:
-    """What several networks want together; bridges of one name are one, with all their addresses."""
+    """Return what several networks want together; bridges of one name are one, with all their addresses."""
     total = NodeState()
     for state in states:
-        overlay, clash = _join(total.overlay, state.overlay)
+        sections, clashes = _joined(total.sections, state.sections)
         total = NodeState(
             bridges=_merge(total.bridges | state.bridges),
             routes=_distinct(total.routes | state.routes),
@@ -256,69 +249,36 @@ def union(states: Iterable[NodeState]) -> NodeState:
                 total.masquerade.detours | state.masquerade.detours,
             ),
             forwarding=total.forwarding | state.forwarding,
-            problems=total.problems | state.problems | clash,
+            problems=total.problems | state.problems | clashes,
             refused=total.refused | state.refused,
-            overlay=overlay,
-            ipip=_tunnels(total.ipip, state.ipip),
-            bird=_together(total.bird, state.bird),
+            sections=sections,
             uplinks=total.uplinks | state.uplinks,
             proxies=total.proxies | state.proxies,
-            crossing=total.crossing | state.crossing,
-            answering=total.answering | state.answering,
+            loose_rp_filter_on=total.loose_rp_filter_on | state.loose_rp_filter_on,
+            proxy_arp_on=total.proxy_arp_on | state.proxy_arp_on,
             guards=total.guards | state.guards,
         )
     return total
 
 
+def _joined(one: frozenset[Section], other: frozenset[Section]) -> tuple[frozenset[Section], frozenset[Problem]]:
+    """Return one section of each type, where what the first says comes first."""
+    by_type = {type(section): section for section in one}
+    clashes: frozenset[Problem] = frozenset()
+    for section in other:
+        known = by_type.get(type(section))
+        if known is None:
+            by_type[type(section)] = section
+        else:
+            by_type[type(section)], more = known.join(section)
+            clashes |= more
+    return frozenset(by_type.values()), clashes
+
+
 def _distinct(routes: frozenset[Route]) -> frozenset[Route]:
     """One route for each destination; where modes differ about a peer, the tunnel, which works on any underlay."""
-    preferred = sorted(routes, key=lambda route: (route.device == VXLAN_DEVICE, str(route)))
+    preferred = sorted(routes, key=lambda route: (route.tunnel, str(route)))
     return frozenset({(route.dst, route.metric): route for route in preferred}.values())
-
-
-def _join(one: Overlay | None, other: Overlay | None) -> tuple[Overlay | None, frozenset[Problem]]:
-    """One overlay for all networks: a node has one tunnel."""
-    if one is None or other is None:
-        return one or other, frozenset()
-    if (one.vni, one.port) != (other.vni, other.port):
-        what = f"vni {other.vni}, port {other.port}, where another has vni {one.vni}, port {one.port}"
-        remedy = "give all networks of mode vxlan the same vni and port"
-        return one, frozenset({Problem("networks of mode vxlan", f"one of them has {what}", remedy)})
-    both = replace(
-        one,
-        mtu=min(one.mtu, other.mtu),
-        addresses=one.addresses | other.addresses,
-        blocks=one.blocks | other.blocks,
-        nodes=one.nodes | other.nodes,
-        ends=frozenset(pair for pair in one.ends | other.ends if pair[0] not in one.open | other.open),
-        # pods of the backend kernel need no programs, so they work on a tunnel that has some
-        backend=EBPF if EBPF in (one.backend, other.backend) else one.backend,
-    )
-    return both, frozenset()
-
-
-def _tunnels(one: Ipip | None, other: Ipip | None) -> Ipip | None:
-    """One device for all networks; to nodes that one of them wants a tunnel to there is one."""
-    if one is None or other is None:
-        return one or other
-    return replace(
-        one,
-        mtu=min(one.mtu, other.mtu),
-        device=one.device or other.device,
-        underlay=other.underlay if one.underlay is None else one.underlay,
-        addresses=one.addresses | other.addresses,
-        blocks=one.blocks | other.blocks,
-        nodes=one.nodes | other.nodes,
-        tunnelled=one.tunnelled | other.tunnelled,
-    )
-
-
-def _together(one: BirdConfig | None, other: BirdConfig | None) -> BirdConfig | None:
-    """One BIRD for two networks: with the blocks of both, and for the rest what the first says."""
-    if one is None or other is None:
-        return one or other
-    blocks, pools = dict.fromkeys((*one.blocks, *other.blocks)), dict.fromkeys((*one.pools, *other.pools))
-    return replace(one, blocks=tuple(sorted(blocks)), pools=tuple(sorted(pools)))
 
 
 def _merge(bridges: frozenset[Bridge]) -> frozenset[Bridge]:

@@ -68,9 +68,10 @@ def plan(node: LabNode, snapshot: Snapshot) -> BirdConfig:
     desired = BUILT_IN["ipip"].desired(
         View(snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False), routed=BUILT_IN.routed)
     )
-    assert desired.bird
+    bird = desired.section(BirdConfig)
+    assert bird
     assert desired.problems == frozenset()
-    return desired.bird
+    return bird
 
 
 class Bird:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.kernel import ip_links, netns, tc
 from agent.kernel.bpf import loader
 from agent.modes.ipip import maps as ipip_maps
-from agent.objects.state import Ipip
+from agent.modes.ipip.state import IpipState
 from tests.netns import frames
 from tests.netns.frames import Ran
 from tests.netns.node import OBJECTS, Pod
@@ -27,7 +27,7 @@ class Programs:
         owners = frozenset((block, owner) for block, (owner, _) in blocks.items())
         nodes = frozenset(owner for owner, _ in blocks.values())
         tunnelled = frozenset(owner for owner, encapsulate in blocks.values() if encapsulate)
-        ipip_maps.sync(self.loaded.maps, Ipip(node, MTU, blocks=owners, nodes=nodes, tunnelled=tunnelled))
+        ipip_maps.sync(self.loaded.maps, IpipState(node, MTU, blocks=owners, nodes=nodes, tunnelled=tunnelled))
 
     def attach(self, netns_of: Pod, device: str) -> None:
         """Put them at a device."""

@@ -30,6 +30,8 @@ from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, 
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.node_status import PodEvent
 from agent.model.problem_board import ProblemBoard
+from agent.modes.ipip.device import IpipDevice
+from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
@@ -168,6 +170,7 @@ class Host:
         route_protocol: int = ROUTE_PROTOCOL,
         *,
         sysctls: Path = Path("/proc/sys/net"),
+        encapsulates: str = "auto",
     ) -> None:
         self.conf = conf
         refuse_the_machines_namespace()
@@ -189,8 +192,16 @@ class Host:
         self.attachments = AttachmentStore(run_dir, cool_down, OPTIONS)
         self.attachments.load()
         self.block_controller = BlockController(NoStore(), "one", self.snapshot)
+        self.ipip = IpipDevice(encapsulates)
         inputs = Inputs(
-            self.snapshot, self.confs, self.demand, self.attachments, ProblemBoard(), sysctls, marks=marks
+            self.snapshot,
+            self.confs,
+            self.demand,
+            self.attachments,
+            ProblemBoard(),
+            sysctls,
+            objects=BUILT_IN.node_objects(self.ipip),
+            marks=marks,
         )
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30.0)
         self.pod_events: list[PodEvent] = []

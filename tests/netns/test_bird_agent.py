@@ -17,6 +17,7 @@ from agent.modes.base import View
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.bgp import Encapsulate, plan
 from agent.modes.ipip.bird import supervisor
+from agent.modes.ipip.bird.node_object import Bird
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.ipip.bird.types import BirdConfig, Secret, Tunnel
@@ -39,7 +40,7 @@ class OnlyBgp(HostGw):
 
     def desired(self, view: View) -> NodeState:
         found = plan(view, view.bgp, Tunnel("none"), Encapsulate.NEVER)
-        return NodeState(bird=found.config, problems=found.problems)
+        return NodeState(sections=frozenset({found.config} if found.config else ()), problems=found.problems)
 
 
 def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path) -> None:
@@ -47,14 +48,15 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
     file.write_text(f"passwordFile: {secret}")
     host = Host(tmp_path / "run")
     wanted: list[BirdConfig | None] = []
+    options = OptionsFile(file, tmp_path / "note")
     inputs = Inputs(
         host.snapshot,
         Observable(Confs(frozenset({netconf.parse({**CONF, "mode": "ipip"}).network}))),
         host.demand,
         host.attachments,
         ProblemBoard(),
-        bgp=OptionsFile(file, tmp_path / "note"),
-        bird=wanted.append,
+        bgp=options,
+        objects=Modes(OnlyBgp()).node_objects(Bird(wanted.append, options)),
         modes=Modes(OnlyBgp()),
     )
     reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
@@ -71,9 +73,9 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
     reconciler.once()
     assert wanted[-1].password == Secret("geheim"), "the last good one stays"
     count = len(wanted)
-    again = Reconciler(
-        "one", replace(inputs, bgp=OptionsFile(file, tmp_path / "note")), host.block_controller, 30.0
-    )
+    fresh = OptionsFile(file, tmp_path / "note")
+    objects = Modes(OnlyBgp()).node_objects(Bird(wanted.append, fresh))
+    again = Reconciler("one", replace(inputs, bgp=fresh, objects=objects), host.block_controller, 30.0)
     again.once()
     assert len(wanted) == count, "BIRD stands as the agent before had left it"
 
@@ -92,14 +94,15 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         command("ip", "link", "set", "wire", "master", "switch")
         board = ProblemBoard()
         bird = Supervisor(tmp_path / "bird", board.part("bird"))
+        options = OptionsFile(file)
         inputs = Inputs(
             host.snapshot,
             host.confs,
             host.demand,
             host.attachments,
             board,
-            bgp=OptionsFile(file),
-            bird=bird.want,
+            bgp=options,
+            objects=Modes(OnlyBgp()).node_objects(Bird(bird.want, options)),
             modes=Modes(OnlyBgp()),
         )
         reconciler = Reconciler("one", inputs, host.block_controller, 30.0)

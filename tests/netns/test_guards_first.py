@@ -14,10 +14,15 @@ from agent.ipam.attachment import link_name
 from agent.kernel import hardening, ip_links, link_setup, netlink
 from agent.model.marks import VXLAN_DEVICE, bridge_mac
 from agent.modes.ipip import device as ipip_device
+from agent.modes.ipip.device import IpipDevice
+from agent.modes.ipip.state import IpipState
+from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import KERNEL
-from agent.node import apply, kernel_state
-from agent.objects.routes import OURS
-from agent.objects.state import Bridge, Ipip, NodeState, Overlay
+from agent.modes.vxlan.state import VxlanState
+from agent.node import kernel_state
+from agent.node.apply import NodeProgrammer
+from agent.objects.base import Context
+from agent.objects.state import Bridge, NodeState
 from tests.netns.node import Host, Pod, command
 
 SYSCTLS = Path("/proc/sys/net")
@@ -49,12 +54,26 @@ def nft_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def wanted(*nodes: str, device: bool = True) -> NodeState:
     senders = frozenset(map(IPv4Address, ("192.0.2.1", *nodes)))
-    return NodeState(ipip=Ipip(IPv4Address("192.0.2.1"), 1480, device=device, nodes=senders))
+    return NodeState(sections=frozenset({IpipState(IPv4Address("192.0.2.1"), 1480, device=device, nodes=senders)}))
 
 
-def programmed(state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
-    nl = netlink.host()
-    return [str(p) for p in apply.program(nl, state, kernel_state.read(nl), sysctls, OURS, verify=True).problems]
+class Programmer:
+    """The objects of one agent."""
+
+    def __init__(self) -> None:
+        self.ipip = IpipDevice()
+        self._programmer = NodeProgrammer(BUILT_IN.node_objects(self.ipip))
+
+    def program(self, state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
+        """Return the problems that came up."""
+        nl, is_made = netlink.host(), self._programmer.is_made
+        ctx = Context(nl, kernel_state.read(nl, is_made), sysctls, is_made)
+        return [str(problem) for problem in self._programmer.program(ctx, state).problems]
+
+
+@pytest.fixture
+def programmer() -> Programmer:
+    return Programmer()
 
 
 def device() -> str:
@@ -64,80 +83,81 @@ def device() -> str:
 
 def has_ipip_devices() -> bool:
     """Whether this kernel has them; else only that none is tried can be seen."""
-    ipip_device.use("auto")
-    return ipip_device.by_device()
+    return IpipDevice().encapsulates()
 
 
-def test_no_ipip_device_is_made_before_its_filter(nft_log: Path) -> None:
+def test_no_ipip_device_is_made_before_its_filter(nft_log: Path, programmer: Programmer) -> None:
     broken = nft_log.with_name("broken")
     broken.touch()
-    problems = programmed(wanted())
+    problems = programmer.program(wanted())
     assert device() == ""
     assert any(f"device {DEVICE}: it is not made" in problem for problem in problems)
     broken.unlink()
-    programmed(wanted())
+    programmer.program(wanted())
     assert "does not exist" in nft_log.read_text()
     if has_ipip_devices():
         assert device() == "ipip"
 
 
-def test_an_ipip_device_keeps_its_last_filter_and_goes_where_it_has_none(nft_log: Path) -> None:
+def test_an_ipip_device_keeps_its_last_filter_and_goes_where_it_has_none(
+    nft_log: Path, programmer: Programmer
+) -> None:
     if not has_ipip_devices():
         pytest.skip("this kernel has no ipip devices")
-    assert programmed(wanted("192.0.2.2")) == []
+    assert programmer.program(wanted("192.0.2.2")) == []
     nft_log.with_name("broken").touch()
-    problems = programmed(wanted("192.0.2.3"))
+    problems = programmer.program(wanted("192.0.2.3"))
     assert any("it is not made or changed" in problem for problem in problems)
     assert device() == "ipip"
     assert "192.0.2.2" in command("nft", "list", "table", "inet", "testcni")
     command("nft", "flush", "ruleset")
-    problems = programmed(wanted("192.0.2.3"))
+    problems = programmer.program(wanted("192.0.2.3"))
     assert device() == ""
     assert any("it was removed" in problem for problem in problems)
 
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_an_ipip_device_of_an_earlier_agent_goes_where_nothing_shows_its_filter(
-    nft_log: Path, monkeypatch: pytest.MonkeyPatch, seen: bool
+    nft_log: Path, programmer: Programmer, monkeypatch: pytest.MonkeyPatch, seen: bool
 ) -> None:
     """Whether the filter is there is not assumed, unless this agent has seen it."""
     kind = "ipip" if has_ipip_devices() else "bridge"  # to be looked at, it only has to be there
     monkeypatch.setitem(ipip_device.KINDS, True, kind)
     command("ip", "link", "add", DEVICE, "type", kind, *(["local", "192.0.2.1"] if kind == "ipip" else []))
-    ipip_device._done.filtered = seen
+    programmer.ipip._filtered = seen
     nft_log.with_name("blind").touch()
-    problems = programmed(wanted())
+    problems = programmer.program(wanted())
     assert device() == (kind if seen else "")
     said = "it is not made or changed" if seen else "it was removed, as nothing shows that nft drops"
     assert any(said in problem for problem in problems)
 
 
 @pytest.mark.parametrize("by_ebpf", [True, False])
-def test_the_filter_goes_after_the_ipip_device(nft_log: Path, by_ebpf: bool) -> None:
+def test_the_filter_goes_after_the_ipip_device(nft_log: Path, programmer: Programmer, by_ebpf: bool) -> None:
     if not has_ipip_devices():
         pytest.skip("this kernel has no ipip devices")
-    assert programmed(wanted()) == []
+    assert programmer.program(wanted()) == []
     nft_log.unlink()
-    assert programmed(wanted(device=False) if by_ebpf else NodeState()) == []
+    assert programmer.program(wanted(device=False) if by_ebpf else NodeState()) == []
     assert device() == ("bridge" if by_ebpf else "")
     assert "ipip" not in command("nft", "list", "ruleset")
     assert f"{DEVICE}@" not in nft_log.read_text()
 
 
 @pytest.mark.parametrize("kind", ["bridge", "vxlan", "ipip"])
-def test_a_device_hears_no_router_even_where_the_node_can_not_forward(tmp_path: Path, kind: str) -> None:
+def test_a_device_hears_no_router_even_where_the_node_can_not_forward(
+    tmp_path: Path, kind: str, programmer: Programmer
+) -> None:
     Path("/proc/sys/net/ipv6/conf/default/accept_ra").write_text("1")
     mine = IPv4Address("192.0.2.1")
     state = {
         "bridge": NodeState(
             bridges=frozenset({Bridge("testcni0", bridge_mac("one", "testcni0"), 1500, frozenset())})
         ),
-        "vxlan": NodeState(
-            overlay=Overlay(VXLAN_DEVICE, 1, 8472, 1450, mine, frozenset(), frozenset(), frozenset(), KERNEL)
-        ),
+        "vxlan": NodeState(sections=frozenset({VxlanState(VXLAN_DEVICE, 1, 8472, 1450, mine, backend=KERNEL)})),
         "ipip": wanted(device=False),
     }[kind]
-    problems = programmed(replace(state, forwarding=frozenset({4})), sysctls=tmp_path)
+    problems = programmer.program(replace(state, forwarding=frozenset({4})), sysctls=tmp_path)
     assert any("forwarding" in problem for problem in problems)
     (name,) = state.made
     made = ip_links.link(netlink.host(), name)

@@ -22,8 +22,7 @@ DEFAULT = "default via 192.0.2.254"
 
 @pytest.fixture(autouse=True, params=["tcx", "clsact"])
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How programs are attached; also on a kernel that has ipip devices."""
-    ipip_device.use("ebpf")
+    """How programs are attached."""
     way: str = request.param
     if way == "tcx" and not tcx.known():
         pytest.skip("this kernel has no TCX (Linux 6.6)")
@@ -39,7 +38,7 @@ def eth0() -> int:
 
 
 def added(tmp_path: Path) -> tuple[Host, Pod]:
-    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    host, pod = Host(tmp_path, conf=IPIP, encapsulates="ebpf"), Pod("c1")
     host.add(pod)
     return host, pod
 
@@ -61,7 +60,7 @@ def attached(by: str) -> list[str]:
 
 
 def test_a_pod_gets_one_address_and_one_neighbour(tmp_path: Path, by: str) -> None:
-    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    host, pod = Host(tmp_path, conf=IPIP, encapsulates="ebpf"), Pod("c1")
     result = host.add(pod)
     assert result["ips"] == [{"address": "10.244.1.2/32", "gateway": "169.254.1.1", "interface": 1}]
     assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]
@@ -111,7 +110,7 @@ ON_THE_NODE = [
 
 @pytest.mark.parametrize(("change", "message"), ON_THE_NODE)
 def test_check_sees_what_is_wrong(tmp_path: Path, change: tuple[str, ...], message: str) -> None:
-    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    host, pod = Host(tmp_path, conf=IPIP, encapsulates="ebpf"), Pod("c1")
     conf = {**IPIP, "prevResult": host.add(pod)}
     assert host.call("CHECK", pod, conf) == {}
     host.close()  # it would mend that
@@ -151,7 +150,7 @@ def test_what_others_take_away_comes_back(tmp_path: Path, by: str) -> None:
 def test_a_device_of_somebody_else_is_told_and_left_alone(tmp_path: Path) -> None:
     command("ip", "link", "add", DEVICE, "type", "bridge")
     command("ip", "link", "set", DEVICE, "alias", "mine")
-    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    host, pod = Host(tmp_path, conf=IPIP, encapsulates="ebpf"), Pod("c1")
     with pytest.raises(CniError):
         host.add(pod)
     assert "exists and is not testcni's" in "".join(map(str, host.reconciler.status.get().problems))
@@ -184,7 +183,7 @@ def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_pat
 
 
 def test_a_filter_of_another_program_in_the_place_of_ours_stays_and_is_reported(tmp_path: Path, by: str) -> None:
-    host = Host(tmp_path, conf=IPIP)
+    host = Host(tmp_path, conf=IPIP, encapsulates="ebpf")
     host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),)))
     command("tc", "qdisc", "add", "dev", "eth0", "clsact")
     place = ("dev", "eth0", "egress", "prio", "84", "handle", "1")
@@ -227,7 +226,7 @@ def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Pat
     with netlink.Netlink() as nl:
         tc.attach(nl, eth0(), {hook: loaded.programs[name] for hook, name in ipip_device.PROGRAMS.items()})
     assert filters() == ["ipip_ingress", "ipip_egress"]
-    ipip_device._done.at = None  # as after a start
+    host.ipip._underlay = None  # as after a start
     host.reconciler.drifted()
     eventually(lambda: filters() == [] if by == "tcx" else len(filters()) == 2)
     eventually(lambda: by != "tcx" or "clsact" not in command("tc", "qdisc", "show", "dev", "eth0"))
@@ -241,7 +240,7 @@ def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Pat
 
 
 def test_never_needs_no_programs(tmp_path: Path, by: str) -> None:
-    host, pod = Host(tmp_path, conf=IPIP), Pod("c1")
+    host, pod = Host(tmp_path, conf=IPIP, encapsulates="ebpf"), Pod("c1")
     result = host.add(pod, {**IPIP, "encapsulate": "never"})
     assert result["interfaces"][1]["mtu"] == 1500
     assert attached(by) == []

@@ -19,8 +19,8 @@ WANTED = Masquerade(
 
 
 def test_what_is_written_is_what_is_found() -> None:
-    assert nft_table.sync(WANTED)
-    assert not nft_table.sync(WANTED)
+    assert nft_table.write(WANTED)
+    assert not nft_table.write(WANTED)
     assert command("nft", "list", "ruleset").count("masquerade") == 2
 
 
@@ -30,16 +30,16 @@ def test_detours_are_found_as_they_were_written() -> None:
         Detour(net("198.51.100.0/24"), ip("192.0.2.1"), everything=False),
     })  # fmt: skip
     wanted = Masquerade(WANTED.sources, WANTED.exempt, both)
-    assert nft_table.sync(wanted)
-    assert not nft_table.sync(wanted)
+    assert nft_table.write(wanted)
+    assert not nft_table.write(wanted)
     assert command("nft", "list", "ruleset").count("snat ip to 192.0.2.1") == 4
-    assert nft_table.sync(WANTED)
+    assert nft_table.write(WANTED)
 
 
 def test_without_sources_there_is_no_table() -> None:
-    assert not nft_table.sync(Masquerade())
-    nft_table.sync(WANTED)
-    assert nft_table.sync(Masquerade())
+    assert not nft_table.write(Masquerade())
+    nft_table.write(WANTED)
+    assert nft_table.write(Masquerade())
     assert command("nft", "list", "ruleset") == ""
 
 
@@ -58,67 +58,69 @@ def test_without_sources_there_is_no_table() -> None:
     ],
 )
 def test_a_change_by_others_is_undone(change: str) -> None:
-    nft_table.sync(WANTED)
+    nft_table.write(WANTED)
     before = command("nft", "list", "ruleset")
     command("nft", change)
-    assert nft_table.sync(WANTED)
+    assert nft_table.write(WANTED)
     assert command("nft", "list", "ruleset") == before
 
 
 def test_the_tables_of_others_stay() -> None:
     command("nft", "add table inet other")
-    nft_table.sync(WANTED)
-    nft_table.sync(Masquerade())
+    nft_table.write(WANTED)
+    nft_table.write(Masquerade())
     assert "table inet other" in command("nft", "list", "ruleset")
 
 
 def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
     senders = frozenset({ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv4Address("192.0.2.7")})
-    assert nft_table.sync(WANTED, senders)
-    assert not nft_table.sync(WANTED, senders)
+    assert nft_table.write(WANTED, senders)
+    assert not nft_table.write(WANTED, senders)
     command("ip", "link", "set", "lo", "up")
     send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 4).sendto(bytes(20), ('127.0.0.1', 0))"
     for _ in range(3):
         command(sys.executable, "-c", send)
     assert nft_table.strangers() == 3
-    assert nft_table.sync(WANTED, senders | {ipaddress.IPv4Address("192.0.2.8")})
+    assert nft_table.write(WANTED, senders | {ipaddress.IPv4Address("192.0.2.8")})
     assert nft_table.strangers() == 3
-    assert nft_table.sync(WANTED)
+    assert nft_table.write(WANTED)
     assert nft_table.strangers() == 0
-    assert nft_table.sync(Masquerade(), senders)
-    assert nft_table.sync(Masquerade())
+    assert nft_table.write(Masquerade(), senders)
+    assert nft_table.write(Masquerade())
 
 
 def test_where_no_node_may_send_nobody_may() -> None:
-    assert nft_table.sync(WANTED, frozenset())
-    assert not nft_table.sync(WANTED, frozenset())
+    assert nft_table.write(WANTED, frozenset())
+    assert not nft_table.write(WANTED, frozenset())
     assert nft_table.is_filtering(last_known=True)
-    assert nft_table.sync(WANTED)
+    assert nft_table.write(WANTED)
     assert not nft_table.is_filtering(last_known=True)
 
 
 def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
     quiet = frozenset({"testcni0"})
-    assert nft_table.sync(WANTED, None, quiet)
-    assert not nft_table.sync(WANTED, None, quiet)
+    assert nft_table.write(WANTED, None, quiet)
+    assert not nft_table.write(WANTED, None, quiet)
     assert 'oifname "testcni0" icmp type redirect drop' in command("nft", "list", "ruleset")
-    assert nft_table.sync(WANTED)
+    assert nft_table.write(WANTED)
     assert "redirect" not in command("nft", "list", "ruleset")
 
 
 def test_to_tunnels_nothing_goes_that_is_of_pods_or_was_translated() -> None:
-    shut = Shut((8472, 4790), frozenset({"testcni0"}))
-    assert nft_table.sync(WANTED, None, frozenset(), shut)
-    assert not nft_table.sync(WANTED, None, frozenset(), shut)
+    shut = Shut((8472, 4790), frozenset({"testcni0"}), to_pods=frozenset({"testcni-vxlan"}))
+    assert nft_table.write(WANTED, None, frozenset(), shut)
+    assert not nft_table.write(WANTED, None, frozenset(), shut)
     listed = command("nft", "list", "ruleset")
     assert listed.count("udp dport 8472") == listed.count("udp dport 4790") == 4
     assert listed.count('iifname "testcni0"') == 2
     assert "ip protocol" not in listed
-    assert nft_table.sync(WANTED, None, frozenset(), replace(shut, bypassed=True))
-    assert not nft_table.sync(WANTED, None, frozenset(), replace(shut, bypassed=True))
+    assert nft_table.write(WANTED, None, frozenset(), replace(shut, bypassed=True))
+    assert not nft_table.write(WANTED, None, frozenset(), replace(shut, bypassed=True))
     assert command("nft", "list", "ruleset").count("ip saddr @pods4 drop") == 2
     assert "chain tunnels" in command("nft", "list", "ruleset")
-    assert nft_table.sync(Masquerade(), None, frozenset(), replace(shut, bypassed=True)), "no pods are masqueraded"
-    assert not nft_table.sync(Masquerade(), None, frozenset(), shut)
-    assert nft_table.sync(WANTED)
+    assert nft_table.write(Masquerade(), None, frozenset(), replace(shut, bypassed=True)), (
+        "no pods are masqueraded"
+    )
+    assert not nft_table.write(Masquerade(), None, frozenset(), shut)
+    assert nft_table.write(WANTED)
     assert "chain forward" not in command("nft", "list", "ruleset")

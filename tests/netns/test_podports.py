@@ -364,7 +364,7 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
 ) -> None:
     node = Node(tmp_path, mode)
     node.looked()
-    real, changed = pod_port_repair.sync, threading.Event()
+    real, changed = pod_port_repair.repair, threading.Event()
 
     def sync(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> pod_port_repair.Repaired:
         done = real(nl, attachments, modes)
@@ -374,7 +374,7 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
             node.reconciler.drifted()
         return done
 
-    monkeypatch.setattr("agent.node.pod_port_repair.sync", sync)
+    monkeypatch.setattr("agent.node.pod_port_repair.repair", sync)
     node.reconciler.drifted()
     assert changed.wait(10)
     eventually(node.fine)
@@ -389,8 +389,8 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
     leave_down(node)
     (attachment,) = node.attachments.all()
     with node.attachments.locks.hold(attachment.key):
-        assert pod_port_repair.sync(netlink.host(), node.attachments, BUILT_IN).pods == 0
-    assert pod_port_repair.sync(netlink.host(), node.attachments, BUILT_IN).pods == 1
+        assert pod_port_repair.repair(netlink.host(), node.attachments, BUILT_IN).pods == 0
+    assert pod_port_repair.repair(netlink.host(), node.attachments, BUILT_IN).pods == 1
     leave_down(node)
     read = agent.objects.pod_port_setup.read
 
@@ -400,7 +400,7 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
         return seen
 
     monkeypatch.setattr("agent.objects.pod_port_setup.read", read_and_delete)
-    done = pod_port_repair.sync(netlink.host(), node.attachments, BUILT_IN)
+    done = pod_port_repair.repair(netlink.host(), node.attachments, BUILT_IN)
     assert (done.pods, done.problems) == (0, [])
     assert node.address not in command("ip", "route") + command("ip", "neigh")
     held = loader.maps()

@@ -29,7 +29,7 @@ def answers() -> str:
 
 
 def sync(*wanted: Proxy) -> int:
-    return proxy_arp.sync(netlink.host(), frozenset(wanted), ip_links.links(netlink.host()), SYSCTLS)
+    return proxy_arp.answer(netlink.host(), frozenset(wanted), ip_links.links(netlink.host()), SYSCTLS)
 
 
 def test_entries_come_and_go_with_an_announcement_of_whose_mac_it_is() -> None:

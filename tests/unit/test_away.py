@@ -11,10 +11,14 @@ import pytest
 
 from agent.model.cluster import IPPool, IPReservation, Node, Snapshot
 from agent.modes.base import View
+from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import EBPF, KERNEL
+from agent.modes.vxlan.state import VxlanState
 from agent.objects.state import LocalAddress, NodeState, Proxy, Route, Underlay
 from tests.networks import network_of
+from tests.unit.sections import section
 
 X = IPv4Address("10.244.1.7")
 ALONE = IPv4Network("10.244.1.7/32")
@@ -61,13 +65,13 @@ def test_host_gw_routes_it_to_where_it_is(node: str) -> None:
     assert routes(state) == [Route(ALONE, IPv4Address("192.0.2.2"), "eth0")]
     assert state.proxies == (frozenset({Proxy("testcni0", X)}) if node == "one" else frozenset())
     assert not state.problems
-    assert not state.quiet
+    assert not state.no_redirects_on
 
 
 def test_host_gw_has_a_guest_on_its_bridge() -> None:
     state = desired("host-gw", "two", here=True)
     assert routes(state) == [Route(ALONE, None, "testcni0")]
-    assert state.quiet == {"testcni0"}
+    assert state.no_redirects_on == {"testcni0"}
     assert ALONE in state.masquerade.sources
     assert all(bridge.addresses == {ipaddress.ip_interface("10.244.2.1/24")} for bridge in state.bridges)
 
@@ -104,7 +108,7 @@ def test_a_reservation_leads_no_packets_of_nodes_to_a_pod(
     held = replace(AWAY, address=IPv4Address(address))
     monkeypatch.setitem(desired.__globals__, "IPv4Network", lambda _text: None)  # a network without a subnet
     state = desired(way, "one", held)
-    tunnel = state.overlay or state.ipip
+    tunnel = state.section(VxlanState) or state.section(IpipState)
     reached = {str(block) for block, _node in tunnel.blocks} if tunnel else {str(r.dst) for r in state.routes}
     assert f"{address}/32" not in reached
     (problem,) = state.problems
@@ -129,8 +133,7 @@ def test_what_is_not_in_use_has_no_route(held: IPReservation) -> None:
 def test_vxlan_knows_the_node(backend: str) -> None:
     for node, here in (("one", False), ("two", True), ("three", False)):
         state = desired("vxlan", node, here=here, backend=backend)
-        assert state.overlay
-        assert dict(state.overlay.blocks)[ALONE] == IPv4Address("192.0.2.2")
+        assert dict(section(state, VxlanState).blocks)[ALONE] == IPv4Address("192.0.2.2")
         gateway = IPv4Address("192.0.2.2") if backend == KERNEL else None
         assert routes(state) == ([] if here else [Route(ALONE, gateway, "testcni-vxlan")])
 
@@ -138,12 +141,8 @@ def test_vxlan_knows_the_node(backend: str) -> None:
 def test_ipip_announces_a_guest() -> None:
     guest, home, other = (desired("ipip", node, here=node == "two") for node in ("two", "one", "three"))
     for state in (guest, home, other):
-        assert state.ipip
-        assert dict(state.ipip.blocks)[ALONE] == IPv4Address("192.0.2.2")
-    assert guest.bird
-    assert guest.bird.blocks == (IPv4Network("10.244.2.0/24"), ALONE)
+        assert dict(section(state, IpipState).blocks)[ALONE] == IPv4Address("192.0.2.2")
+    assert section(guest, BirdConfig).blocks == (IPv4Network("10.244.2.0/24"), ALONE)
     for state in (home, other):
-        assert state.bird
-        assert ALONE not in state.bird.blocks
-    assert guest.ipip
-    assert guest.ipip.addresses == {IPv4Address("10.244.2.1")}
+        assert ALONE not in section(state, BirdConfig).blocks
+    assert section(guest, IpipState).addresses == {IPv4Address("10.244.2.1")}

@@ -143,11 +143,13 @@ def test_labels_of_nodes() -> None:
 def test_two_networks_share_one_bird() -> None:
     one = planned(ONE, TWO)
     other = replace(one, blocks=(IPv4Network("10.9.1.0/24"),), pools=(IPv4Network("10.9.0.0/16"),))
-    both = union([NodeState(bird=one), NodeState(), NodeState(bird=other)]).bird
+    both = union(
+        [NodeState(sections=frozenset({one})), NodeState(), NodeState(sections=frozenset({other}))]
+    ).section(BirdConfig)
     assert both
     assert both.blocks == (IPv4Network("10.9.1.0/24"), IPv4Network("10.244.1.0/24"))
     assert both.pools == (IPv4Network("10.9.0.0/16"), IPv4Network("10.244.0.0/16"))
-    assert union([NodeState(), NodeState()]).bird is None
+    assert union([NodeState(), NodeState()]).section(BirdConfig) is None
 
 
 FILE = """

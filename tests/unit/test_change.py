@@ -22,9 +22,12 @@ from agent.model.problem_board import PartProblems
 from agent.modes import peers
 from agent.modes.base import PLAIN, View
 from agent.modes.hostgw import HOST_GW
+from agent.modes.ipip.bird.types import BirdConfig
 from agent.modes.ipip.options import IPIP
+from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import VXLAN
+from agent.modes.vxlan.state import VxlanState
 from agent.node import mode_migration
 from agent.node.accepted_modes_publisher import SEEN_WITHIN, AcceptedModesPublisher
 from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
@@ -74,7 +77,7 @@ def test_both_ends_choose_the_same_way(mine: tuple[str, ...], theirs: tuple[str,
 def test_who_says_nothing_is_as_this_node(name: str) -> None:
     silent = state((name,), node(2), node(3))
     assert silent == state((name,), node(2, name), node(3, name))
-    assert (silent.crossing, silent.answering) == (frozenset(), frozenset()), "nothing is changed on the node"
+    assert not silent.loose_rp_filter_on | silent.proxy_arp_on, "nothing is changed on the node"
     alone = BUILT_IN[name].desired(replace(view(name, (), node(2), node(3)), accepted_modes=()))
     assert alone == silent
 
@@ -84,31 +87,32 @@ def test_each_peer_is_reached_in_the_mode_that_it_takes(old: str, new: str) -> N
     made = state((new, old), node(2, old), node(3, new, old))
     two, three = IPv4Network("10.244.2.0/24"), IPv4Network("10.244.3.0/24")
     first = {route.dst: route for route in sorted(made.routes, key=lambda r: -r.metric)}
-    tunnelled = {block for block, _node in made.overlay.blocks} if made.overlay else set()
-    by_ipip = {str(address) for address in made.ipip.tunnelled} if made.ipip else set()
+    vxlan, ipip = made.section(VxlanState), made.section(IpipState)
+    tunnelled = {block for block, _node in vxlan.blocks} if vxlan else set()
+    by_ipip = {str(address) for address in ipip.tunnelled} if ipip else set()
     for block, address, way in ((two, "192.0.2.2", old), (three, "192.0.2.3", new)):
         assert (block in tunnelled) == (way == VXLAN)
         assert (address in by_ipip) == (way == IPIP)
         device = {VXLAN: "testcni-vxlan", IPIP: "testcni-ipip", HOST_GW: "eth0"}[way]
         assert first[block].device == device
         assert (first[block].metric > 84) == (way == IPIP), "BIRD's own route comes first, and no other does"
-    assert "eth0" in made.crossing
-    assert ("testcni0" in made.answering) == (HOST_GW in (old, new))
+    assert "eth0" in made.loose_rp_filter_on
+    assert ("testcni0" in made.proxy_arp_on) == (HOST_GW in (old, new))
 
 
 def test_routes_that_stand_in_for_birds_by_ebpf_tell_the_mtu() -> None:
     seen = view(IPIP, (IPIP, HOST_GW), node(2, IPIP))
-    seen = replace(seen, underlay=replace(seen.underlay, ipip=False))
+    seen = replace(seen, underlay=replace(seen.underlay, by_device=False))
     (route,) = BUILT_IN[IPIP].desired(seen).routes
     assert route == Route(IPv4Network("10.244.2.0/24"), ipaddress.ip_address("192.0.2.2"), "eth0", 85, 1480)
 
 
 def test_bird_speaks_with_those_that_take_ipip() -> None:
     peers = (node(2, IPIP), node(3, VXLAN), node(4))
-    bird = BUILT_IN[IPIP].desired(view(IPIP, (IPIP, VXLAN), *peers)).bird
+    bird = BUILT_IN[IPIP].desired(view(IPIP, (IPIP, VXLAN), *peers)).section(BirdConfig)
     assert bird
     assert [peer.name for peer in bird.peers] == ["n2", "n4"]
-    leaving = BUILT_IN[IPIP].desired(replace(view(IPIP, (VXLAN,), *peers))).bird
+    leaving = BUILT_IN[IPIP].desired(replace(view(IPIP, (VXLAN,), *peers))).section(BirdConfig)
     assert leaving
     assert leaving.peers == ()
 

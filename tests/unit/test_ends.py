@@ -17,11 +17,15 @@ from agent.ip import Address, Subnet
 from agent.model.cluster import ENDS, AcceptedModes, Node, Snapshot
 from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
+from agent.modes.ipip.bird.types import BirdConfig
 from agent.modes.ipip.options import IPIP
+from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import VXLAN
+from agent.modes.vxlan.state import VxlanState
 from agent.objects.state import LocalAddress, NodeState, Route, Underlay
 from tests.networks import network_of
+from tests.unit.sections import section
 
 
 def net(text: str) -> Subnet:
@@ -114,14 +118,13 @@ def test_what_is_listed_by_several_is_a_problem_that_names_them() -> None:
 def test_the_tunnel_ends_at_the_first_internal_ip_that_is_on_an_interface(way: str) -> None:
     me = node(1, "172.18.9.9", "172.18.0.1")
     state = desired(view(way, ETH0, me, node(2, "172.18.0.2")))
-    tunnel = state.overlay or state.ipip
+    tunnel = state.section(VxlanState) or state.section(IpipState)
     assert tunnel
     assert tunnel.node == IPv4Address("172.18.0.1")
     assert dict(tunnel.blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
     assert {IPv4Address("172.18.9.9"), IPv4Address("172.18.0.1")} <= tunnel.nodes
     if way == IPIP:
-        assert state.bird
-        assert state.bird.address == IPv4Address("172.18.0.1")
+        assert section(state, BirdConfig).address == IPv4Address("172.18.0.1")
 
 
 def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -> None:
@@ -136,8 +139,7 @@ def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -
     assert again.of("node1", 4) == ip("172.18.0.1")
     assert underlay.announcement(told, ETH0, again) == said  # it stays as it is
     state = desired(view(VXLAN, local(eth0="172.18.0.2/16"), told, node(2, "172.18.0.2"), me="node2"))
-    assert state.overlay
-    assert dict(state.overlay.blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
+    assert dict(section(state, VxlanState).blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
     # no address of others
     assert node_endpoints.choose({"node1": node(1, "172.18.0.1", said=("172.18.0.2",))}).of("node1", 4) == ip(
         "172.18.0.1"
@@ -230,7 +232,7 @@ def test_no_block_is_routed_by_an_address_of_this_node(way: str) -> None:
     if way == "host-gw":
         assert {str(route.dst) for route in state.routes} == {"10.244.3.0/24"}
     else:
-        tunnel = state.overlay or state.ipip
+        tunnel = state.section(VxlanState) or state.section(IpipState)
         assert tunnel
         assert {str(block) for block, _node in tunnel.blocks} == {"10.244.1.0/24", "10.244.3.0/24"}
 

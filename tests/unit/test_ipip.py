@@ -16,10 +16,12 @@ from agent.model.cluster import Node, Snapshot
 from agent.modes.base import View
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
 from agent.modes.ipip.options import IpipOptions
+from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
-from agent.objects.state import Ipip, LocalAddress, Masquerade, NodeState, Underlay, union
+from agent.objects.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from tests.lab.lab import IPIP_CONF
 from tests.networks import changed, network_of
+from tests.unit.sections import section
 
 LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)
 GATEWAY = IPv4Address("192.0.2.254")
@@ -53,36 +55,38 @@ def desired(
     )
 
 
-def ipip(state: NodeState) -> Ipip:
-    assert state.ipip
-    return state.ipip
+def ipip(state: NodeState) -> IpipState:
+    return section(state, IpipState)
 
 
 def bird(state: NodeState) -> BirdConfig:
-    assert state.bird
-    return state.bird
+    return section(state, BirdConfig)
 
 
 def test_a_node_and_its_peer() -> None:
     assert desired(NEAR) == NodeState(
-        ipip=Ipip(
-            ONE,
-            1380,
-            device=False,
-            underlay="eth0",
-            addresses=frozenset({IPv4Address("10.244.1.1")}),
-            blocks=frozenset({(MINE, ONE), (IPv4Network("10.244.2.0/24"), TWO)}),
-            nodes=frozenset({ONE, TWO}),
-            tunnelled=frozenset({TWO}),
-        ),
-        bird=BirdConfig(
-            node="one",
-            address=ONE,
-            blocks=(MINE,),
-            pools=(POOL,),
-            peers=(Peer("two", TWO),),
-            tunnel=Tunnel("eth0", None, 1380),
-            source=IPv4Address("10.244.1.1"),
+        sections=frozenset(
+            {
+                IpipState(
+                    ONE,
+                    1380,
+                    device=False,
+                    underlay="eth0",
+                    addresses=frozenset({IPv4Address("10.244.1.1")}),
+                    blocks=frozenset({(MINE, ONE), (IPv4Network("10.244.2.0/24"), TWO)}),
+                    nodes=frozenset({ONE, TWO}),
+                    tunnelled=frozenset({TWO}),
+                ),
+                BirdConfig(
+                    node="one",
+                    address=ONE,
+                    blocks=(MINE,),
+                    pools=(POOL,),
+                    peers=(Peer("two", TWO),),
+                    tunnel=Tunnel("eth0", None, 1380),
+                    source=IPv4Address("10.244.1.1"),
+                ),
+            }
         ),
         masquerade=Masquerade(frozenset({MINE}), frozenset({POOL, MINE, IPv4Network("10.244.2.0/24")})),
         forwarding=frozenset({4}),
@@ -96,8 +100,8 @@ def test_with_an_ipip_device() -> None:
     assert (ipip(state).device, ipip(state).underlay) == (True, None)
     assert bird(state).tunnel == Tunnel("testcni-ipip")
     assert bird(state).direct == ()
-    assert state.senders == frozenset({ONE, TWO, THREE})
-    assert desired(NEAR).senders is None
+    assert state.ipip_peers == frozenset({ONE, TWO, THREE})
+    assert desired(NEAR).ipip_peers is None
     assert not state.problems
 
 
@@ -117,7 +121,7 @@ def test_across_subnets() -> None:
 def test_never() -> None:
     for underlay in (DEVICE, EBPF):
         state = desired(NEAR, FAR, underlay=underlay, encapsulate="never")
-        assert ipip(state) == Ipip(
+        assert ipip(state) == IpipState(
             ONE, 1400, device=False, blocks=ipip(state).blocks, nodes=frozenset({ONE, TWO, THREE})
         )
         assert bird(state).tunnel is None
@@ -135,7 +139,7 @@ def test_far_nodes_that_the_underlays_device_has_no_way_to(underlay: Underlay) -
 
 def test_while_the_nodes_address_is_nowhere_bird_goes_on_and_programs_stay() -> None:
     state = desired(NEAR, local=())
-    assert state.bird is None
+    assert state.section(BirdConfig) is None
     assert ipip(state).underlay == ""
 
 
@@ -156,7 +160,7 @@ def test_two_networks_share_one_device() -> None:
     both = ipip(union([one, other]))
     assert both.tunnelled == {TWO, THREE}
     assert both.underlay == "eth0"
-    assert union([one, NodeState()]).ipip == one.ipip
+    assert union([one, NodeState()]).section(IpipState) == one.section(IpipState)
 
 
 def test_the_seeds_conf_and_the_option() -> None:

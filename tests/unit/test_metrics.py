@@ -40,10 +40,11 @@ from agent.model.problem_board import ProblemBoard
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
-from agent.node.apply import Drift, Programmed
+from agent.node.apply import ApplyResult, Drift
 from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Inputs, Reconciler
 from agent.objects import pod_guard
+from agent.objects.base import Result
 from agent.objects.state import Bridge, NodeState, Route
 from agent.observe.metrics import Metrics, Sources
 from agent.observe.status import report
@@ -331,10 +332,13 @@ BRIDGE = Bridge("testcni0", "0a:58:0a:f4:01:01", 1500, frozenset())
 
 
 def test_drift_is_what_others_changed() -> None:
-    drift = Drift()
+    drift = Drift(("routes", "bridges"))
 
     def repaired(desired: NodeState, *failures: str, **changed: int) -> dict[str, int]:
-        drift.note(desired, Programmed(changed=changed, failures=set(failures)))
+        done = ApplyResult()
+        for kind in ("routes", "bridges"):
+            done.add(kind, Result(changed=changed.get(kind, 0), failed=kind in failures))
+        drift.note({"routes": desired.routes, "bridges": desired.bridges}, done)
         return {kind: count for (kind,), count in drift.repaired.all().items() if count}
 
     first = NodeState(routes=frozenset({ROUTE}), bridges=frozenset({BRIDGE}))

@@ -16,6 +16,7 @@ from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
 from agent.modes.base import View
 from agent.modes.registry import BUILT_IN
 from agent.node import kernel_state
+from agent.objects.base import KernelState
 from agent.objects.state import LocalAddress
 from tests.networks import network_of
 
@@ -136,7 +137,7 @@ def test_the_ground_is_what_the_kernel_has() -> None:
         LocalAddress("dummy", 1500, ipaddress.ip_interface("10.9.9.9/32")),
         LocalAddress("lo", 1500, ipaddress.ip_interface("192.0.2.7/32"), behind=True),
     )
-    kernel = kernel_state.Kernel([], [], local, frozenset({ipaddress.ip_address("172.18.0.254")}))
+    kernel = KernelState([], [], local, frozenset({ipaddress.ip_address("172.18.0.254")}))
     found = kernel_state.host_networks_of(kernel, NODES[1], frozenset({ipaddress.ip_address("10.96.0.1")}))
     assert found.interfaces == (
         (net("172.18.0.0/16"), "172.18.0.1/16 of eth0"),

@@ -21,6 +21,8 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes.base import View
+from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, NodeState
 from agent.runtime.deadline import Deadline
@@ -129,14 +131,14 @@ def test_no_routed_network_routes_them_or_reports_them(way: str, pod_cidrs: bool
         claimed += (block(routed[0], "one", of="pods"), block(routed[1], "two", of="pods"))
     state = desired(way, cluster(AWAY, NEAR, PODS, claimed=claimed, nodes=nodes))
     assert (state.problems, state.refused) == (frozenset(), frozenset())
-    if way != "ipip" or state.ipip:
+    if way != "ipip" or state.section(IpipState):
         assert reached(state) - {"10.244.0.0/16"} == set(routed)
     exempt = {str(subnet) for subnet in state.masquerade.exempt}
     assert "10.244.2.0/24" in exempt
     assert exempt.isdisjoint({str(b.cidr) for b in claimed[:4]} | {"192.168.7.0/24", "172.18.200.0/24"})
-    if state.bird:
-        assert not any(net("192.168.7.0/24").overlaps(there) for there in state.bird.pools)
-        assert not any(net("172.18.0.0/16").overlaps(there) for there in state.bird.pools)
+    if bird := state.section(BirdConfig):
+        assert not any(net("192.168.7.0/24").overlaps(there) for there in bird.pools)
+        assert not any(net("172.18.0.0/16").overlaps(there) for there in bird.pools)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -16,7 +16,9 @@ from agent.ip import Subnet
 from agent.ipam import block_ownership, blocks
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.modes.base import View
+from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan.state import VxlanState
 from agent.node.last_known_nodes import Recall
 from agent.objects.state import LocalAddress, NodeState
 from tests.networks import network_of
@@ -69,7 +71,7 @@ def desired(way: str, *nodes: Node, used: bool = False, routers: tuple[str, ...]
 
 def reached(state: NodeState) -> set[str]:
     """Blocks that packets go to, this node's included."""
-    if tunnel := state.overlay or state.ipip:
+    if tunnel := state.section(VxlanState) or state.section(IpipState):
         return {str(block) for block, _node in tunnel.blocks}
     mine = {str(interface.network) for bridge in state.bridges for interface in bridge.addresses}
     return mine | {str(route.dst) for route in state.routes}

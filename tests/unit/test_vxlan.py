@@ -18,8 +18,10 @@ from agent.modes.hostgw import HOST_GW
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.mode import LAST, Vxlan
 from agent.modes.vxlan.options import VXLAN
-from agent.objects.state import LocalAddress, Masquerade, NodeState, Overlay, Route, union
+from agent.modes.vxlan.state import VxlanState
+from agent.objects.state import LocalAddress, Masquerade, NodeState, Route, union
 from tests.networks import changed, network_of
+from tests.unit.sections import section
 
 MODE = Vxlan()
 DEVICE = "testcni-vxlan"
@@ -48,9 +50,8 @@ def desired(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NE
     return MODE.desired(View(snapshot, "one", LOCAL, network, me.blocks, routed=BUILT_IN.routed))
 
 
-def overlay(state: NodeState) -> Overlay:
-    assert state.overlay
-    return state.overlay
+def overlay(state: NodeState) -> VxlanState:
+    return section(state, VxlanState)
 
 
 def owners(state: NodeState) -> dict[str, str]:
@@ -59,16 +60,20 @@ def owners(state: NodeState) -> dict[str, str]:
 
 def test_a_node_alone() -> None:
     assert desired() == NodeState(
-        overlay=Overlay(
-            DEVICE,
-            1,
-            8472,
-            1350,
-            IPv4Address("192.0.2.1"),
-            frozenset({IPv4Address("10.244.1.1")}),
-            frozenset({(IPv4Network("10.244.1.0/24"), IPv4Address("192.0.2.1"))}),
-            frozenset({IPv4Address("192.0.2.1")}),
-            ends=frozenset({(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))}),
+        sections=frozenset(
+            {
+                VxlanState(
+                    DEVICE,
+                    1,
+                    8472,
+                    1350,
+                    IPv4Address("192.0.2.1"),
+                    frozenset({IPv4Address("10.244.1.1")}),
+                    frozenset({(IPv4Network("10.244.1.0/24"), IPv4Address("192.0.2.1"))}),
+                    frozenset({IPv4Address("192.0.2.1")}),
+                    ends=frozenset({(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))}),
+                )
+            }
         ),
         routes=frozenset({Route(net("10.244.1.0/24"), None, DEVICE, LAST)}),
         masquerade=Masquerade(
@@ -137,7 +142,7 @@ def test_a_guest_of_a_node_without_tunnel_may_come_by_one_any_moment(
 def test_what_one_network_lets_a_node_send_the_other_does_not_take_away() -> None:
     peer = node("two", "192.0.2.2", "10.244.2.0/24")
     state = desired(peer)
-    lenient = replace(state, overlay=replace(overlay(state), ends=frozenset()))
+    lenient = replace(state, sections=frozenset({replace(overlay(state), ends=frozenset())}))
     assert ends(union([state, lenient])) == ends(union([lenient, state])) == {}
     assert ends(union([state, state])) == ends(state)
 
@@ -177,7 +182,7 @@ def test_ipv6_is_not_carried() -> None:
 
 
 def test_a_node_without_address_or_blocks_has_no_tunnel() -> None:
-    assert desired(me=node("one", "", "10.244.1.0/24")).overlay is None
+    assert desired(me=node("one", "", "10.244.1.0/24")).section(VxlanState) is None
     assert desired(me=node("one", "", "10.244.1.0/24")).problems
     assert desired(me=node("one", "192.0.2.1")) == NodeState()
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from agent.kernel import hardening, ip_links, link_operations, link_setup, netlink, tc, tcx
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError, Program
-from agent.kernel.ip_addresses import LinkAddress
 from agent.kernel.ip_links import IPV4_DEVCONF_RP_FILTER, Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.model.marks import IPIP_ALIAS, IPIP_DEVICE, LINK_PREFIX, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.ipip import maps as ipip_maps
-from agent.modes.vxlan import device as vxlan_device
-from agent.objects import nft_table
-from agent.objects.state import Ipip
+from agent.modes.ipip.state import IpipState
+from agent.objects import device_addresses, nft_table
+from agent.objects.base import Context, DeviceObject, Guarded, Result
+from agent.objects.nft_table import NftTable
+from agent.objects.state import NodeState
 
+OUR_TUNNELS = (VXLAN_DEVICE, IPIP_DEVICE)
 LOOSE = 2  # rp_filter: a node may speak from an address whose way back is another device
 PROGRAMS: dict[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
 KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresses as well, and every kernel has it
@@ -37,38 +38,6 @@ UNSET = netlink.attribute(IFLA_IPTUN_REMOTE, bytes(4))  # no node that all is se
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Done:
-    """What was done once in this process."""
-
-    settled: Loaded | None = None
-    """The programs that are at the underlay's device."""
-    at: str | None = None
-    """That device."""
-    wanted: Ipip | None = None
-    """What is in force."""
-    late: bool = False
-    """Whether packets to some nodes still get an outer header that they should not."""
-    filtered: bool = False
-    """Whether this process has had nft drop what comes to the device from others than nodes."""
-    by: str = "auto"
-    """Who is to encapsulate."""
-
-
-_done = _Done()
-
-
-def use(by: str) -> None:
-    """Say who is to encapsulate: `device`, `ebpf`, or `auto`, the device where the kernel has it."""
-    _done.by = by
-
-
-def by_device() -> bool:
-    """Whether an ipip device encapsulates on this node. Raises OSError."""
-    return _done.by == "device" or (_done.by == "auto" and _is_in_kernel())
-
-
-@functools.cache
 def _is_in_kernel() -> bool:
     """Whether the kernel makes ipip devices; it loads the module by itself where need be.
 
@@ -100,77 +69,159 @@ def is_open(there: Iterable[Link]) -> bool:
     return any(is_ours(link) and link.kind == KINDS[True] for link in there)
 
 
-def unguarded(nl: Netlink, there: Iterable[Link]) -> Problem:
-    """Leave the device as it is while nft fails, but remove it where its filter is gone, or was never seen.
+class IpipDevice(DeviceObject):
+    """The device with its addresses, or the programs at the underlay's device and what they know."""
 
-    Raises OSError.
-    """
-    what = "it is not made or changed before nft drops ipip packets of others than nodes"
-    if is_open(there) and not nft_table.is_filtering(last_known=_done.filtered):
-        link_operations.delete(nl, IPIP_DEVICE)
-        what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
-    return Problem(f"device {IPIP_DEVICE}", what, "see the problem of nft; it is tried again")
+    kind = "ipip"
 
+    def __init__(self, by: str = "auto") -> None:
+        """`by` says what encapsulates: `device`, `ebpf`, or `auto`, the device where the kernel has it."""
+        self._by = by
+        self._in_kernel: bool | None = None
+        """Whether the kernel has ipip devices, once it was asked."""
+        self._settled: Loaded | None = None
+        """The programs that are at the underlay's device."""
+        self._underlay: str | None = None
+        """That device."""
+        self._wanted: IpipState | None = None
+        """What is in force."""
+        self._late = False
+        """Whether packets to some nodes still get an outer header that they should not."""
+        self._filtered = False
+        """Whether nft drops ipip packets from other addresses than nodes', as this process has seen."""
 
-def sync(
-    nl: Netlink,
-    wanted: Ipip | None,
-    there: Sequence[Link],
-    addresses: Sequence[LinkAddress],
-    *,
-    verify: bool,
-) -> list[Problem]:
-    """Make device, programs and maps those wanted; `verify` looks for programs elsewhere too. Raises OSError."""
-    earlier, _done.wanted = _done.wanted, wanted
-    _done.filtered = bool(wanted and wanted.device)  # nft comes before
-    device = next((link for link in there if link.name == IPIP_DEVICE), None)
-    if device and not is_ours(device):
-        if wanted is None:
-            return []
-        what = f"a {device.kind or 'device'} of that name exists and is not testcni's"
-        return [Problem(f"device {IPIP_DEVICE}", what, f"delete it: ip link del {IPIP_DEVICE}")]
-    if wanted is None:
-        if device:  # as long as it is there, there may be programs
-            _detach(nl, there)
+    def wanted(self, desired: NodeState) -> object:
+        """Return the tunnels."""
+        return desired.section(IpipState)
+
+    def is_ours(self, link: Link) -> bool:
+        """Whether testcni made this device."""
+        return is_ours(link)
+
+    def encapsulates(self) -> bool:
+        """Whether an ipip device encapsulates on this node. Raises OSError."""
+        if self._by != "auto":
+            return self._by == "device"
+        if self._in_kernel is None:
+            self._in_kernel = _is_in_kernel()
+        return self._in_kernel
+
+    def leaves(self, desired: NodeState) -> bool:
+        """Whether there is to be no ipip device, which is what needs the filter."""
+        wanted = desired.section(IpipState)
+        return wanted is None or not wanted.device
+
+    def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:
+        """Return from whom packets are accepted by a device that could not be removed. Raises OSError."""
+        if not (is_open(ctx.kernel.links) and is_open(ip_links.links(ctx.nl))):
+            return Guarded()
+        wanted = desired.section(IpipState)
+        return Guarded(ipip_peers=wanted.nodes if wanted else frozenset())
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Make device, programs and maps those desired. Raises OSError.
+
+        An ipip device accepts packets from any address: none is made without its filter, and none stays without.
+        """
+        wanted = desired.section(IpipState)
+        if wanted and wanted.device and NftTable.kind in ctx.failed:
+            return Result.lacking(IPIP_DEVICE, self._without_filter(ctx.nl, ctx.kernel.links))
+        return Result.lacking(IPIP_DEVICE, *self._make(ctx, wanted))
+
+    def tidy(self, desired: NodeState) -> None:
+        """Send plainly to nodes that need no outer header any more, now that routes are right. Raises OSError."""
+        if self._late and self._wanted and (loaded := loader.current(loader.IPIP)):
+            ipip_maps.sync(loaded.maps, self._wanted)
+        self._late = False
+
+    def counted(self) -> dict[str, int]:
+        """Return packets by what became of them: all with eBPF, else what nft drops. Raises OSError."""
+        if self._wanted is None:
+            return {ipip_maps.STRANGER: 0}
+        if self._wanted.device:
+            return {ipip_maps.STRANGER: nft_table.strangers()}
+        maps = loader.maps(family=loader.IPIP)
+        return {name: count.packets for name, count in ipip_maps.counters(maps).items()} if maps else {}
+
+    def _without_filter(self, nl: Netlink, there: Iterable[Link]) -> Problem:
+        """Leave the device as it is while nft fails, but remove it where its filter is gone, or was never seen.
+
+        Raises OSError.
+        """
+        what = "it is not made or changed before nft drops ipip packets of others than nodes"
+        if is_open(there) and not nft_table.is_filtering(last_known=self._filtered):
             link_operations.delete(nl, IPIP_DEVICE)
-        loader.drop(family=loader.IPIP)
+            what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
+        return Problem(f"device {IPIP_DEVICE}", what, "see the problem of nft; it is tried again")
+
+    def _make(self, ctx: Context, wanted: IpipState | None) -> list[Problem]:
+        nl, there = ctx.nl, ctx.kernel.links
+        earlier, self._wanted = self._wanted, wanted
+        self._filtered = bool(wanted and wanted.device)  # nft comes before
+        device = next((link for link in there if link.name == IPIP_DEVICE), None)
+        if device and not is_ours(device):
+            if wanted is None:
+                return []
+            what = f"a {device.kind or 'device'} of that name exists and is not testcni's"
+            return [Problem(f"device {IPIP_DEVICE}", what, f"delete it: ip link del {IPIP_DEVICE}")]
+        if wanted is None:
+            if device:  # as long as it is there, there may be programs
+                self._detach(nl, there)
+                link_operations.delete(nl, IPIP_DEVICE)
+            loader.drop(family=loader.IPIP)
+            return []
+        problems = []
+        try:
+            if wanted.underlay:
+                tunnelled = wanted.tunnelled | (earlier.tunnelled & wanted.nodes if earlier else frozenset())
+                self._late = tunnelled != wanted.tunnelled
+                problems = self._encapsulate(nl, replace(wanted, tunnelled=tunnelled), there, verify=ctx.verify)
+            elif wanted.underlay is None and (ctx.verify or self._underlay):
+                self._detach(nl, there)
+        except BpfError as error:
+            return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
+        index = _ensure(nl, wanted, device)
+        device_addresses.sync(nl, index, wanted.addresses, ctx.kernel.addresses)
+        return problems
+
+    def _encapsulate(
+        self, nl: Netlink, wanted: IpipState, there: Sequence[Link], *, verify: bool
+    ) -> list[Problem]:
+        """Have the programs at the underlay's device, and nowhere else, with maps that know the cluster."""
+        device = next((link for link in there if link.name == wanted.underlay), None)
+        if device is None or not device.mac:
+            what = f"{wanted.underlay} is {'no Ethernet device' if device else 'not there'}"
+            remedy = "use a kernel with ipip devices, or the mode vxlan"
+            return [Problem("ipip by eBPF", what, remedy)]
+        loaded = loader.current(loader.IPIP) or loader.load(family=loader.IPIP)
+        put, removed = ipip_maps.sync(loaded.maps, wanted)
+        if put or removed:
+            log.info("ipip: %d entries set, %d deleted", put, removed)
+        fresh = (self._settled, self._underlay) != (loaded, device.name)
+        if verify or fresh:
+            if _attach(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
+                log.info("eBPF programs at %s encapsulate to other nodes", device.name)
+            if fresh:
+                self._detach(nl, (link for link in there if link.index != device.index))
+                if tcx.known():  # those of a version that knew no TCX
+                    tc.detach(nl, device.index, PROGRAMS)
+        if fresh:
+            self._settled, self._underlay = loaded, device.name
+            for path in loader.retire(family=loader.IPIP):
+                log.info("eBPF pins removed: %s", path)
         return []
-    problems = []
-    try:
-        if wanted.underlay:
-            tunnelled = wanted.tunnelled | (earlier.tunnelled & wanted.nodes if earlier else frozenset())
-            _done.late = tunnelled != wanted.tunnelled
-            problems = _encapsulate(nl, replace(wanted, tunnelled=tunnelled), there, verify=verify)
-        elif wanted.underlay is None and (verify or _done.at):
-            _detach(nl, there)
-    except BpfError as error:
-        return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
-    index = _ensure(nl, wanted, device)
-    vxlan_device.sync_addresses(nl, index, wanted.addresses, addresses)
-    return problems
+
+    def _detach(self, nl: Netlink, there: Iterable[Link]) -> None:
+        """Take the programs away from devices that they may be at: those that testcni did not make."""
+        for link in there:
+            if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in OUR_TUNNELS:
+                if any([tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(nl, link.index, PROGRAMS)]):
+                    log.info("eBPF programs taken from %s", link.name)
+                if link.name == self._underlay:
+                    self._underlay = None
 
 
-def tidy() -> None:
-    """Send plainly to nodes that need no outer header any more, now that routes are as they should be.
-
-    Raises OSError.
-    """
-    if _done.late and _done.wanted and (loaded := loader.current(loader.IPIP)):
-        ipip_maps.sync(loaded.maps, _done.wanted)
-    _done.late = False
-
-
-def counted() -> dict[str, int]:
-    """Packets by what became of them: all fates where eBPF is at work, else what nft drops. Raises OSError."""
-    if _done.wanted is None:
-        return {ipip_maps.STRANGER: 0}
-    if _done.wanted.device:
-        return {ipip_maps.STRANGER: nft_table.strangers()}
-    maps = loader.maps(family=loader.IPIP)
-    return {name: count.packets for name, count in ipip_maps.counters(maps).items()} if maps else {}
-
-
-def _ensure(nl: Netlink, wanted: Ipip, device: Link | None) -> int:
+def _ensure(nl: Netlink, wanted: IpipState, device: Link | None) -> int:
     """The device, up; its index."""
     alias = f"{IPIP_ALIAS} local {wanted.node}" if wanted.device else IPIP_ALIAS
     made = _data(wanted.node) + UNSET if wanted.device else b""
@@ -209,45 +260,9 @@ def _create(kind: str, mtu: int, data: bytes = b"", name: str = IPIP_DEVICE) -> 
     return ip_links.create(kind, attributes, data, f"{kind} device {name}")
 
 
-def _encapsulate(nl: Netlink, wanted: Ipip, there: Sequence[Link], *, verify: bool) -> list[Problem]:
-    """The programs at the underlay's device, and nowhere else, with maps that know the cluster."""
-    device = next((link for link in there if link.name == wanted.underlay), None)
-    if device is None or not device.mac:
-        what = f"{wanted.underlay} is {'no Ethernet device' if device else 'not there'}"
-        remedy = "use a kernel with ipip devices, or the mode vxlan"
-        return [Problem("ipip by eBPF", what, remedy)]
-    loaded = loader.current(loader.IPIP) or loader.load(family=loader.IPIP)
-    put, removed = ipip_maps.sync(loaded.maps, wanted)
-    if put or removed:
-        log.info("ipip: %d entries set, %d deleted", put, removed)
-    fresh = (_done.settled, _done.at) != (loaded, device.name)
-    if verify or fresh:
-        if _attach(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
-            log.info("eBPF programs at %s encapsulate to other nodes", device.name)
-        if fresh:
-            _detach(nl, (link for link in there if link.index != device.index))
-            if tcx.known():  # those of a version that knew no TCX
-                tc.detach(nl, device.index, PROGRAMS)
-    if fresh:
-        _done.settled, _done.at = loaded, device.name
-        for path in loader.retire(family=loader.IPIP):
-            log.info("eBPF pins removed: %s", path)
-    return []
-
-
 def _attach(nl: Netlink, device: int, programs: Mapping[tc.Hook, Program]) -> bool:
     """Have the programs at a device; whether some were not. Raises OSError."""
     if tcx.known():
         return tcx.ensure(device, programs)
     tc.refuse_strangers(nl, device, programs)
     return tc.ensure(nl, device, programs)
-
-
-def _detach(nl: Netlink, there: Iterable[Link]) -> None:
-    """Take the programs away from devices that they may be at: those that testcni did not make."""
-    for link in there:
-        if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in (VXLAN_DEVICE, IPIP_DEVICE):
-            if any([tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(nl, link.index, PROGRAMS)]):
-                log.info("eBPF programs taken from %s", link.name)
-            if link.name == _done.at:
-                _done.at = None

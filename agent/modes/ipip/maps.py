@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from agent.kernel.bpf import map_entries
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
-from agent.objects.state import Ipip
+from agent.modes.ipip.state import IpipState
 
 STRANGER = "drop_unknown_node"
 REASONS = ("sent", "received", STRANGER, "drop_spoofed", "drop_malformed", "drop_failed")
@@ -18,7 +18,7 @@ _KEY = struct.Struct("=I4s")  # bits of the prefix, address
 _BLOCK = struct.Struct("=4sI")  # node, whether packets there are encapsulated
 
 
-def sync(maps: Mapping[str, Map], wanted: Ipip) -> tuple[int, int]:
+def sync(maps: Mapping[str, Map], wanted: IpipState) -> tuple[int, int]:
     """Make what the programs go by what is wanted; how many entries were set and deleted. Raises BpfError.
 
     A node is believed before packets are sent to it, and for as long as they are; this node's address, without

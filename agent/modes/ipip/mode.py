@@ -18,10 +18,12 @@ from agent.modes.base import ConfFields, Mode, View, Wired
 from agent.modes.ipip import bgp
 from agent.modes.ipip.bgp import Encapsulate
 from agent.modes.ipip.bird.types import METRIC, Tunnel
+from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.options import IPIP, IpipOptions
+from agent.modes.ipip.state import IpipState
 from agent.modes.peers import Owners
 from agent.modes.underlay import Near
-from agent.objects import state as kernel
+from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Route
 
@@ -43,6 +45,10 @@ class Ipip(Mode):
         """Return the options that a netconf gives. Raises CniError 7."""
         return IpipOptions.parse(given.top)
 
+    def node_objects(self) -> tuple[NodeObject, ...]:
+        """Return the tunnels' device."""
+        return (IpipDevice(),)
+
     def desired(self, view: View) -> NodeState:
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
         settled = routable_blocks.settle(view)
@@ -55,14 +61,14 @@ class Ipip(Mode):
         ipip = here.ipip(owners)
         source = min(ipip.addresses, default=None)
         plan = bgp.plan(view, view.bgp, here.tunnel, here.encapsulate, source)
+        # while the node's address is on no interface, BIRD goes on as it did
+        bird = {plan.config} if plan.config and here.local else set()
         return NodeState(
-            ipip=ipip,
-            # while the node's address is on no interface, BIRD goes on as it did
-            bird=plan.config if here.local else None,
+            sections=frozenset({ipip, *bird}),
             # nodes are an exception only where packets of pods may be seen between them
             masquerade=peers.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
             routes=owners.plain | (here.spare(owners) if peers.is_migrating(view) else frozenset()),
-            crossing=peers.crossing(view, IPIP_DEVICE),
+            loose_rp_filter_on=peers.crossing(view, IPIP_DEVICE),
             guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
             problems=problems | plan.problems | here.problems(),
@@ -108,7 +114,7 @@ class _Here:
     @property
     def device(self) -> bool:
         """Whether an ipip device does it."""
-        return self.view.underlay.ipip and self.encapsulate is not Encapsulate.NEVER
+        return self.view.underlay.by_device and self.encapsulate is not Encapsulate.NEVER
 
     @property
     def far(self) -> dict[str, IPv4Address]:
@@ -145,11 +151,11 @@ class _Here:
         underlay = self.view.underlay
         return underlay.gateway if self.local and underlay.device == self.local.device else None
 
-    def ipip(self, owners: Owners) -> kernel.Ipip:
+    def ipip(self, owners: Owners) -> IpipState:
         """What there must be on this node."""
         nodes = peers.senders(self.view) | {self.node}
         blocks = frozenset(owners.blocks.items())
-        state = kernel.Ipip(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
+        state = IpipState(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:
             return state
         return replace(
@@ -167,7 +173,7 @@ class _Here:
         routes = set()
         for block, node in owners.by(IPIP).items():
             if node in tunnelled and self.device:
-                routes.add(Route(block, node, IPIP_DEVICE, SPARE))
+                routes.add(Route(block, node, IPIP_DEVICE, SPARE, tunnel=True))
             elif gateway := node if node in near else self._gateway:
                 mtu, by = self.mtu if node in tunnelled else None, self.near.local(gateway) or self.local
                 routes.add(Route(block, gateway, by.device, SPARE, mtu))

@@ -29,8 +29,10 @@ from agent.model.problem import Problem
 from agent.modes import underlay, veth
 from agent.modes.base import CheckError, ConfFields, Mode, NodeNotReadyError, View, Wired
 from agent.modes.parent.options import PASSTHRU, ParentOptions
+from agent.modes.parent.parent_links import ParentLinks
 from agent.modes.vxlan.maps import GATEWAY
 from agent.objects import host_end
+from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState
 
@@ -62,6 +64,10 @@ class Slaves(Mode):
     def complete_options(self, network: Network, given: ConfFields) -> ParentOptions:
         """Return the options with the defaults of linkMode and viaHost. Raises CniError 7."""
         return self.options.of(network).complete(network, given.top)
+
+    def node_objects(self) -> tuple[NodeObject, ...]:
+        """Return the look at the parents."""
+        return (ParentLinks(),)
 
     def desired(self, view: View) -> NodeState:
         """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""

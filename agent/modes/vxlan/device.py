@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 
-from agent.kernel import (
-    fdb,
-    hardening,
-    ip_addresses,
-    ip_links,
-    ip_routes,
-    link_operations,
-    link_setup,
-    neighbours,
-    netlink,
-    tc,
-)
+from agent.kernel import fdb, hardening, ip_links, ip_routes, link_operations, link_setup, neighbours, netlink, tc
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError
-from agent.kernel.ip_addresses import LinkAddress
 from agent.kernel.ip_links import Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
@@ -33,7 +20,10 @@ from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.maps import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
 from agent.modes.vxlan.options import KERNEL
-from agent.objects.state import Overlay
+from agent.modes.vxlan.state import VxlanState
+from agent.objects import device_addresses
+from agent.objects.base import Context, DeviceObject, Guarded, Result
+from agent.objects.state import NodeState
 
 IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LOCAL, IFLA_VXLAN_TTL, IFLA_VXLAN_LEARNING = 1, 2, 4, 5, 7
 IFLA_VXLAN_PORT = 15
@@ -45,70 +35,108 @@ UNSET = netlink.attribute(IFLA_VXLAN_GROUP, bytes(4)) + netlink.u8(IFLA_VXLAN_TT
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Done:
-    """What was done once in this process."""
-
-    settled: Loaded | None = None
-    """The programs that all pods have."""
-
-
-_done = _Done()
-
-
 def is_ours(link: Link) -> bool:
     """Whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
     marked = link.mac.startswith(TUNNEL_MAC_PREFIX) or link.alias.startswith(VXLAN_ALIAS)
     return link.kind == "vxlan" and link.name == VXLAN_DEVICE and marked
 
 
-def sync(
-    nl: Netlink, wanted: Overlay | None, there: Sequence[Link], addresses: Sequence[LinkAddress]
-) -> list[Problem]:
-    """Make device, programs and maps those wanted. Raises OSError."""
-    device = next((link for link in there if link.name == VXLAN_DEVICE), None)
-    if wanted is None:
-        if device and is_ours(device):
-            link_operations.delete(nl, VXLAN_DEVICE)
-        loader.drop()
-        return []
-    if device and not is_ours(device):
-        what, remedy = (
-            f"a {device.kind} of that name exists and is not testcni's",
-            f"delete it: ip link del {VXLAN_DEVICE}",
-        )
-        return [Problem(f"device {VXLAN_DEVICE}", what, remedy)]
-    try:
-        return _sync(nl, wanted, device, addresses)
-    except NetlinkError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
-            raise
-        return [_taken(wanted, [link.name for link in there if link.kind == "vxlan" and link is not device])]
+class VxlanDevice(DeviceObject):
+    """The device with its addresses, its programs, and what they know of the cluster."""
+
+    kind = "overlay"
+
+    def __init__(self) -> None:
+        self._settled: Loaded | None = None
+        """The programs that all pods have."""
+
+    def wanted(self, desired: NodeState) -> object:
+        """Return the tunnel."""
+        return desired.section(VxlanState)
+
+    def is_ours(self, link: Link) -> bool:
+        """Whether testcni made this vxlan device."""
+        return is_ours(link)
+
+    def leaves(self, desired: NodeState) -> bool:
+        """Whether there is to be no device."""
+        return desired.section(VxlanState) is None
+
+    def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:
+        """Return the port of a device that could not be removed. Raises OSError."""
+        return Guarded(tunnel_ports=_is_there(ctx.kernel.links) and _is_there(ip_links.links(ctx.nl)))
+
+    def sync(self, ctx: Context, desired: NodeState) -> Result:
+        """Make device, programs and maps those desired. Raises OSError."""
+        wanted, there = desired.section(VxlanState), ctx.kernel.links
+        device = next((link for link in there if link.name == VXLAN_DEVICE), None)
+        if wanted is None:
+            if device and is_ours(device):
+                link_operations.delete(ctx.nl, VXLAN_DEVICE)
+            loader.drop()
+            return Result()
+        if device and not is_ours(device):
+            what = f"a {device.kind} of that name exists and is not testcni's"
+            problem = Problem(f"device {VXLAN_DEVICE}", what, f"delete it: ip link del {VXLAN_DEVICE}")
+            return Result.lacking(VXLAN_DEVICE, problem)
+        try:
+            return self._make(ctx, wanted, device)
+        except NetlinkError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
+                raise
+            others = [link.name for link in there if link.kind == "vxlan" and link is not device]
+            return Result.lacking(VXLAN_DEVICE, _taken(wanted, others))
+
+    def tidy(self, desired: NodeState) -> None:
+        """Forget blocks and nodes that are not desired, as no route leads there by the tunnel. Raises OSError."""
+        wanted = desired.section(VxlanState)
+        if wanted and wanted.backend != KERNEL and (loaded := loader.current()):
+            removed = vxlan_maps.remove_other_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
+            if removed:
+                log.info("overlay: %d entries deleted", removed)
+
+    def _make(self, ctx: Context, wanted: VxlanState, device: Link | None) -> Result:
+        nl, addresses = ctx.nl, ctx.kernel.addresses
+        if wanted.backend == KERNEL:
+            index = _device(nl, wanted, device).index
+            device_addresses.sync(nl, index, wanted.addresses, addresses)
+            peers = {node for _block, node in wanted.blocks} - {wanted.node}
+            if changed := fdb.sync(nl, index, ((tunnel_mac(peer), peer) for peer in peers)):
+                log.info("overlay: %d neighbours and forwarding entries changed", changed)
+            return Result()
+        try:
+            loaded = loader.current() or loader.load()
+            index = _device(nl, wanted, device, loaded).index
+            put = vxlan_maps.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes, dict(wanted.ends))
+        except BpfError as error:
+            remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
+            return Result.lacking(VXLAN_DEVICE, Problem("eBPF", str(error).replace("\n", "; "), remedy))
+        if put:
+            log.info("overlay: %d entries set", put)
+        device_addresses.sync(nl, index, wanted.addresses, addresses)
+        self._renew_programs(nl, loaded)
+        return Result()
+
+    def _renew_programs(self, nl: Netlink, loaded: Loaded) -> None:
+        """Give pods the programs that were loaded, and keep none of an earlier version.
+
+        Later it is the pods' ports (`pod_programs`) that keep them so.
+        """
+        if self._settled is loaded:
+            return
+        _recover(nl, loaded)
+        _renew(nl, loaded)
+        self._settled = loaded
+        log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
+        for path in loader.retire():
+            log.info("eBPF pins removed: %s", path)
 
 
-def _sync(nl: Netlink, wanted: Overlay, device: Link | None, addresses: Sequence[LinkAddress]) -> list[Problem]:
-    if wanted.backend == KERNEL:
-        index = _device(nl, wanted, device).index
-        sync_addresses(nl, index, wanted.addresses, addresses)
-        peers = {node for _block, node in wanted.blocks} - {wanted.node}
-        if changed := fdb.sync(nl, index, ((tunnel_mac(peer), peer) for peer in peers)):
-            log.info("overlay: %d neighbours and forwarding entries changed", changed)
-        return []
-    try:
-        loaded = loader.current() or loader.load()
-        index = _device(nl, wanted, device, loaded).index
-        put = vxlan_maps.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes, dict(wanted.ends))
-    except BpfError as error:
-        remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
-        return [Problem("eBPF", str(error).replace("\n", "; "), remedy)]
-    if put:
-        log.info("overlay: %d entries set", put)
-    sync_addresses(nl, index, wanted.addresses, addresses)
-    _sync_programs(nl, loaded)
-    return []
+def _is_there(links: Iterable[Link]) -> bool:
+    return any(map(is_ours, links))
 
 
-def _taken(wanted: Overlay, others: Sequence[str]) -> Problem:
+def _taken(wanted: VxlanState, others: Sequence[str]) -> Problem:
     """The port is another's: the kernel shares it only among devices of one kind, and a VNI not at all."""
     choice = 'or give all networks of mode vxlan another "port" in the netconf, on all nodes'
     if not others:
@@ -119,30 +147,7 @@ def _taken(wanted: Overlay, others: Sequence[str]) -> Problem:
     return Problem(f"device {VXLAN_DEVICE}", what, remedy)
 
 
-def tidy(wanted: Overlay | None) -> None:
-    """Forget blocks and nodes that are not wanted, once no route leads there by the tunnel. Raises OSError."""
-    if wanted and wanted.backend != KERNEL and (loaded := loader.current()):
-        removed = vxlan_maps.remove_other_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
-        if removed:
-            log.info("overlay: %d entries deleted", removed)
-
-
-def _sync_programs(nl: Netlink, loaded: Loaded) -> None:
-    """The programs of pods are those loaded, and none of an earlier version is kept.
-
-    Later it is the pods' ports (`podports`) that keep them so.
-    """
-    if _done.settled is loaded:
-        return
-    _recover(nl, loaded)
-    _renew(nl, loaded)
-    _done.settled = loaded
-    log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
-    for path in loader.retire():
-        log.info("eBPF pins removed: %s", path)
-
-
-def _device(nl: Netlink, wanted: Overlay, device: Link | None, loaded: Loaded | None = None) -> Link:
+def _device(nl: Netlink, wanted: VxlanState, device: Link | None, loaded: Loaded | None = None) -> Link:
     """The device, up, with its programs if it has some. It is not up before they are there, and hardened."""
     plain, mac = (wanted.vni, wanted.node) if wanted.backend == KERNEL else None, tunnel_mac(wanted.node)
     alias = f"{VXLAN_ALIAS} {wanted.port}"
@@ -196,18 +201,6 @@ def _data(port: int, plain: tuple[int, IPv4Address] | None) -> bytes:
     vni, node = plain
     data += netlink.u32(IFLA_VXLAN_ID, vni) + netlink.attribute(IFLA_VXLAN_LOCAL, node.packed)
     return data + netlink.u8(IFLA_VXLAN_UDP_CSUM, 0)  # the inner checksums do
-
-
-def sync_addresses(
-    nl: Netlink, index: int, wanted: frozenset[IPv4Address], addresses: Sequence[LinkAddress]
-) -> None:
-    """Make the IPv4 addresses of a device those wanted. Raises NetlinkError."""
-    held = {a.address for a in addresses if a.index == index and a.address.version == 4}
-    steps: list[Request] = [ip_addresses.add_address(index, address, 32) for address in sorted(wanted - held)]
-    steps += [ip_addresses.delete_address(index, address, 32) for address in held - wanted]
-    for error in nl.batch(steps):
-        if error and error.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
-            raise error
 
 
 def _recover(nl: Netlink, loaded: Loaded) -> None:

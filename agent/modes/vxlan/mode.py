@@ -21,9 +21,12 @@ from agent.modes.base import AddressTakenError, CheckError, ConfFields, Mode, No
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
+from agent.modes.vxlan.device import VxlanDevice
 from agent.modes.vxlan.options import EBPF, KERNEL, VXLAN, VxlanOptions
+from agent.modes.vxlan.state import VxlanState
+from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
-from agent.objects.state import NodeState, Overlay, Route
+from agent.objects.state import NodeState, Route
 
 OVERHEAD = 50  # bytes of outer Ethernet (the inner one), IPv4, UDP and VXLAN headers
 # Of a node's own blocks, what is no pod's goes into the tunnel's device, to be dropped and counted there; but a
@@ -45,35 +48,42 @@ class Vxlan(Mode):
         """Return the options that a netconf gives. Raises CniError 7."""
         return VxlanOptions.parse(given.top)
 
+    def node_objects(self) -> tuple[NodeObject, ...]:
+        """Return the tunnel's device."""
+        return (VxlanDevice(),)
+
     def desired(self, view: View) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
         settled = routable_blocks.settle(view)
         view = settled.view
-        owners, tunnel = peers.owners(view), VxlanOptions.of(view.network)
+        owners, options = peers.owners(view), VxlanOptions.of(view.network)
         problems = owners.problems | settled.problems
         if not owners.node:
             return NodeState(problems=problems, refused=settled.refused)
+        tunnel = VxlanState(
+            VXLAN_DEVICE,
+            options.vni,
+            options.port,
+            view.network.mtu or peers.underlay_mtu(view) - OVERHEAD,
+            owners.node,
+            frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
+            frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
+            peers.senders(view),
+            options.vxlan_backend,
+            _settled(view, owners),
+        )
         return NodeState(
-            overlay=Overlay(
-                VXLAN_DEVICE,
-                tunnel.vni,
-                tunnel.port,
-                view.network.mtu or peers.underlay_mtu(view) - OVERHEAD,
-                owners.node,
-                frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
-                frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
-                peers.senders(view),
-                tunnel.vxlan_backend,
-                _settled(view, owners),
-            ),
+            sections=frozenset({tunnel}),
             routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=peers.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
             problems=problems,
             refused=settled.refused,
-            crossing=peers.crossing(view, VXLAN_DEVICE),
-            guards=frozenset({(VXLAN_DEVICE, view.network.spoof_check)} if tunnel.vxlan_backend == KERNEL else ()),
+            loose_rp_filter_on=peers.crossing(view, VXLAN_DEVICE),
+            guards=frozenset(
+                {(VXLAN_DEVICE, view.network.spoof_check)} if options.vxlan_backend == KERNEL else ()
+            ),
         )
 
     def port(self, attachment: Attachment) -> PodPort:
@@ -141,8 +151,8 @@ def _check_free(address: IPv4Address, host_mac: str) -> None:
 def _routes(view: View, owners: Owners) -> frozenset[Route]:
     """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
     plain = VxlanOptions.of(view.network).vxlan_backend == KERNEL
-    peers = (Route(b, node if plain else None, VXLAN_DEVICE) for b, node in owners.by(VXLAN).items())
-    return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST) for block in owners.own)))
+    peers = (Route(b, node if plain else None, VXLAN_DEVICE, tunnel=True) for b, node in owners.by(VXLAN).items())
+    return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST, tunnel=True) for block in owners.own)))
 
 
 def _settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:

@@ -201,6 +201,11 @@ class OptionsFile(Controller):
         except (OSError, UnicodeError):
             return False
 
+    @property
+    def known(self) -> bool:
+        """Whether the file could be read at some look, or there is none."""
+        return self._options is not None
+
     def look(self) -> tuple[BgpOptions | None, tuple[Problem, ...]]:
         """The options in force, None: none are known; and what is wrong with the file."""
         if not self._path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from agent.model.problem import Problem
+from agent.objects.state import Section
 from agent.runtime import atomic_file
 
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
@@ -99,7 +100,7 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class BirdConfig:
+class BirdConfig(Section):
     """All that bird.conf depends on; equal values are equal text."""
 
     node: str
@@ -123,6 +124,11 @@ class BirdConfig:
     """Of the sessions between nodes."""
     table: int = MAIN_TABLE
     metric: int = METRIC
+
+    def join(self, other: BirdConfig) -> tuple[BirdConfig, frozenset[Problem]]:
+        """Return one BIRD for both networks: with the blocks of both, and for the rest what the first says."""
+        found, pools = {*self.blocks, *other.blocks}, {*self.pools, *other.pools}
+        return replace(self, blocks=tuple(sorted(found)), pools=tuple(sorted(pools))), frozenset()
 
 
 class State(StrEnum):

@@ -1,0 +1,56 @@
+"""What the mode ipip wants of a node beside what all modes may want; BIRD's part is bird/types.BirdConfig."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.model.marks import IPIP_DEVICE
+from agent.model.problem import Problem
+from agent.objects.state import Section
+
+
+@dataclass(frozen=True, slots=True)
+class IpipState(Section):
+    """Packets between nodes inside of ipip ones, by an ipip device or by eBPF. IPv4 only."""
+
+    node: IPv4Address
+    """Where this node's end of the tunnels is."""
+    mtu: int
+    """Bytes of an inner packet."""
+    device: bool = True
+    """Whether there is an ipip device; else one that only holds the addresses."""
+    underlay: str | None = None
+    """The device where eBPF encapsulates; None: nowhere; "": unknown for now, so it stays where it is."""
+    addresses: frozenset[IPv4Address] = frozenset()
+    """What the node itself speaks to pods of other nodes as."""
+    blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
+    """Blocks of pods and the addresses of their nodes, this node's included."""
+    nodes: frozenset[IPv4Address] = frozenset()
+    """Addresses that tunnels may come from."""
+    tunnelled: frozenset[IPv4Address] = frozenset()
+    """Those of them that packets go to in tunnels."""
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The ipip device, or the one that holds its addresses."""
+        return frozenset({IPIP_DEVICE})
+
+    @property
+    def ipip_peers(self) -> frozenset[IPv4Address] | None:
+        """The nodes, where there is an ipip device: it accepts packets from any address."""
+        return self.nodes if self.device else None
+
+    def join(self, other: IpipState) -> tuple[IpipState, frozenset[Problem]]:
+        """Return one device for both networks, with a tunnel to each node that one of them wants one to."""
+        both = replace(
+            self,
+            mtu=min(self.mtu, other.mtu),
+            device=self.device or other.device,
+            underlay=other.underlay if self.underlay is None else self.underlay,
+            addresses=self.addresses | other.addresses,
+            blocks=self.blocks | other.blocks,
+            nodes=self.nodes | other.nodes,
+            tunnelled=self.tunnelled | other.tunnelled,
+        )
+        return both, frozenset()
