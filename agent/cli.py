@@ -52,8 +52,9 @@ from agent.node import route_protocol
 from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.cni_conf_dir import ConfDir
 from agent.node.host_directories import HostDirectories
+from agent.node.inputs import Inputs
 from agent.node.installer import Installer, Places
-from agent.node.reconciler import Inputs, Reconciler
+from agent.node.reconciler import Reconciler
 from agent.node.route_protocol import RouteMarks
 from agent.node.run_dir import Lock, RunDir
 from agent.objects import pod_port_setup

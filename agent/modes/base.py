@@ -130,6 +130,9 @@ class Mode(ABC):
     tunnels: ClassVar[bool] = False
     """Whether packets between nodes travel in tunnels, which both ends must have; for routed modes."""
 
+    needs_underlay: ClassVar[bool] = False
+    """Whether what it desires depends on how nodes of other subnets are reached, which costs time to look up."""
+
     @property
     def name(self) -> str:
         """The mode's name in netconfs."""

@@ -36,6 +36,7 @@ class Ipip(Mode):
 
     options = IpipOptions
     tunnels = True
+    needs_underlay = True
 
     def device(self, network: Network) -> str:
         """Return the tunnels' device, which a node has once."""

@@ -1,0 +1,50 @@
+"""What the node path is told, and by whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.ip import Address
+from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.idle_blocks import BLOCK_IDLE
+from agent.model.cluster import Snapshot
+from agent.model.marks import ROUTE_PROTOCOL
+from agent.model.node_status import Demand
+from agent.model.problem_board import ProblemBoard
+from agent.modes.ipip.bird.options import OptionsFile
+from agent.modes.registry import BUILT_IN, Modes
+from agent.node.cni_conf_dir import Confs
+from agent.node.route_protocol import RouteMarks
+from agent.objects.base import NodeObject
+from agent.runtime.observable import Observable
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the node path is told, and by whom."""
+
+    snapshot: Observable[Snapshot]
+    confs: Observable[Confs]
+    demand: Observable[Demand]
+    attachments: AttachmentStore
+    board: ProblemBoard
+    """The problems of all other parts."""
+    sysctls: Path = Path("/proc/sys/net")
+    """Where the kernel's switches are; elsewhere in a container."""
+    prepared: Path | None = None
+    """The file of what is prepared for pods; None: it is forgotten at a restart."""
+    resume: bool = True
+    """Whether pods may get addresses by that file before the datastore has been read."""
+    bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
+    objects: tuple[NodeObject, ...] = ()
+    """What is programmed on the node, pods' ports aside; none: what the modes bring."""
+    nodes: Path | None = None
+    """The file of what Nodes said last; None: it is forgotten at a restart."""
+    block_idle: float = BLOCK_IDLE
+    """Seconds without use after which a claimed block goes back to its pool."""
+    servers: frozenset[Address] = frozenset()
+    """The addresses by which the agent reaches the API server."""
+    modes: Modes = BUILT_IN
+    marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
+    """By which protocol number the node's routes are known."""
