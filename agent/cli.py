@@ -112,8 +112,10 @@ class Agent:
         self._confs = ConfDir(conf.conf_dir, conf.conflist, modes, board.part("confs"))
         self._host_directories = HostDirectories(folders(conf), board.part("folders"))
         self._bird = Supervisor(conf.run_dir / "bird", board.part("bird"))
-        options = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error)
-        ipip = IpipDevice(conf.ipip)
+        options, ipip = (
+            OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error),
+            IpipDevice(conf.ipip),
+        )
         self._checksum_check = ChecksumCheck(board.part("selftest"), conf.route_protocol)
         self._inputs = inputs = Inputs(
             self._snapshot_cache.snapshot,

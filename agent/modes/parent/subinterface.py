@@ -30,7 +30,7 @@ from agent.modes import underlay, veth
 from agent.modes.base import CheckError, ConfFields, Mode, NodeNotReadyError, View, Wired
 from agent.modes.parent.options import PASSTHRU, ParentOptions
 from agent.modes.parent.parent_links import ParentLinks
-from agent.modes.vxlan.maps import GATEWAY
+from agent.modes.veth import GATEWAY
 from agent.objects import host_end
 from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort

@@ -12,9 +12,9 @@ from agent.kernel.bpf import map_entries
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
 from agent.kernel.ip_links import mac_bytes
+from agent.modes.veth import GATEWAY
 
 TUNNEL_MAC_PREFIX = "0e:76"  # of every vxlan device of ours; the node's address follows: ebpf/tunnel.h
-GATEWAY = IPv4Address("169.254.1.1")  # of every pod; on no interface: veth_ingress answers for it
 UNKNOWN = 1  # in place of a node's address: it may send from any block
 SAMPLE = 63  # one drop of 64 of a kind, on each CPU, is told in an event
 
@@ -53,6 +53,7 @@ class Config:
     device: int
     """Index of the vxlan device."""
     gateway: IPv4Address = GATEWAY
+    """Of every pod; the program veth_ingress answers for it."""
     sample: int = SAMPLE
 
 
