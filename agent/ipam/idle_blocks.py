@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from agent.ipam import blocks
 from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController, Stage
+from agent.ipam.block_controller import BlockController
+from agent.ipam.block_ledger import Stage
 from agent.ipam.blocks import BlockCount
 from agent.model.cluster import IPBlock, Snapshot
 from agent.model.network import Network
@@ -40,13 +41,13 @@ class IdleBlockReleaser:
 
         Where it is not `noted` for a restart what was published, nothing is given back.
         """
-        changed, may = False, noted and self._block_controller.well()
-        for block in self._block_controller.withdrawn(Stage.WITHDRAWN):
+        changed, may = False, noted and self._block_controller.is_snapshot_whole()
+        for block in self._block_controller.ledger.withdrawn(Stage.WITHDRAWN):
             if may and not self._attachments.busy(block.cidr):
                 self._block_controller.give_back(block)
                 continue
             log.info("block %s is kept after all", block.cidr)
-            self._block_controller.restore(block)
+            self._block_controller.ledger.restore(block)
             changed = True
         if not may:
             self._since = {}
@@ -54,10 +55,10 @@ class IdleBlockReleaser:
         now = time.monotonic()
         mine = [block for block in published.blocks.values() if block.node == self._node]
         busy = {block.cidr for block in mine if self._attachments.busy(block.cidr)}
-        surplus = blocks.surplus(published, self._node, wanted, busy) - {*self._block_controller.pending()}
+        surplus = blocks.surplus(published, self._node, wanted, busy) - {*self._block_controller.ledger.pending()}
         self._since = {block: self._since.get(block, now) for block in surplus}
         ripe = [block for block, since in self._since.items() if since + self._idle <= now]
-        self._block_controller.withdraw(ripe)
+        self._block_controller.ledger.withdraw(ripe)
         return changed or bool(ripe)
 
     def next(self) -> float:

@@ -38,4 +38,4 @@ def limit(snapshot: Snapshot, node: str, block_controller: BlockController, netw
         return "its range is all that the netconf gives this node"
     if blocks.assigned(snapshot, network, node):
         return "the node's podCIDRs are all that it has"
-    return block_controller.full(network, version)
+    return block_controller.why_full(network, version)

@@ -107,7 +107,7 @@ class RoundStatus:
     def shortages(self, status: NodeStatus) -> Iterator[Problem]:
         """Return the networks that have no more addresses for pods."""
         counts = self._attachments.counts
-        yield from exhaustion.problems(status, lambda r: counts(r)[0], self._block_controller.exhausted)
+        yield from exhaustion.problems(status, lambda r: counts(r)[0], self._block_controller.why_refused)
 
     def _limits(
         self, inputs: RoundInputs, ready: Mapping[Network, object]

@@ -15,7 +15,8 @@ from agent.cluster.store import StoreError
 from agent.ip import Subnet
 from agent.ipam import block_controller
 from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import ReclaimRules, Stage
+from agent.ipam.block_controller import ReclaimRules
+from agent.ipam.block_ledger import Stage
 from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, Node
 from tests.networks import OPTIONS
@@ -44,9 +45,9 @@ def test_an_idle_block_goes_back_but_never_the_last(folder: Path) -> None:
     assert in_store(folder) == {first: "one"}
     assert one.own() == (first,), "though no list has shown it yet"
     one.see()
-    assert one.block_controller.withdrawn(Stage.DELETED) == (one_block(second),)
+    assert one.block_controller.ledger.withdrawn(Stage.DELETED) == (one_block(second),)
     assert one.own() == (first,)
-    assert one.block_controller.withdrawn(Stage.DELETED) == ()
+    assert one.block_controller.ledger.withdrawn(Stage.DELETED) == ()
     assert not one.round()
     assert not one.round()
     assert in_store(folder) == {first: "one"}
@@ -103,7 +104,7 @@ def test_a_block_is_idle_for_a_while_first(folder: Path) -> None:
     one.releaser = IdleBlockReleaser("one", one.block_controller, one.attachments, idle=60.0)
     assert not one.round()
     assert not one.round()
-    assert one.block_controller.withdrawn(Stage.WITHDRAWN) == ()
+    assert one.block_controller.ledger.withdrawn(Stage.WITHDRAWN) == ()
 
 
 def test_nothing_goes_back_while_the_datastore_is_not_well(folder: Path) -> None:
@@ -258,18 +259,18 @@ def test_that_no_block_is_left_is_known_until_blocks_or_pools_change(folder: Pat
     two.claim(4)
     one.see()
     assert one.claim(1) == ()
-    assert "no block is left" in one.block_controller.exhausted(NETWORK, 4)
-    assert one.block_controller.exhausted(replace(NETWORK, pool="other"), 4) == ""
+    assert "no block is left" in one.block_controller.why_refused(NETWORK, 4)
+    assert one.block_controller.why_refused(replace(NETWORK, pool="other"), 4) == ""
     one.block_controller.want({})
     one.block_controller.once()
-    assert one.block_controller.full(NETWORK, 4) == ""
-    assert "no block is left" in one.block_controller.exhausted(NETWORK, 4)
+    assert one.block_controller.why_full(NETWORK, 4) == ""
+    assert "no block is left" in one.block_controller.why_refused(NETWORK, 4)
     (problem,) = one.block_controller.problems.get().values()
     assert "no block is left in lan" in problem.what
     two.store.delete("IPBlock", next(iter(two.see().blocks)))
     one.see()
     one.block_controller.once()
-    assert one.block_controller.exhausted(NETWORK, 4) == ""
+    assert one.block_controller.why_refused(NETWORK, 4) == ""
     assert one.block_controller.problems.get() == {}
 
 
@@ -280,7 +281,7 @@ def test_a_node_that_lacks_no_block_has_no_problem_of_the_claim(folder: Path) ->
     assert len(one.claim(1)) == 1
     one.see()
     one.claim(2)
-    assert "no block is left" in one.block_controller.full(NETWORK, 4)
+    assert "no block is left" in one.block_controller.why_full(NETWORK, 4)
     assert one.block_controller.problems.get() == {}, "it is one only when pods use every address"
 
 
