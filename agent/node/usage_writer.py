@@ -12,9 +12,9 @@ from agent.cluster.api import ApiError
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ConflictError, NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
-from agent.ip import Address
 from agent.ipam import usage
 from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.holders import Holder, holders
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
@@ -103,7 +103,9 @@ class UsageWriter(Controller):
             self._known, self._created = None, snapshot.nodes[node].created
         if not (snapshot.synced and status.synced and status.blocks):
             return True  # nothing is deleted on half a picture
-        wanted = usage.of_node(node, snapshot, status, self._pods(), self._seen.attachments.counts)
+        unreadable, attachments = self._seen.attachments.unreadable(), self._seen.attachments.all()
+        pods = {address: _named(holder) for address, holder in holders(attachments, unreadable).items()}
+        wanted = usage.of_node(node, snapshot, status, pods, self._seen.attachments.counts)
         try:
             known = self._already()
             if self._uid:  # else the Node was deleted a moment ago
@@ -117,16 +119,6 @@ class UsageWriter(Controller):
             return False
         self._failures.clear()
         return True
-
-    def _pods(self) -> dict[Address, str]:
-        """Return who has each address of this node's pods, for people."""
-        found = {}
-        for entry in self._seen.attachments.unreadable():
-            found.update(dict.fromkeys(entry.addresses, f"(the pod behind link {entry.link})"))
-        for one in self._seen.attachments.all():
-            pod = one.pod or f"(container {one.container_id})"
-            found.update(dict.fromkeys((lease.address for lease in one.leases), pod))
-        return found
 
     def _already(self) -> dict[str, BlockUsage | None]:
         """Return what the API server has of this node. Raises StoreError."""
@@ -170,3 +162,10 @@ class UsageWriter(Controller):
         else:
             self._usages.create(wanted, self._uid)
         known[name] = wanted
+
+
+def _named(holder: Holder) -> str:
+    """Return the pod that has an address, for people."""
+    if holder.link:
+        return f"(the pod behind link {holder.link})"
+    return holder.pod or f"(container {holder.container_id})"

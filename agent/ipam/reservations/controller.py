@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,8 +18,9 @@ from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.codec import strict_json
-from agent.ip import Address
+from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.holders import Holder, holders
 from agent.ipam.off_block_pods import OffBlockPods, Tell
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Step
@@ -44,7 +45,7 @@ class ControllerInputs:
     """What the reservation controller reads and writes."""
 
     snapshot: Observable[Snapshot]
-    busy: Observable[ReservationsInProgress]
+    in_progress: Observable[ReservationsInProgress]
     attachments: AttachmentStore
     file: Path
     """Where a restarted agent finds the reservations while the datastore is away."""
@@ -59,32 +60,32 @@ class ReservationController(Controller):
         self,
         store: Datastore,
         node: str,
-        kept: ControllerInputs,
+        inputs: ControllerInputs,
         keep: float,
         problems: PartProblems | None = None,
     ) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
         self.problems = problems or PartProblems("keeper")
-        super().__init__(SCHEDULE, (kept.busy, kept.attachments), self.problems.report_error)
-        unknown = unusable(kept.file)
-        self.problems.publish({str(kept.file): unknown} if unknown else {})
+        super().__init__(SCHEDULE, (inputs.in_progress, inputs.attachments), self.problems.report_error)
+        unknown = unusable(inputs.file)
+        self.problems.publish({str(inputs.file): unknown} if unknown else {})
         self._store = store
         self._node = node
-        self._kept = kept
+        self._inputs = inputs
         self._keep = timedelta(seconds=keep)
-        self._outsiders = OffBlockPods(node, store, kept.tell)
+        self._off_block = OffBlockPods(node, store, inputs.tell)
         self._reserved: Mapping[str, IPReservation] = {}
         self._saved: Mapping[str, IPReservation] = {}
-        kept.snapshot.listen(self._changed)
+        inputs.snapshot.listen(self._changed)
         self._set_reserved()
 
     def once(self) -> bool:
         """Save the reservations that are known, make them true, and post what can't be done now."""
-        snapshot = self._kept.snapshot.get()
+        snapshot = self._inputs.snapshot.get()
         if not snapshot.synced:
             return True
-        if snapshot.reservations is not self._saved or not self._kept.file.exists():
-            save(self._kept.file, snapshot.reservations)
+        if snapshot.reservations is not self._saved or not self._inputs.file.exists():
+            save(self._inputs.file, snapshot.reservations)
             self._saved = snapshot.reservations
         self.problems.publish(self._compare())
         return True
@@ -93,8 +94,8 @@ class ReservationController(Controller):
         """Make the reservations what they should be, and return what can't be done now."""
         self._set_reserved()  # before anything is granted
         # in this order: what the snapshot has of a pod here is busy, or else on file
-        snapshot, now = self._kept.snapshot.get(), datetime.now(UTC)
-        here = self._here(snapshot, self._kept.busy.get())
+        snapshot, now = self._inputs.snapshot.get(), datetime.now(UTC)
+        here = self._local_pods(snapshot, self._inputs.in_progress.get())
         changes = [
             *(partial(self._take, step) for step in reservation_rules.steps(snapshot, here, now, self._keep)),
             *(partial(self._create, missing) for missing in reservation_rules.lost(snapshot, here, now)),
@@ -110,32 +111,34 @@ class ReservationController(Controller):
                 wrong.append(str(error))
                 if time.monotonic() > end:
                     break
-        self._outsiders.tell(snapshot)  # last, as it asks for each pod, and the datastore may hang
-        problems = [*self._outsiders.problems(snapshot), *reservation_rules.disputes(snapshot, here)]
+        self._off_block.tell(snapshot)  # last, as it asks for each pod, and the datastore may hang
+        problems = [*self._off_block.problems(snapshot), *reservation_rules.disputes(snapshot, here)]
         if wrong:  # always the same of several: a text that differs each time would look like news
             problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
         return {str(problem): problem for problem in problems}
 
-    def _here(self, snapshot: Snapshot, busy: ReservationsInProgress) -> LocalPods:
-        used: dict[Address, str] = {}
-        claims = set()
-        for entry in self._kept.attachments.unreadable():
-            used.update(dict.fromkeys(entry.addresses, f"the pod behind link {entry.link}"))
-            busy |= entry.addresses  # whose they are is not known, so they stay as they are
-        pods = self._kept.attachments.all()
+    def _local_pods(self, snapshot: Snapshot, in_progress: ReservationsInProgress) -> LocalPods:
+        """Return what this node's pods have, as read after `in_progress`."""
+        unreadable, pods = self._inputs.attachments.unreadable(), self._inputs.attachments.all()
+        used = {address: _named(holder) for address, holder in holders(pods, unreadable).items()}
+        left_alone = set(in_progress)
+        claims: set[Claim] = set()
+        for entry in unreadable:
+            left_alone |= entry.addresses  # whose they are is not known
         for attachment in pods:
-            name = attachment.pod or attachment.container_id
-            for lease in attachment.leases:
-                used[lease.address] = f"pod {attachment.pod}" if attachment.pod else attachment.container_id
-            if attachment.wired is None:  # whoever is at work on it will claim it
-                busy |= frozenset(attachment.held)
-            network = attachment.network.name
-            for lease in attachment.leases:
-                if lease.address in attachment.held:
-                    claims.add(Claim(lease.address, attachment.owner, attachment.pod, self._node, network))
-                else:
-                    claims.add(Claim(lease.address, name, name, self._node, network, WHILE_POD))
-        return LocalPods(self._node, used, frozenset(claims), busy, self._outsiders.look(snapshot, pods))
+            if attachment.wired is None:  # its ADD is at work and claims them
+                left_alone.update(attachment.held)
+            claims.update(self._claims_of(attachment))
+        return LocalPods(self._node, used, frozenset(claims), left_alone, self._off_block.look(snapshot, pods))
+
+    def _claims_of(self, attachment: Attachment) -> Iterator[Claim]:
+        """Yield a claim for each address of a pod: those that are not reserved count only while off-block."""
+        network, name = attachment.network.name, attachment.pod or attachment.container_id
+        for lease in attachment.leases:
+            if lease.address in attachment.held:
+                yield Claim(lease.address, attachment.owner, attachment.pod, self._node, network)
+            else:
+                yield Claim(lease.address, name, name, self._node, network, WHILE_POD)
 
     def _take(self, step: Step) -> None:
         held = step.reservation
@@ -165,9 +168,9 @@ class ReservationController(Controller):
 
     def _set_reserved(self) -> None:
         """No pod that does not ask for it gets an address that is reserved."""
-        known = self._kept.snapshot.get().reservations
+        known = self._inputs.snapshot.get().reservations
         if known is not self._reserved:
-            self._kept.attachments.set_reserved(frozenset(held.address for held in known.values()))
+            self._inputs.attachments.set_reserved(frozenset(held.address for held in known.values()))
             self._reserved = known
 
 
@@ -197,3 +200,10 @@ def _read(path: Path) -> dict[str, IPReservation] | Problem:
         remedy = "pods wait until the datastore has been read, which replaces the file"
         return Problem(f"file {path}", f"it cannot be used: {error!r:.200}", remedy)
     return {held.name: held for held in found if isinstance(held, IPReservation)}
+
+
+def _named(holder: Holder) -> str:
+    """Return the pod that has an address, for people."""
+    if holder.link:
+        return f"the pod behind link {holder.link}"
+    return f"pod {holder.pod}" if holder.pod else holder.container_id
