@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from agent.ip import Address, Subnet
 from agent.model.cluster import IPBlock, Node, Snapshot
 
-KEPT = 4  # indexes: the parts of the agent see snapshots that differ a little
-
 
 class BlockIndex:
-    """The blocks of all nodes, by address. Nothing of it changes."""
+    """The blocks of all nodes, by address. It never changes."""
 
     def __init__(self, nodes: Mapping[str, Node], claimed: Mapping[str, IPBlock]) -> None:
         self.owners: dict[Subnet, str] = {block.cidr: block.node for block in claimed.values()}
@@ -33,15 +32,7 @@ class BlockIndex:
         return None
 
 
-_known: tuple[tuple[Mapping[str, Node], Mapping[str, IPBlock], BlockIndex], ...] = ()
-
-
 def of(snapshot: Snapshot) -> BlockIndex:
-    """The blocks of a snapshot; made once as long as its Nodes and IPBlocks are the same objects."""
-    global _known  # noqa: PLW0603 - a cache: several threads may each make one, and the last stays
-    for nodes, claimed, found in _known:
-        if nodes is snapshot.nodes and claimed is snapshot.blocks:
-            return found
-    found = BlockIndex(snapshot.nodes, snapshot.blocks)
-    _known = ((snapshot.nodes, snapshot.blocks, found), *_known)[:KEPT]
-    return found
+    """Return the index of a snapshot's blocks; made once as long as Nodes and IPBlocks are the same objects."""
+    parts = snapshot.nodes, snapshot.blocks
+    return cast(BlockIndex, snapshot.derived.get(parts, lambda: BlockIndex(*parts)))

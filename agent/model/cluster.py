@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -172,6 +172,24 @@ class HostNetworks:
     """The addresses by which the agent reaches the API server."""
 
 
+class Derived:
+    """Values that are derived from parts of snapshots, kept for as long as the parts are the same objects."""
+
+    KEPT = 4  # values: the parts of the agent see snapshots that differ a little
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[tuple[object, ...], object], ...] = ()
+
+    def get(self, parts: tuple[object, ...], make: Callable[[], object]) -> object:
+        """Return the value of these parts. Several threads may each make one; the last one is kept."""
+        for known, value in self._known:
+            if all(one is other for one, other in zip(known, parts, strict=True)):
+                return value
+        value = make()
+        self._known = ((parts, value), *self._known)[: self.KEPT]
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster as last seen; `synced` once each kind has been listed completely."""
@@ -183,6 +201,8 @@ class Snapshot:
     reservations: Mapping[str, IPReservation] = field(default_factory=dict)
     host_networks: HostNetworks = field(default_factory=HostNetworks)
     """Networks and addresses of this node itself. Empty where they were not read."""
+    derived: Derived = field(default_factory=Derived, compare=False, repr=False)
+    """A snapshot that was made of another one by `replace` shares it."""
 
 
 MOMENT = 60.0  # seconds for which podCIDRs of a deleted Node are kept, as it may be created again
