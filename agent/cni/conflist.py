@@ -29,7 +29,7 @@ Check = Callable[[str, object], None]
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One plugin of a list, and the netconf with which the runtime calls it."""
+    """A plugin of a list, and the netconf with which the runtime calls it."""
 
     type: str
     conf: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class ConfList:
-    """A network as the runtime has it."""
+    """A network as the runtime reads it."""
 
     name: str
     version: str
@@ -45,12 +45,12 @@ class ConfList:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of a conf folder that runtimes load, in their order. Raises OSError."""
+    """Return the files of a conf folder that runtimes load, in their order. Raises OSError."""
     return _files(folder, (LIST, *PLAIN))
 
 
 def read(path: Path, data: bytes) -> ConfList:
-    """The network of a file of the conf folder with this content; its name decides of what kind it is.
+    """Return the network of a file of the conf folder with this content; its name says of what kind it is.
 
     Raises CniError, and OSError when the folder of further plugins can't be read.
     """
@@ -58,7 +58,7 @@ def read(path: Path, data: bytes) -> ConfList:
 
 
 def conflist(data: bytes, folder: Path) -> ConfList:
-    """The network of a conflist in this folder, where `NAME/*.conf` may add plugins. Raises CniError, OSError."""
+    """Return the network of a conflist in this folder; `NAME/*.conf` may add plugins. Raises CniError, OSError."""
     doc = _object(data)
     name = _name(doc)
     version = _version(doc)
@@ -78,7 +78,7 @@ def conflist(data: bytes, folder: Path) -> ConfList:
 
 
 def found(value: object, *keys: str) -> Iterator[Any]:
-    """Each value at this path of keys that Go's encoding/json may read into a struct: it ignores case."""
+    """Yield each value at this path of keys that Go's encoding/json may read into a struct: it ignores case."""
     if not keys:
         yield value
     elif isinstance(value, Mapping):
@@ -88,7 +88,7 @@ def found(value: object, *keys: str) -> Iterator[Any]:
 
 
 def _plain(data: bytes) -> ConfList:
-    """A netconf of one plugin, which runtimes make a list of."""
+    """Return the list that runtimes make of a netconf of one plugin."""
     doc = _object(data, repeated=False)
     if "type" not in doc and "plugins" in doc:
         raise CniError(
@@ -105,7 +105,7 @@ def _network(name: str, version: str, entries: list[tuple[str, dict[str, Any]]])
 
 
 def _object(data: bytes, *, repeated: bool = True) -> dict[str, Any]:
-    """The JSON object as Go's encoding/json reads it; raises CniError 6."""
+    """Return the JSON object as Go's encoding/json reads it. Raises CniError 6."""
     if len(data) > LONGEST:
         raise CniError(Code.DECODING_FAILURE, f"is longer than {LONGEST} bytes", "shorten it")
     try:
@@ -133,7 +133,7 @@ def _object(data: bytes, *, repeated: bool = True) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float:
-    """As a double, which is what becomes of a number on its way through libcni. Raises ValueError."""
+    """Return a number as a double, which is what libcni makes of it. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is no number that a double can hold")
@@ -171,7 +171,7 @@ def _name(doc: dict[str, Any]) -> str:
 
 
 def _version(doc: dict[str, Any]) -> str:
-    """What the runtime asks plugins for: the newest that it knows of `cniVersions` and `cniVersion`."""
+    """Return the version for which the runtime asks plugins: the newest of `cniVersions` that it knows."""
     version = doc.get("cniVersion", "")
     if not isinstance(version, str):
         raise invalid_config("cniVersion", version, "a string such as 1.0.0")
@@ -198,7 +198,7 @@ def _switch(key: str, value: object) -> bool:
 
 
 def _type(where: str, entry: dict[str, Any]) -> str:
-    """The type of a plugin whose other fields are of the types that libcni's struct has."""
+    """Return the type of a plugin whose other fields have the types of libcni's struct."""
     kind = _struct(where, entry, PLUGIN)
     if not isinstance(kind, str) or not kind or "/" in kind:
         raise invalid_config(f"{where}.type", kind, "the name of a program in the plugin folder")
@@ -210,7 +210,7 @@ def _struct(where: str, value: object, fields: Mapping[str, Check]) -> object:
     if not isinstance(value, dict):
         raise invalid_config(where, value, "a JSON object")
     kind = None
-    for key in sorted(value):  # the order in which libcni writes them anew, so the last one counts
+    for key in sorted(value):  # the order in which libcni writes them again, so the last one counts
         name = _folded(key)
         if name in fields and value[key] is not None:
             fields[name](f"{where}.{key}", value[key])
@@ -219,7 +219,7 @@ def _struct(where: str, value: object, fields: Mapping[str, Check]) -> object:
 
 
 def _folded(key: str) -> str:
-    """A key as Go compares it to those of a struct: without regard to case, and two letters have a third form."""
+    """Return a key as Go compares it to those of a struct: in lower case, where two letters have a third form."""
     return key.lower().replace("\u017f", "s")  # lower() makes k of the Kelvin sign
 
 
@@ -274,5 +274,5 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _suffix(name: str) -> str:
-    """From the last dot on, also of a hidden file (Go's filepath.Ext)."""
+    """Return the name from the last dot on, also of a hidden file (Go's filepath.Ext)."""
     return name[name.rfind(".") :] if "." in name else ""

@@ -1,7 +1,7 @@
-"""Connections of the agent's socket until their request is whole: none of them holds a thread.
+"""Connections of the agent's socket until their request is complete: none of them holds a thread.
 
-Whoever connects has one deadline for all of its request. There are only so many connections without a whole
-request; one more ends the oldest.
+A client has one deadline for its whole request. The number of connections without a complete request is limited;
+one more closes the oldest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """A connection and what has come of its request; whoever gets it closes it."""
+    """A connection and the part of its request that has arrived. Whoever takes it closes it."""
 
     connection: socket.socket
     deadline: float
@@ -44,7 +44,7 @@ class PendingRequest:
 
     @property
     def request(self) -> bytes:
-        """What has come."""
+        """Return what has arrived."""
         return b"".join(self.chunks)
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class PendingRequest:
         self.connection.close()  # the last thing that the client sees
 
     def receive(self) -> bool:
-        """Take what is there; whether the request is whole. Raises CniError, OSError."""
+        """Read what has arrived; return whether the request is complete. Raises CniError, OSError."""
         while True:
             try:
                 chunk, received, _flags, _address = socket.recv_fds(self.connection, CHUNK, FDS)
@@ -72,7 +72,7 @@ class PendingRequest:
 
 
 class PendingRequests:
-    """Takes connections from a listener and hands out those whose request is whole, to one thread at a time."""
+    """Accept connections and hand out those whose request is complete, to one thread at a time."""
 
     def __init__(self, listener: socket.socket) -> None:
         listener.setblocking(False)
@@ -85,7 +85,7 @@ class PendingRequests:
         self._epoll.register(listener.fileno(), select.EPOLLIN)
 
     def next(self) -> PendingRequest | None:
-        """Wait for the next whole request; None after `end`. For several threads at once."""
+        """Wait for the next complete request; return None after `end`. For several threads at once."""
         with self._turn:
             while not self._over:
                 for fd, events in self._epoll.poll(self._until_next()):
@@ -101,9 +101,9 @@ class PendingRequests:
         return None
 
     def end(self) -> None:
-        """Take no more connections, and close those without a whole request."""
+        """Accept no more connections, and close those without a complete request."""
         self._over = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes whoever waits
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits
         with self._turn:
             for arrival in self._pending.values():
                 arrival.close()
@@ -116,7 +116,7 @@ class PendingRequests:
         return max(0.0, oldest.deadline - time.monotonic()) if oldest else -1
 
     def _accept(self) -> PendingRequest | None:
-        """Take a connection; where there are too many the oldest ends."""
+        """Accept a connection; if there are too many, close the oldest."""
         try:
             connection, _address = self._listener.accept()
         except BlockingIOError:
@@ -137,7 +137,7 @@ class PendingRequests:
         return arrival
 
     def _is_whole(self, arrival: PendingRequest) -> bool:
-        """Whether all of a request is there, which is then not pending any more; what is wrong ends it."""
+        """Read what has arrived; return whether the request is complete, then no longer pending."""
         try:
             if not arrival.chunks:
                 _check_peer(arrival.connection)

@@ -131,7 +131,7 @@ class CniHandler:
                 self._modes.of(earlier.network).check(earlier, wired, pod_netns)
                 return wired
         except (CheckError, OSError) as error:
-            log.warning("%s %s is added anew: %s", *earlier.key, error)
+            log.warning("%s %s is connected again: %s", *earlier.key, error)
         container = earlier.container_id
         if earlier.network.name != conf.network.name and earlier.wired is not None:
             raise CniError(

@@ -90,7 +90,7 @@ class Journal(Controller):
             return 0
 
     def waiting(self) -> int:
-        """How many entries are still there. Raises OSError."""
+        """Return how many entries are still there. Raises OSError."""
         return sum(path.suffix == ".json" and path.name[0] != "." for path in self._dir.iterdir())
 
     def once(self) -> bool:
@@ -205,7 +205,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _read(path: Path, stamp: Stamp) -> Call:
-    """The call of an entry, with the time when it was journaled. Raises CniError, OSError."""
+    """Return the call of an entry, with the time when it was journaled. Raises CniError, OSError."""
     try:
         data = atomic_file.read(path, protocol.REQUEST_LIMIT)
     except OSError as error:

@@ -31,7 +31,7 @@ REQUEST_LIMIT = 8 << 20  # bytes: a netconf of 1 MiB, each byte of it escaped
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of the plugin: the CNI_* environment and the netconf as it stood on stdin."""
+    """A call of the plugin: the CNI_* environment and the netconf as it was on stdin."""
 
     command: str
     container_id: str = ""
@@ -48,7 +48,7 @@ class Call:
 
 
 def decode(data: bytes, netns_fd: int | None) -> Call:
-    """The call in a request; raises CniError 4 or 6."""
+    """Return the call in a request. Raises CniError 4 or 6."""
     try:
         doc = strict_json.tolerant(data)
     except JsonError as error:
@@ -81,7 +81,7 @@ def _check_text(key: str, value: str) -> None:
 
 
 def encode_error(error: CniError, cni_version: str) -> bytes:
-    """An error as CNI 1.1 has it."""
+    """Return an error in the form of CNI 1.1."""
     doc: dict[str, Any] = {"cniVersion": cni_version, "code": int(error.code), "msg": error.msg}
     if error.details:
         doc["details"] = error.details

@@ -11,7 +11,7 @@ from agent.modes.base import CheckError, Wired
 
 
 def render(conf: NetConf, wired: Wired) -> dict[str, Any]:
-    """The result of ADD: what earlier plugins of the chain made, then ours."""
+    """Return the result of ADD: what earlier plugins of the chain made, then ours."""
     before = conf.prev_result or {}
     interfaces, ips, routes = (_list(before, key) for key in ("interfaces", "ips", "routes"))
     shift = len(interfaces)
@@ -26,7 +26,7 @@ def render(conf: NetConf, wired: Wired) -> dict[str, Any]:
 
 
 def check_previous(conf: NetConf, wired: Wired) -> None:
-    """CHECK: the final result of the chain must still hold our interface and addresses; raises CniError."""
+    """Raise CniError if the final result of the chain has lost our interface or addresses, for CHECK."""
     if conf.prev_result is None:
         raise invalid_config("prevResult", None, "the result of ADD, which CHECK compares with")
     pod = wired["interfaces"][-1]
@@ -64,11 +64,11 @@ def _list(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _interface(interface: dict[str, Any], version: str) -> dict[str, Any]:
-    """`mtu` came with 1.1.0."""
+    """Return an interface in the form of a CNI version: `mtu` came with 1.1.0."""
     return interface if version == "1.1.0" else {k: v for k, v in interface.items() if k != "mtu"}
 
 
 def _ip(ip: dict[str, Any], shift: int, version: str) -> dict[str, Any]:
-    """`version` went with 1.0.0."""
+    """Return an address in the form of a CNI version: `version` went with 1.0.0."""
     shifted = {**ip, "interface": ip["interface"] + shift}
     return {"version": "6" if ":" in ip["address"] else "4", **shifted} if version < "1" else shifted

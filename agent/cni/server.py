@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """Answers calls on a unix socket; `answer` may run in many threads at once."""
+    """Answer calls on a unix socket; `answer` may run in many threads at once."""
 
     def __init__(self, path: Path, answer: Callable[[Call], dict[str, Any]]) -> None:
         self._path = path
@@ -42,13 +42,13 @@ class Server:
         self._stopping = False
 
     def start(self) -> None:
-        """Bind, for this user only, and serve. Raises OSError."""
+        """Bind the socket, for this user only, and serve. Raises OSError."""
         self._arrivals = self._bind()
         with self._state:
             self._hire()
 
     def keep(self) -> None:
-        """Have a worker, and bind again where the socket's file is gone, or is not ours. Raises OSError."""
+        """Have a worker, and bind again if the socket's file is gone or not ours. Raises OSError."""
         with self._state:
             if not self._workers and self._arrivals and not self._stopping:
                 self._hire()
@@ -77,9 +77,9 @@ class Server:
         return PendingRequests(listener)
 
     def stop(self, within: float) -> bool:
-        """Take no more calls, finish those at work; False when some are not done after `within` seconds."""
+        """Accept no more calls, finish those at work; return False if some are not done after `within` seconds."""
         with self._state:
-            self._stopping = True  # nobody makes the socket anew from here on
+            self._stopping = True  # from here on the socket is not created again
         self._path.unlink(missing_ok=True)
         if self._arrivals:
             self._arrivals.end()
@@ -87,7 +87,7 @@ class Server:
             return self._state.wait_for(lambda: self._busy == 0, within)
 
     def _hire(self) -> None:
-        """One worker more, if the container may have another thread. The caller holds the state."""
+        """Start one more worker, if the container may have another thread. The caller holds the state."""
         try:
             threading.Thread(target=self._work, name=f"call-{self._hired + 1}", daemon=True).start()
         except RuntimeError as error:  # pids.max, or no memory
@@ -97,7 +97,7 @@ class Server:
         self._hired += 1
 
     def _work(self) -> None:
-        """Take calls and serve them; the last idle worker hires another before it begins."""
+        """Take calls and serve them; the last idle worker starts another one before it begins."""
         try:
             while arrival := self._next():
                 with self._state:
@@ -122,7 +122,7 @@ class Server:
                     self._hire()
 
     def _next(self) -> PendingRequest | None:
-        """Wait for a call; None when there are to be no more."""
+        """Wait for a call; return None when the server stops."""
         while not self._stopping and (arrivals := self._arrivals):
             if arrival := arrivals.next():
                 return arrival
@@ -169,7 +169,7 @@ class Server:
 
 
 def _version(call: Call) -> str:
-    """The version in which an error is told: the netconf's where that can be read."""
+    """Return the CNI version in which an error is reported: that of the netconf if it can be read."""
     try:
         found = strict_json.mapping(call.config).get("cniVersion")
     except JsonError:

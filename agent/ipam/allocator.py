@@ -1,4 +1,4 @@
-"""The choice of addresses: no clock, no disk, no kernel. The address least recently used comes first."""
+"""Choose addresses: the least recently used comes first. No clock, no disk, no kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMEMBERED = 4096  # released addresses whose time of release is kept; without a
 
 
 class ExhaustedError(Exception):
-    """No address is free now; `wait` is the seconds until one has cooled, None when none is cooling."""
+    """No address is free; `wait` is the seconds until one has cooled, None if none is cooling."""
 
     version = 4
     """Of which IP version, where addresses of several were asked for."""
@@ -25,11 +25,11 @@ class ExhaustedError(Exception):
 
 
 class UnavailableError(Exception):
-    """The very address that was asked for is in use, reserved or not in the range."""
+    """The address that was asked for is in use, reserved or not in the range."""
 
 
 class InUseError(UnavailableError):
-    """It is a pod's of this node."""
+    """A pod of this node has the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Range:
 
     @property
     def size(self) -> int:
-        """How many addresses pods can have."""
+        """Return how many addresses pods can have."""
         return max(0, self.last - self.first + 1 - sum(high - low + 1 for low, high in self.gaps))
 
     def __contains__(self, address: Address) -> bool:
@@ -53,24 +53,24 @@ class Range:
         return within and self.past_gap(number) == number
 
     def past_gap(self, number: int) -> int:
-        """The same number, or the one after the gap that it is in."""
+        """Return the same number, or the one after the gap that it is in."""
         position = bisect.bisect_left(self.gaps, (number + 1, 0)) - 1
         return max(number, self.gaps[position][1] + 1) if position >= 0 else number
 
     def at(self, number: int) -> Address:
-        """The address whose value is `number`."""
+        """Return the address whose value is `number`."""
         return ipaddress.IPv4Address(number) if self.block.version == 4 else ipaddress.IPv6Address(number)
 
 
 def gateway(block: Subnet) -> Address:
-    """The bridge's own address in a block: the first after the network's."""
+    """Return the bridge's own address in a block: the first after the network's."""
     return block.network_address + (block.num_addresses > 1)  # a single one has no other
 
 
 def usable(
     block: Subnet, start: Address | None = None, end: Address | None = None, excluded: Iterable[Subnet] = ()
 ) -> Range:
-    """What pods may have of a block that is routed to its node: within [start, end], and not withheld."""
+    """Return what pods may have of a block that is routed to its node: within [start, end], and not excluded."""
     first, last = int(block.network_address) + 2, int(block.broadcast_address)
     if block.version == 4:  # the last address of an IPv6 block is an ordinary one (RFC 4291, 2.6.1)
         last -= 1
@@ -78,7 +78,7 @@ def usable(
 
 
 def shared(block: Subnet, start: Address | None, end: Address | None, excluded: Iterable[Subnet]) -> Range:
-    """The same on a subnet that pods share with others: the block's first and last are ordinary addresses."""
+    """Return the same on a subnet that pods share with others: there each address is an ordinary one."""
     whole = Range(block, int(block.network_address), int(block.broadcast_address))
     return _narrowed(whole, start, end, excluded)
 
@@ -95,7 +95,7 @@ def _narrowed(whole: Range, start: Address | None, end: Address | None, excluded
 
 
 def spans(subnets: Iterable[Subnet]) -> list[tuple[int, int]]:
-    """First and last address of what these subnets of one IP version cover, ascending and apart."""
+    """Return first and last address of what these subnets of one IP version cover, ascending and apart."""
     found: list[tuple[int, int]] = []
     for low, high in sorted((int(s.network_address), int(s.broadcast_address)) for s in subnets):
         if found and low <= found[-1][1] + 1:
@@ -106,7 +106,7 @@ def spans(subnets: Iterable[Subnet]) -> list[tuple[int, int]]:
 
 
 class Allocator:
-    """Which addresses are in use and when the others were last: the same calls give the same answers."""
+    """Know which addresses are in use and when others were released: the same calls give the same answers."""
 
     def __init__(self, cool_down: float, remembered: int = REMEMBERED) -> None:
         """`remembered`: how many released addresses keep their time of release, besides those that still cool."""
@@ -122,16 +122,16 @@ class Allocator:
 
     @property
     def used(self) -> frozenset[Address]:
-        """All addresses in use."""
+        """Return all addresses in use."""
         return frozenset(self._used)
 
     @property
     def released(self) -> Mapping[Address, float]:
-        """When each free address that was ever used was released, the oldest first."""
+        """Return when each free address that was ever used was released, the oldest first."""
         return self._released
 
     def restore(self, used: Iterable[Address], released: Sequence[tuple[Address, float]]) -> None:
-        """Begin with what an earlier run knew: addresses in use, and (address, time of release)."""
+        """Start with what an earlier run knew: addresses in use, and (address, time of release)."""
         self._used = set(used)
         for address, when in sorted(released, key=lambda entry: entry[1]):
             if address not in self._used:
@@ -139,22 +139,22 @@ class Allocator:
                 self._released[address] = when
 
     def hold(self, addresses: Iterable[Address]) -> None:
-        """Count these as in use, whoever has them."""
+        """Count these addresses as in use, whatever has them."""
         for address in addresses:
             self._mark(address)
 
     def set_reserved(self, addresses: frozenset[Address], now: float) -> None:
-        """Give none of these to anybody who doesn't ask for it; those that no longer are cool from `now` on."""
+        """Reserve these addresses; those that are no longer reserved cool from `now` on."""
         for address in self._reserved - addresses - self._used - self._released.keys():
             self._released[address] = now
         self._reserved = addresses
 
     def any_reserved(self, addresses: Iterable[Address]) -> bool:
-        """Whether any of these is reserved."""
+        """Return whether any of these addresses is reserved."""
         return any(address in self._reserved for address in addresses)
 
     def take(self, ranges: Sequence[Range], now: float) -> Address:
-        """The address of these ranges that was used longest ago, or never; raises ExhaustedError."""
+        """Take the address of these ranges that was used longest ago, or never. Raises ExhaustedError."""
         address = self._never_used(ranges)
         if address is None and self._forgotten:
             self._fresh.clear()  # from the beginning, where what was forgotten is
@@ -171,7 +171,7 @@ class Allocator:
         raise ExhaustedError(None)
 
     def take_this(self, address: Address, ranges: Sequence[Range], *, reserved: bool = False) -> Address:
-        """This very address, even one that is cooling (who asks for it knows); raises UnavailableError.
+        """Take this very address, also one that is cooling. Raises UnavailableError.
 
         A reserved address is taken only if `reserved` says that the pod may have reserved ones.
         """
@@ -193,13 +193,13 @@ class Allocator:
             self._forget(now)
 
     def quarantine(self, address: Address, now: float, until: float) -> None:
-        """Give a free address, as somebody else has it, only to who asks for this very one until `until`."""
+        """Give a free address, which another machine uses, only to a pod that asks for it, until `until`."""
         self._quarantined = {other: end for other, end in self._quarantined.items() if end > now}
         if address not in self._used:
             self._quarantined[address] = until
 
     def counts(self, candidates: Range, now: float) -> tuple[int, int, int]:
-        """How many addresses of a range are in use or reserved, cooling or quarantined, and free."""
+        """Return how many addresses of a range are in use or reserved, cooling or quarantined, and free."""
         used = sum(address in candidates for address in self._used | self._reserved)
         cooling = sum(
             address in candidates
@@ -232,13 +232,13 @@ class Allocator:
             if self._is_fresh(address):
                 break
             number += 1
-        if len(self._fresh) >= RANGES_KEPT:  # one that is found anew costs no more than time
+        if len(self._fresh) >= RANGES_KEPT:  # to find one again only costs time
             self._fresh.clear()
         self._fresh[candidates] = number
         return number if number <= candidates.last else None
 
     def _may_give(self, address: Address, now: float) -> bool:
-        """Whether it may go to who does not ask for this very one."""
+        """Return whether a pod may have it that does not ask for this very address."""
         return address not in self._reserved and self._quarantined.get(address, now) <= now
 
     def _is_fresh(self, address: Address) -> bool:

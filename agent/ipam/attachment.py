@@ -18,7 +18,7 @@ from agent.model.marks import LINK_PREFIX
 from agent.model.network import Network, Uplink
 
 FORMAT = 2
-"""Of a file's first line. Keys may be added to it: whoever does not know them skips them.
+"""Of a file's first line. Keys may be added to it: an agent that does not know them skips them.
 
 A change of what a key means needs a new number, which one release reads and the next one writes.
 """
@@ -27,12 +27,12 @@ TEXTS = ("container_id", "ifname", "netns", "pod", "mac")
 
 
 def link_name(container_id: str, ifname: str) -> str:
-    """The host's end of an attachment: always the same for the same one, so a crash can't lose it."""
+    """Return the name of the host's end of an attachment: always the same, so that a crash cannot lose it."""
     return LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
 
 
 def is_link_name(name: str) -> bool:
-    """Whether a host end may be named so."""
+    """Return whether a host end may have this name."""
     return bool(LINK.fullmatch(name))
 
 
@@ -66,27 +66,27 @@ class Attachment:
 
     @property
     def held(self) -> tuple[Address, ...]:
-        """Those of its addresses that are reserved."""
+        """Return those of its addresses that are reserved."""
         return tuple(lease.address for lease in self.leases if self.owner and lease.address.version == 4)
 
     @property
     def guests(self) -> tuple[Subnet, ...]:
-        """Those of its addresses that are in no block of this node."""
+        """Return those of its addresses that are in no block of this node."""
         return tuple(lease.block for lease in self.leases if is_single(lease.block))
 
     @property
     def key(self) -> tuple[str, str]:
-        """Container and interface name: the identity of an attachment."""
+        """Return container and interface name: the identity of an attachment."""
         return (self.container_id, self.ifname)
 
     @property
     def link(self) -> str:
-        """Name of its host end, and of its file."""
+        """Return the name of its host end, which is also that of its file."""
         return link_name(self.container_id, self.ifname)
 
 
 def encode(attachment: Attachment) -> bytes:
-    """An attachment as the first line of its file: JSON, addresses as text.
+    """Return an attachment as the first line of its file: JSON, addresses as text.
 
     What its uplink reserves is left out, as that concerns addresses yet to be given.
     """
@@ -110,7 +110,7 @@ def encode(attachment: Attachment) -> bytes:
 
 
 def decode(data: bytes, types: OptionTypes, *, whole: bool) -> Attachment:
-    """The attachment of a file's bytes, wired if it is `whole`; raises ValueError that says what is wrong."""
+    """Return the attachment of a file's bytes, wired if it is `whole`. Raises ValueError with the reason."""
     try:
         first, _, second = data.partition(b"\n")
         doc = strict_json.mapping(first)
@@ -123,7 +123,7 @@ def decode(data: bytes, types: OptionTypes, *, whole: bool) -> Attachment:
 
 
 def decode_line(doc: dict[str, Any], types: OptionTypes) -> Attachment:
-    """The attachment of a first line, whatever its format says. Raises KeyError, TypeError, ValueError."""
+    """Return the attachment of a first line, whatever its format says. Raises KeyError, TypeError, ValueError."""
     leases = tuple(
         Lease(network_json.address(item["address"]), network_json.subnet(item["block"]))
         for item in network_json.items(doc["leases"])
@@ -142,7 +142,7 @@ def _lease(item: dict[str, Any]) -> Lease:
 
 
 def _wired(doc: object) -> dict[str, Any]:
-    """What ADD answered: three lists of objects, whose other keys are later versions'."""
+    """Return what ADD answered: three lists of objects; other keys are those of later versions."""
     if not isinstance(doc, dict):
         raise TypeError(f"the second line is {type(doc).__name__}, not an object")
     lists = {name: network_json.items(doc.get(name, [])) for name in ("interfaces", "ips", "routes")}
@@ -152,7 +152,7 @@ def _wired(doc: object) -> dict[str, Any]:
 
 
 def answered(attachment: Attachment) -> frozenset[Address]:
-    """The addresses that ADD answered, as far as the file says so in its second line."""
+    """Return the addresses that ADD answered, as far as the file says so in its second line."""
     ips = attachment.wired.get("ips") if attachment.wired else None
     found = set()
     for entry in ips if isinstance(ips, list) else ():

@@ -100,7 +100,7 @@ class AttachmentStore:
             self._allocator.restore(used, self._released.read())
 
     def see_links(self, behind: Mapping[str, tuple[frozenset[Address], str]]) -> None:
-        """Take note of host ends that no readable file names: by name the addresses behind each, and its alias.
+        """Note host ends that no readable file names: by name the addresses behind each, and its alias.
 
         It is called once, after `load`; a link that is not given is not there.
         """
@@ -136,12 +136,12 @@ class AttachmentStore:
                     self._allocator.hold(more)
 
     def unreadable(self) -> tuple[UnreadableAttachment, ...]:
-        """The attachments whose file cannot be used, or that have none."""
+        """Return the attachments whose file cannot be used, or that have none."""
         with self._lock:
             return tuple(self._unreadable.values())
 
     def in_force(self) -> tuple[Attachment, ...]:
-        """Every attachment, and those of unreadable files as far as these are understood."""
+        """Return every attachment, and those of unreadable files as far as these are understood."""
         with self._lock:
             guesses = (entry.guess for entry in self._unreadable.values())
             return (*self._all.values(), *(guess for guess in guesses if guess and guess.key not in self._all))
@@ -178,21 +178,21 @@ class AttachmentStore:
         self._freed.notify_all()
 
     def all(self) -> tuple[Attachment, ...]:
-        """Every attachment now."""
+        """Return every attachment."""
         with self._lock:
             return tuple(self._all.values())
 
     def get(self, container_id: str, ifname: str) -> Attachment | None:
-        """One attachment, or None."""
+        """Return one attachment, or None."""
         with self._lock:
             return self._all.get((container_id, ifname))
 
     def written(self, container_id: str, ifname: str) -> int:
-        """When the file of an attachment was written, in ns of the wall clock; 0: it has none. Raises OSError."""
+        """Return when the file of an attachment was written, in ns of the wall clock, or 0. Raises OSError."""
         return self._files.written(container_id, ifname)
 
     def told_macs(self) -> dict[str, str]:
-        """The MACs of bridges that most of their pods were told, by the bridge's name."""
+        """Return the MACs of bridges that most of their pods were told, by the bridge's name."""
         told = Counter(
             (str(first.get("name")), str(first.get("mac")))
             for a in self.in_force()
@@ -202,21 +202,21 @@ class AttachmentStore:
         return dict(pair for pair, _count in sorted(told.items(), key=lambda entry: (entry[1], entry[0])))
 
     def networks(self) -> frozenset[Network]:
-        """The networks that any attachment is on."""
+        """Return the networks that any attachment is on."""
         return frozenset(attachment.network for attachment in self.in_force())
 
     def counts(self, candidates: Range) -> tuple[int, int, int]:
-        """How many addresses of a range are in use, cooling and free."""
+        """Return how many addresses of a range are in use, cooling and free."""
         with self._lock:
             return self._allocator.counts(candidates, _now())
 
     def busy(self, block: Subnet) -> bool:
-        """Whether any address of a block is in use or cooling."""
+        """Return whether any address of a block is in use or cooling."""
         used, cooling, _free = self.counts(Range(block, int(block[0]), int(block[-1])))
         return used + cooling > 0
 
     def problems(self) -> tuple[Problem, ...]:
-        """Other machines that have addresses of pods, and attachments whose file cannot be used."""
+        """Return problems: other machines that use pods' addresses, and files that cannot be used."""
         now = _now()
         return tuple(
             Problem(
@@ -291,7 +291,7 @@ class AttachmentStore:
             listener()
 
     def _matters(self, attachment: Attachment) -> bool:
-        """Whether its address is reserved, two modes share its block, or it is a network's first or last."""
+        """Return whether an address is reserved, two modes share a block, or it is a network's first or last."""
         others = [other for other in self.all() if other.key != attachment.key]
         if attachment.owner or self._allocator.any_reserved(lease.address for lease in attachment.leases):
             return True

@@ -38,7 +38,7 @@ Create = Callable[[IPBlock], Resource]
 
 
 def _key(network: Network, version: int) -> str:
-    """Of a network's problem about blocks."""
+    """Return the key of a network's problem about blocks."""
     return f"{network.name} {network.pool} IPv{version}"
 
 
@@ -51,7 +51,7 @@ class NoBlockError(Exception):
 
 
 def claim(create: Create, snapshot: Snapshot, network: Network, node: str, version: int | None = None) -> IPBlock:
-    """A block that is this node's from now on, of any IP version where none is named. Raises NoBlockError."""
+    """Claim a block for this node, of any IP version if none is named. Raises NoBlockError."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(
             lambda e: isinstance(e, StoreError) and not isinstance(e, ConflictError)
@@ -72,7 +72,7 @@ def claim(create: Create, snapshot: Snapshot, network: Network, node: str, versi
 
 @dataclass(frozen=True, slots=True)
 class ReclaimRules:
-    """When blocks of others may be taken."""
+    """When blocks of other nodes may be taken."""
 
     node_gone: float = NODE_GONE
     """Seconds without its Node object after which a node counts as gone for good."""
@@ -81,7 +81,7 @@ class ReclaimRules:
 
 
 class BlockController(Controller):
-    """Claims blocks for the networks that need more than this node has; alone in its thread, as stores hang."""
+    """Claim blocks for the networks that need more than this node has. Its thread is its own, as stores hang."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class BlockController(Controller):
         self._refusals.note(_key(network, version), problem, seen, without=without)
 
     def _seen(self) -> Snapshot:
-        """The snapshot, with what is known of the node's own networks."""
+        """Return the snapshot, with what is known of the node's own networks."""
         return replace(self._snapshot.get(), host_networks=self._host_networks)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:
@@ -192,7 +192,7 @@ class BlockController(Controller):
         return replace(whole, blocks=known)
 
     def _see_reserved(self) -> Problem | None:
-        """Let pods have the blocks just claimed, once the snapshot has what others reserved there before.
+        """Let pods have the blocks just claimed, once the snapshot has what others had reserved there before.
 
         Both nodes write first and then read, so one of the two sees the other: see claimant.py for the other side.
         """
@@ -246,7 +246,7 @@ class BlockController(Controller):
             self.problems.update(lambda known, key=key: {k: v for k, v in known.items() if k != key})  # type: ignore[misc]
 
     def _claim(self, snapshot: Snapshot, network: Network, version: int) -> IPBlock:
-        """A block that nobody has, else one of a node that is gone for good. Raises NoBlockError, StoreError."""
+        """Claim a free block, else one of a node that is gone for good. Raises NoBlockError, StoreError."""
         while True:
             try:
                 return claim(self._create, snapshot, network, self._node, version)

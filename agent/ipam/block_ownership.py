@@ -14,7 +14,7 @@ LATE = "~"  # sorts after every time: nobody says when the object was created
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A node that says, or of which is said, that a block is its own."""
+    """A node to which a block belongs, by its own word or by its Node object."""
 
     block: Subnet
     node: str
@@ -34,13 +34,13 @@ class Ownership:
 
 
 def span(block: Subnet) -> tuple[int, int]:
-    """The first and the last address of a block, as numbers."""
+    """Return the first and the last address of a block, as numbers."""
     first = int(block.network_address)
     return first, first | ((1 << (block.max_prefixlen - block.prefixlen)) - 1)
 
 
 def resolve(snapshot: Snapshot, before: Mapping[Subnet, str] | None = None) -> Ownership:
-    """Who has which block, where blocks of several nodes overlap.
+    """Return which node has which block, where blocks of several nodes overlap.
 
     Who had it `before` keeps it; then the object that was created first counts, then the first name. So all nodes
     come to the same, but for what some of them have seen before and others have not.
@@ -67,7 +67,7 @@ _Entry = tuple[tuple[int, int], int, str, str, Subnet]
 
 
 def _clusters(snapshot: Snapshot) -> Iterator[list[_Entry]]:
-    """Claims that overlap, together: CIDRs lie in each other or apart, so one pass in their order finds them."""
+    """Yield overlapping claims together: CIDRs lie in each other or apart, so one sorted pass finds them."""
     entries = [_entry(block, node.name, node.created) for node in snapshot.nodes.values() for block in node.blocks]
     entries += [_entry(claimed.cidr, claimed.node, claimed.created) for claimed in snapshot.blocks.values()]
     entries.sort(key=lambda entry: entry[:2])

@@ -25,24 +25,24 @@ BlockCount = int | Mapping[int, int]
 
 
 def count(wanted: BlockCount, version: int) -> int:
-    """How many blocks of an IP version are wanted."""
+    """Return how many blocks of an IP version are wanted."""
     return wanted if isinstance(wanted, int) else wanted.get(version, 0)
 
 
 def within(block: Subnet, subnet: Subnet | None) -> bool:
-    """Whether a block lies in a network's subnet; without one, every block does."""
+    """Return whether a block lies in a network's subnet; without a subnet, every block does."""
     if subnet is None:
         return True
     return block.version == subnet.version and bool(block.subnet_of(subnet))  # type: ignore[arg-type]
 
 
 def fits(block: Subnet, network: Network) -> bool:
-    """Whether pods of a network can have addresses of a block: it lies in the subnet, and the mode carries it."""
+    """Return whether pods of a network can have addresses of a block: subnet and mode allow it."""
     return block.version in network.versions and within(block, network.subnet)
 
 
 def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
-    """The IP versions of which each pod of the network gets an address.
+    """Return the IP versions of which each pod of the network gets an address.
 
     Those of the blocks that the cluster has given the node; else those of the pools that the node may claim from.
     """
@@ -53,7 +53,7 @@ def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
 
 
 def not_for_pods(block: Subnet, network: Network) -> frozenset[Address]:
-    """What no pod may have of a block, whoever claims it: its network, gateway (or tunnel) and broadcast address.
+    """Return what no pod may have of a block, whichever node has it: its network, gateway and broadcast address.
 
     Where pods share the subnet of their parent, a block has none of them.
     """
@@ -64,29 +64,29 @@ def not_for_pods(block: Subnet, network: Network) -> frozenset[Address]:
 
 
 def possible(snapshot: Snapshot, network: Network, address: Address) -> Iterator[Subnet]:
-    """The blocks that nodes may claim at an address, one for each pool that has it."""
+    """Yield the blocks that nodes may claim at an address, one for each pool that has it."""
     for pool in pools(snapshot, network):
         if contains(pool.cidr, address):
             yield ipaddress.ip_network((address, pool.block_size), strict=False)
 
 
 def single(address: Address) -> Subnet:
-    """An address as a network of its own."""
+    """Return an address as a network of its own."""
     return ipaddress.ip_network(address)
 
 
 def is_single(block: Subnet) -> bool:
-    """Whether it is one address: that of a pod that is not at home here, and no block of the node's."""
+    """Return whether it is one address: that of an off-block pod, and no block of the node's."""
     return block.prefixlen == block.max_prefixlen
 
 
 def contains(subnet: Subnet | None, address: Address | None) -> bool:
-    """Whether both are there, and the one has the other."""
+    """Return whether subnet and address are there, and the one contains the other."""
     return bool(address and subnet and address.version == subnet.version and address in subnet)
 
 
 def overlaps(one: Subnet, other: Subnet) -> bool:
-    """Whether two networks share an address."""
+    """Return whether two networks share an address."""
     return one.version == other.version and one.overlaps(other)
 
 
@@ -101,7 +101,7 @@ def is_alike(one: Snapshot, other: Snapshot) -> bool:
 
 
 def belongs(block: IPBlock, network: Network, snapshot: Snapshot) -> bool:
-    """Return whether pods of a network may have addresses of a claimed block, whoever has claimed it.
+    """Return whether pods of a network may have addresses of a claimed block, whichever node has claimed it.
 
     Networks whose pods share their parent's subnet and routed ones have no block in common. Versions that wrote no
     `shared` are known by the place: a block in a network of this node's is not routed.
@@ -144,7 +144,7 @@ def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
 
 
 def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
-    """The blocks that the cluster has given the node for a network: then it need not claim any, nor may it.
+    """Return the blocks that the cluster has given the node for a network: then it claims none.
 
     Blocks of a pool that is asked for by name are always claimed.
     """
@@ -155,7 +155,7 @@ def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, .
 
 
 def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
-    """The node's blocks for a network: those of its Node object, else the IPBlocks that it has claimed.
+    """Return the node's blocks for a network: those of its Node object, else the IPBlocks that it has claimed.
 
     Where netconfs divide a subnet by hand, the subnet counts as the node's block, and the range is its part.
     """
@@ -175,7 +175,7 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
 
 
 def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Subnet]:
-    """Where pods' addresses are in the cluster, but for subnets that they share with others."""
+    """Return where pods' addresses are in the cluster, but for subnets that they share with others."""
     found = {network.subnet for network in networks if network.subnet and not network.shared}
     found.update(pool.cidr for pool in snapshot.pools.values() if not is_shared(pool, snapshot))
     found.update(block.cidr for block in snapshot.blocks.values() if not block.shared)
@@ -184,7 +184,7 @@ def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Sub
 
 
 def excluded(snapshot: Snapshot, network: Network | None, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
-    """What of the node's blocks no pod may have: what the pools there leave out, and their routers.
+    """Return what of the node's blocks no pod may have: what the pools leave out there, and their routers.
 
     Where netconfs divide a subnet by hand they say from where to where, but what others have claimed is theirs.
     """
@@ -215,21 +215,21 @@ def left_out(pool: IPPool, *, ends: bool = True) -> Iterator[Subnet]:
 def ranges(
     network: Network, own: tuple[Subnet, ...], barred: frozenset[Subnet], reserved: frozenset[Address]
 ) -> tuple[Range, ...]:
-    """Where in the node's blocks pods' addresses may be, without what is barred or reserved; one may be empty."""
+    """Return where in the blocks pods' addresses may be, without what is barred or reserved; one may be empty."""
     part = allocator.shared if network.needs_parent else allocator.usable
     without = [*barred, *map(ipaddress.ip_network, reserved)]
     return tuple(part(block, network.range_start, network.range_end, without) for block in own)
 
 
 def prepared(status: NodeStatus, network: Network, own: tuple[Subnet, ...]) -> tuple[Range, ...]:
-    """The ranges of these blocks by what the node path found out."""
+    """Return the ranges of these blocks by what the node path found out."""
     uplink = status.uplinks.get(network)
     barred = status.excluded.get(network, frozenset())
     return ranges(network, own, barred, uplink.reserved if uplink else frozenset())
 
 
 def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
-    """The pools that a network may claim from; a netconf's subnet is a pool where no IPPool covers it.
+    """Return the pools that a network may claim from; a netconf's subnet is a pool if no IPPool covers it.
 
     A routed network claims from no pool of networks that share their parent's subnet.
     """
@@ -249,7 +249,7 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
 
 
 def candidates(snapshot: Snapshot, network: Network, node: str, version: int | None = None) -> Iterator[IPBlock]:
-    """Blocks that nobody has as far as we know, in an order of the node's own, so that claims seldom meet.
+    """Yield blocks that no node has as far as is known, in an order of the node's own, so that claims seldom meet.
 
     Those of one IP version, or of all (None).
     """
@@ -272,7 +272,7 @@ def candidates(snapshot: Snapshot, network: Network, node: str, version: int | N
 def _parts(
     pool: IPPool, snapshot: Snapshot, network: Network, node: str, taken: Iterable[Subnet]
 ) -> list[tuple[int, int]]:
-    """The first number of a block and the one after the last, of each part of the pool that may have free ones.
+    """Return the numbers of the first block and of the one after the last, of each part that may have free ones.
 
     Parts, as a pool may have 2^100 blocks: to look at each that can't be claimed would have no end.
     """
@@ -299,7 +299,7 @@ def _parts(
 
 
 def _round_about(pool: IPPool, parts: list[tuple[int, int]], begin: int) -> Iterator[Subnet]:
-    """The blocks of these parts of a pool, round about from the one whose number is `begin`."""
+    """Yield the blocks of these parts of a pool, in a circle from the one whose number is `begin`."""
     step, base = 1 << (pool.cidr.max_prefixlen - pool.block_size), int(pool.cidr.network_address)
     begin %= sum(high - low for low, high in parts) or 1
     later: list[tuple[int, int]] = []
@@ -317,7 +317,7 @@ def _round_about(pool: IPPool, parts: list[tuple[int, int]], begin: int) -> Iter
 def surplus(
     snapshot: Snapshot, node: str, wanted: Mapping[Network, BlockCount], busy: Collection[Subnet]
 ) -> frozenset[IPBlock]:
-    """Claimed blocks that the node can do without: none of `busy`, and each network keeps as many as it wants.
+    """Return claimed blocks that the node does not need: none of `busy`, and each network keeps what it wants.
 
     It keeps one of each IP version in any case; of those that are alike the first ones stay.
     """
@@ -336,5 +336,5 @@ def surplus(
 
 
 def _is_regular(cidr: Subnet, pool: IPPool) -> bool:
-    """Whether it is one of the blocks of a pool: then it overlaps another of them only by being the same."""
+    """Return whether it is one of the blocks of a pool: then it is the same as another or apart from it."""
     return cidr.prefixlen == pool.block_size and within(cidr, pool.cidr)

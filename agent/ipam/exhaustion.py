@@ -18,7 +18,7 @@ WANTED_FOR = 120.0  # seconds: a runtime tries a pod again sooner
 
 
 def text(ranges: Iterable[Range], version: int, why: str) -> str:
-    """How many addresses of an IP version there are, and why there are no more."""
+    """Return how many addresses of an IP version there are, and why there are no more."""
     mine = [r for r in ranges if r.block.version == version]
     where, size = ", ".join(str(r.block) for r in mine), sum(r.size for r in mine)
     what = f"no address is free in {where} ({size} in all)" if mine else f"the node has no IPv{version} block"
@@ -28,7 +28,7 @@ def text(ranges: Iterable[Range], version: int, why: str) -> str:
 def problems(
     status: NodeStatus, used: Callable[[Range], int], full: Callable[[Network, int], str]
 ) -> Iterator[Problem]:
-    """A problem for each network and IP version of which pods use every address, where no more blocks can be had.
+    """Yield a problem for each network and IP version whose every address is in use, where no block can be had.
 
     `used` counts the addresses of a range that pods have; `full` says why no block is left, as the last claim
     found, and is empty where one may be.
@@ -54,7 +54,7 @@ class Refusal:
 
 
 class Refusals:
-    """Claims that found no block left, while blocks, pools and Nodes stay as they were.
+    """Remember claims that found no block left, while blocks, pools and Nodes stay as they were.
 
     Pods ask for blocks at each try of their runtime, and a claim is forgotten in between; what hinders it is not.
     """
@@ -73,11 +73,11 @@ class Refusals:
         self._last = {**valid, key: Refusal(problem, snapshot, without, time.monotonic())}
 
     def forget(self, key: str) -> None:
-        """A claim has succeeded."""
+        """Forget the refusal of a claim that has succeeded."""
         self._last = {other: refusal for other, refusal in self._last.items() if other != key}
 
     def why(self, key: str, snapshot: Snapshot) -> str:
-        """Why no block is left; empty where one may be."""
+        """Return why no block is left; empty where one may be."""
         refusal = self._last.get(key)
         return refusal.problem.what if refusal and blocks.is_alike(refusal.snapshot, snapshot) else ""
 

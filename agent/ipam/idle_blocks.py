@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class IdleBlockReleaser:
-    """Watches for how long blocks are idle: a pod that comes and goes must not make a block do so."""
+    """Give back blocks that were idle for a while: a pod that comes and goes must not make a block do so."""
 
     def __init__(
         self, node: str, block_controller: BlockController, attachments: AttachmentStore, idle: float = BLOCK_IDLE
@@ -37,7 +37,7 @@ class IdleBlockReleaser:
         self._since: dict[IPBlock, float] = {}
 
     def look(self, published: Snapshot, wanted: Mapping[Network, BlockCount], *, noted: bool) -> bool:
-        """One look after a round has published what is of this snapshot; whether another round is wanted at once.
+        """Look once after a round has published this snapshot; return whether another round is wanted at once.
 
         Where it is not `noted` for a restart what was published, nothing is given back.
         """
@@ -62,5 +62,5 @@ class IdleBlockReleaser:
         return changed or bool(ripe)
 
     def next(self) -> float:
-        """When the next block will have been idle for long enough, by time.monotonic."""
+        """Return when the next block will have been idle for long enough, by time.monotonic."""
         return min(self._since.values(), default=float("inf")) + self._idle

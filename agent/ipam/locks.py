@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class KeyedLocks:
-    """A lock for each attachment, there as long as somebody holds it or waits for it."""
+    """A lock for each attachment, which exists for as long as a thread holds it or waits for it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()

@@ -1,6 +1,6 @@
 """Pods whose address is no longer in a block of their node: find them, and report them.
 
-A Node that is made anew may get another podCIDR, and a person may delete an IPBlock, while pods run on.
+A Node that is created again may get another podCIDR, and a person may delete an IPBlock, while pods run on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tell = Callable[[PodEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class OffBlockAddress:
-    """An address of a pod here that is in none of this node's blocks."""
+    """An address of a pod of this node that is in none of its blocks."""
 
     address: Address
     pod: str
@@ -38,13 +38,13 @@ class OffBlockAddress:
 
     @property
     def remedy(self) -> str:
-        """How to have the pod made anew."""
+        """Return how to have the pod created again."""
         namespace, _, name = self.pod.partition("/")
         return f"kubectl delete pod -n {namespace} {name}" if self.named else f"delete container {self.pod}"
 
 
 class OffBlockPods:
-    """Finds them, and tells each pod once. For one thread."""
+    """Find off-block pods, and send each pod one event. For one thread."""
 
     def __init__(
         self, node: str, store: Datastore, tell: Tell, clock: Callable[[], float] = time.monotonic
@@ -62,7 +62,7 @@ class OffBlockPods:
         self._found: Mapping[Address, OffBlockAddress] = {}
 
     def look(self, snapshot: Snapshot, pods: tuple[Attachment, ...]) -> frozenset[Address]:
-        """Their addresses; while this node has no Node object, those that were known before."""
+        """Return the off-block addresses; while this node has no Node object, those that were known before."""
         now, blocks = self._clock(), _blocks(snapshot, self._node)
         every = {one.address: one for one in _outside(pods, blocks)}
         there = self._node in snapshot.nodes
@@ -79,20 +79,22 @@ class OffBlockPods:
         return frozenset(self._found)
 
     def _wait(self, address: Address, blocks: tuple[Subnet, ...]) -> float:
-        """For how many seconds an address may be in no block before it counts."""
+        """Return for how many seconds an address may be in no block before it counts."""
         if all(block.version != address.version for block in blocks):
-            return MOMENT  # the Node was made anew, and has not got its podCIDR back yet
+            return MOMENT  # the Node was created again, and has not got its podCIDR back yet
         # else it may be in a block that was claimed a moment ago, which no list shows yet
         return 0.0 if any(address in block for block in self._had) else SETTLED
 
     def problems(self, snapshot: Snapshot) -> Iterator[Problem]:
-        """What a person should know of them."""
+        """Yield the problems with off-block pods."""
         lone = [one for one in self._found.values() if not one.shared]
         if lone:
             named = sorted({one.pod for one in lone})
             more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
             what = f"addresses of pods are in none of its blocks: {', '.join(named[:NAMED])}{more}"
-            remedy = "delete these pods, so that they are made anew; until then other nodes have a route to each"
+            remedy = (
+                "delete these pods, so that they are created again; until then other nodes have a route to each"
+            )
             yield Problem(f"node {self._node}", what, remedy)
         for one in self._found.values():
             if why := self._cut_off(one, snapshot.reservations.get(address_name(one.address))):
@@ -100,7 +102,7 @@ class OffBlockPods:
                 yield Problem(f"pod {one.pod}", what, one.remedy)
 
     def tell(self, snapshot: Snapshot) -> None:
-        """Tell each pod once that it should be made anew."""
+        """Send each off-block pod an event once: it should be created again."""
         blocks = ", ".join(map(str, _blocks(snapshot, self._node))) or "none"
         for address, one in self._found.items():
             if address in self._told or one.shared or not one.named:
@@ -113,11 +115,11 @@ class OffBlockPods:
             why = self._cut_off(one, snapshot.reservations.get(address_name(address)))
             reached = f"other nodes do not reach it: {why}" if why else "other nodes have a route to it until then"
             what = f"its address {address} is in none of the blocks of node {self._node} ({blocks}) any more"
-            message = f"{what}, so the pod should be made anew: {one.remedy}; {reached}"
+            message = f"{what}, so the pod should be created again: {one.remedy}; {reached}"
             self._tell(PodEvent(one.pod, uid, REASON, message, once=str(address)))
 
     def _cut_off(self, one: OffBlockAddress, held: IPReservation | None) -> str:
-        """Why other nodes have no route to it, once they could have one; empty where they have."""
+        """Return why other nodes have no route to it, once they could have one; empty where they have."""
         if held is None:
             return ""  # it is about to be reserved, or the datastore is in trouble, which is a problem of its own
         if (held.pod, held.node) != (one.pod, self._node):
@@ -127,7 +129,7 @@ class OffBlockPods:
         return f"node {held.asks}, whose block it is in, has not agreed" if held.asks else ""
 
     def _uid(self, pod: str) -> str | None:
-        """The pod's UID, by which `kubectl describe` finds its Events; empty: unknown, None: it is gone."""
+        """Return the pod's UID, by which `kubectl describe` finds its Events; empty: unknown, None: it is gone."""
         try:
             found = self._store.get("Pod", pod)
         except NotFoundError:
@@ -138,7 +140,7 @@ class OffBlockPods:
 
 
 def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:
-    """All blocks of a node, whatever they are for: its peers have a route to each."""
+    """Return all blocks of a node, whatever they are for: its peers have a route to each."""
     me = snapshot.nodes.get(node)
     claimed = (block.cidr for block in snapshot.blocks.values() if block.node == node)
     return tuple(dict.fromkeys((*(me.blocks if me else ()), *claimed)))

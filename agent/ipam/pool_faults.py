@@ -32,7 +32,7 @@ def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mappi
 
 
 class PoolFaultCache:
-    """The faults of the last snapshot: thousands of nodes are compared only after a change."""
+    """Keep the faults of the last snapshot: thousands of nodes are compared only after a change."""
 
     def __init__(self) -> None:
         self._seen: tuple[Snapshot, tuple[Network, ...] | None] | None = None

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class ReleaseLog:
-    """The file: a line for each release. What is lost of it is only given again sooner."""
+    """The file of releases, a line for each. What is lost of it can only be given again sooner."""
 
     def __init__(self, path: Path, longest: int) -> None:
         """The file is cut to one line an address when it has more than `longest` lines."""
@@ -39,7 +39,7 @@ class ReleaseLog:
             log.warning("%s can't be written, cool-downs are lost at a restart: %s", self._path, error)
 
     def read(self) -> list[tuple[Address, float]]:
-        """Each address and when it was released last. Raises OSError where the file can't be made."""
+        """Return each address and when it was released last. Raises OSError if the file can't be made."""
         try:
             lines = atomic_file.read(self._path).decode(errors="replace").splitlines()
         except FileNotFoundError:
@@ -63,5 +63,5 @@ class ReleaseLog:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, but no FIFO that nobody reads: it would be waited for without end."""
+    """Open a file, but no FIFO that nobody reads: that would wait without end."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

@@ -26,7 +26,7 @@ LEASES = re.compile(rb'"leases"\s*:\s*\[(.*?)\]', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class UnreadableAttachment:
-    """An attachment that is known by its link's name only, and the addresses that it may have."""
+    """An attachment of which only the link's name is certain, and the addresses that it may have."""
 
     link: str
     """Name of the host end, which is also the file's without its suffix."""
@@ -45,16 +45,16 @@ class UnreadableAttachment:
 
     @property
     def name(self) -> str:
-        """Name of its file, or of the link if it has no file: unique among all."""
+        """Return the name of its file, or of the link if it has no file: unique among all."""
         return self.path.name if self.path else self.link
 
     @property
     def blind(self) -> bool:
-        """Whether its link may have an address that nobody knows."""
+        """Return whether its link may have an address that is not known."""
         return self.alive and not self.complete
 
     def problem(self) -> Problem:
-        """The problem for a person."""
+        """Return the problem for a person."""
         where = f"attachment file {self.path}" if self.path else f"link {self.link}"
         held = ", ".join(sorted(map(str, self.addresses))) or "no address is known"
         what = f"{self.reason}; its addresses stay in use ({held})"
@@ -67,7 +67,7 @@ class UnreadableAttachment:
 
 
 def describe(path: Path, reason: str, types: OptionTypes) -> UnreadableAttachment:
-    """What can still be known of a file that cannot be used."""
+    """Return what can still be known of a file that cannot be used."""
     found = UnreadableAttachment(path.name.partition(".")[0], reason, path)
     try:
         data = atomic_file.read(path, LARGEST)
@@ -86,7 +86,7 @@ def describe(path: Path, reason: str, types: OptionTypes) -> UnreadableAttachmen
 
 
 def scan(text: bytes) -> frozenset[Address]:
-    """All addresses that a text names, with or without a mask; some may be of gateways or other machines."""
+    """Return all addresses that a text names, with or without a mask; some may be those of other machines."""
     found: set[Address] = set()
     for word in WORD.findall(text):
         try:
@@ -99,7 +99,7 @@ def scan(text: bytes) -> frozenset[Address]:
 def known_by_kernel(
     found: UnreadableAttachment, addresses: frozenset[Address] | None, alias: str
 ) -> UnreadableAttachment:
-    """The same with what the kernel knows; `addresses` are None where its link is not there."""
+    """Return the same with what the kernel knows; `addresses` are None if its link is not there."""
     if addresses is None:
         return replace(found, alive=False)
     words = alias.split(" ")

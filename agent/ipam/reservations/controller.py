@@ -167,7 +167,7 @@ class ReservationController(Controller):
         self.wake()
 
     def _set_reserved(self) -> None:
-        """No pod that does not ask for it gets an address that is reserved."""
+        """Tell the allocator which addresses are reserved: no pod gets one that does not ask for it."""
         known = self._inputs.snapshot.get().reservations
         if known is not self._reserved:
             self._inputs.attachments.set_reserved(frozenset(held.address for held in known.values()))
@@ -175,18 +175,18 @@ class ReservationController(Controller):
 
 
 def save(path: Path, known: Mapping[str, IPReservation]) -> None:
-    """Keep what is known; without it a restart while the datastore is away only knows less."""
+    """Save what is known; without the file, an agent that restarts while the datastore is away knows less."""
     json_state_file.write(path, [objects.to_doc(held) for held in known.values()])
 
 
 def load(path: Path) -> dict[str, IPReservation]:
-    """What an earlier agent kept; nothing where its file cannot be used, see `unusable`."""
+    """Return what an earlier agent saved; nothing if its file cannot be used, see `unusable`."""
     known = _read(path)
     return {} if isinstance(known, Problem) else known
 
 
 def unusable(path: Path) -> Problem | None:
-    """Why the file cannot be used; then pods get no address before the datastore has been read."""
+    """Return why the file cannot be used; then pods get no address before the datastore has been read."""
     known = _read(path)
     return known if isinstance(known, Problem) else None
 

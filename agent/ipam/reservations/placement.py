@@ -22,7 +22,7 @@ class OutsideError(CniError):
 
 @dataclass(frozen=True, slots=True)
 class AddressPlacement:
-    """The places that a network has, as this node knows the cluster."""
+    """Decide which addresses a network may have, as this node knows the cluster."""
 
     node: str
     snapshot: Observable[Snapshot]
@@ -31,7 +31,7 @@ class AddressPlacement:
     def fitting(
         self, known: Iterable[IPReservation], wish: AddressAnnotations, network: Network
     ) -> tuple[IPReservation | None, CniError | None]:
-        """Of the owner's addresses the first that it may have; else why it may not have the first."""
+        """Return the first of the owner's addresses that it may have; else why it may not have the first."""
         wrong: CniError | None = None
         for held in reservation_rules.of_owner(known, wish.owner, network.name, wish.pod):
             error = self.wrong(held.address, network, held)
@@ -54,7 +54,7 @@ class AddressPlacement:
         return replace(self.snapshot.get(), host_networks=self.status.get().host_networks)
 
     def _misplaced(self, address: Address, network: Network) -> CniError | None:
-        """Why no pod of the network may have an address; None: it may."""
+        """Return why no pod of the network may have an address; None: it may."""
         snapshot = self.seen()
         if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
             return None
@@ -87,13 +87,13 @@ class AddressPlacement:
 
 
 class ManualReservations:
-    """For whom persons have reserved addresses; found again only when a reservation has changed."""
+    """Know the owners for which persons reserved addresses; computed again only after a change."""
 
     def __init__(self) -> None:
         self._seen: tuple[Mapping[str, IPReservation], frozenset[tuple[str, str]]] = ({}, frozenset())
 
     def has(self, owner: str, network: str, snapshot: Snapshot) -> bool:
-        """Whether the owner's pods on a network get such an address without asking."""
+        """Return whether the owner's pods on a network get such an address without asking."""
         known, found = self._seen
         if snapshot.reservations is not known:
             every = snapshot.reservations.values()

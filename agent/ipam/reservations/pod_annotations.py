@@ -51,12 +51,12 @@ class AddressAnnotations:
 
     @property
     def stays(self) -> bool:
-        """Whether the pod asks for a reserved address."""
+        """Return whether the pod asks for a reserved address."""
         return self.sticky or self.address is not None
 
     @property
     def asks(self) -> bool:
-        """Whether the pod asks for anything."""
+        """Return whether the pod asks for anything."""
         return self.stays or bool(self.pool)
 
 

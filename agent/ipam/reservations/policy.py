@@ -9,14 +9,14 @@ from agent.model.cluster import IPPool, Snapshot
 
 
 def check_address(pod: str, address: Address, snapshot: Snapshot) -> None:
-    """Raises CniError 102 where a pod (`namespace/name`, or empty) may not ask for an address."""
+    """Raise CniError 102 if a pod (`namespace/name`, or empty) may not ask for an address."""
     for pool in snapshot.pools.values():
         if blocks.contains(pool.cidr, address):
             check_pool(pod, pool)
 
 
 def check_pool(pod: str, pool: IPPool) -> None:
-    """Raises CniError 102 where a pod (`namespace/name`, or empty) may not ask for addresses of the pool."""
+    """Raise CniError 102 if a pod (`namespace/name`, or empty) may not ask for addresses of the pool."""
     namespace = pod.partition("/")[0]
     if pool.namespaces is not None and namespace not in pool.namespaces:
         allowed = ", ".join(pool.namespaces) or "none"

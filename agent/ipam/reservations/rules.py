@@ -1,4 +1,4 @@
-"""Who may have a reserved address, who has to agree, and what a node does about its own: pure functions."""
+"""Which pod may have a reserved address, which node has to agree, and what a node does about its own. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.model.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An address that a pod wants to be its own, or has as its own."""
+    """An address that a pod has, or wants, as a reserved one."""
 
     address: Address
     owner: str
@@ -45,14 +45,14 @@ class LocalPods:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A reservation that nobody needs any more."""
+    """A reservation to delete, as nobody needs it any more."""
 
     reservation: IPReservation
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A reservation that has to say something else."""
+    """A reservation to update."""
 
     reservation: IPReservation
 
@@ -65,7 +65,7 @@ OWNER = re.compile(f"{_NAME}/([A-Za-z0-9]+/)?{_NAME}")
 
 
 class RefusedError(Exception):
-    """Somebody else has the address: who, since when, and what to do."""
+    """Another owner has the address; says which one, since when, and what to do."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -73,7 +73,7 @@ class RefusedError(Exception):
 
 
 def claimed(held: IPReservation | None, claim: Claim, asks: str, now: datetime, keep: timedelta) -> IPReservation:
-    """The reservation as it is once the claim is made; `held` is what there is. Raises RefusedError.
+    """Return the reservation as it is once the claim is made; `held` is what there is. Raises RefusedError.
 
     A pod of the same name may take it over, as two pods never have one name at a time; another pod of the same
     owner when it was given back; anybody when it has also been kept for its time.
@@ -112,19 +112,19 @@ def claimed(held: IPReservation | None, claim: Claim, asks: str, now: datetime, 
 
 
 def _is_for(held: IPReservation, claim: Claim) -> bool:
-    """Whether a pod that has an address is the one that it is reserved for."""
+    """Return whether an address is reserved for the pod that has it."""
     return claim.owner == held.owner and held.pod in ("", claim.pod) and held.network in ("", claim.network)
 
 
 def is_over(held: IPReservation, now: datetime, keep: timedelta) -> bool:
-    """Whether a reservation has outlived its pod for long enough."""
+    """Return whether a reservation has outlived its pod for long enough."""
     return held.released is not None and held.keep != ALWAYS_KEPT and now >= held.released + keep
 
 
 def of_owner(
     reservations: Iterable[IPReservation], owner: str, network: str, pod: str = ""
 ) -> list[IPReservation]:
-    """The addresses that the owner may come back to: those that its pod can have first, persons' before others."""
+    """Return the addresses that the owner may come back to: first those that its pod can have, then persons'."""
 
     def order(held: IPReservation) -> tuple[bool, bool, bool, int, int]:
         free = held.ahead or held.released is not None or held.pod == pod
@@ -137,12 +137,12 @@ def of_owner(
 
 
 def home(snapshot: Snapshot, address: Address) -> tuple[Subnet, str] | None:
-    """The block that an address lies in, and its node; None: it is in nobody's."""
+    """Return the block that an address lies in, and its node; None: no node has it."""
     return block_index.of(snapshot).find(address)
 
 
 def away(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservation]:
-    """Addresses that pods of other nodes have though they are not in their nodes' blocks."""
+    """Yield the addresses of other nodes' pods that are in none of their node's blocks."""
     if not snapshot.reservations:
         return
     by_node: dict[str, list[Subnet]] = {}
@@ -158,13 +158,13 @@ def away(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservat
 
 
 def misplaced(snapshot: Snapshot, network: Network, held: IPReservation) -> tuple[Subnet, str] | None:
-    """The block, and its node, whose network, gateway or broadcast address is reserved; else None."""
+    """Return the block, and its node, whose network, gateway or broadcast address is reserved; else None."""
     found = home(snapshot, held.address)
     return found if found and held.address in blocks.not_for_pods(found[0], network) else None
 
 
 def wrong(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterator[Problem]:
-    """Reservations of addresses that no pod may have by now, for the pod's node and for the block's."""
+    """Yield problems of reservations that no pod may have by now, for the pod's node and for the block's."""
     for network in networks if snapshot.reservations else ():
         for name, held in sorted(snapshot.reservations.items()):
             found = misplaced(snapshot, network, held) if held.network in ("", network.name) else None
@@ -178,7 +178,7 @@ def wrong(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterato
 
 
 def useless(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Iterator[Problem]:
-    """What persons reserved and no pod can have, each told by one node."""
+    """Yield problems of addresses that persons reserved and no pod can have, each on one node."""
     every = sorted(snapshot.reservations.values(), key=_numerically)
     ahead = [held for held in every if held.ahead]
     if not ahead:
@@ -206,7 +206,7 @@ def _numerically(held: IPReservation) -> tuple[int, int]:
 
 
 def _come_back_to(every: Iterable[IPReservation], networks: set[str]) -> dict[tuple[str, str], IPReservation]:
-    """What persons reserved and pods have had, by owner and network: the pods come back to it.
+    """Return what persons reserved and pods have had, by owner and network: the pods come back to it.
 
     A reservation without a network is for the only one; where there are several, it may be for another.
     """
@@ -216,7 +216,7 @@ def _come_back_to(every: Iterable[IPReservation], networks: set[str]) -> dict[tu
 
 
 def _places(snapshot: Snapshot, networks: Iterable[Network]) -> list[Subnet]:
-    """Where addresses of pods may be besides nodes' blocks, as far as this node knows."""
+    """Return where addresses of pods may be besides nodes' blocks, as far as this node knows."""
     subnets = [network.subnet for network in networks if network.subnet]
     return [*subnets, *(pool.cidr for pool in snapshot.pools.values())]
 
@@ -227,7 +227,7 @@ def _barred(pool: IPPool, address: Address) -> bool:
 
 
 def disputes(snapshot: Snapshot, here: LocalPods) -> Iterator[Problem]:
-    """Addresses of pods here that are reserved for others: given before that was known."""
+    """Yield problems of addresses that pods here have and that are reserved for other pods."""
     mine = {claim.address: claim for claim in here.claims}
     for address in here.used.keys() - here.busy if snapshot.reservations else ():
         held = snapshot.reservations.get(address_name(address))
@@ -242,7 +242,7 @@ def disputes(snapshot: Snapshot, here: LocalPods) -> Iterator[Problem]:
 
 
 def steps(snapshot: Snapshot, here: LocalPods, now: datetime, keep: timedelta) -> Iterator[Step]:
-    """What this node has to do about reservations: its own, those it is asked about, those of gone nodes."""
+    """Yield what this node does about reservations: its own, those it is asked about, those of gone nodes."""
     mine = {claim.address: claim for claim in here.claims}
     for held in snapshot.reservations.values():
         claim = mine.get(held.address)
@@ -266,7 +266,7 @@ def steps(snapshot: Snapshot, here: LocalPods, now: datetime, keep: timedelta) -
 
 
 def lost(snapshot: Snapshot, here: LocalPods, now: datetime) -> Iterator[IPReservation]:
-    """What has to be reserved and is not: it was deleted, or the address is in no block of its node any more."""
+    """Yield reservations to create: one was deleted, or the address is in no block of its node any more."""
     for claim in here.claims:
         wanted = claim.keep != WHILE_POD or claim.address in here.outside
         if wanted and claim.address not in here.busy and address_name(claim.address) not in snapshot.reservations:
@@ -274,7 +274,7 @@ def lost(snapshot: Snapshot, here: LocalPods, now: datetime) -> Iterator[IPReser
 
 
 def _used(snapshot: Snapshot, held: IPReservation, claim: Claim) -> Iterator[Step]:
-    """A reservation of this node's whose pod is here."""
+    """Yield the step for a reservation of this node whose pod is here."""
     found = home(snapshot, held.address)
     if held.keep == claim.keep == WHILE_POD and found and found[1] == held.node:
         yield Delete(held)  # the address is in a block of the node again
@@ -289,7 +289,7 @@ def _used(snapshot: Snapshot, held: IPReservation, claim: Claim) -> Iterator[Ste
 
 
 def _left(held: IPReservation, now: datetime, keep: timedelta, *, at_once: bool) -> Iterator[Step]:
-    """A reservation that no pod has any more."""
+    """Yield the step for a reservation that no pod has any more."""
     if at_once or (held.asks and held.keep != ALWAYS_KEPT) or is_over(held, now, keep):
         yield Delete(held)
     elif held.released is None:
@@ -303,6 +303,6 @@ def node_to_ask(snapshot: Snapshot, address: Address, node: str) -> str:
 
 
 def _heir(snapshot: Snapshot, held: IPReservation) -> str:
-    """Who looks after reservations of a node that is gone: the block's node, or the first by name."""
+    """Return the node that handles reservations of a gone node: the block's node, or the first by name."""
     found = home(snapshot, held.address)
     return found[1] if found and found[1] in snapshot.nodes else min(snapshot.nodes, default="")
