@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import config
-from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
+from agent.app import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
 from agent.kernel import ip_links, link_operations, netlink

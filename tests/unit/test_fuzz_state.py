@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import config
-from agent.cli import Agent
+from agent.app import Agent
 from agent.codec.network_json import encode_network
 from agent.config import ConfigError
 from agent.ipam import attachment

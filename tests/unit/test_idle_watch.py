@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent import cli, config
+from agent import app as cli, config
 from agent.cluster import api
 from agent.cluster.api import Api, Request
 from agent.cluster.informer import WatchDuration

@@ -7,7 +7,7 @@ import sys
 
 from tests.lab.space import REPO
 
-SCRIPT = "import sys, agent.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+SCRIPT = "import sys, agent.app; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
 
 
 def test_an_agent_without_a_cluster_does_not_load_the_kubernetes_client() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from agent import config
-from agent.cli import Agent
+from agent.app import Agent
 from agent.cluster import objects
 from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kubernetes_store import KubernetesStore

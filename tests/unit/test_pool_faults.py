@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli import servers
+from agent.app import servers
 from agent.ip import Subnet
 from agent.ipam import pool_faults
 from agent.model import special_addresses

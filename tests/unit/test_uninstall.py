@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import cli, config, uninstall
+from agent import app as cli, config, uninstall
 from agent.cluster import node_condition
 from agent.cluster.api import Api
 from agent.cluster.directory_store import DirectoryStore
