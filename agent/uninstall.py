@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import config
-from agent.app import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE, datastores
+from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
+from agent.cluster import datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
 from agent.kernel import ip_links, link_operations, netlink
@@ -38,7 +39,8 @@ def withdraw(conf: AgentConfig) -> Iterator[str]:
 
     Of a node without a Node object nothing is there.
     """
-    store, _quick, api = datastores(conf.datastore)
+    found = datastores.open_all(conf.datastore)
+    store, api = found.store, found.api
     try:
         store.publish_accepted_modes(conf.node, "")
         yield f"what node {conf.node} receives"

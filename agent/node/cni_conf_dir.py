@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.cni import conflist, netconf
+from agent.cni.later_plugins import LaterPlugins
 from agent.errors import UNSEEN_MAC_REMEDY, CniError
 from agent.model.network import Network
 from agent.model.problem import Problem
@@ -182,6 +183,15 @@ class ConfDir(Controller):
             watched["watch-template"] = self._template.parent
         directory_watch.watch(watched, self.wake, stop)
         super().run(stop)
+
+    def later_plugins(self) -> LaterPlugins:
+        """Return what the confs say, at the time of a call, of the plugins after testcni."""
+        confs = self.found
+        return LaterPlugins(
+            lambda network: confs.get().foreign_macs.get(network, ""),
+            lambda network: confs.get().unseen_macs.get(network, ""),
+            lambda network: confs.get().egress_limits.get(network),  # noqa: PLW0108 - the confs as they are then
+        )
 
     def once(self) -> bool:
         """Read all files."""

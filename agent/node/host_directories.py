@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from agent.config import AgentConfig
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.runtime.controller import Controller, Schedule
@@ -46,6 +47,17 @@ class HostDirectories(Controller):
                 )
         self._problems.publish({option: _problem(option, path) for option, path in found.items()})
         return True
+
+
+def used_by(conf: AgentConfig) -> dict[str, Path]:
+    """Return the directories of the host that an agent uses, by their options."""
+    found = {
+        "--conf-dir": conf.conf_dir,
+        "--run-dir": conf.run_dir,
+        "--state-dir": conf.state_dir,
+        "--sysctl-dir": conf.sysctl_dir,
+    }
+    return {**found, "--bin-dir": conf.bin_dir} if conf.conflist else found
 
 
 def removed(path: Path) -> bool:

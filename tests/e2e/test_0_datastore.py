@@ -384,7 +384,7 @@ import sys, threading, time
 from functools import partial
 from pathlib import Path
 from pathlib import Path
-from agent import app as cli
+from agent import cli
 from agent.cluster import api
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache

@@ -78,7 +78,7 @@ def test_it_has_what_it_needs_and_no_compiler(archive: tarfile.TarFile) -> None:
     } <= programs
     assert not programs & {"gcc", "cc", "clang", "ld", "pip", "make"}
     assert any(name.endswith("opt/testcni/ebpf/veth_ingress.o") for name in names)
-    assert any(name.endswith("site-packages/agent/app.py") for name in names), "not a link to a clone"
+    assert any(name.endswith("site-packages/agent/cli.py") for name in names), "not a link to a clone"
 
 
 def test_it_says_what_it_is(archive: tarfile.TarFile) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from agent import app as cli
+from agent import cli
 from agent.codec import json_fields
 from agent.ipam.attachment import Attachment
 from agent.kernel import netlink

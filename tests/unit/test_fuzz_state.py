@@ -100,7 +100,7 @@ def test_an_agent_starts_and_knows_its_good_pods_among_bad_notes(
             (place / name).write_bytes(data)
         with agent_on(place) as agent:
             start(agent)
-            assert agent._attachments.get("c9", "eth0") == replace(good, wired=json.loads(WIRED))
+            assert agent.shared.attachments.get("c9", "eth0") == replace(good, wired=json.loads(WIRED))
             assert route_protocol.in_use(place, 112)
 
 
@@ -112,22 +112,22 @@ def agent_on(place: Path) -> Iterator[Agent]:
     agent = Agent(conf, lock)
     yield agent
     os.close(lock._fd)
-    os.close(agent._bird._wake)
+    os.close(agent.node.bird._wake)
 
 
 def start(agent: Agent) -> None:
     """What an agent does at its start, but for the kernel."""
-    agent._attachments.load()
-    agent._attachments.see_links({})
-    agent._journal.prepare()
-    agent._journal.replay()
-    for known in agent._attachments.in_force():
+    agent.shared.attachments.load()
+    agent.shared.attachments.see_links({})
+    agent.pods.journal.prepare()
+    agent.pods.journal.replay()
+    for known in agent.shared.attachments.in_force():
         with contextlib.suppress(NodeNotReadyError):
             BUILT_IN[known.network.mode].port(known)
     json.dumps(agent.report()).encode()
-    agent._reconciler._recall.look(Snapshot(synced=True))
-    agent._reservations._set_reserved()
-    agent._reconciler._inputs.marks.ownership(frozenset())
+    agent.node.reconciler._recall.look(Snapshot(synced=True))
+    agent.cluster.reservations._set_reserved()
+    agent.node.reconciler._inputs.marks.ownership(frozenset())
 
 
 @fuzz(60)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent import app as cli, config
+from agent import app, config
 from agent.cluster import api
 from agent.cluster.api import Api, Request
 from agent.cluster.informer import WatchDuration
@@ -168,11 +168,11 @@ def test_there_is_a_connection_for_each_thread_of_the_agent(kubeconfig: Path, tm
     flags = [f"--{name}-dir={tmp_path}" for name in ("conf", "run", "state")]
     conf = config.load([*flags, f"--datastore=kubernetes:{kubeconfig}", "--node=n1"], {})
     lock = Lock(conf.run_dir)
-    agent = cli.Agent(conf, lock)
-    assert len(agent._parts()) + len(KINDS) <= api.AGENT_THREADS
+    agent = app.Agent(conf, lock)
+    assert len(agent.parts()) + len(KINDS) <= api.AGENT_THREADS
     os.close(lock._fd)
-    os.close(agent._bird._wake)
-    _store, quick, _api = cli.datastores(conf.datastore)
+    os.close(agent.node.bird._wake)
+    quick = agent.cluster.datastores.quick
     assert isinstance(quick, KubernetesStore)
     assert quick._api._threads == WORKERS
 

@@ -327,9 +327,9 @@ def test_an_agent_starts_whatever_is_in_its_state(tmp_path: Path) -> None:
     flags = [f"--{name}={tmp_path / place}" for name, place in given.items()]
     conf = config.load([*flags, f"--datastore=dir:{tmp_path}/data", "--node=n", "--listen=off"], {})
     agent = Agent(conf, Lock(conf.run_dir))
-    agent._attachments.load()
-    agent._journal.prepare()
-    assert agent._journal.replay() == 0
+    agent.shared.attachments.load()
+    agent.pods.journal.prepare()
+    assert agent.pods.journal.replay() == 0
     assert not list((tmp_path / "state/deletes").glob("*.json"))
-    assert isinstance(agent._confs.found.get(), Confs)
-    assert network_of("net") not in agent._reconciler.status.get().blocks
+    assert isinstance(agent.node.confs.found.get(), Confs)
+    assert network_of("net") not in agent.node.reconciler.status.get().blocks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.app import servers
+from agent.cluster.datastores import server_addresses
 from agent.ip import Subnet
 from agent.ipam import pool_faults
 from agent.model import special_addresses
@@ -157,6 +157,7 @@ def test_the_address_of_the_api_server(tmp_path: Path, monkeypatch: pytest.Monke
             f"{{clusters: [{{name: c, cluster: {{server: '{server}'}}}}], current-context: x, "
             "contexts: [{name: x, context: {cluster: c, user: u}}], users: [{name: u, user: {}}]}"
         )
-        assert servers(f"kubernetes:{conf}") == expected
+        assert server_addresses(f"kubernetes:{conf}") == expected
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert servers(f"kubernetes:{tmp_path}/none") == servers("kubernetes") == servers("dir:/x") == frozenset()
+    for text in (f"kubernetes:{tmp_path}/none", "kubernetes", "dir:/x"):
+        assert server_addresses(text) == frozenset()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import app as cli, config, ctl, uninstall
+from agent import cli, config, ctl, uninstall
 from agent.cluster import accepted_modes, node_condition, node_events, usage_objects
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.errors import Code

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from agent import app as cli, config, uninstall
-from agent.cluster import node_condition
+from agent import cli, config, uninstall
+from agent.cluster import datastores, node_condition
 from agent.cluster.api import Api
+from agent.cluster.datastores import Datastores
 from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import ConflictError, StoreError
@@ -31,9 +32,8 @@ class Server:
         """Codes that the next changes of the condition get."""
         self.server = Awkward(self._answer)
         api = Api(lambda: client(self.server.port, "t"))
-        monkeypatch.setattr(
-            uninstall, "datastores", lambda _text: (KubernetesStore(api), KubernetesStore(api), api)
-        )
+        found = Datastores(KubernetesStore(api), KubernetesStore(api), api)
+        monkeypatch.setattr(datastores, "open_all", lambda _text: found)
 
     def _answer(self, asked: Asked) -> Answer:
         if asked.method == "GET":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import agent
-from agent import app as cli, ctl, uninstall
+from agent import cli, ctl, uninstall
 from tests.lab.space import REPO
 from tests.unit.plugin import Builds
 

@@ -1,0 +1,43 @@
+"""testcni-agent: read the options and run the agent until a signal or a failure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from agent import config
+from agent import log as logs
+from agent.app import Agent
+from agent.config import ConfigError
+from agent.modes.registry import BUILT_IN, Modes
+from agent.node.run_dir import Lock
+
+EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
+
+log = logging.getLogger("agent")
+
+
+def main(argv: list[str] | None = None, modes: Modes = BUILT_IN) -> int:
+    """Return the exit code: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir."""
+    try:
+        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        logs.set_up(conf.log_level)
+        agent = Agent(conf, Lock(conf.run_dir), modes)
+    except ConfigError as error:
+        print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    except BlockingIOError:
+        print(f"testcni-agent: another agent serves on {conf.run_dir}", file=sys.stderr)  # noqa: T201
+        return EXIT_BUSY
+    except OSError as error:
+        print(f"testcni-agent: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+    agent.stop_on(signal.SIGTERM, signal.SIGINT)
+    try:
+        agent.run()
+    except OSError:
+        log.exception("the agent can't start")
+        return EXIT_FAILED
+    return EXIT_FAILED if agent.failed else 0
