@@ -32,13 +32,9 @@ from agent.model.marks import LINK_PREFIX, NFT_TABLE
 from agent.model.node_status import Demand, ReservationsInProgress
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
-from agent.modes.ipip.bird.node_object import Bird
+from agent.modes.base import AgentContext
 from agent.modes.ipip.bird.options import OptionsFile
-from agent.modes.ipip.bird.supervisor import Supervisor
-from agent.modes.ipip.device import IpipDevice
-from agent.modes.parent.mac_filter_check import MacFilterCheck
 from agent.modes.registry import BUILT_IN, Modes
-from agent.modes.vxlan.checksum_check import ChecksumCheck
 from agent.node import route_protocol
 from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.cni_conf_dir import ConfDir
@@ -52,7 +48,7 @@ from agent.node.run_dir import Lock, RunDir
 from agent.objects import pod_port_setup
 from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
-from agent.observe.status import bgp, report
+from agent.observe.status import report
 from agent.runtime.controller import Controller
 from agent.runtime.observable import Observable
 from agent.runtime.shutdown import Shutdown
@@ -119,10 +115,10 @@ class NodePath:
         conf, board = shared.conf, shared.board
         self._conf = conf
         self.confs = ConfDir(conf.conf_dir, conf.conflist, shared.modes, board.part("confs"))
-        self.bird = Supervisor(conf.run_dir / "bird", board.part("bird"))
         report_error = board.part("bgp-options").report_error
         self.bgp = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", report_error)
-        self.ipip = IpipDevice(conf.ipip)
+        context = AgentContext(conf, board, self.bgp)
+        self.of_modes = [mode.parts(context) for mode in shared.modes]
         inputs = self._inputs(shared, cluster)
         self.reconciler = Reconciler(
             conf.node, inputs, cluster.block_controller, conf.resync, shared.metrics.timings
@@ -131,8 +127,7 @@ class NodePath:
         self.view = NodeView(conf.node, cluster.snapshot, self.status)
         self._publisher = AcceptedModesPublisher(cluster.datastores.store, self.view, board.part("herald"))
         self._host_directories = HostDirectories(used_by(conf), board.part("folders"))
-        self._checksum_check = ChecksumCheck(board.part("selftest"), conf.route_protocol)
-        self._mac_filter_check = MacFilterCheck(self.view, board.part("segment"))
+        self.mode_threads = {name: one for of in self.of_modes for name, one in of.threads(self.view).items()}
         self.installer: Installer | None = None
         if conf.conflist:
             places = Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)
@@ -151,7 +146,7 @@ class NodePath:
             conf.run_dir / "prepared.json",
             resume=reservation_controller.unusable(shared.reservations_file) is None,
             bgp=self.bgp,
-            objects=shared.modes.node_objects(self.ipip, Bird(self.bird.want, self.bgp)),
+            objects=shared.modes.node_objects(*(each for of in self.of_modes for each in of.objects)),
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
             servers=datastores.server_addresses(conf.datastore),
@@ -167,9 +162,7 @@ class NodePath:
             "reconciler": self.reconciler,
             "herald": self._publisher,
             "folders": self._host_directories,
-            "bird": self.bird,
-            "selftest": self._checksum_check,
-            "segment": self._mac_filter_check,
+            **self.mode_threads,
             "monitor": DriftMonitor(routes, self.reconciler.drifted),
             "nft-monitor": DriftMonitor(partial(Monitor.of_nft, NFT_TABLE), self.reconciler.drifted),
         }
@@ -271,8 +264,7 @@ class Agent:
                 self.cluster.snapshot_cache,
                 self.node.reconciler,
                 self.pods.journal,
-                self.node.bird.status.get,
-                self.node.ipip.counted,
+                lambda: (family for of in self.node.of_modes for family in of.metrics()),
             )
         )
 
@@ -329,10 +321,11 @@ class Agent:
 
     def report(self) -> dict[str, Any]:
         """Return the agent's status as JSON."""
-        shared, bird = self.shared, self.node.bird.status.get()
+        shared = self.shared
         snapshot, status = self.cluster.snapshot.get(), self.node.status.get()
         own = report(self.conf, self._began, snapshot, status, shared.attachments, shared.modes)
-        return {**own, "notes": self._observers.notes, "bgp": bgp(bird), "rounds": self._rounds()}
+        of_modes = {key: value for of in self.node.of_modes for key, value in of.report().items()}
+        return {**own, "notes": self._observers.notes, **of_modes, "rounds": self._rounds()}
 
     def _rounds(self) -> dict[str, int]:
         woken = {name: self._parts.get(name) for name in WOKEN}

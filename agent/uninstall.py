@@ -19,10 +19,7 @@ from agent.config import AgentConfig, ConfigError
 from agent.kernel import ip_links, link_operations, netlink
 from agent.kernel.bpf import loader
 from agent.model.marks import ALIAS, LINK_PREFIX
-from agent.modes.ipip.bird import supervisor
-from agent.modes.ipip.bird.daemon import Files
-from agent.modes.ipip.bird.types import BirdError
-from agent.modes.registry import BUILT_IN
+from agent.modes.registry import BUILT_IN, Modes
 from agent.node import installer, kernel_state, route_protocol
 from agent.node.apply import NodeProgrammer
 from agent.node.installer import Places
@@ -54,10 +51,10 @@ def withdraw(conf: AgentConfig) -> Iterator[str]:
         return
 
 
-def uninstall(conf: AgentConfig) -> Iterator[str]:
-    """Remove conflist and plugins, links, BIRD, routes, tunnels, nft table, pins and state; what went.
+def uninstall(conf: AgentConfig, modes: Modes = BUILT_IN) -> Iterator[str]:
+    """Remove conflist and plugins, links, what modes run, routes, tunnels, nft table, pins and state; yield what.
 
-    Raises OSError, and BirdError when something else holds BIRD's socket.
+    Raises OSError.
     """
     if conf.conflist:  # first: the runtime must not start a pod on what goes now
         for path in installer.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
@@ -67,9 +64,8 @@ def uninstall(conf: AgentConfig) -> Iterator[str]:
         if link.name.startswith(LINK_PREFIX) and link.alias.startswith(ALIAS):
             link_operations.delete(nl, link.name)
             yield f"link {link.name} ({link.alias})"
-    ran, routes = supervisor.retire(Files(conf.run_dir / "bird"))
-    if ran or routes:
-        yield f"BIRD, {routes} routes of it"
+    for mode in modes:
+        yield from mode.uninstall(conf.run_dir)
     for protocol in route_protocol.in_use(conf.run_dir, conf.route_protocol):
         programmer = NodeProgrammer(BUILT_IN.node_objects())
         kernel = kernel_state.read(nl, programmer.is_made)
@@ -113,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     except BlockingIOError:
         print(f"testcni-uninstall: an agent serves on {conf.run_dir}; stop it first", file=sys.stderr)  # noqa: T201
         return EXIT_BUSY
-    except (OSError, BirdError) as error:
+    except OSError as error:
         print(f"testcni-uninstall: {error}; it may be repeated", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
     try:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
+from prometheus_client.metrics_core import Metric
+
 from agent.codec.json_fields import Fields
+from agent.config import AgentConfig
 from agent.errors import CniError, Code
 from agent.ip import Address, Subnet
 from agent.ipam.attachment import Attachment
 from agent.ipam.block_ownership import Ownership
+from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot
 from agent.model.network import ExtraRoute, ModeOptions, Network
-from agent.modes.ipip.bird.options import BgpOptions
+from agent.model.node_view import NodeView
+from agent.model.problem_board import ProblemBoard
+from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
 from agent.modes.node_endpoints import Ends
 from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
+from agent.runtime.threads import Part
 
 PLAIN = ""
 """In place of a mode: packets go to a peer as they are, as in a mode without tunnels. Every node accepts those."""
@@ -122,6 +130,32 @@ class ConfFields:
     """Those of the object `ipam`."""
 
 
+@dataclass(frozen=True, slots=True)
+class AgentContext:
+    """The agent that runs the parts of a mode."""
+
+    conf: AgentConfig
+    board: ProblemBoard
+    bgp: OptionsFile
+
+
+def _no_threads(_view: NodeView) -> Mapping[str, Part]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class ModeParts:
+    """What a mode adds to a running agent, with what its parts share."""
+
+    objects: tuple[NodeObject, ...] = ()
+    """Node objects in place of those of the same kind that `node_objects` returns, or beside them."""
+    threads: Callable[[NodeView], Mapping[str, Part]] = _no_threads
+    """Returns what runs in threads, by the names of the threads."""
+    report: Callable[[], Mapping[str, object]] = dict
+    """Returns what the status report says of the mode, beside its networks."""
+    metrics: Callable[[], Iterable[Metric]] = tuple
+
+
 class Mode(ABC):
     """A way of connecting pods. The pod path calls wire, check and unwire; the node path calls desired."""
 
@@ -164,6 +198,18 @@ class Mode(ABC):
     def node_objects(self) -> tuple[NodeObject, ...]:
         """Return what the node path programs for this mode only: new values, as they remember what they did."""
         return ()
+
+    def packet_counts(self) -> Mapping[str, Count]:
+        """Return what became of packets in the mode's eBPF programs, by reason. Raises OSError."""
+        return {}
+
+    def parts(self, agent: AgentContext) -> ModeParts:
+        """Return what the mode adds to an agent that runs. It is called once for each agent."""
+        return ModeParts()
+
+    def uninstall(self, run_dir: Path) -> Iterator[str]:
+        """Remove what the mode leaves beside what the node path programs; yield what. Raises OSError."""
+        yield from ()
 
     @abstractmethod
     def desired(self, view: View) -> NodeState:

@@ -11,7 +11,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from agent import __version__
@@ -20,9 +20,9 @@ from agent.cni.journal import Journal
 from agent.ip import FAMILIES
 from agent.model.cluster import Snapshot
 from agent.model.node_status import Timings
-from agent.modes.ipip.bird.types import BirdStatus
 from agent.modes.registry import BUILT_IN, Modes
 from agent.node.reconciler import Reconciler
+from agent.runtime.metric_families import counter, gauge
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")
@@ -39,9 +39,8 @@ class Sources:
     snapshot_cache: SnapshotCache
     reconciler: Reconciler
     journal: Journal
-    bird: Callable[[], BirdStatus]
-    tunnelled: Callable[[], Mapping[str, int]]
-    """Packets of the mode ipip by what became of them."""
+    of_modes: Callable[[], Iterable[Metric]]
+    """Metrics that modes add."""
 
 
 class Metrics:
@@ -104,7 +103,7 @@ class _State(Collector):
         sources = self._sources
         report = sources.report()
         status, snapshot = sources.reconciler.status.get(), sources.snapshot_cache.snapshot.get()
-        yield _gauge("build_info", "1; the version is its label", ["version"], {(__version__,): 1})
+        yield gauge("build_info", "1; the version is its label", ["version"], {(__version__,): 1})
         yield from _networks(report["networks"])
         for name, text, value in (
             ("attachments", "Interfaces of pods, those that an ADD is at work on included", report["attachments"]),
@@ -114,59 +113,32 @@ class _State(Collector):
             ("routes_programmed", "Those of them that are", status.programmed),
             ("problems", "What a person must mend; testcnictl status tells them", len(status.problems)),
         ):
-            yield _gauge(name, text, [], {(): value})
-        yield _gauge(
+            yield gauge(name, text, [], {(): value})
+        yield gauge(
             "reservations", "Addresses that stay, of pods of this node", ["state"], _held(snapshot, sources.node)
         )
         try:
-            yield _gauge("journal_length", "Journaled DELs still to be done", [], {(): sources.journal.waiting()})
+            yield gauge("journal_length", "Journaled DELs still to be done", [], {(): sources.journal.waiting()})
         except OSError:
-            yield _gauge("journal_length", "Journaled DELs; the journal can't be read", [], {})
-        yield _counter(
+            yield gauge("journal_length", "Journaled DELs; the journal can't be read", [], {})
+        yield counter(
             "reconcile_errors", "Rounds in which a kind failed", ["what"], sources.reconciler.errors.all()
         )
-        yield _counter(
+        yield counter(
             "drift_repaired",
             "What others changed and was put right",
             ["kind"],
             sources.reconciler.drift.repaired.all(),
         )
-        yield _counter(
+        yield counter(
             "watch_restarts", "Watches begun anew", ["kind", "reason"], sources.snapshot_cache.watch_restarts.all()
         )
-        yield from _bird(sources.bird())
-        try:
-            yield _ipip(sources.tunnelled())
-        except OSError:
-            yield _ipip({})
+        yield from sources.of_modes()
         ages: dict[tuple[str, ...], float] = {
             (k,): age for k, age in sources.snapshot_cache.seconds_since_change().items()
         }
-        yield _gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
+        yield gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
         yield from _ebpf(report["ebpf"] or {})
-
-
-def _bird(bird: BirdStatus) -> Iterator[Metric]:
-    """Sums over all sessions: a series for each would be as many as nodes, on each node."""
-    yield _gauge("bird_running", "Whether BIRD runs and answers", [], {(): bird.running})
-    starts = CounterMetricFamily("testcni_bird_starts", "How often this agent has started BIRD")
-    starts.add_metric([], bird.starts)
-    yield starts
-    states: dict[tuple[str, ...], float] = {(state.value,): number for state, number in bird.by_state().items()}
-    yield _gauge("bgp_sessions", "BGP sessions", ["state"], states)
-    routes: dict[tuple[str, ...], float] = {
-        ("imported",): sum(session.imported for session in bird.sessions),
-        ("exported",): sum(session.exported for session in bird.sessions),
-    }
-    yield _gauge("bgp_routes", "Routes of all BGP sessions", ["direction"], routes)
-    yield _gauge("bird_kernel_routes", "Routes that BIRD has in the kernel", [], {(): bird.kernel_routes})
-
-
-def _ipip(counted: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily("testcni_ipip_packets", "Packets of the mode ipip by their fate", labels=["fate"])
-    for fate, number in counted.items():
-        family.add_metric([fate], number)
-    return family
 
 
 def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
@@ -183,15 +155,15 @@ def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
         (*key, state): count for key, counts in largest.items() for state, count in counts.items()
     }
     labels = ["network", "mode", "family", "state"]
-    yield _gauge("addresses", "Addresses in this node's blocks, by IP version", labels, addresses)
-    yield _gauge("blocks", "Blocks of addresses that this node has", ["network", "family"], blocks)
+    yield gauge("addresses", "Addresses in this node's blocks, by IP version", labels, addresses)
+    yield gauge("blocks", "Blocks of addresses that this node has", ["network", "family"], blocks)
 
 
 def _ebpf(counted: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
     """What the eBPF programs did, by reason."""
     for unit, text in (("packets", "Packets that the eBPF programs saw"), ("bytes", "Their bytes")):
         values: dict[tuple[str, ...], float] = {(reason,): count[unit] for reason, count in counted.items()}
-        yield _counter(f"ebpf_{unit}", f"{text}, by what became of them", ["reason"], values)
+        yield counter(f"ebpf_{unit}", f"{text}, by what became of them", ["reason"], values)
 
 
 def _held(snapshot: Snapshot, node: str) -> dict[tuple[str, ...], float]:
@@ -205,17 +177,3 @@ def _peers(snapshot: Snapshot, node: str) -> int:
     owners = {name for name, other in snapshot.nodes.items() if other.blocks}
     owners |= {block.node for block in snapshot.blocks.values() if block.node in snapshot.nodes}
     return len(owners - {node})
-
-
-def _gauge(name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], float]) -> Metric:
-    family = GaugeMetricFamily(f"testcni_{name}", text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(key, value)
-    return family
-
-
-def _counter(name: str, text: str, labels: list[str], counts: Mapping[tuple[str, ...], float]) -> Metric:
-    family = CounterMetricFamily(f"testcni_{name}", text, labels=labels)
-    for key, count in counts.items():
-        family.add_metric(key, count)
-    return family

@@ -18,9 +18,7 @@ from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.modes.base import Mode
-from agent.modes.ipip.bird.types import BirdStatus
 from agent.modes.registry import Modes
-from agent.modes.vxlan import maps as vxlan_maps
 from agent.objects import pod_guard
 
 
@@ -46,47 +44,26 @@ def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
             _network(network, modes.of(network), own, status, attachments)
             for network, own in status.blocks.items()
         ],
-        "ebpf": _ebpf(),
+        "ebpf": _ebpf(modes),
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
         ],
     }
 
 
-def bgp(bird: BirdStatus) -> dict[str, Any] | None:
-    """What BIRD does and with whom, as JSON; None where there is no BIRD."""
-    if not bird.running:
-        return None
-    return {
-        "version": bird.version,
-        "pid": bird.pid,
-        "starts": bird.starts,
-        "kernelRoutes": bird.kernel_routes,
-        "sessionsByState": {state.value: number for state, number in bird.by_state().items() if number},
-        "sessions": [
-            {
-                "peer": session.peer,
-                "state": session.state.value,
-                "imported": session.imported,
-                "exported": session.exported,
-                "error": session.error,
-            }
-            for session in bird.sessions
-        ],
-    }
-
-
-def _ebpf() -> dict[str, Any] | None:
+def _ebpf(modes: Modes) -> dict[str, Any] | None:
     """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read.
 
-    What pod_guard drops counts with what the programs of vxlan drop for the same reason.
+    Packets that pod_guard drops are added to those that programs of a mode drop for the same reason.
     """
     try:
-        maps, guarded = loader.maps(), loader.maps(family=loader.GUARD)
-        counted = dict(vxlan_maps.counters(maps) if maps else vxlan_maps.no_counters())
-        for reason, more in (pod_guard.counters(guarded) if guarded else pod_guard.no_counters()).items():
-            count = counted.get(reason, Count(0, 0))
-            counted[reason] = Count(count.packets + more.packets, count.bytes + more.bytes)
+        guarded = loader.maps(family=loader.GUARD)
+        counted: dict[str, Count] = {}
+        of_guard = pod_guard.counters(guarded) if guarded else pod_guard.no_counters()
+        for counts in (*(mode.packet_counts() for mode in modes), of_guard):
+            for reason, count in counts.items():
+                known = counted.get(reason, Count(0, 0))
+                counted[reason] = Count(known.packets + count.packets, known.bytes + count.bytes)
     except OSError:
         return None
     return {reason: {"packets": count.packets, "bytes": count.bytes} for reason, count in counted.items()}

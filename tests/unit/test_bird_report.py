@@ -6,7 +6,7 @@ from typing import Any
 
 from agent import ctl
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
-from agent.observe.status import bgp
+from agent.modes.ipip.metrics import bgp
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "problems": [], "nodes": 3, "routes": 0, "attachments": 0, "uptimeSeconds": 1,

@@ -29,6 +29,7 @@ from agent.modes.ipip.bird import control, daemon, logs, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.options import OptionsFile
+from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.ipip.bird.types import BirdConfig, BirdError
 from agent.modes.registry import BUILT_IN
 from agent.node import route_protocol
@@ -112,7 +113,9 @@ def agent_on(place: Path) -> Iterator[Agent]:
     agent = Agent(conf, lock)
     yield agent
     os.close(lock._fd)
-    os.close(agent.node.bird._wake)
+    bird = agent.node.mode_threads["bird"]
+    assert isinstance(bird, Supervisor)
+    os.close(bird._wake)
 
 
 def start(agent: Agent) -> None:

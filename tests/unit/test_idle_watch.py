@@ -24,6 +24,7 @@ from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ENDED, FAILED, KINDS, Bookmark, Change, SourceProblem, WatchRestarted
 from agent.cni.server import WORKERS
+from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.node.run_dir import Lock
 from tests.unit import awkward
 from tests.unit.awkward import Answer, Asked, Awkward
@@ -171,7 +172,9 @@ def test_there_is_a_connection_for_each_thread_of_the_agent(kubeconfig: Path, tm
     agent = app.Agent(conf, lock)
     assert len(agent.parts()) + len(KINDS) <= api.AGENT_THREADS
     os.close(lock._fd)
-    os.close(agent.node.bird._wake)
+    bird = agent.node.mode_threads["bird"]
+    assert isinstance(bird, Supervisor)
+    os.close(bird._wake)
     quick = agent.cluster.datastores.quick
     assert isinstance(quick, KubernetesStore)
     assert quick._api._threads == WORKERS

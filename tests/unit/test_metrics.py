@@ -37,6 +37,7 @@ from agent.model.cluster import IPBlock, Node
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import ProblemBoard
+from agent.modes.ipip import metrics as ipip_metrics
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
@@ -83,8 +84,7 @@ class Parts:
             self.snapshot_cache,
             self.reconciler,
             self.journal,
-            lambda: self.bird,
-            lambda: {"sent": 7, "drop_unknown_node": 1},
+            lambda: ipip_metrics.families(self.bird, lambda: {"sent": 7, "drop_unknown_node": 1}),
         )
         self.metrics.follow(sources)
 

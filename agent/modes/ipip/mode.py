@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
@@ -14,10 +15,13 @@ from agent.model.marks import IPIP_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import ConfFields, Mode, View, Wired
-from agent.modes.ipip import bgp
+from agent.modes.base import AgentContext, ConfFields, Mode, ModeParts, View, Wired
+from agent.modes.ipip import bgp, metrics
 from agent.modes.ipip.bgp import Encapsulate
-from agent.modes.ipip.bird.types import METRIC, Tunnel
+from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.node_object import Bird
+from agent.modes.ipip.bird.supervisor import Supervisor, retire
+from agent.modes.ipip.bird.types import METRIC, BirdError, Tunnel
 from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.options import IPIP, IpipOptions
 from agent.modes.ipip.state import IpipState
@@ -41,6 +45,26 @@ class Ipip(Mode):
     def device(self, network: Network) -> str:
         """Return the tunnels' device, which a node has once."""
         return IPIP_DEVICE
+
+    def parts(self, agent: AgentContext) -> ModeParts:
+        """Return BIRD and the tunnels' device, which tell what they do."""
+        bird = Supervisor(agent.conf.run_dir / "bird", agent.board.part("bird"))
+        device = IpipDevice(agent.conf.ipip)
+        return ModeParts(
+            (device, Bird(bird.want, agent.bgp)),
+            lambda _view: {"bird": bird},
+            lambda: {"bgp": metrics.bgp(bird.status.get())},
+            lambda: metrics.families(bird.status.get(), device.counted),
+        )
+
+    def uninstall(self, run_dir: Path) -> Iterator[str]:
+        """End BIRD and remove its routes. Raises OSError, also where something else holds BIRD's socket."""
+        try:
+            ran, routes = retire(Files(run_dir / "bird"))
+        except BirdError as error:
+            raise OSError(str(error)) from error
+        if ran or routes:
+            yield f"BIRD, {routes} routes of it"
 
     def parse_options(self, given: ConfFields) -> IpipOptions:
         """Return the options that a netconf gives. Raises CniError 7."""

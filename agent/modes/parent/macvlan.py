@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from agent.ipam.attachment import Attachment
+from agent.modes.base import AgentContext, ModeParts
+from agent.modes.parent.mac_filter_check import MacFilterCheck
 from agent.modes.parent.options import MACVLAN, PASSTHRU, MacvlanOptions
 from agent.modes.parent.subinterface import Slaves, link_mode, only_parents
 
@@ -12,6 +14,11 @@ class Macvlan(Slaves):
 
     kind = MACVLAN
     options = MacvlanOptions
+
+    def parts(self, agent: AgentContext) -> ModeParts:
+        """Return the check whether the segment carries frames of pods' MACs."""
+        problems = agent.board.part("segment")
+        return ModeParts(threads=lambda view: {"segment": MacFilterCheck(view, problems)})
 
     def mac(self, attachment: Attachment) -> str | None:
         """That of its address, or the one asked for; with passthru the parent's, which must stay as it is.

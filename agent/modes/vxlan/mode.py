@@ -5,6 +5,7 @@ With the backend `kernel`, the stack and the kernel's own vxlan do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -13,14 +14,26 @@ from agent.ipam.attachment import Attachment
 from agent.ipam.blocks import is_single
 from agent.kernel import ip_links, netlink
 from agent.kernel.bpf import loader
+from agent.kernel.bpf.map_entries import Count
 from agent.kernel.ip_links import Link
 from agent.model.marks import VXLAN_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import AddressTakenError, CheckError, ConfFields, Mode, NodeNotReadyError, View, Wired
+from agent.modes.base import (
+    AddressTakenError,
+    AgentContext,
+    CheckError,
+    ConfFields,
+    Mode,
+    ModeParts,
+    NodeNotReadyError,
+    View,
+    Wired,
+)
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
+from agent.modes.vxlan.checksum_check import ChecksumCheck
 from agent.modes.vxlan.device import VxlanDevice
 from agent.modes.vxlan.options import EBPF, KERNEL, VXLAN, VxlanOptions
 from agent.modes.vxlan.state import VxlanState
@@ -43,6 +56,16 @@ class Vxlan(Mode):
     def device(self, network: Network) -> str:
         """Return the tunnel's device, which a node has once."""
         return VXLAN_DEVICE
+
+    def packet_counts(self) -> Mapping[str, Count]:
+        """Return what became of packets in the programs, by reason; nothing happened where there are none."""
+        maps = loader.maps()
+        return vxlan_maps.counters(maps) if maps else vxlan_maps.no_counters()
+
+    def parts(self, agent: AgentContext) -> ModeParts:
+        """Return the check of checksums in the tunnel."""
+        check = ChecksumCheck(agent.board.part("selftest"), agent.conf.route_protocol)
+        return ModeParts(threads=lambda _view: {"selftest": check})
 
     def parse_options(self, given: ConfFields) -> VxlanOptions:
         """Return the options that a netconf gives. Raises CniError 7."""
