@@ -75,7 +75,7 @@ class HostGw(Mode):
             problems=problems | settled.problems | carried.problems,
             refused=settled.refused | carried.refused,
             lacking=carried.lacking,
-            loose_rp_filter_on=peers.crossing(view),
+            loose_rp_filter_on=peers.loose_rp_filter_on(view),
             guards=frozenset({(_bridge_name(view.network), view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
             proxy_arp_on=frozenset(

@@ -159,7 +159,7 @@ def is_migrating(view: View) -> bool:
     return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
 
 
-def crossing(view: View, *devices: str) -> frozenset[str]:
+def loose_rp_filter_on(view: View, *devices: str) -> frozenset[str]:
     """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
     me = view.snapshot.nodes.get(view.node)
     if me is None or not is_migrating(view):
@@ -172,7 +172,7 @@ def _no_ipv6(view: View, where: str) -> Problem:
     return Problem(where, what, f"use {' or '.join(view.routed.ipv6)} for IPv6")
 
 
-def senders(view: View) -> frozenset[IPv4Address]:
+def tunnel_peers(view: View) -> frozenset[IPv4Address]:
     """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
     addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
     return frozenset(address for address in addresses if isinstance(address, IPv4Address))

@@ -1,4 +1,4 @@
-"""The nft table `testcni`: masquerade of what leaves the cluster and of detours, and who may send by tunnels.
+"""The nft table `testcni`: masquerade, SNAT to the node, and which packets of tunnels are accepted.
 
 One list of objects in the form of libnftables-json(5) is what is written and what the kernel's is compared with.
 """
@@ -17,7 +17,7 @@ from agent.kernel import nft
 from agent.kernel.nft import NftError, Object, UnreadableError
 from agent.model.marks import LINK_PREFIX, NFT_TABLE
 from agent.objects.base import Context, NodeObject, Result, Stage
-from agent.objects.state import Detour, Masquerade, NodeState, Shut
+from agent.objects.state import Masquerade, NodeSnat, NodeState, Shut
 
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
 TABLE: dict[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": []}
@@ -43,16 +43,16 @@ OPEN = Shut()
 
 def objects(
     masquerade: Masquerade,
-    senders: frozenset[IPv4Address] | None = None,
+    ipip_peers: frozenset[IPv4Address] | None = None,
     counted: Counted | None = None,
-    quiet: frozenset[str] = frozenset(),
+    no_redirects_on: frozenset[str] = frozenset(),
     shut: Shut = OPEN,
 ) -> list[Object]:
-    """The table that does it, none without sources; multicast is never masqueraded.
+    """Return the objects of the table, none where it would do nothing; multicast is never masqueraded.
 
-    Of ipip packets only those of `senders` are taken, and the others `counted` on from what was counted before;
-    None: of anybody, as there is nothing to take them. By the devices `quiet` no ICMP redirects are sent. To what
-    is `shut` no packet of a pod goes, nor any that was translated on its way.
+    ipip packets are accepted from `ipip_peers` only, and others are dropped and counted, beginning at `counted`;
+    None: nothing here takes such packets, so none are filtered. No ICMP redirects leave by the devices
+    `no_redirects_on`. No packet of a pod goes to what is `shut`, nor any that was translated on its way.
     """
     sets: list[Object] = []
     rules: list[Object] = []
@@ -63,12 +63,12 @@ def objects(
         exempt = _collapsed([*masquerade.exempt, ipaddress.ip_network(multicast)], version)
         sets += [_set(f"pods{version}", kind, sources), _set(f"cluster{version}", kind, exempt)]
         rules.append(_masquerade(version, protocol))
-    for detour in sorted(masquerade.detours, key=str):
-        rules += _detour(detour)
+    for snat in sorted(masquerade.node_snats, key=str):
+        rules += _node_snat(snat)
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
     closed = _shut(shut, from_pods=any(source.version == 4 for source in masquerade.sources))
-    if senders is not None:
-        sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, senders), 4))]
+    if ipip_peers is not None:
+        sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, ipip_peers), 4))]
         closed = [_only_senders(counted), *closed]
     chains += [
         {"chain": {**INSIDE, **chain}}
@@ -76,21 +76,21 @@ def objects(
         if any(rule["rule"]["chain"] == chain["name"] for rule in closed)
     ]
     rules += closed
-    if quiet:
+    if no_redirects_on:
         chains += [{"chain": {**INSIDE, **OUTPUT}}]
-        rules += [_no_redirects(device) for device in sorted(quiet)]
+        rules += [_no_redirects(device) for device in sorted(no_redirects_on)]
     return [{"table": TABLE}, *sets, *chains, *rules] if rules else []
 
 
 def write(
     masquerade: Masquerade,
-    senders: frozenset[IPv4Address] | None = None,
-    quiet: frozenset[str] = frozenset(),
+    ipip_peers: frozenset[IPv4Address] | None = None,
+    no_redirects_on: frozenset[str] = frozenset(),
     shut: Shut = OPEN,
 ) -> bool:
-    """Make the table what it should be, in one transaction; whether it had to be. Raises NftError."""
+    """Make the table what it should be, in one transaction; return whether it was not. Raises NftError."""
     actual = _list_if_readable()
-    wanted = objects(masquerade, senders, next(_counters(actual or ()), None), quiet, shut)
+    wanted = objects(masquerade, ipip_peers, next(_counters(actual or ()), None), no_redirects_on, shut)
     if actual is not None and nft.is_same(wanted, actual):
         return False
     nft.replace_table(TABLE, wanted)
@@ -100,7 +100,7 @@ def write(
 
 
 def _list_if_readable() -> list[Object] | None:
-    """The table's objects, None where nft lists them so that nobody can read them. Raises NftError."""
+    """Return the table's objects, None where nft lists them in a form that is no JSON. Raises NftError."""
     try:
         return _list()
     except UnreadableError as error:
@@ -109,7 +109,7 @@ def _list_if_readable() -> list[Object] | None:
 
 
 def is_filtering(*, last_known: bool) -> bool:
-    """Whether ipip packets of others than senders are dropped; where nft fails, it is as it was last known."""
+    """Return whether ipip packets from others than nodes are dropped; where nft fails, what was known last."""
     try:
         actual = _list()
     except UnreadableError:
@@ -178,16 +178,16 @@ def _no_redirects(device: str) -> Object:
     return _rule(OUTPUT, _match(_meta("oifname"), device), redirect, DROP)
 
 
-def _detour(detour: Detour) -> list[Object]:
+def _node_snat(snat: NodeSnat) -> list[Object]:
     """From pods by their veth pair to wherever, and what was translated, by whomever, to a pod."""
-    protocol = "ip" if detour.subnet.version == 4 else "ip6"
-    snat = {"snat": {"family": protocol, "addr": str(detour.source)}}
+    protocol = "ip" if snat.subnet.version == 4 else "ip6"
+    statement = {"snat": {"family": protocol, "addr": str(snat.source)}}
 
     def rule(interface: str, field: str, *more: Object) -> Object:
-        pods = _match(_payload(protocol, field), _prefix(detour.subnet))
-        return _rule(CHAIN, _match(_meta(interface), f"{LINK_PREFIX}*"), pods, *more, snat)
+        pods = _match(_payload(protocol, field), _prefix(snat.subnet))
+        return _rule(CHAIN, _match(_meta(interface), f"{LINK_PREFIX}*"), pods, *more, statement)
 
-    out = rule("iifname", "saddr") if detour.everything else rule("iifname", "saddr", TRANSLATED)
+    out = rule("iifname", "saddr") if snat.everything else rule("iifname", "saddr", TRANSLATED)
     return [out, rule("oifname", "daddr", TRANSLATED)]
 
 

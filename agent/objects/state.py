@@ -87,8 +87,8 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
-class Detour:
-    """Pods of `subnet` pass the node one way only, unless they are seen as `source`, the node's address."""
+class NodeSnat:
+    """Packets of pods of `subnet` leave under the node's address `source`, so that answers pass the node, too."""
 
     subnet: Subnet
     source: Address
@@ -102,7 +102,7 @@ class Masquerade:
 
     sources: frozenset[Subnet] = frozenset()
     exempt: frozenset[Subnet] = frozenset()
-    detours: frozenset[Detour] = frozenset()
+    node_snats: frozenset[NodeSnat] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ def union(states: Iterable[NodeState]) -> NodeState:
             masquerade=Masquerade(
                 total.masquerade.sources | state.masquerade.sources,
                 total.masquerade.exempt | state.masquerade.exempt,
-                total.masquerade.detours | state.masquerade.detours,
+                total.masquerade.node_snats | state.masquerade.node_snats,
             ),
             forwarding=total.forwarding | state.forwarding,
             problems=total.problems | state.problems | clashes,

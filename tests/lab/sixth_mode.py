@@ -61,7 +61,7 @@ class P2p(Mode):
             forwarding=frozenset({4}),
             problems=problems | settled.problems,
             refused=settled.refused,
-            loose_rp_filter_on=peers.crossing(view),
+            loose_rp_filter_on=peers.loose_rp_filter_on(view),
             guards=frozenset({(home.device, view.network.spoof_check)}),
         )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from agent.objects import nft_table
-from agent.objects.state import Detour, Masquerade, Shut
+from agent.objects.state import Masquerade, NodeSnat, Shut
 from tests.netns.node import command, ip, net
 
 WANTED = Masquerade(
@@ -26,8 +26,8 @@ def test_what_is_written_is_what_is_found() -> None:
 
 def test_detours_are_found_as_they_were_written() -> None:
     both = frozenset({
-        Detour(net("192.0.2.0/24"), ip("192.0.2.1")),
-        Detour(net("198.51.100.0/24"), ip("192.0.2.1"), everything=False),
+        NodeSnat(net("192.0.2.0/24"), ip("192.0.2.1")),
+        NodeSnat(net("198.51.100.0/24"), ip("192.0.2.1"), everything=False),
     })  # fmt: skip
     wanted = Masquerade(WANTED.sources, WANTED.exempt, both)
     assert nft_table.write(wanted)

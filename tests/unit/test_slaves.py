@@ -22,7 +22,7 @@ from agent.modes.parent.options import SERVICES
 from agent.modes.parent.subinterface import Slaves
 from agent.modes.registry import BUILT_IN
 from agent.objects import nft_table
-from agent.objects.state import Detour, LocalAddress, Masquerade, Route
+from agent.objects.state import LocalAddress, Masquerade, NodeSnat, Route
 from tests.networks import OPTIONS, network_of
 
 SEED: dict[str, Any] = {
@@ -68,7 +68,9 @@ def test_the_parent_is_what_holds_the_nodes_address(name: str) -> None:
     assert uplink.reserved == {ip(f"192.168.64.{last}") for last in (0, 1, 5, 95, 255)}
     assert state.devices == {"bond0"}
     assert state.forwarding == {4}
-    assert state.masquerade == Masquerade(detours=frozenset({Detour(net("192.168.64.0/24"), ip("192.168.64.5"))}))
+    assert state.masquerade == Masquerade(
+        node_snats=frozenset({NodeSnat(net("192.168.64.0/24"), ip("192.168.64.5"))})
+    )
     assert (state.routes, state.problems) == (frozenset(), frozenset())
 
 
@@ -98,8 +100,8 @@ def test_pools_of_pods_are_reached_through_the_node_but_not_those_of_the_subnet(
 
 
 def test_without_masquerade_only_services_are_a_detour() -> None:
-    (detour,) = BUILT_IN["ipvlan"].desired(view(ipMasq=False)).masquerade.detours
-    assert not detour.everything
+    (snat,) = BUILT_IN["ipvlan"].desired(view(ipMasq=False)).masquerade.node_snats
+    assert not snat.everything
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_l3_is_routed_as_host_gw_is() -> None:
     state = BUILT_IN["ipvlan"].desired(view(**conf))
     assert state.routes == {Route(net("10.244.2.0/24"), ip("192.168.64.95"), "bond0")}
     assert state.masquerade.sources == {net("10.244.1.0/24")}
-    assert state.masquerade.detours == {Detour(net("10.244.0.0/16"), ip("192.168.64.5"))}
+    assert state.masquerade.node_snats == {NodeSnat(net("10.244.0.0/16"), ip("192.168.64.5"))}
     assert not state.problems
     (problem,) = BUILT_IN["ipvlan"].desired(view(linkMode="l3")).problems
     assert "nobody answers ARP" in problem.what
@@ -179,8 +181,8 @@ def test_a_network_survives_its_file() -> None:
 
 
 def test_detours_in_nft() -> None:
-    detour = Detour(net("192.168.64.0/24"), ip("192.168.64.5"))
-    table, chain, out, back = nft_table.objects(Masquerade(detours=frozenset({detour})))
+    snat = NodeSnat(net("192.168.64.0/24"), ip("192.168.64.5"))
+    table, chain, out, back = nft_table.objects(Masquerade(node_snats=frozenset({snat})))
     assert (list(table), list(chain)) == (["table"], ["chain"])
     assert [len(rule["rule"]["expr"]) for rule in (out, back)] == [3, 4]
     assert out["rule"]["expr"][-1] == {"snat": {"family": "ip", "addr": "192.168.64.5"}}

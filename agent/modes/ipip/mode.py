@@ -93,7 +93,7 @@ class Ipip(Mode):
             # nodes are an exception only where packets of pods may be seen between them
             masquerade=peers.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
             routes=owners.plain | (here.spare(owners) if peers.is_migrating(view) else frozenset()),
-            loose_rp_filter_on=peers.crossing(view, IPIP_DEVICE),
+            loose_rp_filter_on=peers.loose_rp_filter_on(view, IPIP_DEVICE),
             guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
             problems=problems | plan.problems | here.problems(),
@@ -178,7 +178,7 @@ class _Here:
 
     def ipip(self, owners: Owners) -> IpipState:
         """What there must be on this node."""
-        nodes = peers.senders(self.view) | {self.node}
+        nodes = peers.tunnel_peers(self.view) | {self.node}
         blocks = frozenset(owners.blocks.items())
         state = IpipState(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:

@@ -53,7 +53,7 @@ class Ipvlan(Slaves):
         return replace(
             state,
             routes=frozenset(routes),
-            masquerade=replace(masquerade, detours=state.masquerade.detours),
+            masquerade=replace(masquerade, node_snats=state.masquerade.node_snats),
             problems=frozenset(problems),
             refused=settled.refused,
         )

@@ -34,7 +34,7 @@ from agent.modes.veth import GATEWAY
 from agent.objects import host_end
 from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
-from agent.objects.state import Detour, LocalAddress, Masquerade, NodeState
+from agent.objects.state import LocalAddress, Masquerade, NodeSnat, NodeState
 
 DEFAULT = ipaddress.IPv4Network("0.0.0.0/0")
 
@@ -77,9 +77,9 @@ class Slaves(Mode):
         if not view.blocks:
             return NodeState()
         assert view.network.subnet  # noqa: S101 - the netconf of these modes has one
-        detour = Detour(view.network.subnet, found.hosts[0], view.network.masquerade)
+        snat = NodeSnat(view.network.subnet, found.hosts[0], view.network.masquerade)
         return NodeState(
-            masquerade=Masquerade(detours=frozenset({detour})),
+            masquerade=Masquerade(node_snats=frozenset({snat})),
             forwarding=frozenset({4}),
             uplinks=frozenset({found}),
             guards=frozenset({(found.device, view.network.spoof_check)}),

@@ -91,7 +91,7 @@ class Vxlan(Mode):
             owners.node,
             frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
             frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
-            peers.senders(view),
+            peers.tunnel_peers(view),
             options.vxlan_backend,
             _settled(view, owners),
         )
@@ -103,7 +103,7 @@ class Vxlan(Mode):
             forwarding=frozenset({4}),
             problems=problems,
             refused=settled.refused,
-            loose_rp_filter_on=peers.crossing(view, VXLAN_DEVICE),
+            loose_rp_filter_on=peers.loose_rp_filter_on(view, VXLAN_DEVICE),
             guards=frozenset(
                 {(VXLAN_DEVICE, view.network.spoof_check)} if options.vxlan_backend == KERNEL else ()
             ),
