@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from agent import config
 from agent.model.special_addresses import CLASSES
+from agent.options import OPTIONS
 
 REPO = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"(<!-- made by make reference: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -27,7 +27,7 @@ def options() -> str:
     """Return the table of the agent's options."""
     rows = (
         (f"`{option.name}`", f"`{option.env}`", code(option.default), option.allowed, sentence(option.help))
-        for option in config.OPTIONS
+        for option in OPTIONS
     )
     return table(("option", "environment", "default", "allowed", "meaning"), rows)
 

@@ -263,13 +263,13 @@ class Informer:
         """Deliver changes and troubles. A trouble ends when its source is `seen` to work again."""
         over = (self._failing & set(seen)) - problems.keys()
         self._failing = (self._failing - over) | problems.keys()
-        told = [
+        batch = [
             *changes,
             *(SourceProblem(source, None) for source in over),
             *problems.values(),
         ]
-        if told:
-            self._deliver(told)
+        if batch:
+            self._deliver(batch)
 
 
 def _retry_after(state: RetryCallState) -> float:

@@ -10,11 +10,11 @@ import logging
 from pathlib import Path
 
 from agent.codec import strict_json
-from agent.config import ROUTE_PROTOCOLS
 from agent.ip import Subnet
 from agent.kernel.ip_routes import RTPROT_BOOT
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.objects.route_ownership import Ownership
+from agent.options import ROUTE_PROTOCOLS
 from agent.runtime import atomic_file, json_state_file
 
 FIRST_PROTOCOL = 84  # of versions that noted no number; in iproute2 6.15 it became OVN's

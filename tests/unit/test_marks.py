@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agent import config
+from agent import options
 from agent.cluster import accepted_modes
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.ipam.reservations import pod_annotations
@@ -38,7 +38,7 @@ def source(file: str, pattern: str) -> str:
 
 
 def option(name: str) -> str:
-    return next(option.default or "" for option in config.OPTIONS if option.name == name)
+    return next(option.default or "" for option in options.OPTIONS if option.name == name)
 
 
 MARKS: dict[str, tuple[object, ...]] = {
@@ -103,8 +103,8 @@ def test_the_annotations_begin_as_documented() -> None:
 
 
 def test_no_number_for_routes_is_anothers() -> None:
-    assert marks.ROUTE_PROTOCOL in config.ROUTE_PROTOCOLS
-    assert marks.ROUTE_PROTOCOL not in {**config.REGISTERED, route_protocol.FIRST_PROTOCOL: "OVN"}
+    assert marks.ROUTE_PROTOCOL in options.ROUTE_PROTOCOLS
+    assert marks.ROUTE_PROTOCOL not in {**options.REGISTERED, route_protocol.FIRST_PROTOCOL: "OVN"}
     for file in lists_of_protocols():
         registered = {int(line.split()[0], 0) for line in file.read_text().splitlines() if line[:1].isdigit()}
         assert marks.ROUTE_PROTOCOL not in registered, file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import cli, config, ctl, uninstall
+from agent import cli, ctl, options, uninstall
 from agent.cluster import accepted_modes, node_condition, node_events, usage_objects
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.errors import Code
@@ -51,7 +51,7 @@ def test_a_stale_page_is_found() -> None:
 def test_the_configmap_has_every_option_with_its_default() -> None:
     text = (REPO / "manifests/base/config.yaml").read_text().partition("config.yaml: |\n")[2]
     lines = re.findall(r"^ {4}(# )?([a-z-]+):(?: (\S+))?$", text, re.MULTILINE)
-    defaults = {option.name: option.default or "" for option in config.OPTIONS}
+    defaults = {option.name: option.default or "" for option in options.OPTIONS}
     assert sorted(name for _, name, _ in lines) == sorted(defaults)
     assert [name for comment, name, value in lines if comment and value != defaults[name]] == []
 
