@@ -54,7 +54,7 @@ def choose(nodes: Mapping[str, Node]) -> Ends:
     """The ends of all nodes, whatever the order in which they are known.
 
     A node has the InternalIP that it announces; else the first that no other node lists. Then those without: the
-    first that nobody announces and no other of them lists. What is left then are nodes that can't be told apart:
+    first that nobody announces and no other of them lists. Nodes that are left cannot be distinguished:
     each has its first, as one of them may be long gone.
     """
     chosen, contested = {}, {}

@@ -47,7 +47,7 @@ class Metrics:
     """All metrics of an agent, in a registry of their own."""
 
     def __init__(self, modes: Modes = BUILT_IN) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every histogram, of no use here
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # no second series for every histogram
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         calls = Histogram(
@@ -111,7 +111,7 @@ class _State(Collector):
             ("peers", "Other nodes that have a block of addresses", _peers(snapshot, sources.node)),
             ("routes_desired", "Routes to peers that should be in the kernel", status.routes),
             ("routes_programmed", "Those of them that are", status.programmed),
-            ("problems", "What a person must mend; testcnictl status tells them", len(status.problems)),
+            ("problems", "Problems that a person must fix; testcnictl status lists them", len(status.problems)),
         ):
             yield gauge(name, text, [], {(): value})
         yield gauge(

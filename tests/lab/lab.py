@@ -202,7 +202,7 @@ class LabNode:
         return ctl.ask(self.path(SOCKET))
 
     def problems(self) -> list[str]:
-        """What a person must mend on this node, as its agent sees it."""
+        """The problems that a person must fix on this node, as its agent reports them."""
         try:
             return ["{where}: {what}; {remedy}".format(**problem) for problem in self.ask()["problems"]]
         except (OSError, ValueError) as error:

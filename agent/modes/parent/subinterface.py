@@ -234,7 +234,7 @@ def find_uplink(view: View) -> Uplink | Problem:
     ipv4 = [local for local in view.local if local.interface.version == 4]
     mine = [local for local in ipv4 if me and local.interface.ip in me.addresses]
     if not mine:
-        return Problem(where, "none of its interfaces holds an IPv4 InternalIP", "mend the Node, or --node")
+        return Problem(where, "none of its interfaces holds an IPv4 InternalIP", "fix the Node, or --node")
     by_end = underlay.own(view, underlay.chosen(view))[1] or mine[0]
     mine.sort(key=lambda local: local != by_end)
     known = ParentOptions.of(network)

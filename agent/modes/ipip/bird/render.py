@@ -26,7 +26,7 @@ AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
 def render(config: BirdConfig, *, kernel: bool = True) -> str:
     """The text of bird.conf, secrets included; without `kernel` BIRD leaves the kernel's routes alone.
 
-    Raises BirdError for values that BIRD can't be told.
+    Raises BirdError for values that a BIRD configuration cannot have.
     """
     _check(config)
     peers = sorted(config.peers, key=lambda peer: peer.name)

@@ -21,7 +21,7 @@ PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
 
 
 class BirdError(Exception):
-    """BIRD can't be used as it is: what is wrong, and how to mend it."""
+    """BIRD cannot be used: what is wrong, and how to fix it."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(f"{what}; {remedy}")
@@ -45,7 +45,9 @@ class Secret:
                 f"a BGP password has {len(self.text)} characters", f"the kernel takes 1 to {PASSWORD_LIMIT}"
             )
         if not self.text.isascii() or not self.text.isprintable() or '"' in self.text:
-            raise BirdError("a BGP password has a character that BIRD can't be told", 'printable ASCII without "')
+            raise BirdError(
+                "a BGP password has a character that a BIRD configuration cannot have", 'printable ASCII without "'
+            )
 
     def __repr__(self) -> str:
         return "Secret(...)"
