@@ -81,7 +81,7 @@ class RoundReader:
         )
 
     def _read_kernel(self, networks: tuple[Network, ...], known: Known) -> tuple[KernelState, Underlay]:
-        """Read the kernel, and what is dear to look up only where a network needs it. Raises OSError."""
+        """Read the kernel, and look up what is costly only where a network needs it. Raises OSError."""
         nl, gateways = netlink.host(), any(network.needs_parent for network in networks)
         kernel = kernel_state.read(nl, self._programmer.is_made, gateways=gateways, known=known, node=self._node)
         if not any(self._inputs.modes.of(network).needs_underlay for network in networks):
