@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,13 @@ def test_a_pool_of_what_is_not_for_pods_is_reported_and_not_claimed(what: str) -
         assert bool(still) == (what != "the nodes' own subnet"), "that one is right for macvlan"
 
 
+ROUTES: dict[str, Callable[[LabNode], object]] = {
+    "host-gw": lambda node: node.ask()["routes"],
+    "ipip": lambda node: node.bird_routes(),
+}
+"""What a node has for each peer once it knows the peer's block, by the modes that have routes to peers."""
+
+
 def blocks(it: Lab) -> dict[str, tuple[str, bool]]:
     """The pool of each claimed block, and whether it is shared."""
     found = DirectoryStore(it.datastore).list("IPBlock")
@@ -98,8 +105,8 @@ def interfaces(node: LabNode) -> tuple[Pod, Pod]:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_block_is_of_the_network_that_claimed_it(mode: str, pod_cidrs: bool) -> None:
     with both(mode, pod_cidrs=pod_cidrs) as it, Servers() as servers:
-        if mode == "ipip":  # BIRD's routes come after the node is ready
-            eventually(lambda: all(node.bird_routes() for node in it.nodes), 60)
+        if mode in ROUTES:  # a node is ready before it knows the way to the other's block
+            eventually(lambda: all(ROUTES[mode](node) for node in it.nodes), 60)
         before = it.each(net_state)
         assert not [name for name, _shared in blocks(it).values() if name == "lan"]
         pods = {node: interfaces(node) for node in it.nodes}
