@@ -6,6 +6,7 @@ A page marks where: the text between `<!-- made by make reference: NAME -->` and
 from __future__ import annotations
 
 import re
+import socket
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from agent.ip import Subnet
 from agent.model.special_addresses import CLASSES
 from agent.options import OPTIONS
 
@@ -32,9 +34,15 @@ def options() -> str:
     return table(("option", "environment", "default", "allowed", "meaning"), rows)
 
 
+def _written(network: Subnet) -> str:
+    """Return a network as inet_ntop(3) writes it: Python writes IPv4-mapped addresses differently since 3.13."""
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    return f"{socket.inet_ntop(family, network.network_address.packed)}/{network.prefixlen}"
+
+
 def special_addresses() -> str:
     """Return the table of the ranges that no pod can have."""
-    rows = ((f"`{each.network}`", each.use, each.source) for each in CLASSES)
+    rows = ((f"`{_written(each.network)}`", each.use, each.source) for each in CLASSES)
     return table(("range", "kept for", "source"), rows)
 
 
