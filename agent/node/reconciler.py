@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -35,8 +34,6 @@ from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
 
 NETLINK = "netlink"
-
-log = logging.getLogger(__name__)
 
 
 class Reconciler(Controller):
@@ -83,7 +80,7 @@ class Reconciler(Controller):
             inputs.bgp.said,
             inputs.board,
         )
-        super().__init__(Schedule(resync, debounce=0.02), told)
+        super().__init__(Schedule(resync, debounce=0.02), told, self._publish_error)
 
     def drifted(self) -> None:
         """Look at everything soon, as somebody else has changed something."""
@@ -115,18 +112,15 @@ class Reconciler(Controller):
             # what can't be looked at is taken to be as it was
             self._publish(replace(self.status.get(), synced=True), [problem])
             return False
-        except Exception as error:  # noqa: BLE001 - it is reported, with its trace
-            self._report(error)
-            return False
         finally:
             self._timings.round(time.monotonic() - began)
 
-    def _report(self, error: Exception) -> None:
-        """Report a bug that some input brings out: an agent that ends would meet the same input again."""
+    def _publish_error(self, error: Exception | None) -> None:
+        """Publish the unexpected error of a round; the next round that succeeds publishes without it."""
+        if error is None:
+            return
         what = f"internal error, the node's state stays as it was: {type(error).__name__}: {error}"
         problem = Problem("reconciler", what, "a bug of testcni; its log has the trace")
-        if not self._publisher.is_logged(problem):
-            log.exception("a round failed unexpectedly")
         self._verify.set()
         self._publish(self.status.get(), [problem])
 

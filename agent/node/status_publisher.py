@@ -24,10 +24,6 @@ class StatusPublisher:
         self.is_saved = True
         """Whether the file says nothing else."""
 
-    def is_logged(self, problem: Problem) -> bool:
-        """Whether the last status had this problem."""
-        return problem in self._logged
-
     def publish(self, status: NodeStatus) -> None:
         """Publish the status, and log each problem once when it comes and when it goes."""
         now = frozenset(status.problems)

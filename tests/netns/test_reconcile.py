@@ -157,6 +157,26 @@ def test_each_repair_is_counted(tmp_path: Path) -> None:
     assert not any(host.reconciler.errors.all().values())
 
 
+@pytest.mark.parametrize("step", ["complete", "want"])
+def test_an_unexpected_error_of_any_step_is_a_problem_until_a_round_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before the round and within it: the last known state of the node stays, and says that not all is well."""
+    host = ready(tmp_path)
+    host.close()
+    before = host.reconciler.status.get()
+    assert before.synced
+    assert not before.problems
+    with monkeypatch.context() as patch:
+        patch.setattr(host.block_controller, step, lambda *_: 1 / 0)
+        assert host.reconciler.round() < 1, "it is retried soon"
+        (problem,) = host.reconciler.status.get().problems
+        assert "internal error, the node's state stays as it was: ZeroDivisionError" in str(problem)
+        assert host.reconciler.status.get().blocks == before.blocks
+    host.reconciler.round()
+    assert not host.reconciler.status.get().problems
+
+
 def test_a_quiet_node_counts_no_drift(tmp_path: Path) -> None:
     host = ready(tmp_path)
     for number in range(2, 6):
