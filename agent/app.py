@@ -57,7 +57,7 @@ from agent.runtime.threads import Part, PartThreads
 if TYPE_CHECKING:
     from agent.observe.network_policies import NetworkPolicies
 
-FINISH_WITHIN = 10.0  # seconds for calls at work when the agent is told to stop
+FINISH_WITHIN = 10.0  # seconds that calls of the plugin have to end when the agent stops
 WOKEN = ("confs", "claimer", "keeper", "reconciler", "herald", "installer")
 """The controllers whose number of rounds is in /status: it grows fast where parts wake each other."""
 

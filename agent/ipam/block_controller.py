@@ -27,7 +27,7 @@ from agent.model.problem_board import PartProblems
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
 
-TRIES = 4  # of one StoreError, 0.2 s to 2 s apart, before it is told and tried again later
+TRIES = 4  # of a request, 0.2 s to 2 s apart, before its failure is reported and retried later
 SCHEDULE = Schedule(resync=5.0, backoff=(5.0, 5.0))
 NODE_GONE = 900.0  # seconds
 RESERVED = "reservations in new blocks"

@@ -1,4 +1,4 @@
-"""What the node should be like: what its modes desire for each network, computed anew only where inputs differ."""
+"""The desired state of the node: what its modes desire for each network, computed again where inputs differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the node path is told, and by whom."""
+"""What the node path reads, and the parts that it reads it from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent.runtime.observable import Observable
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the node path is told, and by whom."""
+    """What the node path reads, and the parts that it reads it from."""
 
     snapshot: Observable[Snapshot]
     confs: Observable[Confs]

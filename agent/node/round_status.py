@@ -119,4 +119,4 @@ class RoundStatus:
 
 
 def _works(network: Network, state: NodeState, done: ApplyResult) -> bool:
-    return state.devices.isdisjoint(done.unready) and bool(network.needs_parent) == bool(state.uplinks)
+    return state.devices.isdisjoint(done.unready) and network.needs_parent == bool(state.uplinks)

@@ -107,7 +107,7 @@ class Claimant:
             raise
         except StoreError as error:
             if held and (held.owner, held.pod, held.node, held.asks) == (claim.owner, claim.pod, claim.node, ""):
-                log.warning("%s keeps %s; the datastore is told later: %s", claim.pod, claim.address, error)
+                log.warning("%s keeps %s; the datastore is updated later: %s", claim.pod, claim.address, error)
                 return held
             raise _unclaimed(claim.address, error) from error
 

@@ -1,4 +1,4 @@
-"""BIRD as an object of the node path: it is told what to do once all that it uses is there."""
+"""BIRD as a node object: it gets its configuration once the devices and addresses that it uses are there."""
 
 from __future__ import annotations
 
