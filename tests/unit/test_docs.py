@@ -26,6 +26,7 @@ JSON = re.compile(r"^```json$(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+SOURCE_PATH = re.compile(r"`((?:agent|bird|cni-bin|ebpf|image|manifests|tests)/[\w./-]*)`")
 NAMED = re.compile(r"\bdocs/[\w./-]+\.md(?:#[\w-]+)?")
 
 
@@ -77,6 +78,11 @@ def test_pages_that_the_sources_name_exist() -> None:
         if (found := fault(target, REPO))
     ]
     assert faults == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_source_files_that_a_page_names_exist(page: Path) -> None:
+    assert [path for path in SOURCE_PATH.findall(page.read_text()) if not (REPO / path).exists()] == []
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
