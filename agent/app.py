@@ -33,7 +33,6 @@ from agent.model.node_status import Demand, ReservationsInProgress
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
 from agent.modes.base import AgentContext
-from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.registry import BUILT_IN, Modes
 from agent.node import route_protocol
 from agent.node.accepted_modes_publisher import AcceptedModesPublisher
@@ -115,9 +114,7 @@ class NodePath:
         conf, board = shared.conf, shared.board
         self._conf = conf
         self.confs = ConfDir(conf.conf_dir, conf.conflist, shared.modes, board.part("confs"))
-        report_error = board.part("bgp-options").report_error
-        self.bgp = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", report_error)
-        context = AgentContext(conf, board, self.bgp)
+        context = AgentContext(conf, board)
         self.of_modes = [mode.parts(context) for mode in shared.modes]
         inputs = self._inputs(shared, cluster)
         self.reconciler = Reconciler(
@@ -145,8 +142,8 @@ class NodePath:
             conf.sysctl_dir,
             conf.run_dir / "prepared.json",
             resume=reservation_controller.unusable(shared.reservations_file) is None,
-            bgp=self.bgp,
             objects=shared.modes.node_objects(*(each for of in self.of_modes for each in of.objects)),
+            wake_on=tuple(source for of in self.of_modes for source in of.wake_on),
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
             servers=datastores.server_addresses(conf.datastore),
@@ -168,8 +165,6 @@ class NodePath:
         }
         if self.installer:
             parts["installer"] = self.installer
-        if self._conf.bgp:
-            parts["bgp-options"] = self.bgp
         return parts
 
 

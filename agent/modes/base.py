@@ -21,11 +21,11 @@ from agent.model.cluster import Snapshot
 from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
-from agent.modes.ipip.bird.options import BgpOptions, OptionsFile
 from agent.modes.node_endpoints import Ends
 from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
+from agent.runtime.controller import Source
 from agent.runtime.threads import Part
 
 PLAIN = ""
@@ -67,7 +67,6 @@ class View:
     network: Network
     blocks: tuple[Subnet, ...]
     routed: RoutedModes = field(kw_only=True)
-    bgp: BgpOptions | None = field(default_factory=BgpOptions)
     underlay: Underlay = field(default_factory=Underlay)
     guests: frozenset[Subnet] = frozenset()
     """Single addresses of this network's pods here that are in none of the blocks."""
@@ -136,7 +135,6 @@ class AgentContext:
 
     conf: AgentConfig
     board: ProblemBoard
-    bgp: OptionsFile
 
 
 def _no_threads(_view: NodeView) -> Mapping[str, Part]:
@@ -151,6 +149,8 @@ class ModeParts:
     """Node objects in place of those of the same kind that `node_objects` returns, or beside them."""
     threads: Callable[[NodeView], Mapping[str, Part]] = _no_threads
     """Returns what runs in threads, by the names of the threads."""
+    wake_on: tuple[Source, ...] = ()
+    """What its node objects read beside the desired state: a change begins a round of the reconciler."""
     report: Callable[[], Mapping[str, object]] = dict
     """Returns what the status report says of the mode, beside its networks."""
     metrics: Callable[[], Iterable[Metric]] = tuple

@@ -81,7 +81,6 @@ class DesiredStates:
             inputs.kernel.local,
             network,
             (*own, *kept),
-            inputs.options,
             inputs.underlay,
             guests,
             held,

@@ -12,11 +12,11 @@ from agent.model.cluster import Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.node_status import Demand
 from agent.model.problem_board import ProblemBoard
-from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.registry import BUILT_IN, Modes
 from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import RouteMarks
 from agent.objects.base import NodeObject
+from agent.runtime.controller import Source
 from agent.runtime.observable import Observable
 
 
@@ -36,9 +36,10 @@ class Inputs:
     """The file of what is prepared for pods; None: it is forgotten at a restart."""
     resume: bool = True
     """Whether pods may get addresses by that file before the datastore has been read."""
-    bgp: OptionsFile = field(default_factory=lambda: OptionsFile(None))
     objects: tuple[NodeObject, ...] = ()
     """What is programmed on the node, pods' ports aside; none: what the modes bring."""
+    wake_on: tuple[Source, ...] = ()
+    """What these objects read beside the desired state: a change begins a round."""
     nodes: Path | None = None
     """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE

@@ -29,7 +29,7 @@ from agent.objects import bridges
 from agent.objects.base import Context
 from agent.objects.routes import Routes
 from agent.objects.state import NodeState
-from agent.runtime.controller import Controller, Schedule
+from agent.runtime.controller import Controller, Schedule, Source
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
 
@@ -70,17 +70,17 @@ class Reconciler(Controller):
         """What the last round desired."""
         self._round_status = RoundStatus(node, pods, block_controller)
         self._publisher = StatusPublisher(self.status, inputs.prepared)
-        told = (
+        wake_on: tuple[Source, ...] = (
             inputs.snapshot,
             inputs.confs,
             inputs.demand,
             pods,
             pods.conflicts,
             block_controller.unseen,
-            inputs.bgp.said,
             inputs.board,
+            *inputs.wake_on,
         )
-        super().__init__(Schedule(resync, debounce=0.02), told, self._publish_error)
+        super().__init__(Schedule(resync, debounce=0.02), wake_on, self._publish_error)
 
     def drifted(self) -> None:
         """Look at everything soon, as somebody else has changed something."""

@@ -1,4 +1,4 @@
-"""What a round of the reconciler goes by, read once: the cluster, the networks, the kernel and the options."""
+"""What a round of the reconciler goes by, read once: the cluster, the networks and the kernel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from agent.kernel import netlink
 from agent.model.cluster import AcceptedModes, Snapshot
 from agent.model.network import Network
-from agent.model.problem import Problem
-from agent.modes.ipip.bird.options import BgpOptions
 from agent.modes.underlay import announcement
 from agent.node import kernel_state
 from agent.node.apply import NodeProgrammer
@@ -33,9 +31,6 @@ class RoundInputs:
     known: Known
     announced: AcceptedModes
     """What peers have to be told of this node's addresses."""
-    options: BgpOptions | None
-    """None: they can't be read, and no BGP session may begin."""
-    option_problems: tuple[Problem, ...]
 
 
 class KernelUnreadableError(Exception):
@@ -67,7 +62,6 @@ class RoundReader:
             self._inputs.attachments.look_again({link.name for link in kernel.links})
         me = cluster.nodes.get(self._node)
         host_networks = kernel_state.host_networks_of(kernel, me, self._inputs.servers)
-        options, problems = self._inputs.bgp.look()
         return RoundInputs(
             replace(snapshot, host_networks=host_networks),
             replace(cluster, host_networks=host_networks),
@@ -76,8 +70,6 @@ class RoundReader:
             underlay,
             known,
             announcement(me, kernel.local, known.ends),
-            options,
-            problems,
         )
 
     def _read_kernel(self, networks: tuple[Network, ...], known: Known) -> tuple[KernelState, Underlay]:

@@ -100,7 +100,6 @@ class RoundStatus:
         yield from inputs.known.disputes()
         yield from reservation_rules.wrong(inputs.pods, inputs.networks, self._node)
         yield from reservation_rules.useless(inputs.pods, inputs.networks, self._node)
-        yield from inputs.option_problems
         yield from sorted(outcome.desired.node.problems, key=str)
         yield from outcome.done.problems
 

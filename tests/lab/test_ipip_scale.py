@@ -20,6 +20,7 @@ from agent.model.cluster import Node, Snapshot
 from agent.modes.base import View
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.render import render
 from agent.modes.ipip.bird.types import BirdConfig, State
 from agent.modes.registry import BUILT_IN
@@ -68,10 +69,10 @@ def plan(node: LabNode, snapshot: Snapshot) -> BirdConfig:
     desired = BUILT_IN["ipip"].desired(
         View(snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False), routed=BUILT_IN.routed)
     )
-    bird = desired.section(BirdConfig)
+    bird = desired.section(BirdPlan)
     assert bird
     assert desired.problems == frozenset()
-    return bird
+    return bird.config
 
 
 class Bird:

@@ -40,8 +40,8 @@ class OnlyBgp(HostGw):
     options = IpipOptions  # type: ignore[assignment]
 
     def desired(self, view: View) -> NodeState:
-        found = plan(view, view.bgp, Tunnel("none"), Encapsulate.NEVER)
-        return NodeState(sections=frozenset({found.config} if found.config else ()), problems=found.problems)
+        found = plan(view, Tunnel("none"), Encapsulate.NEVER)
+        return NodeState(sections=frozenset({found.bird} if found.bird else ()), problems=found.problems)
 
 
 def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
         host.demand,
         host.attachments,
         ProblemBoard(),
-        bgp=options,
+        wake_on=(options.said,),
         objects=Modes(OnlyBgp()).node_objects(Bird(wanted.append, options)),
         modes=Modes(OnlyBgp()),
     )
@@ -76,7 +76,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
     count = len(wanted)
     fresh = OptionsFile(file, tmp_path / "note")
     objects = Modes(OnlyBgp()).node_objects(Bird(wanted.append, fresh))
-    again = Reconciler("one", replace(inputs, bgp=fresh, objects=objects), host.block_controller, 30.0)
+    again = Reconciler("one", replace(inputs, objects=objects), host.block_controller, 30.0)
     again.once()
     assert len(wanted) == count, "BIRD stands as the agent before had left it"
 
@@ -102,7 +102,7 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             host.demand,
             host.attachments,
             board,
-            bgp=options,
+            wake_on=(options.said,),
             objects=Modes(OnlyBgp()).node_objects(Bird(bird.want, options)),
             modes=Modes(OnlyBgp()),
         )

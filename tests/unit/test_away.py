@@ -11,7 +11,7 @@ import pytest
 
 from agent.model.cluster import IPPool, IPReservation, Node, Snapshot
 from agent.modes.base import View
-from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import EBPF, KERNEL
@@ -142,7 +142,7 @@ def test_ipip_announces_a_guest() -> None:
     guest, home, other = (desired("ipip", node, here=node == "two") for node in ("two", "one", "three"))
     for state in (guest, home, other):
         assert dict(section(state, IpipState).blocks)[ALONE] == IPv4Address("192.0.2.2")
-    assert section(guest, BirdConfig).blocks == (IPv4Network("10.244.2.0/24"), ALONE)
+    assert section(guest, BirdPlan).config.blocks == (IPv4Network("10.244.2.0/24"), ALONE)
     for state in (home, other):
-        assert ALONE not in section(state, BirdConfig).blocks
+        assert ALONE not in section(state, BirdPlan).config.blocks
     assert section(guest, IpipState).addresses == {IPv4Address("10.244.2.1")}

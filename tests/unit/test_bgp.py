@@ -7,18 +7,24 @@ import threading
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.model.cluster import IPPool, Node, Snapshot
+from agent.model.problem import Problem
 from agent.modes.base import View
-from agent.modes.ipip.bgp import REFLECTOR, Encapsulate, Plan, plan
+from agent.modes.ipip import bgp
+from agent.modes.ipip.bgp import REFLECTOR, Encapsulate
+from agent.modes.ipip.bird.node_object import Bird
 from agent.modes.ipip.bird.options import BgpOptions, OptionsFile, Router, read
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.render import render
 from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret, Tunnel
 from agent.modes.registry import BUILT_IN
+from agent.objects.base import Context
 from agent.objects.state import LocalAddress, NodeState, union
 from tests.fake_clock import FakeClock
 from tests.networks import network_of
@@ -47,14 +53,24 @@ def view(*nodes: Node, subnet: str | None = "10.244.0.0/16") -> View:
     )
 
 
+def plan(
+    seen: View, options: BgpOptions, encapsulate: Encapsulate = Encapsulate.ALWAYS
+) -> tuple[BirdConfig | None, frozenset[Problem]]:
+    found = bgp.plan(seen, TUNNEL, encapsulate)
+    if found.bird is None:
+        return None, found.problems
+    config, problems = found.bird.with_options(options)
+    return config, found.problems.union(problems)
+
+
 def planned(
     *nodes: Node, options: BgpOptions | None = None, encapsulate: Encapsulate = Encapsulate.ALWAYS
 ) -> BirdConfig:
-    found = plan(view(*nodes), options or BgpOptions(), TUNNEL, encapsulate)
-    assert found.problems == frozenset()
-    assert found.config
-    render(found.config)
-    return found.config
+    config, problems = plan(view(*nodes), options or BgpOptions(), encapsulate)
+    assert problems == frozenset()
+    assert config
+    render(config)
+    return config
 
 
 def test_full_mesh() -> None:
@@ -78,8 +94,8 @@ def test_reflectors_are_nodes_with_the_label_whatever_its_value() -> None:
 def test_encapsulation() -> None:
     assert planned(ONE, TWO, THREE, encapsulate=Encapsulate.CROSS_SUBNET).direct == (IPv4Network("192.0.2.0/24"),)
     assert planned(ONE, TWO, encapsulate=Encapsulate.NEVER).tunnel is None
-    found = plan(view(ONE, TWO, THREE), BgpOptions(), TUNNEL, Encapsulate.NEVER)
-    assert [problem.where for problem in found.problems] == ["node three"]
+    _config, problems = plan(view(ONE, TWO, THREE), BgpOptions(), Encapsulate.NEVER)
+    assert [problem.where for problem in problems] == ["node three"]
 
 
 def test_routers_are_chosen_by_the_labels_of_this_node() -> None:
@@ -96,12 +112,12 @@ def test_pools_without_a_subnet_are_all_pools_and_pod_cidrs() -> None:
     wide = view(ONE, TWO, subnet=None)
     pool = IPPool("p", ipaddress.ip_network("10.99.0.0/16"), 26)
     wide = replace(wide, snapshot=replace(wide.snapshot, pools={"p": pool}))
-    config = plan(wide, BgpOptions(), TUNNEL).config
+    config, _problems = plan(wide, BgpOptions())
     assert config
     assert config.pools == tuple(map(IPv4Network, ("10.99.0.0/16", "10.244.1.0/24", "10.244.2.0/24")))
     odd = replace(TWO, blocks=(*TWO.blocks, *map(IPv4Network, ("169.254.0.0/16", "192.0.2.0/25"))))
     wide = replace(wide, snapshot=replace(wide.snapshot, nodes={"one": ONE, "two": odd}))
-    refused = plan(wide, BgpOptions(), TUNNEL).config
+    refused, _problems = plan(wide, BgpOptions())
     assert refused
     assert refused.pools == config.pools
 
@@ -116,17 +132,17 @@ def test_pools_without_a_subnet_are_all_pools_and_pod_cidrs() -> None:
     ],
 )
 def test_problems(nodes: tuple[Node, ...], told: str) -> None:
-    found = plan(view(*nodes), BgpOptions(routers=(replace(RACK, selector=()),)), TUNNEL)
-    assert told in "\n".join(map(str, found.problems))
-    assert found.config
-    render(found.config)
+    config, problems = plan(view(*nodes), BgpOptions(routers=(replace(RACK, selector=()),)))
+    assert told in "\n".join(map(str, problems))
+    assert config
+    render(config)
 
 
 def test_without_an_own_address_there_is_no_bird() -> None:
     for nodes in ((TWO,), (replace(ONE, addresses=()), TWO)):
-        found: Plan = plan(view(*nodes), BgpOptions(), TUNNEL)
-        assert found.config is None
-        assert [problem.where for problem in found.problems] == ["node one"]
+        config, problems = plan(view(*nodes), BgpOptions())
+        assert config is None
+        assert [problem.where for problem in problems] == ["node one"]
 
 
 def test_labels_of_nodes() -> None:
@@ -141,15 +157,16 @@ def test_labels_of_nodes() -> None:
 
 
 def test_two_networks_share_one_bird() -> None:
-    one = planned(ONE, TWO)
-    other = replace(one, blocks=(IPv4Network("10.9.1.0/24"),), pools=(IPv4Network("10.9.0.0/16"),))
+    config = planned(ONE, TWO)
+    another = replace(config, blocks=(IPv4Network("10.9.1.0/24"),), pools=(IPv4Network("10.9.0.0/16"),))
+    one, other = BirdPlan(config), BirdPlan(another)
     both = union(
         [NodeState(sections=frozenset({one})), NodeState(), NodeState(sections=frozenset({other}))]
-    ).section(BirdConfig)
+    ).section(BirdPlan)
     assert both
-    assert both.blocks == (IPv4Network("10.9.1.0/24"), IPv4Network("10.244.1.0/24"))
-    assert both.pools == (IPv4Network("10.9.0.0/16"), IPv4Network("10.244.0.0/16"))
-    assert union([NodeState(), NodeState()]).section(BirdConfig) is None
+    assert both.config.blocks == (IPv4Network("10.9.1.0/24"), IPv4Network("10.244.1.0/24"))
+    assert both.config.pools == (IPv4Network("10.9.0.0/16"), IPv4Network("10.244.0.0/16"))
+    assert union([NodeState(), NodeState()]).section(BirdPlan) is None
 
 
 FILE = """
@@ -218,6 +235,16 @@ def test_wrong_options_are_told_by_field(tmp_path: Path, text: str, told: str) -
     assert str(file) in str(error.value) or "nowhere" in text
 
 
+def configured(options: OptionsFile) -> list[BirdConfig | None]:
+    """What BIRD is given in a round."""
+    given: list[BirdConfig | None] = []
+    found = bgp.plan(view(ONE, TWO), TUNNEL)
+    assert found.bird
+    context = cast("Context", None)  # nothing of the kernel is looked at
+    Bird(given.append, options).sync(context, NodeState(sections=frozenset({found.bird})))
+    return given
+
+
 def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
     file, secret, note = tmp_path / "bgp.yaml", tmp_path / "secret", tmp_path / "note"
     file.write_text(f"passwordFile: {secret}")
@@ -227,7 +254,7 @@ def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
         known, (problem,) = options.look()
         assert (known, options.stands) == (None, False)
         assert "no BGP session begins" in problem.what
-        assert plan(view(ONE, TWO), known, TUNNEL).config is None
+        assert configured(options) == [None]
     file.write_text(f"passwordFile: {secret}")
     secret.chmod(0o600)
     known, problems = options.look()
@@ -236,6 +263,7 @@ def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
     secret.unlink()
     assert options.look()[0] == known, "the last good one stays"
     assert OptionsFile(file, note).look()[0] is None
+    assert configured(OptionsFile(file, note)) == []
     assert OptionsFile(file, note).stands, "an earlier agent had read this file, and BIRD goes on"
     assert not OptionsFile(tmp_path / "other", note).stands
 

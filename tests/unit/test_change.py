@@ -22,7 +22,7 @@ from agent.model.problem_board import PartProblems
 from agent.modes import peers
 from agent.modes.base import PLAIN, View
 from agent.modes.hostgw import HOST_GW
-from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.options import IPIP
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
@@ -109,12 +109,12 @@ def test_routes_that_stand_in_for_birds_by_ebpf_tell_the_mtu() -> None:
 
 def test_bird_speaks_with_those_that_take_ipip() -> None:
     peers = (node(2, IPIP), node(3, VXLAN), node(4))
-    bird = BUILT_IN[IPIP].desired(view(IPIP, (IPIP, VXLAN), *peers)).section(BirdConfig)
+    bird = BUILT_IN[IPIP].desired(view(IPIP, (IPIP, VXLAN), *peers)).section(BirdPlan)
     assert bird
-    assert [peer.name for peer in bird.peers] == ["n2", "n4"]
-    leaving = BUILT_IN[IPIP].desired(replace(view(IPIP, (VXLAN,), *peers))).section(BirdConfig)
+    assert [peer.name for peer in bird.config.peers] == ["n2", "n4"]
+    leaving = BUILT_IN[IPIP].desired(replace(view(IPIP, (VXLAN,), *peers))).section(BirdPlan)
     assert leaving
-    assert leaving.peers == ()
+    assert leaving.config.peers == ()
 
 
 told = partial(mode_migration.accepted_modes, modes=BUILT_IN)

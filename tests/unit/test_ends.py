@@ -17,7 +17,7 @@ from agent.ip import Address, Subnet
 from agent.model.cluster import ENDS, AcceptedModes, Node, Snapshot
 from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
-from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.options import IPIP
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
@@ -124,7 +124,7 @@ def test_the_tunnel_ends_at_the_first_internal_ip_that_is_on_an_interface(way: s
     assert dict(tunnel.blocks)[net("10.244.1.0/24")] == IPv4Address("172.18.0.1")  # type: ignore[index]
     assert {IPv4Address("172.18.9.9"), IPv4Address("172.18.0.1")} <= tunnel.nodes
     if way == IPIP:
-        assert section(state, BirdConfig).address == IPv4Address("172.18.0.1")
+        assert section(state, BirdPlan).config.address == IPv4Address("172.18.0.1")
 
 
 def test_peers_are_told_where_they_would_choose_another_address_and_go_by_it() -> None:

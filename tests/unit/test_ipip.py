@@ -14,6 +14,7 @@ from agent.errors import CniError
 from agent.ip import Subnet
 from agent.model.cluster import Node, Snapshot
 from agent.modes.base import View
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
 from agent.modes.ipip.options import IpipOptions
 from agent.modes.ipip.state import IpipState
@@ -60,7 +61,7 @@ def ipip(state: NodeState) -> IpipState:
 
 
 def bird(state: NodeState) -> BirdConfig:
-    return section(state, BirdConfig)
+    return section(state, BirdPlan).config
 
 
 def test_a_node_and_its_peer() -> None:
@@ -77,14 +78,16 @@ def test_a_node_and_its_peer() -> None:
                     nodes=frozenset({ONE, TWO}),
                     tunnelled=frozenset({TWO}),
                 ),
-                BirdConfig(
-                    node="one",
-                    address=ONE,
-                    blocks=(MINE,),
-                    pools=(POOL,),
-                    peers=(Peer("two", TWO),),
-                    tunnel=Tunnel("eth0", None, 1380),
-                    source=IPv4Address("10.244.1.1"),
+                BirdPlan(
+                    BirdConfig(
+                        node="one",
+                        address=ONE,
+                        blocks=(MINE,),
+                        pools=(POOL,),
+                        peers=(Peer("two", TWO),),
+                        tunnel=Tunnel("eth0", None, 1380),
+                        source=IPv4Address("10.244.1.1"),
+                    )
                 ),
             }
         ),
@@ -139,7 +142,7 @@ def test_far_nodes_that_the_underlays_device_has_no_way_to(underlay: Underlay) -
 
 def test_while_the_nodes_address_is_nowhere_bird_goes_on_and_programs_stay() -> None:
     state = desired(NEAR, local=())
-    assert state.section(BirdConfig) is None
+    assert state.section(BirdPlan) is None
     assert ipip(state).underlay == ""
 
 

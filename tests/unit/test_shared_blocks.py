@@ -21,7 +21,7 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.modes.base import View
-from agent.modes.ipip.bird.types import BirdConfig
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, NodeState
@@ -136,9 +136,9 @@ def test_no_routed_network_routes_them_or_reports_them(way: str, pod_cidrs: bool
     exempt = {str(subnet) for subnet in state.masquerade.exempt}
     assert "10.244.2.0/24" in exempt
     assert exempt.isdisjoint({str(b.cidr) for b in claimed[:4]} | {"192.168.7.0/24", "172.18.200.0/24"})
-    if bird := state.section(BirdConfig):
-        assert not any(net("192.168.7.0/24").overlaps(there) for there in bird.pools)
-        assert not any(net("172.18.0.0/16").overlaps(there) for there in bird.pools)
+    if bird := state.section(BirdPlan):
+        assert not any(net("192.168.7.0/24").overlaps(there) for there in bird.config.pools)
+        assert not any(net("172.18.0.0/16").overlaps(there) for there in bird.config.pools)
 
 
 @pytest.mark.parametrize("way", WAYS)

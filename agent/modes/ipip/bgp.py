@@ -13,9 +13,9 @@ from agent.model.cluster import Node
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay
 from agent.modes.base import View
-from agent.modes.ipip.bird.options import BgpOptions
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.render import networks
-from agent.modes.ipip.bird.types import BirdConfig, External, Peer, Tunnel
+from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
 from agent.modes.ipip.options import ALWAYS, CROSS_SUBNET, IPIP, NEVER
 from agent.modes.node_endpoints import Ends
 
@@ -34,20 +34,17 @@ class Encapsulate(StrEnum):
 class Plan:
     """What BIRD should do, None where it can't do anything, and what hinders it."""
 
-    config: BirdConfig | None
+    bird: BirdPlan | None
     problems: frozenset[Problem] = frozenset()
 
 
 def plan(
     view: View,
-    options: BgpOptions | None,
     tunnel: Tunnel,
     encapsulate: Encapsulate = Encapsulate.ALWAYS,
     source: IPv4Address | None = None,
 ) -> Plan:
     """The BIRD of `view.node`: a session with each node, or with the reflectors where nodes are labelled so."""
-    if options is None:  # they may ask for passwords
-        return Plan(None)
     me = view.snapshot.nodes.get(view.node)
     known = underlay.chosen(view)
     address, _local = underlay.own(view, known)
@@ -65,24 +62,19 @@ def plan(
         peers.append(found)
         if encapsulate is Encapsulate.NEVER and not any(found.address in network for network in near):
             problems.add(_unreached(found))
-    routers = [router.external for router in options.routers if router.selects(me.labels)]
-    problems.update(_twice(external, taken) for external in routers if external.address in taken)
     config = BirdConfig(
         node=view.node,
         address=address,
-        asn=options.asn,
         blocks=networks((*view.blocks, *sorted(view.guests, key=str))),
         pools=tuple(_pools(view)),
         peers=tuple(peers),
-        externals=tuple(external for external in routers if external.address not in taken),
         reflector=is_reflector(me),
         # where the way leads to the underlay's next hop, a near node is its own, encapsulated or not
         direct=near if tunnel.gateway or encapsulate is not Encapsulate.ALWAYS else (),
         tunnel=None if encapsulate is Encapsulate.NEVER else tunnel,
         source=source,
-        password=options.password,
     )
-    return Plan(config, frozenset(problems))
+    return Plan(BirdPlan(config, me.labels), frozenset(problems))
 
 
 def is_reflector(node: Node) -> bool:
@@ -134,12 +126,4 @@ def _unreached(peer: Peer) -> Problem:
         f"node {peer.name}",
         f"{peer.address} is not in this node's subnet, and nothing may be encapsulated",
         "put the nodes on one subnet, or let packets be encapsulated across subnets",
-    )
-
-
-def _twice(external: External, taken: dict[IPv4Address, str]) -> Problem:
-    return Problem(
-        f"external peer {external.address}",
-        f"is the address of node {taken[external.address]}",
-        "name the router's own address",
     )

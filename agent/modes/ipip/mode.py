@@ -20,6 +20,7 @@ from agent.modes.ipip import bgp, metrics
 from agent.modes.ipip.bgp import Encapsulate
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.node_object import Bird
+from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor, retire
 from agent.modes.ipip.bird.types import METRIC, BirdError, Tunnel
 from agent.modes.ipip.device import IpipDevice
@@ -30,6 +31,7 @@ from agent.modes.underlay import Near
 from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Route
+from agent.runtime.threads import Part
 
 OVERHEAD = 20  # bytes of the outer IPv4 header
 SPARE = METRIC + 1  # metric of routes that stand in for BIRD's
@@ -47,14 +49,18 @@ class Ipip(Mode):
         return IPIP_DEVICE
 
     def parts(self, agent: AgentContext) -> ModeParts:
-        """Return BIRD and the tunnels' device, which tell what they do."""
-        bird = Supervisor(agent.conf.run_dir / "bird", agent.board.part("bird"))
-        device = IpipDevice(agent.conf.ipip)
+        """Return BIRD with its options file, and the tunnels' device."""
+        conf, board = agent.conf, agent.board
+        bird = Supervisor(conf.run_dir / "bird", board.part("bird"))
+        options = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error)
+        device = IpipDevice(conf.ipip)
+        polled: dict[str, Part] = {"bgp-options": options} if conf.bgp else {}
         return ModeParts(
-            (device, Bird(bird.want, agent.bgp)),
-            lambda _view: {"bird": bird},
-            lambda: {"bgp": metrics.bgp(bird.status.get())},
-            lambda: metrics.families(bird.status.get(), device.counted),
+            objects=(device, Bird(bird.want, options)),
+            threads=lambda _view: {"bird": bird, **polled},
+            wake_on=(options.said,),
+            report=lambda: {"bgp": metrics.bgp(bird.status.get())},
+            metrics=lambda: metrics.families(bird.status.get(), device.counted),
         )
 
     def uninstall(self, run_dir: Path) -> Iterator[str]:
@@ -85,9 +91,9 @@ class Ipip(Mode):
         here = _here(view, owners.node)
         ipip = here.ipip(owners)
         source = min(ipip.addresses, default=None)
-        plan = bgp.plan(view, view.bgp, here.tunnel, here.encapsulate, source)
+        plan = bgp.plan(view, here.tunnel, here.encapsulate, source)
         # while the node's address is on no interface, BIRD goes on as it did
-        bird = {plan.config} if plan.config and here.local else set()
+        bird = {plan.bird} if plan.bird and here.local else set()
         return NodeState(
             sections=frozenset({ipip, *bird}),
             # nodes are an exception only where packets of pods may be seen between them

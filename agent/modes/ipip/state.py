@@ -1,4 +1,4 @@
-"""What the mode ipip wants of a node beside what all modes may want; BIRD's part is bird/types.BirdConfig."""
+"""What the mode ipip wants of a node beside what all modes may want; BIRD's part is bird/plan.BirdPlan."""
 
 from __future__ import annotations
 

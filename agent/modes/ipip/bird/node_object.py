@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.modes.ipip.bird.options import OptionsFile
+from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.types import BirdConfig
 from agent.objects.base import Context, NodeObject, Result, Stage
 from agent.objects.state import NodeState
 
 
 class Bird(NodeObject):
-    """What BIRD is told; its routes are by devices and from addresses that are there by then."""
+    """BIRD's configuration; its routes are by devices and from addresses that are there by then."""
 
     kind = "bird"
     stage = Stage.DAEMONS
 
     def __init__(self, want: Callable[[BirdConfig | None], None], options: OptionsFile) -> None:
+        """`want` takes the configuration, None for no BIRD."""
         self._want = want
         self._options = options
 
     def wanted(self, desired: NodeState) -> object:
-        """Return BIRD's configuration."""
-        return desired.section(BirdConfig)
+        """Return BIRD's part of the desired state."""
+        return desired.section(BirdPlan)
 
     def sync(self, ctx: Context, desired: NodeState) -> Result:
-        """Tell the supervisor; while the options are unknown, BIRD goes on as an earlier agent left it."""
-        if self._options.known or not self._options.stands:
-            self._want(desired.section(BirdConfig))
-        return Result()
+        """Give BIRD its configuration, and report faults of the options file.
+
+        While the options are unknown, no session begins, as they may ask for passwords. A BIRD that an earlier
+        agent started with the same file goes on.
+        """
+        options, faults = self._options.look()
+        plan = desired.section(BirdPlan)
+        if options and plan:
+            config, more = plan.with_options(options)
+            self._want(config)
+            return Result((*faults, *more))
+        if options or not self._options.stands:
+            self._want(None)
+        return Result(faults)

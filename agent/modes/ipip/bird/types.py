@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from agent.model.problem import Problem
-from agent.objects.state import Section
 from agent.runtime import atomic_file
 
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
@@ -102,7 +101,7 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class BirdConfig(Section):
+class BirdConfig:
     """All that bird.conf depends on; equal values are equal text."""
 
     node: str
@@ -127,10 +126,10 @@ class BirdConfig(Section):
     table: int = MAIN_TABLE
     metric: int = METRIC
 
-    def join(self, other: BirdConfig) -> tuple[BirdConfig, frozenset[Problem]]:
-        """Return one BIRD for both networks: with the blocks of both, and for the rest what the first says."""
+    def join(self, other: BirdConfig) -> BirdConfig:
+        """Return one BIRD for two networks: with the blocks of both, and for the rest what the first says."""
         found, pools = {*self.blocks, *other.blocks}, {*self.pools, *other.pools}
-        return replace(self, blocks=tuple(sorted(found)), pools=tuple(sorted(pools))), frozenset()
+        return replace(self, blocks=tuple(sorted(found)), pools=tuple(sorted(pools)))
 
 
 class State(StrEnum):
