@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests import ci_times
+from tests.ci import times
 
 LOG = """
 ............ [100%]
@@ -22,7 +22,7 @@ def test_tiers_and_slowest_cases(tmp_path: Path) -> None:
     (tmp_path / "seconds").write_text("735 make test\n61 make e2e MODE=ipip\n")
     (tmp_path / "make-test.log").write_text(LOG)
     (tmp_path / "make-e2e-MODE-ipip.log").write_text("15.00s passed   [sig-network] DNS should work\n")
-    assert ci_times.table(tmp_path).splitlines() == [
+    assert times.table(tmp_path).splitlines() == [
         "seconds  tier",
         "    735  make test",
         "     61  make e2e MODE=ipip",
@@ -37,5 +37,5 @@ def test_tiers_and_slowest_cases(tmp_path: Path) -> None:
 def test_only_the_slowest_ten_are_listed(tmp_path: Path) -> None:
     (tmp_path / "seconds").write_text("9 a\n")
     (tmp_path / "a.log").write_text("".join(f"{number}.00s call     case{number}\n" for number in range(30)))
-    cases = ci_times.slowest(tmp_path)
+    cases = times.slowest(tmp_path)
     assert [name for _seconds, _tier, name in cases] == [f"case{number}" for number in range(29, 19, -1)]

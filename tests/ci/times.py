@@ -1,4 +1,4 @@
-"""Print where the time of a CI run went: `python3 -m tests.ci_times FOLDER`.
+"""Print where the time of a CI run went: `python3 -m tests.ci.times FOLDER`.
 
 .ci/run writes what each tier prints into TIER.log, and a line `SECONDS TIER` for each that ended into `seconds`.
 The logs contain pytest's lists of the slowest cases (--durations).
