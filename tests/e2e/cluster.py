@@ -45,6 +45,7 @@ KUBELET: dict[str, Any] = {
     "evictionHard": {"memory.available": "50Mi"},
     "maxPods": 110,
     "nodeStatusUpdateFrequency": "5s",
+    "syncFrequency": "10s",  # how long a ConfigMap takes to its pods is kubelet's: a minute by default
     "clusterDNS": ["10.96.0.10"],
     "clusterDomain": "cluster.local",
     "registryPullQPS": 0,

@@ -145,7 +145,7 @@ class Space:
             self.argv(*command), check=False, capture_output=True, text=True, input=stdin, env=env, timeout=timeout
         )
         if check and done.returncode:
-            words = (done.stderr or done.stdout).strip()
+            words = "\n".join(filter(None, (done.stderr.strip(), done.stdout.strip())))
             raise SpaceError(f"{self.name}: {' '.join(command)}: exit code {done.returncode}: {words}")
         return done
 
