@@ -31,7 +31,7 @@ SEEN_WITHIN = 30.0  # seconds in which the watch shows what was written
 WRITES = 10, 30.0  # conditions at once, then one in so many seconds: agents of two versions may differ about one
 USABLE, UNUSABLE, ON_NODE = "Usable", "Unusable", "UnusableOnNode"
 LONGEST_PAUSE = 5.0  # seconds between two looks
-BACKOFF = 10.0, 300.0  # seconds after a failure, first and longest
+BACKOFF = 5.0, 300.0  # seconds after a failure, first and longest
 NEVER = float("inf")
 
 
@@ -83,7 +83,7 @@ class PoolStatusWriter(Controller):
             asked = self._conditions(snapshot, now)
             asked |= self._counts(snapshot, now)
         except StoreError as error:
-            self._failures.note(error)
+            self._failures.note(error, now)
             self._count_at = self._write_at = NEVER
             self._blocked_until = now + self._failures.pause()  # also when something wakes the loop
             return False

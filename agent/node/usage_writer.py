@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,14 +18,16 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
 
 EVERY = 10.0  # seconds between two looks at the node's addresses, and so between two writes of a block
 SOON = 1.0  # seconds: as long as nothing has been written yet
-BACKOFF = 20.0, 300.0  # seconds after a failure, first and longest
+BACKOFF = 5.0, 300.0  # seconds after a failure, first and longest
 AFRESH = 1800.0, 3600.0  # seconds until the node's objects are listed again, as people may have deleted some
 REFUSED = (401, 403, 404)  # HTTP: older CustomResourceDefinitions or an older ClusterRole
+REFUSED_FOR = 60.0  # seconds until that is a problem: an API server needs 30 for new kinds, rights and policies
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +41,24 @@ class Failures:
         self._what = what
         self._backoff = backoff
         self._count = 0
+        self._refused_since: float | None = None
 
     def clear(self) -> None:
         """Note that requests were answered."""
         if self._count:
             log.info("%s can be written again", self._what)
-        self._count = 0
+        self._count, self._refused_since = 0, None
         self._problems.update(lambda known: {k: p for k, p in known.items() if k != self._what})
 
-    def note(self, error: StoreError) -> None:
-        """Note that a request failed."""
+    def note(self, error: StoreError, now: float) -> None:
+        """Note that a request failed; `now` is of the clock."""
         log.log(logging.DEBUG if self._count else logging.WARNING, "%s can't be written: %s", self._what, error)
         self._count += 1
-        if (isinstance(error, ApiError) and error.status in REFUSED) or isinstance(error, NotFoundError):
+        if not (isinstance(error, NotFoundError) or (isinstance(error, ApiError) and error.status in REFUSED)):
+            return
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= REFUSED_FOR:
             remedy = "apply the manifests of the agents' version: kubectl apply -f manifests/; pods do not need it"
             problem = Problem(self._what, f"it can't be written: {error}", remedy)
             self._problems.update(lambda known: {**known, self._what: problem})
@@ -76,8 +82,9 @@ class Seen:
 class UsageWriter(Controller):
     """Writes an IPBlockUsage for each block of the node. Nothing wakes it, so that it costs an ADD nothing."""
 
-    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems) -> None:
-        super().__init__(Schedule(EVERY, first=SOON, backoff=BACKOFF), report_error=problems.report_error)
+    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems, clock: Clock = SYSTEM_CLOCK) -> None:
+        schedule = Schedule(EVERY, first=SOON, backoff=BACKOFF)
+        super().__init__(schedule, report_error=problems.report_error, clock=clock)
         self._usages = usages
         self._seen = seen
         self._failures = Failures(problems, "IPBlockUsages of this node", BACKOFF)
@@ -115,17 +122,17 @@ class UsageWriter(Controller):
                 log.info("objects were deleted, by a person or with an earlier Node: %s", error)
                 self._known = None  # they are listed anew, which says whether there is such a kind
                 return True
-            self._failures.note(error)
+            self._failures.note(error, self._clock.now())
             return False
         self._failures.clear()
         return True
 
     def _already(self) -> dict[str, BlockUsage | None]:
         """Return what the API server has of this node. Raises StoreError."""
-        if self._known is None or time.monotonic() > self._list_again:
+        if self._known is None or self._clock.now() > self._list_again:
             self._uid = self._usages.uid(self._seen.node)
             self._known = self._usages.of_node(self._seen.node, self._uid)
-            self._list_again = time.monotonic() + random.uniform(*AFRESH)  # noqa: S311
+            self._list_again = self._clock.now() + random.uniform(*AFRESH)  # noqa: S311
         return self._known
 
     def _write(self, wanted: Mapping[str, BlockUsage], known: dict[str, BlockUsage | None]) -> None:

@@ -234,6 +234,8 @@ def test_agents_that_never_agree_do_not_write_all_the_time(cluster: Make, monkey
 def test_older_manifests_are_one_problem_which_ends(cluster: Make, refused: dict[str, int]) -> None:
     it = cluster(2)
     it.refuse = refused
+    it.run(59)
+    assert it.problems.get() == {}, "the API server of a new cluster refuses for half a minute, too"
     asked = it.run(600)
     (problem,) = it.problems.get().values()
     assert isinstance(problem, Problem)
