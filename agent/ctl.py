@@ -69,7 +69,7 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
 
 def monitor(run_dir: Path, output: str, seconds: float) -> int:
     """Drops and flows until the time is over or somebody interrupts: a table in a terminal, lines in a pipe."""
-    from agent.observe import drop_monitor  # noqa: PLC0415 - `status` must not wait for what it does not use
+    from agent.modes.vxlan import drop_monitor  # noqa: PLC0415 - `status` must not wait for what it does not use
 
     try:
         watched = drop_monitor.Watch(run_dir)

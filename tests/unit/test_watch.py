@@ -16,10 +16,9 @@ from agent import ctl
 from agent.ipam.attachment import Attachment, Lease, encode
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
-from agent.modes.vxlan import drop_events
+from agent.modes.vxlan import drop_events, drop_monitor
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.drop_events import Drop, Flow
-from agent.observe import drop_monitor
 from tests.networks import network_of
 
 A, B = IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2")
