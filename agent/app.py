@@ -320,7 +320,9 @@ class Agent:
         snapshot, status = self.cluster.snapshot.get(), self.node.status.get()
         own = report(self.conf, self._began, snapshot, status, shared.attachments, shared.modes)
         of_modes = {key: value for of in self.node.of_modes for key, value in of.report().items()}
-        return {**own, "notes": self._observers.notes, **of_modes, "rounds": self._rounds()}
+        summaries = [line for of in self.node.of_modes for line in of.summary()]
+        notes = self._observers.notes
+        return {**own, "notes": notes, **of_modes, "summaries": summaries, "rounds": self._rounds()}
 
     def _rounds(self) -> dict[str, int]:
         woken = {name: self._parts.get(name) for name in WOKEN}

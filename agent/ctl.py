@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -57,32 +58,25 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
             rows.append((network["name"], network["mode"], network["device"], family, *counts, blocks))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    if bgp := doc.get("bgp"):
-        states = ", ".join(f"{number} {state}" for state, number in bgp["sessionsByState"].items())
-        lines.append(
-            f"  BIRD {bgp['version']}: {bgp['kernelRoutes']} routes in the kernel, sessions: {states or 'none'}"
-        )
+    lines += [f"  {summary}" for summary in doc.get("summaries", ())]
     lines += [f"  {paint('problem', RED)} {p['where']}: {p['what']}; {p['remedy']}" for p in doc["problems"]]
     lines += [f"  note: {note}" for note in doc.get("notes", ())]
     return "\n".join(lines)
 
 
 def monitor(run_dir: Path, output: str, seconds: float) -> int:
-    """Drops and flows until the time is over or somebody interrupts: a table in a terminal, lines in a pipe."""
-    from agent.modes.vxlan import drop_monitor  # noqa: PLC0415 - `status` must not wait for what it does not use
+    """Print drops and flows until the time is over or an interrupt: a table in a terminal, lines in a pipe."""
+    from agent.modes.registry import BUILT_IN  # noqa: PLC0415 - `status` must not wait for what it does not use
 
     try:
-        watched = drop_monitor.Watch(run_dir)
-        table = drop_monitor.Table(watched.maps) if output == "text" and sys.stdout.isatty() else None
+        packets = BUILT_IN.packet_monitor(run_dir)
+        table = output == "text" and sys.stdout.isatty()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            for event in watched.happened():
-                if table:
-                    table.add(event)
-                else:
-                    print(drop_monitor.line(event, output), flush=True)  # noqa: T201
-            if table:
-                print(table.render(), flush=True)  # noqa: T201
+            events = packets.wait()
+            as_text = packets.line if output == "text" else partial(json.dumps, ensure_ascii=False)
+            for text in (packets.screen(events),) if table else map(as_text, events):
+                print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
         sys.stderr.close()  # whoever read has read enough
     except KeyboardInterrupt:
@@ -101,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="networks, addresses, routes and problems of this node")
     status.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    live = commands.add_parser("monitor", help="drops and flows of the mode vxlan as they happen")
+    live = commands.add_parser("monitor", help="drops and flows as they happen, in modes that show them")
     live.add_argument("-o", "--output", choices=("text", "json"), default="text")
     live.add_argument("--for", dest="seconds", type=float, default=float("inf"), help="seconds; default: for ever")
     options = parser.parse_args(argv)

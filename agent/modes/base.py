@@ -22,6 +22,7 @@ from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
 from agent.modes.node_endpoints import Ends
+from agent.modes.packet_monitor import PacketMonitor
 from agent.objects.base import NodeObject
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
@@ -153,6 +154,8 @@ class ModeParts:
     """What its node objects read beside the desired state: a change begins a round of the reconciler."""
     report: Callable[[], Mapping[str, object]] = dict
     """Returns what the status report says of the mode, beside its networks."""
+    summary: Callable[[], Iterable[str]] = tuple
+    """Returns lines of text about the mode for the status report, beside its networks."""
     metrics: Callable[[], Iterable[Metric]] = tuple
 
 
@@ -202,6 +205,13 @@ class Mode(ABC):
     def packet_counts(self) -> Mapping[str, Count]:
         """Return what became of packets in the mode's eBPF programs, by reason. Raises OSError."""
         return {}
+
+    def packet_monitor(self, run_dir: Path, options: Mapping[str, type[ModeOptions]]) -> PacketMonitor | None:
+        """Return what happens to the mode's packets from now on, None where nothing shows it.
+
+        `options`: those of all modes, by which the attachments in `run_dir` are read. Raises OSError.
+        """
+        return None
 
     def parts(self, agent: AgentContext) -> ModeParts:
         """Return what the mode adds to an agent that runs. It is called once for each agent."""

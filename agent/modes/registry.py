@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from agent.kernel import ip_links, netlink
@@ -10,6 +12,7 @@ from agent.model.network import ModeOptions, Network
 from agent.modes.base import Mode, RoutedModes
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.mode import Ipip
+from agent.modes.packet_monitor import PacketMonitor
 from agent.modes.parent.ipvlan import Ipvlan
 from agent.modes.parent.macvlan import Macvlan
 from agent.modes.vxlan.mode import Vxlan
@@ -54,6 +57,13 @@ class Modes:
         of_modes = {each.kind: each for mode in self for each in mode.node_objects()}
         of_modes.update({each.kind: each for each in others})
         return (*common_objects(), *of_modes.values())
+
+    def packet_monitor(self, run_dir: Path) -> PacketMonitor:
+        """Return what happens to packets from now on, in the first mode that shows it. Raises OSError."""
+        found = (mode.packet_monitor(run_dir, self.options) for mode in self)
+        if monitor := next((one for one in found if one), None):
+            return monitor
+        raise OSError(errno.ENOTSUP, "no mode of this agent shows its packets")
 
     def unwire_unknown(self, link: str) -> None:
         """Delete a host end that has no known attachment, and all that is known by that link. Raises OSError."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from agent import ctl
 from agent.modes.ipip.bird.types import BirdStatus, Session, State
-from agent.modes.ipip.metrics import bgp
+from agent.modes.ipip.metrics import bgp, summary
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "problems": [], "nodes": 3, "routes": 0, "attachments": 0, "uptimeSeconds": 1,
@@ -27,7 +27,8 @@ STATUS = BirdStatus(
 
 def test_without_bird_there_is_nothing_to_say() -> None:
     assert bgp(BirdStatus()) is None
-    assert "BIRD" not in ctl.render({**DOC, "bgp": None}, colour=False)
+    assert list(summary(BirdStatus())) == []
+    assert "BIRD" not in ctl.render({**DOC, "summaries": []}, colour=False)
     assert "BIRD" not in ctl.render(DOC, colour=False)
 
 
@@ -42,5 +43,5 @@ def test_sessions() -> None:
         "exported": 0,
         "error": "Socket: Connection refused",
     }
-    shown = ctl.render({**DOC, "bgp": told}, colour=False)
-    assert "BIRD 2.0.12: 2 routes in the kernel, sessions: 1 Active, 1 Established" in shown
+    shown = ctl.render({**DOC, "summaries": list(summary(STATUS))}, colour=False)
+    assert "  BIRD 2.0.12: 2 routes in the kernel, sessions: 1 Active, 1 Established" in shown

@@ -6,9 +6,9 @@ import ipaddress
 import json
 import socket
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,10 +16,12 @@ from agent import ctl
 from agent.ipam.attachment import Attachment, Lease, encode
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
+from agent.modes.packet_monitor import Event, PacketMonitor
+from agent.modes.registry import Modes
 from agent.modes.vxlan import drop_events, drop_monitor
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.drop_events import Drop, Flow
-from tests.networks import network_of
+from tests.networks import OPTIONS, network_of
 
 A, B = IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2")
 
@@ -61,19 +63,18 @@ def pod(folder: Path) -> Attachment:
 def test_pods_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = pod(tmp_path)
     (tmp_path / "tcni0.json").write_text("{")
-    names = drop_monitor.Names(tmp_path)
+    names = drop_monitor.Names(tmp_path, OPTIONS)
     names.refresh()
     monkeypatch.setattr(socket, "if_indextoname", lambda index: {3: one.link, 4: "eth0"}[index])
     assert (names.at(3), names.at(4)) == ("shop/web", "eth0")
     assert names.flow(Flow(A, B, 1, 2, "tcp")) == "shop/web:1 → 10.244.2.2:2 tcp"
 
 
-EVENT: dict[str, Any] = {"what": "drop_no_pod", "time": 0.0, "at": "eth0", "remote": "172.18.0.3", "flow": "a → b"}
+EVENT: Event = {"what": "drop_no_pod", "time": 0.0, "at": "eth0", "remote": "172.18.0.3", "flow": "a → b"}
 
 
 def test_lines_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert drop_monitor.line(EVENT, "text").endswith("drop_no_pod         eth0 from 172.18.0.3    a → b")
-    assert json.loads(drop_monitor.line(EVENT, "json")) == EVENT
+    assert drop_monitor.line(EVENT).endswith("drop_no_pod         eth0 from 172.18.0.3    a → b")
     counted = [vxlan_maps.no_counters(), {**vxlan_maps.no_counters(), "drop_no_pod": Count(65, 9)}]
     monkeypatch.setattr(vxlan_maps, "counters", lambda _maps: counted.pop(0))
     table = drop_monitor.Table({})
@@ -91,3 +92,33 @@ def test_a_node_without_programs_says_so(
     monkeypatch.setattr(loader, "maps", lambda: None)
     assert ctl.main(["monitor"]) == ctl.EXIT_UNABLE
     assert "no eBPF maps here" in capsys.readouterr().err
+
+
+class OneEvent(PacketMonitor):
+    """Shows one event, and is interrupted."""
+
+    def __init__(self) -> None:
+        self._left = [[EVENT]]
+
+    def wait(self) -> list[Event]:
+        if not self._left:
+            raise KeyboardInterrupt
+        return self._left.pop()
+
+    def line(self, event: Event) -> str:
+        return drop_monitor.line(event)
+
+    def screen(self, events: Iterable[Event]) -> str:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_pipe_gets_a_line_for_each_event(
+    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Modes, "packet_monitor", lambda _modes, _run_dir: OneEvent())
+    assert ctl.main(["monitor", "-o", output]) == 0
+    printed = capsys.readouterr().out.removesuffix("\n")
+    assert (json.loads(printed) if output == "json" else printed) == (
+        EVENT if output == "json" else drop_monitor.line(EVENT)
+    )

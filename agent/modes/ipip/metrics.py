@@ -58,3 +58,10 @@ def bgp(bird: BirdStatus) -> dict[str, Any] | None:
             for session in bird.sessions
         ],
     }
+
+
+def summary(bird: BirdStatus) -> Iterator[str]:
+    """Yield a line about BIRD where it runs."""
+    if bird.running:
+        states = ", ".join(f"{number} {state.value}" for state, number in bird.by_state().items() if number)
+        yield f"BIRD {bird.version}: {bird.kernel_routes} routes in the kernel, sessions: {states or 'none'}"

@@ -60,6 +60,7 @@ class Ipip(Mode):
             threads=lambda _view: {"bird": bird, **polled},
             wake_on=(options.said,),
             report=lambda: {"bgp": metrics.bgp(bird.status.get())},
+            summary=lambda: metrics.summary(bird.status.get()),
             metrics=lambda: metrics.families(bird.status.get(), device.counted),
         )
 

@@ -1,20 +1,20 @@
-"""`testcnictl monitor`: drops with their reasons, and flows by the names of pods, as they happen."""
+"""Drops with their reasons, and flows by the names of pods, as they happen: for `testcnictl monitor`."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.ipam import attachment, attachment_files
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError, Map
-from agent.modes.registry import BUILT_IN
+from agent.model.network import ModeOptions
+from agent.modes.packet_monitor import Event, PacketMonitor
 from agent.modes.vxlan import drop_events
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.drop_events import Drop, Drops, Flow
@@ -27,17 +27,19 @@ CLEAR, BOLD, RED, PLAIN = "\x1b[H\x1b[2J", "\x1b[1m", "\x1b[31m", "\x1b[0m"
 class Names:
     """Pods by their addresses and by their host ends, from the files of the agent, which need not run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, type[ModeOptions]]) -> None:
+        """`options`: those of all modes, as the files have them."""
         self._folder = folder
+        self._options = options
         self._by_address: dict[str, str] = {}
         self._by_link: dict[str, str] = {}
 
     def refresh(self) -> None:
-        """Read the files anew."""
+        """Read the files again."""
         self._by_address, self._by_link = {}, {}
         for path in self._folder.glob(f"*{attachment_files.WIRED}"):
             try:
-                one = attachment.decode(atomic_file.read(path), BUILT_IN.options, whole=True)
+                one = attachment.decode(atomic_file.read(path), self._options, whole=True)
             except (OSError, ValueError):  # it goes just now, or is from another version
                 continue
             name = one.pod or one.container_id
@@ -62,39 +64,50 @@ class Names:
         return f"{source}:{flow.source_port} → {destination}:{flow.destination_port} {flow.protocol}"
 
 
-class Watch:
-    """What happens from now on, and the drops that nobody has read yet."""
+class DropMonitor(PacketMonitor):
+    """Drops that were not shown yet, and flows that begin from now on."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Raises OSError."""
+    def __init__(self, run_dir: Path, options: Mapping[str, type[ModeOptions]]) -> None:
+        """`options`: those of all modes. Raises OSError."""
         maps = loader.maps()
         if maps is None:
             raise BpfError(2, "there are no eBPF maps here: no network of mode vxlan and backend ebpf is in use")
-        self.names = Names(run_dir / "attachments")
-        self.maps: Mapping[str, Map] = maps
+        self._names = Names(run_dir / "attachments", options)
+        self._maps: Mapping[str, Map] = maps
         self._drops = Drops(maps["events"], run_dir)
         self._flows = drop_events.flows(maps)
+        self._table = Table(maps)
         self._offset = time.time() - time.monotonic()
 
-    def happened(self) -> list[dict[str, Any]]:
-        """Drops and new flows of the last second, as JSON. Raises OSError."""
+    def wait(self) -> list[Event]:
+        """Return the drops and new flows of the next second. Raises OSError."""
         dropped = self._drops.wait(REFRESH)
-        now, before = drop_events.flows(self.maps), self._flows
+        now, before = drop_events.flows(self._maps), self._flows
         self._flows = now
-        self.names.refresh()
+        self._names.refresh()
         return [*map(self._drop, dropped), *map(self._flow, sorted(now - before, key=str))]
 
-    def _drop(self, drop: Drop) -> dict[str, Any]:
+    def line(self, event: Event) -> str:
+        """Return an event as a line of text."""
+        return line(event)
+
+    def screen(self, events: Iterable[Event]) -> str:
+        """Return a screen of all events so far, these included. Raises OSError."""
+        for event in events:
+            self._table.add(event)
+        return self._table.render()
+
+    def _drop(self, drop: Drop) -> Event:
         return {
             "what": drop.reason,
             "time": round(drop.time + self._offset, 6),
-            "at": self.names.at(drop.device),
+            "at": self._names.at(drop.device),
             "mac": drop.mac,
             "remote": str(drop.remote) if drop.remote else None,
             **self._ends(drop.flow),
         }
 
-    def _flow(self, flow: Flow) -> dict[str, Any]:
+    def _flow(self, flow: Flow) -> Event:
         return {"what": "flow", "time": round(time.time(), 6), **self._ends(flow)}
 
     def _ends(self, flow: Flow) -> dict[str, Any]:
@@ -104,19 +117,17 @@ class Watch:
             "destination": str(flow.destination),
             "destinationPort": flow.destination_port,
             "protocol": flow.protocol,
-            "flow": self.names.flow(flow),
+            "flow": self._names.flow(flow),
         }
 
 
-def line(event: Mapping[str, Any], output: str) -> str:
-    """One event as a line for a person, or for a program."""
-    if output == "json":
-        return json.dumps(event, ensure_ascii=False)
+def line(event: Event) -> str:
+    """Return an event as a line of text."""
     when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     return f"{when} {event['what']:<20}{_where(event):<24}{event['flow']}"
 
 
-def _where(event: Mapping[str, Any]) -> str:
+def _where(event: Event) -> str:
     remote = f" from {event['remote']}" if event.get("remote") else ""
     return f"{event.get('at', '')}{remote} "
 
@@ -130,7 +141,7 @@ class Table:
         self._seen: Counter[tuple[str, str, str]] = Counter()
         self._last: dict[tuple[str, str, str], str] = {}
 
-    def add(self, event: Mapping[str, Any]) -> None:
+    def add(self, event: Event) -> None:
         """Take an event in."""
         key = (str(event["what"]), _where(event), str(event["flow"]))
         self._seen[key] += 1

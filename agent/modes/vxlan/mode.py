@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
@@ -17,7 +18,7 @@ from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.ip_links import Link
 from agent.model.marks import VXLAN_DEVICE
-from agent.model.network import ExtraRoute, Network
+from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.modes import peers, routable_blocks, underlay, veth
 from agent.modes.base import (
     AddressTakenError,
@@ -30,6 +31,7 @@ from agent.modes.base import (
     View,
     Wired,
 )
+from agent.modes.packet_monitor import PacketMonitor
 from agent.modes.peers import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
@@ -61,6 +63,12 @@ class Vxlan(Mode):
         """Return what became of packets in the programs, by reason; nothing happened where there are none."""
         maps = loader.maps()
         return vxlan_maps.counters(maps) if maps else vxlan_maps.no_counters()
+
+    def packet_monitor(self, run_dir: Path, options: Mapping[str, type[ModeOptions]]) -> PacketMonitor:
+        """Return the drops and flows that the programs report. Raises OSError where there are no programs."""
+        from agent.modes.vxlan.drop_monitor import DropMonitor  # noqa: PLC0415 - no agent needs it
+
+        return DropMonitor(run_dir, options)
 
     def parts(self, agent: AgentContext) -> ModeParts:
         """Return the check of checksums in the tunnel."""
