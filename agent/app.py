@@ -25,10 +25,9 @@ from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claimant import ClaimContext
 from agent.ipam.reservations.claims import ReservationClaims
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
-from agent.kernel import sysctl
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.netlink_monitor import Monitor
-from agent.model.marks import LINK_PREFIX, NFT_TABLE
+from agent.model.marks import BPF_PINS, LINK_PREFIX, NFT_TABLE
 from agent.model.node_status import Demand, ReservationsInProgress
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
@@ -44,7 +43,7 @@ from agent.node.installer import Installer, Places
 from agent.node.reconciler import Reconciler
 from agent.node.route_protocol import RouteMarks
 from agent.node.run_dir import Lock, RunDir
-from agent.objects import pod_port_setup
+from agent.objects.host_kernel import HostKernel
 from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
 from agent.observe.status import report
@@ -69,6 +68,7 @@ class Shared:
 
     conf: AgentConfig
     modes: Modes
+    host: HostKernel
     metrics: metrics.Metrics
     attachments: AttachmentStore
     board: ProblemBoard = field(default_factory=ProblemBoard)
@@ -114,7 +114,7 @@ class NodePath:
         conf, board = shared.conf, shared.board
         self._conf = conf
         self.confs = ConfDir(conf.conf_dir, conf.conflist, shared.modes, board.part("confs"))
-        context = AgentContext(conf, board)
+        context = AgentContext(conf, board, shared.host)
         self.of_modes = [mode.parts(context) for mode in shared.modes]
         inputs = self._inputs(shared, cluster)
         self.reconciler = Reconciler(
@@ -139,7 +139,7 @@ class NodePath:
             shared.demand,
             shared.attachments,
             shared.board,
-            conf.sysctl_dir,
+            shared.host,
             conf.run_dir / "prepared.json",
             resume=reservation_controller.unusable(shared.reservations_file) is None,
             objects=shared.modes.node_objects(*(each for of in self.of_modes for each in of.objects)),
@@ -174,11 +174,12 @@ class PodPath:
     def __init__(self, shared: Shared, cluster: ClusterParts, node: NodePath) -> None:
         conf = shared.conf
         self.handler = CniHandler(
+            shared.host,
             shared.attachments,
             node.status,
             shared.demand,
             shared.metrics.timings,
-            self._claims(shared, cluster, node) if conf.pod_annotations else None,
+            claims=self._claims(shared, cluster, node) if conf.pod_annotations else None,
             later=node.confs.later_plugins(),
             snapshot=cluster.snapshot,
             tell=shared.pod_events.put,
@@ -237,11 +238,10 @@ class Agent:
         self._shutdown = Shutdown()
         self._threads = PartThreads(self._shutdown)
         self._began = time.monotonic()
-        loader.use(conf.ebpf)
-        pod_port_setup.use(route_protocol.of_pods(conf.route_protocol))
-        sysctl.use(conf.sysctl_dir)
         attachments = AttachmentStore(conf.run_dir, conf.cool_down, modes.options)
-        self.shared = Shared(conf, modes, metrics.Metrics(modes), attachments)
+        pods = route_protocol.of_pods(conf.route_protocol)
+        host = HostKernel(Loader(conf.ebpf, BPF_PINS), conf.sysctl_dir, pods)
+        self.shared = Shared(conf, modes, host, metrics.Metrics(modes), attachments)
         self.cluster = ClusterParts(self.shared)
         self.node = NodePath(self.shared, self.cluster)
         self.pods = PodPath(self.shared, self.cluster, self.node)
@@ -318,7 +318,7 @@ class Agent:
         """Return the agent's status as JSON."""
         shared = self.shared
         snapshot, status = self.cluster.snapshot.get(), self.node.status.get()
-        own = report(self.conf, self._began, snapshot, status, shared.attachments, shared.modes)
+        own = report(self.conf, self._began, snapshot, status, shared.attachments, shared.modes, shared.host)
         of_modes = {key: value for of in self.node.of_modes for key, value in of.report().items()}
         summaries = [line for of in self.node.of_modes for line in of.summary()]
         notes = self._observers.notes

@@ -16,15 +16,16 @@ from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
 from agent.cluster import datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
-from agent.kernel import ip_links, link_operations, netlink
-from agent.kernel.bpf import loader
-from agent.model.marks import ALIAS, LINK_PREFIX
+from agent.kernel import ip_links, netlink
+from agent.kernel.bpf.loader import Loader
+from agent.model.marks import ALIAS, BPF_PINS, LINK_PREFIX
 from agent.modes.registry import BUILT_IN, Modes
 from agent.node import installer, kernel_state, route_protocol
 from agent.node.apply import NodeProgrammer
 from agent.node.installer import Places
 from agent.node.run_dir import Lock
 from agent.objects.base import Context
+from agent.objects.host_kernel import HostKernel
 from agent.objects.route_ownership import Ownership
 from agent.objects.state import NodeState
 
@@ -59,23 +60,23 @@ def uninstall(conf: AgentConfig, modes: Modes = BUILT_IN) -> Iterator[str]:
     if conf.conflist:  # first: the runtime must not start a pod on what goes now
         for path in installer.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
             yield str(path)
-    nl = netlink.host()
+    nl, host = netlink.host(), HostKernel(Loader(conf.ebpf, BPF_PINS), conf.sysctl_dir)
     for link in ip_links.links(nl):
         if link.name.startswith(LINK_PREFIX) and link.alias.startswith(ALIAS):
-            link_operations.delete(nl, link.name)
+            host.reaper.delete(nl, link.name)
             yield f"link {link.name} ({link.alias})"
     for mode in modes:
         yield from mode.uninstall(conf.run_dir)
     for protocol in route_protocol.in_use(conf.run_dir, conf.route_protocol):
         programmer = NodeProgrammer(BUILT_IN.node_objects())
         kernel = kernel_state.read(nl, programmer.is_made)
-        ctx = Context(nl, kernel, conf.sysctl_dir, programmer.is_made, Ownership(protocol))
+        ctx = Context(nl, kernel, host, programmer.is_made, Ownership(protocol))
         done = programmer.program(ctx, NodeState())
         if done.problems:
             raise OSError("; ".join(map(str, done.problems)))
     yield "bridges, tunnels, eBPF programs, routes and the nft table"
-    if loader.forget():
-        yield str(loader.FOLDER)
+    if host.bpf.forget():
+        yield str(host.bpf.pins)
     for folder in (conf.run_dir, conf.state_dir):
         yield from _empty(folder)
 

@@ -12,6 +12,7 @@ from agent.kernel.ip_links import Link
 from agent.model.marks import ALIAS, LINK_PREFIX
 from agent.modes.registry import Modes
 from agent.objects import addresses_behind_links
+from agent.objects.host_kernel import HostKernel
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +20,14 @@ log = logging.getLogger(__name__)
 class Detacher:
     """Removes attachments, those of which no file can be used, and links without an attachment."""
 
-    def __init__(self, attachments: AttachmentStore, modes: Modes) -> None:
+    def __init__(self, host: HostKernel, attachments: AttachmentStore, modes: Modes) -> None:
+        self._host = host
         self._attachments = attachments
         self._modes = modes
 
     def remove(self, attachment: Attachment) -> None:
         """Disconnect a pod; its addresses are free then. Raises OSError."""
-        self._modes.of(attachment.network).unwire(attachment)
+        self._modes.of(attachment.network).unwire(self._host, attachment)
         self._attachments.remove(attachment)
 
     def undo(self, attachment: Attachment) -> None:
@@ -46,8 +48,8 @@ class Detacher:
             return
         for entry in entries:
             if entry.guess:
-                self._modes.of(entry.guess.network).unwire(entry.guess)
-        self._modes.unwire_unknown(link)
+                self._modes.of(entry.guess.network).unwire(self._host, entry.guess)
+        self._modes.unwire_unknown(self._host, link)
         self._attachments.forget(link)
 
     def remove_invalid(self, network: str, valid: frozenset[tuple[str, str]]) -> Iterator[str]:
@@ -78,7 +80,7 @@ class Detacher:
             marked = is_link_name(link.name) and link.alias.startswith(f"{ALIAS} {network} ")
             if marked and link.name not in known:
                 try:
-                    self._modes.unwire_unknown(link.name)
+                    self._modes.unwire_unknown(self._host, link.name)
                     log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
                 except OSError as error:
                     yield f"{link.name}: {error}"
@@ -96,7 +98,7 @@ class Detacher:
         unknown = {link.name: link for link in present if link.name not in known}
         found = addresses_behind_links.addresses(nl, unknown.values()) if unknown else {}
         self._attachments.see_links({name: (addresses, unknown[name].alias) for name, addresses in found.items()})
-        self._attachments.see_more(addresses_behind_links.given(nl, present) if present else {})
+        self._attachments.see_more(addresses_behind_links.given(nl, self._host.bpf, present) if present else {})
 
     def _remove_incomplete(self, present: set[str]) -> None:
         """Remove attachments whose ADD did not finish, or whose link has gone."""

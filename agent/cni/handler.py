@@ -23,6 +23,7 @@ from agent.model.cluster import Snapshot
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
 from agent.modes.base import CheckError, NodeNotReadyError, Wired
 from agent.modes.registry import BUILT_IN, Modes
+from agent.objects.host_kernel import HostKernel
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 
@@ -38,12 +39,13 @@ class CniHandler:
 
     def __init__(  # noqa: PLR0913 - what the verbs need, each from another part
         self,
+        host: HostKernel,
         attachments: AttachmentStore,
         status: Observable[NodeStatus],
         demand: Observable[Demand],
         timings: Timings = NO_TIMINGS,
-        claims: ReservationClaims | None = None,
         *,
+        claims: ReservationClaims | None = None,
         later: LaterPlugins | None = None,
         snapshot: Observable[Snapshot] | None = None,
         tell: Callable[[PodEvent], None] = lambda _event: None,
@@ -55,12 +57,15 @@ class CniHandler:
         `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
         `tell` takes events for pods.
         """
+        self._host = host
         self._modes = modes
         self._attachments = attachments
         self._locks = attachments.locks
         self._timings = timings
-        self._assigner = AddressAssigner(attachments, status, demand, claims, snapshot=snapshot, tell=tell)
-        self._detacher = Detacher(attachments, modes)
+        self._assigner = AddressAssigner(
+            attachments, status, demand, claims, reaper=host.reaper, snapshot=snapshot, tell=tell
+        )
+        self._detacher = Detacher(host, attachments, modes)
         self._later = later or LaterPlugins()
         self._verbs: dict[str, Callable[[Call, NetConf], dict[str, Any]]] = {
             "ADD": self.add,
@@ -128,7 +133,7 @@ class CniHandler:
         try:
             if earlier.wired is not None and earlier.network.name == conf.network.name:
                 wired = cast("Wired", earlier.wired)
-                self._modes.of(earlier.network).check(earlier, wired, pod_netns)
+                self._modes.of(earlier.network).check(self._host, earlier, wired, pod_netns)
                 return wired
         except (CheckError, OSError) as error:
             log.warning("%s %s is connected again: %s", *earlier.key, error)
@@ -165,11 +170,11 @@ class CniHandler:
         pod_mode, end = self._modes.of(conf.network), deadline.within(READY_WITHIN)
         while True:
             try:
-                return pod_mode.wire(attachment, pod_netns, conf.routes)
+                return pod_mode.wire(self._host, attachment, pod_netns, conf.routes)
             except NodeNotReadyError as error:
                 if end.passed:
                     raise CniError(Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node") from error
-                pod_mode.unwire(attachment)
+                pod_mode.unwire(self._host, attachment)
                 time.sleep(0.05)  # the kernel tells the node path, which repairs it
 
     def delete(self, call: Call, network: str) -> dict[str, Any]:
@@ -203,7 +208,7 @@ class CniHandler:
             wired = cast("Wired", attachment.wired)
             result.check_previous(conf, wired)
             try:
-                self._modes.of(attachment.network).check(attachment, wired, pod_netns)
+                self._modes.of(attachment.network).check(self._host, attachment, wired, pod_netns)
             except OSError as error:
                 raise_os(error, f"checking {ifname} of container {container_id}")
         return {}

@@ -19,6 +19,7 @@ from agent.ipam.reservations import policy
 from agent.ipam.reservations.claimant import SEE, TakenError
 from agent.ipam.reservations.claims import REASON, PodReservations, ReservationClaims
 from agent.kernel import ip_links, netlink
+from agent.kernel.link_operations import Reaper
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.model.node_status import Demand, NodeStatus, PodEvent
@@ -80,6 +81,7 @@ class AddressAssigner:
         demand: Observable[Demand],
         claims: ReservationClaims | None = None,
         *,
+        reaper: Reaper,
         snapshot: Observable[Snapshot] | None = None,
         tell: Callable[[PodEvent], None] = lambda _event: None,
     ) -> None:
@@ -88,6 +90,7 @@ class AddressAssigner:
         `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
         `tell` takes events for pods.
         """
+        self._reaper = reaper
         self._attachments = attachments
         self._blocks = NodeBlocks(status, demand)
         self._claims = claims
@@ -271,7 +274,7 @@ class AddressAssigner:
     def _probe(self, taken: Attachment, gone_by: Deadline) -> None:
         """Raise UnusableError if another machine of the segment uses one of the addresses; CniError."""
         try:
-            duplicate = duplicate_address.find(taken, gone_by)
+            duplicate = duplicate_address.find(self._reaper, taken, gone_by)
         except OSError as error:
             raise_os(error, f"probing for addresses of {taken.network.name}")
         if duplicate:

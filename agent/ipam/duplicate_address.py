@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent.ip import Address
 from agent.ipam.attachment import Attachment
 from agent.kernel import arp
+from agent.kernel.link_operations import Reaper
 from agent.runtime.deadline import PAST, Deadline
 
 ASK_AGAIN_AFTER = 0.2  # seconds
@@ -22,7 +23,7 @@ class DuplicateAddress:
     mac: str
 
 
-def find(attachment: Attachment, gone_by: Deadline = PAST) -> DuplicateAddress | None:
+def find(reaper: Reaper, attachment: Attachment, gone_by: Deadline = PAST) -> DuplicateAddress | None:
     """Return the first address of a pod on its parent's segment that a machine still uses at `gone_by`.
 
     The probes come before the wiring and not at the same time: wiring takes a few milliseconds of their 50, and
@@ -32,7 +33,7 @@ def find(attachment: Attachment, gone_by: Deadline = PAST) -> DuplicateAddress |
         return None
     device = attachment.uplink.device
     for lease in attachment.leases:
-        while lease.address.version == 4 and (mac := arp.who_has(device, lease.address, rivals=True)):
+        while lease.address.version == 4 and (mac := arp.who_has(reaper, device, lease.address, rivals=True)):
             if gone_by.passed:
                 return DuplicateAddress(lease.address, device, mac)
             time.sleep(ASK_AGAIN_AFTER)

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent.ip import Address
-from agent.kernel import link_operations, socket_filter
+from agent.kernel import socket_filter
 from agent.kernel.ip_links import mac_bytes
+from agent.kernel.link_operations import Reaper
 from agent.kernel.socket_filter import JUMP_EQUAL, LOAD_HALF, LOAD_WORD, PACKET_TYPE, RETURN, VLAN_TAG_PRESENT
 
 ETH_P_ARP, ETH_P_ALL, REQUEST = 0x0806, 0x0003, 1
@@ -48,21 +49,23 @@ def announcement(mac: str, address: Address) -> bytes:
     return request(mac_bytes(mac), address.packed, address.packed)
 
 
-def announce(device: str, mac: str, address: Address) -> None:
+def announce(reaper: Reaper, device: str, mac: str, address: Address) -> None:
     """Announce by an interface of this thread's namespace that `mac` has `address`. Raises OSError."""
-    with _socket() as sock:
+    with _socket(reaper) as sock:
         sock.bind((device, 0))
         sock.send(announcement(mac, address))
 
 
-def who_has(device: str, address: Address, *, mac: str | None = None, rivals: bool = False) -> str | None:
+def who_has(
+    reaper: Reaper, device: str, address: Address, *, mac: str | None = None, rivals: bool = False
+) -> str | None:
     """Return the MAC of the machine that has an IPv4 address; None where none answers in ANSWER_WITHIN seconds.
 
     Probes go out of an interface of this thread's namespace, from `mac` or the interface's own MAC. With `rivals`,
     a machine that probes for the same address at this moment counts as well, as it is about to take the address
     (RFC 5227, section 2.1.1). Raises OSError.
     """
-    with _socket() as sock:
+    with _socket(reaper) as sock:
         socket_filter.attach(sock, _ARP_FOR_US)
         # all protocols: frames of a macvlan or ipvlan parent do not reach sockets of one protocol
         sock.bind((device, ETH_P_ALL))
@@ -90,13 +93,13 @@ def _frames(sock: socket.socket, until: float) -> Iterator[bytes]:
 
 
 @contextmanager
-def _socket() -> Iterator[socket.socket]:
+def _socket(reaper: Reaper) -> Iterator[socket.socket]:
     """Open a packet socket, and close it in another thread: that waits for an RCU grace period, about 15 ms."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
         yield sock
     finally:
-        link_operations.run_later(sock.close)
+        reaper.run_later(sock.close)
 
 
 def _claims(frame: bytes, asker: bytes, address: Address, *, rivals: bool) -> bool:

@@ -1,11 +1,15 @@
-"""Switch off what makes devices accept routes, prefixes and redirects from the network (ip-sysctl)."""
+"""Switch off what makes devices accept routes, prefixes and redirects from the network (ip-sysctl).
+
+`sysctls` is the directory of the files of network sysctls, in most cases /proc/sys/net.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
-from agent.kernel import link_setup, sysctl
+from agent.kernel import link_setup
 from agent.kernel.ip_links import Link
 
 IPV4_DEVCONF_ACCEPT_REDIRECTS = 4  # uapi/linux/ip.h
@@ -20,24 +24,24 @@ def differs(link: Link) -> str:
     return next(found, "")
 
 
-def ipv6(device: str) -> None:
+def ipv6(sysctls: Path, device: str) -> None:
     """Switch off those of IPv6, in the namespace of this thread. Raises OSError."""
     try:
         for name in IPV6:
-            _off(f"{sysctl.root()}/ipv6/conf/{device}/{name}")
+            _off(f"{sysctls}/ipv6/conf/{device}/{name}")
     except FileNotFoundError:  # no IPv6 on this device, or none at all
         return
 
 
-def ipv4(device: str) -> None:
+def ipv4(sysctls: Path, device: str) -> None:
     """Switch off those of IPv4, in the namespace of this thread. Raises OSError."""
-    _off(f"{sysctl.root()}/ipv4/conf/{device}/accept_redirects")
+    _off(f"{sysctls}/ipv4/conf/{device}/accept_redirects")
 
 
-def before_up(device: str) -> None:
+def before_up(sysctls: Path, device: str) -> None:
     """Switch off all of them, while the device is down and receives nothing. Raises OSError."""
-    ipv6(device)
-    ipv4(device)
+    ipv6(sysctls, device)
+    ipv4(sysctls, device)
 
 
 def _off(path: str) -> None:
@@ -49,14 +53,14 @@ def _off(path: str) -> None:
         os.close(fd)
 
 
-def sync(links: Iterable[Link]) -> list[str]:
+def sync(sysctls: Path, links: Iterable[Link]) -> list[str]:
     """Switch off those of these devices; return names of devices that had one on. Raises OSError."""
     found = []
     for link in links:
         if differs(link):
-            ipv6(link.name)
+            ipv6(sysctls, link.name)
             found.append(link.name)
         if link_setup.ipv4(link, IPV4_DEVCONF_ACCEPT_REDIRECTS):
-            ipv4(link.name)
+            ipv4(sysctls, link.name)
             found.append(link.name)
     return sorted({*found})

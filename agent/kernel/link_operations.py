@@ -15,29 +15,40 @@ GONE_WITHIN = 30.0  # seconds; it takes 1 ms, unless something else holds the ke
 RUNNING_WITHIN = 1.5  # seconds; the kernel delays it for one second at most, and mostly not at all
 POLL = 0.0002
 
-_reapers = ThreadPoolExecutor(REAPERS, thread_name_prefix="reaper")
 
+class Reaper:
+    """Threads that wait for RCU grace periods of the kernel, so that no caller does. For several threads at once.
 
-def delete(nl: Netlink, name: str, netnsid: int | None = None) -> bool:
-    """Delete a link and return as soon as it is no longer listed; False when there was none.
-
-    With `netnsid` the link is in the namespace that this one knows by that number. Raises OSError.
-
-    The kernel unlists a device within 1 ms but keeps the caller for an RCU barrier of about 20 ms more
-    (netdev_run_todo), so another thread sends the request while this one watches.
+    They are started when there is work for them, and live as long as the process.
     """
-    link = ip_links.link(nl, name, netnsid)
-    if link is None:
-        return False
-    request = _reapers.submit(_delete, link.index, netnsid)
-    end = time.monotonic() + GONE_WITHIN
-    while (now := ip_links.link(nl, name, netnsid)) is not None and now.index == link.index:
-        if request.done():
-            _raise(request)
-        if time.monotonic() > end:
-            raise TimeoutError(errno.ETIMEDOUT, f"link {name} is still there after {GONE_WITHIN:.0f} s")
-        time.sleep(POLL)
-    return True
+
+    def __init__(self, threads: int = REAPERS) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reaper")
+
+    def delete(self, nl: Netlink, name: str, netnsid: int | None = None) -> bool:
+        """Delete a link and return as soon as it is no longer listed; False when there was none.
+
+        With `netnsid` the link is in the namespace that this one knows by that number. Raises OSError.
+
+        The kernel unlists a device within 1 ms but keeps the caller for an RCU barrier of about 20 ms more
+        (netdev_run_todo), so another thread sends the request while this one watches.
+        """
+        link = ip_links.link(nl, name, netnsid)
+        if link is None:
+            return False
+        request = self._threads.submit(_delete, link.index, netnsid)
+        end = time.monotonic() + GONE_WITHIN
+        while (now := ip_links.link(nl, name, netnsid)) is not None and now.index == link.index:
+            if request.done():
+                _raise(request)
+            if time.monotonic() > end:
+                raise TimeoutError(errno.ETIMEDOUT, f"link {name} is still there after {GONE_WITHIN:.0f} s")
+            time.sleep(POLL)
+        return True
+
+    def run_later(self, do: Callable[[], object]) -> None:
+        """Run in another thread what waits for an RCU grace period and whose result is not needed."""
+        self._threads.submit(do)
 
 
 def wait_running(nl: Netlink, name: str) -> None:
@@ -50,11 +61,6 @@ def wait_running(nl: Netlink, name: str) -> None:
     end = time.monotonic() + RUNNING_WITHIN
     while (link := ip_links.link(nl, name)) and not link.running and time.monotonic() < end:
         time.sleep(POLL)
-
-
-def run_later(do: Callable[[], object]) -> None:
-    """Run in another thread what waits for an RCU grace period and whose result is not needed."""
-    _reapers.submit(do)
 
 
 def _delete(index: int, netnsid: int | None) -> None:

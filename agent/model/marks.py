@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from agent.ip import Address
 
@@ -20,6 +21,10 @@ BRIDGE_ALIAS = f"{ALIAS} bridge"
 
 
 NFT_TABLE = "testcni"
+
+
+BPF_PINS = Path("/sys/fs/bpf/testcni")
+"""The directory of the pins of eBPF programs and maps."""
 
 
 VXLAN_DEVICE = "testcni-vxlan"

@@ -24,6 +24,7 @@ from agent.model.problem_board import ProblemBoard
 from agent.modes.node_endpoints import Ends
 from agent.modes.packet_monitor import PacketMonitor
 from agent.objects.base import NodeObject
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
 from agent.runtime.controller import Source
@@ -136,6 +137,7 @@ class AgentContext:
 
     conf: AgentConfig
     board: ProblemBoard
+    host: HostKernel
 
 
 def _no_threads(_view: NodeView) -> Mapping[str, Part]:
@@ -202,7 +204,7 @@ class Mode(ABC):
         """Return what the node path programs for this mode only: new values, as they remember what they did."""
         return ()
 
-    def packet_counts(self) -> Mapping[str, Count]:
+    def packet_counts(self, host: HostKernel) -> Mapping[str, Count]:
         """Return what became of packets in the mode's eBPF programs, by reason. Raises OSError."""
         return {}
 
@@ -233,19 +235,19 @@ class Mode(ABC):
         """
 
     @abstractmethod
-    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """Connect the pod whose namespace is behind the fd `netns`.
 
         Raises OSError or NodeNotReadyError, and may leave anything half done: `unwire` follows.
         """
 
     @abstractmethod
-    def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns: int) -> None:
         """Raises CheckError when the kernel is not as `wire` left it, OSError when it can't be asked."""
 
-    def forget_link(self, index: int) -> None:  # noqa: B027 - most modes know nothing by a link's index
+    def forget_link(self, host: HostKernel, index: int) -> None:  # noqa: B027 - most modes know nothing by a link's index
         """Forget what is known of a pod by the index of its host end only. Raises OSError."""
 
     @abstractmethod
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Take away all that `wire` made, or as much of it as is there. Raises OSError."""

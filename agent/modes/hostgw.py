@@ -20,6 +20,7 @@ from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.modes import ip_versions, peers, routable_blocks, veth
 from agent.modes.base import CheckError, ConfFields, Mode, View, Wired
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Bridge, NodeState, Proxy, Route
 
@@ -94,15 +95,17 @@ class HostGw(Mode):
         )
         return replace(veth.port(attachment), bridge=_bridge_name(network), flags=flags, station=attachment.mac)
 
-    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
         """A veth pair from the bridge into the pod; the pod's end with address and default route."""
         network, nl = attachment.network, netlink.host()
         bridge = veth.needed("bridge", _bridge_name(network))
         _refuse_taken(nl, attachment, bridge.mac)
         mtu = network.mtu or bridge.mtu
         nl.request(veth.create_veth(attachment, netns_fd, mtu, master=bridge.index))
-        veth.make_port(self.port(attachment), bridge)
-        with veth.pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
+        veth.make_port(host, self.port(attachment), bridge)
+        with veth.pod_netlink(host, netns_fd, attachment, attachment.ifname) as inside:
             made = _configure(inside, attachment, bridge.mac, routes)
         link_operations.wait_running(nl, bridge.name)
         return Wired(
@@ -122,10 +125,10 @@ class HostGw(Mode):
             routes=[{"dst": str(r.dst), "gw": str(r.gateway)} for r in made],
         )
 
-    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Bridge, both ends of the veth pair, addresses and routes are as `wire` made them."""
         bridge = veth.check_up("bridge", _bridge_name(attachment.network))
-        port = veth.check_port(self.port(attachment))
+        port = veth.check_port(host, self.port(attachment))
         held = {a.address for a in ip_addresses.addresses(netlink.host(), bridge.index)}
         for lease in attachment.leases:
             if not is_single(lease.block) and allocator.gateway(lease.block) not in held:
@@ -136,9 +139,9 @@ class HostGw(Mode):
             )
             veth.check_pod(inside, attachment, wired, port.index, addresses)
 
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Delete the host's end; the pod's end goes with it."""
-        veth.remove_port(attachment)
+        veth.remove_port(host, attachment)
 
 
 def _bridge_name(network: Network) -> str:

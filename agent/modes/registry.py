@@ -19,6 +19,7 @@ from agent.modes.vxlan.mode import Vxlan
 from agent.objects import host_end
 from agent.objects.base import NodeObject
 from agent.objects.common import common_objects
+from agent.objects.host_kernel import HostKernel
 
 
 class Modes:
@@ -65,13 +66,13 @@ class Modes:
             return monitor
         raise OSError(errno.ENOTSUP, "no mode of this agent shows its packets")
 
-    def unwire_unknown(self, link: str) -> None:
+    def unwire_unknown(self, host: HostKernel, link: str) -> None:
         """Delete a host end that has no known attachment, and all that is known by that link. Raises OSError."""
         nl = netlink.host()
         if found := ip_links.link(nl, link):
             for mode in self:
-                mode.forget_link(found.index)
-        host_end.detach(nl, link)
+                mode.forget_link(host, found.index)
+        host_end.detach(host.reaper, nl, link)
 
 
 BUILT_IN = Modes(HostGw(), Vxlan(), Ipip(), Ipvlan(), Macvlan())

@@ -16,13 +16,11 @@ from agent.kernel import (
     ip_addresses,
     ip_links,
     ip_routes,
-    link_operations,
     neighbours,
     netlink,
     netns,
     sysctl,
 )
-from agent.kernel.bpf import loader
 from agent.kernel.ip_links import IPV4_DEVCONF_FORWARDING, Link
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, Request
@@ -30,6 +28,7 @@ from agent.model.marks import ALIAS
 from agent.model.network import ExtraRoute
 from agent.modes.base import CheckError, NodeNotReadyError, Wired
 from agent.objects import pod_guard, pod_port_setup
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_guard import Guarded
 from agent.objects.pod_port import Place, PodAddress, PodPort
 
@@ -103,26 +102,28 @@ def guarded(attachment: Attachment) -> Guarded:
     return Guarded(attachment.container_id, attachment.mac, addresses, attachment.network.spoof_check)
 
 
-def remove_port(attachment: Attachment, delete: Callable[[Netlink, str], bool] = link_operations.delete) -> None:
-    """Delete the host's end, and what pod_guard knows of it. Raises OSError."""
-    nl, held = netlink.host(), loader.maps(family=loader.GUARD)
+def remove_port(
+    host: HostKernel, attachment: Attachment, delete: Callable[[Netlink, str], bool] | None = None
+) -> None:
+    """Delete the host's end, by `delete` if it is given, and what pod_guard knows of it. Raises OSError."""
+    nl, held = netlink.host(), host.bpf.maps(pod_guard.GUARD)
     port = ip_links.link(nl, attachment.link) if held else None
-    delete(nl, attachment.link)
+    (delete or host.reaper.delete)(nl, attachment.link)
     if held:
         pod_guard.remove(held, port.index if port else 0, guarded(attachment))
 
 
-def pod_netlink(netns_fd: int, attachment: Attachment, *ends: str) -> Netlink:
+def pod_netlink(host: HostKernel, netns_fd: int, attachment: Attachment, *ends: str) -> Netlink:
     """A socket in the pod's namespace, whose ends take nothing from routers from now on. Raises OSError.
 
     There may be no IPv6 on new interfaces: a runtime, or the node for all, has turned it off.
     """
     with netns.inside(netns_fd):
         if any(lease.address.version == 6 for lease in attachment.leases):
-            sysctl.enable_ipv6(("lo", attachment.ifname))
+            sysctl.enable_ipv6(host.sysctls, ("lo", attachment.ifname))
         for end in ends:
-            hardening.ipv4(end)
-            hardening.ipv6(end)
+            hardening.ipv4(host.sysctls, end)
+            hardening.ipv6(host.sysctls, end)
         return Netlink()
 
 
@@ -132,7 +133,7 @@ def routed_port(attachment: Attachment, source: Address | None = None) -> PodPor
     return replace(port(attachment), pod=pod)
 
 
-def make_port(port: PodPort, *others: Link) -> None:
+def make_port(host: HostKernel, port: PodPort, *others: Link) -> None:
     """Make the node's side of a pair that was just made; `others` are links of the node that it names.
 
     Raises NodeNotReadyError, OSError.
@@ -141,12 +142,12 @@ def make_port(port: PodPort, *others: Link) -> None:
     link = ip_links.link(nl, port.link)
     if link is None:
         raise NodeNotReadyError(f"{port.link} has vanished")
-    pod_port_setup.make(port, Place(nl, link, {other.name: other.index for other in others}))
+    pod_port_setup.make(port, Place(nl, host, link, {other.name: other.index for other in others}))
 
 
-def check_port(port: PodPort) -> Link:
+def check_port(host: HostKernel, port: PodPort) -> Link:
     """The node's side of a pod's link is as it was made. Raises CheckError, OSError."""
-    if how := pod_port_setup.differs(netlink.host(), port):
+    if how := pod_port_setup.differs(netlink.host(), host, port):
         raise CheckError(how)
     return check_up("host link", port.link)
 
@@ -228,9 +229,11 @@ def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
     return [neighbours.add(index, GATEWAY, mac), ip_routes.add_route(gateway)]
 
 
-def wire_routed_end(netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]) -> list[ExtraRoute]:
+def wire_routed_end(
+    host: HostKernel, netns_fd: int, attachment: Attachment, routes: tuple[ExtraRoute, ...]
+) -> list[ExtraRoute]:
     """The pod's end with a /32 and one neighbour, the node at 169.254.1.1; its routes. Raises OSError."""
-    with pod_netlink(netns_fd, attachment, attachment.ifname) as inside:
+    with pod_netlink(host, netns_fd, attachment, attachment.ifname) as inside:
         end = pod_end(inside, attachment)
         steps = [
             ip_addresses.add_address(end.index, routed_address(attachment), 32),

@@ -98,7 +98,7 @@ class NodeProgrammer:
                 continue
             attempted = self._step(each, replace(ctx, failed=done.failures), desired, done)
             if each.stage is Stage.ROUTES and attempted:
-                self._tidy(desired, done)
+                self._tidy(ctx, desired, done)
         self.drift.note(self._wanted(desired), done)
         return done
 
@@ -114,9 +114,9 @@ class NodeProgrammer:
             done.unready |= desired.devices
         return False
 
-    def _tidy(self, desired: NodeState, done: ApplyResult) -> None:
+    def _tidy(self, ctx: Context, desired: NodeState, done: ApplyResult) -> None:
         for device in self._devices:
-            _attempt(device.kind, lambda device=device: device.tidy(desired), done)  # type: ignore[misc]
+            _attempt(device.kind, lambda device=device: device.tidy(ctx, desired), done)  # type: ignore[misc]
 
     def _wanted(self, desired: NodeState) -> dict[str, object]:
         """Return what is desired of each kind, which may be several objects."""

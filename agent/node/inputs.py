@@ -16,6 +16,7 @@ from agent.modes.registry import BUILT_IN, Modes
 from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import RouteMarks
 from agent.objects.base import NodeObject
+from agent.objects.host_kernel import HostKernel
 from agent.runtime.controller import Source
 from agent.runtime.observable import Observable
 
@@ -30,8 +31,7 @@ class Inputs:
     attachments: AttachmentStore
     board: ProblemBoard
     """The problems of all other parts."""
-    sysctls: Path = Path("/proc/sys/net")
-    """Where the kernel's switches are; elsewhere in a container."""
+    host: HostKernel
     prepared: Path | None = None
     """The file of what is prepared for pods; None: it is forgotten at a restart."""
     resume: bool = True

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import ip_links
-from agent.kernel.bpf import loader
 from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem
 from agent.modes import veth
@@ -16,6 +15,7 @@ from agent.modes.base import NodeNotReadyError
 from agent.modes.registry import Modes
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import Place, PodPort, Seen
 from agent.objects.state import NodeState
 
@@ -39,7 +39,7 @@ class PodPorts(NodeObject):
 
     def sync(self, ctx: Context, desired: NodeState) -> Result:  # noqa: ARG002
         """Repair the ports that differ. Raises OSError."""
-        done = repair(ctx.nl, self._attachments, self._modes)
+        done = repair(ctx.nl, ctx.host, self._attachments, self._modes)
         return Result(tuple(done.problems), changed=done.pods, failed=done.failed, busy=done.busy)
 
 
@@ -55,14 +55,14 @@ class Repaired:
     """Whether a call was at work on a pod whose port differs; it may be a CHECK, which repairs nothing."""
 
 
-def repair(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> Repaired:
+def repair(nl: Netlink, host: HostKernel, attachments: AttachmentStore, modes: Modes) -> Repaired:
     """Repair the port of each pod that ADD has connected. Raises OSError."""
     done = Repaired()
-    _tidy(nl, attachments)
+    _tidy(nl, host, attachments)
     known = [a for a in attachments.all() if a.wired is not None]  # before the kernel is read: it has all of these
     if not known:
         return done
-    seen = pod_port_setup.read(nl)
+    seen = pod_port_setup.read(nl, host)
     for attachment in known:
         try:
             port = modes.of(attachment.network).port(attachment)
@@ -82,9 +82,9 @@ def repair(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> Repaired:
     return done
 
 
-def _tidy(nl: Netlink, attachments: AttachmentStore) -> None:
+def _tidy(nl: Netlink, host: HostKernel, attachments: AttachmentStore) -> None:
     """Forget what pod_guard knows of pods that are gone. Raises OSError."""
-    if (held := loader.current(loader.GUARD)) is None:
+    if (held := host.bpf.current(pod_guard.GUARD)) is None:
         return
     earlier = pod_guard.known(held.maps)  # before all else is read: whoever came since stays
     guarded = [veth.guarded(attachment) for attachment in attachments.all()]
@@ -102,7 +102,8 @@ def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str
             done.problems.append(Problem(name, what, "delete the pod, so that it is made anew"))
             return
         indexes = {known.name: known.index for known in seen.links.values()}
-        pod_port_setup.make(port, Place(seen.nl, link, indexes, seen.earlier, seen.by_pods, seen.permanent))
+        place = Place(seen.nl, seen.host, link, indexes, seen.earlier, seen.by_pods, seen.permanent)
+        pod_port_setup.make(port, place)
     except OSError as error:
         what = f"{'; '.join(lacking)}: {error}"
         done.problems.append(

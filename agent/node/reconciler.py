@@ -153,7 +153,7 @@ class Reconciler(Controller):
 
     def _desire(self, inputs: RoundInputs, accepted: AcceptedModes) -> DesiredState:
         """Return what the node should be like."""
-        ipv6 = (self._inputs.sysctls / "ipv6").exists()
+        ipv6 = (self._inputs.host.sysctls / "ipv6").exists()
         desired = self._states.of(inputs, accepted, ipv6=ipv6)
         known = bridges.as_told(desired.node.bridges, self._inputs.attachments.told_macs())
         ports = self._networks.tunnel_ports(inputs.networks, inputs.cluster)
@@ -166,7 +166,7 @@ class Reconciler(Controller):
         ctx = Context(
             netlink.host(),
             inputs.kernel,
-            self._inputs.sysctls,
+            self._inputs.host,
             self._programmer.is_made,
             self._inputs.marks.ownership(blocks.everywhere(inputs.pods, inputs.networks)),
             frozenset(me.addresses if me else ()),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.ip import Address
 from agent.kernel import ip_addresses, ip_routes, neighbours
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink, NetlinkError
 from agent.objects import pod_guard
@@ -22,13 +22,13 @@ def addresses(nl: Netlink, links: Iterable[Link]) -> dict[str, frozenset[Address
     return {link.name: _of_pods(by_index.get(link.index, set()) | _inside(nl, link)) for link in links}
 
 
-def given(nl: Netlink, links: Iterable[Link]) -> dict[str, frozenset[Address]]:
+def given(nl: Netlink, bpf: Loader, links: Iterable[Link]) -> dict[str, frozenset[Address]]:
     """The addresses behind each of these links that testcni gave, by its name.
 
     The node's side says so, and pod_guard; where that does not know a link, the namespace, to which a pod may add
     what it likes. Raises OSError.
     """
-    by_index, held = _on_the_node(nl), loader.maps(family=loader.GUARD)
+    by_index, held = _on_the_node(nl), bpf.maps(pod_guard.GUARD)
     guarded = pod_guard.addresses(held) if held else {}
     return {link.name: _given(nl, link, by_index, guarded) for link in links}
 

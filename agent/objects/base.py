@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import ClassVar
 
 from agent.ip import Address
@@ -15,6 +14,7 @@ from agent.kernel.ip_addresses import LinkAddress
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem
+from agent.objects.host_kernel import HostKernel
 from agent.objects.route_ownership import OURS, Ownership
 from agent.objects.state import LocalAddress, NodeState
 
@@ -72,8 +72,7 @@ class Context:
     nl: Netlink
     kernel: KernelState
     """As it was before the round."""
-    sysctls: Path
-    """The folder /proc/sys/net, or where a container has it."""
+    host: HostKernel
     is_made: Callable[[Link], bool]
     """Whether testcni made a link, for a pod or for the node."""
     ownership: Ownership = OURS
@@ -158,5 +157,5 @@ class DeviceObject(NodeObject):
         """Whether the device itself encapsulates on this node; else eBPF programs do. Raises OSError."""
         return True
 
-    def tidy(self, desired: NodeState) -> None:
+    def tidy(self, ctx: Context, desired: NodeState) -> None:
         """Remove what packets needed on the former routes. Raises OSError."""

@@ -22,7 +22,7 @@ from agent.kernel.ip_links import IFF_NOARP, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FIL
 from agent.model.marks import BRIDGE_ALIAS, BRIDGE_MAC_PREFIX
 from agent.model.problem import Problem
 from agent.objects import bridge_paths
-from agent.objects.base import Context, NodeObject, Result, Stage
+from agent.objects.base import Context, KernelState, NodeObject, Result, Stage
 from agent.objects.state import Bridge, NodeState
 
 MAC = re.compile(r"[0-9a-f]{12}")
@@ -105,9 +105,9 @@ def _make_plain(ipr: IPRoute, link: Link) -> None:
     ipr.link("set", index=link.index, master=0, flags=0, change=IFF_NOARP)
 
 
-def _make(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence[LinkAddress]) -> list[Problem]:
+def _make(desired: frozenset[Bridge], kernel: KernelState, sysctls: Path) -> list[Problem]:
     """Make our bridges those desired, with the MACs that `adopt` found; others go with their last port."""
-    actual = read(links, addresses)
+    links, actual = kernel.links, read(kernel.links, kernel.addresses)
     wanted = {bridge.name for bridge in desired}
     stale = [link for link in links if is_ours(link) and link.name not in wanted and not _ports(link, links)]
     problems = _clashes(desired, actual)
@@ -128,7 +128,7 @@ def _make(desired: frozenset[Bridge], links: Sequence[Link], addresses: Sequence
                 problems.append(_foreign(known))
                 continue
             try:
-                _ensure(ipr, bridge, known, addresses)
+                _ensure(ipr, bridge, known, kernel.addresses, sysctls)
             except (NetlinkError, OSError) as error:
                 problems.append(_refused(bridge.name, error))
     return problems
@@ -172,7 +172,9 @@ def _foreign(link: Link) -> Problem:
     )
 
 
-def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable[LinkAddress]) -> None:
+def _ensure(
+    ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable[LinkAddress], sysctls: Path
+) -> None:
     """Make a bridge, or make it again what it should be. Raises NetlinkError, OSError."""
     if link is None:
         # no spanning tree: a port forwards at once; the MAC is given, else it changes with the ports
@@ -190,11 +192,13 @@ def _ensure(ipr: IPRoute, bridge: Bridge, link: Link | None, addresses: Iterable
     if link and not _is_plain(link):
         _make_plain(ipr, link)
     if link is None or not link.up or link.mac != bridge.mac or link.mtu != bridge.mtu:
-        hardening.before_up(bridge.name)
+        hardening.before_up(sysctls, bridge.name)
         ipr.link("set", index=index, address=bridge.mac, mtu=bridge.mtu, state="up")
     held = _interfaces(index, addresses)
     if any(interface.version == 6 for interface in bridge.addresses - held):
-        sysctl.enable_ipv6((bridge.name,))  # the node may have turned it off for all interfaces, or new ones
+        sysctl.enable_ipv6(
+            sysctls, (bridge.name,)
+        )  # the node may have turned it off for all interfaces, or new ones
     for interface in bridge.addresses - held:
         ipr.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
     for interface in held - bridge.addresses:
@@ -215,7 +219,7 @@ class Bridges(NodeObject):
         """Make the bridges those desired. Raises OSError."""
         wanted = adopt(desired.bridges, ctx.kernel.links)
         lacking = wanted - read(ctx.kernel.links, ctx.kernel.addresses)
-        refused = _make(wanted, ctx.kernel.links, ctx.kernel.addresses)
+        refused = _make(wanted, ctx.kernel, ctx.host.sysctls)
         unready = frozenset(problem.where.removeprefix("bridge ") for problem in refused)
         restored = 0
         if ctx.verify:
@@ -223,7 +227,7 @@ class Bridges(NodeObject):
             if restored:
                 log.warning("bridges: restored %d routes and entries that somebody had removed", restored)
         return Result(
-            (*refused, *without_netfilter(wanted, ctx.sysctls)),
+            (*refused, *without_netfilter(wanted, ctx.host.sysctls)),
             unready,
             sum(bridge.name not in unready for bridge in lacking) + restored,
             failed=bool(refused),

@@ -109,17 +109,19 @@ class Forwarding(NodeObject):
         there = {link.name: link for link in ctx.kernel.links}
         if not desired.made <= there.keys():  # some were made a moment ago
             there = {link.name: link for link in ip_links.links(ctx.nl)}
-        for device in hardening.sync(there[name] for name in sorted(desired.made & there.keys())):
+        for device in hardening.sync(
+            ctx.host.sysctls, (there[name] for name in sorted(desired.made & there.keys()))
+        ):
             log.info("%s takes no router advertisements and redirects from now on", device)
-        turned_on = _turn_on(desired.forwarding, ctx.sysctls, lambda: _advertised(ctx))
+        turned_on = _turn_on(desired.forwarding, ctx.host.sysctls, lambda: _advertised(ctx))
         for version in turned_on:
             log.info("forwarding of IPv%d turned on", version)
-        each = _turn_on_each(desired.forwarding, desired.made, ctx.sysctls)
+        each = _turn_on_each(desired.forwarding, desired.made, ctx.host.sysctls)
         if each:
             log.info("forwarding turned on for %s", ", ".join(each))
-        for device in _loosen(desired.loose_rp_filter_on, ctx.sysctls):
+        for device in _loosen(desired.loose_rp_filter_on, ctx.host.sysctls):
             log.info("rp_filter of %s is loose from now on, as modes are being changed", device)
-        for bridge in _answer(desired.proxy_arp_on, ctx.sysctls):
+        for bridge in _answer(desired.proxy_arp_on, ctx.host.sysctls):
             log.info("%s answers ARP for pods of other modes", bridge)
         return Result(changed=len(turned_on) + len(each))
 
@@ -145,7 +147,7 @@ class UnderlayForwarding(NodeObject):
         names = {local.device for local in ctx.kernel.local if local.interface.ip in ctx.node_addresses}
         names |= ctx.kernel.default_devices
         names |= {route.device for route in desired.routes} | {uplink.device for uplink in desired.uplinks}
-        problems = tuple(map(_not_forwarding, _blocked(names - desired.made, ctx.sysctls)))
+        problems = tuple(map(_not_forwarding, _blocked(names - desired.made, ctx.host.sysctls)))
         return Result(problems, desired.devices if problems else frozenset(), failed=bool(problems))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from agent.kernel import ip_links, link_operations, subinterfaces
+from agent.kernel import ip_links, subinterfaces
+from agent.kernel.link_operations import Reaper
 from agent.kernel.netlink import Netlink, NetlinkError
 
 
@@ -16,7 +17,7 @@ def group(name: str) -> int:
     return int(name[-7:], 16) + 1
 
 
-def detach(nl: Netlink, name: str) -> bool:
+def detach(reaper: Reaper, nl: Netlink, name: str) -> bool:
     """Delete a host end, and before it the subinterfaces of its attachment, which are in the pod. Raises OSError.
 
     A subinterface is made after the host end and deleted before it: without a host end there is none. Returns
@@ -29,8 +30,8 @@ def detach(nl: Netlink, name: str) -> bool:
         try:
             for link in ip_links.links(nl, port.netnsid):
                 if subinterfaces.is_subinterface(link) and link.group == group(name):
-                    link_operations.delete(nl, link.name, port.netnsid)
+                    reaper.delete(nl, link.name, port.netnsid)
         except NetlinkError as error:
             if error.errno != errno.EINVAL:  # the namespace is gone, and all that was in it
                 raise
-    return link_operations.delete(nl, name)
+    return reaper.delete(nl, name)

@@ -6,21 +6,21 @@ import errno
 import hashlib
 import socket
 import struct
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from agent.ip import Address
 from agent.kernel import tc, tcx
-from agent.kernel.bpf import loader, map_entries
-from agent.kernel.bpf.loader import GUARD, Loaded
+from agent.kernel.bpf import map_entries
+from agent.kernel.bpf.loader import Family, Loaded, Loader
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError, Map, Program
 from agent.kernel.ip_links import mac_bytes
 from agent.kernel.netlink import Netlink
 from agent.kernel.tc import Hook
 
+GUARD = Family("guard-", ("pod_guard",), ("guard_config", "guard_ports", "guard_addresses", "guard_counters"))
 REASONS = (
     "drop_malformed",
     "drop_not_ip",
@@ -38,8 +38,6 @@ _KEY = struct.Struct("=I")
 _CONFIG = struct.Struct("=HH")
 _PORT = struct.Struct("=8s6sH")
 _ADDRESS = struct.Struct("=8s16s")
-
-_loading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +69,13 @@ def _packed(address: Address) -> bytes:
     return address.packed if isinstance(address, IPv6Address) else b"\0" * 10 + b"\xff\xff" + address.packed
 
 
-def loaded() -> Loaded:
+def loaded(bpf: Loader) -> Loaded:
     """Return program and maps, loaded by the first that needs them. Raises BpfError."""
-    if known := loader.current(GUARD):
-        return known
-    with _loading:
-        try:
-            return loader.current(GUARD) or loader.load(family=GUARD)
-        except BpfError as error:
-            what = f"the program pod_guard can't be loaded: {error}".replace("\n", "; ")
-            raise BpfError(error.errno or 0, f"{what}; {error.remedy}; {WITHOUT}") from error
+    try:
+        return bpf.ensure(GUARD)
+    except BpfError as error:
+        what = f"the program pod_guard can't be loaded: {error}".replace("\n", "; ")
+        raise BpfError(error.errno or 0, f"{what}; {error.remedy}; {WITHOUT}") from error
 
 
 def _programs(held: Loaded) -> dict[Hook, Program]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError
 from agent.model.problem import Problem
 from agent.objects import pod_guard
@@ -23,10 +22,10 @@ class PodGuard(NodeObject):
     def sync(self, ctx: Context, desired: NodeState) -> Result:
         """Load the program, or unload it. Without it no pod is connected whose sources are to be checked."""
         if not desired.guards:
-            loader.drop(family=loader.GUARD)
+            ctx.host.bpf.drop(pod_guard.GUARD)
             return Result()
         try:
-            held = pod_guard.loaded()
+            held = pod_guard.loaded(ctx.host.bpf)
         except BpfError as error:
             devices = frozenset(device for device, checked in desired.guards if checked)
             what = str(error) if devices else f"{error}: pods may send router advertisements and tunnel packets"

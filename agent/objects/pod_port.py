@@ -12,6 +12,7 @@ from agent.ip import Address
 from agent.kernel.ip_links import Link
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, Request
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_guard import Guarded
 
 
@@ -60,6 +61,7 @@ class Seen:
     """What the kernel has for all pods, read by a few dumps; maps and programs are read when asked for."""
 
     nl: Netlink
+    host: HostKernel
     links: Mapping[str, Link]
     routes: frozenset[KernelRoute]
     """Those with our protocol number."""
@@ -78,6 +80,7 @@ class Place:
     """Where a port is made: its link as it is now, and what else there is."""
 
     nl: Netlink
+    host: HostKernel
     link: Link
     indexes: Mapping[str, int]
     """Other interfaces of the node by name."""

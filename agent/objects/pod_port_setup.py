@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from agent.ip import Address
@@ -17,31 +17,17 @@ from agent.kernel.ip_links import Link
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, Request
-from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
+from agent.model.marks import LINK_PREFIX
 from agent.objects import pod_guard
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import Place, PodAddress, PodPort, PortAspect, Seen
 
 
-@dataclass
-class _Marks:
-    """By what this process knows its routes."""
-
-    protocol: int = ROUTE_PROTOCOL
-
-
-_marks = _Marks()
-
-
-def use(route_protocol: int) -> None:
-    """Say which protocol number routes to pods have."""
-    _marks.protocol = route_protocol
-
-
-def read(nl: Netlink) -> Seen:
+def read(nl: Netlink, host: HostKernel) -> Seen:
     """Read what the kernel has for all pods. Raises OSError."""
     there = ip_links.links(nl)
     pods = {link.index for link in there if link.name.startswith(LINK_PREFIX)}
-    routes = frozenset(route for version in (4, 6) for route in ip_routes.routes(nl, version, _marks.protocol))
+    routes = frozenset(route for version in (4, 6) for route in ip_routes.routes(nl, version, host.pod_routes))
     by_pods: dict[Address, tuple[KernelRoute, ...]] = {}
     for route in routes:
         if route.index in pods and route.dst.prefixlen == route.dst.max_prefixlen:
@@ -49,6 +35,7 @@ def read(nl: Netlink) -> Seen:
             by_pods[address] = (*by_pods.get(address, ()), route)
     return Seen(
         nl,
+        host,
         {link.name: link for link in there},
         routes,
         functools.cache(lambda: frozenset(route for route in ip_routes.routes(nl, 4) if route.index in pods)),
@@ -64,9 +51,9 @@ def lacking(port: PodPort, link: Link, seen: Seen) -> list[str]:
     return [how for aspect in _aspects(port) if (how := aspect.differs(port, link, seen))]
 
 
-def differs(nl: Netlink, port: PodPort) -> str:
+def differs(nl: Netlink, host: HostKernel, port: PodPort) -> str:
     """Say how the kernel differs from a port, empty where it does not. Raises OSError."""
-    seen = read(nl)
+    seen = read(nl, host)
     link = seen.links.get(port.link)
     if link is None:
         return f"host link {port.link} is missing"
@@ -89,7 +76,7 @@ def _guard_differs(port: PodPort, link: Link, seen: Seen) -> str:
     if port.guard is None:
         return ""
     try:
-        held = pod_guard.loaded()
+        held = pod_guard.loaded(seen.host.bpf)
     except BpfError as error:
         return f"host link {port.link} is not guarded: {error}" if port.guard.checked else ""
     if not pod_guard.is_attached(seen.nl, held, link.index):
@@ -102,7 +89,7 @@ def _set_guard(port: PodPort, place: Place) -> list[Request]:
     if port.guard is None:
         return []
     try:
-        held = pod_guard.loaded()
+        held = pod_guard.loaded(place.host.bpf)
         pod_guard.put(held.maps, place.link.index, port.guard)
         pod_guard.attach(place.nl, held, place.link.index, limited=port.limited)
     except BpfError:
@@ -127,9 +114,9 @@ def _harden_differs(port: PodPort, link: Link, _seen: Seen) -> str:
     return f"host link {port.link} has {name} on" if (name := hardening.differs(link)) else ""
 
 
-def _harden(port: PodPort, _place: Place) -> list[Request]:
+def _harden(port: PodPort, place: Place) -> list[Request]:
     if not port.bridge:
-        hardening.ipv6(port.link)
+        hardening.ipv6(place.host.sysctls, port.link)
     return []
 
 
@@ -240,14 +227,14 @@ def _route_differs(port: PodPort, link: Link, seen: Seen) -> str:
 
 def _set_route(port: PodPort, place: Place) -> list[Request]:
     """One by this link, or of our number, is replaced in one step; any other that is in the way stays."""
-    strays = _strays(port, place.link, place.by_pods)
+    strays, protocol = _strays(port, place.link, place.by_pods), place.host.pod_routes
     if port.pod is None:
-        return [ip_routes.delete_route(stray, _marks.protocol) for stray in strays]
+        return [ip_routes.delete_route(stray, protocol) for stray in strays]
     route = _route(port.pod, place.link)
     in_place = [known for known in strays if (known.dst, known.metric) == (route.dst, route.metric)]
     ours = bool(in_place) or any((k.dst, k.index) == (route.dst, route.index) for k in place.earlier())
-    surplus = [ip_routes.delete_route(stray, _marks.protocol) for stray in strays if stray not in in_place]
-    return [(ip_routes.replace_route if ours else ip_routes.add_route)(route, _marks.protocol), *surplus]
+    surplus = [ip_routes.delete_route(stray, protocol) for stray in strays if stray not in in_place]
+    return [(ip_routes.replace_route if ours else ip_routes.add_route)(route, protocol), *surplus]
 
 
 def _proxy_differs(port: PodPort, _link: Link, seen: Seen) -> str:

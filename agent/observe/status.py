@@ -12,7 +12,6 @@ from agent.ip import FAMILIES, Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
@@ -20,6 +19,7 @@ from agent.model.node_status import NodeStatus
 from agent.modes.base import Mode
 from agent.modes.registry import Modes
 from agent.objects import pod_guard
+from agent.objects.host_kernel import HostKernel
 
 
 def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
@@ -29,6 +29,7 @@ def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
     status: NodeStatus,
     attachments: AttachmentStore,
     modes: Modes,
+    host: HostKernel,
 ) -> dict[str, Any]:
     """Node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
     return {
@@ -44,23 +45,23 @@ def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
             _network(network, modes.of(network), own, status, attachments)
             for network, own in status.blocks.items()
         ],
-        "ebpf": _ebpf(modes),
+        "ebpf": _ebpf(modes, host),
         "problems": [
             {"where": problem.where, "what": problem.what, "remedy": problem.remedy} for problem in status.problems
         ],
     }
 
 
-def _ebpf(modes: Modes) -> dict[str, Any] | None:
+def _ebpf(modes: Modes, host: HostKernel) -> dict[str, Any] | None:
     """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read.
 
     Packets that pod_guard drops are added to those that programs of a mode drop for the same reason.
     """
     try:
-        guarded = loader.maps(family=loader.GUARD)
+        guarded = host.bpf.maps(pod_guard.GUARD)
         counted: dict[str, Count] = {}
         of_guard = pod_guard.counters(guarded) if guarded else pod_guard.no_counters()
-        for counts in (*(mode.packet_counts() for mode in modes), of_guard):
+        for counts in (*(mode.packet_counts(host) for mode in modes), of_guard):
             for reason, count in counts.items():
                 known = counted.get(reason, Count(0, 0))
                 counted[reason] = Count(known.packets + count.packets, known.bytes + count.bytes)

@@ -19,6 +19,7 @@ from agent.model.network import ExtraRoute, ModeOptions
 from agent.modes import peers, routable_blocks, underlay, veth
 from agent.modes.base import ConfFields, Mode, View, Wired
 from agent.modes.registry import BUILT_IN, Modes
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState
 
@@ -69,20 +70,20 @@ class P2p(Mode):
         """A link with a route to the pod."""
         return veth.routed_port(attachment)
 
-    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """A veth pair with a route to the pod, and a default route by 169.254.1.1 in the pod."""
         mtu = attachment.network.mtu or MTU
         netlink.host().request(veth.create_veth(attachment, netns, mtu))
-        veth.make_port(self.port(attachment))
-        return veth.routed(attachment, mtu, veth.wire_routed_end(netns, attachment, routes))
+        veth.make_port(host, self.port(attachment))
+        return veth.routed(attachment, mtu, veth.wire_routed_end(host, netns, attachment, routes))
 
-    def check(self, attachment: Attachment, wired: Wired, netns: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns: int) -> None:
         """Both ends of the veth pair, addresses and routes are as `wire` made them."""
-        veth.check_routed(attachment, wired, veth.check_port(self.port(attachment)), netns)
+        veth.check_routed(attachment, wired, veth.check_port(host, self.port(attachment)), netns)
 
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Delete the host's end; all else goes with it."""
-        veth.remove_port(attachment)
+        veth.remove_port(host, attachment)
 
 
 MODES = Modes(*BUILT_IN, P2p())

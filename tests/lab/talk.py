@@ -180,8 +180,10 @@ def serve(nodes: Sequence[LabNode], backend: Pod) -> None:
 COUNTERS = """
 import json
 from agent.kernel.bpf import loader
+from agent.model.marks import BPF_PINS
 from agent.modes.vxlan import maps
-print(json.dumps({name: count.packets for name, count in maps.counters(loader.maps()).items()}))
+pinned = loader.pinned_maps(BPF_PINS, maps.FAMILY)
+print(json.dumps({name: count.packets for name, count in maps.counters(pinned).items()}))
 """
 
 

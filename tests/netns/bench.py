@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.bpf.map_entries import Count
+from agent.model.marks import BPF_PINS
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Config, Endpoint
 from tests.netns import frames
@@ -35,7 +36,7 @@ class Bench:
         for pod in ("pod-a", "pod-b"):
             command("ip", "link", "add", pod, "type", "veth", "peer", "name", f"{pod}-end")
         command("ip", "link", "add", "vx", "mtu", "1450", "type", "vxlan", "external", "dstport", "8472")
-        loaded = loader.load(OBJECTS)
+        loaded = Loader(OBJECTS, BPF_PINS).load(vxlan_maps.FAMILY)
         self.programs, self.maps = loaded.programs, loaded.maps
         self.device = {A: socket.if_nametoindex("pod-a"), B: socket.if_nametoindex("pod-b")}
         self.vxlan = socket.if_nametoindex("vx")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.kernel import ip_links, netns, tc
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import BPFFS, Loader
 from agent.modes.ipip import maps as ipip_maps
 from agent.modes.ipip.state import IpipState
 from tests.netns import frames
@@ -20,7 +20,7 @@ class Programs:
     """Both programs of one node."""
 
     def __init__(self, name: str) -> None:
-        self.loaded = loader.load(OBJECTS, loader.BPFFS / name, loader.IPIP)
+        self.loaded = Loader(OBJECTS, BPFFS / name).load(ipip_maps.FAMILY)
 
     def configure(self, node: IPv4Address, blocks: Mapping[IPv4Network, tuple[IPv4Address, bool]]) -> None:
         """This node's address, and all nodes' blocks: whose, and whether packets there are encapsulated."""

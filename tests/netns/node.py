@@ -24,10 +24,11 @@ from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, netns
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Family, Loader
+from agent.kernel.bpf.syscall import Map
 from agent.kernel.netlink import Netlink
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource, Snapshot
-from agent.model.marks import ROUTE_PROTOCOL
+from agent.model.marks import BPF_PINS, ROUTE_PROTOCOL
 from agent.model.node_status import PodEvent
 from agent.model.problem_board import ProblemBoard
 from agent.modes.ipip.device import IpipDevice
@@ -37,7 +38,7 @@ from agent.node.cni_conf_dir import Confs
 from agent.node.inputs import Inputs
 from agent.node.reconciler import Reconciler
 from agent.node.route_protocol import RouteMarks, of_pods
-from agent.objects import pod_port_setup
+from agent.objects.host_kernel import HostKernel
 from agent.runtime.observable import Observable
 from tests.lab.space import PATIENCE
 from tests.networks import OPTIONS
@@ -172,11 +173,12 @@ class Host:
         *,
         sysctls: Path = Path("/proc/sys/net"),
         encapsulates: str = "auto",
+        objects: Path = OBJECTS,
     ) -> None:
         self.conf = conf
         refuse_the_machines_namespace()
         private_bpffs()
-        loader.use(OBJECTS)
+        self.kernel = HostKernel(Loader(objects, BPF_PINS), sysctls, of_pods(route_protocol))
         command("ip", "link", "set", "lo", "up")
         if "eth0" not in command("ip", "link"):
             command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
@@ -188,7 +190,6 @@ class Host:
         self.snapshot = Observable(Snapshot(synced=True, nodes={"one": self.me}))
         self.confs: Observable[Confs] = Observable(Confs())
         self.demand: Observable[Any] = Observable({})
-        pod_port_setup.use(of_pods(route_protocol))
         marks = RouteMarks(run_dir, route_protocol)
         self.attachments = AttachmentStore(run_dir, cool_down, OPTIONS)
         self.attachments.load()
@@ -200,16 +201,13 @@ class Host:
             self.demand,
             self.attachments,
             ProblemBoard(),
-            sysctls,
+            self.kernel,
             objects=BUILT_IN.node_objects(self.ipip),
             marks=marks,
         )
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30.0)
         self.pod_events: list[PodEvent] = []
-        self.handler = CniHandler(
-            self.attachments,
-            self.reconciler.status,
-            self.demand,
+        self.handler = self.new_handler(
             later=LaterPlugins(
                 egress_limit=lambda network: self.confs.get().egress_limits.get(network)  # noqa: PLW0108 - as it is by then
             ),
@@ -218,6 +216,10 @@ class Host:
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True)
         self._loop.start()
+
+    def new_handler(self, **more: Any) -> CniHandler:
+        """Return a pod path of this node, as after a restart of the agent."""
+        return CniHandler(self.kernel, self.attachments, self.reconciler.status, self.demand, **more)
 
     def close(self) -> None:
         """Have nothing reconciled from now on; a round that is on its way ends before."""
@@ -262,6 +264,10 @@ class Host:
             self.reconciler.drifted()
             eventually(lambda before=before: self.reconciler.pace.spent > before)  # type: ignore[misc]
 
+    def maps(self, family: Family = vxlan_maps.FAMILY) -> Mapping[str, Map]:
+        """Return the maps of a family of eBPF programs; empty where there are none."""
+        return self.kernel.bpf.maps(family) or {}
+
     def state(self) -> dict[str, Any]:
         """All that an attachment could leave behind."""
         nl = netlink.host()
@@ -272,7 +278,7 @@ class Host:
                 str(a.interface) for a in ip_addresses.addresses(nl) if not a.address.is_link_local
             ),
             "routes": sorted(str(r) for v in (4, 6) for r in ip_routes.routes(nl, v) if not r.dst.is_link_local),
-            "pods": vxlan_maps.pods(loader.maps() or {}) if self.conf is VXLAN else {},
+            "pods": vxlan_maps.pods(self.maps()) if self.conf is VXLAN else {},
             "nft": command("nft", "list", "ruleset"),
             "files": sorted(str(path) for path in self.run_dir.rglob("*")),
             "used": self.attachments.all(),

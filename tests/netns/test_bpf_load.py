@@ -15,13 +15,21 @@ from pathlib import Path
 import pytest
 
 from agent.kernel import netlink, tc
-from agent.kernel.bpf import loader, syscall
+from agent.kernel.bpf import syscall
+from agent.kernel.bpf.loader import LAYOUT, Loader
 from agent.kernel.bpf.syscall import BpfError
+from agent.model.marks import BPF_PINS
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Config, Endpoint
 from tests.netns.node import OBJECTS, command, private_bpffs
 
 MANY = 5000
+FAMILY = vxlan_maps.FAMILY
+
+
+def loader(objects: Path) -> Loader:
+    """The loader of an agent that has just started."""
+    return Loader(objects, BPF_PINS)
 
 
 def blocks(count: int, first: int = 0) -> dict[IPv4Network, IPv4Address]:
@@ -41,8 +49,8 @@ def synced(maps: dict[str, syscall.Map], wanted: dict[IPv4Network, IPv4Address])
 
 def test_programs_are_adopted_after_a_restart() -> None:
     private_bpffs()
-    first = loader.load(OBJECTS)
-    again = loader.load(OBJECTS)
+    first = loader(OBJECTS).load(FAMILY)
+    again = loader(OBJECTS).load(FAMILY)
     assert (first.adopted, again.adopted) == (False, True)
     assert {p.id for p in first.programs.values()} == {p.id for p in again.programs.values()}
     vxlan_maps.put_pod(
@@ -54,45 +62,45 @@ def test_programs_are_adopted_after_a_restart() -> None:
 
 def test_a_load_that_died_half_way_is_taken_up(tmp_path: Path) -> None:
     private_bpffs()
-    loader.load(OBJECTS)
-    home = next((loader.FOLDER / loader.LAYOUT).glob("programs-*"))
+    loader(OBJECTS).load(FAMILY)
+    home = next((BPF_PINS / LAYOUT).glob("programs-*"))
     (home / "veth_egress").unlink()
-    assert not loader.load(OBJECTS).adopted
-    assert loader.load(OBJECTS).adopted
+    assert not loader(OBJECTS).load(FAMILY).adopted
+    assert loader(OBJECTS).load(FAMILY).adopted
 
 
 def test_newer_objects_share_the_maps_and_the_old_ones_go(tmp_path: Path) -> None:
     private_bpffs()
-    old = loader.load(OBJECTS)
+    old = loader(OBJECTS).load(FAMILY)
     vxlan_maps.configure(old.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1))
-    for name in loader.VXLAN.programs:
+    for name in FAMILY.programs:
         (tmp_path / f"{name}.o").write_bytes((OBJECTS / f"{name}.o").read_bytes() + b"\0")
-    new = loader.load(tmp_path)
+    new = loader(tmp_path).load(FAMILY)
     assert not {p.id for p in old.programs.values()} & {p.id for p in new.programs.values()}
     assert not vxlan_maps.configure(new.maps, Config(IPv4Address("192.0.2.1"), 1, 8472, 1)), "it is there already"
-    assert len(loader.retire(tmp_path)) == 1
-    assert loader.load(tmp_path).adopted
-    assert not loader.load(OBJECTS).adopted
+    assert len(loader(tmp_path).retire(FAMILY)) == 1
+    assert loader(tmp_path).load(FAMILY).adopted
+    assert not loader(OBJECTS).load(FAMILY).adopted
 
 
 def test_maps_that_only_an_earlier_version_had_go_when_its_programs_do() -> None:
     private_bpffs()
-    root = loader.FOLDER / loader.LAYOUT
-    loaded = loader.load(OBJECTS)
-    (former,) = loader.VXLAN.former
+    root = BPF_PINS / LAYOUT
+    loaded = loader(OBJECTS).load(FAMILY)
+    (former,) = FAMILY.former
     syscall.pin(loaded.maps["nodes"].fd, root / former)
-    assert loader.load(OBJECTS).adopted
-    assert loader.retire(OBJECTS) == [root / former]
-    assert loader.retire(OBJECTS) == []
+    assert loader(OBJECTS).load(FAMILY).adopted
+    assert loader(OBJECTS).retire(FAMILY) == [root / former]
+    assert loader(OBJECTS).retire(FAMILY) == []
     syscall.pin(loaded.maps["nodes"].fd, root / former)
-    assert loader.drop()
+    assert loader(OBJECTS).drop(FAMILY)
     assert list(root.iterdir()) == []
 
 
 @pytest.mark.alone
 def test_five_thousand_nodes() -> None:
     private_bpffs()
-    maps = dict(loader.load(OBJECTS).maps)
+    maps = dict(loader(OBJECTS).load(FAMILY).maps)
     wanted = blocks(MANY)
     done, took = synced(maps, wanted)
     assert done == (2 * MANY, 0)
@@ -105,7 +113,7 @@ def test_five_thousand_nodes() -> None:
 
 def test_a_map_is_emptied_and_dumped_in_any_size() -> None:
     private_bpffs()
-    maps = dict(loader.load(OBJECTS).maps)
+    maps = dict(loader(OBJECTS).load(FAMILY).maps)
     for count in (0, 1, syscall.BATCH - 1, syscall.BATCH, syscall.BATCH + 1, 0):
         wanted = blocks(count)
         synced(maps, wanted)
@@ -114,7 +122,7 @@ def test_a_map_is_emptied_and_dumped_in_any_size() -> None:
 
 def test_kernels_without_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     private_bpffs()
-    maps = dict(loader.load(OBJECTS).maps)
+    maps = dict(loader(OBJECTS).load(FAMILY).maps)
     call = syscall.call
 
     def old(number: int, *more: object) -> int:
@@ -130,7 +138,7 @@ def test_kernels_without_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_map_is_told() -> None:
     private_bpffs()
-    maps = loader.load(OBJECTS).maps
+    maps = loader(OBJECTS).load(FAMILY).maps
     with pytest.raises(BpfError, match="map pods: update") as caught:
         maps["pods"].put_all({n.to_bytes(4, "big"): bytes(16) for n in range(16385)})
     assert "max_entries" in caught.value.remedy
@@ -139,7 +147,7 @@ def test_a_full_map_is_told() -> None:
 def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
     private_bpffs()
     command("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
-    device, nl, loaded = socket.if_nametoindex("v0"), netlink.host(), loader.load(OBJECTS)
+    device, nl, loaded = socket.if_nametoindex("v0"), netlink.host(), loader(OBJECTS).load(FAMILY)
     programs: dict[tc.Hook, syscall.Program] = {
         "ingress": loaded.programs["veth_ingress"],
         "egress": loaded.programs["veth_egress"],
@@ -151,7 +159,7 @@ def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
     other = command("tc", "filter", "show", "dev", "v0", "ingress")
     assert "pref 84 bpf" in other
     assert "veth_ingress direct-action" in other
-    foreign = next(loader.FOLDER.rglob("vxlan_egress"))
+    foreign = next(BPF_PINS.rglob("vxlan_egress"))
     command("tc", "filter", "add", "dev", "v0", "ingress", "pref", "1", "bpf", "da", "pinned", str(foreign))
     assert tc.attached(nl, device, "ingress") == programs["ingress"].id
     assert tc.ensure(nl, device, {"ingress": loaded.programs["vxlan_ingress"]})
@@ -162,7 +170,7 @@ def test_filters_are_attached_kept_and_replaced(tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_attaching_takes_little_time() -> None:
     private_bpffs()
-    nl, loaded = netlink.host(), loader.load(OBJECTS)
+    nl, loaded = netlink.host(), loader(OBJECTS).load(FAMILY)
     programs: dict[tc.Hook, syscall.Program] = {
         "ingress": loaded.programs["veth_ingress"],
         "egress": loaded.programs["veth_egress"],
@@ -207,7 +215,7 @@ def test_what_hinders_is_told(spoil: Callable[[], None], message: str, remedy: s
     private_bpffs()
     spoil()
     with pytest.raises(BpfError, match=message) as caught:
-        loader.load(OBJECTS)
+        loader(OBJECTS).load(FAMILY)
     assert remedy in caught.value.remedy
 
 
@@ -219,7 +227,7 @@ def test_a_program_that_the_verifier_refuses_is_quoted(tmp_path: Path) -> None:
         'SEC("tc") int veth_ingress(struct __sk_buff *skb)'
         "{ return *(int *)(long)(skb->data + 4); }\n"
     )
-    for name in loader.VXLAN.programs:
+    for name in FAMILY.programs:
         (tmp_path / f"{name}.o").write_bytes((OBJECTS / f"{name}.o").read_bytes())
     subprocess.run(
         [
@@ -229,6 +237,6 @@ def test_a_program_that_the_verifier_refuses_is_quoted(tmp_path: Path) -> None:
         check=True,
     )  # fmt: skip
     with pytest.raises(BpfError, match="pointer arithmetic") as caught:
-        loader.load(tmp_path)
+        loader(tmp_path).load(FAMILY)
     assert caught.value.errno in (errno.EACCES, errno.EINVAL)
-    assert not loader.load(OBJECTS).adopted, "nothing half loaded stays"
+    assert not loader(OBJECTS).load(FAMILY).adopted, "nothing half loaded stays"

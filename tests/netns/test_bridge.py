@@ -218,7 +218,8 @@ def test_a_node_without_br_netfilter_says_what_fails_and_its_pods_work(tmp_path:
     sysctls.mkdir()
     for name in ("ipv4", "ipv6"):
         (sysctls / name).symlink_to(f"/proc/sys/net/{name}")
-    host.reconciler._inputs = replace(host.reconciler._inputs, sysctls=sysctls)
+    host.kernel = replace(host.kernel, sysctls=sysctls)
+    host.reconciler._inputs = replace(host.reconciler._inputs, host=host.kernel)
     host.confs.publish(Confs(frozenset({NETWORK})))
     pod = Pod("c1")
     host.add(pod)

@@ -113,9 +113,9 @@ def test_an_egress_limit_needs_no_word_of_it_in_our_entry(
     for pod, rate in zip(pods, ({"bandwidth": RATE}, {}), strict=True):
         runner.add(chain, pod.container_id, pod.path, capabilities=rate if "capabilities" in entry else {})
         runner.check(chain, pod.container_id, pod.path)
-        before = pod_guard.counters(pod_guard.loaded().maps)["drop_spoofed_mac"].packets
+        before = pod_guard.counters(host.maps(pod_guard.GUARD))["drop_spoofed_mac"].packets
         pod.run(*PYTHON, SEND, FOREIGN)
-        eventually(lambda n=before: pod_guard.counters(pod_guard.loaded().maps)["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
+        eventually(lambda n=before: pod_guard.counters(host.maps(pod_guard.GUARD))["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
     assert command("tc", "qdisc").count("ingress ffff:") == (1 if "capabilities" in entry else 2)
     assert "clsact" not in command("tc", "qdisc")
     for pod in pods:

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from agent.cni.handler import CniHandler
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.kernel import link_operations
 from agent.kernel.bpf import syscall
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.modes.hostgw import HostGw
+from agent.objects.host_kernel import HostKernel
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 from tests.networks import OPTIONS
 
@@ -120,7 +119,7 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
         child = os.fork()
         if child == 0:
             # a fork takes no threads along
-            monkeypatch.setattr(link_operations, "_reapers", ThreadPoolExecutor(1))
+            monkeypatch.setattr(host.kernel.reaper, "_threads", ThreadPoolExecutor(1))
             steps.arm(at, lambda: os._exit(9))
             host.call(verb, pod)
             os._exit(0)
@@ -128,7 +127,7 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
         crashes += crashed
         host.attachments = AttachmentStore(tmp_path, 0, OPTIONS)
         host.attachments.load()
-        host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
+        host.handler = host.new_handler()
         host.handler.recover()
         if (known := host.attachments.get("c1", "eth0")) and verb == "ADD":
             assert known.wired is not None, "what healing leaves is whole"
@@ -186,10 +185,10 @@ def test_an_agent_starts_though_a_pod_can_not_be_healed(tmp_path: Path, monkeypa
         pod.run("ip", "link", "del", "eth0")
     unwire = HostGw.unwire
 
-    def refused(way: HostGw, attachment: Attachment) -> None:
+    def refused(way: HostGw, host: HostKernel, attachment: Attachment) -> None:
         if attachment.container_id == "c1":
             raise OSError(errno.EPERM, "a program can't be read")
-        unwire(way, attachment)
+        unwire(way, host, attachment)
 
     with monkeypatch.context() as broken:
         broken.setattr(HostGw, "unwire", refused)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from agent.cni import conflist
-from agent.cni.handler import CniHandler
 from agent.cni.later_plugins import LaterPlugins
 from agent.errors import CniError, Code
 from agent.node import cni_conf_dir
@@ -41,10 +40,7 @@ def chain(conf: Mapping[str, Any], asks: Mapping[str, Any]) -> bytes:
 def behind(host: Host, asks: Mapping[str, Any]) -> None:
     """Have the node's conf folder name a plugin after testcni that sets a MAC."""
     found = cni_conf_dir.of(conflist.conflist(chain(host.conf, asks), host.run_dir))
-    host.handler = CniHandler(
-        host.attachments,
-        host.reconciler.status,
-        host.demand,
+    host.handler = host.new_handler(
         later=LaterPlugins(
             lambda network: found.foreign_macs.get(network, ""), lambda network: found.unseen_macs.get(network, "")
         ),

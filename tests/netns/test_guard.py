@@ -20,9 +20,11 @@ from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
 from agent.kernel import fdb, hardening, ip_links, link_setup, netlink, netns, tc
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.ip_links import Link, mac_bytes
+from agent.model.marks import BPF_PINS
 from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.pod_port import PodPort
@@ -319,17 +321,15 @@ def test_what_guards_a_pod_is_repaired(tmp_path: Path, mode: str) -> None:
     node = ready(tmp_path, MODES[mode])
     node.host.close()
     end, nl = node.end(), netlink.host()
-    held = pod_guard.loaded()
+    held = node.host.maps(pod_guard.GUARD)
     wanted = port_of(node, 0)
     harm: dict[str, Callable[[], object]] = {
         "program": lambda: command("tc", "qdisc", "del", "dev", end.name, "clsact"),
         "another's program": lambda: tc.attach(
-            nl, end.index, {"ingress": loader.load(OBJECTS).programs["veth_egress"]}
+            nl, end.index, {"ingress": Loader(OBJECTS, BPF_PINS).load(vxlan_maps.FAMILY).programs["veth_egress"]}
         ),
-        "entry": lambda: held.maps["guard_ports"].remove(end.index.to_bytes(4, "little")),
-        "address": lambda: [
-            held.maps["guard_addresses"].remove(key) for key in held.maps["guard_addresses"].items()
-        ],
+        "entry": lambda: held["guard_ports"].remove(end.index.to_bytes(4, "little")),
+        "address": lambda: [held["guard_addresses"].remove(key) for key in held["guard_addresses"].items()],
         "redirects": lambda: Path(f"/proc/sys/net/ipv4/conf/{end.name}/accept_redirects").write_text("1"),
     }
     if mode != "host-gw":
@@ -341,10 +341,10 @@ def test_what_guards_a_pod_is_repaired(tmp_path: Path, mode: str) -> None:
         }
     for what, do in harm.items():
         do()
-        assert pod_port_setup.differs(nl, wanted), what
+        assert pod_port_setup.differs(nl, node.host.kernel, wanted), what
         node.host.reconciler.drifted()
         node.host.reconciler.once()
-        assert pod_port_setup.differs(nl, wanted) == "", what
+        assert pod_port_setup.differs(nl, node.host.kernel, wanted) == "", what
     assert node.heard([hostile(node)["an address that nobody has"]]) == []
 
 
@@ -361,12 +361,12 @@ def test_no_pod_is_connected_without_the_check_unless_its_netconf_says_so(
     monkeypatch.setattr("agent.ipam.node_blocks.DEMANDED_FOR", 0.2)
     monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 4.0)
     conf = MODES[mode]
-    host = Host(tmp_path, conf=conf)
     objects = tmp_path / "objects"
     objects.mkdir()
     for path in OBJECTS.glob("[!p]*.o"):
         (objects / path.name).symlink_to(path)
-    loader.use(objects)  # without pod_guard, as where eBPF is not to be had
+    # without pod_guard, as where eBPF is not to be had
+    host = Host(tmp_path, conf=conf, objects=objects)
     host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
     with pytest.raises(CniError) as refused:
         host.add(Pod("c1"))
@@ -411,21 +411,21 @@ def test_a_pod_gets_no_mac_of_another_by_asking_for_it(tmp_path: Path) -> None:
 
 def test_a_pods_entries_go_with_it(tmp_path: Path) -> None:
     node = ready(tmp_path, CONF)
-    held = pod_guard.loaded()
-    before = pod_guard.known(held.maps)
+    held = node.host.maps(pod_guard.GUARD)
+    before = pod_guard.known(held)
     assert (len(before.ports), len(before.addresses)) == (2, 2)
     node.host.delete(node.pods[0])
-    after = pod_guard.known(held.maps)
+    after = pod_guard.known(held)
     assert (len(after.ports), len(after.addresses)) == (1, 1)
-    pod_guard.put(held.maps, 99999, pod_guard.Guarded("gone", "0a:58:00:00:00:01", (ip("10.244.1.77"),)))
+    pod_guard.put(held, 99999, pod_guard.Guarded("gone", "0a:58:00:00:00:01", (ip("10.244.1.77"),)))
     node.host.reconciler.drifted()
-    eventually(lambda: pod_guard.known(held.maps) == after)
+    eventually(lambda: pod_guard.known(held) == after)
 
 
 def test_a_flood_of_random_frames_ends_in_counters(tmp_path: Path) -> None:
     node, randoms = ready(tmp_path, CONF), random.Random(1)
     frames = [bytes(randoms.randrange(256) for _ in range(randoms.randrange(14, 120))) for _ in range(300)]
     assert node.heard(frames) == []
-    assert sum(count.packets for count in pod_guard.counters(pod_guard.loaded().maps).values()) >= 300
+    assert sum(count.packets for count in pod_guard.counters(node.host.maps(pod_guard.GUARD)).values()) >= 300
     assert link_setup.port_flag(node.end(), link_setup.IFLA_BRPORT_LEARNING) == 0
     assert (node.end().index, node.mac(0)) in fdb.stations(netlink.host())

@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
+from agent.model.marks import BPF_PINS
 from agent.objects import pod_guard
 from agent.objects.pod_guard import Guarded
 from tests.netns import frames
@@ -49,7 +50,7 @@ class Port:
         private_bpffs()
         command("ip", "link", "add", "pod", "type", "veth", "peer", "name", "end")
         self.device = socket.if_nametoindex("pod")
-        self.loaded = loader.load(OBJECTS, family=loader.GUARD)
+        self.loaded = Loader(OBJECTS, BPF_PINS).load(pod_guard.GUARD)
         pod_guard.set_tunnels(self.loaded.maps, [tunnel])
         pod_guard.put(self.loaded.maps, self.device, Guarded("c1", MAC, (ip(A), ip(A6)), checked))
         pod_guard.put(self.loaded.maps, self.device + 1, Guarded("c1", OTHER, (ip(SECOND),)))

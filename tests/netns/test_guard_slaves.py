@@ -91,7 +91,7 @@ def ready(tmp_path: Path, way: str, **more: Any) -> Slave:
     pod = Pod("c1")
     answer = host.add(pod)
     wanted = socket.htons(8472).to_bytes(2, "little")
-    eventually(lambda: wanted in (pod_guard.loaded().maps["guard_config"].get(bytes(4)) or b""))
+    eventually(lambda: wanted in (host.maps(pod_guard.GUARD)["guard_config"].get(bytes(4)) or b""))
     return Slave(host, pod, answer["ips"][0]["address"].split("/")[0], answer["interfaces"][0]["mac"])
 
 

@@ -12,7 +12,8 @@ from pyroute2 import IPRoute
 
 from agent.ipam.attachment import link_name
 from agent.kernel import hardening, ip_links, link_setup, netlink
-from agent.model.marks import VXLAN_DEVICE, bridge_mac
+from agent.kernel.bpf.loader import Loader
+from agent.model.marks import BPF_PINS, VXLAN_DEVICE, bridge_mac
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.state import IpipState
@@ -22,8 +23,9 @@ from agent.modes.vxlan.state import VxlanState
 from agent.node import kernel_state
 from agent.node.apply import NodeProgrammer
 from agent.objects.base import Context
+from agent.objects.host_kernel import HostKernel
 from agent.objects.state import Bridge, NodeState
-from tests.netns.node import Host, Pod, command
+from tests.netns.node import OBJECTS, Host, Pod, command
 
 SYSCTLS = Path("/proc/sys/net")
 DEVICE = "testcni-ipip"
@@ -62,12 +64,13 @@ class Programmer:
 
     def __init__(self) -> None:
         self.ipip = IpipDevice()
+        self._bpf = Loader(OBJECTS, BPF_PINS)
         self._programmer = NodeProgrammer(BUILT_IN.node_objects(self.ipip))
 
     def program(self, state: NodeState, sysctls: Path = SYSCTLS) -> list[str]:
         """Return the problems that came up."""
         nl, is_made = netlink.host(), self._programmer.is_made
-        ctx = Context(nl, kernel_state.read(nl, is_made), sysctls, is_made)
+        ctx = Context(nl, kernel_state.read(nl, is_made), HostKernel(self._bpf, sysctls), is_made)
         return [str(problem) for problem in self._programmer.program(ctx, state).problems]
 
 
@@ -149,6 +152,9 @@ def test_a_device_hears_no_router_even_where_the_node_can_not_forward(
     tmp_path: Path, kind: str, programmer: Programmer
 ) -> None:
     Path("/proc/sys/net/ipv6/conf/default/accept_ra").write_text("1")
+    for version in ("ipv4", "ipv6"):  # all but the switches of forwarding
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "conf").symlink_to(f"/proc/sys/net/{version}/conf")
     mine = IPv4Address("192.0.2.1")
     state = {
         "bridge": NodeState(

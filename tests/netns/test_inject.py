@@ -12,7 +12,6 @@ import pytest
 
 from agent.cni import netconf
 from agent.kernel import ip_links, netlink
-from agent.kernel.bpf import loader
 from agent.model.cluster import IPReservation, Node
 from agent.modes.hostgw import HOST_GW
 from agent.modes.vxlan import maps as vxlan_maps
@@ -44,7 +43,7 @@ class Tunnel:
 
     def fate(self, source: str, remote: str, tag: bytes = b"") -> str:
         """What becomes of a packet of a pod, tagged or not, that comes out of the tunnel from a node."""
-        held = loader.maps()
+        held = self.host.maps()
         assert held
         before = vxlan_maps.counters(held)
         packet = tag + ipv4(source, self.pod, UDP, udp(1, 9))
@@ -118,7 +117,7 @@ def test_a_pod_that_moves_with_its_address_is_heard_from_where_it_is(tmp_path: P
 
 def test_entries_of_a_version_without_the_check_let_all_nodes_send_until_they_are_replaced(tmp_path: Path) -> None:
     tunnel = begun(tmp_path)
-    held = loader.maps()
+    held = tunnel.host.maps()
     assert held
     tunnel.host.close()
     for key in held["nodes"].items():
@@ -144,7 +143,7 @@ def test_a_node_without_tunnel_closes_the_port_of_its_peers_tunnels(tmp_path: Pa
     assert passes(node, port), "no node has a tunnel"
     assert "chain forward" not in command("nft", "list", "ruleset")
     node.host.put(peer("two", "10.244.2.0/24", PEER, modes=(VXLAN, HOST_GW)))
-    held = pod_guard.loaded().maps["guard_config"]
+    held = node.host.maps(pod_guard.GUARD)["guard_config"]
     eventually(lambda: socket.htons(port).to_bytes(2, "little") in (held.get(bytes(4)) or b""))
     assert not passes(node, port)
     assert passes(node, port + 1)

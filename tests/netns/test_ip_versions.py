@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError
-from agent.kernel import sysctl
 from agent.model.problem import Problem
 from tests.netns.node import CONF, Host, Pod, command, eventually
 
@@ -18,7 +17,7 @@ SMALL = 1200  # bytes
 
 
 def turn_off(name: str) -> None:
-    (sysctl.root() / "ipv6/conf" / name / "disable_ipv6").write_text("1")
+    (Path("/proc/sys/net") / "ipv6/conf" / name / "disable_ipv6").write_text("1")
 
 
 def versions(host: Host, pod: Pod) -> list[int]:
@@ -94,7 +93,6 @@ def test_pods_get_ipv4_alone_where_the_kernel_has_no_ipv6(tmp_path: Path) -> Non
     switches.mkdir()
     for name in ("ipv4", "bridge"):
         (switches / name).symlink_to(Path("/proc/sys/net", name))
-    sysctl.use(switches)
     host, pod = Host(tmp_path / "run", DUAL, conf=ANY, sysctls=switches), Pod("c1")
     assert versions(host, pod) == [4]
     assert pod.reaches("192.0.2.1")

@@ -9,8 +9,9 @@ import pytest
 from agent.cni import netconf
 from agent.errors import CniError, Code
 from agent.kernel import ip_links, netlink, tc, tcx
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import BPFFS, Loader
 from agent.model.cluster import Node
+from agent.model.marks import BPF_PINS
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip import maps as ipip_maps
 from agent.node.cni_conf_dir import Confs
@@ -122,7 +123,7 @@ def test_check_sees_what_is_wrong(tmp_path: Path, change: tuple[str, ...], messa
 
 def test_maps_follow_the_nodes(tmp_path: Path) -> None:
     host, _ = added(tmp_path)
-    maps = loader.maps(family=loader.IPIP)
+    maps = host.maps(ipip_maps.FAMILY)
     assert maps
     host.put(Node("two", (ip("192.0.2.2"),), (net("10.244.2.0/24"),)))
     eventually(lambda: len(maps["ipip_blocks"].items()) == len(maps["ipip_nodes"].items()) == 2)
@@ -159,7 +160,7 @@ def test_a_device_of_somebody_else_is_told_and_left_alone(tmp_path: Path) -> Non
 
 def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_path: Path, by: str) -> None:
     host, pod = added(tmp_path)
-    (pin,) = loader.FOLDER.glob("v1/ipip-*/ipip_egress")
+    (pin,) = BPF_PINS.glob("v1/ipip-*/ipip_egress")
     if by == "tcx":
         command("tc", "qdisc", "add", "dev", "eth0", "clsact")
     command("tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "bpf", "da", "object-pinned", str(pin))
@@ -203,9 +204,9 @@ def test_a_filter_of_another_program_in_the_place_of_ours_stays_and_is_reported(
 def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path, by: str) -> None:
     host, _ = added(tmp_path)
     host.close()  # it would put its own back
-    old = loader.current(loader.IPIP)
+    old = host.kernel.bpf.current(ipip_maps.FAMILY)
     assert old
-    newer = loader.load(OBJECTS, loader.BPFFS / "newer", loader.IPIP)
+    newer = Loader(OBJECTS, BPFFS / "newer").load(ipip_maps.FAMILY)
     assert newer.programs["ipip_egress"].id != old.programs["ipip_egress"].id
     with netlink.Netlink() as nl:
         programs = {hook: newer.programs[name] for hook, name in ipip_device.PROGRAMS.items()}
@@ -221,7 +222,7 @@ def test_programs_of_another_version_are_replaced_in_their_place(tmp_path: Path,
 
 def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Path, by: str) -> None:
     host, pod = added(tmp_path)
-    loaded = loader.current(loader.IPIP)
+    loaded = host.kernel.bpf.current(ipip_maps.FAMILY)
     assert loaded
     with netlink.Netlink() as nl:
         tc.attach(nl, eth0(), {hook: loaded.programs[name] for hook, name in ipip_device.PROGRAMS.items()})

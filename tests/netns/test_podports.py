@@ -17,13 +17,13 @@ from agent.errors import CniError
 from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import netlink
-from agent.kernel.bpf import loader
 from agent.kernel.netlink import RECEIVE, Netlink
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.marks import LINK_PREFIX, ROUTE_PROTOCOL
 from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node import pod_port_repair
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import Seen
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
 
@@ -133,9 +133,7 @@ def lose_qdisc(node: Node) -> None:
 
 
 def lose_entry(node: Node) -> None:
-    held = loader.maps()
-    assert held
-    vxlan_maps.remove_pod(held, IPv4Address(node.address))
+    vxlan_maps.remove_pod(node.maps(), IPv4Address(node.address))
 
 
 def no_proxy_arp(node: Node) -> None:
@@ -366,8 +364,10 @@ def test_what_changes_while_a_round_looks_is_for_the_next_one(
     node.looked()
     real, changed = pod_port_repair.repair, threading.Event()
 
-    def sync(nl: Netlink, attachments: AttachmentStore, modes: Modes) -> pod_port_repair.Repaired:
-        done = real(nl, attachments, modes)
+    def sync(
+        nl: Netlink, host: HostKernel, attachments: AttachmentStore, modes: Modes
+    ) -> pod_port_repair.Repaired:
+        done = real(nl, host, attachments, modes)
         if not changed.is_set():
             changed.set()
             change_mtu(node)
@@ -389,19 +389,18 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
     leave_down(node)
     (attachment,) = node.attachments.all()
     with node.attachments.locks.hold(attachment.key):
-        assert pod_port_repair.repair(netlink.host(), node.attachments, BUILT_IN).pods == 0
-    assert pod_port_repair.repair(netlink.host(), node.attachments, BUILT_IN).pods == 1
+        assert pod_port_repair.repair(netlink.host(), node.kernel, node.attachments, BUILT_IN).pods == 0
+    assert pod_port_repair.repair(netlink.host(), node.kernel, node.attachments, BUILT_IN).pods == 1
     leave_down(node)
     read = agent.objects.pod_port_setup.read
 
-    def read_and_delete(nl: Netlink) -> Seen:
-        seen = read(nl)
+    def read_and_delete(nl: Netlink, host: HostKernel) -> Seen:
+        seen = read(nl, host)
         node.delete(node.pod)
         return seen
 
     monkeypatch.setattr("agent.objects.pod_port_setup.read", read_and_delete)
-    done = pod_port_repair.repair(netlink.host(), node.attachments, BUILT_IN)
+    done = pod_port_repair.repair(netlink.host(), node.kernel, node.attachments, BUILT_IN)
     assert (done.pods, done.problems) == (0, [])
     assert node.address not in command("ip", "route") + command("ip", "neigh")
-    held = loader.maps()
-    assert not held or not vxlan_maps.pods(held)
+    assert not node.maps() or not vxlan_maps.pods(node.maps())

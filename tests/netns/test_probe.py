@@ -18,6 +18,7 @@ from agent.errors import CniError, Code
 from agent.ipam import assigner, attachment_store, duplicate_address
 from agent.ipam.attachment import Lease
 from agent.kernel import arp
+from agent.kernel.link_operations import Reaper
 from agent.model.node_view import NodeView
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
@@ -28,6 +29,7 @@ from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
 from tests.timing import Starved
 
 IPVLAN: dict[str, Any] = {**MACVLAN, "mode": "ipvlan"}
+REAPER = Reaper()
 OTHER = "192.0.2.254"
 MAC = "02:00:00:00:00:99"
 
@@ -70,12 +72,12 @@ def sending(frame: bytes) -> Iterator[None]:
 
 def test_who_has_an_address(tmp_path: Path) -> None:
     _, other = segment(tmp_path)
-    assert arp.who_has("eth0", ip(OTHER)) == MAC
-    assert arp.who_has("eth0", ip(OTHER), mac="0a:58:c0:00:02:01") == MAC
+    assert arp.who_has(REAPER, "eth0", ip(OTHER)) == MAC
+    assert arp.who_has(REAPER, "eth0", ip(OTHER), mac="0a:58:c0:00:02:01") == MAC
     took = []
     for _ in range(3):
         began = time.monotonic()
-        assert arp.who_has("eth0", ip("192.0.2.77")) is None
+        assert arp.who_has(REAPER, "eth0", ip("192.0.2.77")) is None
         took.append(time.monotonic() - began)
     assert arp.ANSWER_WITHIN * 0.9 < min(took) < arp.ANSWER_WITHIN * 4
     assert other.json("neigh") == [], "a probe tells nobody that the asker has an address"
@@ -86,31 +88,31 @@ def test_an_answer_counts_though_the_machine_was_too_busy_to_look_in_time(
 ) -> None:
     segment(tmp_path)
     monkeypatch.setattr(arp, "time", Starved(2 * arp.ANSWER_WITHIN))
-    assert arp.who_has("eth0", ip(OTHER)) == MAC
-    assert arp.who_has("eth0", ip("192.0.2.77")) is None
+    assert arp.who_has(REAPER, "eth0", ip(OTHER)) == MAC
+    assert arp.who_has(REAPER, "eth0", ip("192.0.2.77")) is None
 
 
 def test_frames_with_a_vlan_tag_are_another_devices(tmp_path: Path) -> None:
     segment(tmp_path)
     with sending(arp.announcement("02:00:00:00:00:01", ip("192.0.2.90"))):
-        assert arp.who_has("eth0", ip("192.0.2.90")) == "02:00:00:00:00:01"
+        assert arp.who_has(REAPER, "eth0", ip("192.0.2.90")) == "02:00:00:00:00:01"
     tagged = arp.announcement("02:00:00:00:00:01", ip("192.0.2.90"))
     with sending(tagged[:12] + bytes.fromhex("81000007") + tagged[12:]):
-        assert arp.who_has("eth0", ip("192.0.2.90")) is None
+        assert arp.who_has(REAPER, "eth0", ip("192.0.2.90")) is None
 
 
 def test_who_is_about_to_take_the_address_counts_where_that_is_asked(tmp_path: Path) -> None:
     segment(tmp_path)
     with sending(arp.request(bytes.fromhex("020000000001"), arp.NO_ADDRESS, ip("192.0.2.90").packed)):
-        assert arp.who_has("eth0", ip("192.0.2.90"), rivals=True) == "02:00:00:00:00:01"
-        assert arp.who_has("eth0", ip("192.0.2.90")) is None
+        assert arp.who_has(REAPER, "eth0", ip("192.0.2.90"), rivals=True) == "02:00:00:00:00:01"
+        assert arp.who_has(REAPER, "eth0", ip("192.0.2.90")) is None
 
 
 def test_an_interface_that_is_down_is_an_error(tmp_path: Path) -> None:
     segment(tmp_path)
     command("ip", "link", "set", "eth0", "down")
     with pytest.raises(OSError, match="down"):
-        arp.who_has("eth0", ip(OTHER))
+        arp.who_has(REAPER, "eth0", ip(OTHER))
 
 
 @pytest.mark.parametrize("conf", [MACVLAN, IPVLAN, {**IPVLAN, "linkMode": "l3s"}], ids=["macvlan", "l2", "l3s"])
@@ -167,10 +169,10 @@ def test_who_goes_meanwhile_is_waited_for_where_that_is_asked(tmp_path: Path) ->
     host.add(Pod("c1"))
     (attachment,) = host.attachments.all()
     wanted = replace(attachment, leases=(Lease(ip(OTHER), attachment.leases[0].block),))
-    assert duplicate_address.find(wanted) == duplicate_address.DuplicateAddress(ip(OTHER), "eth0", MAC)
+    assert duplicate_address.find(REAPER, wanted) == duplicate_address.DuplicateAddress(ip(OTHER), "eth0", MAC)
     going = threading.Timer(0.3, other.run, ("ip", "address", "delete", f"{OTHER}/24", "dev", "eth0"))
     going.start()
-    assert duplicate_address.find(wanted, Deadline.after(5)) is None
+    assert duplicate_address.find(REAPER, wanted, Deadline.after(5)) is None
     going.join()
 
 
@@ -214,7 +216,7 @@ class Watched:
         self.problems = PartProblems("segment")
         self.clock = FakeClock()
         view = NodeView("one", host.snapshot, host.reconciler.status)
-        self.test = MacFilterCheck(view, self.problems, self.clock)
+        self.test = MacFilterCheck(view, self.problems, REAPER, self.clock)
 
     def at(self, now: float) -> list[str]:
         self.clock.time = now

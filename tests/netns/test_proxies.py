@@ -8,13 +8,16 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.kernel import ip_links, netlink
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.ip_links import mac_bytes
-from agent.model.marks import BRIDGE_ALIAS
+from agent.model.marks import BPF_PINS, BRIDGE_ALIAS
 from agent.objects import proxy_arp
+from agent.objects.host_kernel import HostKernel
 from agent.objects.state import Proxy
-from tests.netns.node import command
+from tests.netns.node import OBJECTS, command
 
 SYSCTLS = Path("/proc/sys/net")
+KERNEL = HostKernel(Loader(OBJECTS, BPF_PINS))
 X = IPv4Address("10.244.1.7")
 ETH_P_ARP = 0x0806
 
@@ -29,7 +32,7 @@ def answers() -> str:
 
 
 def sync(*wanted: Proxy) -> int:
-    return proxy_arp.answer(netlink.host(), frozenset(wanted), ip_links.links(netlink.host()), SYSCTLS)
+    return proxy_arp.answer(netlink.host(), KERNEL, frozenset(wanted), ip_links.links(netlink.host()))
 
 
 def test_entries_come_and_go_with_an_announcement_of_whose_mac_it_is() -> None:

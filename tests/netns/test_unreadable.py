@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from agent.cni.handler import CniHandler
 from agent.errors import CniError, Code
 from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
@@ -45,7 +44,7 @@ def restart(host: Host) -> None:
     """The pod path of an agent that starts on what is there."""
     host.attachments = AttachmentStore(host.run_dir, 0, OPTIONS)
     host.attachments.load()
-    host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
+    host.handler = host.new_handler()
     host.handler.recover()
 
 
@@ -152,7 +151,7 @@ def test_a_running_pod_keeps_its_traffic_while_adds_of_its_address_fail(
     state = host.state()
     host.attachments = AttachmentStore(tmp_path / "another", 0, OPTIONS)
     host.attachments.load()
-    host.handler = CniHandler(host.attachments, host.reconciler.status, host.demand)
+    host.handler = host.new_handler()
     for number in range(3):
         refused(host, "ADD", Pod(f"c{number}"), {**conf, "runtimeConfig": {"ips": [address(result)]}})
         assert running.reaches("192.0.2.1")

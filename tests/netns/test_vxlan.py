@@ -8,7 +8,6 @@ import pytest
 
 from agent.errors import CniError, Code
 from agent.kernel import netlink
-from agent.kernel.bpf import loader
 from agent.model.cluster import Node
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.modes.vxlan import device as vxlan_device
@@ -110,7 +109,7 @@ def test_check_sees_a_change_on_the_node(tmp_path: Path, change: str, message: s
 def test_check_sees_a_pod_that_the_programs_forgot(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     conf = {**VXLAN, "prevResult": host.add(pod)}
-    maps = loader.maps()
+    maps = host.maps()
     assert maps
     vxlan_maps.remove_pod(maps, host.attachments.all()[0].leases[0].address)  # type: ignore[arg-type]
     with pytest.raises(CniError, match=r"the programs don't know 10\.244\.1\.2"):
@@ -119,7 +118,7 @@ def test_check_sees_a_pod_that_the_programs_forgot(tmp_path: Path) -> None:
 
 def test_peers_reach_the_maps_and_leave_them(tmp_path: Path) -> None:
     host, _ = added(tmp_path)
-    maps = loader.maps()
+    maps = host.maps()
     assert maps
     assert len(maps["blocks"].items()) == 1, "its own"
     for number in range(2, 5):
@@ -170,8 +169,7 @@ def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
 
 def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 3)
-    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
-    loader.use(tmp_path)
+    host, pod = Host(tmp_path, conf=VXLAN, objects=tmp_path), Pod("c1")
     with pytest.raises(CniError, match=r'build the objects: make ebpf; .*"vxlanBackend": "kernel"'):
         host.add(pod)
 
@@ -181,8 +179,8 @@ KERNEL = {**VXLAN, "vxlanBackend": "kernel"}
 
 def test_the_kernel_alone(tmp_path: Path) -> None:
     plain = {**KERNEL, "spoofCheck": False}  # the only eBPF that it would need
-    host, one, two = Host(tmp_path, conf=plain), Pod("c1"), Pod("c2")
-    loader.use(tmp_path)  # no objects: nobody asks for them
+    # no objects: nobody asks for them
+    host, one, two = Host(tmp_path, conf=plain, objects=tmp_path), Pod("c1"), Pod("c2")
     result = host.add(one)
     before = host.state()
     host.add(two)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.bpf.syscall import BpfError
+from agent.model.marks import BPF_PINS
+from agent.modes.ipip import maps as ipip_maps
+from agent.modes.vxlan import maps as vxlan_maps
+from agent.objects import pod_guard
 from tests.netns.node import OBJECTS, private_bpffs
+
+FAMILIES = (vxlan_maps.FAMILY, ipip_maps.FAMILY, pod_guard.GUARD)
 
 
 def main() -> int:
@@ -16,7 +22,8 @@ def main() -> int:
         return 0
     try:
         private_bpffs()
-        loaded = [loader.load(OBJECTS, family=family) for family in loader.FAMILIES]
+        loader = Loader(OBJECTS, BPF_PINS)
+        loaded = [loader.load(family) for family in FAMILIES]
     except BpfError as error:
         print(f"{error}\n{error.remedy}", file=sys.stderr)
         return 1

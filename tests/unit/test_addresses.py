@@ -21,6 +21,7 @@ from agent.ipam.address_request import AddressRequest
 from agent.ipam.assigner import AddressAssigner
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
+from agent.kernel.link_operations import Reaper
 from agent.model.cluster import IPPool, Snapshot
 from agent.model.node_status import Demand, NodeStatus
 from agent.runtime.deadline import Deadline
@@ -45,7 +46,9 @@ class Node:
         self.status = Observable(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
         self.demand: Observable[Demand] = Observable({})
         self.snapshot = Observable(Snapshot(synced=True))
-        self.assigner = AddressAssigner(self.attachments, self.status, self.demand, snapshot=self.snapshot)
+        self.assigner = AddressAssigner(
+            self.attachments, self.status, self.demand, reaper=Reaper(), snapshot=self.snapshot
+        )
 
     def add(self, name: str, within: float = 5.0, conf: NetConf = CONF, pod: str = "") -> list[str]:
         identity = PodIdentity(pod) if pod else None

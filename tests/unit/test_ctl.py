@@ -8,10 +8,12 @@ from typing import Any
 from agent import config, ctl
 from agent.cni import netconf
 from agent.ipam.attachment_store import AttachmentStore
+from agent.kernel.bpf.loader import Loader
 from agent.model.cluster import Snapshot
 from agent.model.network import Uplink
 from agent.model.node_status import NodeStatus
 from agent.modes.registry import BUILT_IN
+from agent.objects.host_kernel import HostKernel
 from agent.observe.status import report
 from tests.networks import OPTIONS
 
@@ -30,7 +32,8 @@ def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
         uplinks={network: Uplink("bond0", ()) for network in networks if network.needs_parent},
     )
     conf = config.load(["--datastore", "dir:/x", "--node", "one"], {})
-    doc = report(conf, 0.0, Snapshot(synced=True), status, AttachmentStore(tmp_path, 0, OPTIONS), BUILT_IN)
+    attachments, host = AttachmentStore(tmp_path, 0, OPTIONS), HostKernel(Loader(tmp_path, tmp_path / "pins"))
+    doc = report(conf, 0.0, Snapshot(synced=True), status, attachments, BUILT_IN, host)
     text = ctl.render({**doc, "bgp": None}, colour=False)
     return [" ".join(line.split()) for line in text.splitlines()[2:]]
 

@@ -18,8 +18,10 @@ from agent.cni.server import Server
 from agent.errors import Code
 from agent.ipam import assigner
 from agent.ipam.attachment_store import AttachmentStore
+from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
+from agent.objects.host_kernel import HostKernel
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS
 from tests.unit.fuzz import dumped, folder, fuzz, texts
@@ -58,11 +60,13 @@ def a_request() -> st.SearchStrategy[bytes]:
 
 @pytest.fixture(scope="module")
 def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniHandler]:
-    attachments = AttachmentStore(tmp_path_factory.mktemp("run"), 0, OPTIONS)
+    run_dir = tmp_path_factory.mktemp("run")
+    attachments = AttachmentStore(run_dir, 0, OPTIONS)
     attachments.load()
+    host = HostKernel(Loader(run_dir, run_dir / "pins"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assigner, "STATUS_WITHIN", 0.0)
-        yield CniHandler(attachments, Observable(NodeStatus(synced=True)), Observable({}))
+        yield CniHandler(host, attachments, Observable(NodeStatus(synced=True)), Observable({}))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from agent.cluster import accepted_modes
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.ipam.reservations import pod_annotations
 from agent.kernel import tc
-from agent.kernel.bpf import loader
 from agent.model import cluster, marks
 from agent.modes import veth
 from agent.modes.hostgw import HostGwOptions
@@ -22,7 +21,7 @@ from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import mode
 from agent.modes.vxlan.options import VxlanOptions
 from agent.node import installer, route_protocol
-from agent.objects import nft_table
+from agent.objects import nft_table, pod_guard
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs/marks.md").read_text()
@@ -59,7 +58,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "tc filter priority": (tc.PRIORITY,),
     "tc filter handle": (tc.HANDLE,),
     "TCX programs at the underlay": tuple(ipip_device.PROGRAMS.values()),
-    "TCX program at a pod's link": loader.GUARD.programs,
+    "TCX program at a pod's link": pod_guard.GUARD.programs,
     "link group of subinterfaces": (hex(int("f" * 7, 16) + 1),),
     "UDP port of the tunnel": (TUNNEL.port,),
     "VNI": (TUNNEL.vni,),
@@ -80,7 +79,7 @@ MARKS: dict[str, tuple[object, ...]] = {
     "device of vxlan": (marks.VXLAN_DEVICE,),
     "device of ipip": (marks.IPIP_DEVICE,),
     "nft table": (f"inet {marks.NFT_TABLE}",),
-    "eBPF pins": (loader.FOLDER,),
+    "eBPF pins": (marks.BPF_PINS,),
     "conf": (installer.CONFLIST,),
     "socket and attachments": (option("run-dir"),),
     "journal": (option("state-dir"),),

@@ -29,7 +29,7 @@ from agent.ipam import assigner, blocks
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
-from agent.kernel.bpf import loader
+from agent.kernel.bpf.loader import Loader
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.netns import NetnsLostError
@@ -47,6 +47,7 @@ from agent.node.inputs import Inputs
 from agent.node.reconciler import Reconciler
 from agent.objects import pod_guard
 from agent.objects.base import Result
+from agent.objects.host_kernel import HostKernel
 from agent.objects.state import Bridge, NodeState, Route
 from agent.observe.metrics import Metrics, Sources
 from agent.observe.status import report
@@ -72,9 +73,13 @@ class Parts:
         self.snapshot_cache = SnapshotCache(store)
         self.block_controller = BlockController(store, "one", self.snapshot_cache.snapshot)
         board = ProblemBoard()
-        inputs = Inputs(self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, board)
+        self.host = HostKernel(Loader(folder, folder / "pins"))
+        inputs = Inputs(
+            self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, board, self.host
+        )
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30, self.metrics.timings)
-        self.handler = CniHandler(self.attachments, self.reconciler.status, Observable({}), self.metrics.timings)
+        status = self.reconciler.status
+        self.handler = CniHandler(self.host, self.attachments, status, Observable({}), self.metrics.timings)
         self.journal = Journal(folder, self.handler.answer)
         self.journal.prepare()
         self.bird = BirdStatus()
@@ -90,7 +95,7 @@ class Parts:
 
     def report(self) -> dict[str, Any]:
         snapshot, status = self.snapshot_cache.snapshot.get(), self.reconciler.status.get()
-        return report(self.conf, 0, snapshot, status, self.attachments, BUILT_IN)
+        return report(self.conf, 0, snapshot, status, self.attachments, BUILT_IN, self.host)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Every sample by name and labels; a series that is there twice fails."""
@@ -301,9 +306,9 @@ def test_counters_begin_at_zero(parts: Parts) -> None:
 
 
 def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "maps", lambda **_family: None)
+    monkeypatch.setattr(Loader, "maps", lambda *_family: None)
     assert {parts.value("ebpf_packets_total", reason=reason) for reason in vxlan_maps.REASONS} == {0}
-    monkeypatch.setattr(loader, "maps", lambda **_family: {"counters": None})
+    monkeypatch.setattr(Loader, "maps", lambda *_family: {"counters": None})
     monkeypatch.setattr(
         pod_guard, "counters", lambda _maps: {"drop_pod_router": Count(3, 300), "drop_no_pod": Count(0, 0)}
     )
@@ -314,10 +319,10 @@ def test_what_became_of_packets(parts: Parts, monkeypatch: pytest.MonkeyPatch) -
     assert parts.report()["ebpf"]["drop_no_pod"] == {"packets": 2, "bytes": 120}
     assert parts.report()["ebpf"]["drop_pod_router"] == {"packets": 3, "bytes": 300}
 
-    def refuse(**_family: object) -> None:
+    def refuse(*_family: object) -> None:
         raise BpfError(errno.EPERM, "open pins")
 
-    monkeypatch.setattr(loader, "maps", refuse)
+    monkeypatch.setattr(Loader, "maps", refuse)
     assert parts.value("ebpf_packets_total", reason="drop_no_pod") is None
     assert parts.value("nodes") == 0, "all else is told"
 

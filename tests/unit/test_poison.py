@@ -35,10 +35,12 @@ from agent.config import ConfigError
 from agent.errors import Code
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import nft
+from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus
 from agent.node import cni_conf_dir
 from agent.node.cni_conf_dir import Confs
 from agent.node.run_dir import Lock
+from agent.objects.host_kernel import HostKernel
 from agent.observe import health
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
@@ -70,7 +72,8 @@ def eventually(what: Callable[[], object], within: float = 10.0) -> None:
 def handler(tmp_path: Path) -> CniHandler:
     attachments = AttachmentStore(tmp_path, 0, OPTIONS)
     attachments.load()
-    return CniHandler(attachments, Observable(NodeStatus()), Observable({}))
+    host = HostKernel(Loader(tmp_path, tmp_path / "pins"))
+    return CniHandler(host, attachments, Observable(NodeStatus()), Observable({}))
 
 
 @pytest.fixture

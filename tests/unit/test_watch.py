@@ -89,7 +89,7 @@ def test_lines_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_node_without_programs_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loader, "maps", lambda: None)
+    monkeypatch.setattr(loader, "pinned_maps", lambda *_where: None)
     assert ctl.main(["monitor"]) == ctl.EXIT_UNABLE
     assert "no eBPF maps here" in capsys.readouterr().err
 

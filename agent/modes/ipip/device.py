@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.kernel import hardening, ip_links, link_operations, link_setup, netlink, tc, tcx
-from agent.kernel.bpf import loader
+from agent.kernel import hardening, ip_links, link_setup, netlink, tc, tcx
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError, Program
 from agent.kernel.ip_links import IPV4_DEVCONF_RP_FILTER, Link
@@ -21,6 +20,7 @@ from agent.modes.ipip import maps as ipip_maps
 from agent.modes.ipip.state import IpipState
 from agent.objects import device_addresses, nft_table
 from agent.objects.base import Context, DeviceObject, Guarded, Result
+from agent.objects.host_kernel import HostKernel
 from agent.objects.nft_table import NftTable
 from agent.objects.state import NodeState
 
@@ -125,32 +125,32 @@ class IpipDevice(DeviceObject):
         """
         wanted = desired.section(IpipState)
         if wanted and wanted.device and NftTable.kind in ctx.failed:
-            return Result.lacking(IPIP_DEVICE, self._without_filter(ctx.nl, ctx.kernel.links))
+            return Result.lacking(IPIP_DEVICE, self._without_filter(ctx))
         return Result.lacking(IPIP_DEVICE, *self._make(ctx, wanted))
 
-    def tidy(self, desired: NodeState) -> None:
+    def tidy(self, ctx: Context, desired: NodeState) -> None:
         """Send plainly to nodes that need no outer header any more, now that routes are right. Raises OSError."""
-        if self._late and self._wanted and (loaded := loader.current(loader.IPIP)):
+        if self._late and self._wanted and (loaded := ctx.host.bpf.current(ipip_maps.FAMILY)):
             ipip_maps.sync(loaded.maps, self._wanted)
         self._late = False
 
-    def counted(self) -> dict[str, int]:
+    def counted(self, host: HostKernel) -> dict[str, int]:
         """Return packets by what became of them: all with eBPF, else what nft drops. Raises OSError."""
         if self._wanted is None:
             return {ipip_maps.STRANGER: 0}
         if self._wanted.device:
             return {ipip_maps.STRANGER: nft_table.strangers()}
-        maps = loader.maps(family=loader.IPIP)
+        maps = host.bpf.maps(ipip_maps.FAMILY)
         return {name: count.packets for name, count in ipip_maps.counters(maps).items()} if maps else {}
 
-    def _without_filter(self, nl: Netlink, there: Iterable[Link]) -> Problem:
+    def _without_filter(self, ctx: Context) -> Problem:
         """Leave the device as it is while nft fails, but remove it where its filter is gone, or was never seen.
 
         Raises OSError.
         """
         what = "it is not made or changed before nft drops ipip packets of others than nodes"
-        if is_open(there) and not nft_table.is_filtering(last_known=self._filtered):
-            link_operations.delete(nl, IPIP_DEVICE)
+        if is_open(ctx.kernel.links) and not nft_table.is_filtering(last_known=self._filtered):
+            ctx.host.reaper.delete(ctx.nl, IPIP_DEVICE)
             what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
         return Problem(f"device {IPIP_DEVICE}", what, "see the problem of nft; it is tried again")
 
@@ -167,38 +167,37 @@ class IpipDevice(DeviceObject):
         if wanted is None:
             if device:  # as long as it is there, there may be programs
                 self._detach(nl, there)
-                link_operations.delete(nl, IPIP_DEVICE)
-            loader.drop(family=loader.IPIP)
+                ctx.host.reaper.delete(nl, IPIP_DEVICE)
+            ctx.host.bpf.drop(ipip_maps.FAMILY)
             return []
         problems = []
         try:
             if wanted.underlay:
                 tunnelled = wanted.tunnelled | (earlier.tunnelled & wanted.nodes if earlier else frozenset())
                 self._late = tunnelled != wanted.tunnelled
-                problems = self._encapsulate(nl, replace(wanted, tunnelled=tunnelled), there, verify=ctx.verify)
+                problems = self._encapsulate(ctx, replace(wanted, tunnelled=tunnelled))
             elif wanted.underlay is None and (ctx.verify or self._underlay):
                 self._detach(nl, there)
         except BpfError as error:
             return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
-        index = _ensure(nl, wanted, device)
+        index = _ensure(ctx, wanted, device)
         device_addresses.sync(nl, index, wanted.addresses, ctx.kernel.addresses)
         return problems
 
-    def _encapsulate(
-        self, nl: Netlink, wanted: IpipState, there: Sequence[Link], *, verify: bool
-    ) -> list[Problem]:
+    def _encapsulate(self, ctx: Context, wanted: IpipState) -> list[Problem]:
         """Have the programs at the underlay's device, and nowhere else, with maps that know the cluster."""
+        nl, there = ctx.nl, ctx.kernel.links
         device = next((link for link in there if link.name == wanted.underlay), None)
         if device is None or not device.mac:
             what = f"{wanted.underlay} is {'no Ethernet device' if device else 'not there'}"
             remedy = "use a kernel with ipip devices, or the mode vxlan"
             return [Problem("ipip by eBPF", what, remedy)]
-        loaded = loader.current(loader.IPIP) or loader.load(family=loader.IPIP)
+        loaded = ctx.host.bpf.ensure(ipip_maps.FAMILY)
         put, removed = ipip_maps.sync(loaded.maps, wanted)
         if put or removed:
             log.info("ipip: %d entries set, %d deleted", put, removed)
         fresh = (self._settled, self._underlay) != (loaded, device.name)
-        if verify or fresh:
+        if ctx.verify or fresh:
             if _attach(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
                 log.info("eBPF programs at %s encapsulate to other nodes", device.name)
             if fresh:
@@ -207,7 +206,7 @@ class IpipDevice(DeviceObject):
                     tc.detach(nl, device.index, PROGRAMS)
         if fresh:
             self._settled, self._underlay = loaded, device.name
-            for path in loader.retire(family=loader.IPIP):
+            for path in ctx.host.bpf.retire(ipip_maps.FAMILY):
                 log.info("eBPF pins removed: %s", path)
         return []
 
@@ -221,13 +220,14 @@ class IpipDevice(DeviceObject):
                     self._underlay = None
 
 
-def _ensure(nl: Netlink, wanted: IpipState, device: Link | None) -> int:
+def _ensure(ctx: Context, wanted: IpipState, device: Link | None) -> int:
     """The device, up; its index."""
+    nl, host = ctx.nl, ctx.host
     alias = f"{IPIP_ALIAS} local {wanted.node}" if wanted.device else IPIP_ALIAS
     made = _data(wanted.node) + UNSET if wanted.device else b""
     same = device and (device.kind, device.alias) == (KINDS[wanted.device], alias)
     if device and not (same and link_setup.is_as_made(device, made)):
-        link_operations.delete(nl, IPIP_DEVICE)
+        host.reaper.delete(nl, IPIP_DEVICE)
         device = None
     if device is None:
         nl.request(_create_tunnel(wanted.node, wanted.mtu) if wanted.device else _create("bridge", wanted.mtu))
@@ -237,7 +237,7 @@ def _ensure(nl: Netlink, wanted: IpipState, device: Link | None) -> int:
         log.info("device %s made: %s, MTU %d", IPIP_DEVICE, device.kind, wanted.mtu)
     loose = link_setup.ipv4(device, IPV4_DEVCONF_RP_FILTER) == LOOSE
     if (device.alias, device.mtu, device.up, loose) != (alias, wanted.mtu, True, True):
-        hardening.before_up(IPIP_DEVICE)
+        hardening.before_up(host.sysctls, IPIP_DEVICE)
         nl.request(
             link_setup.configure(device.index, Setup(mtu=wanted.mtu, up=False)),
             link_setup.configure(IPIP_DEVICE, Setup(alias, ipv4={IPV4_DEVCONF_RP_FILTER: LOOSE})),

@@ -6,10 +6,14 @@ import struct
 from collections.abc import Mapping
 
 from agent.kernel.bpf import map_entries
+from agent.kernel.bpf.loader import Family
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
 from agent.modes.ipip.state import IpipState
 
+FAMILY = Family(
+    "ipip-", ("ipip_ingress", "ipip_egress"), ("ipip_node", "ipip_blocks", "ipip_nodes", "ipip_counters")
+)
 STRANGER = "drop_unknown_node"
 REASONS = ("sent", "received", STRANGER, "drop_spoofed", "drop_malformed", "drop_failed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from agent.modes.ipip.state import IpipState
 from agent.modes.peers import Owners
 from agent.modes.underlay import Near
 from agent.objects.base import NodeObject
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Route
 from agent.runtime.threads import Part
@@ -61,7 +63,7 @@ class Ipip(Mode):
             wake_on=(options.said,),
             report=lambda: {"bgp": metrics.bgp(bird.status.get())},
             summary=lambda: metrics.summary(bird.status.get()),
-            metrics=lambda: metrics.families(bird.status.get(), device.counted),
+            metrics=lambda: metrics.families(bird.status.get(), partial(device.counted, agent.host)),
         )
 
     def uninstall(self, run_dir: Path) -> Iterator[str]:
@@ -112,22 +114,24 @@ class Ipip(Mode):
         port = veth.routed_port(attachment)
         return replace(port, ipv4=(*port.ipv4, (IPV4_DEVCONF_PROXY_ARP, 1)))
 
-    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
         """A veth pair whose host's end answers ARP for all, a host route, and a way by 169.254.1.1 in the pod."""
         port = self.port(attachment)
         mtu = attachment.network.mtu or veth.needed("device", IPIP_DEVICE).mtu
         netlink.host().request(veth.create_veth(attachment, netns_fd, mtu))
-        veth.make_port(port)
-        return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
+        veth.make_port(host, port)
+        return veth.routed(attachment, mtu, veth.wire_routed_end(host, netns_fd, attachment, routes))
 
-    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends of the veth pair, addresses and routes are as `wire` made them."""
         veth.check_up("device", IPIP_DEVICE)
-        veth.check_routed(attachment, wired, veth.check_port(self.port(attachment)), netns_fd)
+        veth.check_routed(attachment, wired, veth.check_port(host, self.port(attachment)), netns_fd)
 
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Delete the host's end; all else goes with it."""
-        veth.remove_port(attachment)
+        veth.remove_port(host, attachment)
 
 
 @dataclass(frozen=True, slots=True)

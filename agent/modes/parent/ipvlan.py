@@ -21,6 +21,7 @@ from agent.modes import peers, routable_blocks
 from agent.modes.base import View, Wired
 from agent.modes.parent.options import IPVLAN, L3, IpvlanOptions
 from agent.modes.parent.subinterface import DEFAULT, Slaves, Way, link_mode, only_parents
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Route
 
@@ -79,17 +80,17 @@ class Ipvlan(Slaves):
             return port
         return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
 
-    def wire(self, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
         """As all slaves; for l3s the node announces the pod."""
-        wired = super().wire(attachment, netns, routes)
+        wired = super().wire(host, attachment, netns, routes)
         if link_mode(attachment.network) == L3S and attachment.uplink:
             nl, device = netlink.host(), attachment.uplink.device
             if parent := ip_links.link(nl, device):
                 address = attachment.leases[0].address
-                arp.announce(device, parent.mac, address)
+                arp.announce(host.reaper, device, parent.mac, address)
         return wired
 
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Take ARP away first, so that nobody is led to a pod that is gone; another pod's stays."""
         if link_mode(attachment.network) == L3S and attachment.uplink:
             nl = netlink.host()
@@ -101,7 +102,7 @@ class Ipvlan(Slaves):
                 for error in nl.batch(steps):
                     if error and error.errno != errno.ENOENT:
                         raise error
-        super().unwire(attachment)
+        super().unwire(host, attachment)
 
 
 def _is_anothers(address: Address, attachment: Attachment) -> bool:

@@ -10,10 +10,12 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from agent.ip import Address
 from agent.ipam import blocks
 from agent.kernel import arp
+from agent.kernel.link_operations import Reaper
 from agent.model.marks import mac_for
 from agent.model.network import Network, Uplink
 from agent.model.node_view import NodeView
@@ -41,10 +43,13 @@ class Due:
 class MacFilterCheck(Controller):
     """Tests the parents of macvlan's slaves, and tells which of them stand alone with their MAC."""
 
-    def __init__(self, view: NodeView, problems: PartProblems, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, view: NodeView, problems: PartProblems, reaper: Reaper, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         super().__init__(SCHEDULE, report_error=problems.report_error, clock=clock)
         self._problems = problems
         self._view = view
+        self._reaper = reaper
         self._due: dict[str, Due] = {}
 
     def once(self) -> bool:
@@ -64,7 +69,7 @@ class MacFilterCheck(Controller):
 
     def _tested(self, network: Network, uplink: Uplink, now: float) -> Due:
         try:
-            problem, found = judge(uplink, self._targets(network, uplink))
+            problem, found = judge(self._reaper, uplink, self._targets(network, uplink))
         except OSError as error:  # the parent is down or gone: the reconciler tells
             log.info("test of %s: %s", uplink.device, error)
             problem, found = None, False
@@ -84,15 +89,16 @@ class MacFilterCheck(Controller):
         yield from random.sample(near, min(PEERS, len(near)))
 
 
-def judge(uplink: Uplink, targets: Iterator[Address]) -> tuple[Problem | None, bool]:
+def judge(reaper: Reaper, uplink: Uplink, targets: Iterator[Address]) -> tuple[Problem | None, bool]:
     """What is wrong with the segment, and whether that is known: one of the targets answers. Raises OSError."""
     mac = mac_for(uplink.hosts[0])  # in the order of pods' MACs, and no pod's
+    ask = partial(arp.who_has, reaper, uplink.device)
     for target in targets:
-        if not arp.who_has(uplink.device, target):
+        if not ask(target):
             continue
-        if arp.who_has(uplink.device, target, mac=mac):
+        if ask(target, mac=mac):
             return None, True
-        if arp.who_has(uplink.device, target) and not arp.who_has(uplink.device, target, mac=mac):  # no mere loss
+        if ask(target) and not arp.who_has(reaper, uplink.device, target, mac=mac):  # no mere loss
             return _alone(uplink, target, mac), True
     return None, False
 

@@ -18,7 +18,7 @@ class Macvlan(Slaves):
     def parts(self, agent: AgentContext) -> ModeParts:
         """Return the check whether the segment carries frames of pods' MACs."""
         problems = agent.board.part("segment")
-        return ModeParts(threads=lambda view: {"segment": MacFilterCheck(view, problems)})
+        return ModeParts(threads=lambda view: {"segment": MacFilterCheck(view, problems, agent.host.reaper)})
 
     def mac(self, attachment: Attachment) -> str | None:
         """That of its address, or the one asked for; with passthru the parent's, which must stay as it is.

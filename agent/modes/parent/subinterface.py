@@ -11,6 +11,7 @@ import errno
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import ClassVar
 
@@ -33,6 +34,7 @@ from agent.modes.parent.parent_links import ParentLinks
 from agent.modes.veth import GATEWAY
 from agent.objects import host_end
 from agent.objects.base import NodeObject
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, Masquerade, NodeSnat, NodeState
 
@@ -103,14 +105,16 @@ class Slaves(Mode):
         """A link with the node's route to the pod, whose slave is not reached from the parent."""
         return veth.routed_port(attachment, _uplink(attachment).hosts[0])
 
-    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
         """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
         nl, uplink = netlink.host(), _uplink(attachment)
         parent = veth.needed("interface", uplink.device)
         network, host_mac = attachment.network, veth.host_mac(attachment)
         mtu, name = network.mtu or parent.mtu, attachment.link
         nl.request(veth.create_veth(attachment, netns_fd, mtu, peer=name))
-        veth.make_port(self.port(attachment), parent)
+        veth.make_port(host, self.port(attachment), parent)
         nl.request(
             subinterfaces.create(
                 Subinterface(
@@ -125,7 +129,7 @@ class Slaves(Mode):
                 )
             ),
         )
-        with veth.pod_netlink(netns_fd, attachment, name, _first_name(attachment)) as inside:
+        with veth.pod_netlink(host, netns_fd, attachment, name, _first_name(attachment)) as inside:
             mac, ways = self._configure(inside, attachment, host_mac, routes)
         gateway = {"gateway": str(uplink.gateway)} if uplink.gateway else {}
         return Wired(
@@ -137,16 +141,16 @@ class Slaves(Mode):
             routes=[{"dst": str(way.dst), **({"gw": str(way.gateway)} if way.gateway else {})} for way in ways],
         )
 
-    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
         parent = veth.check_up("interface", _uplink(attachment).device)
-        veth.check_port(self.port(attachment))
+        veth.check_port(host, self.port(attachment))
         with netns.netlink_in(netns_fd) as inside:
             self._check_pod(inside, attachment, wired, parent)
 
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Delete the slave and the veth pair; their addresses and routes go with them."""
-        veth.remove_port(attachment, host_end.detach)
+        veth.remove_port(host, attachment, partial(host_end.detach, host.reaper))
 
     def _configure(
         self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]

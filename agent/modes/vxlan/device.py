@@ -7,8 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 
-from agent.kernel import fdb, hardening, ip_links, ip_routes, link_operations, link_setup, neighbours, netlink, tc
-from agent.kernel.bpf import loader
+from agent.kernel import fdb, hardening, ip_links, ip_routes, link_setup, neighbours, netlink, tc
 from agent.kernel.bpf.loader import Loaded
 from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.ip_links import Link
@@ -72,8 +71,8 @@ class VxlanDevice(DeviceObject):
         device = next((link for link in there if link.name == VXLAN_DEVICE), None)
         if wanted is None:
             if device and is_ours(device):
-                link_operations.delete(ctx.nl, VXLAN_DEVICE)
-            loader.drop()
+                ctx.host.reaper.delete(ctx.nl, VXLAN_DEVICE)
+            ctx.host.bpf.drop(vxlan_maps.FAMILY)
             return Result()
         if device and not is_ours(device):
             what = f"a {device.kind} of that name exists and is not testcni's"
@@ -87,10 +86,10 @@ class VxlanDevice(DeviceObject):
             others = [link.name for link in there if link.kind == "vxlan" and link is not device]
             return Result.lacking(VXLAN_DEVICE, _taken(wanted, others))
 
-    def tidy(self, desired: NodeState) -> None:
+    def tidy(self, ctx: Context, desired: NodeState) -> None:
         """Forget blocks and nodes that are not desired, as no route leads there by the tunnel. Raises OSError."""
         wanted = desired.section(VxlanState)
-        if wanted and wanted.backend != KERNEL and (loaded := loader.current()):
+        if wanted and wanted.backend != KERNEL and (loaded := ctx.host.bpf.current(vxlan_maps.FAMILY)):
             removed = vxlan_maps.remove_other_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes)
             if removed:
                 log.info("overlay: %d entries deleted", removed)
@@ -98,15 +97,15 @@ class VxlanDevice(DeviceObject):
     def _make(self, ctx: Context, wanted: VxlanState, device: Link | None) -> Result:
         nl, addresses = ctx.nl, ctx.kernel.addresses
         if wanted.backend == KERNEL:
-            index = _device(nl, wanted, device).index
+            index = _device(ctx, wanted, device).index
             device_addresses.sync(nl, index, wanted.addresses, addresses)
             peers = {node for _block, node in wanted.blocks} - {wanted.node}
             if changed := fdb.sync(nl, index, ((tunnel_mac(peer), peer) for peer in peers)):
                 log.info("overlay: %d neighbours and forwarding entries changed", changed)
             return Result()
         try:
-            loaded = loader.current() or loader.load()
-            index = _device(nl, wanted, device, loaded).index
+            loaded = ctx.host.bpf.ensure(vxlan_maps.FAMILY)
+            index = _device(ctx, wanted, device, loaded).index
             put = vxlan_maps.put_nodes(loaded.maps, dict(wanted.blocks), wanted.nodes, dict(wanted.ends))
         except BpfError as error:
             remedy = f'{error.remedy}; or use the kernel\'s own vxlan: "vxlanBackend": "kernel" in the netconf'
@@ -114,21 +113,21 @@ class VxlanDevice(DeviceObject):
         if put:
             log.info("overlay: %d entries set", put)
         device_addresses.sync(nl, index, wanted.addresses, addresses)
-        self._renew_programs(nl, loaded)
+        self._renew_programs(ctx, loaded)
         return Result()
 
-    def _renew_programs(self, nl: Netlink, loaded: Loaded) -> None:
+    def _renew_programs(self, ctx: Context, loaded: Loaded) -> None:
         """Give pods the programs that were loaded, and keep none of an earlier version.
 
         Later it is the pods' ports (`pod_programs`) that keep them so.
         """
         if self._settled is loaded:
             return
-        _recover(nl, loaded)
-        _renew(nl, loaded)
+        _recover(ctx.nl, loaded)
+        _renew(ctx.nl, loaded)
         self._settled = loaded
         log.info("eBPF programs %s", "adopted" if loaded.adopted else "loaded")
-        for path in loader.retire():
+        for path in ctx.host.bpf.retire(vxlan_maps.FAMILY):
             log.info("eBPF pins removed: %s", path)
 
 
@@ -147,8 +146,9 @@ def _taken(wanted: VxlanState, others: Sequence[str]) -> Problem:
     return Problem(f"device {VXLAN_DEVICE}", what, remedy)
 
 
-def _device(nl: Netlink, wanted: VxlanState, device: Link | None, loaded: Loaded | None = None) -> Link:
+def _device(ctx: Context, wanted: VxlanState, device: Link | None, loaded: Loaded | None = None) -> Link:
     """The device, up, with its programs if it has some. It is not up before they are there, and hardened."""
+    nl, host = ctx.nl, ctx.host
     plain, mac = (wanted.vni, wanted.node) if wanted.backend == KERNEL else None, tunnel_mac(wanted.node)
     alias = f"{VXLAN_ALIAS} {wanted.port}"
     if plain:
@@ -157,7 +157,7 @@ def _device(nl: Netlink, wanted: VxlanState, device: Link | None, loaded: Loaded
     if device and (
         device.alias != alias or not link_setup.is_as_made(device, made)
     ):  # most of it can't be changed
-        link_operations.delete(nl, VXLAN_DEVICE)
+        host.reaper.delete(nl, VXLAN_DEVICE)
         device = None
     if device is None:
         nl.request(create(VXLAN_DEVICE, mac, wanted.port, wanted.mtu, plain))
@@ -173,7 +173,7 @@ def _device(nl: Netlink, wanted: VxlanState, device: Link | None, loaded: Loaded
             {"ingress": loaded.programs["vxlan_ingress"], "egress": loaded.programs["vxlan_egress"]},
         )
     if (device.alias, device.mac, device.mtu, device.up) != (alias, mac, wanted.mtu, True):
-        hardening.before_up(VXLAN_DEVICE)
+        hardening.before_up(host.sysctls, VXLAN_DEVICE)
         nl.request(link_setup.configure(VXLAN_DEVICE, Setup(alias, wanted.mtu, mac)))
     return device
 

@@ -13,6 +13,7 @@ from typing import Any
 from agent.ipam import attachment, attachment_files
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError, Map
+from agent.model.marks import BPF_PINS
 from agent.model.network import ModeOptions
 from agent.modes.packet_monitor import Event, PacketMonitor
 from agent.modes.vxlan import drop_events
@@ -67,9 +68,9 @@ class Names:
 class DropMonitor(PacketMonitor):
     """Drops that were not shown yet, and flows that begin from now on."""
 
-    def __init__(self, run_dir: Path, options: Mapping[str, type[ModeOptions]]) -> None:
+    def __init__(self, run_dir: Path, options: Mapping[str, type[ModeOptions]], pins: Path = BPF_PINS) -> None:
         """`options`: those of all modes. Raises OSError."""
-        maps = loader.maps()
+        maps = loader.pinned_maps(pins, vxlan_maps.FAMILY)
         if maps is None:
             raise BpfError(2, "there are no eBPF maps here: no network of mode vxlan and backend ebpf is in use")
         self._names = Names(run_dir / "attachments", options)

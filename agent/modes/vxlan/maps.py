@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.kernel.bpf import map_entries
+from agent.kernel.bpf.loader import Family
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import Map
 from agent.kernel.ip_links import mac_bytes
@@ -18,6 +19,12 @@ TUNNEL_MAC_PREFIX = "0e:76"  # of every vxlan device of ours; the node's address
 UNKNOWN = 1  # in place of a node's address: it may send from any block
 SAMPLE = 63  # one drop of 64 of a kind, on each CPU, is told in an event
 
+FAMILY = Family(
+    "programs-",
+    ("veth_ingress", "veth_egress", "vxlan_ingress", "vxlan_egress"),
+    ("config", "blocks", "nodes", "pods", "flows", "reason_counters", "events"),
+    ("counters",),
+)
 REASONS = (
     "forwarded_local",
     "forwarded_remote",

@@ -14,7 +14,6 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.ipam.blocks import is_single
 from agent.kernel import ip_links, netlink
-from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.ip_links import Link
 from agent.model.marks import VXLAN_DEVICE
@@ -40,6 +39,7 @@ from agent.modes.vxlan.device import VxlanDevice
 from agent.modes.vxlan.options import EBPF, KERNEL, VXLAN, VxlanOptions
 from agent.modes.vxlan.state import VxlanState
 from agent.objects.base import NodeObject
+from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Route
 
@@ -59,9 +59,9 @@ class Vxlan(Mode):
         """Return the tunnel's device, which a node has once."""
         return VXLAN_DEVICE
 
-    def packet_counts(self) -> Mapping[str, Count]:
+    def packet_counts(self, host: HostKernel) -> Mapping[str, Count]:
         """Return what became of packets in the programs, by reason; nothing happened where there are none."""
-        maps = loader.maps()
+        maps = host.bpf.maps(vxlan_maps.FAMILY)
         return vxlan_maps.counters(maps) if maps else vxlan_maps.no_counters()
 
     def packet_monitor(self, run_dir: Path, options: Mapping[str, type[ModeOptions]]) -> PacketMonitor:
@@ -123,54 +123,58 @@ class Vxlan(Mode):
         port = veth.routed_port(attachment)
         return replace(port, guard=None, aspects=pod_programs.ASPECTS) if programs else port
 
-    def wire(self, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
         """A veth pair with programs at the host's end, known to them, and routes and neighbours at both ends."""
-        port, device = self.port(attachment), _ready(attachment)
+        port, device = self.port(attachment), _ready(host, attachment)
         mtu = attachment.network.mtu or device.mtu
         if VxlanOptions.of(attachment.network).vxlan_backend == EBPF:
-            _check_free(veth.routed_address(attachment), port.mac)
+            _check_free(host, veth.routed_address(attachment), port.mac)
         netlink.host().request(veth.create_veth(attachment, netns_fd, mtu))
-        veth.make_port(port)
-        return veth.routed(attachment, mtu, veth.wire_routed_end(netns_fd, attachment, routes))
+        veth.make_port(host, port)
+        return veth.routed(attachment, mtu, veth.wire_routed_end(host, netns_fd, attachment, routes))
 
-    def check(self, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Device, both ends, programs and what they know, addresses and routes are as `wire` made them."""
         try:
-            _ready(attachment)
+            _ready(host, attachment)
         except NodeNotReadyError as error:
             raise CheckError(str(error)) from error
         veth.check_up("device", VXLAN_DEVICE)
-        port = veth.check_port(self.port(attachment))
+        port = veth.check_port(host, self.port(attachment))
         veth.check_routed(attachment, wired, port, netns_fd)
 
-    def forget_link(self, index: int) -> None:
+    def forget_link(self, host: HostKernel, index: int) -> None:
         """Forget the pods that the programs know at this link. Raises OSError."""
-        if known := loader.maps():
+        if known := host.bpf.maps(vxlan_maps.FAMILY):
             vxlan_maps.remove_pods_at(known, index)
 
-    def unwire(self, attachment: Attachment) -> None:
+    def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Forget the pod and delete the host's end; all else goes with it."""
-        known = loader.maps()
+        known = host.bpf.maps(vxlan_maps.FAMILY)
         for lease in attachment.leases:
             if known and isinstance(lease.address, IPv4Address):
                 vxlan_maps.remove_pod(known, lease.address, veth.host_mac(attachment))
-        veth.remove_port(attachment)
+        veth.remove_port(host, attachment)
 
 
-def _ready(attachment: Attachment) -> Link:
+def _ready(host: HostKernel, attachment: Attachment) -> Link:
     """The device, once there are the programs too, for the backend that has some: the node path makes them.
 
     Those of an earlier agent do while the datastore is away.
     """
     device = veth.needed("device", VXLAN_DEVICE)
-    if VxlanOptions.of(attachment.network).vxlan_backend == EBPF and not (loader.current() or loader.adopt()):
+    if VxlanOptions.of(attachment.network).vxlan_backend != EBPF:
+        return device
+    if not (host.bpf.current(vxlan_maps.FAMILY) or host.bpf.adopt(vxlan_maps.FAMILY)):
         raise NodeNotReadyError("the eBPF programs are not loaded")
     return device
 
 
-def _check_free(address: IPv4Address, host_mac: str) -> None:
+def _check_free(host: HostKernel, address: IPv4Address, host_mac: str) -> None:
     """Raises AddressTakenError where the programs know another pod with the address, whose link is there."""
-    held = loader.maps()
+    held = host.bpf.maps(vxlan_maps.FAMILY)
     known = vxlan_maps.pod(held, address) if held else None
     if known is None or known.host_mac == host_mac:
         return

@@ -6,8 +6,7 @@ import errno
 from ipaddress import IPv4Address
 
 from agent.kernel import tc
-from agent.kernel.bpf import loader
-from agent.kernel.bpf.loader import Loaded
+from agent.kernel.bpf.loader import Loaded, Loader
 from agent.kernel.bpf.syscall import Program
 from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Request
@@ -21,15 +20,15 @@ def programs(loaded: Loaded) -> dict[tc.Hook, Program]:
     return {"ingress": loaded.programs["veth_ingress"], "egress": loaded.programs["veth_egress"]}
 
 
-def _loaded() -> Loaded:
-    loaded = loader.current()
+def _loaded(bpf: Loader) -> Loaded:
+    loaded = bpf.current(vxlan_maps.FAMILY)
     if loaded is None:
         raise OSError(errno.ENODEV, "the eBPF programs are not loaded")
     return loaded
 
 
 def _programs_differ(port: PodPort, link: Link, seen: Seen) -> str:
-    loaded = loader.current()
+    loaded = seen.host.bpf.current(vxlan_maps.FAMILY)
     for hook, program in programs(loaded).items() if loaded else ():
         if tc.attached(seen.nl, link.index, hook) != program.id:
             return f"host link {port.link} lacks the program {program.name}"
@@ -37,7 +36,7 @@ def _programs_differ(port: PodPort, link: Link, seen: Seen) -> str:
 
 
 def _attach_programs(_port: PodPort, place: Place) -> list[Request]:
-    tc.attach(place.nl, place.link.index, programs(_loaded()))
+    tc.attach(place.nl, place.link.index, programs(_loaded(place.host.bpf)))
     return []
 
 
@@ -45,8 +44,8 @@ def _endpoint(port: PodPort, link: Link) -> tuple[IPv4Address, Endpoint] | None:
     return (port.pod.address, Endpoint(link.index, port.pod.mac, port.mac)) if port.pod else None
 
 
-def _entry_differs(port: PodPort, link: Link, _seen: Seen) -> str:
-    wanted, held = _endpoint(port, link), loader.maps()
+def _entry_differs(port: PodPort, link: Link, seen: Seen) -> str:
+    wanted, held = _endpoint(port, link), seen.host.bpf.maps(vxlan_maps.FAMILY)
     if wanted is None or (held and vxlan_maps.pod(held, wanted[0]) == wanted[1]):
         return ""
     return f"the programs don't know {wanted[0]} as that of {port.link}"
@@ -54,7 +53,7 @@ def _entry_differs(port: PodPort, link: Link, _seen: Seen) -> str:
 
 def _put_entry(port: PodPort, place: Place) -> list[Request]:
     if wanted := _endpoint(port, place.link):
-        vxlan_maps.put_pod(_loaded().maps, *wanted)
+        vxlan_maps.put_pod(_loaded(place.host.bpf).maps, *wanted)
     return []
 
 
