@@ -146,6 +146,7 @@ class NodePath:
             wake_on=tuple(source for of in self.of_modes for source in of.wake_on),
             nodes=conf.run_dir / "nodes.json",
             block_idle=conf.block_idle,
+            mode_grace=conf.grace.mode,
             servers=datastores.server_addresses(conf.datastore),
             modes=shared.modes,
             marks=RouteMarks(conf.run_dir, conf.route_protocol),

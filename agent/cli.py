@@ -6,11 +6,12 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 
 from agent import config
 from agent import log as logs
 from agent.app import Agent
-from agent.config import ConfigError
+from agent.config import ConfigError, GraceTimes
 from agent.modes.registry import BUILT_IN, Modes
 from agent.node.run_dir import Lock
 
@@ -19,10 +20,14 @@ EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 log = logging.getLogger("agent")
 
 
-def main(argv: list[str] | None = None, modes: Modes = BUILT_IN) -> int:
+def main(
+    argv: list[str] | None = None,
+    modes: Modes = BUILT_IN,
+    grace: GraceTimes = GraceTimes(),  # noqa: B008 - it is frozen
+) -> int:
     """Return the exit code: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir."""
     try:
-        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        conf = replace(config.load(sys.argv[1:] if argv is None else argv, os.environ), grace=grace)
         logs.set_up(conf.log_level)
         agent = Agent(conf, Lock(conf.run_dir), modes)
     except ConfigError as error:

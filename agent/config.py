@@ -32,6 +32,16 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class GraceTimes:
+    """Seconds for which a node keeps what it no longer needs. No option sets them; tests choose shorter ones."""
+
+    mode: float = 15.0
+    """From the withdrawal of a mode to its removal: peers read the withdrawal meanwhile."""
+    bird: float = 5.0
+    """An agent that starts, or a conf that is replaced, may want no BIRD for a moment."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """The agent's options."""
 
@@ -67,6 +77,7 @@ class AgentConfig:
     route_protocol: int
     """The protocol number of the agent's routes."""
     log_level: str
+    grace: GraceTimes = GraceTimes()
 
     @property
     def socket(self) -> Path:
@@ -152,7 +163,7 @@ def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
     for name, allowed in (("log_level", LEVELS), ("ipip", IPIP)):
         if values[name] not in allowed:
             raise ConfigError(f"{chosen[name][1]}: {values[name]!r} is none of {', '.join(allowed)}")
-    return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig)})
+    return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig) if f.name in values})
 
 
 def _switch(text: str, where: str) -> bool:

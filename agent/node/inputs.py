@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.config import GraceTimes
 from agent.ip import Address
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.idle_blocks import BLOCK_IDLE
@@ -44,6 +45,8 @@ class Inputs:
     """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE
     """Seconds without use after which a claimed block goes back to its pool."""
+    mode_grace: float = GraceTimes().mode
+    """Seconds from the withdrawal of a mode to its removal."""
     servers: frozenset[Address] = frozenset()
     """The addresses by which the agent reaches the API server."""
     modes: Modes = BUILT_IN

@@ -13,9 +13,6 @@ from agent.model.network import ModeOptions, Network
 from agent.modes.base import PLAIN
 from agent.modes.registry import Modes
 
-GRACE = 15.0  # seconds from the withdrawal to the removal
-KEPT = 2 * GRACE  # seconds for which a port is a tunnel's: its node may hear late that it may remove it
-
 
 def accepted_modes(
     chosen: Mapping[str, Network], ready: Iterable[Network], leaving: Collection[Network], modes: Modes
@@ -63,8 +60,10 @@ def transition_networks(
 class TunnelPorts:
     """UDP ports of tunnels in the cluster; that of a tunnel that a network gives up stays until it is gone."""
 
-    def __init__(self, modes: Modes) -> None:
+    def __init__(self, modes: Modes, kept: float) -> None:
+        """`kept`: seconds that an unused port stays a tunnel's: its node may hear late that it may remove it."""
         self._modes = modes
+        self._kept = kept
         self._used: frozenset[int] = frozenset()
         self._left: dict[int, float] = {}
         """Those that are in use no more, since when (time.monotonic)."""
@@ -72,7 +71,7 @@ class TunnelPorts:
     @property
     def ends(self) -> list[float]:
         """When each goes that is in use no more (time.monotonic)."""
-        return [since + KEPT for since in self._left.values()]
+        return [since + self._kept for since in self._left.values()]
 
     def look(
         self, networks: Iterable[Network], chosen: Mapping[str, Network], peers: Iterable[Node], now: float
@@ -89,7 +88,7 @@ class TunnelPorts:
         }
         left = dict.fromkeys(self._used, now) | self._left
         self._used = frozenset(own | theirs)
-        self._left = {port: t for port, t in left.items() if port not in self._used and t + KEPT > now}
+        self._left = {port: t for port, t in left.items() if port not in self._used and t + self._kept > now}
         ports = self._used | self._left.keys()
         return tuple(sorted(ports, key=lambda port: (port not in own, port not in theirs, port)))
 
@@ -97,7 +96,9 @@ class TunnelPorts:
 class Leaving:
     """Networks of a mode that their conf has left, until peers had the time to hear of it."""
 
-    def __init__(self, in_force: Collection[Network]) -> None:
+    def __init__(self, in_force: Collection[Network], grace: float) -> None:
+        """`grace`: seconds from the withdrawal of a mode to its removal."""
+        self._grace = grace
         self.networks: frozenset[Network] = frozenset()
         self._in_force = frozenset(in_force)
         self._withdrawn: dict[Network, float] = {}
@@ -110,7 +111,7 @@ class Leaving:
     @property
     def ends(self) -> list[float]:
         """When those go whose withdrawal was seen (time.monotonic)."""
-        return [since + GRACE for since in self._withdrawn.values()]
+        return [since + self._grace for since in self._withdrawn.values()]
 
     def keep(
         self, needed: frozenset[Network], chosen: Mapping[str, Network], told: Node | None, now: float
@@ -123,7 +124,7 @@ class Leaving:
         }
         withdrawn = {n for n in left if n.mode not in (told.announced(n.name) if told else ())}
         self._withdrawn = {n: self._withdrawn.get(n, now) for n in withdrawn}
-        self.networks = frozenset(n for n in left if self._withdrawn.get(n, now) > now - GRACE)
+        self.networks = frozenset(n for n in left if self._withdrawn.get(n, now) > now - self._grace)
         self._withdrawn = {n: since for n, since in self._withdrawn.items() if n in self.networks}
         self._in_force = needed | self.networks
         return self.networks

@@ -5,34 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
-from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import AcceptedModes, Node, Snapshot
 from agent.model.network import Network
-from agent.model.node_status import Demand
-from agent.modes.registry import Modes
 from agent.node import mode_admission, mode_migration
 from agent.node.cni_conf_dir import Confs
-from agent.runtime.observable import Observable
+from agent.node.inputs import Inputs
 
 
 class NetworksInForce:
     """The networks of the last look, and the modes in which this node accepts packets of them."""
 
-    def __init__(
-        self,
-        node: str,
-        modes: Modes,
-        attachments: AttachmentStore,
-        demand: Observable[Demand],
-        earlier: Collection[Network],
-    ) -> None:
+    def __init__(self, node: str, inputs: Inputs, earlier: Collection[Network]) -> None:
         """`earlier`: the networks that were ready when an earlier agent ended."""
         self._node = node
-        self._modes = modes
-        self._attachments = attachments
-        self._demand = demand
-        self._ports = mode_migration.TunnelPorts(modes)
-        self._leaving = mode_migration.Leaving(earlier)
+        self._modes = inputs.modes
+        self._attachments = inputs.attachments
+        self._demand = inputs.demand
+        self._ports = mode_migration.TunnelPorts(inputs.modes, 2 * inputs.mode_grace)
+        self._leaving = mode_migration.Leaving(earlier, inputs.mode_grace)
         self._ready = frozenset(earlier)
         self.admitted = mode_admission.Admitted()
 

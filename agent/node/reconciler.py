@@ -63,7 +63,7 @@ class Reconciler(Controller):
         """Set when somebody else may have changed something."""
         self._verify.set()
         self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
-        self._networks = NetworksInForce(node, modes, pods, inputs.demand, earlier.blocks)
+        self._networks = NetworksInForce(node, inputs, earlier.blocks)
         self._reader = RoundReader(node, inputs, self._recall, self._networks, self._programmer)
         self._states = DesiredStates(node, modes, pods)
         self._desired = DesiredState()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.cluster.store import StoreError
+from tests import support
 from tests.e2e import images, programs
 from tests.e2e.control import PODS, ControlError, ControlPlane
 from tests.e2e.machine import Disk, Machine, remove_groups
@@ -288,20 +288,11 @@ class Cluster(Segment):
         return next(node for node in self.nodes if node.name == pod["spec"]["nodeName"])
 
 
-def eventually(look: Callable[[], T], within: float, every: float = 0.1) -> T:
-    """What `look` finds, once it is true of something; raises AssertionError."""
-    end = time.monotonic() + within
-    last: object = None
-    while True:
-        try:
-            if found := look():
-                return found
-            last = found
-        except (SpaceError, ControlError, StoreError, subprocess.TimeoutExpired) as error:
-            last = error
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {within} s: {last}")
-        time.sleep(every)
+def eventually(look: Callable[..., T], within: float, every: float = 0.1) -> T:
+    """Return what `look` finds, once that is true; a failed look is repeated. Raises AssertionError."""
+    return support.eventually(
+        look, within, every, (SpaceError, ControlError, StoreError, subprocess.TimeoutExpired)
+    )
 
 
 def _condition(obj: dict[str, Any], kind: str) -> str:

@@ -96,7 +96,7 @@ def test_a_pool_over_pod_cidrs_or_services_is_refused(control: ControlPlane) -> 
         "10.64.0.0/10": "of Services (ServiceCIDR kubernetes)",
     }
     for cidr, message in words.items():  # each policy knows its kind a while after it was made
-        eventually(lambda cidr=cidr, message=message: message in refusal(control, pool("p", cidr)), 60)  # type: ignore[misc]
+        eventually(lambda cidr=cidr, message=message: message in refusal(control, pool("p", cidr)), 60)
     assert refusal(control, pool("p", "10.230.5.0/24")) == ""
     control.kubectl("delete", "node", "given")
 
@@ -275,12 +275,12 @@ def test_two_nodes_share_addresses_that_stay(
         agent.start()
     try:
         for agent in (one, two):
-            agent.until(lambda agent=agent: agent.snapshot_cache.snapshot.get().synced, 15)
+            eventually(lambda agent=agent: agent.snapshot_cache.snapshot.get().synced, 15)
         for agent in (one, two, one):
             made = agent.add("web-0")
             assert str(made.leases[0].address) == "10.244.1.2"
             agent.attachments.remove(made)
-            agent.until(lambda agent=agent: agent.held().released)
+            eventually(lambda agent=agent: agent.held().released, 5)
         assert two.add("a").guests
         with pytest.raises(TakenError, match="is reserved for default/a"):
             one.add("b")

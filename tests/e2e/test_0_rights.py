@@ -355,12 +355,12 @@ def test_agents_with_their_own_tokens_do_all_that_pods_need(control: ControlPlan
         agent.start()
     try:
         for agent in (one, two):
-            agent.until(lambda agent=agent: agent.snapshot_cache.snapshot.get().synced, 15)
+            eventually(lambda agent=agent: agent.snapshot_cache.snapshot.get().synced, 15)
         for agent in (one, two, one):
             made = agent.add("web-0")
             assert str(made.leases[0].address) == "10.244.1.2"
             agent.attachments.remove(made)
-            agent.until(lambda agent=agent: agent.held().released)
+            eventually(lambda agent=agent: agent.held().released, 5)
         assert two.add("a").guests
         with pytest.raises(TakenError, match="is reserved for default/a"):
             one.add("b")

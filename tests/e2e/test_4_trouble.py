@@ -77,12 +77,12 @@ def test_pods_start_while_the_api_server_is_away(cluster: Cluster, one: ClusterN
             for node in (one, two):
                 static(node, f"static{number}")
             addresses = [
-                eventually(lambda n=n, number=number: n.address_of(f"default/static{number}-{n.name}"), 60)  # type: ignore[misc]
+                eventually(lambda n=n, number=number: n.address_of(f"default/static{number}-{n.name}"), 60)
                 for n in (one, two)
             ]
             for node in (one, two):
                 for address in addresses:
-                    eventually(lambda node=node, a=address: pings(node, a), 10)  # type: ignore[misc]
+                    eventually(lambda node=node, a=address: pings(node, a), 10)
         time.sleep(max(0.0, began + API_AWAY - time.monotonic()))
     finally:
         cluster.control.start_apiserver()
@@ -142,7 +142,7 @@ def test_a_node_that_comes_back_under_another_address(
     for source in pods:
         for other in pods:
             argv = ("ping", "-c1", "-W2", other["status"]["podIP"])  # in ipip its sessions are new
-            eventually(lambda source=source, argv=argv: cluster.exec(source, *argv), 20)  # type: ignore[misc]
+            eventually(lambda source=source, argv=argv: cluster.exec(source, *argv), 20)
     cluster.kubectl("delete", "deployment", "moved", "--wait=false")
     eventually(lambda: cluster.get("pods", "-l", "app=moved") == [], 60)
     nothing_leaked(cluster)
@@ -155,7 +155,7 @@ def agents_are_back(cluster: Cluster) -> None:
     began = time.monotonic()
     for node in cluster.nodes:
         argv = ("curl", "-skfm2", "https://10.96.0.1/readyz")
-        eventually(lambda run=node.machine.exec, argv=argv: run(*argv, check=False).returncode == 0, 150, 0.5)  # type: ignore[misc]
+        eventually(lambda run=node.machine.exec, argv=argv: run(*argv, check=False).returncode == 0, 150, 0.5)
     print(f"the API server's Service works again after {time.monotonic() - began:.1f} s")
     # a kubelet that is late with its lease has its pods marked not ready, until it has found the API server too
     cluster.running(AGENT, len(cluster.nodes), 120, "testcni")

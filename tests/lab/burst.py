@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tests.lab.lab import LabNode
 from tests.lab.runner import Conf, RunnerError
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 
 def killed_amid_adds(node: LabNode, conf: Conf, names: Sequence[str], workers: int, after: int) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from tests.lab.lab import SERVICE_TABLE, LabNode, Pod
 from tests.lab.space import PATIENCE, PYTHON, REPO, Space
@@ -192,12 +190,3 @@ def counters(node: LabNode) -> dict[str, int]:
     done = node.space.exec(sys.executable, "-c", COUNTERS, env={"PYTHONPATH": str(REPO)})
     answer: dict[str, int] = json.loads(done.stdout)
     return answer
-
-
-def eventually(what: Any, within: float = 5.0, pause: float = 0.02) -> float:
-    """Seconds until `what` is true, looking every `pause`; fails after `within`, in a guest a multiple of that."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < within * PATIENCE, f"not within {within * PATIENCE} s"
-        time.sleep(pause)
-    return time.monotonic() - began

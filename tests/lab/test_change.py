@@ -11,14 +11,12 @@ from contextlib import contextmanager
 import pytest
 
 from agent.kernel import tcx
-from agent.modes.ipip.bird.supervisor import RETIRE_AFTER
-from agent.node.mode_migration import GRACE
 from tests.lab import matrix, underlay
 from tests.lab.lab import CONF_FILE, Lab, LabNode, Pod, lab
-from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, eventually
+from tests.lab.talk import RATE, TARGET, Flow, Servers, arrives_whole, ask
+from tests.support import eventually
 
 MODES = "host-gw", "vxlan", "ipip"
-PAUSE = 2.0  # seconds between two nodes
 # Linux before 6.6 stops an interface while its clsact qdisc is made or deleted: with ipip by eBPF, that of the
 # underlay. 24 datagrams were lost to 20 such steps with nothing else changing; a loaded machine takes longer.
 QUEUE_STOPPED = 150
@@ -44,14 +42,13 @@ def said(it: Lab) -> list[str]:
 
 
 def settle(it: Lab, *modes: str) -> None:
-    """Wait until each node has said so, in the order of nodes, and has told its kernel."""
-    eventually(lambda: said(it) == list(modes), 20)
-    time.sleep(0.5)
+    """Wait until each node has announced so, in the order of nodes."""
+    eventually(lambda: said(it) == list(modes))
 
 
 @contextmanager
 def three(mode: str) -> Iterator[Lab]:
-    with lab(3, conf=conf(mode)) as it:
+    with lab(3, conf=conf(mode), program="tests.lab.short_grace") as it:
         settle(it, mode, mode, mode)
         if mode == "ipip":
             it.wait_converged()
@@ -61,6 +58,25 @@ def three(mode: str) -> Iterator[Lab]:
 def takes(it: Lab, node: LabNode, mode: str) -> None:
     """Wait until a node has said that it takes packets in a mode."""
     eventually(lambda: mode in said(it)[node.number - 1].split(","), 20)
+
+
+def settled(it: Lab) -> None:
+    """Wait until no agent has anything to do: none has done a round for half a second."""
+
+    def rounds() -> list[dict[str, int]]:
+        return [node.ask()["rounds"] for node in it.nodes]
+
+    def idle() -> bool:
+        before = rounds()
+        time.sleep(0.5)
+        return rounds() == before
+
+    eventually(idle)
+
+
+def modes(*nodes: LabNode) -> set[str]:
+    """The modes of the networks on some nodes."""
+    return {network["mode"] for node in nodes for network in node.ask()["networks"]}
 
 
 def unreached(it: Lab) -> list[str]:
@@ -87,7 +103,7 @@ class Flows:
         lost = {}
         for name, flow in self._flows.items():
             sent, missing = flow.end()
-            assert sent > 1000
+            assert sent > RATE
             print(f"{what}: {name}: {missing} of {sent} datagrams lost")
             if missing:
                 lost[name] = missing
@@ -110,14 +126,13 @@ def test_the_mode_changes_under_a_flow(old: str, new: str) -> None:
         a, b = one.add_pod("old-1"), two.add_pod("old-2")
         with Servers() as servers:
             flows = Flows(servers, (a, b), (b, a))
-            time.sleep(1)
             for number, node in enumerate(it.nodes):
                 put(node, new)
                 takes(it, node, new)
                 node.add_pod(f"new-{node.number}")
-                time.sleep(PAUSE)
+                settled(it)
                 assert unreached(it) == [], f"after node {number + 1}"
-            eventually(lambda: said(it)[2] == new, GRACE + 15)  # node3 had no pod of the old mode
+            eventually(lambda: said(it)[2] == new)  # node3 had no pod of the old mode
             assert unreached(it) == []
             c = it.nodes[2].pods["new-3"]
             for source, target in ((a, b), (a, c), (c, a)):  # of different MTUs
@@ -128,7 +143,7 @@ def test_the_mode_changes_under_a_flow(old: str, new: str) -> None:
         for pod in (a, b):
             pod.node.delete_pod(pod)
         settle(it, new, new, new)
-        time.sleep(GRACE + 1)
+        eventually(lambda: modes(*it.nodes) == {new})
         assert unreached(it) == []
         for node in it.nodes:
             node.delete_pod(node.pods[f"new-{node.number}"])
@@ -139,7 +154,7 @@ def test_the_mode_changes_under_a_flow(old: str, new: str) -> None:
 
 def gone(it: Lab, mode: str) -> None:
     """Nothing of a mode is left on any node."""
-    eventually(lambda: not [line for node in it.nodes for line in left_of(node, mode)], RETIRE_AFTER + 15)
+    eventually(lambda: [line for node in it.nodes for line in left_of(node, mode)] == [])
 
 
 def left_of(node: LabNode, mode: str) -> list[str]:
@@ -171,17 +186,17 @@ def test_a_change_is_rolled_back_mid_way(old: str, new: str) -> None:
             put(two, new)
             takes(it, two, new)
             more = Flows(servers, (b, c))
-            time.sleep(PAUSE)
+            settled(it)
             for node in (one, two):
                 put(node, old)
-                time.sleep(PAUSE)
+                settled(it)
                 assert unreached(it) == []
-            time.sleep(GRACE + 3)
+            eventually(lambda: modes(two) == {old})
+            settled(it)
             lost = {**flows.end(f"{old} to {new} and back"), **more.end(f"{old} to {new} and back")}
             assert unreached(it) == []
         one.delete_pod(c)
         settle(it, old, old, old)
-        time.sleep(GRACE + 1)
         gone(it, new)
         assert unreached(it) == []
         assert most(lost) <= allowed(old, new)
@@ -195,13 +210,13 @@ def test_an_underlay_that_is_strict_about_sources() -> None:
             node.space.exec("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
         with Servers() as servers:
             flows = Flows(servers, (a, b), (b, a))
-            time.sleep(1)
+            settled(it)
             assert {strictness(node) for node in it.nodes} == {"0"}, "nothing is touched before modes differ"
             for node in (one, two):
                 put(node, "vxlan")
                 takes(it, node, "vxlan")
                 node.add_pod(f"new-{node.number}")
-                time.sleep(PAUSE)
+                settled(it)
                 assert unreached(it) == []
             assert flows.end("host-gw to vxlan, strict") == {}
         assert {strictness(node) for node in it.nodes} == {"2"}

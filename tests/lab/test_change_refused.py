@@ -7,11 +7,10 @@ import json
 import pytest
 
 from agent.node.installer import CONFLIST
-from agent.node.mode_migration import GRACE
 from tests.lab.lab import PLUGIN, SEED_CONF, Lab, LabNode, Pod, lab, shared_conf
 from tests.lab.paths import lacks
-from tests.lab.talk import eventually
 from tests.lab.test_metrics import get
+from tests.support import eventually
 
 CONF_FOLDER = "/etc/cni/net.d"
 OPTIONS = ("--conflist", "/opt/testcni/conflist")
@@ -45,7 +44,7 @@ def reaches(pod: Pod, other: Pod) -> bool:
 def test_the_last_pod_that_goes_lets_all_nodes_change() -> None:
     if why := lacks("macvlan"):
         pytest.skip(why)
-    with lab(2, conf=None, agents=False) as it:
+    with lab(2, conf=None, agents=False, program="tests.lab.short_grace") as it:
         one, two = it.nodes
         for node in it.nodes:
             node.path("/opt/testcni/bin").mkdir(parents=True)
@@ -74,7 +73,7 @@ def test_the_last_pod_that_goes_lets_all_nodes_change() -> None:
         eventually(lambda: (has(it), said(it)) == (["macvlan"] * 2, ["macvlan"] * 2), 40)
         c, d = one.add_pod("c"), two.add_pod("d")
         assert reaches(c, d)
-        eventually(lambda: "testcni0" not in one.space.exec("ip", "link").stdout, GRACE + 20)
+        eventually(lambda: "testcni0" not in one.space.exec("ip", "link").stdout)
         assert [node.problems() for node in it.nodes] == [[], []]
         for node in it.nodes:
             assert get(node, "/readyz") == (200, "ok\n")

@@ -12,8 +12,9 @@ from tests.lab.lab import Lab, LabNode, conf_of, lab
 from tests.lab.runner import RunnerError
 from tests.lab.space import start_time
 from tests.lab.state import difference, net_state
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
 from tests.netns.birds import needs_bird
+from tests.support import eventually
 
 AWAY = ("--datastore", "dir:/var/lib/nowhere")
 MODES = ["host-gw", "vxlan", pytest.param("ipip", marks=needs_bird), "macvlan"]

@@ -15,8 +15,8 @@ from agent.errors import Code
 from agent.model.cluster import IPBlock
 from tests.lab.lab import Lab, LabNode, Pod, lab
 from tests.lab.runner import RunnerError
-from tests.lab.talk import eventually
 from tests.lab.test_metrics import value
+from tests.support import eventually
 
 CONF = {"cniVersion": "1.0.0", "name": "testcni", "type": "testcni"}
 FOUR, SIX = {"cidr": "10.250.0.0/29", "blockSize": 30}, {"cidr": "fd00:250::/64", "blockSize": 126}

@@ -17,8 +17,9 @@ import pytest
 
 from agent.modes.vxlan.maps import tunnel_mac
 from tests.lab.lab import SERVICE_TABLE, Lab, LabNode, Pod, lab
-from tests.lab.talk import NODE_PORT, SERVICE, SERVICE_PORT, counters, eventually
+from tests.lab.talk import NODE_PORT, SERVICE, SERVICE_PORT, counters
 from tests.netns.frames import UDP, ethernet, ipv4, udp
+from tests.support import eventually
 
 EVIL, GOOD = 9998, 9999  # UDP ports of the victim
 SENDER = "0a:76:78:6c:61:6e"

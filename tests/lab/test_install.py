@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.lab.lab import PLUGIN, SEED_CONF, lab
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 
 def test_an_agent_installs_plugin_and_conflist_when_the_node_is_ready() -> None:

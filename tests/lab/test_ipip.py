@@ -11,10 +11,11 @@ from tests.lab import matrix, talk
 from tests.lab.lab import IPIP_CONF, SERVICE_TABLE, Lab, LabNode, lab
 from tests.lab.paths import WAYS, Way
 from tests.lab.space import PYTHON
-from tests.lab.talk import NODE_PORT, TARGET, Servers, ask, eventually
+from tests.lab.talk import NODE_PORT, TARGET, Servers, ask
 from tests.lab.test_metrics import value
 from tests.netns.birds import needs_bird
 from tests.netns.frames import ipv4
+from tests.support import eventually
 
 pytestmark = needs_bird
 

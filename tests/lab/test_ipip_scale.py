@@ -28,9 +28,10 @@ from agent.objects.state import LocalAddress, Underlay
 from tests.lab.agents import StartedAgent
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, lab
 from tests.lab.segment import PREFIX
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
 from tests.netns.birds import needs_bird
 from tests.networks import network_of
+from tests.support import eventually
 
 pytestmark = [needs_bird, pytest.mark.scale, pytest.mark.timeout(600)]
 

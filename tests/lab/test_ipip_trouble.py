@@ -15,8 +15,9 @@ from tests.lab import underlay
 from tests.lab.lab import IPIP_CONF, Lab, LabNode, Pod, lab
 from tests.lab.space import PATIENCE, REPO, start_time
 from tests.lab.state import difference, net_state
-from tests.lab.talk import RATE, TARGET, Flow, Servers, ask, eventually
+from tests.lab.talk import RATE, TARGET, Flow, Servers, ask
 from tests.netns.birds import needs_bird
+from tests.support import eventually, seconds_until
 from tests.timing import in_time
 
 pytestmark = needs_bird
@@ -72,7 +73,7 @@ def test_bird_and_agent_are_killed_under_traffic(pods: tuple[Lab, list[Pod]]) ->
     with flowing((a, b), (b, a), (b, c), settle=2):
         pid = bird_of(one)
         os.kill(pid, signal.SIGKILL)
-        took = eventually(lambda: bird_of(one) not in (0, pid) and established(it), 20)
+        took = seconds_until(lambda: bird_of(one) not in (0, pid) and established(it), 20)
         print(f"BIRD was killed: all sessions are back in {took:.2f} s")
         pid = bird_of(two)
         two.stop_agent(signal.SIGKILL)
@@ -83,7 +84,7 @@ def test_bird_and_agent_are_killed_under_traffic(pods: tuple[Lab, list[Pod]]) ->
         os.kill(pid, signal.SIGKILL)
         two.start_agent()
         two.wait_ready()
-        took = eventually(lambda: established(it), 20)
+        took = seconds_until(lambda: established(it), 20)
         print(f"agent and BIRD were killed: all sessions are back in {took:.2f} s")
     assert [node.problems() for node in it.nodes] == [[]] * 4
 
@@ -104,7 +105,7 @@ def test_a_node_leaves_and_joins_under_traffic(pods: tuple[Lab, list[Pod]]) -> N
     def turn(_number: int) -> bool:
         with flowing((a, b), (b, c), (c, a)):
             it.delete_node(four)
-            left = eventually(lambda: not any(four.block in node.bird_routes() for node in it.nodes[:3]), 20)
+            left = seconds_until(lambda: not any(four.block in node.bird_routes() for node in it.nodes[:3]), 20)
             eventually(lambda: any("has no Node object" in one for one in four.problems()), 15)
             assert bird_of(four), "all that is in the kernel for its pods stays, should its Node come back"
             it.put_node(four)
@@ -133,10 +134,10 @@ def test_routes_and_filters_that_somebody_deletes_come_back(pods: tuple[Lab, lis
     it, (a, b, *_) = pods
     one = it.nodes[0]
     one.space.exec("ip", "link", "delete", "testcni-ipip")
-    took = eventually(lambda: pings(a, b.address) and pings(one, b.address), 15)
+    took = seconds_until(lambda: pings(a, b.address) and pings(one, b.address), 15)
     print(f"the device is back in {took:.2f} s")
     one.space.exec("ip", "route", "delete", "10.244.2.0/24", "proto", "bird")
-    print(f"a route is back in {eventually(lambda: pings(a, b.address), 15):.2f} s")
+    print(f"a route is back in {seconds_until(lambda: pings(a, b.address), 15):.2f} s")
     by_ebpf = underlay.take(one)  # none where the kernel has ipip devices
     one.space.exec(
         "ip", "link", "set", "testcni-ipip", "mtu", "1400"

@@ -12,7 +12,8 @@ from tests.lab.lab import VXLAN_CONF, LabNode, OwnConf, Pod, lab, shared_conf
 from tests.lab.paths import lacks
 from tests.lab.runner import load
 from tests.lab.segment import OUTSIDE
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 ON_THE_SUBNET = [("macvlan", "bridge"), ("ipvlan", "l2"), ("ipvlan", "l3s")]
 

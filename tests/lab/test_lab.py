@@ -22,7 +22,7 @@ from tests.lab.registry import LABS
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import PYTHON, REPO
 from tests.lab.state import difference, net_state
-from tests.lab.talk import eventually
+from tests.support import eventually, seconds_until
 from tests.timing import in_time
 
 
@@ -169,15 +169,15 @@ def coming_and_going(it: Lab, block: str) -> dict[str, float]:
     """Seconds until the first node has done what becomes of the second, and has back a route to the third."""
     one, two, third = it.nodes
     it.delete_node(two)
-    leaves = eventually(lambda: len(routes(one)) == 1, 10)
+    leaves = seconds_until(lambda: len(routes(one)) == 1, 10)
     it.put_node(two)
-    joins = eventually(lambda: len(routes(one)) == 2, 10)
+    joins = seconds_until(lambda: len(routes(one)) == 2, 10)
     two.block, old = block, two.block
     it.put_node(two)  # replaced under the same name
-    changes = eventually(lambda: any(line.startswith(block) for line in routes(one)), 10)
+    changes = seconds_until(lambda: any(line.startswith(block) for line in routes(one)), 10)
     eventually(lambda: not any(line.startswith(old) for line in routes(one)), 10)
     one.space.exec("ip", "route", "del", third.block)
-    repaired = eventually(lambda: len(routes(one)) == 2, 10)
+    repaired = seconds_until(lambda: len(routes(one)) == 2, 10)
     return {"leaves": leaves, "joins": joins, "changes": changes, "is repaired": repaired}
 
 
@@ -271,7 +271,7 @@ def test_three_thousand_peers_from_file_to_routes_within_two_seconds() -> None:
         docs = [_peer(number) for number in range(3000)]
         (it.datastore / ".peers").write_text("\n---\n".join(docs))
         (it.datastore / ".peers").rename(it.datastore / "peers.yaml")
-        took = eventually(lambda: len(routes(node)) == 3000, 20)
+        took = seconds_until(lambda: len(routes(node)) == 3000, 20)
         print(f"3,000 peers in {took:.2f} s")
         (it.datastore / "peers.yaml").unlink()
         eventually(lambda: routes(node) == [], 20)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.lab import Lab, LabNode, conf_of, lab
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 UNDERLAY_MTU = 1400
 OVERHEAD = {"vxlan": 50, "ipip": 20, "vxlan-kernel": 50}
@@ -53,7 +54,7 @@ def test_pods_of_nodes_with_internal_ips_on_a_loopback_reach_each_other(nodes: t
             link = json.loads(pod.exec("ip", "-j", "link", "show", "eth0").stdout)[0]
             assert link["mtu"] == UNDERLAY_MTU - OVERHEAD[mode]
         pairs = [(a, b) for a in pods for b in pods if a is not b]
-        eventually(lambda: all(ask(a, "tcp", b.address, TARGET) == a.address for a, b in pairs), 20, pause=0.2)
+        eventually(lambda: all(ask(a, "tcp", b.address, TARGET) == a.address for a, b in pairs), 20, every=0.2)
         size = UNDERLAY_MTU - OVERHEAD[mode] - 28
         for a, b in pairs:
             a.exec("ping", "-c1", "-W2", "-M", "do", "-s", str(size), b.address)

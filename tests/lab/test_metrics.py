@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab.lab import LabNode, lab
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 FETCH = """
 import sys, urllib.error, urllib.request

@@ -10,7 +10,8 @@ import pytest
 
 from tests.lab.lab import Lab, LabNode, Pod, conf_of
 from tests.lab.stays import STICKY, add, converge, describe, reservations, staying
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 NEW = "10.244.77.0/24"
 OUTSIDE = "addresses of pods are in none of its blocks"
@@ -58,7 +59,7 @@ def test_pods_are_reached_until_they_are_gone_though_their_node_has_another_podc
         pods = [old, late, two.pods["pod2"], three.pods["pod3"]]
         for pod in pods:
             servers.start(pod)
-        eventually(lambda: seen_as_itself(pods), 20, pause=0.2)
+        eventually(lambda: seen_as_itself(pods), 20, every=0.2)
     words = f"{OUTSIDE}: pod1; delete"
     eventually(lambda: [words in problem for problem in one.problems()] == [True], 20)
     eventually(lambda: [node.problems() for node in (two, three)] == [[], []], 20)

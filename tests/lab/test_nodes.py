@@ -10,7 +10,8 @@ import pytest
 
 from tests.lab.lab import Lab, LabNode, Pod, conf_of, lab
 from tests.lab.segment import GATEWAY
-from tests.lab.talk import TARGET, Flow, Servers, ask, eventually
+from tests.lab.talk import TARGET, Flow, Servers, ask
+from tests.support import eventually
 
 GHOST, VIP = "172.18.77.1", "172.18.88.1"
 
@@ -54,7 +55,7 @@ def test_pods_are_reached_though_the_first_internal_ip_is_on_no_interface(nodes:
         nodes.put_node(node, internal=[f"172.18.77.{node.number}", node.address])
     for node in nodes.nodes[:2]:
         eventually(lambda node=node: reports(node, f"its InternalIP 172.18.77.{node.number} is on no"), 20)
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
 
 
 def test_pods_are_reached_though_a_floating_address_is_listed_first_on_two_nodes(
@@ -67,7 +68,7 @@ def test_pods_are_reached_though_a_floating_address_is_listed_first_on_two_nodes
             nodes.put_node(node, internal=[VIP, node.address])
         for node in nodes.nodes:
             eventually(lambda node=node: reports(node, f"InternalIP {VIP}: is one of several nodes"), 20)
-        eventually(lambda: talk(pods), 30, pause=0.2)
+        eventually(lambda: talk(pods), 30, every=0.2)
         assert not reports(three, "has this node's own address")
     finally:
         one.space.batch([f"address del {VIP}/32 dev eth0"])
@@ -81,7 +82,7 @@ def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes:
             nodes.put_node(node, internal=[other.address, node.address])
         for node in nodes.nodes:
             eventually(lambda node=node: reports(node, f"InternalIP {one.address}: is one of several nodes"), 20)
-        eventually(lambda: talk(pods), 30, pause=0.2)
+        eventually(lambda: talk(pods), 30, every=0.2)
         assert not any(reports(node, "has this node's own address") for node in nodes.nodes)
     for node in (one, three):
         nodes.put_node(node)
@@ -90,7 +91,7 @@ def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes:
         nodes.put("node-aaa", manifest("aaa", two.address, "10.244.99.0/24"))
         for node in nodes.nodes:
             eventually(lambda node=node: reports(node, f"InternalIP {two.address}: is one of several nodes"), 20)
-        eventually(lambda: talk(pods), 30, pause=0.2)
+        eventually(lambda: talk(pods), 30, every=0.2)
     finally:
         (nodes.datastore / "node-aaa.yaml").unlink(missing_ok=True)
 
@@ -98,7 +99,7 @@ def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes:
 def test_a_node_that_shows_a_hostname_only_for_a_moment_loses_no_packet(nodes: Lab, pods: list[Pod]) -> None:
     """Also over a restart of its agent, and while its object is deleted and created again."""
     one, two, _three = nodes.nodes
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
     flows = [Flow(pods[0], pods[1].address), Flow(pods[1], pods[0].address)]
     nodes.put_node(one, internal=[])
     for node in (one, two):
@@ -123,7 +124,7 @@ def test_a_node_whose_object_is_deleted_for_a_moment_keeps_its_ways_out(nodes: L
     assert node_state(one) == before
     nodes.put_node(one)
     eventually(lambda: not reports(one, "has no Node object"), 20)
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
 
 
 def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(nodes: Lab, pods: list[Pod]) -> None:
@@ -139,7 +140,7 @@ def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(no
         assert block not in three.space.exec("ip", "route").stdout
     nodes.put_node(three)
     eventually(lambda: not three.problems(), 20)
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
 
 
 def test_a_pod_cidr_of_link_local_loopback_or_multicast_addresses_takes_nothing_from_any_node(
@@ -160,12 +161,12 @@ def test_a_pod_cidr_of_link_local_loopback_or_multicast_addresses_takes_nothing_
         assert [node.space.exec("ip", "route", "get", "169.254.169.254").stdout for node in nodes.nodes] == before
     nodes.put_node(three)
     eventually(lambda: not three.problems(), 20)
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
 
 
 def test_a_new_node_takes_no_blocks_of_others_over_a_restart_either(nodes: Lab, pods: list[Pod]) -> None:
     one, two, _three = nodes.nodes
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
     rogue = manifest("aaa", "172.18.66.6", two.block, two.block.replace("/24", "/25"), "10.244.0.0/16")
     try:
         nodes.put("node-aaa", rogue)
@@ -187,7 +188,7 @@ def test_a_node_whose_pod_cidr_or_object_is_missing_for_a_moment_keeps_its_block
 ) -> None:
     """A younger Node claims it meanwhile, and a peer's agent restarts: each node says so, and routes as before."""
     one, two, three = nodes.nodes
-    eventually(lambda: talk(pods), 30, pause=0.2)
+    eventually(lambda: talk(pods), 30, every=0.2)
     try:
         if lost == "podCIDR":
             nodes.put(f"node-{two.name}", manifest(two.name, two.address))
@@ -209,7 +210,7 @@ def test_a_node_whose_pod_cidr_or_object_is_missing_for_a_moment_keeps_its_block
         eventually(lambda: not any(reports(node, "node node2: ") for node in (one, three)), 20)
         for node in nodes.nodes:
             eventually(lambda node=node: reports(node, "node aaa: block"), 20)
-        eventually(lambda: talk(pods), 30, pause=0.2)
+        eventually(lambda: talk(pods), 30, every=0.2)
     finally:
         (nodes.datastore / "node-aaa.yaml").unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.lab import CONF_FILE, PLUGIN, SEED_CONF, Lab, LabNode, conf_of, lab
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 WINDOW = 6.0  # seconds
 ROUNDS = 4  # of a part in the window

@@ -20,7 +20,7 @@ from tests.lab.paths import lacks
 from tests.lab.runner import RunnerError
 from tests.lab.segment import GATEWAY
 from tests.lab.space import Space
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 QUICK = ("--block-idle", "1", "--node-gone", "2", "--cool-down", "0", "--resync", "2")
 CONF = {"cniVersion": "1.0.0", "name": "testcni", "type": "testcni", "mode": "macvlan", "subnet": "172.18.0.0/16"}

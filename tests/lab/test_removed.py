@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.lab import CONF_FILE, PLUGIN, SEED_CONF, Lab, LabNode, Pod, lab
 from tests.lab.space import PYTHON
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 RUN = "/run/testcni"
 CONFLIST = {"cniVersion": "1.0.0", "name": "testcni", "plugins": [json.loads(SEED_CONF)]}

@@ -15,7 +15,8 @@ from tests.lab.paths import lacks
 from tests.lab.runner import Conf, RunnerError, load
 from tests.lab.segment import OUTSIDE, PREFIX, UNDERLAY
 from tests.lab.state import difference, net_state
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 HERE = Path(__file__).parent
 CONFS = "/etc/cni/net.d"

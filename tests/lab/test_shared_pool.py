@@ -18,7 +18,8 @@ from tests.lab.paths import lacks
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import PREFIX, UNDERLAY
 from tests.lab.state import difference, net_state
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 NETNS = "/run/netns/pod"
 LAN = {"cidr": f"{UNDERLAY}.200.128/25", "blockSize": 28}

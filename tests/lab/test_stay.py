@@ -15,8 +15,8 @@ from tests.lab.paths import lacks
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.state import difference, net_state
 from tests.lab.stays import STICKY, add, converge, describe, reservations, start_agents, staying
-from tests.lab.talk import eventually
 from tests.lab.test_change import MODES, conf, put, takes
+from tests.support import eventually
 
 MOVES = 6  # each node is left, and taken up, twice
 WITHIN = 1.0  # seconds

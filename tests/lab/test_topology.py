@@ -20,7 +20,7 @@ from tests.lab.registry import LABS
 from tests.lab.segment import GATEWAY, OUTSIDE
 from tests.lab.space import REPO
 from tests.lab.state import difference, net_state
-from tests.lab.talk import eventually
+from tests.support import eventually
 from tests.timing import in_time
 
 

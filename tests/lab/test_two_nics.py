@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from tests.lab.lab import Lab, LabNode, conf_of, lab
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 SECOND = "br1"
 

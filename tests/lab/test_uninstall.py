@@ -11,7 +11,7 @@ import pytest
 from agent.model.marks import ROUTE_PROTOCOL
 from tests.lab.lab import PLUGIN, SEED_CONF, VXLAN_CONF, LabNode, lab
 from tests.lab.state import difference, net_state
-from tests.lab.talk import eventually
+from tests.support import eventually
 
 OPTIONS = ("--conflist", "/opt/testcni/conflist")
 

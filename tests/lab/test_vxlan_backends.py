@@ -8,7 +8,8 @@ import pytest
 
 from tests.lab import matrix, talk
 from tests.lab.lab import CONF_FILE, VXLAN_CONF, Lab, LabNode, lab
-from tests.lab.talk import NODE_PORT, SERVICE, SERVICE_PORT, TARGET, Servers, ask, eventually
+from tests.lab.talk import NODE_PORT, SERVICE, SERVICE_PORT, TARGET, Servers, ask
+from tests.support import eventually
 
 KERNEL_CONF = json.dumps({**json.loads(VXLAN_CONF), "vxlanBackend": "kernel"})
 

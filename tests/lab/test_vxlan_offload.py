@@ -9,7 +9,8 @@ import pytest
 
 from tests.lab.lab import VXLAN_CONF, LabNode, lab
 from tests.lab.space import REPO
-from tests.lab.talk import TARGET, Servers, ask, eventually
+from tests.lab.talk import TARGET, Servers, ask
+from tests.support import eventually
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from tests.lab.lab import VXLAN_CONF, Lab, LabNode, Pod, lab
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import PYTHON, REPO
-from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, counters, eventually
+from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, counters
 from tests.netns.frames import ethernet, ipv4, udp, vxlan
+from tests.support import eventually
 
 SEND = """
 import socket, sys
@@ -101,7 +102,7 @@ def test_the_tunnel_takes_packets_of_nodes_only(two: Lab) -> None:
         other.space.exec(*PYTHON, SEND_TUNNEL, one.address, vxlan(1, inside).hex())
         return counted.drops() == {"drop_unknown_node": 1}
 
-    eventually(dropped, pause=0.2)
+    eventually(dropped, every=0.2)
 
 
 def test_what_no_pod_has_is_dropped_not_leaked(two: Lab) -> None:
@@ -222,7 +223,7 @@ def test_drift_is_found_and_mended(two: Lab) -> None:
             return "lacks the program veth_ingress" in str(error)
         return False
 
-    eventually(seen, pause=0.5)
+    eventually(seen, every=0.5)
     one.space.exec("ip", "route", "delete", "10.244.2.0/24")  # wakes the agent, which looks at everything
     eventually(lambda: "veth_ingress" in one.space.exec("tc", "filter", "show", "dev", link, "ingress").stdout)
     one.runner.check(conf, "a", a.netns)

@@ -21,15 +21,16 @@ from typing import Any
 
 import pytest
 
-from agent.modes.ipip.bird.control import Control
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.supervisor import Supervisor
-from agent.modes.ipip.bird.types import BirdConfig, BirdStatus, Peer, State
-from tests.netns.node import CLONE_NEWNET, Pod, command, eventually
+from agent.modes.ipip.bird.types import BirdConfig, BirdStatus, BirdTimes, Peer, State
+from tests.netns.node import CLONE_NEWNET, Pod, command
 from tests.netns.route_monitor import route_monitor
+from tests.support import eventually
 
 needs_bird = pytest.mark.skipif(not shutil.which("bird"), reason="BIRD is not installed (Debian: bird2)")
 POOLS = (IPv4Network("10.244.0.0/16"),)
+TIMES = BirdTimes()
 UNDERLAY = IPv4Network("192.0.2.0/24")
 
 
@@ -45,7 +46,12 @@ class Node:
     """A node of the address 192.0.2.NUMBER and the block 10.244.NUMBER.0/24."""
 
     def __init__(
-        self, folder: Path, number: int, underlay: IPv4Network = UNDERLAY, switch: str = "switch"
+        self,
+        folder: Path,
+        number: int,
+        underlay: IPv4Network = UNDERLAY,
+        switch: str = "switch",
+        times: BirdTimes = TIMES,
     ) -> None:
         self.number = number
         self.name = f"node-{number}.test"
@@ -54,7 +60,8 @@ class Node:
         self.folder = folder / self.name
         self.files = Files(self.folder)
         self.netns = Pod(self.name)
-        self.supervisor = Supervisor(self.folder)
+        self._times = times
+        self.supervisor = self.new_supervisor()
         self.thread: threading.Thread | None = None
         command(
             "ip", "link", "add", f"n{number}", "type", "veth", "peer", "name", "eth0", "netns", self.netns.path
@@ -67,6 +74,10 @@ class Node:
         self.config = BirdConfig(
             self.name, self.address, blocks=(self.block,), pools=POOLS, direct=(underlay,), source=self.block[2]
         )
+
+    def new_supervisor(self) -> Supervisor:
+        """Return the supervisor of an agent that starts."""
+        return Supervisor(self.folder, times=self._times)
 
     def ip(self, *args: str) -> str:
         return self.netns.run("ip", *args)
@@ -97,12 +108,12 @@ class Node:
     def restart(self) -> None:
         """A new agent takes over."""
         self.stop()
-        self.supervisor = Supervisor(self.folder)
+        self.supervisor = self.new_supervisor()
         self.supervisor.want(self.config)
         self.run()
 
     def pid(self) -> int:
-        with Control(self.files.socket) as control:
+        with self.files.control() as control:
             return control.pid
 
     def routes(self, *which: str) -> dict[str, str]:
@@ -136,8 +147,8 @@ class Wire:
         command("ip", "link", "add", "switch", "type", "bridge")
         command("ip", "link", "set", "switch", "up")
 
-    def add(self, *numbers: int) -> list[Node]:
-        made = [Node(self.folder, number) for number in numbers]
+    def add(self, *numbers: int, times: BirdTimes = TIMES) -> list[Node]:
+        made = [Node(self.folder, number, times=times) for number in numbers]
         self.nodes += made
         return made
 

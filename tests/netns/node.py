@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import json
 import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from agent.cluster.store import KINDS, Deleted, Kind, Upserted
 from agent.cni.handler import CniHandler
 from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
-from agent.ip import Address, Subnet
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, netns
@@ -40,8 +37,8 @@ from agent.node.reconciler import Reconciler
 from agent.node.route_protocol import RouteMarks, of_pods
 from agent.objects.host_kernel import HostKernel
 from agent.runtime.observable import Observable
-from tests.lab.space import PATIENCE
 from tests.networks import OPTIONS
+from tests.support import eventually, ip, net
 
 T = TypeVar("T")
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
@@ -65,14 +62,6 @@ MACVLAN: dict[str, Any] = {
     "subnet": "192.0.2.0/24",
     "ipam": {"rangeStart": "192.0.2.90", "rangeEnd": "192.0.2.100"},
 }
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 def command(*args: str) -> str:
@@ -262,7 +251,7 @@ class Host:
         for _ in range(3):  # the first may have begun before; when the third begins, the second is over
             before = self.reconciler.pace.spent
             self.reconciler.drifted()
-            eventually(lambda before=before: self.reconciler.pace.spent > before)  # type: ignore[misc]
+            eventually(lambda before=before: self.reconciler.pace.spent > before)
 
     def maps(self, family: Family = vxlan_maps.FAMILY) -> Mapping[str, Map]:
         """Return the maps of a family of eBPF programs; empty where there are none."""
@@ -283,12 +272,3 @@ class Host:
             "files": sorted(str(path) for path in self.run_dir.rglob("*")),
             "used": self.attachments.all(),
         }
-
-
-def eventually(what: Callable[[], T], within: float = 10.0) -> T:
-    """What `what` returns once that is true; fails with its last value after `within` s, in a guest a multiple."""
-    end = time.monotonic() + within * PATIENCE
-    while not (value := what()):
-        assert time.monotonic() < end, f"still {value!r} after {within * PATIENCE} s"
-        time.sleep(0.005)
-    return value

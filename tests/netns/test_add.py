@@ -16,7 +16,8 @@ from agent.ipam.attachment import Attachment
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPPool, IPReservation, Node
 from agent.model.node_status import PodEvent
-from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, SEED, Host, Pod, command
+from tests.support import eventually, ip, net
 
 
 def test_a_pod_gets_address_routes_and_reaches_its_node(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.modes.ipip.bird import render, supervisor
+from agent.modes.ipip.bird import render
 from agent.modes.ipip.bird.control import Control
-from agent.modes.ipip.bird.supervisor import Supervisor
-from agent.modes.ipip.bird.types import State, Tunnel
+from agent.modes.ipip.bird.types import BirdTimes, State, Tunnel
 from tests.lab.space import REPO
 from tests.netns.birds import POOLS, converged, flow, lost, mesh, monitored, needs_bird, start_agent, wire
-from tests.netns.node import eventually
+from tests.support import eventually
 
 pytestmark = needs_bird
 
@@ -169,14 +168,14 @@ def test_a_bird_that_dies_while_nobody_says_what_is_wanted_is_started_again(tmp_
         mesh([one, two])
         converged([one, two])
         one.stop()
-        one.supervisor = Supervisor(one.folder)  # of an agent that is started while the datastore is away
+        one.supervisor = one.new_supervisor()  # of an agent that is started while the datastore is away
         one.run()
         pid = one.pid()
         eventually(lambda: one.status().pid == pid, 15)
         listening = [monitored(node, 10) for node in (one, two)]
         for starts in (1, 2):
             os.kill(one.pid(), signal.SIGKILL)
-            eventually(lambda n=starts: one.status().starts == n and one.status().running, 15)  # type: ignore[misc]
+            eventually(lambda n=starts: one.status().starts == n and one.status().running, 15)
             eventually(lambda: two.established() == {one.name}, 15)
         assert one.knows([one, two])
         pid = one.pid()
@@ -185,14 +184,12 @@ def test_a_bird_that_dies_while_nobody_says_what_is_wanted_is_started_again(tmp_
         assert one.pid() == pid, "it is adopted"
         assert [each.communicate()[0].count("Deleted") for each in listening] == [0, 0]
         one.supervisor.want(None)
-        eventually(lambda: not one.files.standby.exists(), supervisor.RETIRE_AFTER + 10)
+        eventually(lambda: not one.files.standby.exists(), 20)
 
 
-def test_a_bird_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "HUNG", 1.0)
-    monkeypatch.setattr("agent.modes.ipip.bird.control.TIMEOUT", 0.5)
+def test_a_bird_that_hangs_is_replaced(tmp_path: Path) -> None:
     with wire(tmp_path) as net:
-        one, two = nodes = net.add(1, 2)
+        one, two = nodes = net.add(1, 2, times=BirdTimes(hung=1.0, answer=0.5))
         mesh(nodes)
         converged(nodes)
         old = one.pid()
@@ -240,10 +237,9 @@ def test_what_is_not_a_block_of_our_pools_is_refused(tmp_path: Path) -> None:
         eventually(lambda: one.status().sessions[0].imported == 1, 15)
 
 
-def test_foreign_routes_of_another_bird_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "RETIRE_AFTER", 3.0)
+def test_foreign_routes_of_another_bird_stay(tmp_path: Path) -> None:
     with wire(tmp_path) as net:
-        one, two = nodes = net.add(1, 2)
+        one, two = nodes = net.add(1, 2, times=BirdTimes(retire=3.0))
         one.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.2", "proto", "bird", "metric", "32")
         one.ip("route", "add", "10.244.9.0/24", "via", "192.0.2.2", "proto", "bird", "metric", "84")
         mesh(nodes)

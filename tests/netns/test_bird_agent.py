@@ -7,8 +7,6 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
-import pytest
-
 from agent.cni import netconf
 from agent.model.cluster import Node as NodeObject
 from agent.model.node_status import NodeStatus
@@ -16,11 +14,10 @@ from agent.model.problem_board import ProblemBoard
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.bgp import Encapsulate, plan
-from agent.modes.ipip.bird import supervisor
 from agent.modes.ipip.bird.node_object import Bird
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor
-from agent.modes.ipip.bird.types import BirdConfig, Secret, Tunnel
+from agent.modes.ipip.bird.types import BirdConfig, BirdTimes, Secret, Tunnel
 from agent.modes.ipip.options import IpipOptions
 from agent.modes.registry import Modes
 from agent.node.cni_conf_dir import Confs
@@ -29,7 +26,8 @@ from agent.node.reconciler import Reconciler
 from agent.objects.state import NodeState
 from agent.runtime.observable import Observable
 from tests.netns.birds import Node, needs_bird, wire
-from tests.netns.node import CONF, Host, command, eventually
+from tests.netns.node import CONF, Host, command
+from tests.support import eventually
 
 pytestmark = needs_bird
 
@@ -86,8 +84,7 @@ def as_object(node: Node) -> NodeObject:
     return NodeObject(node.name, (node.address,), (node.block,))
 
 
-def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "RETIRE_AFTER", 1.0)
+def test_from_node_objects_to_routes(tmp_path: Path) -> None:
     file = tmp_path / "bgp.yaml"
     file.write_text("asNumber: 64512")
     with wire(tmp_path) as net:
@@ -95,7 +92,7 @@ def test_from_node_objects_to_routes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         host = Host(tmp_path / "run")
         command("ip", "link", "set", "wire", "master", "switch")
         board = ProblemBoard()
-        bird = Supervisor(tmp_path / "bird", board.part("bird"))
+        bird = Supervisor(tmp_path / "bird", board.part("bird"), times=BirdTimes(retire=1.0))
         options = OptionsFile(file)
         inputs = Inputs(
             host.snapshot,

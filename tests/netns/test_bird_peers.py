@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.modes.ipip.bird import daemon, session_checks, supervisor
+from agent.modes.ipip.bird import daemon
 from agent.modes.ipip.bird.control import Control
-from agent.modes.ipip.bird.types import BirdError, External, Peer, Secret, State, Tunnel, read_secret
+from agent.modes.ipip.bird.types import BirdError, BirdTimes, External, Peer, Secret, State, Tunnel, read_secret
 from tests.netns.birds import Node, Wire, converged, mesh, monitored, needs_bird, wire
-from tests.netns.node import Pod, command, eventually
+from tests.netns.node import Pod, command
+from tests.support import eventually
 
 pytestmark = needs_bird
 
@@ -85,10 +86,9 @@ def test_a_router_learns_the_blocks_and_teaches_nothing(tmp_path: Path) -> None:
             assert "10.244.2.0/24" in blocks_at(rack)
 
 
-def test_wrong_as_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_checks, "PATIENCE", 2.0)
+def test_wrong_as_is_told(tmp_path: Path) -> None:
     with wire(tmp_path) as net:
-        nodes = net.add(1)
+        nodes = net.add(1, times=BirdTimes(session=2.0))
         with router(net, nodes, asn=65001):
             nodes[0].want(externals=(External(IPv4Address("192.0.2.100"), 65000),))
             eventually(lambda: "external peer 192.0.2.100" in problems(nodes[0]), 15)
@@ -98,12 +98,11 @@ def test_wrong_as_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             eventually(lambda: nodes[0].established() and not problems(nodes[0]), 12)
 
 
-def test_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(session_checks, "PATIENCE", 3.0)
+def test_passwords(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     top = External(IPv4Address("192.0.2.100"), 65000, Secret("it's \\secret #1"))
     with wire(tmp_path) as net:
-        nodes = net.add(1, 2)
+        nodes = net.add(1, 2, times=BirdTimes(session=3.0))
         with router(net, nodes, password=top.password.text if top.password else "") as rack:
             mesh(nodes, externals=(top,), password=Secret("mesh"))
             eventually(lambda: {"10.244.1.0/24", "10.244.2.0/24"} <= blocks_at(rack), 15)
@@ -141,12 +140,9 @@ def test_reflectors(tmp_path: Path) -> None:
         assert set(nodes[2].routes()) == {f"10.244.{n}.0/24" for n in (1, 2, 4, 5)}
 
 
-def test_a_node_that_is_down_is_told_and_its_routes_stay_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_checks, "PATIENCE", 2.0)
+def test_a_node_that_is_down_is_told_and_its_routes_stay_a_while(tmp_path: Path) -> None:
     with wire(tmp_path) as net:
-        one, two = nodes = net.add(1, 2)
+        one, two = nodes = net.add(1, 2, times=BirdTimes(session=2.0))
         mesh(nodes)
         converged(nodes)
         pid = two.pid()
@@ -176,7 +172,7 @@ def test_what_is_refused_leaves_in_force_what_was(tmp_path: Path) -> None:
         eventually(lambda: not problems(one), 15)
         (one.files.folder / "bird.conf.new").write_text("password")  # of an agent that was killed over it
         one.supervisor.want(None)
-        eventually(lambda: not [*one.files.folder.glob("bird.conf*")], supervisor.RETIRE_AFTER + 10)
+        eventually(lambda: not [*one.files.folder.glob("bird.conf*")], 20)
 
 
 ONE_OF_MANY = """

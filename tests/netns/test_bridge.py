@@ -19,7 +19,8 @@ from agent.model.cluster import Node
 from agent.model.marks import bridge_mac
 from agent.modes.hostgw import HostGwOptions
 from agent.node.cni_conf_dir import Confs
-from tests.netns.node import CONF, Host, Pod, command, eventually, net
+from tests.netns.node import CONF, Host, Pod, command
+from tests.support import eventually, net
 
 ANY = {key: value for key, value in CONF.items() if key != "subnet"}  # blocks of either IP version
 NETWORK = netconf.parse(ANY).network
@@ -152,7 +153,7 @@ def test_pods_reach_their_node_again_when_its_way_to_them_was_removed(tmp_path: 
     command(*removed.format(mac=bridge().mac).split())
     host.reconciler.drifted()
     for address in addresses:
-        eventually(lambda address=address: ping(address))  # type: ignore[misc]
+        eventually(lambda address=address: ping(address))
     eventually(lambda: pod.reaches("192.0.2.1"))
     assert not host.reconciler.status.get().problems
 
@@ -258,7 +259,7 @@ def test_pods_keep_their_network_when_somebody_switches_the_bridge_or_a_port(tmp
     addresses = [entry["address"].split("/")[0] for entry in host.add(pod)["ips"]]
     host.add(other)
     for address in addresses:
-        eventually(lambda address=address: ping(address) and other.reaches(address))  # type: ignore[misc]
+        eventually(lambda address=address: ping(address) and other.reaches(address))
     names = {
         "bridge": BRIDGE,
         "port": link_name("c1", "eth0"),

@@ -21,7 +21,8 @@ from agent.objects import pod_guard
 from tests.lab import gotools
 from tests.lab.runner import Conf, Runner, RunnerError
 from tests.lab.space import PYTHON
-from tests.netns.node import CONF, IPIP, VXLAN, Host, Pod, command, eventually
+from tests.netns.node import CONF, IPIP, VXLAN, Host, Pod, command
+from tests.support import eventually
 
 PLUGIN = Path(__file__).resolve().parents[2] / "build/testcni"
 
@@ -115,7 +116,7 @@ def test_an_egress_limit_needs_no_word_of_it_in_our_entry(
         runner.check(chain, pod.container_id, pod.path)
         before = pod_guard.counters(host.maps(pod_guard.GUARD))["drop_spoofed_mac"].packets
         pod.run(*PYTHON, SEND, FOREIGN)
-        eventually(lambda n=before: pod_guard.counters(host.maps(pod_guard.GUARD))["drop_spoofed_mac"].packets > n)  # type: ignore[misc]
+        eventually(lambda n=before: pod_guard.counters(host.maps(pod_guard.GUARD))["drop_spoofed_mac"].packets > n)
     assert command("tc", "qdisc").count("ingress ffff:") == (1 if "capabilities" in entry else 2)
     assert "clsact" not in command("tc", "qdisc")
     for pod in pods:

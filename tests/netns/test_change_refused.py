@@ -14,8 +14,9 @@ from agent.modes.hostgw import HOST_GW
 from agent.modes.vxlan.options import VXLAN
 from agent.node.cni_conf_dir import Confs
 from agent.observe import health
-from tests.netns.node import CONF, MACVLAN, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, MACVLAN, Host, Pod, command
 from tests.netns.node import VXLAN as VXLAN_CONF
+from tests.support import eventually, ip, net
 
 OLD, NEW = netconf.parse(CONF).network, netconf.parse(MACVLAN).network
 WITH_OLD = Confs(frozenset({OLD}), chosen={"testcni": OLD}, installed=frozenset({OLD}))

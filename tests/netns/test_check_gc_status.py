@@ -11,7 +11,8 @@ import pytest
 
 from agent.errors import CniError, Code
 from agent.model.cluster import Node, Snapshot
-from tests.netns.node import CONF, SEED, Host, Pod, command, eventually, ip
+from tests.netns.node import CONF, SEED, Host, Pod, command
+from tests.support import eventually, ip
 
 
 def added(tmp_path: Path) -> tuple[Host, Pod, dict[str, Any]]:

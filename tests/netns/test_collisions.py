@@ -10,7 +10,8 @@ import pytest
 from agent.cni import netconf
 from agent.errors import CniError
 from agent.node.cni_conf_dir import Confs
-from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually
+from tests.netns.node import CONF, VXLAN, Host, Pod, command
+from tests.support import eventually
 
 FOREIGN = {
     "flannel": ("flannel.1", "id", "1", "nolearning"),

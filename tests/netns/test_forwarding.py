@@ -10,7 +10,8 @@ import pytest
 
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
-from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
+from tests.support import eventually
 
 DUAL = ("10.244.1.0/24", "fd00:10:244:1::/64")
 MODES: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -53,7 +54,7 @@ def test_pods_get_out_where_new_interfaces_do_not_forward(tmp_path: Path, mode: 
     for name in (link_name("c1", "eth0"), device) if device else ():
         switch(f"ipv4/conf/{name}/forwarding", "0")
         host.reconciler.drifted()
-        eventually(lambda name=name: forwards(name))  # type: ignore[misc]
+        eventually(lambda name=name: forwards(name))
     if device:
         command("ip", "link", "del", device)
         host.reconciler.drifted()

@@ -44,7 +44,8 @@ from tests.netns.frames import (
     option,
     udp,
 )
-from tests.netns.node import CONF, IPIP, MACVLAN, OBJECTS, VXLAN, Host, Pod, command, eventually, ip
+from tests.netns.node import CONF, IPIP, MACVLAN, OBJECTS, VXLAN, Host, Pod, command
+from tests.support import eventually, ip
 
 T = TypeVar("T")
 MODES: dict[str, dict[str, Any]] = {
@@ -300,7 +301,7 @@ def test_nothing_that_is_made_listens_to_routers(tmp_path: Path, mode: str) -> N
     names = [made[mode]] if mode in made else []
     names += [link_name("c1", "eth0")] if mode != "host-gw" else []  # a bridge's port takes no packets itself
     for name in names:
-        eventually(lambda name=name: [on(name), on(name, pod)] == [[], []])  # type: ignore[misc]
+        eventually(lambda name=name: [on(name), on(name, pod)] == [[], []])
     assert on("eth0", pod) == []
 
 

@@ -32,7 +32,8 @@ from tests.netns.frames import (
     tcp,
     udp,
 )
-from tests.netns.node import OBJECTS, command, ip, private_bpffs
+from tests.netns.node import OBJECTS, command, private_bpffs
+from tests.support import ip
 
 MAC, OTHER, HOST = "0a:58:0a:f4:01:02", "0a:58:0a:f4:01:03", "ee:00:00:00:00:0a"
 A6, B6, NONE6, NODE6 = "fd00::2", "fd00::3", "::", "fd00::1"

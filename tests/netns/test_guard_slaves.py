@@ -22,8 +22,9 @@ from agent.objects import pod_guard
 from tests.lab.paths import lacks
 from tests.lab.space import PYTHON
 from tests.netns.frames import ICMP, UDP, arp, echo, ethernet, ipv4, ipv6, udp
-from tests.netns.node import CONF, MACVLAN, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, MACVLAN, Host, Pod, command
 from tests.netns.test_guard import advertisement, inside, link_local, wire
+from tests.support import eventually, ip, net
 
 GOOD, EVIL = b"a good packet", b"an evil packet"
 PEER, PEER_MAC, FAR = "192.0.2.2", "02:00:00:00:00:02", "198.51.100.7"

@@ -14,7 +14,8 @@ from agent.cluster.informer import WatchDuration
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import FAILED, KINDS
-from tests.netns.node import command, eventually
+from tests.netns.node import command
+from tests.support import eventually
 from tests.unit import awkward
 from tests.unit.awkward import Answer, Asked, Awkward
 

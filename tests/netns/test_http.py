@@ -12,7 +12,8 @@ from pathlib import Path
 from agent.model.problem_board import PartProblems
 from agent.observe import health
 from agent.observe.http import MOST, Http, Page
-from tests.netns.node import Host, Pod, command, eventually
+from tests.netns.node import Host, Pod, command
+from tests.support import eventually
 
 PORT = 9480
 GET = b"GET /healthz HTTP/1.1\r\n\r\n"

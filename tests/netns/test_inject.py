@@ -20,11 +20,12 @@ from agent.modes.vxlan.options import VXLAN
 from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard
 from tests.netns.frames import UDP, ethernet, ipv4, udp, vxlan
-from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, Host, Pod, command
 from tests.netns.node import VXLAN as VXLAN_CONF
 from tests.netns.test_guard import Node as Guarded
 from tests.netns.test_guard import ready
 from tests.networks import changed
+from tests.support import eventually, ip, net
 
 ME, PEER, PEERS_SECOND, OTHER, FLOATING = "192.0.2.1", "192.0.2.2", "192.0.2.22", "192.0.2.3", "192.0.2.44"
 SENDER = "0a:76:78:6c:61:6e"

@@ -8,7 +8,8 @@ import pytest
 
 from agent.errors import CniError
 from agent.model.problem import Problem
-from tests.netns.node import CONF, Host, Pod, command, eventually
+from tests.netns.node import CONF, Host, Pod, command
+from tests.support import eventually
 
 DUAL, ONLY_IPV6 = ("10.244.1.0/24", "fd00:10:244:1::/64"), ("fd00:10:244:1::/64",)
 ANY = {**CONF, "subnet": None}

@@ -15,7 +15,8 @@ from agent.model.marks import BPF_PINS
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip import maps as ipip_maps
 from agent.node.cni_conf_dir import Confs
-from tests.netns.node import IPIP, OBJECTS, Host, Pod, command, eventually, ip, net
+from tests.netns.node import IPIP, OBJECTS, Host, Pod, command
+from tests.support import eventually, ip, net
 
 DEVICE = "testcni-ipip"
 DEFAULT = "default via 192.0.2.254"

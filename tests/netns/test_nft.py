@@ -10,7 +10,8 @@ import pytest
 
 from agent.objects import nft_table
 from agent.objects.state import Masquerade, NodeSnat, Shut
-from tests.netns.node import command, ip, net
+from tests.netns.node import command
+from tests.support import ip, net
 
 WANTED = Masquerade(
     frozenset({net("10.244.1.0/24"), net("2001:db8:1::/64")}),

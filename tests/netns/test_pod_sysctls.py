@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from agent.kernel import netns
-from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
+from tests.support import eventually
 
 DUAL = ("10.244.1.0/24", "fd00:10:244:1::/64")
 SMALL = 1200  # bytes: below the 1280 that IPv6 wants of a link (RFC 8200, section 5)

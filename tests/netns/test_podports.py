@@ -25,7 +25,8 @@ from agent.modes.vxlan import maps as vxlan_maps
 from agent.node import pod_port_repair
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import Seen
-from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
+from tests.support import eventually
 
 PROTOCOL = str(ROUTE_PROTOCOL)
 MADE_AT_PARENT = ("macvlan",)  # which is another's, so the kernel is heard of it

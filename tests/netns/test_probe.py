@@ -25,7 +25,8 @@ from agent.model.problem_board import PartProblems
 from agent.modes.parent.mac_filter_check import AGAIN, LONGEST, WELL_FOR, MacFilterCheck
 from agent.runtime.deadline import Deadline
 from tests.fake_clock import FakeClock
-from tests.netns.node import MACVLAN, Host, Pod, command, eventually, ip
+from tests.netns.node import MACVLAN, Host, Pod, command
+from tests.support import eventually, ip
 from tests.timing import Starved
 
 IPVLAN: dict[str, Any] = {**MACVLAN, "mode": "ipvlan"}

@@ -15,8 +15,9 @@ from agent.model.cluster import Node
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
 from agent.node.cni_conf_dir import Confs
 from agent.runtime.deadline import Deadline
-from tests.netns.node import CONF, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, Host, Pod, command
 from tests.netns.route_monitor import told_of_routes
+from tests.support import eventually, ip, net
 from tests.timing import in_time
 
 NETWORK = netconf.parse(CONF).network
@@ -181,7 +182,7 @@ def test_a_quiet_node_counts_no_drift(tmp_path: Path) -> None:
     host = ready(tmp_path)
     for number in range(2, 6):
         host.put(peer(f"n{number}", f"192.0.2.{number}", f"10.244.{number}.0/24"))
-        eventually(lambda number=number: len(ours()) == number - 1)  # type: ignore[misc]
+        eventually(lambda number=number: len(ours()) == number - 1)
     host.put(peer("n2", "192.0.2.22", "10.244.2.0/24"))
     pod = Pod("c1")
     host.add(pod)

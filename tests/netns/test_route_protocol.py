@@ -14,9 +14,10 @@ from agent.model.cluster import IPPool, Node
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import FILE, FIRST_PROTOCOL
-from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, VXLAN, Host, Pod, command
 from tests.netns.route_monitor import told_of_routes
 from tests.netns.test_reconcile import peer, ready
+from tests.support import eventually, ip, net
 
 OVN = 84
 OTHER = 215
@@ -121,7 +122,7 @@ def test_the_option_changes_the_number_of_all_routes_and_back(tmp_path: Path) ->
     for protocol in (OTHER, FIRST_PROTOCOL, ROUTE_PROTOCOL):
         with told_of_routes() as heard:
             host = node(tmp_path, two, protocol=protocol)
-            eventually(lambda protocol=protocol: routes(protocol) == wanted)  # type: ignore[misc]
+            eventually(lambda protocol=protocol: routes(protocol) == wanted)
             host.close()
         assert not any("Deleted" in line for line in heard)
         assert routes(before) == []
@@ -147,7 +148,7 @@ def test_pods_keep_their_routes_when_an_earlier_version_comes_back(tmp_path: Pat
     for protocol, wanted in ((FIRST_PROTOCOL, "3"), (OTHER, str(OTHER)), (ROUTE_PROTOCOL, str(ROUTE_PROTOCOL))):
         with told_of_routes() as heard:
             host = agent(protocol)
-            eventually(lambda wanted=wanted: of_pod() == wanted)  # type: ignore[misc]
+            eventually(lambda wanted=wanted: of_pod() == wanted)
             host.close()
         assert not any("Deleted 10.244" in line for line in heard)
         assert pod.reaches("10.244.1.1")

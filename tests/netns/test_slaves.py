@@ -13,7 +13,8 @@ from agent.errors import CniError, Code
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPBlock, IPPool
 from agent.node.cni_conf_dir import Confs
-from tests.netns.node import MACVLAN, Host, Pod, command, eventually, net
+from tests.netns.node import MACVLAN, Host, Pod, command
+from tests.support import eventually, net
 
 
 def added(tmp_path: Path, **more: Any) -> tuple[Host, Pod, dict[str, Any]]:

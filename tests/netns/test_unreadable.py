@@ -14,8 +14,9 @@ from agent.ipam.allocator import Range
 from agent.ipam.attachment import link_name
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import ip_links, netlink
-from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 from tests.networks import OPTIONS
+from tests.support import eventually, ip, net
 
 
 def newer(path: Path) -> None:

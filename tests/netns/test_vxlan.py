@@ -12,7 +12,8 @@ from agent.model.cluster import Node
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.modes.vxlan import device as vxlan_device
 from agent.modes.vxlan import maps as vxlan_maps
-from tests.netns.node import CONF, VXLAN, Host, Pod, command, eventually, ip, net
+from tests.netns.node import CONF, VXLAN, Host, Pod, command
+from tests.support import eventually, ip, net
 
 DEVICE = "testcni-vxlan"
 

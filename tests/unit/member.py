@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +16,7 @@ from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, IPPool, Resource, Snapshot
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
+from tests.support import net
 
 NETWORK = network_of("lan", "macvlan", net("192.0.2.0/24"), link_mode="bridge")
 POOL = IPPool("lan", net("192.0.2.0/27"), 29)  # four blocks

@@ -11,14 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent.ip import Address
 from agent.ipam.allocator import REMEMBERED, Allocator, ExhaustedError, UnavailableError, gateway, usable
+from tests.support import ip
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
 RANGE = usable(BLOCK)
 COOL = 10.0
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 def test_network_gateway_and_broadcast_are_reserved() -> None:

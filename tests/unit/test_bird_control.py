@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
@@ -20,7 +19,8 @@ from agent.modes.ipip.bird import control, daemon, logs, restart_guard, session_
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.restart_guard import Recovery
-from agent.modes.ipip.bird.types import BirdConfig, BirdError, BirdStatus, Peer, Session, State
+from agent.modes.ipip.bird.types import BirdConfig, BirdError, BirdStatus, BirdTimes, Peer, Session, State
+from tests.support import eventually
 from tests.timing import Starved
 
 GREETING = "0001 BIRD 2.0.12 ready.\n"
@@ -127,19 +127,17 @@ def test_counts_and_busy(tmp_path: Path) -> None:
     "greeting", ["", "hello\n", "0001 FRR 9 ready.\n", "0001-BIRD 2.0.12", " odd\n", "\x00" * 99]
 )
 def test_who_is_no_bird_is_told(tmp_path: Path, greeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "TIMEOUT", 0.2)
     with server(tmp_path, greeting=greeting) as (path, _heard), pytest.raises(ControlError):
-        Control(path)
+        Control(path, timeout=0.2)
 
 
 def test_who_answers_nothing_or_without_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "TIMEOUT", 0.2)
     with server(tmp_path, "") as (path, _heard), pytest.raises(ControlError, match=r"not answered within 0\.2 s"):
-        Control(path)
+        Control(path, timeout=0.2)
     (tmp_path / "ctl").unlink()
     monkeypatch.setattr(control, "LONGEST", 1000)
     with server(tmp_path, "x" * 9000) as (path, _heard), pytest.raises(ControlError, match="no end"):
-        Control(path)
+        Control(path, timeout=0.2)
     with pytest.raises(ControlError, match="No such file"):
         Control(tmp_path / "none")
 
@@ -148,9 +146,8 @@ def test_an_answer_counts_though_nobody_could_look_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with server(tmp_path, "0013 up\n") as (path, _heard):
-        monkeypatch.setattr(control, "TIMEOUT", 0.2)
         monkeypatch.setattr(control, "time", Starved(0.3))
-        with Control(path, change=True) as it:
+        with Control(path, change=True, timeout=0.2) as it:
             assert it.ask("show status").text == "up"
 
 
@@ -190,9 +187,7 @@ def test_logs_come_through_a_pipe_that_outlives_its_reader(
     reader.start()
     os.write(second, b"<WARN> half")
     os.write(second, b" a line\n")
-    end = time.monotonic() + 5
-    while len(caplog.records) < 2 and time.monotonic() < end:
-        time.sleep(0.01)
+    eventually(lambda: len(caplog.records) == 2)
     stop.set()
     reader.join()
     os.close(second)
@@ -269,7 +264,7 @@ def test_a_missing_session_is_a_problem_when_it_has_had_its_time() -> None:
     it = session_checks.Health()
     assert it.problems(config, missing, 0) == ()
     assert it.waiting
-    (told,) = it.problems(config, missing, session_checks.PATIENCE)
+    (told,) = it.problems(config, missing, BirdTimes().session)
     assert str(told) == (
         "BGP session with node b (192.0.2.2): is missing: BGP Error: Bad peer AS; "
         "give both sides the other's AS number"

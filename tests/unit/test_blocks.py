@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,22 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from agent.cni import netconf
-from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from tests.networks import MODES, changed, network_of
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
-
+from tests.support import ip, net
 
 POOL = IPPool("pods", net("10.244.0.0/20"), 24)
 NETWORK = network_of("net", subnet=net("10.244.0.0/16"))

@@ -30,7 +30,7 @@ from agent.modes.vxlan.options import VXLAN
 from agent.modes.vxlan.state import VxlanState
 from agent.node import mode_migration
 from agent.node.accepted_modes_publisher import SEEN_WITHIN, AcceptedModesPublisher
-from agent.node.mode_migration import GRACE, KEPT, Leaving, TunnelPorts
+from agent.node.mode_migration import Leaving, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
@@ -146,7 +146,7 @@ def test_tunnels_to_peers_that_do_not_take_the_new_mode() -> None:
 
 
 def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
-    ports, chosen = TunnelPorts(BUILT_IN), {"net": changed(BY[HOST_GW], port=4790)}
+    ports, chosen = TunnelPorts(BUILT_IN, kept=30), {"net": changed(BY[HOST_GW], port=4790)}
 
     def look(now: float, *peers: Node, own: Network = BY[HOST_GW]) -> tuple[int, ...]:
         return ports.look([own], chosen, peers, now)
@@ -157,25 +157,25 @@ def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
     assert look(2, node(2, VXLAN), foreign) == (4790, 8472)
     assert ports.ends == []
     assert look(3, foreign, own=changed(BY[VXLAN], port=4791)) == (4791, 8472, 4790), "the node's own first"
-    assert ports.ends == [3 + KEPT]
-    assert look(2.9 + KEPT) == (4790, 4791, 8472)
-    assert look(3 + KEPT) == (4791, 8472)
-    assert look(3 + 2 * KEPT) == ()
+    assert ports.ends == [3 + 30]
+    assert look(2.9 + 30) == (4790, 4791, 8472)
+    assert look(3 + 30) == (4791, 8472)
+    assert look(3 + 2 * 30) == ()
     assert ports.ends == []
 
 
 def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
     chosen, needed, other = {"net": BY[VXLAN]}, frozenset({BY[VXLAN]}), network_of("gone")
-    leaving = Leaving([BY[HOST_GW], other])
+    leaving = Leaving([BY[HOST_GW], other], grace=15)
     assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 0) == {BY[HOST_GW]}
     assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 1000) == {BY[HOST_GW]}, "nobody was told"
     assert leaving.ends == []
     assert leaving.keep(needed, chosen, node(1, VXLAN), 1001) == {BY[HOST_GW]}
-    assert leaving.ends == [1001 + GRACE]
+    assert leaving.ends == [1001 + 15]
     again = needed | {BY[HOST_GW]}
     assert leaving.keep(again, chosen, node(1, VXLAN), 1002) == frozenset()
     assert leaving.keep(needed, chosen, node(1, VXLAN), 1003) == {BY[HOST_GW]}, "the time begins anew"
-    assert leaving.keep(needed, chosen, node(1, VXLAN), 1003 + GRACE) == frozenset()
+    assert leaving.keep(needed, chosen, node(1, VXLAN), 1003 + 15) == frozenset()
     assert leaving.in_force == needed
 
 

@@ -20,7 +20,8 @@ from agent.ipam.block_ledger import Stage
 from agent.ipam.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, Node
 from tests.networks import OPTIONS
-from tests.unit.member import NETWORK, POOL, Member, in_store, net
+from tests.support import net
+from tests.unit.member import NETWORK, POOL, Member, in_store
 
 
 @pytest.fixture

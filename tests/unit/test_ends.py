@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cluster import accepted_modes
-from agent.ip import Address, Subnet
 from agent.model.cluster import ENDS, AcceptedModes, Node, Snapshot
 from agent.modes import node_endpoints, underlay
 from agent.modes.base import View
@@ -25,15 +24,8 @@ from agent.modes.vxlan.options import VXLAN
 from agent.modes.vxlan.state import VxlanState
 from agent.objects.state import LocalAddress, NodeState, Route, Underlay
 from tests.networks import network_of
+from tests.support import ip, net
 from tests.unit.sections import section
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 def node(number: int, *addresses: str, said: tuple[str, ...] = ()) -> Node:

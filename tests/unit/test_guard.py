@@ -10,8 +10,9 @@ from agent.cni import netconf
 from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError
 from agent.objects.pod_guard import Guarded
-from tests.netns.node import CONF, ip
+from tests.netns.node import CONF
 from tests.networks import OPTIONS
+from tests.support import ip
 
 
 def test_spoof_check_is_on_unless_the_netconf_says_otherwise_and_is_kept_with_the_pod() -> None:

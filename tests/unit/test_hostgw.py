@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.ip import Address, Subnet
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.marks import bridge_mac
 from agent.model.network import Network
@@ -19,16 +18,9 @@ from agent.modes.hostgw import HostGw
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, union
 from tests.networks import network_of
+from tests.support import ip, net
 
 MODE = HostGw()
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 NETWORK = network_of("net", subnet=net("10.244.0.0/16"))

@@ -24,6 +24,7 @@ from agent.observe import health, http
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
 from agent.runtime.observable import Observable
 from tests.networks import network_of
+from tests.support import eventually
 
 LOOPBACK = "127.0.0.1"
 LARGE = b"x" * 5_000_000
@@ -60,10 +61,7 @@ class Running:
         self.until(lambda: self.server.port)
 
     def until(self, true: Callable[[], object]) -> None:
-        end = time.monotonic() + 5
-        while not true():
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        eventually(true)
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.server.port), 10)

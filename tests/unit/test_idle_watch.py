@@ -26,6 +26,7 @@ from agent.cluster.store import ENDED, FAILED, KINDS, Bookmark, Change, SourcePr
 from agent.cni.server import WORKERS
 from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.node.run_dir import Lock
+from tests.support import eventually
 from tests.unit import awkward
 from tests.unit.awkward import Answer, Asked, Awkward
 
@@ -98,14 +99,6 @@ def followed(port: int, lasts: WatchDuration, within: float = 30) -> Iterator[Fo
         yield it
     finally:
         it.close()
-
-
-def eventually(what: object, within: float = 30) -> None:
-    assert callable(what)
-    end = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -> None:

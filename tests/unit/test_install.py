@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +19,13 @@ from agent.node import cni_conf_dir, installer
 from agent.node.installer import Installer, Places
 from agent.observe import health
 from agent.runtime.observable import Observable
+from tests.support import eventually
 
 CONFLIST = {
     "cniVersion": "1.0.0",
     "name": "testcni",
     "plugins": [{"type": "testcni"}, {"type": "portmap", "capabilities": {"portMappings": True}}],
 }
-
-
-def eventually(what: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -31,8 +31,9 @@ from agent.ipam.reservations.rules import (
 )
 from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Node, Snapshot
 from tests.networks import network_of
+from tests.support import eventually, ip
 from tests.unit import test_stays
-from tests.unit.test_stays import BLOCKS, Cluster, ip
+from tests.unit.test_stays import BLOCKS, Cluster
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
@@ -83,9 +84,9 @@ def test_an_address_in_nobodys_block_stays_its_owners(
         agent.held("10-99-0-7")
         made = agent.add("web-0")
         assert (address(made), made.guests) == (FAR, (ipaddress.ip_network(f"{FAR}/32"),))
-        agent.until(lambda agent=agent: agent.held("10-99-0-7").node == agent.node)
+        eventually(lambda agent=agent: agent.held("10-99-0-7").node == agent.node)
         agent.attachments.remove(made)
-        agent.until(lambda agent=agent: agent.held("10-99-0-7").released)
+        eventually(lambda agent=agent: agent.held("10-99-0-7").released)
     assert one.told + two.told == []
 
 
@@ -135,7 +136,7 @@ def test_what_can_not_be_kept_is_refused_and_never_silently_another(
     assert [(told.pod, error.details in told.message) for told in one.told] == [("default/web-0", True)]
     assert not one.attachments.all()
     cluster.store.delete("IPReservation", held.name)
-    one.until(lambda: held.name not in one.known())
+    eventually(lambda: held.name not in one.known())
     assert address(one.add("web-0")) == "10.244.1.2"
 
 
@@ -155,10 +156,10 @@ def test_an_address_that_is_reserved_ahead_is_for_its_pod_only(cluster: Cluster)
     for agent in (one, two, one):
         made = agent.add("db", f"at-{agent.node}")
         assert address(made) == "10.244.1.2"
-        agent.until(lambda agent=agent: agent.held().node == agent.node and agent.held().in_use)
+        eventually(lambda agent=agent: agent.held().node == agent.node and agent.held().in_use)
         assert agent.held().keep == ALWAYS_KEPT
         agent.attachments.remove(made)
-        agent.until(lambda agent=agent: agent.held().released)
+        eventually(lambda agent=agent: agent.held().released)
         agent.controller.once()
         assert agent.held().released, "it is never over"
     with pytest.raises(TakenError, match="by a person"):
@@ -174,11 +175,11 @@ def test_a_node_whose_pod_has_it_already_has_to_agree(cluster: Cluster) -> None:
     cluster.pod("db")
     with pytest.raises(TakenError, match="in a block of node one, and pod default/plain on node one has it"):
         two.add("db")
-    two.until(lambda: two.held().released)
+    eventually(lambda: two.held().released)
     told = "reserved for default/db, but pod default/plain"
-    one.until(lambda: one.controller.once() and told in str(one.controller.problems.get()))
+    eventually(lambda: one.controller.once() and told in str(one.controller.problems.get()))
     one.attachments.remove(plain)
-    two.until(lambda: two.held().asks)
+    eventually(lambda: two.held().asks)
     assert address(two.add("db")) == "10.244.1.2"
 
 
@@ -193,15 +194,15 @@ def test_a_deployment_has_as_many_pods_as_addresses_are_reserved_for_it(cluster:
         cluster.pod(name, "ReplicaSet/web")
     first = one.add("a")
     assert address(first) == "10.244.1.9"
-    one.until(lambda: one.held("10-244-1-9").in_use)
+    eventually(lambda: one.held("10-244-1-9").in_use)
     assert address(one.add("b")) == "10.244.2.9"
-    one.until(lambda: one.held("10-244-2-9").in_use)
+    eventually(lambda: one.held("10-244-2-9").in_use)
     with pytest.raises(
         TakenError, match="is reserved for default/ReplicaSet/web: pod default/a on node one has it"
     ):
         one.add("c")
     one.attachments.remove(first)
-    one.until(lambda: one.held("10-244-1-9").released)
+    eventually(lambda: one.held("10-244-1-9").released)
     assert address(one.add("c")) == "10.244.1.9"
 
 
@@ -210,10 +211,10 @@ def test_the_address_of_a_pod_that_runs_can_be_reserved_for_it(cluster: Cluster)
     cluster.pod("db")
     made = one.add("db")
     cluster.put(ahead(address(made), "default/db"))
-    one.until(lambda: one.held().in_use)
+    eventually(lambda: one.held().in_use)
     assert one.held().keep == ALWAYS_KEPT
     one.attachments.remove(made)
-    one.until(lambda: one.held().released)
+    eventually(lambda: one.held().released)
     again = one.add("db", "again")
     assert (address(again), again.owner) == ("10.244.1.2", "default/db")
     one.controller.once()

@@ -38,6 +38,7 @@ from agent.cluster.store import (
 )
 from agent.model.cluster import IPBlock, IPPool, Node, Resource
 from agent.model.usage import PoolCounts
+from tests.support import WITHIN, eventually
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
 
@@ -81,13 +82,15 @@ class Followed:
         self._thread.join()
         assert time.monotonic() - began < 3, "it ends at once, whatever the server does"
 
-    def until(self, wanted: Callable[[list[Change]], object], within: float = 8) -> list[Change]:
+    def until(self, wanted: Callable[[list[Change]], object], within: float = WITHIN) -> list[Change]:
         """The changes of nodes, once `wanted` is true of them."""
-        end = time.monotonic() + within
-        while not wanted(found := self.of_nodes()):
-            assert time.monotonic() < end, found
-            time.sleep(0.005)
-        return found
+
+        def look() -> tuple[list[Change]]:
+            found = self.of_nodes()
+            assert wanted(found), found
+            return (found,)
+
+        return eventually(look, within, ignore=(AssertionError,))[0]
 
     def of_nodes(self) -> list[Change]:
         def is_other(change: Change) -> bool:
@@ -230,7 +233,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
     opened.append(server)
     followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t"))))
     opened.append(followed)
-    followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Listed)]) == len(KINDS), 10)
+    followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Listed)]) == len(KINDS))
 
 
 def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:
@@ -330,7 +333,7 @@ def test_a_token_that_can_not_be_used_for_a_moment_is_trouble_and_is_not_told(
     changes = followed.until(lambda changes: any(isinstance(change, SourceProblem) for change in changes))
     assert "secret" not in f"{changes}{caplog.text}"
     file.write_text("good")
-    followed.until(lambda changes: any(isinstance(change, Listed) for change in changes), 20)
+    followed.until(lambda changes: any(isinstance(change, Listed) for change in changes))
 
 
 def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(opened: list[Any]) -> None:

@@ -15,8 +15,8 @@ from agent.ipam.attachment import Attachment, Lease
 from agent.model.network import Network
 from agent.modes.vxlan.options import VXLAN, VxlanOptions
 from agent.node import ready_state_file
-from tests.netns.node import ip, net
 from tests.networks import OPTIONS
+from tests.support import ip, net
 
 EARLIER: dict[str, Any] = {
     "name": "net", "mode": "host-gw", "subnet": None, "bridge": "testcni0", "mtu": None, "masquerade": True,

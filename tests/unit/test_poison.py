@@ -44,6 +44,7 @@ from agent.objects.host_kernel import HostKernel
 from agent.observe import health
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
+from tests.support import eventually
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
 from tests.unit.awkward import config as reach
@@ -59,13 +60,6 @@ def _garbage_waits() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-def eventually(what: Callable[[], object], within: float = 10.0) -> None:
-    end = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture

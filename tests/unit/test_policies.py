@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,10 +120,3 @@ def test_status_shows_the_note_and_the_node_stays_healthy() -> None:
     text = ctl.render(doc, colour=False)
     assert "healthy" in text
     assert f"  note: {network_policies.MESSAGE}" in text
-
-
-def eventually(what: Any, within: float = 10) -> None:
-    end = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)

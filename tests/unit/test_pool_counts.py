@@ -11,19 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.ip import Subnet
 from agent.ipam import blocks, usage
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot
 from agent.model.node_status import NodeStatus
 from agent.model.usage import BlockUsage, PoolCounts
 from tests.networks import network_of
+from tests.support import net
 
 NETWORK = network_of("pods")
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
 
 
 def held(address: str, node: str = "two", released: datetime | None = NOW) -> IPReservation:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.datastores import server_addresses
-from agent.ip import Subnet
 from agent.ipam import pool_faults
 from agent.model import special_addresses
 from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
@@ -19,6 +18,7 @@ from agent.node import kernel_state
 from agent.objects.base import KernelState
 from agent.objects.state import LocalAddress
 from tests.networks import network_of
+from tests.support import net
 
 HOST_NETWORKS = HostNetworks(
     interfaces=((ipaddress.ip_network("172.18.0.0/16"), "172.18.0.1/16 of eth0"),),
@@ -30,10 +30,6 @@ NODES = (
     Node("far", (ipaddress.ip_address("192.0.2.7"), ipaddress.ip_address("2001:db8::7"))),
 )
 LAN = network_of("lan", "macvlan", ipaddress.ip_network("192.0.2.0/24"), link_mode="bridge")
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
 
 
 def pool(name: str, cidr: str) -> IPPool:

@@ -15,16 +15,13 @@ from agent.ipam.reservations.rules import Claim, Delete, LocalPods, RefusedError
 from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
 from tests.networks import network_of
+from tests.support import net
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
 X = ipaddress.ip_address("10.244.1.7")
 MINE = Claim(X, "default/web-0", "default/web-0", "one", "testcni")
 HELD = IPReservation(X, "default/web-0", "default/web-0", "one", "testcni", NOW, resource_version="7")
-
-
-def net(text: str) -> ipaddress.IPv4Network:
-    return ipaddress.IPv4Network(text)
 
 
 def cluster(*held: IPReservation, nodes: tuple[str, ...] = ("one", "two", "three")) -> Snapshot:

@@ -16,7 +16,8 @@ from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource
 from tests.networks import network_of
-from tests.unit.member import POOL, Member, in_store, net
+from tests.support import net
+from tests.unit.member import POOL, Member, in_store
 
 ADDRESS = ipaddress.ip_address("192.0.2.5")
 RESERVED = IPReservation(ADDRESS, "default/a", "default/a", "two", "lan", datetime.now(UTC).replace(microsecond=0))

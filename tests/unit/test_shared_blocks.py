@@ -10,7 +10,6 @@ import pytest
 
 from agent.cluster.directory_store import DirectoryStore
 from agent.errors import CniError
-from agent.ip import Subnet
 from agent.ipam import blocks, missing_block
 from agent.ipam.reservations.claimant import ClaimContext
 from agent.ipam.reservations.claims import ReservationClaims
@@ -28,6 +27,7 @@ from agent.objects.state import LocalAddress, NodeState
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import changed, network_of
+from tests.support import net
 from tests.unit.test_territory import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
@@ -39,10 +39,6 @@ HOST_NETWORKS = HostNetworks(
 )
 LAN = network_of("lan", "macvlan", ipaddress.ip_network("172.18.0.0/16"), link_mode="bridge")
 FAR_LAN = network_of("far", "macvlan", ipaddress.ip_network("192.168.7.0/24"), link_mode="bridge", master="eth1")
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
 
 
 def node(name: str, number: int, *cidrs: str) -> Node:

@@ -11,7 +11,6 @@ import pytest
 from agent.cni import netconf
 from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError, Code
-from agent.ip import Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment, Lease
 from agent.kernel.arp import announcement
@@ -24,6 +23,7 @@ from agent.modes.registry import BUILT_IN
 from agent.objects import nft_table
 from agent.objects.state import LocalAddress, Masquerade, NodeSnat, Route
 from tests.networks import OPTIONS, network_of
+from tests.support import ip, net
 
 SEED: dict[str, Any] = {
     "cniVersion": "0.3.0",
@@ -33,14 +33,6 @@ SEED: dict[str, Any] = {
     "subnet": "192.168.64.0/24",
     "ipam": {"rangeStart": "192.168.64.90", "rangeEnd": "192.168.64.100"},
 }
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 ME = Node("one", (ip("192.168.64.5"),), (net("10.244.1.0/24"),))

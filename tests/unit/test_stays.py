@@ -19,7 +19,6 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Datastore, Kind, StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
-from agent.ip import Address
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
@@ -33,14 +32,11 @@ from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
+from tests.support import eventually, ip
 
 NET = network_of("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}
 NODES = [Node(name, (), (block,)) for name, block in BLOCKS.items()]
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 class Store(DirectoryStore):
@@ -135,14 +131,8 @@ class Agent:
 
     def held(self, name: str = "10-244-1-2") -> IPReservation:
         """The reservation, once the watch has told of it."""
-        self.until(lambda: name in self.known())
+        eventually(lambda: name in self.known())
         return self.known()[name]
-
-    def until(self, true: object, within: float = 5) -> None:
-        end = time.monotonic() + within
-        while not true():  # type: ignore[operator]
-            assert time.monotonic() < end, self.known()
-            time.sleep(0.01)
 
 
 class Cluster:
@@ -167,7 +157,7 @@ class Cluster:
     def agent(self, node: str, *, keep: float = 3600, keeping: bool = True) -> Agent:
         agent = Agent(node, self.store, self.run, keep).start(keeping=keeping)
         self._stack.callback(agent.stop)
-        agent.until(lambda: agent.snapshot_cache.snapshot.get().synced)
+        eventually(lambda: agent.snapshot_cache.snapshot.get().synced)
         return agent
 
 
@@ -195,7 +185,7 @@ def test_a_sticky_pod_comes_back_to_its_address_on_any_node(cluster: Cluster) ->
     assert first.held == (ip("10.244.1.2"),)
     assert not first.guests
     one.attachments.remove(first)
-    one.until(lambda: one.held().released)
+    eventually(lambda: one.held().released)
     for agent in (two, one, two):
         again = agent.add("web-0")
         assert address(again) == "10.244.1.2"
@@ -209,7 +199,7 @@ def test_a_pod_that_moves_without_a_word_takes_its_address_over(cluster: Cluster
     cluster.pod("web-0", sticky="true")
     first = one.add("web-0")
     assert address(two.add("web-0")) == address(first)
-    one.until(lambda: one.held().node == "two")
+    eventually(lambda: one.held().node == "two")
     one.attachments.remove(first)  # the old node comes back
     time.sleep(0.2)
     assert one.held().in_use
@@ -219,7 +209,7 @@ def test_nobody_is_given_a_reserved_address(cluster: Cluster) -> None:
     one = cluster.agent("one")
     cluster.pod("web-0", sticky="true")
     one.attachments.remove(one.add("web-0"))
-    one.until(lambda: one.held().released)
+    eventually(lambda: one.held().released)
     assert address(one.add("plain")) == "10.244.1.3"
     wanted = Attachment("asks", "eth0", NET, "", "", (), "")
     with pytest.raises(UnavailableError, match=r"10.244.1.2 is reserved"):
@@ -267,7 +257,7 @@ def test_the_blocks_node_agrees_or_says_why_not(cluster: Cluster) -> None:
     cluster.pod("far", ip=address(plain))
     with pytest.raises(TakenError, match="in a block of node one, and pod default/plain on node one has it"):
         two.add("far")
-    two.until(lambda: not two.known())
+    eventually(lambda: not two.known())
     one.attachments.remove(plain)
     assert two.add("far").guests == (ipaddress.ip_network("10.244.1.2/32"),)
     assert address(one.add("next")) == "10.244.1.3"
@@ -282,7 +272,7 @@ def test_a_node_that_does_not_answer_makes_the_add_try_again(
     with pytest.raises(CniError, match="node one, which has not agreed") as caught:
         two.add("far")
     assert caught.value.code == 11
-    two.until(lambda: not two.known())
+    eventually(lambda: not two.known())
     assert not two.attachments.all()
 
 
@@ -292,14 +282,14 @@ def test_what_a_crash_left_is_released_by_the_next_agent(cluster: Cluster) -> No
     one.attachments.remove(one.add("web-0"))  # and the agent dies before it could say so
     assert one.held().in_use
     again = cluster.agent("one")
-    again.until(lambda: again.held().released)
+    eventually(lambda: again.held().released)
 
 
 def test_reservations_are_known_before_the_datastore_has_told(cluster: Cluster) -> None:
     one = cluster.agent("one")
     cluster.pod("web-0", sticky="true")
     one.attachments.remove(one.add("web-0"))
-    one.until(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
+    eventually(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
     early = Agent("one", cluster.store, cluster.run)
     own = [usable(BLOCKS["one"])]
     made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, ())
@@ -313,7 +303,7 @@ def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cl
     cluster.pod("web-0", sticky="true")
     cluster.pod("web-1", sticky="true")
     first = one.add("web-0")
-    one.until(one.known)
+    eventually(one.known)
     cluster.store.away = True
     one.attachments.remove(first)
     assert address(one.add("web-0", "sandbox-2")) == address(first)
@@ -322,7 +312,7 @@ def test_while_the_datastore_is_away_a_pod_starts_again_where_it_was(cluster: Cl
     assert caught.value.code == 11
     cluster.store.away = False
     one.controller.wake()
-    one.until(lambda: not one.controller.problems.get())
+    eventually(lambda: not one.controller.problems.get())
     assert one.held().in_use
 
 
@@ -331,7 +321,7 @@ def test_an_agent_that_has_not_read_all_yet_claims_nothing_new(cluster: Cluster)
     cluster.pod("web-0", sticky="true")
     cluster.pod("new", ip="10.244.2.9")
     first = one.add("web-0")
-    one.until(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
+    eventually(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
     one.attachments.remove(first)
     early = Agent("one", cluster.store, cluster.run)
     with pytest.raises(CniError, match="has not been read completely") as caught:
@@ -344,18 +334,18 @@ def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
     one = cluster.agent("one", keep=2)
     cluster.pod("a", ip="10.244.1.7")
     one.attachments.remove(one.add("a"))
-    one.until(lambda: one.held("10-244-1-7").released)
-    one.until(lambda: one.controller.wake() or not one.known())  # type: ignore[func-returns-value]
+    eventually(lambda: one.held("10-244-1-7").released)
+    eventually(lambda: one.controller.wake() or not one.known())  # type: ignore[func-returns-value]
 
 
 def test_a_deleted_reservation_of_a_pod_is_made_again(cluster: Cluster) -> None:
     one = cluster.agent("one")
     cluster.pod("a", ip="10.244.1.7")
     one.add("a")
-    one.until(one.known)
+    eventually(one.known)
     one.store.delete("IPReservation", "10-244-1-7")
-    one.until(lambda: not one.known())
-    one.until(one.known)
+    eventually(lambda: not one.known())
+    eventually(one.known)
     assert one.held("10-244-1-7").owner == "default/a"
 
 
@@ -394,7 +384,7 @@ def test_who_claims_the_block_at_the_same_moment_has_to_agree(
         return
     with pytest.raises(CniError, match=r"lies in a block of node one, which has not agreed"):
         two.add("a")
-    two.until(lambda: not two.known())
+    eventually(lambda: not two.known())
 
 
 PODS = IPPool("pods", ipaddress.ip_network("10.244.0.0/16"), 26)
@@ -450,7 +440,7 @@ def test_a_pod_of_another_namespace_is_refused_with_pool_and_namespace(
     cluster.pod("plain")
     assert one.add("plain")
     cluster.put(replace(PODS, namespaces=("default",)))
-    one.until(lambda: one.snapshot_cache.snapshot.get().pools["pods"].namespaces == ("default",))
+    eventually(lambda: one.snapshot_cache.snapshot.get().pools["pods"].namespaces == ("default",))
     assert one.add("web")
 
 

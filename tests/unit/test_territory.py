@@ -22,16 +22,13 @@ from agent.modes.vxlan.state import VxlanState
 from agent.node.last_known_nodes import Recall
 from agent.objects.state import LocalAddress, NodeState
 from tests.networks import network_of
+from tests.support import net
 
 MODES = ("host-gw", "vxlan", "ipip")
 LOCAL = (
     LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16")),
     LocalAddress("eth1", 1500, ipaddress.ip_interface("10.99.0.1/24")),
 )
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
 
 
 def node(name: str, number: int, *cidrs: str, created: str = "") -> Node:

@@ -15,7 +15,6 @@ from agent.cluster.api import Api
 from agent.cluster.objects import NAME
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.usage_objects import Usages
-from agent.ip import Subnet
 from agent.ipam import blocks, usage
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
@@ -29,12 +28,8 @@ from agent.node.usage_writer import Seen, UsageWriter
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import OPTIONS, network_of
+from tests.support import net
 from tests.unit.awkward import Answer, Asked, Awkward, config
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
 
 NETWORK = network_of("pods")
 BLOCK, CLAIMED, FAR = net("10.244.1.0/24"), net("10.9.0.0/28"), net("10.9.0.16/28")

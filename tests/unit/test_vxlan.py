@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.ip import Address, Subnet
 from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
 from agent.modes.base import View
@@ -21,19 +20,12 @@ from agent.modes.vxlan.options import VXLAN
 from agent.modes.vxlan.state import VxlanState
 from agent.objects.state import LocalAddress, Masquerade, NodeState, Route, union
 from tests.networks import changed, network_of
+from tests.support import ip, net
 from tests.unit.sections import section
 
 MODE = Vxlan()
 DEVICE = "testcni-vxlan"
 LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)
-
-
-def net(text: str) -> Subnet:
-    return ipaddress.ip_network(text)
-
-
-def ip(text: str) -> Address:
-    return ipaddress.ip_address(text)
 
 
 def node(name: str, address: str, *cidrs: str) -> Node:

@@ -23,7 +23,7 @@ from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.node_object import Bird
 from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor, retire
-from agent.modes.ipip.bird.types import METRIC, BirdError, Tunnel
+from agent.modes.ipip.bird.types import METRIC, BirdError, BirdTimes, Tunnel
 from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.options import IPIP, IpipOptions
 from agent.modes.ipip.state import IpipState
@@ -53,7 +53,7 @@ class Ipip(Mode):
     def parts(self, agent: AgentContext) -> ModeParts:
         """Return BIRD with its options file, and the tunnels' device."""
         conf, board = agent.conf, agent.board
-        bird = Supervisor(conf.run_dir / "bird", board.part("bird"))
+        bird = Supervisor(conf.run_dir / "bird", board.part("bird"), times=BirdTimes(retire=conf.grace.bird))
         options = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error)
         device = IpipDevice(conf.ipip)
         polled: dict[str, Part] = {"bgp-options": options} if conf.bgp else {}

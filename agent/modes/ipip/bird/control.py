@@ -19,9 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.modes.ipip.bird.types import BirdError, Session, State
+from agent.modes.ipip.bird.types import BirdError, BirdTimes, Session, State
 
-TIMEOUT = 5.0  # seconds for one reply; BIRD answers between two rounds of its work
 LONGEST = 1 << 20  # bytes of one line
 READY = 1
 RECONFIGURED, IN_PROGRESS, QUEUED = 3, 4, 5
@@ -74,13 +73,14 @@ class Protocol:
 class Control:
     """A connection to BIRD, restricted to looking unless `change`; raises ControlError throughout."""
 
-    def __init__(self, path: Path, *, change: bool = False) -> None:
-        self._timeout = TIMEOUT
+    def __init__(self, path: Path, *, change: bool = False, timeout: float = BirdTimes().answer) -> None:
+        """`timeout`: seconds for one reply."""
+        self._timeout = timeout
         self._lines: deque[bytes] = deque()
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._socket.settimeout(TIMEOUT)
+            self._socket.settimeout(timeout)
             self._socket.connect(str(path))
             self.pid: int = UCRED.unpack(
                 self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.modes.ipip.bird.control import Control, ControlError
-from agent.modes.ipip.bird.types import BirdError
+from agent.modes.ipip.bird.types import BirdError, BirdTimes
 from agent.runtime.atomic_file import beside, read
 
 CHECK_TIMEOUT = 20.0  # seconds; bird -p takes 10 ms
@@ -30,6 +30,12 @@ class Files:
     """Where BIRD's files are: the folder is the agent's own, and on a tmpfs."""
 
     folder: Path
+    answer_within: float = BirdTimes().answer
+    """Seconds that BIRD has for one reply on its socket."""
+
+    def control(self, *, change: bool = False) -> Control:
+        """Return a connection to BIRD, restricted to looking unless `change`. Raises ControlError."""
+        return Control(self.socket, change=change, timeout=self.answer_within)
 
     @property
     def conf(self) -> Path:
@@ -169,7 +175,7 @@ def find(files: Files) -> tuple[Daemon, str] | None:
     Raises BirdError when something that is not ours holds the socket.
     """
     try:
-        with Control(files.socket) as control:
+        with files.control() as control:
             daemon = _held(control.pid, files)
             return (daemon, control.version) if daemon else None
     except ControlError as error:
@@ -180,7 +186,7 @@ def find(files: Files) -> tuple[Daemon, str] | None:
 
 def replace(daemon: Daemon, files: Files) -> None:
     """End it so that its routes stay, in the kernel and with its peers."""
-    with contextlib.suppress(ControlError), Control(files.socket, change=True) as control:
+    with contextlib.suppress(ControlError), files.control(change=True) as control:
         if control.graceful_restart() and daemon.wait(END_WITHIN):
             return
     daemon.signal(signal.SIGKILL)  # not SIGTERM: with that it takes leave of its peers
@@ -234,7 +240,7 @@ def wait_for_socket(daemon: Daemon, files: Files, within: float = END_WITHIN) ->
     deadline = time.monotonic() + within
     while True:
         try:
-            with Control(files.socket) as control:
+            with files.control() as control:
                 if control.pid == daemon.pid:
                     return
         except ControlError:

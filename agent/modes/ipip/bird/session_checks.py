@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from agent.model.problem import Problem
-from agent.modes.ipip.bird.types import BirdConfig, Session, State
+from agent.modes.ipip.bird.types import BirdConfig, BirdTimes, Session, State
 
-PATIENCE = 10.0  # seconds without a session before it is a problem; a node that starts needs 3
 REMEDIES = (  # of BIRD's proto/bgp/bgp.c and packets.c
     ("Bad peer AS", "give both sides the other's AS number"),
     ("Invalid next hop", "give the peer an address that this node can reach"),
@@ -22,7 +21,9 @@ SILENT = "see whether the address is right, a firewall drops TCP port 179, and b
 class Health:
     """Remembers since when each session is missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = BirdTimes().session) -> None:
+        """`patience`: seconds without a session before it is a problem."""
+        self._patience = patience
         self._since: dict[str, float] = {}
 
     @property
@@ -38,7 +39,7 @@ class Health:
             **{peer.name: f"node {peer.name} ({peer.address})" for peer in config.peers},
             **{external.name: f"external peer {external.address}" for external in config.externals},
         }
-        return tuple(_problems(addresses, (s for s in missing if now - self._since[s.peer] >= PATIENCE)))
+        return tuple(_problems(addresses, (s for s in missing if now - self._since[s.peer] >= self._patience)))
 
 
 def _problems(names: dict[str, str], missing: Iterable[Session]) -> Iterator[Problem]:

@@ -17,16 +17,14 @@ from agent.kernel import netlink
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.ipip.bird import control, daemon, kernel_routes, logs, render, session_checks
-from agent.modes.ipip.bird.control import Control, ControlError
+from agent.modes.ipip.bird.control import ControlError
 from agent.modes.ipip.bird.daemon import Daemon, Files
 from agent.modes.ipip.bird.restart_guard import Recovery
-from agent.modes.ipip.bird.types import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus, State
+from agent.modes.ipip.bird.types import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus, BirdTimes, State
 from agent.runtime.observable import Observable
 
 BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
 LIVED_LONG = 30.0  # seconds after which an end is not one of a series
-RETIRE_AFTER = 5.0  # seconds: an agent that starts, or a conf that is written anew, may want none for a moment
-HUNG = 30.0  # seconds without an answer after which it is killed, and started anew
 RECOVERING = 0.1  # seconds between two looks whether it has recovered
 LOOK = (1.0, 5.0)  # seconds between two looks at its sessions: while some are not established, and else
 
@@ -44,10 +42,17 @@ class DiedError(BirdError):
 class Supervisor:
     """BIRD as a child, or as the orphan of an earlier agent; all in the thread of `run`."""
 
-    def __init__(self, folder: Path, problems: PartProblems | None = None, program: str = "bird") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        problems: PartProblems | None = None,
+        program: str = "bird",
+        times: BirdTimes | None = None,
+    ) -> None:
+        self._times = times = times or BirdTimes()
         self.status: Observable[BirdStatus] = Observable(BirdStatus())
         self.problems = problems or PartProblems("bird")
-        self._files = Files(folder)
+        self._files = Files(folder, times.answer)
         self._program = program
         self._wanted: BirdConfig | None = None
         self._told = False
@@ -55,7 +60,7 @@ class Supervisor:
         self._applied: BirdConfig | None = None
         self._recovery: Recovery | None = None
         self._refused: Problem | None = None
-        self._health = session_checks.Health()
+        self._health = session_checks.Health(times.session)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stop = threading.Event()
         self._log = -1
@@ -120,8 +125,8 @@ class Supervisor:
             self._stand_by()
         elif wanted:
             self._live(wanted)
-        elif time.monotonic() - self._since < RETIRE_AFTER:
-            self._pause(RETIRE_AFTER - (time.monotonic() - self._since))
+        elif time.monotonic() - self._since < self._times.retire:
+            self._pause(self._times.retire - (time.monotonic() - self._since))
         else:
             self._retire()
             self._pause(None)
@@ -168,7 +173,7 @@ class Supervisor:
         if its == version:
             log.info("adopted the BIRD %s of pid %d", version, running.pid)
             self._applied = None  # what it was told last is not known
-            with Control(self._files.socket) as connection:
+            with self._files.control() as connection:
                 if any(p.kind == "Kernel" and p.state == "down" for p in connection.protocols()):
                     self._recovery = _begin_recovery(wanted)
             return running
@@ -216,8 +221,8 @@ class Supervisor:
             status = self._look(running, version, self._applied or wanted)
             self._publish(status)
             silent = 0.0 if status.running else silent or now
-            if silent and now - silent > HUNG:
-                log.error("BIRD has not answered for %.0f s: it is killed", HUNG)
+            if silent and now - silent > self._times.hung:
+                log.error("BIRD has not answered for %.0f s: it is killed", self._times.hung)
                 running.signal(signal.SIGKILL)
             self._pause(RECOVERING if self._recovery else LOOK[self._is_calm(status)], running.fd)
 
@@ -229,7 +234,7 @@ class Supervisor:
 
     def _is_recovered(self, recovery: Recovery) -> bool:
         try:
-            with Control(self._files.socket) as connection:
+            with self._files.control() as connection:
                 protocols, busy, known = connection.protocols(), connection.is_busy(), connection.routes()
         except ControlError:
             return False
@@ -245,7 +250,7 @@ class Supervisor:
 
     def _kept(self) -> BirdConfig | None:
         """What goes on although it is not wanted any more: whoever says so might be about to say otherwise."""
-        return self._applied if time.monotonic() - self._since < RETIRE_AFTER else None
+        return self._applied if time.monotonic() - self._since < self._times.retire else None
 
     def _apply(self, wanted: BirdConfig) -> None:
         """Have BIRD do what is wanted now; what it refuses leaves in force what was."""
@@ -254,7 +259,7 @@ class Supervisor:
             return
         try:
             self._write(wanted, kernel=not self._recovery)
-            with Control(self._files.socket, change=True) as connection:
+            with self._files.control(change=True) as connection:
                 connection.configure()
         except BirdError as error:
             self._refused = error.problem()
@@ -268,7 +273,7 @@ class Supervisor:
         refused = (self._refused,) if self._refused else ()
         starts = self.status.get().starts
         try:
-            with Control(self._files.socket) as connection:
+            with self._files.control() as connection:
                 protocols = connection.protocols()
         except ControlError as error:
             silent = Problem("bird", f"does not answer: {error}", "it is asked again; its routes stay")

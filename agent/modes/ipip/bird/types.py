@@ -9,6 +9,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from agent.config import GraceTimes
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
@@ -17,6 +18,20 @@ KERNEL_PROTOCOL = 12  # RTPROT_BIRD: stock BIRD writes no other
 METRIC = 84  # with the protocol `bird` our mark; a BIRD that nobody gave a metric has 32
 MAIN_TABLE = 254
 PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
+
+
+@dataclass(frozen=True, slots=True)
+class BirdTimes:
+    """How long the agent waits for BIRD, in seconds."""
+
+    retire: float = GraceTimes().bird
+    """Until a BIRD that is not wanted any more ends."""
+    hung: float = 30.0
+    """Until a BIRD that does not answer is killed and started again."""
+    answer: float = 5.0
+    """For one reply; BIRD answers between two rounds of its work."""
+    session: float = 10.0
+    """Until a missing session is a problem; a node that starts needs 3."""
 
 
 class BirdError(Exception):
