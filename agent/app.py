@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from agent.observe.network_policies import NetworkPolicies
 
 FINISH_WITHIN = 10.0  # seconds that calls of the plugin have to end when the agent stops
-WOKEN = ("confs", "claimer", "keeper", "reconciler", "herald", "installer")
+WOKEN = ("cni-conf", "blocks", "reservations", "reconciler", "accepted-modes", "installer")
 """The controllers whose number of rounds is in /status: it grows fast where parts wake each other."""
 
 log = logging.getLogger("agent")
@@ -95,14 +95,14 @@ class ClusterParts:
             self.snapshot, shared.in_progress, shared.attachments, file, shared.pod_events.put
         )
         self.reservations = ReservationController(
-            store, conf.node, inputs, conf.keep_address, board.part("keeper")
+            store, conf.node, inputs, conf.keep_address, board.part("reservations")
         )
-        rules = ReclaimRules(conf.node_gone, whole=lambda: not self.snapshot_cache.troubles.get())
-        self.block_controller = BlockController(store, conf.node, self.snapshot, rules, board.part("claimer"))
+        rules = ReclaimRules(conf.node_gone, whole=lambda: not self.snapshot_cache.problems.get())
+        self.block_controller = BlockController(store, conf.node, self.snapshot, rules, board.part("blocks"))
         self.parts: dict[str, Part] = {
-            "follower": self.snapshot_cache,
-            "claimer": self.block_controller,
-            "keeper": self.reservations,
+            "snapshot": self.snapshot_cache,
+            "blocks": self.block_controller,
+            "reservations": self.reservations,
         }
         """By the names of their threads."""
 
@@ -113,7 +113,7 @@ class NodePath:
     def __init__(self, shared: Shared, cluster: ClusterParts) -> None:
         conf, board = shared.conf, shared.board
         self._conf = conf
-        self.confs = ConfDir(conf.conf_dir, conf.conflist, shared.modes, board.part("confs"))
+        self.confs = ConfDir(conf.conf_dir, conf.conflist, shared.modes, board.part("cni-conf"))
         context = AgentContext(conf, board, shared.host)
         self.of_modes = [mode.parts(context) for mode in shared.modes]
         inputs = self._inputs(shared, cluster)
@@ -122,8 +122,8 @@ class NodePath:
         )
         self.status = self.reconciler.status
         self.view = NodeView(conf.node, cluster.snapshot, self.status)
-        self._publisher = AcceptedModesPublisher(cluster.datastores.store, self.view, board.part("herald"))
-        self._host_directories = HostDirectories(used_by(conf), board.part("folders"))
+        self._publisher = AcceptedModesPublisher(cluster.datastores.store, self.view, board.part("accepted-modes"))
+        self._host_directories = HostDirectories(used_by(conf), board.part("host-directories"))
         self.mode_threads = {name: one for of in self.of_modes for name, one in of.threads(self.view).items()}
         self.installer: Installer | None = None
         if conf.conflist:
@@ -156,10 +156,10 @@ class NodePath:
         """Return the parts by the names of their threads."""
         routes = partial(Monitor.of_routes, self._conf.route_protocol, LINK_PREFIX)
         parts: dict[str, Part] = {
-            "confs": self.confs,
+            "cni-conf": self.confs,
             "reconciler": self.reconciler,
-            "herald": self._publisher,
-            "folders": self._host_directories,
+            "accepted-modes": self._publisher,
+            "host-directories": self._host_directories,
             **self.mode_threads,
             "monitor": DriftMonitor(routes, self.reconciler.drifted),
             "nft-monitor": DriftMonitor(partial(Monitor.of_nft, NFT_TABLE), self.reconciler.drifted),
@@ -215,10 +215,10 @@ class ClusterObservers:
 
         board, usages = shared.board, Usages(api)
         seen = Seen(shared.conf.node, cluster.snapshot_cache, node.status, shared.attachments)
-        report_error = board.part("announcer").report_error
+        report_error = board.part("node-events").report_error
         self._policies = NetworkPolicies(api, shared.conf.node, board.part("policies").report_error)
         self.parts = {
-            "announcer": NodeEventWriter(api, node.view, shared.pod_events, report_error),
+            "node-events": NodeEventWriter(api, node.view, shared.pod_events, report_error),
             "usage": UsageWriter(usages, seen, board.part("usage")),
             "pool-status": PoolStatusWriter(usages, seen, board.part("pool-status")),
             "policies": self._policies,

@@ -260,7 +260,7 @@ class Informer:
         return obj
 
     def _report(self, changes: list[Change], seen: Collection[str], problems: Mapping[str, SourceProblem]) -> None:
-        """Deliver changes and troubles. A trouble ends when its source is `seen` to work again."""
+        """Deliver changes and problems. A problem ends when its source is `seen` to work again."""
         over = (self._failing & set(seen)) - problems.keys()
         self._failing = (self._failing - over) | problems.keys()
         batch = [

@@ -77,9 +77,9 @@ class SnapshotCache:
         """`earlier`: the reservations that the last agent knew, which count until the datastore is read."""
         board = board or ProblemBoard()
         self.snapshot: Observable[Snapshot] = Observable(Snapshot(reservations=earlier or {}))
-        self.troubles = board.part("datastore")
+        self.problems = board.part("datastore")
         """Sources that are temporarily unavailable, so that objects may be missing in the snapshot."""
-        self.odd = board.part("objects")
+        self.invalid = board.part("objects")
         """Sources that are in use, but for the parts that are wrong."""
         self.pool_status: Observable[Mapping[str, PoolStatus]] = Observable({})
         """The status of each IPPool. It is not in the snapshot, as pods do not depend on it."""
@@ -105,13 +105,13 @@ class SnapshotCache:
         if any(isinstance(change, Listed | Upserted | Deleted) for change in changes):
             self.snapshot.update(lambda snapshot: apply(snapshot, changes, self._listed))
         self.pool_status.update(lambda known: _pool_status(known, changes))
-        troubles = [change for change in changes if isinstance(change, SourceProblem)]
-        if troubles:
+        found = [change for change in changes if isinstance(change, SourceProblem)]
+        if found:
             # a source that changes from the one to the other is removed from the first
-            lost = [SourceProblem(t.source, None) if t.partial else t for t in troubles]
-            odd = [t if t.partial else SourceProblem(t.source, None) for t in troubles]
-            self.troubles.update(lambda known: _updated(known, lost))
-            self.odd.update(lambda known: _updated(known, odd))
+            unavailable = [SourceProblem(p.source, None) if p.partial else p for p in found]
+            invalid = [p if p.partial else SourceProblem(p.source, None) for p in found]
+            self.problems.update(lambda known: _updated(known, unavailable))
+            self.invalid.update(lambda known: _updated(known, invalid))
 
     def seconds_since_change(self) -> Mapping[Kind, float]:
         """Return the seconds since the datastore last delivered anything of each kind."""
@@ -132,14 +132,14 @@ def _pool_status(known: Mapping[str, PoolStatus], changes: Sequence[Change]) -> 
     return now
 
 
-def _updated(known: Mapping[str, Problem], troubles: Sequence[SourceProblem]) -> Mapping[str, Problem]:
+def _updated(known: Mapping[str, Problem], changes: Sequence[SourceProblem]) -> Mapping[str, Problem]:
     now = dict(known)
-    for trouble in troubles:
-        if trouble.problem is None:
-            if now.pop(trouble.source, None):
-                log.info("%s recovered", trouble.source)
+    for change in changes:
+        if change.problem is None:
+            if now.pop(change.source, None):
+                log.info("%s recovered", change.source)
         else:
-            if now.get(trouble.source) != trouble.problem:
-                log.warning("%s", trouble.problem)
-            now[trouble.source] = trouble.problem
+            if now.get(change.source) != change.problem:
+                log.warning("%s", change.problem)
+            now[change.source] = change.problem
     return now

@@ -65,12 +65,12 @@ class Attachment:
     """Of its reserved address; empty: none of its addresses is reserved."""
 
     @property
-    def held(self) -> tuple[Address, ...]:
+    def reserved(self) -> tuple[Address, ...]:
         """Return those of its addresses that are reserved."""
         return tuple(lease.address for lease in self.leases if self.owner and lease.address.version == 4)
 
     @property
-    def guests(self) -> tuple[Subnet, ...]:
+    def off_block(self) -> tuple[Subnet, ...]:
         """Return those of its addresses that are in no block of this node."""
         return tuple(lease.block for lease in self.leases if is_single(lease.block))
 

@@ -91,7 +91,7 @@ class BlockController(Controller):
         rules: ReclaimRules | None = None,
         problems: PartProblems | None = None,
     ) -> None:
-        self.problems = problems or PartProblems("claimer")
+        self.problems = problems or PartProblems("blocks")
         super().__init__(SCHEDULE, (snapshot,), self.problems.report_error)
         self.ledger = BlockLedger()
         self._store = store

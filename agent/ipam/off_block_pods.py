@@ -18,7 +18,7 @@ from agent.model.problem import Problem
 from agent.runtime.pace import Pace
 
 SETTLED = 5.0  # seconds: a block that was deleted may be claimed again at once
-EVENTS = 20, 2.5  # at once, then one in so many seconds: fewer than the announcer takes
+EVENTS = 20, 2.5  # at once, then one in so many seconds: fewer than node_events.py takes
 NAMED = 5  # pods in the text of a problem
 REASON = "AddressOutsideBlocks"
 Tell = Callable[[PodEvent], None]
@@ -151,6 +151,6 @@ def _outside(pods: tuple[Attachment, ...], blocks: tuple[Subnet, ...]) -> Iterat
         if pod.wired is None or pod.network.hand_made:  # an ADD is at work on it; a person divides the subnet
             continue
         for lease in pod.leases:
-            if lease.address not in pod.held and not any(lease.address in block for block in blocks):
+            if lease.address not in pod.reserved and not any(lease.address in block for block in blocks):
                 named = "/" in pod.pod
                 yield OffBlockAddress(lease.address, pod.pod or pod.container_id, named, pod.network.shared)

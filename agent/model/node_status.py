@@ -33,13 +33,13 @@ class NodeStatus:
     problems: tuple[Problem, ...] = ()
     accepted_modes: AcceptedModes = ()
     """The accepted modes to publish to peers."""
-    guests: frozenset[Subnet] = frozenset()
+    off_block_pods: frozenset[Subnet] = frozenset()
     """Addresses of this node's pods outside of its blocks whose node state is in the kernel."""
     refused: frozenset[str] = frozenset()
     """Names of networks whose new mode is refused, as pods on other nodes could not reach its pods."""
     unserved: frozenset[Network] = frozenset()
     """Networks with pods on this node whose node state is not in the kernel."""
-    away: frozenset[Subnet] = frozenset()
+    roaming: frozenset[Subnet] = frozenset()
     """Single addresses for which this node has a route to another node."""
     host_networks: HostNetworks = field(default_factory=HostNetworks)
     """Networks and addresses of the node itself."""

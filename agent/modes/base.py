@@ -70,11 +70,11 @@ class View:
     blocks: tuple[Subnet, ...]
     routed: RoutedModes = field(kw_only=True)
     underlay: Underlay = field(default_factory=Underlay)
-    guests: frozenset[Subnet] = frozenset()
+    off_block_pods: frozenset[Subnet] = frozenset()
     """Single addresses of this network's pods here that are in none of the blocks."""
-    held: frozenset[Subnet] = frozenset()
-    """Reserved addresses of this network's pods here, guests or at home: wherever they were, they are here now."""
-    strays: frozenset[Address] = frozenset()
+    reserved_addresses: frozenset[Subnet] = frozenset()
+    """Reserved addresses of this network's pods here, in a block of this node or not."""
+    other_mode_pods: frozenset[Address] = frozenset()
     """Addresses of the blocks that pods of other modes here have, while the mode is being changed."""
     accepted_modes: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""

@@ -66,10 +66,10 @@ class HostGw(Mode):
         carried = ip_versions.settle(settled.view, _mtu(view))
         view = carried.view
         routes, problems = peers.plain_routes(view)
-        guests = frozenset(Route(guest, None, _bridge_name(view.network)) for guest in view.guests)
+        off_block = frozenset(Route(pod, None, _bridge_name(view.network)) for pod in view.off_block_pods)
         return NodeState(
             bridges=_bridge(view),
-            routes=routes | guests,
+            routes=routes | off_block,
             proxies=_proxies(view),
             masquerade=peers.masquerade(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
@@ -175,17 +175,17 @@ def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:
 
 
 def _proxies(view: View) -> frozenset[Proxy]:
-    """The pods on the bridge believe that all of the block is there: for what is not the node answers."""
-    gone = (alone.network_address for _node, alone in peers.away(view))
+    """Return the proxy ARP entries: pods on the bridge ask it for every address of the block, absent ones too."""
+    roaming = (alone.network_address for _node, alone in peers.roaming(view))
     return frozenset(
         Proxy(_bridge_name(view.network), address)
-        for address in (*gone, *view.strays)
+        for address in (*roaming, *view.other_mode_pods)
         if isinstance(address, IPv4Address) and any(address in block for block in view.blocks)
     )
 
 
 def _gateway(lease: Lease) -> Address:
-    """The bridge's address in the block; a guest, whose block is not here, has the one that is on no interface."""
+    """Return the bridge's address in the block; off-block pods have the one that is on no interface."""
     return veth.GATEWAY if is_single(lease.block) else allocator.gateway(lease.block)
 
 

@@ -33,8 +33,8 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
     snapshot = view.snapshot
     exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot)}
     elsewhere = {block.cidr for block in snapshot.blocks.values() if block.shared}
-    exempt.update(routable_blocks.claims(view).owners.keys() - elsewhere, view.blocks, view.guests)
-    exempt.update(alone for _node, alone in away(view))
+    exempt.update(routable_blocks.claims(view).owners.keys() - elsewhere, view.blocks, view.off_block_pods)
+    exempt.update(alone for _node, alone in roaming(view))
     if nodes:
         exempt.update(ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
     if view.network.subnet:
@@ -46,20 +46,20 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
         for subnet in exempt
         if blocks.is_single(subnet) or not (near.network(subnet) or special_addresses.against(subnet))
     }
-    return Masquerade(frozenset(view.blocks) | view.guests, frozenset(exempt))
+    return Masquerade(frozenset(view.blocks) | view.off_block_pods, frozenset(exempt))
 
 
-def away(view: View) -> Iterator[tuple[Node, Subnet]]:
-    """Single addresses that pods of peers have though they are in blocks of others: more specific than those."""
-    return (found for found in _away(view) if not isinstance(found, Problem))
+def roaming(view: View) -> Iterator[tuple[Node, Subnet]]:
+    """Yield addresses of peers' pods that are in no block of the pod's node, each as a subnet, and that node."""
+    return (found for found in _roaming(view) if not isinstance(found, Problem))
 
 
-def _away(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
-    """Those addresses, or why nothing is routed there: a reservation is only what somebody has written."""
+def _roaming(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+    """Yield these addresses, or the reason why one gets no route: anybody may write a reservation."""
     fences: Fences | None = None
-    for held in reservation_rules.away(view.snapshot, view.network, view.node):
+    for held in reservation_rules.roaming(view.snapshot, view.network, view.node):
         alone = blocks.single(held.address)
-        if alone in view.held:
+        if alone in view.reserved_addresses:
             continue
         fences = fences or Fences(view)
         kept, end = special_addresses.against(alone), fences.address(alone, held.node)
@@ -72,9 +72,9 @@ def _away(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
 
 
 def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
-    """All that is behind each peer: its blocks, and what is away from its own."""
+    """Yield all that is behind each peer: its blocks, and its pods' addresses that are in none of them."""
     yield from routable_blocks.peer_blocks(view)
-    yield from _away(view)
+    yield from _roaming(view)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Owners:
     """This node's; None: it can't have a tunnel, for want of an address or of blocks."""
     own: tuple[IPv4Network, ...] = ()
     blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
-    """This node's blocks among them, and single addresses that are away from theirs."""
+    """This node's blocks are among them, and addresses of roaming pods."""
     ways: Mapping[IPv4Network, str] = field(default_factory=dict)
     """In which mode packets go to each peer's block."""
     plain: frozenset[Route] = frozenset()
@@ -94,7 +94,7 @@ class Owners:
 
     @property
     def here(self) -> dict[IPv4Network, IPv4Address]:
-        """This node's blocks, and its guests."""
+        """Return this node's blocks, and its off-block pods."""
         return {block: node for block, node in self.blocks.items() if block not in self.ways}
 
     def by(self, mode: str) -> dict[IPv4Network, IPv4Address]:
@@ -111,8 +111,8 @@ def owners(view: View) -> Owners:
     if not own or not isinstance(node, IPv4Address):
         missing = {underlay.no_address(view.node)} if own else set()
         return Owners(None, problems=frozenset(problems | missing))
-    guests = (guest for guest in view.guests if isinstance(guest, IPv4Network))
-    found, ways = dict.fromkeys((*own, *guests), node), {}
+    off_block = (alone for alone in view.off_block_pods if isinstance(alone, IPv4Network))
+    found, ways = dict.fromkeys((*own, *off_block), node), {}
     plain: set[Route] = set()
     to = Peers(view, known)
     for each in peers(view):

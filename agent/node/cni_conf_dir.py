@@ -170,7 +170,7 @@ class ConfDir(Controller):
         modes: Modes = BUILT_IN,
         problems: PartProblems | None = None,
     ) -> None:
-        super().__init__(SCHEDULE, report_error=(problems or PartProblems("confs")).report_error)
+        super().__init__(SCHEDULE, report_error=(problems or PartProblems("cni-conf")).report_error)
         self.found: Observable[Confs] = Observable(read(folder, template, modes=modes))
         self._folder = folder
         self._modes = modes
@@ -178,7 +178,7 @@ class ConfDir(Controller):
 
     def run(self, stop: threading.Event) -> None:
         """Publish the networks after each change until `stop` is set."""
-        watched = {"watch-confs": self._folder}
+        watched = {"watch-cni-conf": self._folder}
         if self._template:
             watched["watch-template"] = self._template.parent
         directory_watch.watch(watched, self.wake, stop)

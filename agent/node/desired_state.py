@@ -50,7 +50,7 @@ class DesiredStates:
         views = [self._view(inputs, accepted, network, ipv6=ipv6) for network in inputs.networks]
         self._memory = {view.network: (view, self._desired(view)) for view in views}
         states = {network: state for network, (_view, state) in self._memory.items()}
-        return DesiredState(union(states.values()), states, {view.network: view.guests for view in views})
+        return DesiredState(union(states.values()), states, {view.network: view.off_block_pods for view in views})
 
     def _desired(self, view: View) -> NodeState:
         known = self._memory.get(view.network)
@@ -67,14 +67,14 @@ class DesiredStates:
         kept = sorted(used - set(own), key=str)
         all_pods = self._attachments.in_force()
         pods = [a for a in all_pods if a.network == network and a.owner]
-        guests = frozenset(guest for pod in pods for guest in pod.guests)
+        off_block = frozenset(alone for pod in pods for alone in pod.off_block)
         if any(block.version in network.versions for block in own) and network.options.host_routes:
             # their pods need no address of the block on the node, and who has it now is reached
-            guests |= self._alone(network, kept)
+            off_block |= self._alone(network, kept)
             kept = []
-        held = frozenset(blocks.single(address) for pod in pods for address in pod.held)
+        reserved = frozenset(blocks.single(address) for pod in pods for address in pod.reserved)
         others = (lease.address for a in all_pods if a.network.mode != network.mode for lease in a.leases)
-        strays = frozenset(address for address in others if any(address in block for block in (*own, *kept)))
+        other_mode = frozenset(address for address in others if any(address in block for block in (*own, *kept)))
         return View(
             inputs.cluster,
             self._node,
@@ -82,9 +82,9 @@ class DesiredStates:
             network,
             (*own, *kept),
             inputs.underlay,
-            guests,
-            held,
-            strays,
+            off_block,
+            reserved,
+            other_mode,
             self._modes.routed.known(dict(accepted).get(network.name, ())),
             inputs.known.ends,
             inputs.known.claims,

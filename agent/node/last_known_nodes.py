@@ -63,8 +63,8 @@ class Known:
                 yield Problem(f"node {other.node}", what, remedy)
 
 
-class Recall:
-    """Completes snapshots by what earlier ones said."""
+class LastKnownNodes:
+    """Completes snapshots by what earlier ones said. For one thread."""
 
     def __init__(self, node: str, path: Path | None = None, own: Iterable[Subnet] = ()) -> None:
         """`path`: the file; None: it is forgotten at a restart. `own`: the blocks that pods of this node have."""

@@ -19,7 +19,7 @@ from agent.node import block_demand, ready_state_file
 from agent.node.apply import ApplyResult, NodeProgrammer
 from agent.node.desired_state import DesiredState, DesiredStates
 from agent.node.inputs import Inputs
-from agent.node.last_known_nodes import Recall
+from agent.node.last_known_nodes import LastKnownNodes
 from agent.node.networks_in_force import NetworksInForce
 from agent.node.pod_port_repair import PodPorts
 from agent.node.round_inputs import KernelUnreadableError, RoundInputs, RoundReader
@@ -62,9 +62,11 @@ class Reconciler(Controller):
         self._verify = threading.Event()
         """Set when somebody else may have changed something."""
         self._verify.set()
-        self._recall = Recall(node, inputs.nodes, (block for own in earlier.blocks.values() for block in own))
+        self._last_known = LastKnownNodes(
+            node, inputs.nodes, (block for own in earlier.blocks.values() for block in own)
+        )
         self._networks = NetworksInForce(node, inputs, earlier.blocks)
-        self._reader = RoundReader(node, inputs, self._recall, self._networks, self._programmer)
+        self._reader = RoundReader(node, inputs, self._last_known, self._networks, self._programmer)
         self._states = DesiredStates(node, modes, pods)
         self._desired = DesiredState()
         """What the last round desired."""
@@ -93,7 +95,7 @@ class Reconciler(Controller):
 
     def pause(self) -> float:
         """Return the seconds to the next round: the resync, or sooner the end of a demand, network or idleness."""
-        ends = [self._releaser.next(), self._recall.next(), *self._networks.ends]
+        ends = [self._releaser.next(), self._last_known.next(), *self._networks.ends]
         return max(0.0, min([super().pause(), *(end - time.monotonic() for end in ends)]))
 
     def once(self) -> bool:

@@ -11,7 +11,7 @@ from agent.modes.underlay import announcement
 from agent.node import kernel_state
 from agent.node.apply import NodeProgrammer
 from agent.node.inputs import Inputs
-from agent.node.last_known_nodes import Known, Recall
+from agent.node.last_known_nodes import Known, LastKnownNodes
 from agent.node.networks_in_force import NetworksInForce
 from agent.objects.base import KernelState
 from agent.objects.state import Underlay
@@ -41,17 +41,22 @@ class RoundReader:
     """Reads what a round goes by."""
 
     def __init__(
-        self, node: str, inputs: Inputs, recall: Recall, networks: NetworksInForce, programmer: NodeProgrammer
+        self,
+        node: str,
+        inputs: Inputs,
+        last_known: LastKnownNodes,
+        networks: NetworksInForce,
+        programmer: NodeProgrammer,
     ) -> None:
         self._node = node
         self._inputs = inputs
-        self._recall = recall
+        self._last_known = last_known
         self._networks = networks
         self._programmer = programmer
 
     def read(self, snapshot: Snapshot) -> RoundInputs:
         """Return what a round goes by. Raises KernelUnreadableError."""
-        known = self._recall.look(snapshot)
+        known = self._last_known.look(snapshot)
         cluster = replace(snapshot, nodes=known.nodes)
         networks = tuple(self._networks.look(self._inputs.confs.get(), cluster))
         try:

@@ -68,7 +68,7 @@ class RoundStatus:
         """Return the status of the node, problems aside; `accepted` is what it announces to its peers."""
         inputs, desired = outcome.inputs, outcome.desired
         snapshot, node, states = inputs.pods, self._node, desired.networks
-        guests = frozenset(guest for network in ready for guest in desired.off_block_pods[network])
+        off_block = frozenset(pod for network in ready for pod in desired.off_block_pods[network])
         excluded = {n: blocks.excluded(snapshot, n, node, own) for n, own in ready.items()}
         return NodeStatus(
             synced=True,
@@ -79,8 +79,8 @@ class RoundStatus:
             uplinks={n: uplink for n in ready for uplink in states[n].uplinks},
             routes=len(desired.node.routes),
             programmed=outcome.done.of(Routes.kind).programmed,
-            guests=guests,
-            away=frozenset(r.dst for r in desired.node.routes if blocks.is_single(r.dst)) - guests,
+            off_block_pods=off_block,
+            roaming=frozenset(r.dst for r in desired.node.routes if blocks.is_single(r.dst)) - off_block,
             accepted_modes=accepted,
             host_networks=snapshot.host_networks,
             pool_faults={

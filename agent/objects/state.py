@@ -225,7 +225,7 @@ class NodeState:
 
     @property
     def no_redirects_on(self) -> frozenset[str]:
-        """Bridges with guests: their other ports must not hear that a guest is on their link, as it moves on."""
+        """Bridges with off-block pods: no redirect may say that such a pod is on the link, as it may move."""
         lone = {route.device for route in self.routes if route.gateway is None}
         return frozenset(bridge.name for bridge in self.bridges if bridge.name in lone)
 

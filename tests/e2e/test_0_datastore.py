@@ -281,7 +281,7 @@ def test_two_nodes_share_addresses_that_stay(
             assert str(made.leases[0].address) == "10.244.1.2"
             agent.attachments.remove(made)
             eventually(lambda agent=agent: agent.held().released, 5)
-        assert two.add("a").guests
+        assert two.add("a").off_block
         with pytest.raises(TakenError, match="is reserved for default/a"):
             one.add("b")
         assert [pod_event.pod for pod_event in one.told] == ["default/b"]
@@ -355,13 +355,13 @@ def test_a_watch_outlives_an_api_server_that_restarts(control: ControlPlane, sto
         store.create(IPPool("before", ipaddress.ip_network("10.1.0.0/16"), 24))
         eventually(lambda: "before" in snapshot_cache.snapshot.get().pools, 10)
         control.end("kube-apiserver")
-        eventually(lambda: len(snapshot_cache.troubles.get()) == len(KINDS), 10)
+        eventually(lambda: len(snapshot_cache.problems.get()) == len(KINDS), 10)
         assert "before" in snapshot_cache.snapshot.get().pools, "the last state stays in force"
         control.start_apiserver()
         after = IPPool("after", ipaddress.ip_network("10.2.0.0/16"), 24)
         eventually(lambda: store.create(after), 60)  # its policies look for their kinds every 30 s
         eventually(lambda: "after" in snapshot_cache.snapshot.get().pools, 35)
-        eventually(lambda: not snapshot_cache.troubles.get(), 35)
+        eventually(lambda: not snapshot_cache.problems.get(), 35)
         store.delete("IPPool", "before")
         eventually(lambda: "before" not in snapshot_cache.snapshot.get().pools, 10)
     finally:

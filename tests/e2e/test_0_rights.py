@@ -361,7 +361,7 @@ def test_agents_with_their_own_tokens_do_all_that_pods_need(control: ControlPlan
             assert str(made.leases[0].address) == "10.244.1.2"
             agent.attachments.remove(made)
             eventually(lambda agent=agent: agent.held().released, 5)
-        assert two.add("a").guests
+        assert two.add("a").off_block
         with pytest.raises(TakenError, match="is reserved for default/a"):
             one.add("b")
     finally:

@@ -244,10 +244,10 @@ def test_what_the_netconf_asks_for_is_in_the_kernel(tmp_path: Path) -> None:
 def test_addresses_asked_for_by_args_and_capability(tmp_path: Path) -> None:
     host = Host(tmp_path)
     assert host.add(Pod("c1"), args="IP=10.244.1.77")["ips"][0]["address"] == "10.244.1.77/24"
-    wish = {**CONF, "runtimeConfig": {"ips": ["10.244.1.78/24"]}}
-    assert host.add(Pod("c2"), wish)["ips"][0]["address"] == "10.244.1.78/24"
+    asked = {**CONF, "runtimeConfig": {"ips": ["10.244.1.78/24"]}}
+    assert host.add(Pod("c2"), asked)["ips"][0]["address"] == "10.244.1.78/24"
     with pytest.raises(CniError, match="is in use"):
-        host.add(Pod("c3"), wish)
+        host.add(Pod("c3"), asked)
 
 
 def test_a_full_block_says_so_and_frees_on_del(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Addresses that are away from their block, as each mode wants them of the kernel: pure functions."""
+"""Addresses of pods that roam, as each mode wants them of the kernel: pure functions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NODES = {
     for number, name in enumerate(("one", "two", "three"), 1)
 }
 SINCE = datetime(2026, 1, 31, 12, tzinfo=UTC)
-AWAY = IPReservation(X, "default/web-0", "default/web-0", "two", "net", SINCE)
+ROAMING = IPReservation(X, "default/web-0", "default/web-0", "two", "net", SINCE)
 POOLS = {"pods": IPPool("pods", IPv4Network("10.244.0.0/16"), 24)}
 
 
 def desired(
-    way: str, node: str, held: IPReservation = AWAY, *, here: bool = False, backend: str = EBPF
+    way: str, node: str, held: IPReservation = ROAMING, *, here: bool = False, backend: str = EBPF
 ) -> NodeState:
     """What a node wants while `held` is reserved, and `here` where its pod is on this node."""
     network = network_of("net", way, IPv4Network("10.244.0.0/16"), vxlan_backend=backend)
@@ -40,7 +40,7 @@ def desired(
     me = NODES[node]
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{me.addresses[0]}/24")),)
     alone = frozenset({ALONE}) if here else frozenset()
-    guests = frozenset() if node == "one" else alone
+    off_block = frozenset() if node == "one" else alone
     view = View(
         snapshot,
         node,
@@ -48,8 +48,8 @@ def desired(
         network,
         me.blocks,
         underlay=Underlay(),
-        guests=guests,
-        held=alone,
+        off_block_pods=off_block,
+        reserved_addresses=alone,
         routed=BUILT_IN.routed,
     )
     return BUILT_IN[way].desired(view)
@@ -68,7 +68,7 @@ def test_host_gw_routes_it_to_where_it_is(node: str) -> None:
     assert not state.no_redirects_on
 
 
-def test_host_gw_has_a_guest_on_its_bridge() -> None:
+def test_host_gw_has_an_off_block_pod_on_its_bridge() -> None:
     state = desired("host-gw", "two", here=True)
     assert routes(state) == [Route(ALONE, None, "testcni0")]
     assert state.no_redirects_on == {"testcni0"}
@@ -79,14 +79,14 @@ def test_host_gw_has_a_guest_on_its_bridge() -> None:
 def test_the_bridge_answers_for_pods_of_another_mode_that_have_addresses_of_its_block() -> None:
     network = network_of("net", "host-gw", IPv4Network("10.244.0.0/16"))
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
-    strays = frozenset({IPv4Address("10.244.1.9"), IPv4Address("10.244.2.9")})  # one of no block of its own
+    other_mode = frozenset({IPv4Address("10.244.1.9"), IPv4Address("10.244.2.9")})  # one of no block of its own
     view = View(
         Snapshot(True, NODES, POOLS),
         "one",
         local,
         network,
         NODES["one"].blocks,
-        strays=strays,
+        other_mode_pods=other_mode,
         routed=BUILT_IN.routed,
     )
     assert BUILT_IN["host-gw"].desired(view).proxies == {Proxy("testcni0", IPv4Address("10.244.1.9"))}
@@ -105,7 +105,7 @@ def test_a_reservation_leads_no_packets_of_nodes_to_a_pod(
     way: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the cloud's metadata address, for example, or of a node's own."""
-    held = replace(AWAY, address=IPv4Address(address))
+    held = replace(ROAMING, address=IPv4Address(address))
     monkeypatch.setitem(desired.__globals__, "IPv4Network", lambda _text: None)  # a network without a subnet
     state = desired(way, "one", held)
     tunnel = state.section(VxlanState) or state.section(IpipState)
@@ -118,10 +118,10 @@ def test_a_reservation_leads_no_packets_of_nodes_to_a_pod(
 @pytest.mark.parametrize(
     "held",
     [
-        replace(AWAY, released=SINCE),
-        replace(AWAY, asks="one"),
-        replace(AWAY, node="gone"),
-        replace(AWAY, network="n"),
+        replace(ROAMING, released=SINCE),
+        replace(ROAMING, asks="one"),
+        replace(ROAMING, node="gone"),
+        replace(ROAMING, network="n"),
     ],
 )
 def test_what_is_not_in_use_has_no_route(held: IPReservation) -> None:
@@ -138,11 +138,11 @@ def test_vxlan_knows_the_node(backend: str) -> None:
         assert routes(state) == ([] if here else [Route(ALONE, gateway, "testcni-vxlan")])
 
 
-def test_ipip_announces_a_guest() -> None:
-    guest, home, other = (desired("ipip", node, here=node == "two") for node in ("two", "one", "three"))
-    for state in (guest, home, other):
+def test_ipip_announces_an_off_block_pod() -> None:
+    off_block, home, other = (desired("ipip", node, here=node == "two") for node in ("two", "one", "three"))
+    for state in (off_block, home, other):
         assert dict(section(state, IpipState).blocks)[ALONE] == IPv4Address("192.0.2.2")
-    assert section(guest, BirdPlan).config.blocks == (IPv4Network("10.244.2.0/24"), ALONE)
+    assert section(off_block, BirdPlan).config.blocks == (IPv4Network("10.244.2.0/24"), ALONE)
     for state in (home, other):
         assert ALONE not in section(state, BirdPlan).config.blocks
-    assert section(guest, IpipState).addresses == {IPv4Address("10.244.2.1")}
+    assert section(off_block, IpipState).addresses == {IPv4Address("10.244.2.1")}

@@ -357,6 +357,6 @@ def test_a_reservation_of_a_blocks_gateway_is_a_problem_on_both_nodes_and_leads_
         assert "block 10.244.1.0/24 of node one" in problem.what
         assert "ns/pod" in problem.remedy
     assert list(reservation_rules.wrong(snapshot, [NETWORK], "three")) == []
-    assert list(reservation_rules.away(snapshot, NETWORK, "one")) == []
+    assert list(reservation_rules.roaming(snapshot, NETWORK, "one")) == []
     shared = changed(NETWORK, mode="macvlan", link_mode="bridge")
     assert list(reservation_rules.wrong(snapshot, [shared], "one")) == []

@@ -218,7 +218,7 @@ class Store:
 def test_peers_are_told_until_the_snapshot_says_so() -> None:
     store = Store()
     snapshot, status = Observable(Snapshot()), Observable(NodeStatus())
-    problems, clock = PartProblems("herald"), FakeClock()
+    problems, clock = PartProblems("accepted-modes"), FakeClock()
     publisher = AcceptedModesPublisher(as_store(store), NodeView("n1", snapshot, status), problems, clock)
     publisher.once()
     status.publish(NodeStatus(synced=True, accepted_modes=(("net", (VXLAN,)),)))
@@ -256,7 +256,7 @@ def test_what_holds_no_more_is_withdrawn_once_that_is_known(status: NodeStatus, 
     """An agent that has only just begun does not know yet in which modes its node takes packets."""
     store, snapshot = Store(), Observable(Snapshot(synced=True, nodes={"n1": node(1, VXLAN)}))
     view = NodeView("n1", snapshot, Observable(status))
-    AcceptedModesPublisher(as_store(store), view, PartProblems("herald")).once()
+    AcceptedModesPublisher(as_store(store), view, PartProblems("accepted-modes")).once()
     assert store.told == ([("n1", "")] if is_withdrawn else [])
 
 

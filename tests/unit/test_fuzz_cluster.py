@@ -32,7 +32,7 @@ from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.modes.base import View
 from agent.modes.registry import BUILT_IN
-from agent.node.last_known_nodes import Recall
+from agent.node.last_known_nodes import LastKnownNodes
 from agent.objects.state import LocalAddress, union
 from tests.unit.fuzz import dumped, fuzz, texts
 from tests.unit.fuzz import folder as fresh
@@ -113,11 +113,11 @@ def check_all(snapshot_cache: SnapshotCache) -> None:
     assert (snapshot.synced, "n1" in snapshot.nodes, "p1" in snapshot.pools) == (True, True, True)
     assert "10-244-2-0-24" in snapshot.blocks
     assert "10-244-1-7" in snapshot.reservations
-    for problem in (*snapshot_cache.troubles.get().values(), *snapshot_cache.odd.get().values()):
+    for problem in (*snapshot_cache.problems.get().values(), *snapshot_cache.invalid.get().values()):
         str(problem).encode()
     with fresh() as place:
-        known = Recall("n1", place / "nodes.json").look(snapshot)
-        Recall("n1", place / "nodes.json").look(Snapshot(synced=True))
+        known = LastKnownNodes("n1", place / "nodes.json").look(snapshot)
+        LastKnownNodes("n1", place / "nodes.json").look(Snapshot(synced=True))
     whole = Snapshot(True, known.nodes, snapshot.pools, snapshot.blocks, snapshot.reservations)
     union(BUILT_IN[network.mode].desired(view_of(whole, network)) for network in NETWORKS)
     check_pods(snapshot)
@@ -140,7 +140,7 @@ def check_pods(snapshot: Snapshot) -> None:
         own = blocks.node_blocks(snapshot, network, "n1")
         blocks.excluded(snapshot, network, "n1", own)
         next(blocks.candidates(snapshot, network, "n1"), None)
-        [*reservation_rules.away(snapshot, network, "n1")]
+        [*reservation_rules.roaming(snapshot, network, "n1")]
 
 
 @pytest.fixture(autouse=True)

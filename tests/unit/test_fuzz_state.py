@@ -128,7 +128,7 @@ def start(agent: Agent) -> None:
         with contextlib.suppress(NodeNotReadyError):
             BUILT_IN[known.network.mode].port(known)
     json.dumps(agent.report()).encode()
-    agent.node.reconciler._recall.look(Snapshot(synced=True))
+    agent.node.reconciler._last_known.look(Snapshot(synced=True))
     agent.cluster.reservations._set_reserved()
     agent.node.reconciler._inputs.marks.ownership(frozenset())
 

@@ -38,7 +38,7 @@ def test_a_thousand_reservations_outside_of_five_thousand_nodes_blocks(node_of: 
     held = {one.name: one for one in (reserved(number, **what) for number in range(RESERVED))}
     snapshot = Snapshot(True, {n.name: n for n in map(node, range(NODES))}, reservations=held)
     began = time.process_time()
-    away = list(reservation_rules.away(snapshot, NET, "node9"))
+    roaming = list(reservation_rules.roaming(snapshot, NET, "node9"))
     told = [
         *reservation_rules.wrong(snapshot, [NET], "node9"),
         *reservation_rules.useless(snapshot, [NET], "node0"),
@@ -46,7 +46,7 @@ def test_a_thousand_reservations_outside_of_five_thousand_nodes_blocks(node_of: 
     now = datetime(2030, 1, 1, tzinfo=UTC)
     steps = list(reservation_rules.steps(snapshot, LocalPods("node0"), now, timedelta(seconds=600)))
     assert time.process_time() - began < MOST
-    assert len(away) == (RESERVED if node_of.get("node") == "node1" else 0)
+    assert len(roaming) == (RESERVED if node_of.get("node") == "node1" else 0)
     assert len(steps) == (RESERVED if node_of.get("node") == "gone" else 0)
     assert len(told) == (0 if node_of else RESERVED)
 

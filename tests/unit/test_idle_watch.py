@@ -122,11 +122,11 @@ def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Sil
     with followed(silent.server.port, WatchDuration(1, 1, slack=0.2), within=0.5) as it:
         eventually(lambda: silent.watches("nodes"))
         silent.hangs.set()
-        eventually(lambda: len(it.snapshot_cache.troubles.get()) == len(KINDS))
-        assert "timed out" in str(it.snapshot_cache.troubles.get()["API server, Node"])
+        eventually(lambda: len(it.snapshot_cache.problems.get()) == len(KINDS))
+        assert "timed out" in str(it.snapshot_cache.problems.get()["API server, Node"])
         eventually(lambda: it.snapshot_cache.watch_restarts.all()["Node", FAILED])
         silent.hangs.clear()  # and no event ever comes
-        eventually(lambda: not it.snapshot_cache.troubles.get())
+        eventually(lambda: not it.snapshot_cache.problems.get())
 
 
 def test_a_connection_is_kept_for_each_of_many_calls(caplog: pytest.LogCaptureFixture) -> None:

@@ -83,7 +83,7 @@ def test_an_address_in_nobodys_block_stays_its_owners(
     for agent in (one, two):
         agent.held("10-99-0-7")
         made = agent.add("web-0")
-        assert (address(made), made.guests) == (FAR, (ipaddress.ip_network(f"{FAR}/32"),))
+        assert (address(made), made.off_block) == (FAR, (ipaddress.ip_network(f"{FAR}/32"),))
         eventually(lambda agent=agent: agent.held("10-99-0-7").node == agent.node)
         agent.attachments.remove(made)
         eventually(lambda agent=agent: agent.held("10-99-0-7").released)

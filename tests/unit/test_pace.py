@@ -83,12 +83,14 @@ def test_a_folder_removed_behind_its_mount_ends_the_agent_but_not_again_and_agai
 ) -> None:
     gone: set[Path] = set()
     monkeypatch.setattr(host_directories, "removed", lambda path: path in gone)
-    watched = HostDirectories({"--conf-dir": tmp_path, "--bin-dir": tmp_path / "bin"}, PartProblems("folders"))
+    watched = HostDirectories(
+        {"--conf-dir": tmp_path, "--bin-dir": tmp_path / "bin"}, PartProblems("host-directories")
+    )
     watched.once()
     gone.add(tmp_path)
     with pytest.raises(MustEndError, match=r"--conf-dir\) was removed on the host"):
         watched.once()
-    problems = PartProblems("folders")
+    problems = PartProblems("host-directories")
     started_on_it = HostDirectories({"--conf-dir": tmp_path}, problems)
     started_on_it.once()
     assert "delete the agent's pod" in str(problems.get()["--conf-dir"])

@@ -248,7 +248,7 @@ def test_hostile_events_hold_up_no_good_ones(api_server: Callable[..., tuple[Sna
     eventually(lambda: wanted <= set(snapshot_cache.snapshot.get().nodes))
     lists = [one for one in server.asked if one.path == "/api/v1/nodes" and not one.is_watch]
     assert len(lists) == 1
-    assert snapshot_cache.troubles.get(), "what can't be read is a problem"
+    assert snapshot_cache.problems.get(), "what can't be read is a problem"
 
 
 def test_hostile_items_of_a_list_hold_up_no_good_ones(

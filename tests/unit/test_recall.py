@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.cluster import Node, Snapshot
-from agent.node.last_known_nodes import Recall
+from agent.node.last_known_nodes import LastKnownNodes
 
 
 def node(number: int, *, addresses: bool = True, blocks: bool = True) -> Node:
@@ -32,14 +32,14 @@ ONE, TWO = node(1), node(2)
 
 
 @pytest.fixture(params=["same agent", "restarted agent"])
-def again(request: pytest.FixtureRequest, tmp_path: Path) -> Recall:
+def again(request: pytest.FixtureRequest, tmp_path: Path) -> LastKnownNodes:
     """An agent that has seen the nodes one and two, or the next one."""
-    first = Recall("n1", tmp_path / "nodes.json")
+    first = LastKnownNodes("n1", tmp_path / "nodes.json")
     first.look(snapshot(ONE, TWO))
-    return first if request.param == "same agent" else Recall("n1", tmp_path / "nodes.json")
+    return first if request.param == "same agent" else LastKnownNodes("n1", tmp_path / "nodes.json")
 
 
-def test_a_node_that_shows_no_address_for_a_moment_keeps_its_last(again: Recall) -> None:
+def test_a_node_that_shows_no_address_for_a_moment_keeps_its_last(again: LastKnownNodes) -> None:
     for lacking in (node(1, addresses=False), node(2, addresses=False)):
         seen = again.look(snapshot(*({"n1": ONE, "n2": TWO} | {lacking.name: lacking}).values()))
         assert seen.nodes == {"n1": ONE, "n2": TWO}
@@ -48,37 +48,37 @@ def test_a_node_that_shows_no_address_for_a_moment_keeps_its_last(again: Recall)
         assert again.look(snapshot(ONE, TWO)).problems == ()
 
 
-def test_one_family_that_is_missing_keeps_its_last(again: Recall) -> None:
+def test_one_family_that_is_missing_keeps_its_last(again: LastKnownNodes) -> None:
     seen = again.look(snapshot(ONE, replace(TWO, addresses=TWO.addresses[1:])))
     assert set(seen.nodes["n2"].addresses) == set(TWO.addresses)
 
 
-def test_another_address_counts_at_once(again: Recall) -> None:
+def test_another_address_counts_at_once(again: LastKnownNodes) -> None:
     moved = replace(TWO, addresses=(ipaddress.ip_address("192.0.2.77"), TWO.addresses[1]))
     seen = again.look(snapshot(ONE, moved))
     assert seen.nodes == {"n1": ONE, "n2": moved}
     assert not seen.problems
 
 
-def test_what_another_node_has_now_is_not_kept(again: Recall) -> None:
+def test_what_another_node_has_now_is_not_kept(again: LastKnownNodes) -> None:
     heir = Node("n3", TWO.addresses, TWO.blocks)
     seen = again.look(snapshot(ONE, node(2, addresses=False, blocks=False), heir))
     assert seen.nodes["n2"] == Node("n2")
 
 
-def test_this_node_stays_while_its_object_is_deleted_and_created_again(again: Recall) -> None:
+def test_this_node_stays_while_its_object_is_deleted_and_created_again(again: LastKnownNodes) -> None:
     assert again.look(snapshot(TWO)).nodes["n1"] == ONE
     assert again.look(snapshot(TWO, node(1, addresses=False, blocks=False))).nodes["n1"] == ONE
     assert again.look(snapshot(TWO, ONE)).nodes == {"n1": ONE, "n2": TWO}
 
 
-def test_another_node_that_is_deleted_is_gone_but_known_when_it_is_created_again(again: Recall) -> None:
+def test_another_node_that_is_deleted_is_gone_but_known_when_it_is_created_again(again: LastKnownNodes) -> None:
     assert again.look(snapshot(ONE)).nodes == {"n1": ONE}
     assert again.look(snapshot(ONE, node(2, addresses=False, blocks=False))).nodes == {"n1": ONE, "n2": TWO}
 
 
 def test_a_pod_cidr_that_was_taken_away_is_kept_for_a_moment_only(
-    again: Recall, monkeypatch: pytest.MonkeyPatch
+    again: LastKnownNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = node(2, blocks=False)
     assert again.look(snapshot(ONE, without)).nodes["n2"] == TWO
@@ -88,7 +88,7 @@ def test_a_pod_cidr_that_was_taken_away_is_kept_for_a_moment_only(
     assert again.look(snapshot(ONE, replace(without))).nodes["n2"] == without
 
 
-def test_nothing_is_computed_again_while_nothing_changes(again: Recall) -> None:
+def test_nothing_is_computed_again_while_nothing_changes(again: LastKnownNodes) -> None:
     here = snapshot(ONE, TWO)
     assert again.look(here) is again.look(here)
     assert again.look(here).nodes is here.nodes
@@ -98,8 +98,8 @@ def test_nothing_is_computed_again_while_nothing_changes(again: Recall) -> None:
 def test_a_file_that_can_not_be_used_is_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "nodes.json"
     path.write_text(text)
-    assert Recall("n1", path).look(snapshot(TWO)).nodes == {"n2": TWO}
-    assert Recall("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}
+    assert LastKnownNodes("n1", path).look(snapshot(TWO)).nodes == {"n2": TWO}
+    assert LastKnownNodes("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_an_agent_starts_whatever_is_in_the_place_of_the_file(
     tmp_path: Path, make: Callable[[Path], object]
 ) -> None:
     make(path := tmp_path / "nodes.json")
-    assert Recall("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}
+    assert LastKnownNodes("n1", path).look(snapshot(ONE, TWO)).nodes == {"n1": ONE, "n2": TWO}

@@ -167,7 +167,7 @@ def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
     moved = replace(HELD, node="two")
 
     def found(held: IPReservation, network: Network = network, node: str = "three") -> list[IPReservation]:
-        return list(reservation_rules.away(cluster(held), network, node))
+        return list(reservation_rules.roaming(cluster(held), network, node))
 
     assert found(moved) == [moved]
     assert found(moved, node="one") == [moved]
@@ -180,4 +180,4 @@ def test_away_is_what_is_in_use_and_in_no_block_of_its_node() -> None:
     assert found(moved, network_of("testcni", subnet=net("10.9.0.0/16"))) == []
     claimed_block = cluster(moved, nodes=("two", "three"))
     claimed_block = replace(claimed_block, blocks={"b": IPBlock(net("10.244.1.0/24"), "two", "p")})
-    assert list(reservation_rules.away(claimed_block, network, "three")) == []
+    assert list(reservation_rules.roaming(claimed_block, network, "three")) == []

@@ -274,10 +274,10 @@ def test_a_fixed_address_of_a_shared_subnet_is_refused_on_a_routed_network(
         Observable(frozenset()),
     )
     claims = ReservationClaims(DirectoryStore(tmp_path), known, 0)
-    wish = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
+    annotations = AddressAnnotations("a/b", "", "a/b", address=ipaddress.IPv4Address("172.18.200.7"))
     with (
         pytest.raises(CniError) as refused,
-        claims.reserved(wish, network_of("testcni", "vxlan"), (), Deadline.after(5)),
+        claims.reserved(annotations, network_of("testcni", "vxlan"), (), Deadline.after(5)),
     ):
         pass
     assert says in f"{refused.value}"

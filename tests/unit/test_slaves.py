@@ -226,14 +226,14 @@ def test_a_mac_can_be_asked_for_where_a_pod_has_one_of_its_own(conf: dict[str, A
     network = view(**conf).network
     lease = Lease(ip("192.168.64.90"), net("192.168.64.0/24"))
     plain = Attachment("c", "eth0", network, "/x", "", (lease,), mac_for(lease.address))
-    wish = replace(plain, mac="02:00:00:00:00:07")
+    asked = replace(plain, mac="02:00:00:00:00:07")
     way = BUILT_IN.of(network)
     assert isinstance(way, Slaves)
     assert way.mac(plain) == given
     if given:
-        assert way.mac(wish) == "02:00:00:00:00:07"
+        assert way.mac(asked) == "02:00:00:00:00:07"
         return
     with pytest.raises(CniError, match="mac: '02:00:00:00:00:07' is not allowed") as caught:
-        way.mac(wish)
+        way.mac(asked)
     assert caught.value.code == Code.INVALID_CONFIG
     assert "use macvlan in another linkMode" in caught.value.details

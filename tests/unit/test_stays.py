@@ -102,8 +102,8 @@ class Agent:
             thread.join()
 
     def _program(self) -> None:
-        guests = frozenset(guest for pod in self.attachments.all() for guest in pod.guests)
-        self.status.publish(NodeStatus(synced=True, guests=guests))
+        off_block = frozenset(alone for pod in self.attachments.all() for alone in pod.off_block)
+        self.status.publish(NodeStatus(synced=True, off_block_pods=off_block))
 
     def add(self, pod: str, container: str = "") -> Attachment:
         own = [usable(BLOCKS[self.node])]
@@ -182,14 +182,14 @@ def test_a_sticky_pod_comes_back_to_its_address_on_any_node(cluster: Cluster) ->
     one, two = cluster.agent("one"), cluster.agent("two")
     cluster.pod("web-0", "StatefulSet/web", sticky="true")
     first = one.add("web-0")
-    assert first.held == (ip("10.244.1.2"),)
-    assert not first.guests
+    assert first.reserved == (ip("10.244.1.2"),)
+    assert not first.off_block
     one.attachments.remove(first)
     eventually(lambda: one.held().released)
     for agent in (two, one, two):
         again = agent.add("web-0")
         assert address(again) == "10.244.1.2"
-        assert bool(again.guests) == (agent is two)
+        assert bool(again.off_block) == (agent is two)
         agent.attachments.remove(again)
     assert one.told + two.told == []
 
@@ -259,7 +259,7 @@ def test_the_blocks_node_agrees_or_says_why_not(cluster: Cluster) -> None:
         two.add("far")
     eventually(lambda: not two.known())
     one.attachments.remove(plain)
-    assert two.add("far").guests == (ipaddress.ip_network("10.244.1.2/32"),)
+    assert two.add("far").off_block == (ipaddress.ip_network("10.244.1.2/32"),)
     assert address(one.add("next")) == "10.244.1.3"
 
 

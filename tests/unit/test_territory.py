@@ -19,7 +19,7 @@ from agent.modes.base import View
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.state import VxlanState
-from agent.node.last_known_nodes import Recall
+from agent.node.last_known_nodes import LastKnownNodes
 from agent.objects.state import LocalAddress, NodeState
 from tests.networks import network_of
 from tests.support import net
@@ -291,10 +291,10 @@ def test_a_new_node_does_not_take_over_a_block_over_a_restart_either(
     tmp_path: Path, restart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "nodes.json"
-    agent = Recall("one", path)
+    agent = LastKnownNodes("one", path)
     agent.look(snapshot(ONE, TWO))
     if restart:
-        agent = Recall("one", path)
+        agent = LastKnownNodes("one", path)
     known = agent.look(snapshot(ONE, TWO, node("aaa", 9, "10.244.2.0/24", "10.244.1.0/25")))
     assert known.claims.owners == {net("10.244.1.0/24"): "one", net("10.244.2.0/24"): "two"}
     assert known.claims.refused.keys() == {("aaa", net("10.244.2.0/24")), ("aaa", net("10.244.1.0/25"))}
@@ -319,14 +319,14 @@ def test_a_node_keeps_its_block_while_its_pod_cidr_or_object_is_missing_and_anot
 ) -> None:
     """On its own agent and on a peer's; the newcomer is older by its time of creation once two is made anew."""
     path = tmp_path / "nodes.json"
-    agent = Recall(me, path)
+    agent = LastKnownNodes(me, path)
     agent.look(snapshot(ONE, TWO))
     new = node("aaa", 9, thief, created="2026-01-01")
     blank = replace(TWO, blocks=(), created="2026-02-02")
     moments: dict[str, list[Node | None]] = {"podCIDR": [blank], "object": [None]}
     for seen in moments.get(lost, [None, blank]):
         if restart:
-            agent = Recall(me, path)
+            agent = LastKnownNodes(me, path)
         known = agent.look(snapshot(ONE, new, *([seen] if seen else [])))
         assert known.claims.owners == {net("10.244.1.0/24"): "one", net("10.244.2.0/24"): "two"}
         assert known.claims.refused[("aaa", net(thief))].node in {"one", "two"}
@@ -334,7 +334,7 @@ def test_a_node_keeps_its_block_while_its_pod_cidr_or_object_is_missing_and_anot
         if seen or (me == "one" and thief != "10.244.0.0/16"):
             assert [p.where for p in said] == ["node two"], "each agent says so"
     if restart:
-        agent = Recall(me, path)
+        agent = LastKnownNodes(me, path)
     known = agent.look(snapshot(ONE, new, replace(TWO, created="2026-02-02")))
     assert known.claims.owners[net("10.244.2.0/24")] == "two"
     assert not [*known.problems, *known.disputes()]
@@ -342,7 +342,7 @@ def test_a_node_keeps_its_block_while_its_pod_cidr_or_object_is_missing_and_anot
 
 def test_a_newcomer_with_address_and_block_of_a_node_that_comes_back_has_to_give_them_back(tmp_path: Path) -> None:
     """While two is blank, it may be the same machine under another name."""
-    agent = Recall("one", tmp_path / "nodes.json")
+    agent = LastKnownNodes("one", tmp_path / "nodes.json")
     agent.look(snapshot(ONE, TWO))
     same = Node("aaa", TWO.addresses, TWO.blocks)
     for seen in ((ONE, same), (ONE, same, Node("two"))):
@@ -352,7 +352,7 @@ def test_a_newcomer_with_address_and_block_of_a_node_that_comes_back_has_to_give
 
 
 def test_a_node_whose_address_another_one_claims_while_it_is_missing_keeps_it(tmp_path: Path) -> None:
-    agent = Recall("one", tmp_path / "nodes.json")
+    agent = LastKnownNodes("one", tmp_path / "nodes.json")
     agent.look(snapshot(ONE, TWO))
     known = agent.look(snapshot(ONE, node("aaa", 2, "10.244.9.0/24"), replace(TWO, addresses=())))
     assert known.ends.of("two", 4) == TWO.addresses[0]
@@ -360,13 +360,13 @@ def test_a_node_whose_address_another_one_claims_while_it_is_missing_keeps_it(tm
 
 
 def test_a_block_that_a_node_gives_up_for_another_is_free_at_once(tmp_path: Path) -> None:
-    agent = Recall("one", tmp_path / "nodes.json")
+    agent = LastKnownNodes("one", tmp_path / "nodes.json")
     agent.look(snapshot(ONE, TWO))
     known = agent.look(snapshot(ONE, node("two", 2, "10.244.3.0/24"), node("aaa", 9, "10.244.2.0/24")))
     assert known.claims.owners[net("10.244.2.0/24")] == "aaa"
 
 
 def test_an_upgraded_agent_keeps_the_blocks_that_its_pods_have(tmp_path: Path) -> None:
-    agent = Recall("one", tmp_path / "nodes.json", ONE.blocks)
+    agent = LastKnownNodes("one", tmp_path / "nodes.json", ONE.blocks)
     known = agent.look(snapshot(ONE, node("aaa", 9, "10.244.1.0/24")))
     assert known.claims.owners == {net("10.244.1.0/24"): "one"}

@@ -118,17 +118,17 @@ class ReservationClaims:
 
         Raises TakenError for one that has been reserved for another pod, CniError.
         """
-        for address in attachment.held:
+        for address in attachment.reserved:
             sticky = reservations.annotations.sticky
             if address not in reservations.claimed and (sticky or address in reservations.asked):
                 self._claim(reservations, address)
-        here, off_block = frozenset(map(blocks.single, attachment.held)), frozenset(attachment.guests)
+        here, off_block = frozenset(map(blocks.single, attachment.reserved)), frozenset(attachment.off_block)
 
         def known(status: NodeStatus) -> bool:
-            return off_block <= status.guests and here.isdisjoint(status.away)
+            return off_block <= status.off_block_pods and here.isdisjoint(status.roaming)
 
         if not self._context.status.wait(known, reservations.deadline.within(KNOWN_WITHIN)):
-            what = f"the node has not found out yet that {', '.join(map(str, attachment.held))} is here"
+            what = f"the node has not found out yet that {', '.join(map(str, attachment.reserved))} is here"
             raise CniError(Code.TRY_AGAIN, what, SEE)
 
     @contextmanager

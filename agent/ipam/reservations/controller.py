@@ -65,7 +65,7 @@ class ReservationController(Controller):
         problems: PartProblems | None = None,
     ) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
-        self.problems = problems or PartProblems("keeper")
+        self.problems = problems or PartProblems("reservations")
         super().__init__(SCHEDULE, (inputs.in_progress, inputs.attachments), self.problems.report_error)
         unknown = unusable(inputs.file)
         self.problems.publish({str(inputs.file): unknown} if unknown else {})
@@ -127,7 +127,7 @@ class ReservationController(Controller):
             left_alone |= entry.addresses  # whose they are is not known
         for attachment in pods:
             if attachment.wired is None:  # its ADD is at work and claims them
-                left_alone.update(attachment.held)
+                left_alone.update(attachment.reserved)
             claims.update(self._claims_of(attachment))
         return LocalPods(self._node, used, frozenset(claims), left_alone, self._off_block.look(snapshot, pods))
 
@@ -135,7 +135,7 @@ class ReservationController(Controller):
         """Yield a claim for each address of a pod: those that are not reserved count only while off-block."""
         network, name = attachment.network.name, attachment.pod or attachment.container_id
         for lease in attachment.leases:
-            if lease.address in attachment.held:
+            if lease.address in attachment.reserved:
                 yield Claim(lease.address, attachment.owner, attachment.pod, self._node, network)
             else:
                 yield Claim(lease.address, name, name, self._node, network, WHILE_POD)

@@ -29,11 +29,11 @@ class AddressPlacement:
     status: Observable[NodeStatus]
 
     def fitting(
-        self, known: Iterable[IPReservation], wish: AddressAnnotations, network: Network
+        self, known: Iterable[IPReservation], annotations: AddressAnnotations, network: Network
     ) -> tuple[IPReservation | None, CniError | None]:
         """Return the first of the owner's addresses that it may have; else why it may not have the first."""
         wrong: CniError | None = None
-        for held in reservation_rules.of_owner(known, wish.owner, network.name, wish.pod):
+        for held in reservation_rules.of_owner(known, annotations.owner, network.name, annotations.pod):
             error = self.wrong(held.address, network, held)
             if error is None:
                 return held, None

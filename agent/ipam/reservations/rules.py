@@ -141,7 +141,7 @@ def home(snapshot: Snapshot, address: Address) -> tuple[Subnet, str] | None:
     return block_index.of(snapshot).find(address)
 
 
-def away(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservation]:
+def roaming(snapshot: Snapshot, network: Network, node: str) -> Iterator[IPReservation]:
     """Yield the addresses of other nodes' pods that are in none of their node's blocks."""
     if not snapshot.reservations:
         return

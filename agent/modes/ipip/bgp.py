@@ -65,7 +65,7 @@ def plan(
     config = BirdConfig(
         node=view.node,
         address=address,
-        blocks=networks((*view.blocks, *sorted(view.guests, key=str))),
+        blocks=networks((*view.blocks, *sorted(view.off_block_pods, key=str))),
         pools=tuple(_pools(view)),
         peers=tuple(peers),
         reflector=is_reflector(me),
@@ -117,7 +117,7 @@ def _pools(view: View) -> Iterator[IPv4Network]:
         podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)
         owned = ((name, block) for name, block in podcidrs if known.owners.get(block) == name)
         subnets.update(block for name, block in owned if not fences.against(block, name))
-        subnets.update(alone for _node, alone in peers.away(view))
+        subnets.update(alone for _node, alone in peers.roaming(view))
     yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
 
 

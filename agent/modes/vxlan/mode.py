@@ -193,8 +193,8 @@ def _routes(view: View, owners: Owners) -> frozenset[Route]:
 def _settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
     """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
 
-    A node without a tunnel may have guests, of which `owners` has the block only. It may send their packets by its
-    tunnel a moment before this node hears that it has one.
+    A node without a tunnel may have off-block pods: `owners` has only their addresses. It may send their packets
+    by its tunnel a moment before this node learns that it has one.
     """
     known = underlay.chosen(view)
     elsewhere = (block for block, mode in owners.ways.items() if mode != VXLAN and is_single(block))
