@@ -13,7 +13,6 @@ from agent.model.cluster import Node
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.modes.hostgw import HOST_GW
-from agent.modes.ipip.options import IPIP
 from agent.modes.parent.options import IPVLAN, MACVLAN
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import VXLAN
@@ -30,7 +29,7 @@ NOBODY: frozenset[Network] = frozenset()
 
 def far(one: str, other: str) -> bool:
     """Whether one of two modes has pods in the nodes' blocks, and the other on the nodes' subnet."""
-    return len({mode in (HOST_GW, VXLAN, IPIP) for mode in (one, other)}) == 2
+    return len({mode in ROUTED for mode in (one, other)}) == 2
 
 
 def confs(wanted: str, installed: str | None) -> Confs:
@@ -56,7 +55,7 @@ def admit(
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(MODES, 2)))
 def test_pods_on_this_node_refuse_a_mode_whose_pods_they_would_not_reach(old: str, new: str) -> None:
     got = admit(new, old, used={BY[old]}, in_force={BY[old]})
-    if {old, new} <= {HOST_GW, VXLAN, IPIP}:
+    if {old, new} <= set(ROUTED):
         assert (got.chosen["net"], set(got.refused), got.problems) == (BY[new], set(), ())
         assert got.networks == {BY[old], BY[new]}
         return

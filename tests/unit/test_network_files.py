@@ -83,7 +83,8 @@ def test_a_network_of_an_earlier_file_is_that_of_the_netconf(
 @files
 def test_an_earlier_agent_reads_a_file_of_today_as_its_own(conf: dict[str, Any], written: dict[str, Any]) -> None:
     today = json.loads(json.dumps(encode_network(of(conf))))
-    assert {**EARLIER, **today} == {**EARLIER, **written}
+    known = {key: value for key, value in today.items() if key in EARLIER}  # it skips the others
+    assert {**EARLIER, **known} == {**EARLIER, **written}
 
 
 def test_options_of_another_mode_are_for_the_change_to_it() -> None:
