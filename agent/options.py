@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.model.marks import ROUTE_PROTOCOL
@@ -9,7 +10,7 @@ from agent.model.marks import ROUTE_PROTOCOL
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
 IPIP = ("device", "ebpf", "auto")
 DAY = 86400
-SECONDS = {
+SECONDS: Mapping[str, tuple[int, int]] = {
     "cool_down": (0, 3600),
     "keep_address": (0, 365 * DAY),
     "resync": (1, 3600),
@@ -20,7 +21,7 @@ SECONDS = {
 MOST_RESERVATIONS = 1_000_000
 ROUTE_PROTOCOLS = range(5, 255)
 """Protocol numbers of routes without a meaning in the kernel, which uses those below 5 (rtnetlink(7))."""
-REGISTERED = {
+REGISTERED: Mapping[int, str] = {
     **dict(enumerate(("gated", "ra", "mrt", "zebra", "bird", "dnrouted", "xorp", "ntk", "dhcp", "mrouted"), 8)),
     18: "keepalived",
     42: "babel",

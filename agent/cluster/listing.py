@@ -12,7 +12,7 @@ from agent.cluster.object_fields import Faults
 from agent.cluster.store import Kind
 from agent.model.cluster import Resource
 
-PATHS: dict[Kind, str] = {
+PATHS: Mapping[Kind, str] = {
     "Node": "/api/v1/nodes",
     "IPPool": "/apis/testcni.io/v1/ippools",
     "IPBlock": "/apis/testcni.io/v1/ipblocks",

@@ -15,9 +15,14 @@ T = TypeVar("T")
 YEARS = range(1970, 9000)
 AS_KUBERNETES = "write it as Kubernetes has it"
 
-_repr = reprlib.Repr()  # a wrong value may be megabytes
-_repr.maxstring = _repr.maxother = 80
-short = _repr.repr
+LONGEST = 80  # characters of a wrong value in a message; the value may be megabytes
+
+
+def short(value: object) -> str:
+    """Return a value as text for a message, with at most LONGEST characters of each string in it."""
+    text = reprlib.Repr()
+    text.maxstring = text.maxother = LONGEST
+    return text.repr(value)
 
 
 class ObjectError(ValueError):

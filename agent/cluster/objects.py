@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from agent.model.cluster import (
     Resource,
 )
 
-KINDS_BY_VERSION = {
+KINDS_BY_VERSION: Mapping[str, str] = {
     "Node": "v1",
     "IPPool": API_VERSION,
     "IPBlock": API_VERSION,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,8 @@ from agent.cluster.object_fields import ObjectError, short
 from agent.ip import Address, Subnet
 from agent.model.cluster import IPPool
 
-DEFAULT_BLOCK_SIZE = {4: 24, 6: 122}
-LARGEST_BLOCK_SIZE = {4: 30, 6: 126}  # smaller blocks leave a pod no address
+DEFAULT_BLOCK_SIZE: Mapping[int, int] = {4: 24, 6: 122}
+LARGEST_BLOCK_SIZE: Mapping[int, int] = {4: 30, 6: 126}  # smaller blocks leave a pod no address
 
 
 def read(name: str, spec: dict[str, Any], version: str) -> IPPool:

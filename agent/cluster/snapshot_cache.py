@@ -32,7 +32,7 @@ from agent.model.usage import PoolStatus
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
 
-FIELDS: dict[Kind, str] = {
+FIELDS: Mapping[Kind, str] = {
     "Node": "nodes",
     "IPPool": "pools",
     "IPBlock": "blocks",

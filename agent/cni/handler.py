@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from agent.cni import netconf, request, result
@@ -29,7 +29,7 @@ from agent.runtime.observable import Observable
 
 ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
 READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod's wiring needs
-SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+SINCE: Mapping[str, str] = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ success without output, anything else is the result for the plugin's stdout.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from agent.codec.strict_json import JsonError
 from agent.errors import CniError, Code
 
 PROTOCOL = 1
-FIELDS = {
+FIELDS: Mapping[str, str] = {
     "command": "command",
     "container_id": "containerID",
     "ifname": "ifname",

@@ -1,7 +1,7 @@
-"""Read and write forwarding entries (FDB): of a vxlan device for its peers, and of a bridge for its ports.
+"""Read and write forwarding entries (FDB): of a tunnel's device for its peers, and of a bridge for its ports.
 
-A vxlan device of the kernel has two permanent entries for each peer: a neighbour (the peer's tunnel address and
-MAC) and a forwarding entry (that MAC and the peer's node address). See bridge(8), fdb.
+A tunnel's device that forwards Ethernet frames has two permanent entries for each peer: a neighbour (the peer's
+address in the tunnel and MAC) and a forwarding entry (that MAC and the peer's node address). See bridge(8), fdb.
 """
 
 from __future__ import annotations

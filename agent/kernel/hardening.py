@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agent.kernel import link_setup
@@ -14,7 +14,7 @@ from agent.kernel.ip_links import Link
 
 IPV4_DEVCONF_ACCEPT_REDIRECTS = 4  # uapi/linux/ip.h
 IPV4 = ((IPV4_DEVCONF_ACCEPT_REDIRECTS, 0),)
-IPV6 = {"accept_ra": 3, "accept_redirects": 4, "autoconf": 5}
+IPV6: Mapping[str, int] = {"accept_ra": 3, "accept_redirects": 4, "autoconf": 5}
 """Switches in ipv6/conf with their DEVCONF_ numbers (uapi/linux/ipv6.h); all must be 0."""
 
 

@@ -24,7 +24,9 @@ IP6_RT_PRIO_USER = 1024  # the metric of an IPv6 route that was added without on
 
 RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
 
-NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+NO_WAY = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+)
 """Errors of a look-up: no route, a route that rejects, or no support of the IP version."""
 
 

@@ -9,16 +9,15 @@ import ipaddress
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 from agent.codec import strict_json
 from agent.codec.strict_json import JsonError
 
 TIMEOUT = 20.0  # seconds; nft takes 5 ms
-PROTOCOLS = {"ipip": 4, "ipencap": 4, "ipv6": 41}
-"""Numbers of IP protocols that nft lists by name; which name depends on its version and on /etc/protocols."""
 
-Object = dict[str, Any]
+Object = Mapping[str, Any]
 """An object, statement or expression by its kind, such as `{"set": {...}}`."""
 
 
@@ -36,7 +35,8 @@ def list_table(family: str, name: str) -> list[Object]:
     Raises NftError, and UnreadableError where the list is no JSON.
     """
     try:
-        out = _run(["-j", "list", "table", family, name])
+        # protocols as numbers (-p), as their names depend on nft's version and on /etc/protocols
+        out = _run(["-j", "-p", "list", "table", family, name])
     except NftError as error:
         if "No such file or directory" in str(error):
             return []
@@ -88,8 +88,6 @@ def _normal(kind: str, key: str, value: Any) -> Any:  # noqa: ANN401 - JSON of a
         return [value] if isinstance(value, str) else value or []
     if key == "counter":
         return None
-    if key == "right" and isinstance(value, str):
-        return PROTOCOLS.get(value, value)
     if isinstance(value, dict):
         return {k: _normal(kind, k, v) for k, v in value.items()}
     return [_normal(kind, "", item) for item in value] if isinstance(value, list) else value

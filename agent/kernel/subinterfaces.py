@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.kernel import ip_links, netlink
@@ -12,8 +13,8 @@ from agent.kernel.netlink import Request
 
 MACVLAN, IPVLAN = "macvlan", "ipvlan"  # IFLA_INFO_KIND
 IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE = 1, 1
-MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
-IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+MACVLAN_MODES: Mapping[str, int] = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES: Mapping[str, int] = {"l2": 0, "l3": 1, "l3s": 2}
 IFLA_INET_CONF = 1
 RP_FILTER, ARP_NOTIFY = 8, 22  # IPV4_DEVCONF_* of linux/ip.h
 LOOSE = 2  # the source must be reachable, by whichever interface (RFC 3704, 2.4)

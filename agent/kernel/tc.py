@@ -22,7 +22,7 @@ Hook = Literal["ingress", "egress"]
 RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 37, 44, 45, 46
 TCMSG = struct.Struct("=BxxxiIII")  # family, device, handle, parent, info
 CLSACT_HANDLE, CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
-PARENT: dict[Hook, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+PARENT: Mapping[Hook, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 TCA_KIND, TCA_OPTIONS, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 1, 2, 6, 7, 8, 11
 DIRECT_ACTION = 1
 HANDLE, PRIORITY = 1, 84  # of this filter at a hook; before filters that tc numbers

@@ -18,7 +18,7 @@ from agent.kernel.bpf import syscall
 from agent.kernel.bpf.syscall import BpfError, Program
 from agent.kernel.tc import Hook
 
-TYPE: dict[Hook, int] = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
+TYPE: Mapping[Hook, int] = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 REPLACE = 1 << 2  # BPF_F_REPLACE
 MOST = 64  # programs at a hook (BPF_MPROG_MAX)
 LOOPBACK = 1

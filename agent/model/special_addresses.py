@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.ip import Address, Subnet
@@ -51,12 +52,12 @@ CLASSES = (
 )
 
 
-_RANGES = {
-    version: [
+_RANGES: Mapping[int, tuple[tuple[int, int, Class], ...]] = {
+    version: tuple(
         (int(kept.network.network_address), int(kept.network.broadcast_address), kept)
         for kept in CLASSES
         if kept.network.version == version
-    ]
+    )
     for version in (4, 6)
 }
 """First and last address as numbers, with the class; numbers, as each block is compared with all of them."""

@@ -34,7 +34,7 @@ from agent.objects.pod_port import Place, PodAddress, PodPort
 
 ALIAS_LIMIT = 255  # IFALIASZ - 1
 GATEWAY = IPv4Address("169.254.1.1")  # of every pod with a /32; on no interface
-DEFAULT = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+DEFAULT: Mapping[int, Subnet] = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
 def host_mac(attachment: Attachment) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
 from agent.ip import Interface
@@ -15,7 +15,7 @@ from agent.kernel.netlink import Netlink, Request
 from agent.objects.state import Bridge
 
 RTPROT_KERNEL = 2  # rtnetlink(7)
-METRIC = {4: 0, 6: 256}
+METRIC: Mapping[int, int] = {4: 0, 6: 256}
 """Of the routes that the kernel makes itself, by IP version."""
 MULTICAST = ip_network("ff00::/8")
 

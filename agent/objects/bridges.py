@@ -26,7 +26,8 @@ from agent.objects.base import Context, KernelState, NodeObject, Result, Stage
 from agent.objects.state import Bridge, NodeState
 
 MAC = re.compile(r"[0-9a-f]{12}")
-SWITCHES = {"br_stp_state": IFLA_BR_STP_STATE, "br_vlan_filtering": IFLA_BR_VLAN_FILTERING}  # by pyroute2's names
+# by pyroute2's names
+SWITCHES: Mapping[str, int] = {"br_stp_state": IFLA_BR_STP_STATE, "br_vlan_filtering": IFLA_BR_VLAN_FILTERING}
 NETFILTER = "bridge"  # of /proc/sys/net: there while the module br_netfilter is loaded
 
 

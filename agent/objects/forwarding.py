@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from agent.kernel import hardening, ip_links, ip_routes
@@ -14,7 +14,7 @@ from agent.objects.state import NodeState
 
 ACCEPTED, ALSO_WHILE_FORWARDING = 1, 2  # of accept_ra
 STRICT, LOOSE = 1, 2  # of rp_filter: sources must be reached by the same interface, or by any
-SWITCHES = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+SWITCHES: Mapping[int, str] = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 log = logging.getLogger(__name__)
 

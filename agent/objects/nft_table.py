@@ -20,24 +20,30 @@ from agent.objects.base import Context, NodeObject, Result, Stage
 from agent.objects.state import Masquerade, NodeSnat, NodeState, Shut
 
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
-TABLE: dict[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": []}
+TABLE: Mapping[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": ()}
 """Without flags: a dormant table does nothing."""
-INSIDE = {"family": "inet", "table": NFT_TABLE}
-CHAIN = {"name": "postrouting", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
+INSIDE: Mapping[str, Any] = {"family": "inet", "table": NFT_TABLE}
+CHAIN: Mapping[str, Any] = {
+    "name": "postrouting",
+    "type": "nat",
+    "hook": "postrouting",
+    "prio": 100,
+    "policy": "accept",
+}
 
-INPUT = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
-OUTPUT = {**INPUT, "name": "output", "hook": "output"}
-FORWARD = {**INPUT, "name": "forward", "hook": "forward"}
+INPUT: Mapping[str, Any] = {"name": "input", "type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
+OUTPUT: Mapping[str, Any] = {**INPUT, "name": "output", "hook": "output"}
+FORWARD: Mapping[str, Any] = {**INPUT, "name": "forward", "hook": "forward"}
 # before any masquerade: what is dropped is known by where it comes from
-TUNNELS = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
+TUNNELS: Mapping[str, Any] = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
 IPIP, SIX_IN_FOUR = 4, 41
 
 log = logging.getLogger(__name__)
 
 Counted = dict[str, int]
 
-DROP: Object = {"drop": None}
-TRANSLATED: Object = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
+DROP: Mapping[str, Any] = {"drop": None}
+TRANSLATED: Mapping[str, Any] = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
 OPEN = Shut()
 
 

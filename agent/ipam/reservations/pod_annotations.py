@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import TypeVar, cast
@@ -22,7 +22,7 @@ from agent.model.cluster import ObjectMetadata
 from agent.model.node_status import PodEvent
 
 IP, STICKY, POOL = f"{ANNOTATION_PREFIX}ip", f"{ANNOTATION_PREFIX}sticky", f"{ANNOTATION_PREFIX}pool"
-KNOWN = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
+KNOWN: Mapping[str, tuple[str, ...]] = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
 """The annotations that count, by the kind that may have them."""
 UNKNOWN = "AnnotationUnknown"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+SYSCALL: Mapping[str, int] = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 LOOKUP, UPDATE, DELETE, NEXT_KEY, OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH = 1, 2, 3, 4, 6, 7, 8, 9
 PROG_FD_BY_ID, INFO_BY_FD, PROG_QUERY, LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH = 13, 15, 16, 24, 26, 27
 PER_CPU = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH
@@ -40,7 +40,7 @@ class BpfError(OSError):
         return str(self.strerror)
 
 
-REMEDIES = {
+REMEDIES: Mapping[int, str] = {
     errno.EPERM: "run the agent privileged (CAP_BPF, CAP_NET_ADMIN); see /sys/kernel/security/lockdown too",
     errno.ENOSYS: "use a kernel with CONFIG_BPF_SYSCALL, 5.15 or newer",
     errno.ENOSPC: "the map is full: see its max_entries in ebpf/maps.h",

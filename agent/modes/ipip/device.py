@@ -26,8 +26,9 @@ from agent.objects.state import NodeState
 
 OUR_TUNNELS = (VXLAN_DEVICE, IPIP_DEVICE)
 LOOSE = 2  # rp_filter: a node may speak from an address whose way back is another device
-PROGRAMS: dict[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
-KINDS = {True: "ipip", False: "bridge"}  # a bridge without ports holds addresses as well, and every kernel has it
+PROGRAMS: Mapping[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
+# a bridge without ports holds addresses as well, and every kernel has it
+KINDS: Mapping[bool, str] = {True: "ipip", False: "bridge"}
 
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 3, 4, 9
 IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter

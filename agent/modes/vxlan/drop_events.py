@@ -15,7 +15,7 @@ from agent.modes.vxlan.maps import REASONS
 
 _EVENT = struct.Struct("=QII4s4s4sHHHB6s3x")  # struct event in ebpf/maps.h
 _FLOW = struct.Struct("=4s4sHHB3x")
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
+PROTOCOLS: Mapping[int, str] = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
 @dataclass(frozen=True, slots=True)

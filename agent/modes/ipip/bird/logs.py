@@ -12,10 +12,11 @@ import re
 import select
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 LINE = re.compile(r"(?:bird: )?(?:\d{4}-\d\d-\d\d )?(?:\d\d:\d\d:\d\d(?:\.\d+)? )?<([A-Z]+)> (.*)")
-LEVELS = {
+LEVELS: Mapping[str, int] = {
     "DBG": logging.DEBUG,
     "TRACE": logging.DEBUG,
     "INFO": logging.INFO,
