@@ -32,7 +32,7 @@ from agent.model.node_status import Demand, ReservationsInProgress
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
 from agent.modes.base import AgentContext
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 from agent.node import route_protocol
 from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.cni_conf_dir import ConfDir
@@ -140,6 +140,7 @@ class NodePath:
             shared.attachments,
             shared.board,
             shared.host,
+            shared.modes,
             conf.run_dir / "prepared.json",
             resume=reservation_controller.unusable(shared.reservations_file) is None,
             objects=shared.modes.node_objects(*(each for of in self.of_modes for each in of.objects)),
@@ -148,7 +149,6 @@ class NodePath:
             block_idle=conf.block_idle,
             mode_grace=conf.grace.mode,
             servers=datastores.server_addresses(conf.datastore),
-            modes=shared.modes,
             marks=RouteMarks(conf.run_dir, conf.route_protocol),
         )
 
@@ -233,7 +233,7 @@ class ClusterObservers:
 class Agent:
     """All parts of an agent; nothing runs before `run`."""
 
-    def __init__(self, conf: AgentConfig, lock: Lock, modes: Modes = BUILT_IN) -> None:
+    def __init__(self, conf: AgentConfig, lock: Lock, modes: Modes) -> None:
         self.conf = conf
         self._lock = lock
         self._shutdown = Shutdown()

@@ -25,9 +25,13 @@ def main(
     modes: Modes = BUILT_IN,
     grace: GraceTimes = GraceTimes(),  # noqa: B008 - it is frozen
 ) -> int:
-    """Return the exit code: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir."""
+    """Run an agent with these modes.
+
+    Return the exit code: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir.
+    """
     try:
-        conf = replace(config.load(sys.argv[1:] if argv is None else argv, os.environ), grace=grace)
+        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ, modes.agent_options)
+        conf = replace(conf, grace=grace)
         logs.set_up(conf.log_level)
         agent = Agent(conf, Lock(conf.run_dir), modes)
     except ConfigError as error:

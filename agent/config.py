@@ -15,14 +15,13 @@ from agent.codec import strict_yaml
 from agent.codec.strict_yaml import YamlError
 from agent.options import (
     DATASTORES,
-    IPIP,
-    LEVELS,
     MOST_RESERVATIONS,
-    NEVER_BLANK,
     OPTIONS,
+    PATH,
     REGISTERED,
     ROUTE_PROTOCOLS,
     SECONDS,
+    Option,
 )
 from agent.runtime import atomic_file
 
@@ -37,8 +36,8 @@ class GraceTimes:
 
     mode: float = 15.0
     """From the withdrawal of a mode to its removal: peers read the withdrawal meanwhile."""
-    bird: float = 5.0
-    """An agent that starts, or a conf that is replaced, may want no BIRD for a moment."""
+    daemon: float = 5.0
+    """For a daemon of a mode: an agent that starts, or a conf that is replaced, may not want it for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,6 @@ class AgentConfig:
     ebpf: Path
     conflist: Path | None
     """The conflist to install; None: install nothing on the host."""
-    ipip: str
-    """What encapsulates packets in the mode ipip: a device, eBPF, or what the kernel has."""
-    bgp: Path | None
-    """The file with the BGP configuration; None: AS 64512, and no router outside of the cluster."""
     cool_down: float
     pod_annotations: bool
     """Whether the annotations of pods are read, which costs each ADD a request to the datastore."""
@@ -77,6 +72,8 @@ class AgentConfig:
     route_protocol: int
     """The protocol number of the agent's routes."""
     log_level: str
+    mode_options: Mapping[str, str]
+    """The options that belong to one mode, by their names; empty text for one that is not set."""
     grace: GraceTimes = GraceTimes()
 
     @property
@@ -85,8 +82,12 @@ class AgentConfig:
         return self.run_dir / "agent.sock"
 
 
-def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
-    """Return the options. Raises ConfigError, or SystemExit for --help and unknown flags."""
+def load(argv: Sequence[str], environ: Mapping[str, str], mode_options: Sequence[Option]) -> AgentConfig:
+    """Return the options; `mode_options` are those that the modes add.
+
+    Raises ConfigError, or SystemExit for --help and unknown flags.
+    """
+    options = (*OPTIONS, *mode_options)
     parser = argparse.ArgumentParser(
         prog="testcni-agent",
         description="The node agent of testcni: serves the CNI plugin and programs the routes to peers.",
@@ -94,25 +95,25 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> AgentConfig:
     )
     parser.add_argument("--version", action="version", version=f"testcni {__version__}")
     parser.add_argument("--config", metavar="FILE", help="YAML file of options [TESTCNI_CONFIG]")
-    for option in OPTIONS:
+    for option in options:
         default = f", default: {option.default}" if option.default else ""
         text = f"{option.help} ({option.allowed}{default}) [{option.env}]"
         parser.add_argument(f"--{option.name}", dest=option.field, metavar="X", help=text.replace("%", "%%"))
     flags = vars(parser.parse_args(argv))
     path = flags.pop("config") or environ.get("TESTCNI_CONFIG")
-    from_file = _read_file(Path(path)) if path else {}
+    from_file = _read_file(Path(path), options) if path else {}
     chosen: dict[str, tuple[str, str]] = {}
-    for option in OPTIONS:
+    for option in options:
         candidates = (
             (flags[option.field], f"--{option.name}"),
             (environ.get(option.env), option.env),
             (from_file.get(option.name), f"{path}: {option.name}"),
             (option.default, "default"),
         )
-        if option.name in NEVER_BLANK:
+        if option.never_blank:
             _refuse_blank(candidates)
         chosen[option.field] = next(((v, w) for v, w in candidates if v), ("", f"--{option.name}"))
-    return _build(chosen)
+    return _build(chosen, options)
 
 
 def _refuse_blank(candidates: Sequence[tuple[str | None, str]]) -> None:
@@ -122,7 +123,7 @@ def _refuse_blank(candidates: Sequence[tuple[str | None, str]]) -> None:
             raise ConfigError(f"{where}: is blank; give it a value, or remove the option for its default")
 
 
-def _read_file(path: Path) -> dict[str, str]:
+def _read_file(path: Path, options: Sequence[Option]) -> dict[str, str]:
     """Return the options of the file; one without a value is ignored, or empty if it must not be blank."""
     try:
         doc = strict_yaml.value(atomic_file.read(path))
@@ -134,36 +135,43 @@ def _read_file(path: Path) -> dict[str, str]:
         )
     if not isinstance(doc, dict):
         raise ConfigError(f"config file {path}: a mapping of options is wanted, not a {type(doc).__name__}")
-    known = {option.name for option in OPTIONS}
+    known = {option.name: option for option in options}
     for name, value in doc.items():
         if name not in known:
             raise ConfigError(f"config file {path}: unknown option {name!r}; known: {', '.join(sorted(known))}")
         if not isinstance(value, str | int | float | None):
             raise ConfigError(f"config file {path}: {name} is a {type(value).__name__}, not one plain value")
-    given = {name: value for name, value in doc.items() if value is not None or name in NEVER_BLANK}
+    given = {name: value for name, value in doc.items() if value is not None or known[name].never_blank}
     return {name: "" if value is None else str(value) for name, value in given.items()}
 
 
-def _build(chosen: Mapping[str, tuple[str, str]]) -> AgentConfig:
+def _build(chosen: Mapping[str, tuple[str, str]], options: Sequence[Option]) -> AgentConfig:
     values: dict[str, Any] = {name: value for name, (value, _where) in chosen.items()}
     values["node"] = values["node"] or os.uname().nodename.lower()
     kind, colon, path = values["datastore"].partition(":")
     if kind not in ("dir", "kubernetes") or bool(path) != bool(colon) or (kind == "dir" and not path):
         raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
-    for name in ("conf_dir", "run_dir", "state_dir", "sysctl_dir", "bundle", "bin_dir", "ebpf", "conflist", "bgp"):
-        values[name] = Path(values[name]) if values[name] else None
-        if values[name] and not values[name].is_absolute():
-            raise ConfigError(f"{chosen[name][1]}: {values[name]} must be an absolute path")
+    for option in options:
+        value, where = chosen[option.field]
+        if option.allowed == PATH:
+            values[option.field] = _path(value, where)
+        if option.choices and value not in option.choices:
+            raise ConfigError(f"{where}: {value!r} is none of {', '.join(option.choices)}")
     for name, (low, high) in SECONDS.items():
         values[name] = _seconds(*chosen[name], low, high)
     values["namespace_reservations"] = _count(*chosen["namespace_reservations"], MOST_RESERVATIONS)
     values["pod_annotations"] = _switch(*chosen["pod_annotations"])
     values["listen"] = _listen(*chosen["listen"])
     values["route_protocol"] = _route_protocol(*chosen["route_protocol"])
-    for name, allowed in (("log_level", LEVELS), ("ipip", IPIP)):
-        if values[name] not in allowed:
-            raise ConfigError(f"{chosen[name][1]}: {values[name]!r} is none of {', '.join(allowed)}")
+    own = {option.field for option in OPTIONS}
+    values["mode_options"] = {o.name: chosen[o.field][0] for o in options if o.field not in own}
     return AgentConfig(**{f.name: values[f.name] for f in fields(AgentConfig) if f.name in values})
+
+
+def _path(text: str, where: str) -> Path | None:
+    if text and not Path(text).is_absolute():
+        raise ConfigError(f"{where}: {text} must be an absolute path")
+    return Path(text) if text else None
 
 
 def _switch(text: str, where: str) -> bool:

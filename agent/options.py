@@ -1,4 +1,4 @@
-"""Define the agent's options: names, defaults, help and limits."""
+"""Define the agent's options, but those that belong to one mode: names, defaults, help and limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from agent.model.marks import ROUTE_PROTOCOL
 
 DATASTORES = "dir:PATH, kubernetes (in a pod) or kubernetes:KUBECONFIG"
-IPIP = ("device", "ebpf", "auto")
 DAY = 86400
 SECONDS: Mapping[str, tuple[int, int]] = {
     "cool_down": (0, 3600),
@@ -36,8 +35,6 @@ REGISTERED: Mapping[int, str] = {
 
 84 is OVN's, but was also testcni's in earlier versions; it is allowed for a downgrade to them.
 """
-NEVER_BLANK = ("bgp",)
-"""Options that must not be blank: a template with a missing value must not switch off passwords."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -50,6 +47,10 @@ class Option:
     help: str
     allowed: str = "text"
     """Its allowed values, in words."""
+    choices: tuple[str, ...] = ()
+    """Its allowed values, where only these are."""
+    never_blank: bool = False
+    """Whether it must not be blank: a template with a missing value must not switch off passwords."""
 
     @property
     def field(self) -> str:
@@ -60,6 +61,11 @@ class Option:
     def env(self) -> str:
         """Return its environment variable."""
         return f"TESTCNI_{self.field.upper()}"
+
+
+def choice(name: str, default: str, text: str, choices: tuple[str, ...]) -> Option:
+    """Return an option with the help `text` whose value is one of `choices`."""
+    return Option(name, default, text, ", ".join(choices), choices)
 
 
 def _range(limits: tuple[float, float], unit: str = "seconds") -> str:
@@ -104,20 +110,6 @@ OPTIONS = (
     Option("bundle", "/opt/testcni/bin", "The folder of the plugins that the agent installs with conflist.", PATH),
     Option("bin-dir", "/opt/cni/bin", "The runtime's folder of plugins.", PATH),
     Option("ebpf", "/opt/testcni/ebpf", "The folder of the eBPF objects.", PATH),
-    Option(
-        "ipip",
-        "auto",
-        "Who encapsulates in the mode ipip: an ipip device, or eBPF programs. auto means the device, and eBPF on a"
-        " kernel without ipip devices.",
-        ", ".join(IPIP),
-    ),
-    Option(
-        "bgp",
-        "",
-        "A YAML file with AS number, passwords and routers outside, for the mode ipip. Without it the AS number is"
-        " 64512, and there are no passwords and no routers outside.",
-        PATH,
-    ),
     Option(
         "cool-down",
         "10",
@@ -175,5 +167,5 @@ OPTIONS = (
         " node uses this one.",
         f"{ROUTE_PROTOCOLS[0]} to {ROUTE_PROTOCOLS[-1]}, without the numbers of known programs",
     ),
-    Option("log-level", "info", "How much the agent logs.", ", ".join(LEVELS)),
+    choice("log-level", "info", "How much the agent logs.", LEVELS),
 )

@@ -52,7 +52,7 @@ def withdraw(conf: AgentConfig) -> Iterator[str]:
         return
 
 
-def uninstall(conf: AgentConfig, modes: Modes = BUILT_IN) -> Iterator[str]:
+def uninstall(conf: AgentConfig, modes: Modes) -> Iterator[str]:
     """Remove conflist and plugins, links, what modes run, routes, tunnels, nft table, pins and state; yield what.
 
     Raises OSError.
@@ -68,7 +68,7 @@ def uninstall(conf: AgentConfig, modes: Modes = BUILT_IN) -> Iterator[str]:
     for mode in modes:
         yield from mode.uninstall(conf.run_dir)
     for protocol in route_protocol.in_use(conf.run_dir, conf.route_protocol):
-        programmer = NodeProgrammer(BUILT_IN.node_objects())
+        programmer = NodeProgrammer(modes.node_objects())
         kernel = kernel_state.read(nl, programmer.is_made)
         ctx = Context(nl, kernel, host, programmer.is_made, Ownership(protocol))
         done = programmer.program(ctx, NodeState())
@@ -100,9 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     the datastore could not be written.
     """
     try:
-        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        conf = config.load(sys.argv[1:] if argv is None else argv, os.environ, BUILT_IN.agent_options)
         Lock(conf.run_dir)
-        for what in uninstall(conf):
+        for what in uninstall(conf, BUILT_IN):
             print(f"removed {what}")  # noqa: T201
     except ConfigError as error:
         print(f"testcni-uninstall: {error}", file=sys.stderr)  # noqa: T201

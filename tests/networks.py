@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from agent.cni import netconf
+from agent.cni.netconf import NetConf
 from agent.ip import Subnet
 from agent.model.network import Network
 from agent.modes.registry import BUILT_IN, Modes
@@ -12,6 +15,7 @@ from agent.modes.registry import BUILT_IN, Modes
 MODES = BUILT_IN.names
 ROUTED = BUILT_IN.routed.by_preference
 OPTIONS = BUILT_IN.options
+AGENT_OPTIONS = BUILT_IN.agent_options
 COMMON = {f.name for f in fields(Network)} - {"options", "transition"}
 
 
@@ -25,6 +29,16 @@ def network_of(
     }
     assert given.keys() <= COMMON, f"no mode has {given.keys() - COMMON}"
     return Network(name, known[mode], subnet, **given).with_options(known[mode], *known.values())
+
+
+def parse_conf(doc: Mapping[str, Any], args: str = "") -> NetConf:
+    """The values of a decoded netconf and CNI_ARGS."""
+    return netconf.parse(doc, args, BUILT_IN)
+
+
+def read_conf(text: str, args: str = "") -> NetConf:
+    """The values of a netconf's text and CNI_ARGS."""
+    return netconf.read(text, args, BUILT_IN)
 
 
 def changed(network: Network, **given: Any) -> Network:

@@ -16,6 +16,7 @@ import yaml
 
 from agent.ip import Subnet
 from agent.model.special_addresses import CLASSES
+from agent.modes.registry import BUILT_IN
 from agent.options import OPTIONS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def options() -> str:
     """Return the table of the agent's options."""
     rows = (
         (f"`{option.name}`", f"`{option.env}`", code(option.default), option.allowed, sentence(option.help))
-        for option in OPTIONS
+        for option in (*OPTIONS, *BUILT_IN.agent_options)
     )
     return table(("option", "environment", "default", "allowed", "meaning"), rows)
 

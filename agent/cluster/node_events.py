@@ -52,10 +52,10 @@ class NodeEventWriter(Controller):
         api: Api,
         view: NodeView,
         pod_events: PodEventQueue,
-        report_error: ReportError = lambda _error: None,
+        report_error: ReportError,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        super().__init__(SCHEDULE, (view.status, pod_events), report_error, clock)
+        super().__init__(SCHEDULE, report_error, (view.status, pod_events), clock)
         self._api = api
         self._node = view.node
         self._view = view

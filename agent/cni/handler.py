@@ -22,7 +22,7 @@ from agent.kernel import link_operations, netlink
 from agent.model.cluster import Snapshot
 from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
 from agent.modes.base import CheckError, NodeNotReadyError, Wired
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 from agent.objects.host_kernel import HostKernel
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
@@ -49,7 +49,7 @@ class CniHandler:
         later: LaterPlugins | None = None,
         snapshot: Observable[Snapshot] | None = None,
         tell: Callable[[PodEvent], None] = lambda _event: None,
-        modes: Modes = BUILT_IN,
+        modes: Modes,
     ) -> None:
         """`claims` reserves addresses; None: pods' annotations are not read.
 

@@ -56,7 +56,7 @@ class Journal(Controller):
     ) -> None:
         """`done`: where entries that are done but can't be removed are noted for the next agent."""
         self._problems = problems or PartProblems("journal")
-        super().__init__(SCHEDULE, report_error=self._problems.report_error)
+        super().__init__(SCHEDULE, self._problems.report_error)
         self._dir = state_dir / "deletes"
         self._delete = delete
         self._done = done

@@ -20,7 +20,7 @@ from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address, Subnet
 from agent.model.network import ExtraRoute, Network
 from agent.modes.base import ConfFields
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
@@ -67,7 +67,7 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
         raise CniError(Code.DECODING_FAILURE, what, "write it as RFC 8259 says") from error
 
 
-def deleting(data: str, modes: Modes = BUILT_IN) -> tuple[str, str]:
+def deleting(data: str, modes: Modes) -> tuple[str, str]:
     """Return name and mode of the network that a DEL names, each empty where that cannot be read.
 
     A netconf that has become invalid, or always was, must not keep a pod from being deleted.
@@ -80,13 +80,13 @@ def deleting(data: str, modes: Modes = BUILT_IN) -> tuple[str, str]:
     return name if isinstance(name, str) else "", mode if isinstance(mode, str) and mode in modes else ""
 
 
-def read(config: str, args: str = "", modes: Modes = BUILT_IN) -> NetConf:
+def read(config: str, args: str, modes: Modes) -> NetConf:
     """Return a netconf's text and CNI_ARGS as values. Raises CniError 1, 4, 6 or 7."""
     known = _read if len(config) <= CACHED else _read.__wrapped__
     return _with_args(known(config, modes), args)
 
 
-def parse(doc: Mapping[str, Any], args: str = "", modes: Modes = BUILT_IN) -> NetConf:
+def parse(doc: Mapping[str, Any], args: str, modes: Modes) -> NetConf:
     """Return a decoded netconf and CNI_ARGS as values. Raises CniError 1, 4 or 7."""
     return _with_args(_parse(doc, modes), args)
 

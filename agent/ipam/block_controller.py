@@ -92,7 +92,7 @@ class BlockController(Controller):
         problems: PartProblems | None = None,
     ) -> None:
         self.problems = problems or PartProblems("blocks")
-        super().__init__(SCHEDULE, (snapshot,), self.problems.report_error)
+        super().__init__(SCHEDULE, self.problems.report_error, (snapshot,))
         self.ledger = BlockLedger()
         self._store = store
         self._node = node

@@ -27,6 +27,7 @@ from agent.objects.base import NodeObject
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import LocalAddress, NodeState, Underlay
+from agent.options import Option
 from agent.runtime.controller import Source
 from agent.runtime.threads import Part
 
@@ -166,6 +167,8 @@ class Mode(ABC):
 
     options: ClassVar[type[ModeOptions]]
     """The class of the options in a netconf; it has the mode's name, too."""
+    agent_options: ClassVar[tuple[Option, ...]] = ()
+    """The options of the agent that belong to the mode."""
     tunnels: ClassVar[bool] = False
     """Whether packets between nodes travel in tunnels, which both ends must have; for routed modes."""
 

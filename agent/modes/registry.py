@@ -30,6 +30,8 @@ class Modes:
         self.names = tuple(self._modes)
         self.default = self.names[0]
         self.options: Mapping[str, type[ModeOptions]] = MappingProxyType({m.name: m.options for m in modes})
+        self.agent_options = tuple(option for mode in modes for option in mode.agent_options)
+        """The options of the agent that belong to single modes."""
         routed = [mode for mode in modes if mode.options.routed]
         self.routed = RoutedModes(
             tuple(mode.name for mode in routed if mode.tunnels),

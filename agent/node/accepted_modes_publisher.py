@@ -25,7 +25,7 @@ class AcceptedModesPublisher(Controller):
     def __init__(
         self, store: Datastore, view: NodeView, problems: PartProblems, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        super().__init__(SCHEDULE, (view.snapshot, view.status), problems.report_error, clock)
+        super().__init__(SCHEDULE, problems.report_error, (view.snapshot, view.status), clock)
         self._problems = problems
         self._store = store
         self._view = view

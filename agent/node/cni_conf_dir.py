@@ -13,7 +13,7 @@ from agent.errors import UNSEEN_MAC_REMEDY, CniError
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 from agent.node import directory_watch
 from agent.runtime import atomic_file
 from agent.runtime.controller import Controller, Schedule
@@ -43,7 +43,7 @@ class Confs:
     """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
 
-def read(folder: Path, template: Path | None = None, known: Confs | None = None, modes: Modes = BUILT_IN) -> Confs:
+def read(folder: Path, template: Path | None = None, known: Confs | None = None, *, modes: Modes) -> Confs:
     """What is in the folder now, and in the conflist that is to be installed there; `known`: at the last look."""
     try:
         paths = conflist.files(folder)
@@ -69,7 +69,7 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None,
     )
 
 
-def read_template(path: Path, folder: Path, modes: Modes = BUILT_IN) -> Confs:
+def read_template(path: Path, folder: Path, modes: Modes) -> Confs:
     """The networks of the conflist that is to be installed in the folder."""
     remedy = "fix it (in Kubernetes: the ConfigMap); until then what is installed stays in force"
     return _read(path, lambda data: of(conflist.conflist(data, folder), modes), remedy, ours=b"")
@@ -95,11 +95,9 @@ def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes 
         return Confs(problems=(Problem(str(path), str(error), remedy),))
 
 
-def of(conf: conflist.ConfList, modes: Modes = BUILT_IN) -> Confs:
+def of(conf: conflist.ConfList, modes: Modes) -> Confs:
     """The networks of a file. Raises CniError."""
-    networks = [
-        netconf.parse(plugin.conf, modes=modes).network for plugin in conf.plugins if plugin.type == PLUGIN
-    ]
+    networks = [netconf.parse(plugin.conf, "", modes).network for plugin in conf.plugins if plugin.type == PLUGIN]
     mac, unseen, limit = foreign_mac(conf), unseen_mac(conf), egress_limit(conf)
     return Confs(
         frozenset(networks),
@@ -166,11 +164,12 @@ class ConfDir(Controller):
     def __init__(
         self,
         folder: Path,
-        template: Path | None = None,
-        modes: Modes = BUILT_IN,
-        problems: PartProblems | None = None,
+        template: Path | None,
+        modes: Modes,
+        problems: PartProblems,
     ) -> None:
-        super().__init__(SCHEDULE, report_error=(problems or PartProblems("cni-conf")).report_error)
+        """`template`: the conflist that is to be installed; None: there is none."""
+        super().__init__(SCHEDULE, problems.report_error)
         self.found: Observable[Confs] = Observable(read(folder, template, modes=modes))
         self._folder = folder
         self._modes = modes
@@ -195,5 +194,5 @@ class ConfDir(Controller):
 
     def once(self) -> bool:
         """Read all files."""
-        self.found.update(lambda known: read(self._folder, self._template, known, self._modes))
+        self.found.update(lambda known: read(self._folder, self._template, known, modes=self._modes))
         return True

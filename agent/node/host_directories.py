@@ -29,7 +29,7 @@ class HostDirectories(Controller):
 
     def __init__(self, folders: Mapping[str, Path], problems: PartProblems) -> None:
         """`folders`: each directory by its option."""
-        super().__init__(SCHEDULE, report_error=problems.report_error)
+        super().__init__(SCHEDULE, problems.report_error)
         self._problems = problems
         self._host_directories = dict(folders)
         self._always = {option for option, path in folders.items() if removed(path)}

@@ -13,7 +13,7 @@ from agent.model.cluster import Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.node_status import Demand
 from agent.model.problem_board import ProblemBoard
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import RouteMarks
 from agent.objects.base import NodeObject
@@ -33,6 +33,7 @@ class Inputs:
     board: ProblemBoard
     """The problems of all other parts."""
     host: HostKernel
+    modes: Modes
     prepared: Path | None = None
     """The file of what is prepared for pods; None: it is forgotten at a restart."""
     resume: bool = True
@@ -49,6 +50,5 @@ class Inputs:
     """Seconds from the withdrawal of a mode to its removal."""
     servers: frozenset[Address] = frozenset()
     """The addresses by which the agent reaches the API server."""
-    modes: Modes = BUILT_IN
     marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
     """By which protocol number the node's routes are known."""

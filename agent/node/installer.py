@@ -19,7 +19,7 @@ from agent.errors import CniError
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 from agent.node import cni_conf_dir, directory_watch
 from agent.runtime import atomic_file
 from agent.runtime.controller import Controller, Schedule
@@ -52,9 +52,9 @@ class Installer(Controller):
     """Keeps the host's copies of plugins and conflist as they should be."""
 
     def __init__(
-        self, places: Places, status: Observable[NodeStatus], problems: PartProblems, modes: Modes = BUILT_IN
+        self, places: Places, status: Observable[NodeStatus], problems: PartProblems, modes: Modes
     ) -> None:
-        super().__init__(SCHEDULE, (status,), problems.report_error)
+        super().__init__(SCHEDULE, problems.report_error, (status,))
         self._problems = problems
         self._places = places
         self._modes = modes

@@ -57,7 +57,7 @@ class PoolStatusWriter(Controller):
 
     def __init__(self, usages: Usages, seen: Seen, problems: PartProblems) -> None:
         sources = (seen.status, seen.snapshot_cache.pool_status)
-        super().__init__(Schedule(resync=LONGEST_PAUSE, backoff=BACKOFF), sources, problems.report_error)
+        super().__init__(Schedule(resync=LONGEST_PAUSE, backoff=BACKOFF), problems.report_error, sources)
         self._usages = usages
         self._seen = seen
         self._failures = Failures(problems, "the status of IPPools", BACKOFF)

@@ -82,7 +82,7 @@ class Reconciler(Controller):
             inputs.board,
             *inputs.wake_on,
         )
-        super().__init__(Schedule(resync, debounce=0.02), wake_on, self._publish_error)
+        super().__init__(Schedule(resync, debounce=0.02), self._publish_error, wake_on)
 
     def drifted(self) -> None:
         """Look at everything soon, as somebody else has changed something."""

@@ -60,7 +60,7 @@ class RunDir(Controller):
 
     def __init__(self, problems: PartProblems, *keepers: Callable[[], None]) -> None:
         """`keepers`: each restores one thing if it is missing, and may raise OSError."""
-        super().__init__(SCHEDULE, report_error=problems.report_error)
+        super().__init__(SCHEDULE, problems.report_error)
         self._keepers = keepers
 
     def once(self) -> bool:

@@ -84,7 +84,7 @@ class UsageWriter(Controller):
 
     def __init__(self, usages: Usages, seen: Seen, problems: PartProblems, clock: Clock = SYSTEM_CLOCK) -> None:
         schedule = Schedule(EVERY, first=SOON, backoff=BACKOFF)
-        super().__init__(schedule, report_error=problems.report_error, clock=clock)
+        super().__init__(schedule, problems.report_error, clock=clock)
         self._usages = usages
         self._seen = seen
         self._failures = Failures(problems, "IPBlockUsages of this node", BACKOFF)

@@ -20,7 +20,7 @@ from agent.cni.journal import Journal
 from agent.ip import FAMILIES
 from agent.model.cluster import Snapshot
 from agent.model.node_status import Timings
-from agent.modes.registry import BUILT_IN, Modes
+from agent.modes.registry import Modes
 from agent.node.reconciler import Reconciler
 from agent.runtime.metric_families import counter, gauge
 
@@ -46,7 +46,7 @@ class Sources:
 class Metrics:
     """All metrics of an agent, in a registry of their own."""
 
-    def __init__(self, modes: Modes = BUILT_IN) -> None:
+    def __init__(self, modes: Modes) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # no second series for every histogram
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)

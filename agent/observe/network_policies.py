@@ -28,11 +28,11 @@ class NetworkPolicies(Controller):
         self,
         api: Api,
         node: str,
-        report_error: ReportError = lambda _error: None,
+        report_error: ReportError,
         every: float = EVERY,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        super().__init__(Schedule(every, first=0.0), report_error=report_error, clock=clock)
+        super().__init__(Schedule(every, first=0.0), report_error, clock=clock)
         self._api = api
         self._node = node
         self._outcome_unknown = False

@@ -53,8 +53,8 @@ class Controller(ABC):
     def __init__(
         self,
         schedule: Schedule,
+        report_error: ReportError,
         wake_on: Iterable[Source] = (),
-        report_error: ReportError = lambda _error: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.pace = Pace(ROUNDS_AT_ONCE, ROUND_EVERY, clock)

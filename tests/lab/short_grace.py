@@ -8,7 +8,7 @@ from agent import cli
 from agent.config import GraceTimes
 from tests.lab.space import PATIENCE
 
-GRACE = GraceTimes(mode=4.0 * PATIENCE, bird=1.0)
+GRACE = GraceTimes(mode=4.0 * PATIENCE, daemon=1.0)
 
 if __name__ == "__main__":
     sys.exit(cli.main(grace=GRACE))

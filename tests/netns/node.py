@@ -191,6 +191,7 @@ class Host:
             self.attachments,
             ProblemBoard(),
             self.kernel,
+            BUILT_IN,
             objects=BUILT_IN.node_objects(self.ipip),
             marks=marks,
         )
@@ -208,7 +209,9 @@ class Host:
 
     def new_handler(self, **more: Any) -> CniHandler:
         """Return a pod path of this node, as after a restart of the agent."""
-        return CniHandler(self.kernel, self.attachments, self.reconciler.status, self.demand, **more)
+        return CniHandler(
+            self.kernel, self.attachments, self.reconciler.status, self.demand, modes=BUILT_IN, **more
+        )
 
     def close(self) -> None:
         """Have nothing reconciled from now on; a round that is on its way ends before."""

@@ -7,10 +7,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from agent.cni import netconf
 from agent.model.cluster import Node as NodeObject
 from agent.model.node_status import NodeStatus
-from agent.model.problem_board import ProblemBoard
+from agent.model.problem_board import PartProblems, ProblemBoard
 from agent.modes.base import View
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.bgp import Encapsulate, plan
@@ -27,6 +26,7 @@ from agent.objects.state import NodeState
 from agent.runtime.observable import Observable
 from tests.netns.birds import Node, needs_bird, wire
 from tests.netns.node import CONF, Host, command
+from tests.networks import parse_conf
 from tests.support import eventually
 
 pytestmark = needs_bird
@@ -47,17 +47,17 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
     file.write_text(f"passwordFile: {secret}")
     host = Host(tmp_path / "run")
     wanted: list[BirdConfig | None] = []
-    options = OptionsFile(file, tmp_path / "note")
+    options = OptionsFile(file, PartProblems("bgp-options").report_error, tmp_path / "note")
     inputs = Inputs(
         host.snapshot,
-        Observable(Confs(frozenset({netconf.parse({**CONF, "mode": "ipip"}).network}))),
+        Observable(Confs(frozenset({parse_conf({**CONF, "mode": "ipip"}).network}))),
         host.demand,
         host.attachments,
         ProblemBoard(),
         host.kernel,
+        Modes(OnlyBgp()),
         wake_on=(options.said,),
         objects=Modes(OnlyBgp()).node_objects(Bird(wanted.append, options)),
-        modes=Modes(OnlyBgp()),
     )
     reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
     host.close()
@@ -73,7 +73,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
     reconciler.once()
     assert wanted[-1].password == Secret("geheim"), "the last good one stays"
     count = len(wanted)
-    fresh = OptionsFile(file, tmp_path / "note")
+    fresh = OptionsFile(file, PartProblems("bgp-options").report_error, tmp_path / "note")
     objects = Modes(OnlyBgp()).node_objects(Bird(wanted.append, fresh))
     again = Reconciler("one", replace(inputs, objects=objects), host.block_controller, 30.0)
     again.once()
@@ -93,7 +93,7 @@ def test_from_node_objects_to_routes(tmp_path: Path) -> None:
         command("ip", "link", "set", "wire", "master", "switch")
         board = ProblemBoard()
         bird = Supervisor(tmp_path / "bird", board.part("bird"), times=BirdTimes(retire=1.0))
-        options = OptionsFile(file)
+        options = OptionsFile(file, board.part("bgp-options").report_error)
         inputs = Inputs(
             host.snapshot,
             host.confs,
@@ -101,13 +101,13 @@ def test_from_node_objects_to_routes(tmp_path: Path) -> None:
             host.attachments,
             board,
             host.kernel,
+            Modes(OnlyBgp()),
             wake_on=(options.said,),
             objects=Modes(OnlyBgp()).node_objects(Bird(bird.want, options)),
-            modes=Modes(OnlyBgp()),
         )
         reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
         stop = threading.Event()
-        network = netconf.parse({**CONF, "mode": "ipip"}).network
+        network = parse_conf({**CONF, "mode": "ipip"}).network
         host.close()
         for run in (reconciler.run, bird.run):
             threading.Thread(target=run, args=(stop,), daemon=True).start()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.ipam.attachment import link_name
 from agent.kernel import ip_links, netlink, netns
 from agent.kernel.ip_links import Link
@@ -20,10 +19,11 @@ from agent.model.marks import bridge_mac
 from agent.modes.hostgw import HostGwOptions
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, Host, Pod, command
+from tests.networks import parse_conf
 from tests.support import eventually, net
 
 ANY = {key: value for key, value in CONF.items() if key != "subnet"}  # blocks of either IP version
-NETWORK = netconf.parse(ANY).network
+NETWORK = parse_conf(ANY).network
 BRIDGE = HostGwOptions.of(NETWORK).bridge
 UPPER, LOWER = "10.244.0.8/29", "10.244.0.0/29"
 CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"

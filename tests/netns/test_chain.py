@@ -16,6 +16,7 @@ import pytest
 from agent.cni import conflist
 from agent.cni.server import Server
 from agent.kernel import tcx
+from agent.modes.registry import BUILT_IN
 from agent.node import cni_conf_dir
 from agent.objects import pod_guard
 from tests.lab import gotools
@@ -98,7 +99,7 @@ def limited(ours: dict[str, Any], tmp_path: Path, host: Host, entry: Mapping[str
     """A conflist of the conf folder whose entry of testcni says nothing of the plugin bandwidth after it."""
     conf = Conf("testcni", "1.1.0", (ours, {"type": "bandwidth", **entry}), tmp_path)
     doc = {"cniVersion": "1.1.0", "name": "testcni", "plugins": list(conf.plugins)}
-    host.confs.publish(cni_conf_dir.of(conflist.conflist(json.dumps(doc).encode(), tmp_path)))
+    host.confs.publish(cni_conf_dir.of(conflist.conflist(json.dumps(doc).encode(), tmp_path), modes=BUILT_IN))
     return conf
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.errors import CniError
 from agent.model.cluster import Node
 from agent.modes.hostgw import HOST_GW
@@ -16,9 +15,10 @@ from agent.node.cni_conf_dir import Confs
 from agent.observe import health
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command
 from tests.netns.node import VXLAN as VXLAN_CONF
+from tests.networks import parse_conf
 from tests.support import eventually, ip, net
 
-OLD, NEW = netconf.parse(CONF).network, netconf.parse(MACVLAN).network
+OLD, NEW = parse_conf(CONF).network, parse_conf(MACVLAN).network
 WITH_OLD = Confs(frozenset({OLD}), chosen={"testcni": OLD}, installed=frozenset({OLD}))
 WITH_NEW = replace(WITH_OLD, networks=frozenset({OLD, NEW}), chosen={"testcni": NEW})
 
@@ -75,7 +75,7 @@ def test_pods_whose_mode_can_not_be_kept_are_named_by_readiness(tmp_path: Path) 
     """As after an agent has come that lacks a right which the old mode needs."""
     host, pod = Host(tmp_path), Pod("a")
     status = host.reconciler.status
-    vxlan = netconf.parse(VXLAN_CONF).network
+    vxlan = parse_conf(VXLAN_CONF).network
     host.confs.publish(Confs(frozenset({vxlan}), chosen={"testcni": vxlan}))
     assert "code" not in host.add(pod, VXLAN_CONF)
     host.close()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.errors import CniError
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, VXLAN, Host, Pod, command
+from tests.networks import parse_conf
 from tests.support import eventually
 
 FOREIGN = {
@@ -31,7 +31,7 @@ def test_a_vxlan_device_of_another_network_on_our_port_is_named(tmp_path: Path, 
     vxlan(name, *options)
     conf = {**VXLAN, "vxlanBackend": backend}
     host = Host(tmp_path, conf=conf)
-    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     (problem,) = eventually(lambda: [p for p in host.reconciler.status.get().problems if "8472" in str(p)])
     assert problem.where == "device testcni-vxlan"
     assert f"has UDP port 8472 or the VNI 1: {name}" in problem.what
@@ -49,7 +49,7 @@ def test_a_program_that_has_the_port_of_the_tunnel_is_reported(tmp_path: Path) -
     host = Host(tmp_path, conf=VXLAN)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("", 8472))
-        host.confs.publish(Confs(frozenset({netconf.parse(VXLAN).network})))
+        host.confs.publish(Confs(frozenset({parse_conf(VXLAN).network})))
         (problem,) = eventually(lambda: [p for p in host.reconciler.status.get().problems if "8472" in str(p)])
         assert "ss -ulnp" in problem.remedy
     eventually(lambda: not host.reconciler.status.get().problems)
@@ -59,7 +59,7 @@ def test_a_program_that_has_the_port_of_the_tunnel_is_reported(tmp_path: Path) -
 def test_a_bridge_of_another_program_whose_mac_begins_like_ours_stays(tmp_path: Path, mac: str) -> None:
     command("ip", "link", "add", "br7", "address", mac, "type", "bridge")
     host = Host(tmp_path)
-    host.confs.publish(Confs(frozenset({netconf.parse(CONF).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(CONF).network})))
     eventually(lambda: "testcni0" in command("ip", "link"))
     eventually(lambda: host.reconciler.status.get().blocks)
     assert mac in command("ip", "link", "show", "br7")

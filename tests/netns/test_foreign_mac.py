@@ -12,6 +12,7 @@ import pytest
 from agent.cni import conflist
 from agent.cni.later_plugins import LaterPlugins
 from agent.errors import CniError, Code
+from agent.modes.registry import BUILT_IN
 from agent.node import cni_conf_dir
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod
 
@@ -39,11 +40,12 @@ def chain(conf: Mapping[str, Any], asks: Mapping[str, Any]) -> bytes:
 
 def behind(host: Host, asks: Mapping[str, Any]) -> None:
     """Have the node's conf folder name a plugin after testcni that sets a MAC."""
-    found = cni_conf_dir.of(conflist.conflist(chain(host.conf, asks), host.run_dir))
+    found = cni_conf_dir.of(conflist.conflist(chain(host.conf, asks), host.run_dir), modes=BUILT_IN)
     host.handler = host.new_handler(
         later=LaterPlugins(
             lambda network: found.foreign_macs.get(network, ""), lambda network: found.unseen_macs.get(network, "")
         ),
+        modes=BUILT_IN,
     )
 
 

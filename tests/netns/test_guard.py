@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agent.cni import netconf
 from agent.errors import CniError
 from agent.ipam.attachment import link_name
 from agent.kernel import fdb, hardening, ip_links, link_setup, netlink, netns, tc
@@ -45,6 +44,7 @@ from tests.netns.frames import (
     udp,
 )
 from tests.netns.node import CONF, IPIP, MACVLAN, OBJECTS, VXLAN, Host, Pod, command
+from tests.networks import parse_conf
 from tests.support import eventually, ip
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class Node:
 
 def ready(tmp_path: Path, conf: dict[str, Any], pods: int = 2) -> Node:
     host = Host(tmp_path, conf=conf)
-    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     made = [Pod(f"c{number}") for number in range(pods)]
     answers = [host.add(pod) for pod in made]
     for number, pod in enumerate(made[1:], 1):  # knows the way back
@@ -233,7 +233,7 @@ def test_a_pod_is_not_taken_for_another_by_an_advertisement_in_fragments(tmp_pat
     """A bridge joins them where anything of the node uses connection tracking, as kube-proxy does."""
     conf = {key: value for key, value in CONF.items() if key != "subnet"}
     host = Host(tmp_path, blocks=("10.244.1.0/24", "fd00:1::/64"), conf=conf)
-    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     pods = [Pod(f"c{number}") for number in range(2)]
     answers = [host.add(pod) for pod in pods]
     own, other = (next(str(i["address"]).split("/")[0] for i in a["ips"] if ":" in i["address"]) for a in answers)
@@ -290,7 +290,7 @@ def test_a_router_advertisement_of_a_pod_changes_no_routes(tmp_path: Path, mode:
 def test_nothing_that_is_made_listens_to_routers(tmp_path: Path, mode: str) -> None:
     conf = MACVLAN if mode == "macvlan" else MODES[mode]
     host, pod = Host(tmp_path, conf=conf), Pod("c1")
-    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     host.add(pod)
     made = {
         "host-gw": "testcni0",
@@ -368,15 +368,15 @@ def test_no_pod_is_connected_without_the_check_unless_its_netconf_says_so(
         (objects / path.name).symlink_to(path)
     # without pod_guard, as where eBPF is not to be had
     host = Host(tmp_path, conf=conf, objects=objects)
-    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     with pytest.raises(CniError) as refused:
         host.add(Pod("c1"))
     assert '"spoofCheck": false' in str(refused.value) + str(refused.value.details)
     with pytest.raises(CniError):
         host.call("STATUS")
     free = {**conf, "spoofCheck": False}
-    host.confs.publish(Confs(frozenset({netconf.parse(free).network})))
-    eventually(lambda: netconf.parse(conf).network not in host.reconciler.status.get().blocks)
+    host.confs.publish(Confs(frozenset({parse_conf(free).network})))
+    eventually(lambda: parse_conf(conf).network not in host.reconciler.status.get().blocks)
     pods = [Pod("c2"), Pod("c3")]
     answers = [host.add(pod, free) for pod in pods]
     assert pods[0].reaches(answers[1]["ips"][0]["address"].split("/")[0])
@@ -390,7 +390,7 @@ def test_a_pod_with_two_interfaces_answers_by_either(tmp_path: Path) -> None:
     node = ready(tmp_path, CONF)
     second = {**CONF, "name": "second", "bridge": "testcni1", "subnet": "10.245.0.0/16"}
     host = node.host
-    host.put(type(host.me)("one", host.me.addresses, (*host.me.blocks, netconf.parse(second).network.subnet)))  # type: ignore[arg-type]
+    host.put(type(host.me)("one", host.me.addresses, (*host.me.blocks, parse_conf(second).network.subnet)))  # type: ignore[arg-type]
     node.pods[0].ifname = "net1"
     address = host.add(node.pods[0], second)["ips"][0]["address"].split("/")[0]
     packet = ethernet(node.hop, node.mac(0), ipv4(address, node.address(1), UDP, udp(1, 2)))

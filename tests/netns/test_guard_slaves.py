@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from agent.cni import netconf
 from agent.ipam.attachment import link_name
 from agent.model.cluster import Node
 from agent.modes.vxlan.options import VXLAN
@@ -24,6 +23,7 @@ from tests.lab.space import PYTHON
 from tests.netns.frames import ICMP, UDP, arp, echo, ethernet, ipv4, ipv6, udp
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command
 from tests.netns.test_guard import advertisement, inside, link_local, wire
+from tests.networks import parse_conf
 from tests.support import eventually, ip, net
 
 GOOD, EVIL = b"a good packet", b"an evil packet"
@@ -83,7 +83,7 @@ def ready(tmp_path: Path, way: str, **more: Any) -> Slave:
         pytest.skip(why)
     conf = {**WAYS[way], **more}
     host = Host(tmp_path, conf=conf)
-    network = netconf.parse(conf).network
+    network = parse_conf(conf).network
     host.confs.publish(Confs(frozenset({network}), chosen={network.name: network}))
     host.put(Node("two", (ip(PEER),), (net("10.244.2.0/24"),), accepted_modes=(("pods", (VXLAN,)),)))
     for address in (PEER, FAR):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPReservation, Node
 from agent.modes.hostgw import HOST_GW
@@ -24,7 +23,7 @@ from tests.netns.node import CONF, Host, Pod, command
 from tests.netns.node import VXLAN as VXLAN_CONF
 from tests.netns.test_guard import Node as Guarded
 from tests.netns.test_guard import ready
-from tests.networks import changed
+from tests.networks import changed, parse_conf
 from tests.support import eventually, ip, net
 
 ME, PEER, PEERS_SECOND, OTHER, FLOATING = "192.0.2.1", "192.0.2.2", "192.0.2.22", "192.0.2.3", "192.0.2.44"
@@ -65,7 +64,7 @@ class Tunnel:
 
 def begun(tmp_path: Path) -> Tunnel:
     host, pod = Host(tmp_path, conf=VXLAN_CONF), Pod("c1")
-    host.confs.publish(Confs(frozenset({netconf.parse(VXLAN_CONF).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(VXLAN_CONF).network})))
     answer = host.add(pod)
     pod.run(
         "nft",
@@ -137,7 +136,7 @@ def passes(node: Guarded, port: int) -> bool:
 @pytest.mark.parametrize("port", [8472, 4790])
 def test_a_node_without_tunnel_closes_the_port_of_its_peers_tunnels(tmp_path: Path, port: int) -> None:
     node = ready(tmp_path, conf := {**CONF, "port": port})
-    network = netconf.parse(conf).network
+    network = parse_conf(conf).network
     node.host.confs.publish(Confs(frozenset({network}), chosen={network.name: network}))
     node.host.put(peer("two", "10.244.2.0/24", PEER, modes=(HOST_GW,)))
     eventually(lambda: "10.244.2.0" in command("ip", "route"))
@@ -155,8 +154,8 @@ def test_a_node_without_tunnel_closes_the_port_of_its_peers_tunnels(tmp_path: Pa
 
 def test_a_third_port_of_tunnels_is_a_problem(tmp_path: Path) -> None:
     node = ready(tmp_path, CONF)
-    chosen = {n: changed(netconf.parse(CONF).network, name=n, port=p) for n, p in (("a", 1111), ("b", 2222))}
-    node.host.confs.publish(Confs(frozenset({netconf.parse(CONF).network}), chosen=chosen))
+    chosen = {n: changed(parse_conf(CONF).network, name=n, port=p) for n, p in (("a", 1111), ("b", 2222))}
+    node.host.confs.publish(Confs(frozenset({parse_conf(CONF).network}), chosen=chosen))
     said = tuple((name, (VXLAN,)) for name in ("a", "b", "c"))
     node.host.put(replace(peer("two", "10.244.2.0/24", PEER), accepted_modes=said))
     eventually(lambda: any("UDP port 8472" in str(p) for p in node.host.reconciler.status.get().problems))

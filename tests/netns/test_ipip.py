@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.errors import CniError, Code
 from agent.kernel import ip_links, netlink, tc, tcx
 from agent.kernel.bpf.loader import BPFFS, Loader
@@ -16,6 +15,7 @@ from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip import maps as ipip_maps
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import IPIP, OBJECTS, Host, Pod, command
+from tests.networks import parse_conf
 from tests.support import eventually, ip, net
 
 DEVICE = "testcni-ipip"
@@ -190,7 +190,7 @@ def test_a_filter_of_another_program_in_the_place_of_ours_stays_and_is_reported(
     command("tc", "qdisc", "add", "dev", "eth0", "clsact")
     place = ("dev", "eth0", "egress", "prio", "84", "handle", "1")
     command("tc", "filter", "add", *place, "bpf", "bytecode", "1,6 0 0 0")
-    host.confs.publish(Confs(frozenset({netconf.parse(IPIP).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(IPIP).network})))
     if by == "tcx":
         eventually(lambda: tcx.attached(eth0(), "egress", "ipip_egress"))
     else:

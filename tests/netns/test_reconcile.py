@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.cluster import Node
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
@@ -17,10 +16,11 @@ from agent.node.cni_conf_dir import Confs
 from agent.runtime.deadline import Deadline
 from tests.netns.node import CONF, Host, Pod, command
 from tests.netns.route_monitor import told_of_routes
+from tests.networks import parse_conf
 from tests.support import eventually, ip, net
 from tests.timing import in_time
 
-NETWORK = netconf.parse(CONF).network
+NETWORK = parse_conf(CONF).network
 
 
 def ready(tmp_path: Path) -> Host:
@@ -230,7 +230,7 @@ def test_three_thousand_peers_within_two_seconds(tmp_path: Path) -> None:
         peer(f"n{n}", f"172.17.{n // 250}.{n % 250 + 1}", f"10.{100 + n // 250}.{n % 250}.0/24")
         for n in range(3000)
     ]
-    wide = netconf.parse({**CONF, "subnet": "10.0.0.0/8"}).network
+    wide = parse_conf({**CONF, "subnet": "10.0.0.0/8"}).network
     host.confs.publish(Confs(frozenset({wide})))
 
     def took(number: int, change: Callable[[], None]) -> float:

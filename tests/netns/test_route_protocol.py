@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from agent import config, uninstall
-from agent.cni import netconf
 from agent.model.cluster import IPPool, Node
 from agent.model.marks import ROUTE_PROTOCOL
+from agent.modes.registry import BUILT_IN
 from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import FILE, FIRST_PROTOCOL
 from tests.netns.node import CONF, VXLAN, Host, Pod, command
 from tests.netns.route_monitor import told_of_routes
 from tests.netns.test_reconcile import peer, ready
+from tests.networks import AGENT_OPTIONS, parse_conf
 from tests.support import eventually, ip, net
 
 OVN = 84
@@ -44,7 +45,7 @@ def node(
     host = Host(tmp_path, conf=conf, route_protocol=protocol)
     host.snapshot.update(lambda s: replace(s, synced=False))
     host.put(*objects)
-    host.confs.publish(Confs(frozenset({netconf.parse(conf).network})))
+    host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     host.snapshot.update(lambda s: replace(s, synced=True))
     eventually(lambda: host.reconciler.status.get().blocks)
     return host
@@ -183,7 +184,9 @@ def test_uninstall_removes_the_routes_of_the_number_that_the_agent_had(tmp_path:
     if before == FIRST_PROTOCOL:
         (tmp_path / FILE).unlink()  # which versions that knew only 84 did not write
     add(ROUTE_PROTOCOL, "198.51.100.0/24", "via", "192.0.2.9")
-    conf = config.load(["--datastore", "kubernetes", "--run-dir", str(tmp_path), "--state-dir", "/nowhere"], {})
-    list(uninstall.uninstall(conf))
+    conf = config.load(
+        ["--datastore", "kubernetes", "--run-dir", str(tmp_path), "--state-dir", "/nowhere"], {}, AGENT_OPTIONS
+    )
+    list(uninstall.uninstall(conf, BUILT_IN))
     assert routes(before) == []
     assert bool(routes()) == (before == OTHER), "what has another number is another's"

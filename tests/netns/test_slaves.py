@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from agent.cni import netconf
 from agent.errors import CniError, Code
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPBlock, IPPool
 from agent.node.cni_conf_dir import Confs
 from tests.netns.node import MACVLAN, Host, Pod, command
+from tests.networks import parse_conf
 from tests.support import eventually, net
 
 
@@ -164,7 +164,7 @@ def test_an_example_that_was_not_edited_is_told_as_that(tmp_path: Path) -> None:
     host = Host(tmp_path, conf={**MACVLAN, "subnet": "192.168.64.0/24", "ipam": {}})
     told = host.reconciler.status
     host.put(replace(host.me, blocks=()))
-    network = netconf.parse(dict(host.conf)).network
+    network = parse_conf(dict(host.conf)).network
     host.confs.publish(Confs(frozenset({network}), chosen={"testcni": network}))
     eventually(lambda: "is not that of eth0" in str(told.get().problems))
     host.looked()
@@ -175,7 +175,7 @@ def test_an_example_that_was_not_edited_is_told_as_that(tmp_path: Path) -> None:
         "subnet 192.168.64.0/24 is not that of eth0 (192.0.2.1/24), nor of any interface of this node"
     )
     assert "manifests/overlays/macvlan: conflist.yaml" in problem.remedy
-    good = netconf.parse({**host.conf, "subnet": "192.0.2.0/24"}).network
+    good = parse_conf({**host.conf, "subnet": "192.0.2.0/24"}).network
     host.confs.publish(Confs(frozenset({good}), chosen={"testcni": good}))
     eventually(lambda: "is not that of" not in str(told.get().problems))
     host.block_controller.once()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.cni.netconf import NetConf
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
@@ -26,7 +25,7 @@ from agent.model.cluster import IPPool, Snapshot
 from agent.model.node_status import Demand, NodeStatus
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
-from tests.networks import OPTIONS, network_of
+from tests.networks import OPTIONS, network_of, parse_conf
 
 NETWORK = network_of("net")
 CONF = NetConf("1.1.0", NETWORK)
@@ -154,9 +153,9 @@ def test_one_add_does_not_ask_for_blocks_without_end(tmp_path: Path, monkeypatch
 
 ASKED = {"four": "10.244.1.5", "six": "fd00::5"}
 WAYS: dict[str, Callable[[str], NetConf]] = {
-    "runtimeConfig": lambda ip: netconf.parse({**DOC, "runtimeConfig": {"ips": [f"{ip}/24"]}}),
-    "args": lambda ip: netconf.parse({**DOC, "args": {"cni": {"ips": [ip]}}}),
-    "CNI_ARGS": lambda ip: netconf.parse(DOC, f"IgnoreUnknown=1;IP={ip}"),
+    "runtimeConfig": lambda ip: parse_conf({**DOC, "runtimeConfig": {"ips": [f"{ip}/24"]}}),
+    "args": lambda ip: parse_conf({**DOC, "args": {"cni": {"ips": [ip]}}}),
+    "CNI_ARGS": lambda ip: parse_conf(DOC, f"IgnoreUnknown=1;IP={ip}"),
 }
 
 

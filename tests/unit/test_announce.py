@@ -18,6 +18,7 @@ from agent.model.cluster import Node, Snapshot
 from agent.model.node_status import NodeStatus, PodEvent
 from agent.model.node_view import NodeView
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import network_of
@@ -43,7 +44,9 @@ class Told:
         self.clock = FakeClock()
         api = Api(lambda: config(self.server.port, "t"))
         view = NodeView("node/1", self.snapshot, self.status)
-        self.writer = NodeEventWriter(api, view, self.pod_events, clock=self.clock)
+        self.writer = NodeEventWriter(
+            api, view, self.pod_events, PartProblems("announcer").report_error, self.clock
+        )
 
     def _answer(self, asked: Asked) -> Answer:
         if self.refuse:

@@ -15,6 +15,7 @@ from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.model.cluster import IPPool, Node, Snapshot
 from agent.model.problem import Problem
+from agent.model.problem_board import PartProblems
 from agent.modes.base import View
 from agent.modes.ipip import bgp
 from agent.modes.ipip.bgp import REFLECTOR, Encapsulate
@@ -26,6 +27,7 @@ from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, S
 from agent.modes.registry import BUILT_IN
 from agent.objects.base import Context
 from agent.objects.state import LocalAddress, NodeState, union
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from tests.fake_clock import FakeClock
 from tests.networks import network_of
 
@@ -235,6 +237,10 @@ def test_wrong_options_are_told_by_field(tmp_path: Path, text: str, told: str) -
     assert str(file) in str(error.value) or "nowhere" in text
 
 
+def options_file(path: Path | None, note: Path | None = None, clock: Clock = SYSTEM_CLOCK) -> OptionsFile:
+    return OptionsFile(path, PartProblems("bgp-options").report_error, note, clock)
+
+
 def configured(options: OptionsFile) -> list[BirdConfig | None]:
     """What BIRD is given in a round."""
     given: list[BirdConfig | None] = []
@@ -250,7 +256,7 @@ def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
     file.write_text(f"passwordFile: {secret}")
     for prepare in (lambda: None, secret.touch, lambda: secret.write_text("x"), lambda: file.write_text("[")):
         prepare()
-        options = OptionsFile(file, note)
+        options = options_file(file, note)
         known, (problem,) = options.look()
         assert (known, options.stands) == (None, False)
         assert "no BGP session begins" in problem.what
@@ -262,17 +268,17 @@ def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
     assert (known.password, problems) == (Secret("x"), ())
     secret.unlink()
     assert options.look()[0] == known, "the last good one stays"
-    assert OptionsFile(file, note).look()[0] is None
-    assert configured(OptionsFile(file, note)) == []
-    assert OptionsFile(file, note).stands, "an earlier agent had read this file, and BIRD goes on"
-    assert not OptionsFile(tmp_path / "other", note).stands
+    assert options_file(file, note).look()[0] is None
+    assert configured(options_file(file, note)) == []
+    assert options_file(file, note).stands, "an earlier agent had read this file, and BIRD goes on"
+    assert not options_file(tmp_path / "other", note).stands
 
 
 def test_wrong_options_leave_in_force_what_was(tmp_path: Path) -> None:
-    assert OptionsFile(None).look() == (BgpOptions(), ())
+    assert options_file(None).look() == (BgpOptions(), ())
     file = tmp_path / "bgp.yaml"
     file.write_text("asNumber: 64600")
-    options = OptionsFile(file)
+    options = options_file(file)
     assert options.look() == (BgpOptions(64600), ())
     file.write_text("asNumber: 0")
     known, (problem,) = options.look()
@@ -309,7 +315,7 @@ def test_a_blank_takes_no_password_away(tmp_path: Path, text: str) -> None:
     secret(tmp_path, "mesh")
     good = WITH_PASSWORDS.format(tmp_path / "mesh")
     file.write_text(good)
-    options = OptionsFile(file)
+    options = options_file(file)
     before, _ = options.look()
     assert before
     assert before.password
@@ -317,7 +323,7 @@ def test_a_blank_takes_no_password_away(tmp_path: Path, text: str) -> None:
     known, (problem,) = options.look()
     assert known == before, "what was in force stays"
     assert "None is not allowed" in problem.what
-    assert OptionsFile(file).look()[0] is None, "no session begins"
+    assert options_file(file).look()[0] is None, "no session begins"
     file.write_text(good)
     assert options.look() == (before, ())
 
@@ -328,7 +334,7 @@ def test_a_password_that_the_file_asks_for_no_more_goes_with_a_warning(
     file = tmp_path / "bgp.yaml"
     secret(tmp_path, "mesh")
     file.write_text(WITH_PASSWORDS.format(tmp_path / "mesh"))
-    options = OptionsFile(file)
+    options = options_file(file)
     options.look()
     file.write_text("peers: [{address: 192.0.2.9, asNumber: 65000}]")
     known, problems = options.look()
@@ -347,7 +353,7 @@ def test_a_change_of_the_file_or_a_password_is_seen_within_a_second(tmp_path: Pa
     (tmp_path / "bgp.yaml").symlink_to("..data/bgp.yaml")
     secret(tmp_path, "mesh")
     clock, stop = FakeClock(), threading.Event()
-    options = OptionsFile(tmp_path / "bgp.yaml", clock=clock)
+    options = options_file(tmp_path / "bgp.yaml", clock=clock)
     said: list[BgpOptions | str | None] = []
     options.said.listen(lambda: said.append(options.said.get()))
 

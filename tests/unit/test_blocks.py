@@ -12,13 +12,12 @@ from hypothesis import given as given_by
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from agent.cni import netconf
 from agent.ipam import blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
-from tests.networks import MODES, changed, network_of
+from tests.networks import MODES, changed, network_of, parse_conf
 from tests.support import ip, net
 
 POOL = IPPool("pods", net("10.244.0.0/20"), 24)
@@ -115,7 +114,7 @@ def test_addresses_outside_or_excluded_are_never_given(block: str, rest: list[st
 @pytest.mark.parametrize("mode", MODES)
 def test_that_holds_in_every_mode(mode: str) -> None:
     conf: dict[str, Any] = {"cniVersion": "1.0.0", "name": "n", "mode": mode, "subnet": "192.0.2.0/24"}
-    network = netconf.parse(conf).network
+    network = parse_conf(conf).network
     left = given(network, "192.0.2.80/28", PART)
     assert left == [str(n) for n in range(82, 96 if network.needs_parent else 95)]
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigError, load
+from agent import config
+from agent.config import ConfigError
 from agent.model.marks import ROUTE_PROTOCOL
+from tests.networks import AGENT_OPTIONS
 
 NEEDED = ["--datastore", "dir:/cluster"]
+
+load = partial(config.load, mode_options=AGENT_OPTIONS)
 
 
 def test_precedence(tmp_path: Path) -> None:
@@ -112,7 +117,7 @@ def test_an_empty_file_takes_no_bgp_password_away(tmp_path: Path, text: str) -> 
     with pytest.raises(ConfigError, match=r"is empty; for no options write \{\} into it"):
         load([*NEEDED, "--config", str(tmp_path / "c")], {})
     (tmp_path / "c").write_text("{}")
-    assert load([*NEEDED, "--config", str(tmp_path / "c")], {}).bgp is None
+    assert load([*NEEDED, "--config", str(tmp_path / "c")], {}).mode_options["bgp"] == ""
 
 
 @pytest.mark.parametrize("text", ["", " "])

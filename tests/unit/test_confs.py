@@ -9,6 +9,7 @@ import pytest
 
 from agent.cni import conflist
 from agent.modes.hostgw import HostGwOptions
+from agent.modes.registry import BUILT_IN
 from agent.node import cni_conf_dir
 
 MAC = "02:11:22:33:44:55"
@@ -21,7 +22,7 @@ def test_confs_and_conflists_of_ours_are_found_and_no_others(tmp_path: Path) -> 
     (tmp_path / "20-b.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "two", "plugins": plugins}))
     (tmp_path / "30-c.conf").write_text('{"name": "other", "type": "bridge"')
     (tmp_path / "README").write_text("testcni {")
-    found = cni_conf_dir.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path, modes=BUILT_IN)
     assert sorted((n.name, HostGwOptions.of(n).bridge) for n in found.networks) == [
         ("net", "testcni0"),
         ("two", "br1"),
@@ -33,7 +34,7 @@ def test_a_wrong_file_is_named_and_the_others_count(tmp_path: Path) -> None:
     (tmp_path / "10.conf").write_text(json.dumps({**OURS, "mtu": 5}))
     (tmp_path / "20.conf").write_text(json.dumps(OURS))
     (tmp_path / "30.conflist").write_text('{"name": "x", "plugins": [5], "a": "testcni"}')
-    found = cni_conf_dir.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path, modes=BUILT_IN)
     assert len(found.networks) == 1
     assert [(p.where, p.what.split(":")[0]) for p in found.problems] == [
         (str(tmp_path / "10.conf"), "mtu"),
@@ -44,8 +45,8 @@ def test_a_wrong_file_is_named_and_the_others_count(tmp_path: Path) -> None:
 def test_a_missing_folder_and_a_template(tmp_path: Path) -> None:
     template = tmp_path / "template"
     template.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [OURS]}))
-    assert cni_conf_dir.read(tmp_path / "none") == cni_conf_dir.Confs()
-    assert len(cni_conf_dir.read(tmp_path / "none", template).networks) == 1
+    assert cni_conf_dir.read(tmp_path / "none", modes=BUILT_IN) == cni_conf_dir.Confs()
+    assert len(cni_conf_dir.read(tmp_path / "none", template, modes=BUILT_IN).networks) == 1
 
 
 def test_a_file_that_runtimes_refuse_is_named(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_file_that_runtimes_refuse_is_named(tmp_path: Path) -> None:
         "30.conf": {"name": "net", "type": "testcni"},
     }.items():
         (tmp_path / name).write_text(json.dumps(doc))
-    found = cni_conf_dir.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path, modes=BUILT_IN)
     assert found.networks == frozenset()
     assert [problem.where for problem in found.problems] == [str(path) for path in sorted(tmp_path.iterdir())]
     assert "is a conflist, which runtimes load only from a file *.conflist (rename it)" in str(found.problems[0])
@@ -67,7 +68,7 @@ def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
     def found(*plugins: dict[str, object]) -> dict[str, str]:
         doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}
         (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
-        return dict(cni_conf_dir.read(tmp_path).foreign_macs)
+        return dict(cni_conf_dir.read(tmp_path, modes=BUILT_IN).foreign_macs)
 
     ours: dict[str, object] = {"type": "testcni"}
     tuning: dict[str, object] = {"type": "tuning", "mac": "02:11:22:33:44:55"}
@@ -93,7 +94,7 @@ def test_a_mac_that_tuning_sets_after_testcni_is_known(tmp_path: Path) -> None:
 def test_a_mac_is_known_by_whichever_way_tuning_is_given_it(asks: dict[str, object]) -> None:
     plugins = [{"type": "testcni"}, {"type": "tuning", **asks}]
     doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": plugins}
-    found = cni_conf_dir.of(conflist.conflist(json.dumps(doc).encode(), Path("/nonexistent")))
+    found = cni_conf_dir.of(conflist.conflist(json.dumps(doc).encode(), Path("/nonexistent")), modes=BUILT_IN)
     assert dict(found.foreign_macs) == {"pods": MAC}
 
 
@@ -101,7 +102,7 @@ def test_of_several_macs_none_is_taken_for_the_pods(tmp_path: Path) -> None:
     tuning = {"type": "tuning", "mac": MAC, "args": {"cni": {"mac": "02:11:22:33:44:66"}}}
     doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": [{"type": "testcni"}, tuning]}
     (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
-    assert cni_conf_dir.read(tmp_path).foreign_macs["pods"] == f"{MAC}, 02:11:22:33:44:66"
+    assert cni_conf_dir.read(tmp_path, modes=BUILT_IN).foreign_macs["pods"] == f"{MAC}, 02:11:22:33:44:66"
 
 
 def test_a_conflist_that_gives_macs_to_tuning_only_is_reported(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_conflist_that_gives_macs_to_tuning_only_is_reported(tmp_path: Path) -
 
     def found(*plugins: dict[str, object]) -> list[str]:
         path.write_text(json.dumps({"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}))
-        read = cni_conf_dir.read(tmp_path)
+        read = cni_conf_dir.read(tmp_path, modes=BUILT_IN)
         assert [network.name for network in read.networks] == ["pods"]
         return [str(problem) for problem in read.problems]
 
@@ -128,7 +129,7 @@ def test_an_egress_limit_after_testcni_is_known(tmp_path: Path) -> None:
     def found(*plugins: dict[str, object]) -> bool | None:
         doc = {"name": "pods", "cniVersion": "1.1.0", "plugins": list(plugins)}
         (tmp_path / "10-pods.conflist").write_text(json.dumps(doc))
-        return cni_conf_dir.read(tmp_path).egress_limits.get("pods")
+        return cni_conf_dir.read(tmp_path, modes=BUILT_IN).egress_limits.get("pods")
 
     ours: dict[str, object] = {"type": "testcni"}
     told: dict[str, object] = {**ours, "capabilities": {"bandwidth": True}}

@@ -28,7 +28,7 @@ class Recorded(Controller):
         self.clock = FakeClock()
         self.board = ProblemBoard()
         self.problems = self.board.part("recorded")
-        super().__init__(schedule, wake_on, self.problems.report_error, self.clock)
+        super().__init__(schedule, self.problems.report_error, wake_on, self.clock)
         self.at: list[float] = []
         self.resyncs: list[float] = []
         self.stop = threading.Event()

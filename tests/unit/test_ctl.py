@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from agent import config, ctl
-from agent.cni import netconf
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.cluster import Snapshot
@@ -15,7 +14,7 @@ from agent.model.node_status import NodeStatus
 from agent.modes.registry import BUILT_IN
 from agent.objects.host_kernel import HostKernel
 from agent.observe.status import report
-from tests.networks import OPTIONS
+from tests.networks import AGENT_OPTIONS, OPTIONS, parse_conf
 
 DOC: dict[str, Any] = {
     "node": "one", "synced": True, "nodes": 1, "routes": 0, "attachments": 0, "uptimeSeconds": 1,
@@ -25,13 +24,13 @@ DOC: dict[str, Any] = {
 
 def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
     """The table of networks, from the report of a node that has prepared them, in words."""
-    networks = [netconf.parse({"cniVersion": "1.0.0", "type": "testcni", **conf}).network for conf in confs]
+    networks = [parse_conf({"cniVersion": "1.0.0", "type": "testcni", **conf}).network for conf in confs]
     status = NodeStatus(
         synced=True,
         blocks={network: (network.subnet,) for network in networks if network.subnet},
         uplinks={network: Uplink("bond0", ()) for network in networks if network.needs_parent},
     )
-    conf = config.load(["--datastore", "dir:/x", "--node", "one"], {})
+    conf = config.load(["--datastore", "dir:/x", "--node", "one"], {}, AGENT_OPTIONS)
     attachments, host = AttachmentStore(tmp_path, 0, OPTIONS), HostKernel(Loader(tmp_path, tmp_path / "pins"))
     doc = report(conf, 0.0, Snapshot(synced=True), status, attachments, BUILT_IN, host)
     text = ctl.render({**doc, "bgp": None}, colour=False)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.model.network import Network
-from tests.networks import MODES
+from tests.networks import MODES, parse_conf
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
@@ -119,7 +118,7 @@ def confs(page: Path) -> list[Network]:
     entries = [
         {"cniVersion": doc["cniVersion"], "name": doc["name"], **doc.get("plugins", [doc])[0]} for doc in docs
     ]
-    return [netconf.parse(entry).network for entry in entries]
+    return [parse_conf(entry).network for entry in entries]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))

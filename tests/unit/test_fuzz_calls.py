@@ -20,6 +20,7 @@ from agent.ipam import assigner
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus
+from agent.modes.registry import BUILT_IN
 from agent.node import cni_conf_dir
 from agent.objects.host_kernel import HostKernel
 from agent.runtime.observable import Observable
@@ -66,7 +67,7 @@ def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniHandler]:
     host = HostKernel(Loader(run_dir, run_dir / "pins"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assigner, "STATUS_WITHIN", 0.0)
-        yield CniHandler(host, attachments, Observable(NodeStatus(synced=True)), Observable({}))
+        yield CniHandler(host, attachments, Observable(NodeStatus(synced=True)), Observable({}), modes=BUILT_IN)
 
 
 @pytest.fixture(scope="module")
@@ -142,5 +143,5 @@ def test_a_good_conf_is_found_among_bad_ones(files: list[bytes], template: bytes
             (place / f"{number}.{suffix}").write_bytes(data)
         (place / "template").write_bytes(template)
         (place / "zz.conf").write_bytes(dumped(CONF | {"name": "good"}))
-        found = cni_conf_dir.read(place, place / "template")
+        found = cni_conf_dir.read(place, place / "template", modes=BUILT_IN)
     assert "good" in {network.name for network in found.networks}

@@ -21,7 +21,6 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import KINDS, Kind
-from agent.cni import netconf
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
 from agent.ipam import block_ownership, blocks
@@ -34,6 +33,7 @@ from agent.modes.base import View
 from agent.modes.registry import BUILT_IN
 from agent.node.last_known_nodes import LastKnownNodes
 from agent.objects.state import LocalAddress, union
+from tests.networks import parse_conf
 from tests.unit.fuzz import dumped, fuzz, texts
 from tests.unit.fuzz import folder as fresh
 
@@ -102,7 +102,7 @@ LOCAL = (
     LocalAddress("eth0", 1500, ipaddress.ip_interface("2001:db8::1/64")),
 )
 NETWORKS = tuple(
-    netconf.parse({"cniVersion": "1.1.0", "name": "net", "type": "testcni", "mode": name, **more}).network
+    parse_conf({"cniVersion": "1.1.0", "name": "net", "type": "testcni", "mode": name, **more}).network
     for name, more in (("host-gw", {}), ("vxlan", {}), ("ipip", {}), ("macvlan", {"subnet": "192.0.2.0/24"}))
 )
 

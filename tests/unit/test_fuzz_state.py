@@ -24,6 +24,7 @@ from agent.config import ConfigError
 from agent.ipam import attachment
 from agent.ipam.attachment import Attachment, Lease
 from agent.model.cluster import Snapshot
+from agent.model.problem_board import PartProblems
 from agent.modes.base import NodeNotReadyError
 from agent.modes.ipip.bird import control, daemon, logs, session_checks
 from agent.modes.ipip.bird.control import Control, ControlError
@@ -34,7 +35,7 @@ from agent.modes.ipip.bird.types import BirdConfig, BirdError
 from agent.modes.registry import BUILT_IN
 from agent.node import route_protocol
 from agent.node.run_dir import Lock
-from tests.networks import network_of
+from tests.networks import AGENT_OPTIONS, network_of
 from tests.unit.fuzz import dumped, folder, fuzz, lines, texts
 from tests.unit.test_bird_control import GREETING, PROTOCOLS
 from tests.unit.test_fuzz_cluster import OTHERS
@@ -108,9 +109,9 @@ def test_an_agent_starts_and_knows_its_good_pods_among_bad_notes(
 @contextlib.contextmanager
 def agent_on(place: Path) -> Iterator[Agent]:
     flags = [f"--{name}-dir={place}" for name in ("conf", "run", "state")]
-    conf = config.load([*flags, f"--datastore=dir:{place}", "--node=n1", "--listen=off"], {})
+    conf = config.load([*flags, f"--datastore=dir:{place}", "--node=n1", "--listen=off"], {}, AGENT_OPTIONS)
     lock = Lock(conf.run_dir)
-    agent = Agent(conf, lock)
+    agent = Agent(conf, lock, BUILT_IN)
     yield agent
     os.close(lock._fd)
     bird = agent.node.mode_threads["bird"]
@@ -137,7 +138,7 @@ def start(agent: Agent) -> None:
 @given(data=texts(BGP), again=texts(BGP))
 def test_bgp_options_are_taken_or_a_problem(data: bytes, again: bytes) -> None:
     with folder() as place:
-        file = OptionsFile(place / "bgp.yaml", place / "note")
+        file = OptionsFile(place / "bgp.yaml", PartProblems("bgp-options").report_error, place / "note")
         for text in (data, again):
             (place / "bgp.yaml").write_bytes(text)
             options, problems = file.look()
@@ -150,7 +151,7 @@ def test_a_config_file_is_taken_or_a_usage_error(data: bytes) -> None:
     with folder() as place:
         (place / "config").write_bytes(data)
         with contextlib.suppress(ConfigError):
-            config.load(["--config", str(place / "config")], {})
+            config.load(["--config", str(place / "config")], {}, AGENT_OPTIONS)
 
 
 class Talker:

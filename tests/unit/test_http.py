@@ -18,6 +18,7 @@ import pytest
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
+from agent.modes.registry import BUILT_IN
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer, Places
 from agent.observe import health, http
@@ -277,7 +278,7 @@ def test_ready_or_why_not(tmp_path: Path) -> None:
     confs = replace(confs, networks=frozenset({NETWORK}))
     assert health.ready(status, confs, None) == Page(b"ok\n"), "a problem alone does not make a node unready"
     places = Places(tmp_path, tmp_path / "template", tmp_path, tmp_path)
-    installer = Installer(places, Observable(status), PartProblems("installer"))
+    installer = Installer(places, Observable(status), PartProblems("installer"), modes=BUILT_IN)
     assert health.ready(status, confs, installer).body == f"the conflist is not installed\n{PROBLEM}\n".encode()
     places.conflist.touch()
     assert health.ready(status, confs, installer).status == 200

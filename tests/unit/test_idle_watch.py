@@ -25,7 +25,9 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ENDED, FAILED, KINDS, Bookmark, Change, SourceProblem, WatchRestarted
 from agent.cni.server import WORKERS
 from agent.modes.ipip.bird.supervisor import Supervisor
+from agent.modes.registry import BUILT_IN
 from agent.node.run_dir import Lock
+from tests.networks import AGENT_OPTIONS
 from tests.support import eventually
 from tests.unit import awkward
 from tests.unit.awkward import Answer, Asked, Awkward
@@ -160,9 +162,9 @@ def kubeconfig(silent: Silent, tmp_path: Path) -> Path:
 
 def test_there_is_a_connection_for_each_thread_of_the_agent(kubeconfig: Path, tmp_path: Path) -> None:
     flags = [f"--{name}-dir={tmp_path}" for name in ("conf", "run", "state")]
-    conf = config.load([*flags, f"--datastore=kubernetes:{kubeconfig}", "--node=n1"], {})
+    conf = config.load([*flags, f"--datastore=kubernetes:{kubeconfig}", "--node=n1"], {}, AGENT_OPTIONS)
     lock = Lock(conf.run_dir)
-    agent = app.Agent(conf, lock)
+    agent = app.Agent(conf, lock, BUILT_IN)
     assert len(agent.parts()) + len(KINDS) <= api.AGENT_THREADS
     os.close(lock._fd)
     bird = agent.node.mode_threads["bird"]

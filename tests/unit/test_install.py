@@ -15,7 +15,9 @@ import pytest
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
+from agent.modes.registry import BUILT_IN
 from agent.node import cni_conf_dir, installer
+from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer, Places
 from agent.observe import health
 from agent.runtime.observable import Observable
@@ -39,8 +41,12 @@ def places(tmp_path: Path) -> Places:
     return made
 
 
+def confs(places: Places) -> Confs:
+    return cni_conf_dir.read(places.conf_dir, places.template, modes=BUILT_IN)
+
+
 def ready(places: Places) -> NodeStatus:
-    (network,) = cni_conf_dir.read_template(places.template, places.conf_dir).networks
+    (network,) = cni_conf_dir.read_template(places.template, places.conf_dir, modes=BUILT_IN).networks
     return NodeStatus(synced=True, blocks={network: (ipaddress.ip_network("10.244.1.0/24"),)})
 
 
@@ -52,7 +58,7 @@ def ready_with(places: Places, conflist: object) -> NodeStatus:
 
 def test_the_conflist_comes_last_and_only_when_pods_could_start(places: Places) -> None:
     status = Observable(NodeStatus())
-    installer = Installer(places, status, PartProblems("installer"))
+    installer = Installer(places, status, PartProblems("installer"), BUILT_IN)
     installer.once()
     assert (places.bin_dir / "testcni").read_bytes() == b"plugin 1"
     assert (places.bin_dir / "testcni").stat().st_mode & 0o777 == 0o755
@@ -67,7 +73,7 @@ def test_the_conflist_comes_last_and_only_when_pods_could_start(places: Places) 
 
 
 def test_what_is_right_is_not_written_again(places: Places) -> None:
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     installer.once()
     before = [(path, path.stat().st_ino) for path in (places.bin_dir / "testcni", places.conflist)]
     installer.once()
@@ -79,7 +85,10 @@ def test_what_is_right_is_not_written_again(places: Places) -> None:
 
 
 def test_drift_is_repaired_at_once(places: Places) -> None:
-    installer, stop = Installer(places, Observable(ready(places)), PartProblems("installer")), threading.Event()
+    installer, stop = (
+        Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN),
+        threading.Event(),
+    )
     thread = threading.Thread(target=installer.run, args=(stop,))
     thread.start()
     try:
@@ -107,8 +116,8 @@ def test_a_new_conflist_is_seen_at_once(places: Places) -> None:
     places = replace(places, template=folder / "template")
     status, stop = Observable(ready(places)), threading.Event()
     installer, followed = (
-        Installer(places, status, PartProblems("installer")),
-        cni_conf_dir.ConfDir(places.conf_dir, places.template),
+        Installer(places, status, PartProblems("installer"), BUILT_IN),
+        cni_conf_dir.ConfDir(places.conf_dir, places.template, BUILT_IN, PartProblems("confs")),
     )
     threads = [threading.Thread(target=part.run, args=(stop,)) for part in (installer, followed)]
     for thread in threads:
@@ -132,7 +141,7 @@ def test_a_plugin_of_the_conflist_that_is_on_no_disk_is_told(places: Places) -> 
     """libcni loads such a conflist, and fails at each ADD."""
     plugins = [*CONFLIST["plugins"], {"type": "tuning", "sysctl": {}}]
     places.template.write_text(json.dumps({**CONFLIST, "plugins": plugins}))
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     installer.once()
     (problem,) = installer._problems.get().values()
     assert "names the plugin tuning" in str(problem)
@@ -145,7 +154,7 @@ def test_a_conf_that_sorts_first_is_told_and_stays(places: Places) -> None:
     other = places.conf_dir / "00-other.conf"
     other.write_text("{}")
     (places.conf_dir / "10-flannel.conflist").write_text("{}")
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     installer.once()
     assert [p.where for p in installer._problems.get().values()] == [str(other)]
     assert other.exists()
@@ -156,13 +165,13 @@ def test_a_conf_that_sorts_first_is_told_and_stays(places: Places) -> None:
 
 def test_a_host_folder_that_can_not_be_written_is_told(places: Places) -> None:
     places = replace(places, bin_dir=places.template / "below-a-file")
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     installer.once()
     assert "Not a directory" in str(installer._problems.get()["install"])
 
 
 def test_uninstall_takes_what_is_ours_and_nothing_else(places: Places) -> None:
-    Installer(places, Observable(ready(places)), PartProblems("installer")).once()
+    Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN).once()
     (places.bin_dir / "portmap").write_bytes(b"the distribution's")
     (places.bin_dir / "bridge").write_bytes(b"x")
     os.utime(places.bin_dir / "bridge")
@@ -193,7 +202,7 @@ def test_runtimes_load_hidden_files_and_no_folders(places: Places) -> None:
 
 def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) -> None:
     status, problems = Observable(ready(places)), PartProblems("installer")
-    installer = Installer(places, status, problems)
+    installer = Installer(places, status, problems, modes=BUILT_IN)
     installer.once()
     old = places.conflist.read_bytes()
     new = json.dumps({**CONFLIST, "plugins": [{"type": "testcni", "mode": "vxlan"}]})
@@ -224,30 +233,33 @@ def test_a_new_conflist_waits_until_its_networks_are_prepared(places: Places) ->
     ],
 )
 def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) -> None:
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     installer.once()
     places.template.write_text(text)
     installer.once()
     assert json.loads(places.conflist.read_text()) == CONFLIST
-    told = [*cni_conf_dir.read(places.conf_dir, places.template).problems, *installer._problems.get().values()]
+    told = [
+        *confs(places).problems,
+        *installer._problems.get().values(),
+    ]
     assert [problem.where for problem in told] == [str(places.template)]
-    assert cni_conf_dir.read(places.conf_dir, places.template).chosen["testcni"].mode == "host-gw"
+    assert confs(places).chosen["testcni"].mode == "host-gw"
     page = health.ready(
-        ready_with(places, CONFLIST), cni_conf_dir.read(places.conf_dir, places.template), installer
+        ready_with(places, CONFLIST),
+        confs(places),
+        installer,
     )
     assert page.status == 503
     assert f"the conflist {places.template} can't be used" in page.body.decode()
     places.template.write_text(json.dumps(CONFLIST))
     installer.once()
-    assert (
-        health.ready(ready(places), cni_conf_dir.read(places.conf_dir, places.template), installer).status == 200
-    )
+    assert health.ready(ready(places), confs(places), installer).status == 200
 
 
 def test_a_conflist_that_waits_says_why(places: Places) -> None:
     """Who reads an Event sees no other problem beside it."""
     status, problems = Observable(ready(places)), PartProblems("installer")
-    installer = Installer(places, status, problems)
+    installer = Installer(places, status, problems, modes=BUILT_IN)
     installer.once()
     places.template.write_text(json.dumps({**CONFLIST, "plugins": [{"type": "testcni", "mode": "vxlan"}]}))
     installer.once()
@@ -266,21 +278,24 @@ def test_a_conflist_that_waits_says_why(places: Places) -> None:
 @pytest.mark.parametrize("before", [True, False], ids=["running", "first"])
 def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> None:
     """As in Kubernetes, when the ConfigMap loses the key."""
-    installer, status = Installer(places, Observable(ready(places)), PartProblems("installer")), ready(places)
+    installer, status = (
+        Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN),
+        ready(places),
+    )
     if before:
         installer.once()
     places.template.unlink()
     installer.once()
     (problem,) = installer._problems.get().values()
     assert "there is no such file; in Kubernetes: give the ConfigMap the key template" in str(problem)
-    page = health.ready(status, cni_conf_dir.read(places.conf_dir, places.template), installer)
+    page = health.ready(status, confs(places), installer)
     assert page.status == 503
     assert f"the conflist {places.template} can't be used: there is no such file" in page.body.decode()
     assert places.conflist.exists() == before
     places.template.write_text(json.dumps(CONFLIST))
     installer.once()
     assert installer._problems.get() == {}
-    assert health.ready(status, cni_conf_dir.read(places.conf_dir, places.template), installer).status == 200
+    assert health.ready(status, confs(places), installer).status == 200
 
 
 @pytest.mark.parametrize(
@@ -303,22 +318,22 @@ def test_what_is_wrong_with_a_conflist_is_said_with_place_and_remedy(
     places: Places, text: str, words: str
 ) -> None:
     places.template.write_text(text)
-    (problem,) = cni_conf_dir.read(places.conf_dir, places.template).problems
+    (problem,) = confs(places).problems
     assert words in str(problem)
     assert problem.where == str(places.template)
     assert "fix it (in Kubernetes: the ConfigMap)" in problem.remedy
-    installer = Installer(places, Observable(NodeStatus(synced=True)), PartProblems("installer"))
+    installer = Installer(places, Observable(NodeStatus(synced=True)), PartProblems("installer"), BUILT_IN)
     installer.once()
     assert words in installer.lacking
 
 
 def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     installer.once()
     places.template.unlink()
     places.template.mkdir()
     installer.once()
-    found = cni_conf_dir.read(places.conf_dir, places.template)
+    found = confs(places)
     assert [problem.where for problem in found.problems] == [str(places.template)]
     assert health.ready(NodeStatus(synced=True), found, installer).status == 503
     assert installer.lacking
@@ -326,7 +341,7 @@ def test_a_conflist_that_can_not_be_read_is_told(places: Places) -> None:
 
 
 def test_a_conflist_without_our_plugin_is_told(places: Places) -> None:
-    installer = Installer(places, Observable(ready(places)), PartProblems("installer"))
+    installer = Installer(places, Observable(ready(places)), PartProblems("installer"), BUILT_IN)
     places.template.write_text('{"name": "testcni", "plugins": [{"type": "portmap"}]}')
     installer.once()
     assert "has no plugin of type testcni" in str(installer._problems.get()["conflist"])

@@ -9,11 +9,11 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from agent import config
-from agent.cni import netconf
 from agent.errors import CniError
 from agent.ip import Subnet
 from agent.model.cluster import Node, Snapshot
 from agent.modes.base import View
+from agent.modes.ipip.agent_options import encapsulator
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
 from agent.modes.ipip.options import IpipOptions
@@ -21,7 +21,7 @@ from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import LocalAddress, Masquerade, NodeState, Underlay, union
 from tests.lab.lab import IPIP_CONF
-from tests.networks import changed, network_of
+from tests.networks import AGENT_OPTIONS, changed, network_of, parse_conf, read_conf
 from tests.unit.sections import section
 
 LOCAL = (LocalAddress("eth0", 1400, ipaddress.ip_interface("192.0.2.1/24")),)
@@ -167,16 +167,16 @@ def test_two_networks_share_one_device() -> None:
 
 
 def test_the_seeds_conf_and_the_option() -> None:
-    network = netconf.read(IPIP_CONF).network
+    network = read_conf(IPIP_CONF).network
     assert (network.mode, network.subnet, IpipOptions.of(network).encapsulate) == ("ipip", POOL, "always")
     with pytest.raises(CniError, match="encapsulate") as caught:
-        netconf.parse({"name": "x", "mode": "ipip", "encapsulate": "Always"})
+        parse_conf({"name": "x", "mode": "ipip", "encapsulate": "Always"})
     assert "always, crossSubnet, never" in f"{caught.value.msg} {caught.value.details}"
 
 
 def test_who_encapsulates_is_an_option_of_the_agent() -> None:
     options = ["--node", "one", "--datastore", "dir:/x"]
-    assert config.load(options, {}).ipip == "auto"
-    assert config.load([*options, "--ipip", "ebpf"], {}).ipip == "ebpf"
+    assert encapsulator(config.load(options, {}, AGENT_OPTIONS)) == "auto"
+    assert encapsulator(config.load([*options, "--ipip", "ebpf"], {}, AGENT_OPTIONS)) == "ebpf"
     with pytest.raises(config.ConfigError, match="--ipip: 'tunl0' is none of device, ebpf, auto"):
-        config.load([*options, "--ipip", "tunl0"], {})
+        config.load([*options, "--ipip", "tunl0"], {}, AGENT_OPTIONS)

@@ -66,20 +66,30 @@ class Parts:
     """The parts of an agent that metrics ask, not running."""
 
     def __init__(self, folder: Path) -> None:
-        self.conf: AgentConfig = load(["--node", "one", "--datastore", f"dir:{folder}"], {})
+        self.conf: AgentConfig = load(
+            ["--node", "one", "--datastore", f"dir:{folder}"], {}, BUILT_IN.agent_options
+        )
         store = DirectoryStore(folder)
-        self.metrics = Metrics()
+        self.metrics = Metrics(modes=BUILT_IN)
         self.attachments = AttachmentStore(folder, 0, OPTIONS)
         self.snapshot_cache = SnapshotCache(store)
         self.block_controller = BlockController(store, "one", self.snapshot_cache.snapshot)
         board = ProblemBoard()
         self.host = HostKernel(Loader(folder, folder / "pins"))
         inputs = Inputs(
-            self.snapshot_cache.snapshot, Observable(Confs()), Observable({}), self.attachments, board, self.host
+            self.snapshot_cache.snapshot,
+            Observable(Confs()),
+            Observable({}),
+            self.attachments,
+            board,
+            self.host,
+            modes=BUILT_IN,
         )
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30, self.metrics.timings)
         status = self.reconciler.status
-        self.handler = CniHandler(self.host, self.attachments, status, Observable({}), self.metrics.timings)
+        self.handler = CniHandler(
+            self.host, self.attachments, status, Observable({}), self.metrics.timings, modes=BUILT_IN
+        )
         self.journal = Journal(folder, self.handler.answer)
         self.journal.prepare()
         self.bird = BirdStatus()

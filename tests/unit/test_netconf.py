@@ -16,7 +16,7 @@ from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.model.network import Network
 from agent.modes.parent.options import SERVICES
-from tests.networks import network_of
+from tests.networks import network_of, parse_conf, read_conf
 
 HOST_GW = """{
   "cniVersion": "0.3.0",
@@ -69,7 +69,7 @@ BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "testcni"}
     ],
 )
 def test_the_seeds_confs_letter_for_letter(text: str, network: Network) -> None:
-    assert netconf.read(text) == netconf.NetConf("0.3.0", network, probe=network.shared)
+    assert read_conf(text) == netconf.NetConf("0.3.0", network, probe=network.shared)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_seeds_confs_letter_for_letter(text: str, network: Network) -> None:
      ("10.244.7.0/25", "10.244.7.0/25"), ("fd00::/64", "fd00::/64")],
 )  # fmt: skip
 def test_a_subnet_without_mask_has_that_of_its_zero_bytes(text: str, subnet: str) -> None:
-    assert netconf.parse({**BASE, "subnet": text}).network.subnet == ipaddress.ip_network(subnet)
+    assert parse_conf({**BASE, "subnet": text}).network.subnet == ipaddress.ip_network(subnet)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -132,32 +132,32 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("fields", "where"), WRONG, ids=[json.dumps(fields)[:60] for fields, _ in WRONG])
 def test_a_wrong_field_is_error_7_with_its_name_and_what_is_allowed(fields: dict[str, Any], where: str) -> None:
     with pytest.raises(CniError, match=where) as caught:
-        netconf.parse({**BASE, **fields})
+        parse_conf({**BASE, **fields})
     assert caught.value.code == Code.INVALID_CONFIG
     assert caught.value.details.startswith("allowed: ")
 
 
 def test_an_unknown_version_is_error_1() -> None:
     with pytest.raises(CniError, match=r"'2\.0' is not supported") as caught:
-        netconf.parse({**BASE, "cniVersion": "2.0"})
+        parse_conf({**BASE, "cniVersion": "2.0"})
     assert caught.value.code == Code.INCOMPATIBLE_VERSION
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", "[" * 100_000])
 def test_what_is_no_json_object_is_error_6(text: str) -> None:
     with pytest.raises(CniError, match="netconf is") as caught:
-        netconf.read(text)
+        read_conf(text)
     assert caught.value.code == Code.DECODING_FAILURE
 
 
 def test_keys_of_others_pass() -> None:
     foreign = {"example.com/key": 1, "disableCheck": True, "socket": "/x", "agentWait": 1, "stateDir": "/y"}
-    assert netconf.parse({**BASE, **foreign}) == netconf.parse(BASE)
+    assert parse_conf({**BASE, **foreign}) == parse_conf(BASE)
 
 
 def test_wishes_for_addresses_by_rank() -> None:
     def asked(**fields: Any) -> list[str]:
-        return [str(a) for a in netconf.parse({**BASE, **fields}, "IP=10.0.0.3,fd00::3;MAC=02-00-00-00-00-03").ips]
+        return [str(a) for a in parse_conf({**BASE, **fields}, "IP=10.0.0.3,fd00::3;MAC=02-00-00-00-00-03").ips]
 
     args, capability = {"cni": {"ips": ["10.0.0.1/24"]}}, {"ips": ["10.0.0.2"]}
     assert asked() == ["10.0.0.3", "fd00::3"]
@@ -167,15 +167,15 @@ def test_wishes_for_addresses_by_rank() -> None:
 
 def test_cni_args() -> None:
     kubelet = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=y"
-    assert netconf.read(HOST_GW, kubelet) == netconf.read(HOST_GW)
+    assert read_conf(HOST_GW, kubelet) == read_conf(HOST_GW)
     assert cni_args.pod(kubelet) == PodIdentity("ns/web-0", "y")
     assert cni_args.pod("") is cni_args.pod("IP=10.0.0.1") is None
-    assert netconf.read(HOST_GW, "MAC=02:00:00:00:00:03").mac == "02:00:00:00:00:03"
+    assert read_conf(HOST_GW, "MAC=02:00:00:00:00:03").mac == "02:00:00:00:00:03"
     for args in ("WHO=me", "IgnoreUnknown=0;WHO=me", "IP"):
         with pytest.raises(CniError, match="CNI_ARGS") as caught:
-            netconf.read(HOST_GW, args)
+            read_conf(HOST_GW, args)
         assert caught.value.code == Code.INVALID_ENVIRONMENT
-    assert netconf.read(HOST_GW, "IgnoreUnknown=true;WHO=me")
+    assert read_conf(HOST_GW, "IgnoreUnknown=true;WHO=me")
 
 
 KEYS = ["name", "mode", "subnet", "bridge", "mtu", "vni", "port", "vxlanBackend", "ipMasq", "hairpinMode", "ipam",
@@ -194,6 +194,6 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES), st.text(max_size=30))
 def test_whatever_comes_is_a_netconf_or_a_cni_error(fields: dict[str, Any], args: str) -> None:
     try:
-        netconf.parse({**BASE, **fields}, args)
+        parse_conf({**BASE, **fields}, args)
     except CniError as error:
         assert error.msg  # noqa: PT017 - both ways out are fine, a third is not

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from agent.cni import netconf
 from agent.errors import CniError, Code
 from agent.modes.parent.options import IpvlanOptions, MacvlanOptions
-from tests.networks import MODES
+from tests.networks import MODES, parse_conf
 
 LINK_MODES = {kind.mode: kind.link_modes for kind in (IpvlanOptions, MacvlanOptions)}
 REPO = Path(__file__).resolve().parents[2]
@@ -76,7 +75,7 @@ ROWS = list(rows())
 
 def refused(conf: dict[str, Any]) -> CniError:
     with pytest.raises(CniError) as error:
-        netconf.parse(conf)
+        parse_conf(conf)
     return error.value
 
 
@@ -97,7 +96,7 @@ def test_every_field_is_on_the_page(outer: str) -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.default.startswith("`")], ids=lambda row: row.name)
 def test_a_default_is_what_is_in_force_without_the_field(row: Row) -> None:
     (default,) = row.literals(row.default)
-    assert netconf.parse(row.conf(default)) == netconf.parse(row.base)
+    assert parse_conf(row.conf(default)) == parse_conf(row.base)
 
 
 def test_the_plugin_has_the_same_defaults() -> None:
@@ -116,7 +115,7 @@ def test_exactly_the_allowed_words_are_allowed(row: Row) -> None:
 def test_exactly_the_allowed_numbers_are_allowed(row: Row) -> None:
     low, high, *more = row.literals(row.allowed)
     for number in (low, high, *more):
-        netconf.parse(row.conf(number))
+        parse_conf(row.conf(number))
     for number in {low - 1, high + 1} - set(more):
         assert refused(row.conf(number)).code == Code.INVALID_CONFIG
 
@@ -137,4 +136,4 @@ def test_only_the_fields_of_parents_are_refused_elsewhere(row: Row, mode: str) -
     if row.section == PARENTS and not parent:
         assert refused(row.conf(EXAMPLES[row.name], base)).code == Code.INVALID_CONFIG
     elif row.default.startswith("`") and row.name != "mode":
-        netconf.parse(row.conf(row.literals(row.default)[0], base))
+        parse_conf(row.conf(row.literals(row.default)[0], base))

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from agent.cni import netconf
 from agent.codec.network_json import decode_network, encode_network
 from agent.ipam import attachment
 from agent.ipam.attachment import Attachment, Lease
 from agent.model.network import Network
 from agent.modes.vxlan.options import VXLAN, VxlanOptions
 from agent.node import ready_state_file
-from tests.networks import OPTIONS
+from tests.networks import OPTIONS, parse_conf
 from tests.support import ip, net
 
 EARLIER: dict[str, Any] = {
@@ -59,7 +58,7 @@ files = pytest.mark.parametrize(("conf", "written"), CASES, ids=[json.dumps(conf
 
 
 def of(conf: dict[str, Any]) -> Network:
-    return netconf.parse({"cniVersion": "1.1.0", "name": "net", "type": "testcni", **conf}).network
+    return parse_conf({"cniVersion": "1.1.0", "name": "net", "type": "testcni", **conf}).network
 
 
 @files

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.cni import netconf
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code
+from tests.networks import parse_conf
 from tests.unit.plugin import (
     RESULT,
     SOURCE,
@@ -91,7 +91,7 @@ def test_wrong_value_is_error_7(plugin: Plugin, agent: Agent, name: str, value: 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_the_agent_prepares_no_network_whose_pods_the_plugin_refuses(name: str, value: object) -> None:
     with pytest.raises(CniError) as caught:
-        netconf.parse({"cniVersion": "1.0.0", "name": "net", name: value})
+        parse_conf({"cniVersion": "1.0.0", "name": "net", name: value})
     assert caught.value.msg.startswith(f"{name}: ")
 
 

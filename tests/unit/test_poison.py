@@ -37,13 +37,14 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel import nft
 from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus
+from agent.modes.registry import BUILT_IN
 from agent.node import cni_conf_dir
 from agent.node.cni_conf_dir import Confs
 from agent.node.run_dir import Lock
 from agent.objects.host_kernel import HostKernel
 from agent.observe import health
 from agent.runtime.observable import Observable
-from tests.networks import OPTIONS, network_of
+from tests.networks import AGENT_OPTIONS, OPTIONS, network_of
 from tests.support import eventually
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
@@ -67,7 +68,7 @@ def handler(tmp_path: Path) -> CniHandler:
     attachments = AttachmentStore(tmp_path, 0, OPTIONS)
     attachments.load()
     host = HostKernel(Loader(tmp_path, tmp_path / "pins"))
-    return CniHandler(host, attachments, Observable(NodeStatus()), Observable({}))
+    return CniHandler(host, attachments, Observable(NodeStatus()), Observable({}), modes=BUILT_IN)
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_poisoned_conf_costs_its_neighbours_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.conf")
     (tmp_path / os.fsdecode(b"odd\xff.conf")).write_text('"testcni')
     (tmp_path / "zz.conf").write_text(GOOD)
-    found = cni_conf_dir.read(tmp_path)
+    found = cni_conf_dir.read(tmp_path, modes=BUILT_IN)
     assert [network.name for network in found.networks] == ["good"]
     assert len(found.problems) == len(poison.JSON) + 2
     page_ = health.ready(NodeStatus(synced=True, problems=found.problems), found, None)
@@ -176,12 +177,12 @@ def test_a_poisoned_config_file_is_a_usage_error(tmp_path: Path, text: str) -> N
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(ConfigError):
-        config.load(["--config", str(path), "--datastore", "dir:/x"], {})
+        config.load(["--config", str(path), "--datastore", "dir:/x"], {}, AGENT_OPTIONS)
 
 
 def test_an_option_without_a_value_is_not_given(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("node:\n")
-    conf = config.load(["--config", str(tmp_path / "config"), "--datastore", "dir:/x"], {})
+    conf = config.load(["--config", str(tmp_path / "config"), "--datastore", "dir:/x"], {}, AGENT_OPTIONS)
     assert conf.node == os.uname().nodename.lower()
 
 
@@ -322,8 +323,8 @@ def test_an_agent_starts_whatever_is_in_its_state(tmp_path: Path) -> None:
     (tmp_path / "run/released").write_text(f"10.0.0.1 {poison.DIGITS}\n")
     given = {"conf-dir": "conf", "run-dir": "run", "state-dir": "state"}
     flags = [f"--{name}={tmp_path / place}" for name, place in given.items()]
-    conf = config.load([*flags, f"--datastore=dir:{tmp_path}/data", "--node=n", "--listen=off"], {})
-    agent = Agent(conf, Lock(conf.run_dir))
+    conf = config.load([*flags, f"--datastore=dir:{tmp_path}/data", "--node=n", "--listen=off"], {}, AGENT_OPTIONS)
+    agent = Agent(conf, Lock(conf.run_dir), BUILT_IN)
     agent.shared.attachments.load()
     agent.pods.journal.prepare()
     assert agent.pods.journal.replay() == 0

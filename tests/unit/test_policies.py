@@ -10,10 +10,13 @@ import pytest
 
 from agent import ctl
 from agent.cluster.api import Api
+from agent.model.problem_board import PartProblems
 from agent.observe import network_policies
 from agent.observe.network_policies import NetworkPolicies
 from tests.fake_clock import FakeClock
 from tests.unit.awkward import Answer, Asked, Awkward, config
+
+REPORT_ERROR = PartProblems("policies").report_error
 
 
 class Cluster:
@@ -41,7 +44,7 @@ class Cluster:
         self.policies.append({"metadata": {"namespace": "shop", "name": name, "uid": f"u-{name}"}})
 
     def look(self, node: str) -> NetworkPolicies:
-        return NetworkPolicies(Api(lambda: config(self.server.port, "t")), node)
+        return NetworkPolicies(Api(lambda: config(self.server.port, "t")), node, REPORT_ERROR)
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def test_another_first_policy_is_told_of_too(cluster: Cluster) -> None:
 def test_who_may_not_list_them_says_nothing_and_goes_on(cluster: Cluster, status: int) -> None:
     cluster.status = status
     clock, stop = FakeClock(), threading.Event()
-    one = NetworkPolicies(Api(lambda: config(cluster.server.port, "t")), "one", clock=clock)
+    one = NetworkPolicies(Api(lambda: config(cluster.server.port, "t")), "one", REPORT_ERROR, clock=clock)
     every = network_policies.EVERY
 
     def allow() -> None:

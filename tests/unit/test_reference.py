@@ -18,6 +18,7 @@ from agent.modes.ipip import bgp
 from agent.node import pool_status_writer
 from agent.observe import network_policies
 from tests import reference
+from tests.networks import AGENT_OPTIONS
 
 REPO = Path(__file__).resolve().parents[2]
 REFERENCE = REPO / "docs/reference"
@@ -51,7 +52,7 @@ def test_a_stale_page_is_found() -> None:
 def test_the_configmap_has_every_option_with_its_default() -> None:
     text = (REPO / "manifests/base/config.yaml").read_text().partition("config.yaml: |\n")[2]
     lines = re.findall(r"^ {4}(# )?([a-z-]+):(?: (\S+))?$", text, re.MULTILINE)
-    defaults = {option.name: option.default or "" for option in options.OPTIONS}
+    defaults = {option.name: option.default or "" for option in (*options.OPTIONS, *AGENT_OPTIONS)}
     assert sorted(name for _, name, _ in lines) == sorted(defaults)
     assert [name for comment, name, value in lines if comment and value != defaults[name]] == []
 

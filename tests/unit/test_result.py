@@ -9,6 +9,7 @@ import pytest
 from agent.cni import netconf, result
 from agent.errors import CniError, Code
 from agent.modes.base import Wired
+from tests.networks import parse_conf
 
 WIRED = Wired(
     interfaces=[{"name": "br", "mac": "m", "mtu": 1500},
@@ -20,7 +21,7 @@ WIRED = Wired(
 
 
 def conf(version: str, **more: Any) -> netconf.NetConf:
-    return netconf.parse({"cniVersion": version, "name": "net", **more})
+    return parse_conf({"cniVersion": version, "name": "net", **more})
 
 
 @pytest.mark.parametrize("version", netconf.VERSIONS)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from agent.cni import netconf
 from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError, Code
 from agent.ipam import blocks
@@ -22,7 +21,7 @@ from agent.modes.parent.subinterface import Slaves
 from agent.modes.registry import BUILT_IN
 from agent.objects import nft_table
 from agent.objects.state import LocalAddress, Masquerade, NodeSnat, Route
-from tests.networks import OPTIONS, network_of
+from tests.networks import OPTIONS, network_of, parse_conf
 from tests.support import ip, net
 
 SEED: dict[str, Any] = {
@@ -44,7 +43,7 @@ LOCAL = (
 
 
 def view(local: tuple[LocalAddress, ...] = LOCAL, pools: tuple[IPPool, ...] = (), **conf: Any) -> View:
-    network = netconf.parse({**SEED, **conf}).network
+    network = parse_conf({**SEED, **conf}).network
     snapshot = Snapshot(True, {"one": ME, "two": TWO}, {pool.name: pool for pool in pools})
     return View(
         snapshot, "one", local, network, blocks.node_blocks(snapshot, network, "one"), routed=BUILT_IN.routed
@@ -159,7 +158,7 @@ def test_ranges_leave_out_what_is_reserved() -> None:
 )
 def test_a_wrong_netconf_is_told_by_its_field(given: dict[str, Any], field: str) -> None:
     with pytest.raises(CniError) as error:
-        netconf.parse({**SEED, **given})
+        parse_conf({**SEED, **given})
     assert error.value.code == Code.INVALID_CONFIG
     assert field in error.value.msg
 

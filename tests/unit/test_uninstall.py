@@ -15,12 +15,13 @@ from agent.cluster.datastores import Datastores
 from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import ConflictError, StoreError
+from tests.networks import AGENT_OPTIONS
 from tests.unit.awkward import Answer, Asked, Awkward
 from tests.unit.awkward import config as client
 
 OURS = {"type": "NetworkUnavailable", "status": "False", "reason": "TestcniIsUp"}
 READY = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
-AGENT = config.load(["--node", "n/1", "--datastore", "kubernetes", "--conf-dir", "/none"], {})
+AGENT = config.load(["--node", "n/1", "--datastore", "kubernetes", "--conf-dir", "/none"], {}, AGENT_OPTIONS)
 
 
 class Server:
@@ -106,7 +107,7 @@ def test_what_can_not_be_removed_is_said(server: Server) -> None:
 def test_of_a_folder_the_nodes_own_file_goes(tmp_path: Path) -> None:
     for name in ("n1", "n2"):
         DirectoryStore(tmp_path).publish_accepted_modes(name, "net=vxlan")
-    conf = config.load(["--node", "n1", "--datastore", f"dir:{tmp_path}"], {})
+    conf = config.load(["--node", "n1", "--datastore", f"dir:{tmp_path}"], {}, AGENT_OPTIONS)
     for _ in range(2):
         assert list(uninstall.withdraw(conf)) == ["what node n1 receives"]
     assert [path.name for path in tmp_path.iterdir()] == ["n2.receives"]

@@ -66,7 +66,7 @@ class ReservationController(Controller):
     ) -> None:
         """`keep`: for how many seconds a reservation outlives its pod."""
         self.problems = problems or PartProblems("reservations")
-        super().__init__(SCHEDULE, (inputs.in_progress, inputs.attachments), self.problems.report_error)
+        super().__init__(SCHEDULE, self.problems.report_error, (inputs.in_progress, inputs.attachments))
         unknown = unusable(inputs.file)
         self.problems.publish({str(inputs.file): unknown} if unknown else {})
         self._store = store

@@ -17,6 +17,7 @@ from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.model.marks import IPIP_ALIAS, IPIP_DEVICE, LINK_PREFIX, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.ipip import maps as ipip_maps
+from agent.modes.ipip.agent_options import AUTO, DEVICE
 from agent.modes.ipip.state import IpipState
 from agent.objects import device_addresses, nft_table
 from agent.objects.base import Context, DeviceObject, Guarded, Result
@@ -75,8 +76,8 @@ class IpipDevice(DeviceObject):
 
     kind = "ipip"
 
-    def __init__(self, by: str = "auto") -> None:
-        """`by` says what encapsulates: `device`, `ebpf`, or `auto`, the device where the kernel has it."""
+    def __init__(self, by: str = AUTO) -> None:
+        """`by` says what encapsulates: one of ENCAPSULATORS; AUTO is the device where the kernel has it."""
         self._by = by
         self._in_kernel: bool | None = None
         """Whether the kernel has ipip devices, once it was asked."""
@@ -101,8 +102,8 @@ class IpipDevice(DeviceObject):
 
     def encapsulates(self) -> bool:
         """Whether an ipip device encapsulates on this node. Raises OSError."""
-        if self._by != "auto":
-            return self._by == "device"
+        if self._by != AUTO:
+            return self._by == DEVICE
         if self._in_kernel is None:
             self._in_kernel = _is_in_kernel()
         return self._in_kernel

@@ -17,7 +17,8 @@ from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
 from agent.modes.base import AgentContext, ConfFields, Mode, ModeParts, View, Wired
-from agent.modes.ipip import bgp, metrics
+from agent.modes.ipip import agent_options, bgp, metrics
+from agent.modes.ipip.agent_options import AGENT_OPTIONS
 from agent.modes.ipip.bgp import Encapsulate
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.node_object import Bird
@@ -43,6 +44,7 @@ class Ipip(Mode):
     """The mode `ipip`."""
 
     options = IpipOptions
+    agent_options = AGENT_OPTIONS
     tunnels = True
     needs_underlay = True
 
@@ -53,10 +55,11 @@ class Ipip(Mode):
     def parts(self, agent: AgentContext) -> ModeParts:
         """Return BIRD with its options file, and the tunnels' device."""
         conf, board = agent.conf, agent.board
-        bird = Supervisor(conf.run_dir / "bird", board.part("bird"), times=BirdTimes(retire=conf.grace.bird))
-        options = OptionsFile(conf.bgp, conf.run_dir / "bgp-options", board.part("bgp-options").report_error)
-        device = IpipDevice(conf.ipip)
-        polled: dict[str, Part] = {"bgp-options": options} if conf.bgp else {}
+        bird = Supervisor(conf.run_dir / "bird", board.part("bird"), times=BirdTimes(retire=conf.grace.daemon))
+        file, note = agent_options.bgp_file(conf), conf.run_dir / "bgp-options"
+        options = OptionsFile(file, board.part("bgp-options").report_error, note)
+        device = IpipDevice(agent_options.encapsulator(conf))
+        polled: dict[str, Part] = {"bgp-options": options} if file else {}
         return ModeParts(
             objects=(device, Bird(bird.want, options)),
             threads=lambda _view: {"bird": bird, **polled},

@@ -46,7 +46,7 @@ class MacFilterCheck(Controller):
     def __init__(
         self, view: NodeView, problems: PartProblems, reaper: Reaper, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        super().__init__(SCHEDULE, report_error=problems.report_error, clock=clock)
+        super().__init__(SCHEDULE, problems.report_error, clock=clock)
         self._problems = problems
         self._view = view
         self._reaper = reaper

@@ -30,7 +30,7 @@ class ChecksumCheck(Controller):
     """Sends nothing once a peer has answered, until the device is created again."""
 
     def __init__(self, problems: PartProblems, route_protocol: int = ROUTE_PROTOCOL) -> None:
-        super().__init__(SCHEDULE, report_error=problems.report_error)
+        super().__init__(SCHEDULE, problems.report_error)
         self._problems = problems
         self._route_protocol = route_protocol
         self._settled = 0

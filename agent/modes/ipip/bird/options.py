@@ -162,12 +162,12 @@ class OptionsFile(Controller):
     def __init__(
         self,
         path: Path | None,
+        report_error: ReportError,
         note: Path | None = None,
-        report_error: ReportError = lambda _error: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`note`: a file that says which options file BIRD last had, for the next agent."""
-        super().__init__(SCHEDULE, report_error=report_error, clock=clock)
+        super().__init__(SCHEDULE, report_error, clock=clock)
         self._path = path
         self._note = note
         self._options = None if path else BgpOptions()

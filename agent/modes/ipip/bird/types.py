@@ -24,7 +24,7 @@ PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
 class BirdTimes:
     """How long the agent waits for BIRD, in seconds."""
 
-    retire: float = GraceTimes().bird
+    retire: float = GraceTimes().daemon
     """Until a BIRD that is not wanted any more ends."""
     hung: float = 30.0
     """Until a BIRD that does not answer is killed and started again."""
