@@ -94,6 +94,7 @@ class Informer:
         self._stream: Stream | None = None
         self._deliver: Deliver = lambda _changes: None
         self._pace = Pace(*RESTARTS)
+        self._reporting = threading.RLock()
 
     def run(self, deliver: Deliver, stop: threading.Event) -> None:
         """Follow the kind until `stop` is set; failed requests are retried with backoff."""
@@ -179,8 +180,19 @@ class Informer:
         }
         stream = self._api.watch(listing.PATHS[self.kind], query, asked + self._duration.slack)
         self._answered()
-        self._report([Bookmark(self.kind)], () if self._ended_at_once else (self._server,), {})
+        if self._ended_at_once:  # this one may do so, too
+            lasting = threading.Timer(SHORTEST, self._lasts, (stream,))
+            lasting.daemon = True
+            lasting.start()
+        else:
+            self._report([Bookmark(self.kind)], (self._server,), {})
         return stream
+
+    def _lasts(self, stream: Stream) -> None:
+        """Report that the kind works again, if a watch after one that ended at once is still open."""
+        with self._reporting:
+            if self._stream is stream:
+                self._report([Bookmark(self.kind)], (self._server,), {})
 
     def _ended(self, reason: str, began: float, events_before: float, error: StoreError) -> None:
         """Report the end of a watch; raise `error` where it ended at once without an event, so that `run` waits.
@@ -261,15 +273,16 @@ class Informer:
 
     def _report(self, changes: list[Change], seen: Collection[str], problems: Mapping[str, SourceProblem]) -> None:
         """Deliver changes and problems. A problem ends when its source is `seen` to work again."""
-        over = (self._failing & set(seen)) - problems.keys()
-        self._failing = (self._failing - over) | problems.keys()
-        batch = [
-            *changes,
-            *(SourceProblem(source, None) for source in over),
-            *problems.values(),
-        ]
-        if batch:
-            self._deliver(batch)
+        with self._reporting:
+            over = (self._failing & set(seen)) - problems.keys()
+            self._failing = (self._failing - over) | problems.keys()
+            batch = [
+                *changes,
+                *(SourceProblem(source, None) for source in over),
+                *problems.values(),
+            ]
+            if batch:
+                self._deliver(batch)
 
 
 def _retry_after(state: RetryCallState) -> float:

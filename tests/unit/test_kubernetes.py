@@ -256,6 +256,17 @@ def test_a_watch_that_is_worth_nothing_is_no_hot_loop(opened: list[Any], lines: 
     assert len(of_nodes(asked, watches=False)) == 1
 
 
+def test_a_watch_that_ended_at_once_is_a_problem_until_the_next_one_lasts(opened: list[Any]) -> None:
+    """So does a new cluster's API server, as it begins to serve a kind; no event may come for minutes."""
+    ends = iter([iter(())])
+
+    asked, followed = follow(opened, lambda one: next(ends, held()) if one.is_watch else (200, page(node("a"))))
+    followed.until(lambda changes: any(isinstance(change, SourceProblem) for change in changes))
+    changes = followed.until(lambda changes: changes[-1] == SourceProblem("API server, Node", None))
+    assert "ended the watch at once" in str(next(one for one in changes if isinstance(one, SourceProblem)))
+    assert len(of_nodes(asked, watches=True)) == 2
+
+
 @pytest.mark.parametrize("end", [(), (event("ERROR", {"code": 410}),)], ids=["it ends", "it expires"])
 def test_a_watch_that_ends_after_each_event_is_no_hot_loop(opened: list[Any], end: tuple[bytes, ...]) -> None:
     versions = itertools.count(11)
