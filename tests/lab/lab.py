@@ -27,7 +27,7 @@ SERVICE_TABLE = "ip kube"
 CONF_FILE = "/etc/cni/net.d/10-testcni.conf"
 SOCKET = "/run/testcni/agent.sock"
 PLUGIN = REPO / "build/testcni"
-READY_WITHIN = 30.0 * PATIENCE  # seconds
+READY_WITHIN = 60.0 * PATIENCE  # seconds
 SEED_CONF = """{
   "cniVersion": "0.3.0",
   "name": "testcni",
@@ -152,11 +152,11 @@ class LabNode:
         """End the agent by a signal; its exit code."""
         assert self._agent
         self._agent.send_signal(number)
-        code = self._agent.wait(20)
+        code = self._agent.wait(60)
         self._agent = None
         return code
 
-    def wait_agent(self, within: float = 30) -> int:
+    def wait_agent(self, within: float = 60) -> int:
         """Wait until the agent ends by itself; its exit code."""
         assert self._agent
         code = self._agent.wait(within)

@@ -18,6 +18,17 @@ from tests.lab.space import REPO, Space
 LABS = Path("/run/testcni-lab")
 
 
+def claim(lab_id: str) -> int:
+    """Return a descriptor of the lab's lock. While a process holds it open, the lab has a creator.
+
+    A pid would not do: the creator may be in another PID namespace.
+    """
+    LABS.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(_lock(lab_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def note(lab_id: str, spaces: Sequence[Space], *, kept: bool) -> None:
     """Remember what must be ended; processes by pid and start time, as pids are used again."""
     doc = {
@@ -26,7 +37,6 @@ def note(lab_id: str, spaces: Sequence[Space], *, kept: bool) -> None:
         "creator": [os.getpid(), space.start_time(os.getpid())],
         "holders": [[one.pid, one.began] for one in spaces],
     }
-    LABS.mkdir(mode=0o700, exist_ok=True)
     path = LABS / f"{lab_id}.json"
     path.with_suffix(".new").write_text(json.dumps(doc))
     path.with_suffix(".new").rename(path)
@@ -52,8 +62,7 @@ def down(lab_id: str | None = None) -> list[str]:
 def purge() -> None:
     """End the labs whose creator died and that nobody wanted to keep."""
     for lab in labs():
-        pid, began = lab["creator"]
-        if not lab["keep"] and space.start_time(pid) != began:
+        if not lab["keep"] and _is_left(lab["id"]):
             _end(lab)
 
 
@@ -72,6 +81,25 @@ def dismiss(guard: subprocess.Popen[bytes]) -> None:
     guard.communicate(b"done\n")
 
 
+def _lock(lab_id: str) -> Path:
+    return LABS / f"{lab_id}.lock"
+
+
+def _is_left(lab_id: str) -> bool:
+    """Return whether nothing holds a lab's lock."""
+    try:
+        lock = os.open(_lock(lab_id), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # something ended it just now
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def _end(lab: Mapping[str, Any]) -> None:
     with _alone():
         alive = [pid for pid, began in lab["holders"] if space.start_time(pid) == began]
@@ -79,6 +107,7 @@ def _end(lab: Mapping[str, Any]) -> None:
         if (LABS / lab["id"]).exists():
             space.remove_tree(LABS / lab["id"])
         (LABS / f"{lab['id']}.json").unlink(missing_ok=True)
+        _lock(lab["id"]).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class Segment:
         self._kept = False
         self._warden: subprocess.Popen[bytes] | None = None
         registry.purge()
+        self._lock = registry.claim(self.id)
         try:
             self._build()
         except BaseException:  # Ctrl-C too: nobody has it yet who could end it
@@ -79,6 +80,7 @@ class Segment:
         self._kept = True
         self._note()
         self._dismiss()
+        self._release()
 
     def down(self) -> None:
         """End every process of the segment, and so its namespaces, and remove its folder."""
@@ -86,9 +88,15 @@ class Segment:
         for one in self._spaces:
             one.reap()
         self._dismiss()
+        self._release()
 
     def _note(self) -> None:
         registry.note(self.id, self._spaces, kept=self._kept)
+
+    def _release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _dismiss(self) -> None:
         if self._warden:

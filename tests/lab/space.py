@@ -175,7 +175,7 @@ def _mount_namespace(pid: int) -> Path | None:
         return None
 
 
-def kill_all(pids: Sequence[int], within: float = 5.0) -> None:
+def kill_all(pids: Sequence[int], within: float = 60.0) -> None:
     """Kill these processes and wait until they are gone."""
     for pid in pids:
         try:
@@ -187,7 +187,7 @@ def kill_all(pids: Sequence[int], within: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def end_all(holders: Sequence[int], within: float = 5.0) -> None:
+def end_all(holders: Sequence[int], within: float = 60.0) -> None:
     """Kill all processes in the mount namespaces of some holders; these last, as by them others are found.
 
     One look is not enough: who is killed may just have started another.

@@ -310,7 +310,7 @@ def test_the_lab_leaves_nothing_even_when_its_creator_is_killed() -> None:
         [sys.executable, "-m", "tests.lab", "demo", "--nodes", "2", "--pods", "26"],
         cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    eventually(lambda: [len(one["holders"]) for one in _labs_of(creator)] == [4], 10)
+    eventually(lambda: [len(one["holders"]) for one in _labs_of(creator)] == [4], 60)
     mine = _labs_of(creator)[0]
     creator.kill()
     creator.wait()
@@ -324,12 +324,15 @@ def test_what_is_started_while_the_lab_ends_ends_too() -> None:
     with lab(1, agents=False) as it:
         node = it.nodes[0].space
         mount = (Path("/proc") / str(node.pid) / "ns/mnt").readlink()
+
+        def inside() -> list[Path]:
+            return [p for p in Path("/proc").glob("[0-9]*") if space._mount_namespace(int(p.name)) == mount]
+
         forks = "while sleep 0.002; do setsid sleep 1000 & done"
         for _ in range(4):
             subprocess.Popen(node.argv("sh", "-c", forks))
-        time.sleep(0.3)
-    left = [pid for pid in Path("/proc").glob("[0-9]*") if space._mount_namespace(int(pid.name)) == mount]
-    assert left == []
+        eventually(lambda: len(inside()) > 20)
+    assert inside() == []
 
 
 def test_the_demo_ends_well_and_cleans_up_after_ctrl_c() -> None:
@@ -342,9 +345,8 @@ def test_the_demo_ends_well_and_cleans_up_after_ctrl_c() -> None:
         process = subprocess.Popen(
             [*demo, "--pods", "20", *more], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        eventually(lambda: _labs_of(process), 30)  # noqa: B023 - it is called at once
+        eventually(lambda: [len(one["holders"]) for one in _labs_of(process)] == [4], 60)  # noqa: B023 - called at once
         mine = _labs_of(process)[0]["id"]
-        time.sleep(0.2)
         process.send_signal(signal_number)
         assert process.wait(60) == 130
         assert _labs_of(process) == []
