@@ -32,7 +32,7 @@ def killed_amid_adds(node: LabNode, conf: Conf, names: Sequence[str], workers: i
     adding = [threading.Thread(target=adds) for _ in range(workers)]
     for thread in adding:
         thread.start()
-    eventually(lambda: len(done) > after, 30)
+    eventually(lambda: len(done) > after)
     node.stop_agent(signal.SIGKILL)
     node.start_agent()
     for thread in adding:

@@ -144,7 +144,8 @@ class LabNode:
     def start_agent(self, *options: str) -> None:
         """Start the agent; it is not waited for."""
         datastore, ebpf = f"dir:{self.lab.datastore}", str(REPO / "build/ebpf")
-        options = ("--node", self.name, "--datastore", datastore, "--ebpf", ebpf, *options)
+        # no test waits for a resync, which hides that nothing else noticed a change
+        options = ("--node", self.name, "--datastore", datastore, "--ebpf", ebpf, "--resync", "3600", *options)
         environment = {**os.environ, "PYTHONPATH": str(REPO)}
         self._agent = self.AGENT(self.space, self.program, options, environment, self.log)
 

@@ -57,7 +57,7 @@ def three(mode: str) -> Iterator[Lab]:
 
 def takes(it: Lab, node: LabNode, mode: str) -> None:
     """Wait until a node has said that it takes packets in a mode."""
-    eventually(lambda: mode in said(it)[node.number - 1].split(","), 20)
+    eventually(lambda: mode in said(it)[node.number - 1].split(","))
 
 
 def settled(it: Lab) -> None:

@@ -51,12 +51,12 @@ def test_the_last_pod_that_goes_lets_all_nodes_change() -> None:
             (node.path("/opt/testcni/bin") / "testcni").write_bytes(PLUGIN.read_bytes())
             wants(node, SEED_CONF)
             node.start_agent(*OPTIONS)
-        eventually(lambda: (has(it), said(it)) == (["host-gw"] * 2, ["host-gw"] * 2), 20)
+        eventually(lambda: (has(it), said(it)) == (["host-gw"] * 2, ["host-gw"] * 2))
         a, b = one.add_pod("a"), two.add_pod("b")
         for node in it.nodes:
             wants(node, shared_conf("macvlan")(node))
         for node in it.nodes:
-            eventually(lambda node=node: "the mode macvlan is refused" in str(node.problems()), 40)
+            eventually(lambda node=node: "the mode macvlan is refused" in str(node.problems()))
             status, why = get(node, "/readyz")
             assert (status, "network testcni (macvlan) is not prepared" in why) == (503, True)
             assert "pods on this node are in the mode host-gw" in why
@@ -66,11 +66,11 @@ def test_the_last_pod_that_goes_lets_all_nodes_change() -> None:
         assert (has(it), said(it)) == (["host-gw"] * 2, ["host-gw"] * 2)
         for pod in (a, later):
             one.delete_pod(pod)
-        eventually(lambda: said(it) == ["", "host-gw"], 20)
+        eventually(lambda: said(it) == ["", "host-gw"])
         assert "node node2 announces the mode host-gw" in str(one.problems())
         assert has(it) == ["host-gw"] * 2
         two.delete_pod(b)
-        eventually(lambda: (has(it), said(it)) == (["macvlan"] * 2, ["macvlan"] * 2), 40)
+        eventually(lambda: (has(it), said(it)) == (["macvlan"] * 2, ["macvlan"] * 2))
         c, d = one.add_pod("c"), two.add_pod("d")
         assert reaches(c, d)
         eventually(lambda: "testcni0" not in one.space.exec("ip", "link").stdout)

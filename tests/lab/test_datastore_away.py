@@ -56,7 +56,7 @@ def test_pods_come_and_go_and_reach_other_nodes(mode: str) -> None:
         assert difference(before, net_state(one)) == []
         assert bird_of(one) == bird
         restart(one)  # and when the datastore is back, nothing has to be mended
-        eventually(lambda: one.problems() == [], 10)
+        eventually(lambda: one.problems() == [])
         assert ask(old, "tcp", far.address, TARGET) == old.address
         assert difference(before, net_state(one)) == []
 
@@ -75,7 +75,7 @@ def test_bird_dies_meanwhile_and_its_routes_stay() -> None:
         assert ask(near, "tcp", far.address, TARGET) == near.address
         assert ask(far, "tcp", near.address, TARGET) == far.address
         restart(one)
-        eventually(lambda: bird_of(one) and one.problems() == [], 20)
+        eventually(lambda: bird_of(one) and one.problems() == [])
         assert it.wait_converged() < 5
         assert ask(near, "tcp", far.address, TARGET) == near.address
 
@@ -84,8 +84,8 @@ def test_a_network_that_was_never_prepared_waits_for_the_datastore() -> None:
     with lab(1, conf=conf_of("host-gw"), agents=False) as it:
         (node,) = it.nodes
         node.start_agent(*AWAY)
-        eventually(node.path("/run/testcni/agent.sock").exists, 10)
-        eventually(lambda: "/var/lib/nowhere" in str(node.problems()), 10)
+        eventually(node.path("/run/testcni/agent.sock").exists)
+        eventually(lambda: "/var/lib/nowhere" in str(node.problems()))
         with pytest.raises(RunnerError) as failed:
             node.add_pod("a")
         assert "/var/lib/nowhere" in str(failed.value)

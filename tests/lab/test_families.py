@@ -60,7 +60,7 @@ def test_each_pod_gets_an_address_of_each_pools_ip_version_or_the_reason() -> No
     with pools_of(CONF, four=FOUR, six=SIX) as it:
         (node,) = it.nodes
         pods = [node.add_pod(f"p{n}") for n in range(2)]  # a block of IPv4 has one address for a pod
-        eventually(lambda: counted(node) == {"ipv4": (2, 0), "ipv6": (2, 0)}, 5)
+        eventually(lambda: counted(node) == {"ipv4": (2, 0), "ipv6": (2, 0)})
         assert [versions(pod) for pod in pods] == [[4, 6], [4, 6]]
         assert len(blocks(it, 4)) == 2
         began = time.monotonic()
@@ -79,7 +79,7 @@ def test_a_mode_that_carries_ipv4_only_leaves_an_ipv6_pool_alone() -> None:
         (node,) = it.nodes
         for n in range(2):
             assert versions(node.add_pod(f"p{n}")) == [4]
-        eventually(lambda: counted(node) == {"ipv4": (2, 0)}, 5)
+        eventually(lambda: counted(node) == {"ipv4": (2, 0)})
         with pytest.raises(RunnerError, match="no block is left in four"):
             node.add_pod("late")
         assert blocks(it, 6) == []

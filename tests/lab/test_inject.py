@@ -119,7 +119,7 @@ def begun(it: Lab, port: int = 8472) -> Attack:
     victim = it.nodes[1].add_pod("victim")
     victim.exec("nft", HEARD)
     found = Attack(it, it.nodes[0].add_pod("hostile"), victim, port)
-    eventually(found.reaches, 20)
+    eventually(found.reaches)
     return found
 
 

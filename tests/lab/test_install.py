@@ -19,11 +19,11 @@ def test_an_agent_installs_plugin_and_conflist_when_the_node_is_ready() -> None:
         node.path("/opt/testcni/conflist").write_text(json.dumps(conflist))
         it.delete_node(node)
         node.start_agent("--conflist", "/opt/testcni/conflist")
-        eventually(lambda: node.path("/opt/cni/bin/testcni").exists(), 20)
-        eventually(lambda: "has no Node object" in str(node.problems()), 20)
+        eventually(lambda: node.path("/opt/cni/bin/testcni").exists())
+        eventually(lambda: "has no Node object" in str(node.problems()))
         installed = node.path("/etc/cni/net.d/05-testcni.conflist")
         assert not installed.exists(), "a node that can't take pods must not look ready"
         it.put_node(node)
-        eventually(installed.exists, 20)
+        eventually(installed.exists)
         node.wait_ready()
         assert node.add_pod("a").address == "10.244.1.2"

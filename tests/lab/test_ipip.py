@@ -58,9 +58,9 @@ def test_nothing_is_dropped_and_sessions_are_counted(three: Lab) -> None:
         assert node.problems() == []
         assert fates(node).keys() <= {"sent", "received"}
         # the agent looks at sessions every second or five
-        eventually(lambda: value(node, "testcni_bgp_sessions", state="Established") == 2, 20)  # noqa: B023
-        eventually(lambda: value(node, "testcni_bgp_routes", direction="imported") == 2, 20)  # noqa: B023
-        eventually(lambda: value(node, "testcni_bird_kernel_routes") == 3, 20)  # noqa: B023
+        eventually(lambda: value(node, "testcni_bgp_sessions", state="Established") == 2)  # noqa: B023
+        eventually(lambda: value(node, "testcni_bgp_routes", direction="imported") == 2)  # noqa: B023
+        eventually(lambda: value(node, "testcni_bird_kernel_routes") == 3)  # noqa: B023
 
 
 def test_pods_are_as_the_seed_had_them(three: Lab) -> None:

@@ -69,11 +69,11 @@ def established(it: Lab) -> bool:
 def test_bird_and_agent_are_killed_under_traffic(pods: tuple[Lab, list[Pod]]) -> None:
     it, (a, b, c, _) = pods
     one, two = it.nodes[:2]
-    eventually(lambda: established(it), 10)
+    eventually(lambda: established(it))
     with flowing((a, b), (b, a), (b, c), settle=2):
         pid = bird_of(one)
         os.kill(pid, signal.SIGKILL)
-        took = seconds_until(lambda: bird_of(one) not in (0, pid) and established(it), 20)
+        took = seconds_until(lambda: bird_of(one) not in (0, pid) and established(it))
         print(f"BIRD was killed: all sessions are back in {took:.2f} s")
         pid = bird_of(two)
         two.stop_agent(signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_bird_and_agent_are_killed_under_traffic(pods: tuple[Lab, list[Pod]]) ->
         os.kill(pid, signal.SIGKILL)
         two.start_agent()
         two.wait_ready()
-        took = seconds_until(lambda: established(it), 20)
+        took = seconds_until(lambda: established(it))
         print(f"agent and BIRD were killed: all sessions are back in {took:.2f} s")
     assert [node.problems() for node in it.nodes] == [[]] * 4
 
@@ -93,7 +93,7 @@ def reached(pods: Sequence[Pod], address: str) -> float:
     """Seconds until all pods reach an address."""
     began = time.monotonic()
     for pod in pods:
-        eventually(lambda pod=pod: pings(pod, address), 20)
+        eventually(lambda pod=pod: pings(pod, address))
     return time.monotonic() - began
 
 
@@ -105,8 +105,8 @@ def test_a_node_leaves_and_joins_under_traffic(pods: tuple[Lab, list[Pod]]) -> N
     def turn(_number: int) -> bool:
         with flowing((a, b), (b, c), (c, a)):
             it.delete_node(four)
-            left = seconds_until(lambda: not any(four.block in node.bird_routes() for node in it.nodes[:3]), 20)
-            eventually(lambda: any("has no Node object" in one for one in four.problems()), 15)
+            left = seconds_until(lambda: not any(four.block in node.bird_routes() for node in it.nodes[:3]))
+            eventually(lambda: any("has no Node object" in one for one in four.problems()))
             assert bird_of(four), "all that is in the kernel for its pods stays, should its Node come back"
             it.put_node(four)
             joined = reached((a, b, c), d.address)
@@ -134,15 +134,15 @@ def test_routes_and_filters_that_somebody_deletes_come_back(pods: tuple[Lab, lis
     it, (a, b, *_) = pods
     one = it.nodes[0]
     one.space.exec("ip", "link", "delete", "testcni-ipip")
-    took = seconds_until(lambda: pings(a, b.address) and pings(one, b.address), 15)
+    took = seconds_until(lambda: pings(a, b.address) and pings(one, b.address))
     print(f"the device is back in {took:.2f} s")
     one.space.exec("ip", "route", "delete", "10.244.2.0/24", "proto", "bird")
-    print(f"a route is back in {seconds_until(lambda: pings(a, b.address), 15):.2f} s")
+    print(f"a route is back in {seconds_until(lambda: pings(a, b.address)):.2f} s")
     by_ebpf = underlay.take(one)  # none where the kernel has ipip devices
     one.space.exec(
         "ip", "link", "set", "testcni-ipip", "mtu", "1400"
     )  # wakes the agent, which looks at everything
-    eventually(lambda: pings(a, b.address), 15)
+    eventually(lambda: pings(a, b.address))
     eventually(lambda: " mtu 1480 " in one.space.exec("ip", "link", "show", "testcni-ipip").stdout)
     eventually(lambda: underlay.programs(one) == by_ebpf)
 

@@ -98,7 +98,7 @@ def test_the_seeds_walk_without_kubernetes(walk: Walk) -> None:
     with lab(2, conf=None) as it:
         # what an agent writes last when it starts
         written = ("reservations.json", "nodes.json")
-        it.each(lambda node: eventually(lambda: all(node.path(f"/run/testcni/{n}").exists() for n in written), 20))
+        it.each(lambda node: eventually(lambda: all(node.path(f"/run/testcni/{n}").exists() for n in written)))
         before = it.each(net_state)
         for node in it.nodes:
             node.path("/etc/cni/net.d/10-testcni.conf").write_text(SEED_CONF)
@@ -113,7 +113,7 @@ def test_the_seeds_walk_without_kubernetes(walk: Walk) -> None:
             node.space.exec("ip", "netns", "delete", "test.net.1")
             node.path("/etc/cni/net.d/10-testcni.conf").unlink()
         for node, state in zip(it.nodes, before, strict=True):
-            eventually(lambda node=node, state=state: _same(state, net_state(node)), 20)
+            eventually(lambda node=node, state=state: _same(state, net_state(node)))
 
 
 def _same(before: dict[str, list[str]], after: dict[str, list[str]]) -> bool:
@@ -169,15 +169,15 @@ def coming_and_going(it: Lab, block: str) -> dict[str, float]:
     """Seconds until the first node has done what becomes of the second, and has back a route to the third."""
     one, two, third = it.nodes
     it.delete_node(two)
-    leaves = seconds_until(lambda: len(routes(one)) == 1, 10)
+    leaves = seconds_until(lambda: len(routes(one)) == 1)
     it.put_node(two)
-    joins = seconds_until(lambda: len(routes(one)) == 2, 10)
+    joins = seconds_until(lambda: len(routes(one)) == 2)
     two.block, old = block, two.block
     it.put_node(two)  # replaced under the same name
-    changes = seconds_until(lambda: any(line.startswith(block) for line in routes(one)), 10)
-    eventually(lambda: not any(line.startswith(old) for line in routes(one)), 10)
+    changes = seconds_until(lambda: any(line.startswith(block) for line in routes(one)))
+    eventually(lambda: not any(line.startswith(old) for line in routes(one)))
     one.space.exec("ip", "route", "del", third.block)
-    repaired = seconds_until(lambda: len(routes(one)) == 2, 10)
+    repaired = seconds_until(lambda: len(routes(one)) == 2)
     return {"leaves": leaves, "joins": joins, "changes": changes, "is repaired": repaired}
 
 
@@ -185,12 +185,12 @@ def test_a_bad_manifest_is_told_with_its_line_and_takes_nothing_away(three: Lab)
     one, two, _ = three.nodes
     path = three.datastore / f"node-{two.name}.yaml"
     path.write_text(path.read_text().replace(two.block, "10.244.2.7/24"))
-    eventually(lambda: "has host bits set" in str(one.ask()["problems"]), 10)
+    eventually(lambda: "has host bits set" in str(one.ask()["problems"]))
     where = [p["where"] for p in one.ask()["problems"]]
     assert f"{path}:8" in where
     assert f"{two.block} via {two.address} dev eth0" in routes(one)
     three.put_node(two)
-    eventually(lambda: one.ask()["problems"] == [], 10)
+    eventually(lambda: one.ask()["problems"] == [])
 
 
 def test_an_agent_that_is_restarted_changes_nothing(three: Lab) -> None:
@@ -242,7 +242,7 @@ def test_fifty_agents_claim_fifty_blocks() -> None:
             for node in it.nodes
         }
         assert len(bridges) == 50
-        eventually(lambda: all(len(routes(node)) == 49 for node in it.nodes), 30)
+        eventually(lambda: all(len(routes(node)) == 49 for node in it.nodes))
         assert not list(it.datastore.glob(".new-*")), "nothing half-written stays"
 
 
@@ -256,8 +256,8 @@ def test_a_claim_survives_the_agent_and_a_full_pool_is_told() -> None:
         one.start_agent()
         one.wait_ready()
         two.start_agent()
-        eventually(two.path("/run/testcni/agent.sock").exists, 10)
-        eventually(lambda: "no block is left in pods (10.244.0.0/24)" in str(two.problems()), 10)
+        eventually(two.path("/run/testcni/agent.sock").exists)
+        eventually(lambda: "no block is left in pods (10.244.0.0/24)" in str(two.problems()))
         one.stop_agent()
         one.start_agent()
         one.wait_ready()
@@ -271,10 +271,10 @@ def test_three_thousand_peers_from_file_to_routes_within_two_seconds() -> None:
         docs = [_peer(number) for number in range(3000)]
         (it.datastore / ".peers").write_text("\n---\n".join(docs))
         (it.datastore / ".peers").rename(it.datastore / "peers.yaml")
-        took = seconds_until(lambda: len(routes(node)) == 3000, 20)
+        took = seconds_until(lambda: len(routes(node)) == 3000)
         print(f"3,000 peers in {took:.2f} s")
         (it.datastore / "peers.yaml").unlink()
-        eventually(lambda: routes(node) == [], 20)
+        eventually(lambda: routes(node) == [])
 
 
 def _peer(number: int) -> str:
@@ -310,7 +310,7 @@ def test_the_lab_leaves_nothing_even_when_its_creator_is_killed() -> None:
         [sys.executable, "-m", "tests.lab", "demo", "--nodes", "2", "--pods", "26"],
         cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    eventually(lambda: [len(one["holders"]) for one in _labs_of(creator)] == [4], 60)
+    eventually(lambda: [len(one["holders"]) for one in _labs_of(creator)] == [4])
     mine = _labs_of(creator)[0]
     creator.kill()
     creator.wait()
@@ -345,7 +345,7 @@ def test_the_demo_ends_well_and_cleans_up_after_ctrl_c() -> None:
         process = subprocess.Popen(
             [*demo, "--pods", "20", *more], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        eventually(lambda: [len(one["holders"]) for one in _labs_of(process)] == [4], 60)  # noqa: B023 - called at once
+        eventually(lambda: [len(one["holders"]) for one in _labs_of(process)] == [4])  # noqa: B023 - called at once
         mine = _labs_of(process)[0]["id"]
         process.send_signal(signal_number)
         assert process.wait(60) == 130
@@ -362,8 +362,8 @@ def test_a_demo_that_fails_names_the_pairs_and_what_the_agents_say(
         add_pod(node, name)
         if node.number == 2:
             node.lab.delete_node(node)  # its Node object: the routes to its pods go, and it has no block any more
-            eventually(lambda: routes(node.lab.nodes[0]) == [], 5)
-            eventually(node.problems, 5)
+            eventually(lambda: routes(node.lab.nodes[0]) == [])
+            eventually(node.problems)
 
     monkeypatch.setattr(LabNode, "add_pod", add_and_break)
     monkeypatch.setattr(sys, "argv", ["lab", "demo", "--nodes", "2"])

@@ -54,7 +54,7 @@ def test_pods_of_nodes_with_internal_ips_on_a_loopback_reach_each_other(nodes: t
             link = json.loads(pod.exec("ip", "-j", "link", "show", "eth0").stdout)[0]
             assert link["mtu"] == UNDERLAY_MTU - OVERHEAD[mode]
         pairs = [(a, b) for a in pods for b in pods if a is not b]
-        eventually(lambda: all(ask(a, "tcp", b.address, TARGET) == a.address for a, b in pairs), 20, every=0.2)
+        eventually(lambda: all(ask(a, "tcp", b.address, TARGET) == a.address for a, b in pairs), every=0.2)
         size = UNDERLAY_MTU - OVERHEAD[mode] - 28
         for a, b in pairs:
             a.exec("ping", "-c1", "-W2", "-M", "do", "-s", str(size), b.address)
@@ -69,7 +69,7 @@ def test_an_underlay_that_does_not_forward_is_reported_by_its_name(nodes: tuple[
     one.space.exec("sysctl", "-qw", "net.ipv4.conf.eth0.forwarding=0")
     one.stop_agent()
     one.start_agent()
-    eventually(lambda: any(p.startswith("interface eth0: net.ipv4.conf.eth0.fo") for p in one.problems()), 20)
+    eventually(lambda: any(p.startswith("interface eth0: net.ipv4.conf.eth0.fo") for p in one.problems()))
     one.space.exec("sysctl", "-qw", "net.ipv4.conf.eth0.forwarding=1")
     one.stop_agent()
     one.start_agent()

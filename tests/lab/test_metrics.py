@@ -43,13 +43,13 @@ def test_a_node_from_unready_to_at_work() -> None:
         one.start_agent()
         two.start_agent()
         two.wait_ready()
-        eventually(lambda: get(one, "/healthz") == (200, "ok\n"), 10)
-        eventually(lambda: "has no Node object" in get(one, "/readyz")[1], 5)
+        eventually(lambda: get(one, "/healthz") == (200, "ok\n"))
+        eventually(lambda: "has no Node object" in get(one, "/readyz")[1])
         status, why = get(one, "/readyz")
         assert status == 503
         assert why.startswith("network testcni (host-gw) is not prepared\n")
         it.put_node(one)
-        eventually(lambda: get(one, "/readyz") == (200, "ok\n"), 5)
+        eventually(lambda: get(one, "/readyz") == (200, "ok\n"))
         pod = one.add_pod("a")
         call = {"verb": "ADD", "mode": "host-gw", "result": "ok"}
         assert value(one, "testcni_cni_request_duration_seconds_count", **call) == 1
@@ -57,9 +57,9 @@ def test_a_node_from_unready_to_at_work() -> None:
         assert value(one, "testcni_attachments") == 1
         assert value(one, "testcni_nodes") == 2
         assert value(one, "testcni_peers") == 1
-        eventually(lambda: value(one, "testcni_routes_programmed") == value(one, "testcni_routes_desired") == 1, 5)
+        eventually(lambda: value(one, "testcni_routes_programmed") == value(one, "testcni_routes_desired") == 1)
         one.space.exec("ip", "route", "flush", "proto", str(ROUTE_PROTOCOL))
-        eventually(lambda: value(one, "testcni_drift_repaired_total", kind="routes") == 1, 5)
+        eventually(lambda: value(one, "testcni_drift_repaired_total", kind="routes") == 1)
         one.delete_pod(pod)
         assert value(one, "testcni_addresses", network="testcni", family="ipv4", state="cooling") == 1
         assert value(one, "process_open_fds")
@@ -75,5 +75,5 @@ def test_an_agent_whose_port_is_taken_works_and_says_so() -> None:
         (node,) = it.nodes
         node.start_agent("--listen", "192.0.2.77:9480")  # not an address of the node
         node.wait_ready()
-        eventually(lambda: "--listen 192.0.2.77:9480" in str(node.ask()["problems"]), 5)
+        eventually(lambda: "--listen 192.0.2.77:9480" in str(node.ask()["problems"]))
         assert node.add_pod("a").address == "10.244.1.2"

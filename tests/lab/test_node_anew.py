@@ -36,9 +36,9 @@ def make_anew(it: Lab, node: LabNode, block: str) -> None:
     """As `kubectl delete node` does, kubelet, and who allocates podCIDRs."""
     pod = next(iter(node.pods.values()))
     it.delete_node(node)
-    eventually(lambda: "has no Node object" in str(node.problems()), 20)
+    eventually(lambda: "has no Node object" in str(node.problems()))
     it.put_node(node, block=block)
-    eventually(lambda: pod.address in reservations(it), 20)
+    eventually(lambda: pod.address in reservations(it))
 
 
 def seen_as_itself(pods: list[Pod]) -> bool:
@@ -59,18 +59,18 @@ def test_pods_are_reached_until_they_are_gone_though_their_node_has_another_podc
         pods = [old, late, two.pods["pod2"], three.pods["pod3"]]
         for pod in pods:
             servers.start(pod)
-        eventually(lambda: seen_as_itself(pods), 20, every=0.2)
+        eventually(lambda: seen_as_itself(pods), every=0.2)
     words = f"{OUTSIDE}: pod1; delete"
-    eventually(lambda: [words in problem for problem in one.problems()] == [True], 20)
-    eventually(lambda: [node.problems() for node in (two, three)] == [[], []], 20)
+    eventually(lambda: [words in problem for problem in one.problems()] == [True])
+    eventually(lambda: [node.problems() for node in (two, three)] == [[], []])
     assert used(one) == 2
     one.stop_agent()
     one.start_agent("--pod-annotations", "on")
     one.wait_ready()
     converge(anew, 20)
-    eventually(lambda: reservations(anew).keys() == {old.address}, 20)
+    eventually(lambda: reservations(anew).keys() == {old.address})
     one.delete_pod(old)
-    eventually(lambda: not reservations(anew) and not one.problems(), 20)
+    eventually(lambda: not reservations(anew) and not one.problems())
     assert used(one) == 1
 
 
@@ -88,20 +88,20 @@ def test_a_range_that_is_another_nodes_by_now(anew: Lab) -> None:
     if (
         one.ask()["networks"][0]["mode"] == "host-gw"
     ):  # node1's bridge has the old block as long as its pod is there
-        eventually(lambda: any("pods here have addresses of it" in problem for problem in one.problems()), 20)
+        eventually(lambda: any("pods here have addresses of it" in problem for problem in one.problems()))
         one.delete_pod(old)
     converge(anew, 20)
     assert two.problems() == []
-    eventually(lambda: all(OUTSIDE in problem for problem in (*one.problems(), *three.problems())), 20)
+    eventually(lambda: all(OUTSIDE in problem for problem in (*one.problems(), *three.problems())))
 
 
 def test_a_node_that_is_made_anew_as_it_was(anew: Lab) -> None:
     one = anew.nodes[0]
     anew.delete_node(one)
-    eventually(lambda: "has no Node object" in str(one.problems()), 20)
+    eventually(lambda: "has no Node object" in str(one.problems()))
     anew.put_node(one)
     converge(anew, 20)
-    eventually(lambda: not one.problems(), 20)
+    eventually(lambda: not one.problems())
     assert not reservations(anew)
 
 
@@ -118,14 +118,14 @@ def test_what_stays_and_what_a_person_reserved_is_reached_wherever_it_is(anew: L
     spec = {"address": reserved, "owner": "default/db"}
     doc = {"apiVersion": "testcni.io/v1", "kind": "IPReservation", "metadata": {"name": name}, "spec": spec}
     anew.put(f"ipreservation-{name}", doc)
-    eventually(lambda: all(reserved in known(node) for node in anew.nodes), 20)
+    eventually(lambda: all(reserved in known(node) for node in anew.nodes))
     for node in (two, one):
         pods = [add(node, "web-0"), add(node, "db")]
         assert [pod.address for pod in pods] == [sticky.address, reserved]
         converge(anew, 20)
         for pod in pods:
             node.delete_pod(pod)
-        eventually(lambda: all("released" in held for held in reservations(anew).values()), 20)
+        eventually(lambda: all("released" in held for held in reservations(anew).values()))
     assert reservations(anew)[reserved]["keep"] == "Always"
     assert [node.problems() for node in anew.nodes] == [[], [], []]
 
@@ -141,7 +141,7 @@ def test_an_address_that_another_pod_has_by_now_is_a_problem_of_its_pod(anew: La
     one, two, _three = anew.nodes
     old = one.pods["pod1"]
     anew.delete_node(one)
-    eventually(lambda: "has no Node object" in str(one.problems()), 20)
+    eventually(lambda: "has no Node object" in str(one.problems()))
     one.stop_agent()  # it can reserve nothing
     anew.put_node(one, block=NEW)
     anew.put_node(two, block=one.block)
@@ -152,7 +152,7 @@ def test_an_address_that_another_pod_has_by_now_is_a_problem_of_its_pod(anew: La
     one.start_agent("--pod-annotations", "on")
     one.wait_ready()
     words = f"its address {old.address} is in none of this node's blocks, and taker on node node2 has it"
-    eventually(lambda: any(words in problem for problem in one.problems()), 30)
+    eventually(lambda: any(words in problem for problem in one.problems()))
     two.delete_pod(taker)
-    eventually(lambda: not any(words in problem for problem in one.problems()), 30)
+    eventually(lambda: not any(words in problem for problem in one.problems()))
     converge(anew, 20)

@@ -37,7 +37,7 @@ def pods(nodes: Lab) -> Iterator[list[Pod]]:
         for node in nodes.nodes:
             nodes.put_node(node)
     nodes.tidy()
-    eventually(lambda: not any(node.problems() for node in nodes.nodes), 20)
+    eventually(lambda: not any(node.problems() for node in nodes.nodes))
 
 
 def talk(pods: list[Pod]) -> bool:
@@ -54,8 +54,8 @@ def test_pods_are_reached_though_the_first_internal_ip_is_on_no_interface(nodes:
     for node in nodes.nodes[:2]:
         nodes.put_node(node, internal=[f"172.18.77.{node.number}", node.address])
     for node in nodes.nodes[:2]:
-        eventually(lambda node=node: reports(node, f"its InternalIP 172.18.77.{node.number} is on no"), 20)
-    eventually(lambda: talk(pods), 30, every=0.2)
+        eventually(lambda node=node: reports(node, f"its InternalIP 172.18.77.{node.number} is on no"))
+    eventually(lambda: talk(pods), every=0.2)
 
 
 def test_pods_are_reached_though_a_floating_address_is_listed_first_on_two_nodes(
@@ -67,8 +67,8 @@ def test_pods_are_reached_though_a_floating_address_is_listed_first_on_two_nodes
         for node in (one, two):
             nodes.put_node(node, internal=[VIP, node.address])
         for node in nodes.nodes:
-            eventually(lambda node=node: reports(node, f"InternalIP {VIP}: is one of several nodes"), 20)
-        eventually(lambda: talk(pods), 30, every=0.2)
+            eventually(lambda node=node: reports(node, f"InternalIP {VIP}: is one of several nodes"))
+        eventually(lambda: talk(pods), every=0.2)
         assert not reports(three, "has this node's own address")
     finally:
         one.space.batch([f"address del {VIP}/32 dev eth0"])
@@ -81,8 +81,8 @@ def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes:
         for node, other in zip(circle, (*circle[1:], circle[0]), strict=True):
             nodes.put_node(node, internal=[other.address, node.address])
         for node in nodes.nodes:
-            eventually(lambda node=node: reports(node, f"InternalIP {one.address}: is one of several nodes"), 20)
-        eventually(lambda: talk(pods), 30, every=0.2)
+            eventually(lambda node=node: reports(node, f"InternalIP {one.address}: is one of several nodes"))
+        eventually(lambda: talk(pods), every=0.2)
         assert not any(reports(node, "has this node's own address") for node in nodes.nodes)
     for node in (one, three):
         nodes.put_node(node)
@@ -90,8 +90,8 @@ def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes:
     try:
         nodes.put("node-aaa", manifest("aaa", two.address, "10.244.99.0/24"))
         for node in nodes.nodes:
-            eventually(lambda node=node: reports(node, f"InternalIP {two.address}: is one of several nodes"), 20)
-        eventually(lambda: talk(pods), 30, every=0.2)
+            eventually(lambda node=node: reports(node, f"InternalIP {two.address}: is one of several nodes"))
+        eventually(lambda: talk(pods), every=0.2)
     finally:
         (nodes.datastore / "node-aaa.yaml").unlink(missing_ok=True)
 
@@ -99,18 +99,18 @@ def test_nodes_that_list_each_others_addresses_are_reached_where_they_are(nodes:
 def test_a_node_that_shows_a_hostname_only_for_a_moment_loses_no_packet(nodes: Lab, pods: list[Pod]) -> None:
     """Also over a restart of its agent, and while its object is deleted and created again."""
     one, two, _three = nodes.nodes
-    eventually(lambda: talk(pods), 30, every=0.2)
+    eventually(lambda: talk(pods), every=0.2)
     flows = [Flow(pods[0], pods[1].address), Flow(pods[1], pods[0].address)]
     nodes.put_node(one, internal=[])
     for node in (one, two):
-        eventually(lambda node=node: reports(node, f"the last known {one.address} stays in use"), 20)
+        eventually(lambda node=node: reports(node, f"the last known {one.address} stays in use"))
     one.add_pod("late")
     one.stop_agent()
     one.start_agent()
     one.wait_ready()
-    eventually(lambda: reports(one, f"the last known {one.address} stays in use"), 20)
+    eventually(lambda: reports(one, f"the last known {one.address} stays in use"))
     nodes.put_node(one)
-    eventually(lambda: not any(node.problems() for node in (one, two)), 20)
+    eventually(lambda: not any(node.problems() for node in (one, two)))
     results = [flow.end() for flow in flows]
     assert [lost for _sent, lost in results] == [0, 0], results
     assert min(sent for sent, _lost in results) > 0
@@ -120,11 +120,11 @@ def test_a_node_whose_object_is_deleted_for_a_moment_keeps_its_ways_out(nodes: L
     one = nodes.nodes[0]
     before = node_state(one)
     nodes.delete_node(one)
-    eventually(lambda: reports(one, "has no Node object"), 20)
+    eventually(lambda: reports(one, "has no Node object"))
     assert node_state(one) == before
     nodes.put_node(one)
-    eventually(lambda: not reports(one, "has no Node object"), 20)
-    eventually(lambda: talk(pods), 30, every=0.2)
+    eventually(lambda: not reports(one, "has no Node object"))
+    eventually(lambda: talk(pods), every=0.2)
 
 
 def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(nodes: Lab, pods: list[Pod]) -> None:
@@ -133,14 +133,14 @@ def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(no
     for block in ("172.18.255.0/24", "172.18.0.0/17"):
         nodes.put_node(three, block=block)
         for node in nodes.nodes:
-            eventually(lambda node=node, block=block: reports(node, f"block {block} overlaps 172.18."), 20)
+            eventually(lambda node=node, block=block: reports(node, f"block {block} overlaps 172.18."))
         assert all(ask(node.space, "udp", pods[2].address, TARGET) for node in (one, two))
         for target in (GATEWAY, one.address):
             assert three.space.exec("ping", "-c1", "-W2", target, check=False).returncode == 0
         assert block not in three.space.exec("ip", "route").stdout
     nodes.put_node(three)
-    eventually(lambda: not three.problems(), 20)
-    eventually(lambda: talk(pods), 30, every=0.2)
+    eventually(lambda: not three.problems())
+    eventually(lambda: talk(pods), every=0.2)
 
 
 def test_a_pod_cidr_of_link_local_loopback_or_multicast_addresses_takes_nothing_from_any_node(
@@ -153,30 +153,30 @@ def test_a_pod_cidr_of_link_local_loopback_or_multicast_addresses_takes_nothing_
         nodes.put_node(three, block=block)
         for node in nodes.nodes:
             what = f"node node3: block {block} overlaps {block.partition('.')[0]}."
-            eventually(lambda node=node, what=what: reports(node, what), 20)
+            eventually(lambda node=node, what=what: reports(node, what))
             assert (
                 block not in node.space.exec("ip", "route").stdout + node.space.exec("ip", "-br", "address").stdout
             )
             assert node.space.exec("ping", "-c1", "-W2", "127.0.0.1", check=False).returncode == 0
         assert [node.space.exec("ip", "route", "get", "169.254.169.254").stdout for node in nodes.nodes] == before
     nodes.put_node(three)
-    eventually(lambda: not three.problems(), 20)
-    eventually(lambda: talk(pods), 30, every=0.2)
+    eventually(lambda: not three.problems())
+    eventually(lambda: talk(pods), every=0.2)
 
 
 def test_a_new_node_takes_no_blocks_of_others_over_a_restart_either(nodes: Lab, pods: list[Pod]) -> None:
     one, two, _three = nodes.nodes
-    eventually(lambda: talk(pods), 30, every=0.2)
+    eventually(lambda: talk(pods), every=0.2)
     rogue = manifest("aaa", "172.18.66.6", two.block, two.block.replace("/24", "/25"), "10.244.0.0/16")
     try:
         nodes.put("node-aaa", rogue)
         for node in nodes.nodes:
-            eventually(lambda node=node: reports(node, "node aaa: block"), 20)
+            eventually(lambda node=node: reports(node, "node aaa: block"))
         assert talk(pods)
         one.stop_agent()
         one.start_agent()
         one.wait_ready()
-        eventually(lambda: reports(one, "node aaa: block"), 20)
+        eventually(lambda: reports(one, "node aaa: block"))
         assert talk(pods)
     finally:
         (nodes.datastore / "node-aaa.yaml").unlink()
@@ -188,7 +188,7 @@ def test_a_node_whose_pod_cidr_or_object_is_missing_for_a_moment_keeps_its_block
 ) -> None:
     """A younger Node claims it meanwhile, and a peer's agent restarts: each node says so, and routes as before."""
     one, two, three = nodes.nodes
-    eventually(lambda: talk(pods), 30, every=0.2)
+    eventually(lambda: talk(pods), every=0.2)
     try:
         if lost == "podCIDR":
             nodes.put(f"node-{two.name}", manifest(two.name, two.address))
@@ -196,21 +196,19 @@ def test_a_node_whose_pod_cidr_or_object_is_missing_for_a_moment_keeps_its_block
             nodes.delete_node(two)
         nodes.put("node-aaa", manifest("aaa", "172.18.66.6", two.block))
         for node in nodes.nodes:
-            eventually(
-                lambda node=node: reports(node, f"node aaa: block {two.block} is that of node node2 too"), 20
-            )
+            eventually(lambda node=node: reports(node, f"node aaa: block {two.block} is that of node node2 too"))
         for node in (one, three):
             assert reports(node, "node node2: its "), node.problems()
         one.stop_agent()
         one.start_agent()
-        eventually(lambda: reports(one, f"node aaa: block {two.block} is that of node node2 too"), 20)
+        eventually(lambda: reports(one, f"node aaa: block {two.block} is that of node node2 too"))
         if lost == "podCIDR":
             assert talk(pods)
         nodes.put_node(two)
-        eventually(lambda: not any(reports(node, "node node2: ") for node in (one, three)), 20)
+        eventually(lambda: not any(reports(node, "node node2: ") for node in (one, three)))
         for node in nodes.nodes:
-            eventually(lambda node=node: reports(node, "node aaa: block"), 20)
-        eventually(lambda: talk(pods), 30, every=0.2)
+            eventually(lambda node=node: reports(node, "node aaa: block"))
+        eventually(lambda: talk(pods), every=0.2)
     finally:
         (nodes.datastore / "node-aaa.yaml").unlink(missing_ok=True)
 

@@ -139,7 +139,7 @@ def failing() -> Iterator[Lab]:
         for node, breaks in zip(it.nodes, CASES, strict=True):
             breaks(node)
         for node, words in zip(it.nodes, CASES.values(), strict=True):
-            eventually(partial(fails, node, words), 60)
+            eventually(partial(fails, node, words))
         yield it
 
 
@@ -167,4 +167,4 @@ def lines(path: Path) -> list[str]:
 
 
 def test_what_fails_for_good_is_tried_now_and_then_only(failing: Lab) -> None:
-    eventually(lambda: busy(failing) == {}, 60)  # the first tries are quick
+    eventually(lambda: busy(failing) == {})  # the first tries are quick

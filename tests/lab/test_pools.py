@@ -101,7 +101,7 @@ def test_a_block_that_is_empty_goes_back_and_another_node_takes_it() -> None:
         eventually(lambda: full in str(two.problems()))
         for pod in pods[4:8]:
             one.delete_pod(pod)
-        eventually(lambda: two.problems() == [], 30)  # the block is free, or two's already
+        eventually(lambda: two.problems() == [])  # the block is free, or two's already
         late = two.add_pod("late")
         assert late.address in {pod.address for pod in pods[4:8]}
         assert sorted(owners(it).values()) == ["node1", "node1", "node2", "node2"]
@@ -114,10 +114,10 @@ def test_blocks_outlive_an_agent_that_is_killed_while_they_go_back() -> None:
         pods = [node.add_pod(f"p{n}") for n in range(16)]
         for pod in pods[1:]:
             node.delete_pod(pod)
-        eventually(lambda: len(owners(it)) < 4, 15)
+        eventually(lambda: len(owners(it)) < 4)
         node.stop_agent(signal.SIGKILL)
         node.start_agent(*QUICK)
-        eventually(lambda: len(owners(it)) == 1, 15)
+        eventually(lambda: len(owners(it)) == 1)
         assert node.add_pod("again").address != pods[0].address
         assert [reach for reach in matrix.measure(*matrix.ends(it)) if reach.ms is None] == []
 
@@ -131,7 +131,7 @@ def test_blocks_of_a_node_that_is_gone_are_taken_by_who_needs_them() -> None:
         with pytest.raises(RunnerError, match="no block is left in lan"):
             one.add_pod("late")
         it.delete_node(two)
-        eventually(lambda: added(one, "late"), 20)
+        eventually(lambda: added(one, "late"))
         assert len(owners(it)) == 2
         assert set(owners(it).values()) == {"node1"}
 
@@ -150,12 +150,12 @@ def test_an_address_that_a_stranger_has_is_told_and_not_given() -> None:
         it.outside.exec("ip", "address", "add", "172.18.9.0/16", "dev", "eth0")
         assert node.add_pod("a").address == "172.18.9.1"
         told = f"172.18.9.0 is of this node's block, but {mac_of(it.outside)} answers for it"
-        eventually(lambda: told in str(node.problems()), 5)
+        eventually(lambda: told in str(node.problems()))
         with pytest.raises(RunnerError, match=f"172.18.9.0 is in use by {mac_of(it.outside)}"):
             node.add_pod("b", args="IP=172.18.9.0")
         # what is excluded later is not given any more, though the block has it
         put_pool(it, cidr="172.18.9.0/29", blockSize=29, exclude=["172.18.9.0/30"])
-        eventually(lambda: node.ask()["networks"][0]["addresses"]["ipv4"]["free"] == 4, 5)
+        eventually(lambda: node.ask()["networks"][0]["addresses"]["ipv4"]["free"] == 4)
         assert node.add_pod("c").address == "172.18.9.4"
 
 
@@ -170,7 +170,7 @@ def test_a_switch_that_drops_unknown_macs_is_told() -> None:
         one.start_agent(*QUICK)
         one.wait_ready()
         told = f"{GATEWAY} answers its own MAC but not 0a:58:ac:12:00:02: something between drops MACs"
-        eventually(lambda: told in str(one.problems()), 20)
+        eventually(lambda: told in str(one.problems()))
         assert one.add_pod("a").address.startswith("172.18.9."), "no ADD fails by it"
         assert two.problems() == []
 

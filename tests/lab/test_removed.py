@@ -32,7 +32,7 @@ def node() -> Iterator[LabNode]:
         (made,) = it.nodes
         bundle(it)
         made.start_agent("--resync", "1", *INSTALLS)
-        eventually(made.path(CONFLIST_FILE).exists, 20)
+        eventually(made.path(CONFLIST_FILE).exists)
         made.wait_ready()
         yield made
 
@@ -69,9 +69,9 @@ def test_what_is_removed_on_a_node_is_there_again(node: LabNode, pod: Pod, what:
     else:
         path.unlink()
     for needed in (path, *(node.path(f"{RUN}/{name}") for name in ("agent.sock", "agent.lock", "prepared.json"))):
-        eventually(needed.exists, 10)
+        eventually(needed.exists)
     files = node.path(f"{RUN}/attachments")
-    eventually(lambda: files.exists() and {p.name: p.read_bytes() for p in files.iterdir()} == before, 10)
+    eventually(lambda: files.exists() and {p.name: p.read_bytes() for p in files.iterdir()} == before)
     serves(node)
     assert pod.address in node.space.exec("nsenter", f"--net={pod.netns}", "ip", "-4", "address").stdout
     second = node.space.exec(*PYTHON, f"import fcntl; fcntl.flock(open('{RUN}/agent.lock'), 6)", check=False)
@@ -114,7 +114,7 @@ def test_a_folder_that_is_made_anew_behind_its_mount_ends_the_agent_which_then_h
     assert f"{inside} ({option}) was removed on the host" in node.log.read_text()
     node.space.exec("sh", "-c", f"umount {inside} && {mount}")  # what the runtime does for a new container
     node.start_agent("--resync", "1", *INSTALLS)
-    eventually(node.path(CONFLIST_FILE).exists, 20)
+    eventually(node.path(CONFLIST_FILE).exists)
     node.wait_ready()
     serves(node)
     node.stop_agent()

@@ -51,7 +51,7 @@ def two() -> Iterator[Lab]:
     with lab(2, conf=PRIMARY) as it:
         for node in it.nodes:
             put(node, 20, lan(node))
-            eventually(lambda node=node: succeeds(node, "lan"), 10)
+            eventually(lambda node=node: succeeds(node, "lan"))
         yield it
 
 
@@ -243,7 +243,7 @@ def test_two_networks_of_one_mode(mode: str) -> None:
         for node in it.nodes:
             put(node, 20, second)
             node.add_netns("pod")
-            eventually(lambda node=node: succeeds(node, "second"), 10)
+            eventually(lambda node=node: succeeds(node, "second"))
             results = [node.runner.add(load(node.path(CONFS)), "pod", NETNS)]
             results.append(node.runner.add(load(node.path(CONFS), "second"), "pod", NETNS, "net1"))
             pods[node] = results
@@ -253,7 +253,7 @@ def test_two_networks_of_one_mode(mode: str) -> None:
         here = Pod(one, "pod", pods[one][0])
         assert routes(one, "pod")["default"] == "eth0"
         for mine, result in zip(pods[one], pods[other], strict=True):
-            eventually(lambda mine=mine, to=result: ask(here, "tcp", address(to), TARGET) == address(mine), 10)
+            eventually(lambda mine=mine, to=result: ask(here, "tcp", address(to), TARGET) == address(mine))
         assert [node.problems() for node in it.nodes] == [[], []]
         for node in it.nodes:
             node.runner.delete(load(node.path(CONFS), "second"), "pod", NETNS, "net1")

@@ -69,7 +69,7 @@ def test_a_pool_of_what_is_not_for_pods_is_reported_and_not_claimed(what: str) -
         (it.datastore / "pool.yaml").unlink()
         it.put("wrong", pool("wrong", cidr=cidr, blockSize=26))
         node.start_agent()
-        eventually(lambda: [p for p in node.problems() if why in p], 30)
+        eventually(lambda: [p for p in node.problems() if why in p])
         with pytest.raises(RunnerError, match=re.escape(why)):
             node.add_pod("early")
         assert blocks(it) == {}
@@ -107,15 +107,15 @@ def interfaces(node: LabNode) -> tuple[Pod, Pod]:
 def test_a_block_is_of_the_network_that_claimed_it(mode: str, pod_cidrs: bool) -> None:
     with both(mode, pod_cidrs=pod_cidrs) as it, Servers() as servers:
         if mode in ROUTES:  # a node is ready before it knows the way to the other's block
-            eventually(lambda: all(ROUTES[mode](node) for node in it.nodes), 60)
+            eventually(lambda: all(ROUTES[mode](node) for node in it.nodes))
         before = it.each(net_state)
         assert not [name for name, _shared in blocks(it).values() if name == "lan"]
         pods = {node: interfaces(node) for node in it.nodes}
         here, there = pods.values()
         servers.start(there[0])
         for mine, other in zip(here, there, strict=True):
-            eventually(lambda a=mine, b=other: ask(here[0], "tcp", b.address, TARGET) == a.address, 20)
-        eventually(lambda: [node.problems() for node in it.nodes] == [[], []], 20)
+            eventually(lambda a=mine, b=other: ask(here[0], "tcp", b.address, TARGET) == a.address)
+        eventually(lambda: [node.problems() for node in it.nodes] == [[], []])
         claimed = blocks(it)
         assert sorted(claimed.values()) == [("lan", True)] * 2 + ([] if pod_cidrs else [("pods", False)] * 2)
         shared = [cidr for cidr, (name, _shared) in claimed.items() if name == "lan"]
@@ -134,7 +134,7 @@ def test_a_block_is_of_the_network_that_claimed_it(mode: str, pod_cidrs: bool) -
             node.runner.delete(node.conf(), "pod", NETNS)
             node.space.exec("ip", "netns", "delete", "pod")
             assert first.address
-        eventually(lambda: "lan" not in {name for name, _shared in blocks(it).values()}, 40)
+        eventually(lambda: "lan" not in {name for name, _shared in blocks(it).values()})
         assert [node.problems() for node in it.nodes] == [[], []]
         left = (difference(state, net_state(node)) for state, node in zip(before, it.nodes, strict=True))
         assert [line for lines in left for line in lines if " files: " not in line] == []

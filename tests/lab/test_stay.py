@@ -103,13 +103,13 @@ def test_a_second_claim_is_refused_until_the_first_is_over(pair: Lab) -> None:
     one.delete_pod(first)
     eventually(lambda: "released" in reservations(pair).get("10.244.1.77", {}))
     assert "is kept for default/first until" in refused(two, "second").msg
-    eventually(lambda: "10.244.1.77" not in reservations(pair), 20)
+    eventually(lambda: "10.244.1.77" not in reservations(pair))
     second = add(two, "second")
     assert second.address == "10.244.1.77"
     converge(pair, 1)
     assert reservations(pair)["10.244.1.77"]["node"] == "node2"
     two.delete_pod(second)
-    eventually(lambda: not reservations(pair), 20)
+    eventually(lambda: not reservations(pair))
     assert [node.problems() for node in pair.nodes] == [[], []]
 
 
@@ -207,17 +207,17 @@ def test_agents_that_are_killed_and_objects_that_are_deleted(pair: Lab) -> None:
     assert not any("released" in spec for spec in reservations(pair).values())
     for address in [pod.address for pod in pods]:
         (pair.datastore / f"ipreservation-{address.replace('.', '-')}.yaml").unlink()
-    eventually(lambda: reservations(pair).keys() == {pod.address for pod in pods}, 10)
+    eventually(lambda: reservations(pair).keys() == {pod.address for pod in pods})
     converge(pair, 2)
     two.stop_agent(signal.SIGKILL)
     two.delete_pod(pods[1])  # which the plugin notes for the agent
     two.start_agent(*options)
-    eventually(lambda: "released" in reservations(pair).get("10.244.1.60", {}), 20)
+    eventually(lambda: "released" in reservations(pair).get("10.244.1.60", {}))
     two.stop_agent()
     pair.delete_node(two)  # for good
     one.stop_agent()
     one.start_agent("--pod-annotations", "on", "--keep-address", "1")
-    eventually(lambda: "10.244.1.60" not in reservations(pair), 20)
+    eventually(lambda: "10.244.1.60" not in reservations(pair))
     assert reservations(pair).keys() == {pods[0].address}
 
 

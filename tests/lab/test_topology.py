@@ -195,8 +195,8 @@ def _killed_creator(what: str) -> tuple[str, list[int]]:
 def test_a_lab_ends_with_its_creator_even_by_kill_9() -> None:
     lab_id, pids = _killed_creator("don't keep")
     assert len(pids) == 5
-    eventually(lambda: not any(map(space.start_time, pids)), 60)
-    eventually(lambda: gone(lab_id), 60)
+    eventually(lambda: not any(map(space.start_time, pids)))
+    eventually(lambda: gone(lab_id))
 
 
 def test_a_lab_of_another_pid_namespace_is_no_leftover(two: Lab) -> None:

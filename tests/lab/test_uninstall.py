@@ -38,15 +38,15 @@ def test_nothing_of_ours_is_left_and_all_that_is_foreign(conf: str) -> None:
         before = net_state(node)
         for one in it.nodes:
             one.start_agent(*OPTIONS)
-            eventually(one.path("/etc/cni/net.d/05-testcni.conflist").exists, 60)
+            eventually(one.path("/etc/cni/net.d/05-testcni.conflist").exists)
             one.wait_ready()
         node.add_pod("a")
         other.add_pod("b")
-        eventually(lambda: f"proto {ROUTE_PROTOCOL}" in node.space.exec("ip", "-N", "route").stdout, 60)
+        eventually(lambda: f"proto {ROUTE_PROTOCOL}" in node.space.exec("ip", "-N", "route").stdout)
         busy = uninstall(node)
         assert (busy.returncode, "an agent serves" in busy.stderr) == (3, True)
         said = it.datastore / f"{node.name}.receives"
-        eventually(said.exists, 60)
+        eventually(said.exists)
         node.stop_agent()
         away = uninstall(node, "kubernetes")
         assert (away.returncode, "but what the agent wrote of it stays" in away.stderr) == (4, True), away.stderr

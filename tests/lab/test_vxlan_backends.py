@@ -90,7 +90,7 @@ def test_a_node_changes_its_backend_pod_by_pod() -> None:
         assert one.problems() == []
         assert "external" in vxlan_of(one), "as long as a pod needs it"
         one.delete_pod(old)
-        eventually(lambda: "vxlan id 1" in vxlan_of(one), 20)  # it was asked for lately
+        eventually(lambda: "vxlan id 1" in vxlan_of(one))  # it was asked for lately
         eventually(lambda: new.exec("ping", "-c1", "-W1", other.address, check=False).returncode == 0)
         assert unreached(it) == []
         one.path(CONF_FILE).write_text(VXLAN_CONF)

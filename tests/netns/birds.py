@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,7 +25,7 @@ from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.ipip.bird.types import BirdConfig, BirdStatus, BirdTimes, Peer, State
 from tests.netns.node import CLONE_NEWNET, Pod, command
 from tests.netns.route_monitor import route_monitor
-from tests.support import eventually
+from tests.support import seconds_until
 
 needs_bird = pytest.mark.skipif(not shutil.which("bird"), reason="BIRD is not installed (Debian: bird2)")
 POOLS = (IPv4Network("10.244.0.0/16"),)
@@ -169,11 +168,9 @@ def mesh(nodes: Sequence[Node], **more: Any) -> None:
         node.want(nodes, **more)
 
 
-def converged(nodes: Sequence[Node], within: float = 15.0) -> float:
+def converged(nodes: Sequence[Node]) -> float:
     """Wait until each node has the routes to all others; how many seconds that took."""
-    began = time.monotonic()
-    eventually(lambda: all(node.knows(nodes) for node in nodes), within)
-    return time.monotonic() - began
+    return seconds_until(lambda: all(node.knows(nodes) for node in nodes))
 
 
 def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:

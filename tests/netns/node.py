@@ -41,6 +41,7 @@ from tests.networks import OPTIONS
 from tests.support import eventually, ip, net
 
 T = TypeVar("T")
+RESYNC = 3600.0  # seconds: no test waits so long, as a resync hides that nothing else noticed a change
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x20000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000  # mount(2)
 OBJECTS = Path(__file__).resolve().parents[2] / "build/ebpf"
@@ -195,7 +196,7 @@ class Host:
             objects=BUILT_IN.node_objects(self.ipip),
             marks=marks,
         )
-        self.reconciler = Reconciler("one", inputs, self.block_controller, 30.0)
+        self.reconciler = Reconciler("one", inputs, self.block_controller, RESYNC)
         self.pod_events: list[PodEvent] = []
         self.handler = self.new_handler(
             later=LaterPlugins(

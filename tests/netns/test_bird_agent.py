@@ -25,7 +25,7 @@ from agent.node.reconciler import Reconciler
 from agent.objects.state import NodeState
 from agent.runtime.observable import Observable
 from tests.netns.birds import Node, needs_bird, wire
-from tests.netns.node import CONF, Host, command
+from tests.netns.node import CONF, RESYNC, Host, command
 from tests.networks import parse_conf
 from tests.support import eventually
 
@@ -59,7 +59,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
         wake_on=(options.said,),
         objects=Modes(OnlyBgp()).node_objects(Bird(wanted.append, options)),
     )
-    reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
+    reconciler = Reconciler("one", inputs, host.block_controller, RESYNC)
     host.close()
     reconciler.once()
     assert wanted == [None]
@@ -75,7 +75,7 @@ def test_no_session_begins_without_the_password_that_is_asked_for(tmp_path: Path
     count = len(wanted)
     fresh = OptionsFile(file, PartProblems("bgp-options").report_error, tmp_path / "note")
     objects = Modes(OnlyBgp()).node_objects(Bird(wanted.append, fresh))
-    again = Reconciler("one", replace(inputs, objects=objects), host.block_controller, 30.0)
+    again = Reconciler("one", replace(inputs, objects=objects), host.block_controller, RESYNC)
     again.once()
     assert len(wanted) == count, "BIRD stands as the agent before had left it"
 
@@ -105,7 +105,7 @@ def test_from_node_objects_to_routes(tmp_path: Path) -> None:
             wake_on=(options.said,),
             objects=Modes(OnlyBgp()).node_objects(Bird(bird.want, options)),
         )
-        reconciler = Reconciler("one", inputs, host.block_controller, 30.0)
+        reconciler = Reconciler("one", inputs, host.block_controller, RESYNC)
         stop = threading.Event()
         network = parse_conf({**CONF, "mode": "ipip"}).network
         host.close()
@@ -128,11 +128,11 @@ def test_from_node_objects_to_routes(tmp_path: Path) -> None:
             node.supervisor.want(node.config)
             node.run()
         try:
-            eventually(lambda: "10.244.2.0/24 via 192.0.2.2 dev eth0" in routes(), 15)
-            eventually(lambda: two.routes().get("10.244.1.0/24") == "192.0.2.1", 15)
+            eventually(lambda: "10.244.2.0/24 via 192.0.2.2 dev eth0" in routes())
+            eventually(lambda: two.routes().get("10.244.1.0/24") == "192.0.2.1")
             assert "10.244.3.0/24" not in routes(), "it is no node yet"
             host.put(as_object(three))
-            eventually(lambda: "10.244.3.0/24 via 192.0.2.3 dev eth0" in routes(), 15)
+            eventually(lambda: "10.244.3.0/24 via 192.0.2.3 dev eth0" in routes())
             host.drop(three.name)
             eventually(lambda: "10.244.3.0/24" not in routes(), 15)
             assert not told()
@@ -144,5 +144,5 @@ def test_from_node_objects_to_routes(tmp_path: Path) -> None:
             eventually(lambda: "proto bird" not in command("ip", "route"), 15)
         finally:
             bird.want(None)
-            eventually(lambda: not (tmp_path / "bird/bird.conf").exists(), 15)
+            eventually(lambda: not (tmp_path / "bird/bird.conf").exists())
             stop.set()

@@ -56,10 +56,10 @@ def test_watches_of_a_server_whose_packets_are_dropped_end_by_tcp() -> None:
         command("nft", "add", "table", "ip", "gone")
         command("nft", "add", "chain", "ip", "gone", "in", "{ type filter hook input priority 0; }")
         command("nft", "add", "rule", "ip", "gone", "in", "tcp", "dport", str(server.port), "drop")
-        eventually(lambda: all(snapshot_cache.watch_restarts.all()[kind, FAILED] for kind in KINDS), 60)
-        eventually(lambda: len(snapshot_cache.problems.get()) == len(KINDS), 60)
+        eventually(lambda: all(snapshot_cache.watch_restarts.all()[kind, FAILED] for kind in KINDS))
+        eventually(lambda: len(snapshot_cache.problems.get()) == len(KINDS))
         command("nft", "delete", "table", "ip", "gone")
-        eventually(lambda: not snapshot_cache.problems.get(), 60)
+        eventually(lambda: not snapshot_cache.problems.get())
     finally:
         over.set()
         stop.set()

@@ -90,7 +90,7 @@ def test_the_node_answers_for_the_gateway(tmp_path: Path) -> None:
     _, pod = added(tmp_path)
     command("ip", "route", "add", *DEFAULT.split())
     pod.run("ip", "neigh", "delete", "169.254.1.1", "dev", "eth0")
-    eventually(lambda: pod.reaches("192.0.2.1"), 5)  # proxy_delay: up to 0.8 s
+    eventually(lambda: pod.reaches("192.0.2.1"))  # proxy_delay: up to 0.8 s
 
 
 def test_del_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_pat
     host.delete(pod)
     host.demand.publish({})
     host.confs.publish(Confs())
-    eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    eventually(lambda: DEVICE not in command("ip", "link"))
     assert filters() == ["ipip_egress"]
     assert "pref 84" not in command("tc", "filter", "show", "dev", "eth0", "egress")
     if by == "tcx":
@@ -179,7 +179,7 @@ def test_programs_and_device_go_with_the_network_but_no_filter_of_others(tmp_pat
     assert len(attached(by)) == 2
     host.delete(pod)
     host.demand.publish({})
-    eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    eventually(lambda: DEVICE not in command("ip", "link"))
     assert attached(by) == []
     assert "clsact" not in command("tc", "qdisc", "show", "dev", "eth0")
 
@@ -236,7 +236,7 @@ def test_programs_that_are_attached_in_both_ways_become_one_and_go(tmp_path: Pat
     host.delete(pod)
     host.demand.publish({})
     host.confs.publish(Confs())
-    eventually(lambda: DEVICE not in command("ip", "link"), 15)
+    eventually(lambda: DEVICE not in command("ip", "link"))
     assert attached(by) == []
     assert filters() == []
 

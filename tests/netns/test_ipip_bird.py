@@ -61,9 +61,9 @@ def test_pods_talk_over_a_router_that_knows_none(tmp_path: Path) -> None:
             node.want(nodes)
         began = time.monotonic()
         via = {one: ("192.0.2.2", "192.0.2.254"), three: ("198.51.100.254", "198.51.100.254")}
-        eventually(lambda: set(one.routes().values()) == set(via[one]) and len(one.routes()) == 2, 15)
-        eventually(lambda: set(three.routes().values()) == set(via[three]) and len(three.routes()) == 2, 15)
-        eventually(lambda: len(two.routes()) == 2, 15)
+        eventually(lambda: set(one.routes().values()) == set(via[one]) and len(one.routes()) == 2)
+        eventually(lambda: set(three.routes().values()) == set(via[three]) and len(three.routes()) == 2)
+        eventually(lambda: len(two.routes()) == 2)
         print(f"three nodes in two subnets converge in {time.monotonic() - began:.2f} s")
         assert "mtu 1480" in one.ip("route", "show", "10.244.3.0/24")
         full = ("ping", "-c", "3", "-i", "0.01", "-W", "1", "-q", "-M", "do", "-s", str(1480 - 28))
@@ -76,7 +76,7 @@ def test_pods_talk_over_a_router_that_knows_none(tmp_path: Path) -> None:
         flows = [flow(one, three, 3), flow(three, two, 3)]
         time.sleep(0.5)
         os.kill(three.pid(), signal.SIGKILL)
-        eventually(lambda: three.status().starts == 2 and len(three.established()) == 2, 15)
+        eventually(lambda: three.status().starts == 2 and len(three.established()) == 2)
         assert [lost(each) for each in flows] == [0, 0]
         for made in programs:
             assert set(made.counted()) == {"sent", "received"}
