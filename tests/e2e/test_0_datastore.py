@@ -33,7 +33,7 @@ from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlError, ControlPlane
 from tests.lab.space import REPO
 from tests.networks import network_of
-from tests.unit.test_stays import BLOCKS, Agent
+from tests.unit.test_reservation_claims import BLOCKS, Agent
 
 MAPPED = ipaddress.ip_network("::ffff:0:0/96")  # the API server takes no such CIDR at all
 MEMORY = 96  # MiB of a whole agent that knows 5,000 nodes

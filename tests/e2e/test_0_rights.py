@@ -27,7 +27,7 @@ from agent.model.cluster import IPBlock, IPReservation
 from tests.e2e.api import MANIFESTS, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane
-from tests.unit.test_stays import BLOCKS, Agent
+from tests.unit.test_reservation_claims import BLOCKS, Agent
 
 CLEANUP = MANIFESTS.parent / "cleanup/cleanup.yaml"
 CLEANER = "system:serviceaccount:kube-system:testcni-cleanup"

@@ -22,9 +22,9 @@ from tests.lab.space import REPO
 SELECTION = (
     (
         "tests/kernel",
-        "tests/netns/test_probe.py",
+        "tests/netns/test_duplicate_address.py",
         "tests/netns/test_guards_first.py",
-        "tests/netns/test_guard_slaves.py",
+        "tests/netns/test_guard_parent_modes.py",
         "tests/lab/test_ipip.py",
         "tests/lab/test_ipip_trouble.py",
         "tests/lab/test_paths.py",

@@ -49,7 +49,7 @@ from tests.support import eventually
 from tests.unit import poison
 from tests.unit.awkward import Asked, Awkward
 from tests.unit.awkward import config as reach
-from tests.unit.test_kubernetes import event, page
+from tests.unit.test_kubernetes_store import event, page
 
 REQUEST = {"protocol": 1, "containerID": "c1", "ifname": "eth0"}
 GOOD = '{"cniVersion": "1.0.0", "name": "good", "type": "testcni"}'

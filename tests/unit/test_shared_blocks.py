@@ -28,7 +28,7 @@ from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import changed, network_of
 from tests.support import net
-from tests.unit.test_territory import reached
+from tests.unit.test_block_ownership import reached
 
 WAYS = ("host-gw", "vxlan", "ipip")
 ETH0 = LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16"))

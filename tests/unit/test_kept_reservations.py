@@ -32,8 +32,8 @@ from agent.ipam.reservations.rules import (
 from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Node, Snapshot
 from tests.networks import network_of
 from tests.support import eventually, ip
-from tests.unit import test_stays
-from tests.unit.test_stays import BLOCKS, Cluster
+from tests.unit import test_reservation_claims
+from tests.unit.test_reservation_claims import BLOCKS, Cluster
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
@@ -51,7 +51,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network without a subnet, as the manifests have it."""
-    monkeypatch.setattr(test_stays, "NET", NO_SUBNET)
+    monkeypatch.setattr(test_reservation_claims, "NET", NO_SUBNET)
 
 
 def kept(text: str = FAR, name: str = "web-0", **more: Any) -> IPReservation:
