@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.cluster import manifest
+from agent.cluster.kinds import KINDS, Kind
 from agent.cluster.manifest import ManifestError
-from agent.cluster.store import KINDS, Change, Deleted, Kind, Listed, SourceProblem, Upserted
+from agent.cluster.store import Change, Deleted, Listed, SourceProblem, Upserted
 from agent.model.cluster import Resource
 from agent.model.problem import Problem
 from agent.runtime import atomic_file

@@ -20,15 +20,9 @@ import yaml
 
 from agent.cluster import accepted_modes, manifest, objects
 from agent.cluster.directory_contents import Contents, Key, ManifestFile, changes_between, parse_file, read_file
+from agent.cluster.kinds import Kind, kind_of
 from agent.cluster.manifest import ManifestError
-from agent.cluster.store import (
-    ConflictError,
-    Deliver,
-    Kind,
-    NotFoundError,
-    StoreError,
-    kind_of,
-)
+from agent.cluster.store import ConflictError, Deliver, NotFoundError, StoreError
 from agent.kernel.inotify import DirectoryWatch
 from agent.model.cluster import AcceptedModes, Node, Resource
 from agent.model.problem import Problem

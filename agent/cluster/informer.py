@@ -20,6 +20,7 @@ from tenacity import (
 
 from agent.cluster import listing
 from agent.cluster.api import GONE, Api, ApiError, GoneError, Request, Stream, UnreadableEventError
+from agent.cluster.kinds import TABLE, Kind
 from agent.cluster.object_fields import Faults, ObjectError
 from agent.cluster.store import (
     ENDED,
@@ -29,7 +30,6 @@ from agent.cluster.store import (
     Change,
     Deleted,
     Deliver,
-    Kind,
     Listed,
     NotFoundError,
     SourceProblem,
@@ -140,7 +140,7 @@ class Informer:
             self._list()
             self._answered()
         elif self._check_first:  # a server that hangs may accept a watch and answer nothing
-            self._api.ask(Request("GET", listing.PATHS[self.kind], {"limit": "1", "resourceVersion": "0"}))
+            self._api.ask(Request("GET", TABLE[self.kind].path, {"limit": "1", "resourceVersion": "0"}))
         self._check_first = False
         asked = random.randint(self._duration.shortest, self._duration.longest)  # noqa: S311
         began, events_before, unreadable = time.monotonic(), self._events, None
@@ -178,7 +178,7 @@ class Informer:
             "resourceVersion": self._version,
             "timeoutSeconds": str(asked),
         }
-        stream = self._api.watch(listing.PATHS[self.kind], query, asked + self._duration.slack)
+        stream = self._api.watch(TABLE[self.kind].path, query, asked + self._duration.slack)
         self._answered()
         if self._ended_at_once:  # this one may do so, too
             lasting = threading.Timer(SHORTEST, self._lasts, (stream,))

@@ -10,15 +10,9 @@ from typing import Any
 from agent.cluster import accepted_modes, listing, objects
 from agent.cluster.api import JSON, METADATA, Api, Request
 from agent.cluster.informer import Informer, WatchDuration
+from agent.cluster.kinds import KINDS, TABLE, Kind, kind_of
 from agent.cluster.object_fields import ObjectError
-from agent.cluster.store import (
-    KINDS,
-    Change,
-    Deliver,
-    Kind,
-    StoreError,
-    kind_of,
-)
+from agent.cluster.store import Change, Deliver, StoreError
 from agent.model.cluster import IPBlock, Resource
 
 MERGE = "application/merge-patch+json"
@@ -46,7 +40,7 @@ class KubernetesStore:
         """Return an object, read from a quorum of etcd. Raises NotFoundError, StoreError."""
         accept = METADATA if kind in ("Pod", "Namespace") else JSON
         doc = self._api.ask(Request("GET", listing.path(kind, name), accept=accept))
-        return _parsed({**doc, "apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind})
+        return _parsed({**doc, "apiVersion": TABLE[kind].api_version, "kind": kind})
 
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
@@ -85,7 +79,7 @@ class KubernetesStore:
         """Create an object. Raises ConflictError where one of its name exists, StoreError."""
         doc = objects.to_doc(obj)
         doc["metadata"].pop("resourceVersion", None)
-        return _parsed(self._api.ask(Request("POST", listing.PATHS[kind_of(obj)], body=doc)))
+        return _parsed(self._api.ask(Request("POST", TABLE[kind_of(obj)].path, body=doc)))
 
     def update(self, obj: Resource) -> Resource:
         """Replace an object. Raises ConflictError where it changed since it was read, StoreError."""

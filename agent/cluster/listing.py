@@ -8,23 +8,16 @@ from urllib.parse import quote
 
 from agent.cluster import objects
 from agent.cluster.api import Api, ApiError, Request
+from agent.cluster.kinds import TABLE, Kind
 from agent.cluster.object_fields import Faults
-from agent.cluster.store import Kind
 from agent.model.cluster import Resource
 
-PATHS: Mapping[Kind, str] = {
-    "Node": "/api/v1/nodes",
-    "IPPool": "/apis/testcni.io/v1/ippools",
-    "IPBlock": "/apis/testcni.io/v1/ipblocks",
-    "IPReservation": "/apis/testcni.io/v1/ipreservations",
-    "Namespace": "/api/v1/namespaces",
-}
 PAGE = 100  # objects of a list at once: a Node is 10 KiB of JSON, 60 when parsed
 
 
 def items(api: Api, kind: Kind, take_version: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Yield every object of a kind; `take_version` gets the list's resourceVersion. Raises StoreError."""
-    return pages(api, PATHS[kind], {}, take_version)
+    return pages(api, TABLE[kind].path, {}, take_version)
 
 
 def pages(
@@ -46,7 +39,7 @@ def pages(
 
 def parse(kind: Kind, item: dict[str, Any], faults: Faults, known: Resource | None = None) -> Resource:
     """Return the object of an item, which has no kind in a list. Raises ObjectError."""
-    return objects.usable({"apiVersion": objects.KINDS_BY_VERSION[kind], "kind": kind, **item}, faults, known)
+    return objects.usable({"apiVersion": TABLE[kind].api_version, "kind": kind, **item}, faults, known)
 
 
 def metadata(item: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +61,8 @@ def status_path(kind: Kind, name: str) -> str:
 
 def path(kind: Kind, name: str) -> str:
     """Return the path of an object; a Pod's name is `namespace/name`."""
-    if kind == "Pod":
+    list_path = TABLE[kind].path
+    if "{namespace}" in list_path:
         namespace, _, name = name.partition("/")
-        return f"{PATHS['Namespace']}/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
-    return f"{PATHS[kind]}/{quote(name, safe='')}"
+        list_path = list_path.format(namespace=quote(namespace, safe=""))
+    return f"{list_path}/{quote(name, safe='')}"

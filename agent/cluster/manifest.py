@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from agent.cluster import objects
+from agent.cluster.kinds import Kind, kind_of
 from agent.cluster.object_fields import Faults, ObjectError
-from agent.cluster.store import Kind, kind_of
 from agent.codec import strict_json, strict_yaml
 from agent.codec.strict_json import JsonError
 from agent.codec.strict_yaml import YamlError
@@ -69,24 +69,39 @@ def parse(path: Path, data: bytes, known: Sequence[Resource] = ()) -> Manifest:
     partial = True
     for node, first, doc in _documents(path, data):
         for where, item in _parts(node, first, doc):
-            odd = Faults()
-            obj: Resource | None
-            try:
-                obj = replace(objects.usable(item, odd, _last_good(item, before)), resource_version=digest(item))
-            except ObjectError as error:
-                partial, obj = False, _last_good(item, before) or error.stand_in
-                odd.append(error)
-                if before and obj is None:  # it is unknown which object it was: keep the last good state
-                    raise _at(node, where, first, error) from error
-            faults += [_at(node, where, first, fault) for fault in odd]
-            if obj is None:
-                continue
-            key = (kind_of(obj), obj.name)
-            if key in found:
+            read = _read(item, before)
+            partial = partial and read.whole
+            if before and read.obj is None:  # it is unknown which object it was: keep the last good state
+                raise _at(node, where, first, read.faults[-1])
+            faults += [_at(node, where, first, fault) for fault in read.faults]
+            if read.obj and (key := (kind_of(read.obj), read.obj.name)) in found:
                 twice = ObjectError("metadata.name", f"{' '.join(key)} is here twice", "remove one")
                 raise _at(node, where, first, twice)
-            found[key] = obj
+            if read.obj:
+                found[key] = read.obj
     return Manifest(tuple(found.values()), tuple(faults), partial)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An object of a manifest as it is used."""
+
+    obj: Resource | None
+    """None: it is faulty, and nothing can replace it."""
+    faults: Faults
+    whole: bool
+    """Whether only faulty fields of it are not in use."""
+
+
+def _read(item: object, before: dict[tuple[Kind, str], Resource]) -> _Item:
+    """Return an object, or what replaces a faulty one."""
+    faults: Faults = []
+    last_good = _last_good(item, before)
+    try:
+        obj = objects.usable(item, faults, last_good)
+    except ObjectError as error:
+        return _Item(last_good or error.stand_in, [*faults, error], whole=False)
+    return _Item(replace(obj, resource_version=digest(item)), faults, whole=True)
 
 
 def _parts(node: yaml.Node | None, line: int, doc: object) -> Iterator[tuple[str, object]]:

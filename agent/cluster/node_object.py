@@ -44,10 +44,10 @@ def usable(node: Node, faults: Faults, known: Node | None) -> Node:
         what = f"the InternalIP {address} {why}"
         faults.append(ObjectError("status.addresses", what, "have kubelet report another (--node-ip)"))
     addresses = tuple(address for address in node.addresses if address not in reasons)
-    odd = {fault.path.partition(".")[0] for fault in faults}
-    if known and not addresses and "status" in odd:
+    faulty = {fault.path.partition(".")[0] for fault in faults}
+    if known and not addresses and "status" in faulty:
         addresses = known.addresses
-    blocks = known.blocks if known and not node.blocks and "spec" in odd else node.blocks
+    blocks = known.blocks if known and not node.blocks and "spec" in faulty else node.blocks
     return replace(node, addresses=addresses, blocks=blocks)
 
 

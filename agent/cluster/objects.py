@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from agent.cluster import (
     block_object,
+    kinds,
     metadata_object,
     node_object,
     object_fields,
@@ -16,10 +17,9 @@ from agent.cluster import (
     pool_status_object,
     reservation_object,
 )
+from agent.cluster.kinds import TABLE, Kind, kind_of
 from agent.cluster.object_fields import Faults, ObjectError, short
-from agent.cluster.store import kind_of
 from agent.model.cluster import (
-    API_VERSION,
     IPBlock,
     IPPool,
     IPReservation,
@@ -28,14 +28,6 @@ from agent.model.cluster import (
     Resource,
 )
 
-KINDS_BY_VERSION: Mapping[str, str] = {
-    "Node": "v1",
-    "IPPool": API_VERSION,
-    "IPBlock": API_VERSION,
-    "IPReservation": API_VERSION,
-    "Pod": "v1",
-    "Namespace": "v1",
-}
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")  # DNS-1123 subdomain
 NAME_LIMIT = 253
 
@@ -84,23 +76,14 @@ def read(doc: object, faults: Faults) -> Resource:
     """
     if not isinstance(doc, dict):
         raise ObjectError("document", f"is {short(doc)}, not a mapping", "write a Kubernetes object")
-    kind = doc.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS_BY_VERSION:
-        raise ObjectError("kind", f"{short(kind)} is not known here", f"known: {', '.join(KINDS_BY_VERSION)}")
-    if doc.get("apiVersion") != KINDS_BY_VERSION[kind]:
-        raise ObjectError(
-            "apiVersion", f"is {short(doc.get('apiVersion'))}", f"a {kind} has {KINDS_BY_VERSION[kind]}"
-        )
+    kind = _kind(doc)
     metadata = object_fields.mapping(doc, "metadata")
-    name = metadata.get("name")
-    if not isinstance(name, str) or len(name) > NAME_LIMIT or not NAME.fullmatch(name):
-        remedy = "small letters, digits, - and . (a DNS-1123 subdomain)"
-        raise ObjectError("metadata.name", f"{short(name)} is no name", remedy)
+    name = _name(metadata)
     version = str(metadata.get("resourceVersion") or "")
     if kind == "Node":
         return node_object.read(name, doc, version, faults)
     if kind in ("Pod", "Namespace"):
-        return metadata_object.read(kind, metadata, version, faults)  # type: ignore[arg-type]
+        return metadata_object.read(kind, metadata, version, faults)
     spec = object_fields.mapping(doc, "spec")
     if kind == "IPPool":
         return replace(pool_object.read(name, spec, version), status=pool_status_object.read(doc.get("status")))
@@ -110,10 +93,29 @@ def read(doc: object, faults: Faults) -> Resource:
     return replace(block_object.read(name, spec, version), uid=str(metadata.get("uid") or ""), created=since)
 
 
+def _kind(doc: dict[str, Any]) -> Kind:
+    """Return the kind of a document. Raises ObjectError for an unknown one, or one of another apiVersion."""
+    kind = kinds.known(doc.get("kind"))
+    if kind is None:
+        raise ObjectError("kind", f"{short(doc.get('kind'))} is not known here", f"known: {', '.join(TABLE)}")
+    if doc.get("apiVersion") != TABLE[kind].api_version:
+        wanted = f"a {kind} has {TABLE[kind].api_version}"
+        raise ObjectError("apiVersion", f"is {short(doc.get('apiVersion'))}", wanted)
+    return kind
+
+
+def _name(metadata: dict[str, Any]) -> str:
+    name = metadata.get("name")
+    if not isinstance(name, str) or len(name) > NAME_LIMIT or not NAME.fullmatch(name):
+        remedy = "small letters, digits, - and . (a DNS-1123 subdomain)"
+        raise ObjectError("metadata.name", f"{short(name)} is no name", remedy)
+    return name
+
+
 def to_doc(obj: Resource) -> dict[str, Any]:
     """Return an object as Kubernetes has it, with the fields that testcni knows."""
     kind = kind_of(obj)
-    doc: dict[str, Any] = {"apiVersion": KINDS_BY_VERSION[kind], "kind": kind}
+    doc: dict[str, Any] = {"apiVersion": TABLE[kind].api_version, "kind": kind}
     if isinstance(obj, ObjectMetadata):
         return {**doc, "metadata": metadata_object.to_metadata(obj)}
     version = {"resourceVersion": obj.resource_version} if obj.resource_version else {}

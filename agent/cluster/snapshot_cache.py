@@ -10,20 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from agent.cluster.kinds import KINDS, TABLE, Kind, kind_of
 from agent.cluster.store import (
-    KINDS,
     RESTART_REASONS,
     Bookmark,
     Change,
     Datastore,
     Deleted,
-    Kind,
     Listed,
     SourceProblem,
     StatusChanged,
     Upserted,
     WatchRestarted,
-    kind_of,
 )
 from agent.model.cluster import IPPool, IPReservation, Resource, Snapshot
 from agent.model.problem import Problem
@@ -31,13 +29,6 @@ from agent.model.problem_board import ProblemBoard
 from agent.model.usage import PoolStatus
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
-
-FIELDS: Mapping[Kind, str] = {
-    "Node": "nodes",
-    "IPPool": "pools",
-    "IPBlock": "blocks",
-    "IPReservation": "reservations",
-}
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +39,7 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
 
     def of(kind: Kind) -> dict[str, Resource]:
         if kind not in maps:  # copied once for all changes of a batch
-            maps[kind] = dict(getattr(snapshot, FIELDS[kind]))
+            maps[kind] = dict(getattr(snapshot, TABLE[kind].snapshot_field))
         return maps[kind]
 
     for change in changes:
@@ -61,7 +52,7 @@ def apply(snapshot: Snapshot, changes: Sequence[Change], listed: frozenset[Kind]
                 of(kind).pop(name, None)
             case SourceProblem() | Bookmark() | StatusChanged() | WatchRestarted():
                 continue
-    changed: dict[str, Any] = {FIELDS[kind]: objects for kind, objects in maps.items()}
+    changed: dict[str, Any] = {TABLE[kind].snapshot_field: objects for kind, objects in maps.items()}
     return replace(snapshot, synced=listed >= set(KINDS), **changed)
 
 

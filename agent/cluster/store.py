@@ -8,29 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Resource
+from agent.cluster.kinds import Kind, kind_of
+from agent.model.cluster import IPPool, Resource
 from agent.model.problem import Problem
-
-Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
-KINDS: tuple[Kind, ...] = ("Node", "IPPool", "IPBlock", "IPReservation")
-"""The kinds that are watched, in the order in which they are delivered. Other kinds are read one by one."""
-
-
-def kind_of(obj: Resource) -> Kind:
-    """Return the Kubernetes kind of an object."""
-    match obj:
-        case Node():
-            return "Node"
-        case IPPool():
-            return "IPPool"
-        case IPBlock():
-            return "IPBlock"
-        case IPReservation():
-            return "IPReservation"
-        case ObjectMetadata():
-            return obj.kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from agent.cluster import listing, object_fields, pool_status_object
 from agent.cluster.api import METADATA_LIST, Api, Request
+from agent.cluster.kinds import TABLE
 from agent.cluster.kubernetes_store import MERGE
 from agent.cluster.object_fields import ObjectError
 from agent.model.cluster import API_VERSION
@@ -28,7 +29,7 @@ class Usages:
     def uid(self, node: str) -> str:
         """Return the UID of a Node object; empty where there is none."""
         query = {"fieldSelector": f"metadata.name={node}"}
-        answer = self._api.ask(Request("GET", listing.PATHS["Node"], query, accept=METADATA_LIST))
+        answer = self._api.ask(Request("GET", TABLE["Node"].path, query, accept=METADATA_LIST))
         return next((str(listing.metadata(i).get("uid") or "") for i in answer.get("items") or ()), "")
 
     def of_node(self, node: str, uid: str) -> dict[str, BlockUsage | None]:

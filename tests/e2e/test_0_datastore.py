@@ -20,9 +20,10 @@ import yaml
 
 from agent.cluster import api
 from agent.cluster.api import Api, ApiError
+from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import KINDS, ConflictError, NotFoundError
+from agent.cluster.store import ConflictError, NotFoundError
 from agent.ipam.block_controller import BlockController, ReclaimRules, claim
 from agent.ipam.reservations.claimant import TakenError
 from agent.model import special_addresses

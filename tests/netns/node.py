@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.cluster.kinds import KINDS, Kind
 from agent.cluster.snapshot_cache import apply
-from agent.cluster.store import KINDS, Deleted, Kind, Upserted
+from agent.cluster.store import Deleted, Upserted
 from agent.cni.handler import CniHandler
 from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call

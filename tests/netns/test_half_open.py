@@ -11,9 +11,10 @@ from kubernetes.client.configuration import Configuration
 from agent.cluster import api
 from agent.cluster.api import Api
 from agent.cluster.informer import WatchDuration
+from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import FAILED, KINDS
+from agent.cluster.store import FAILED
 from tests.netns.node import command
 from tests.support import eventually
 from tests.unit import awkward

@@ -11,17 +11,9 @@ from pathlib import Path
 import yaml
 
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import KINDS, Kind, kind_of
 from agent.cluster.objects import to_doc
-from agent.cluster.store import (
-    KINDS,
-    Change,
-    Deleted,
-    Kind,
-    Listed,
-    SourceProblem,
-    Upserted,
-    kind_of,
-)
+from agent.cluster.store import Change, Deleted, Listed, SourceProblem, Upserted
 from agent.model.cluster import IPBlock, IPPool, Node, Resource
 from agent.model.problem import Problem
 

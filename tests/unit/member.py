@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.cluster.directory_store import DirectoryStore
-from agent.cluster.store import KINDS, Kind
+from agent.cluster.kinds import KINDS, Kind
 from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.ipam.attachment import Attachment

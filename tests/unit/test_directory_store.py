@@ -15,16 +15,9 @@ import yaml
 from agent.cluster import directory_store as folder_module
 from agent.cluster import manifest
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import KINDS
 from agent.cluster.objects import to_doc
-from agent.cluster.store import (
-    KINDS,
-    Change,
-    Deleted,
-    Listed,
-    SourceProblem,
-    StoreError,
-    Upserted,
-)
+from agent.cluster.store import Change, Deleted, Listed, SourceProblem, StoreError, Upserted
 from agent.codec import strict_yaml
 from agent.model.cluster import Node
 from tests.unit.folders import POOL, block, following, node, text

@@ -21,14 +21,9 @@ from hypothesis import strategies as st
 
 from agent.cluster import directory_store
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import KINDS
 from agent.cluster.objects import to_doc
-from agent.cluster.store import (
-    KINDS,
-    ConflictError,
-    NotFoundError,
-    StoreError,
-    Upserted,
-)
+from agent.cluster.store import ConflictError, NotFoundError, StoreError, Upserted
 from agent.model.cluster import IPPool, Node
 from tests.unit.folders import POOL, block, following, listed, node, text
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from agent.cluster import directory_contents, informer
 from agent.cluster.api import Api, ApiError, Request
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import KINDS, Kind
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import KINDS, Kind
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
 from agent.ipam import block_ownership, blocks

@@ -20,9 +20,10 @@ from agent import app, config
 from agent.cluster import api
 from agent.cluster.api import Api, Request
 from agent.cluster.informer import WatchDuration
+from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import ENDED, FAILED, KINDS, Bookmark, Change, SourceProblem, WatchRestarted
+from agent.cluster.store import ENDED, FAILED, Bookmark, Change, SourceProblem, WatchRestarted
 from agent.cni.server import WORKERS
 from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.registry import BUILT_IN

@@ -21,9 +21,9 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from agent.cluster import api, informer
 from agent.cluster.api import Api, ApiError
+from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import (
-    KINDS,
     Bookmark,
     Change,
     ConflictError,

@@ -17,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import agent
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import KINDS
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import KINDS, Bookmark, Deleted, Listed, Upserted, WatchRestarted
+from agent.cluster.store import Bookmark, Deleted, Listed, Upserted, WatchRestarted
 from agent.cni.handler import CniHandler
 from agent.cni.journal import Journal
 from agent.cni.protocol import Call

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import Kind
 from agent.cluster.objects import to_doc
-from agent.cluster.store import Kind, StoreError
+from agent.cluster.store import StoreError
 from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.off_block_pods import EVENTS, SETTLED, OffBlockPods

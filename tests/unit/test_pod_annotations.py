@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import Kind
 from agent.cluster.objects import parse as parse_doc
-from agent.cluster.store import Kind, StoreError
+from agent.cluster.store import StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
 from agent.ipam.reservations import pod_annotations as wishes_module

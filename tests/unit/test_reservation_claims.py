@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.kinds import Kind
 from agent.cluster.objects import to_doc
 from agent.cluster.snapshot_cache import SnapshotCache
-from agent.cluster.store import Datastore, Kind, StoreError
+from agent.cluster.store import Datastore, StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.ipam.allocator import UnavailableError, usable

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.directory_store import DirectoryStore
-from agent.cluster.store import Kind, StoreError
+from agent.cluster.kinds import Kind
+from agent.cluster.store import StoreError
 from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource
