@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.codec.json_fields import CNI_NAME, CNI_NAME_ALLOWED
 from agent.errors import CniError, Code, invalid_config
 from agent.runtime.atomic_file import read as contents
 
@@ -21,7 +22,6 @@ LONGEST = 128 << 10  # bytes: escaped by the runtime it is still less than the p
 DEEPEST = 500  # levels of nesting: the plugin takes 512
 CURRENT = (1, 1, 0)  # what libcni v1.3 implements: it leaves out what is newer in `cniVersions`
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # utils.ValidateNetworkName
 SWITCHES = ("disableCheck", "disableGC", "loadOnlyInlinedPlugins")
 
 Check = Callable[[str, object], None]
@@ -164,9 +164,8 @@ def _within(value: object) -> Iterator[object]:
 
 def _name(doc: dict[str, Any]) -> str:
     name = doc.get("name")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        allowed = "letters, digits, _ . and -, beginning with a letter or digit, beside `plugins` and not in it"
-        raise invalid_config("name", name, allowed)
+    if not isinstance(name, str) or not CNI_NAME.fullmatch(name):
+        raise invalid_config("name", name, f"{CNI_NAME_ALLOWED}, beside `plugins` and not in it")
     return name
 
 

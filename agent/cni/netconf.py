@@ -23,7 +23,6 @@ from agent.modes.base import ConfFields
 from agent.modes.registry import Modes
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
 NAME_LIMIT = 63
 CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
 MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
@@ -167,8 +166,8 @@ def _version(where: str, value: object) -> str:
 
 
 def _name(where: str, value: object) -> str:
-    if not isinstance(value, str) or not NAME.fullmatch(value) or len(value) > NAME_LIMIT:
-        allowed = f"letters, digits, _ . and -, beginning with a letter or digit, at most {NAME_LIMIT} in all"
+    if not isinstance(value, str) or not json_fields.CNI_NAME.fullmatch(value) or len(value) > NAME_LIMIT:
+        allowed = f"{json_fields.CNI_NAME_ALLOWED}, at most {NAME_LIMIT} in all"
         raise invalid_config(where, value, allowed)
     return value
 

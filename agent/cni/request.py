@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agent.cni.netconf import NAME, NetConf
+from agent.cni.netconf import NetConf
 from agent.cni.protocol import Call
 from agent.codec import cni_args
-from agent.codec.json_fields import LINK_NAME
+from agent.codec.json_fields import CNI_NAME, CNI_NAME_ALLOWED, LINK_NAME_ALLOWED, is_link_name
 from agent.errors import CniError, Code
 from agent.ipam.address_request import AddressRequest
 from agent.kernel import netns
@@ -13,17 +13,17 @@ from agent.kernel import netns
 
 def attachment_key(call: Call) -> tuple[str, str]:
     """Return container and interface name: the identity of the attachment. Raises CniError 4."""
-    if not NAME.fullmatch(call.container_id):
+    if not CNI_NAME.fullmatch(call.container_id):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_CONTAINERID: {call.container_id!r} is not allowed",
-            "letters, digits, _ . and -, beginning with a letter or digit",
+            CNI_NAME_ALLOWED,
         )
-    if not LINK_NAME.fullmatch(call.ifname) or call.ifname in (".", ".."):
+    if not is_link_name(call.ifname):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_IFNAME: {call.ifname!r} is not allowed",
-            "1 to 15 characters, no blank, / : or %",
+            LINK_NAME_ALLOWED,
         )
     return call.container_id, call.ifname
 

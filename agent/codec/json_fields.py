@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address, Subnet
 
+CNI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")  # CNI specification 1.1: network names and container IDs
+CNI_NAME_ALLOWED = "letters, digits, _ . and -, beginning with a letter or digit"
 LINK_NAME = re.compile(r"[^\s/:%]{1,15}")  # dev_valid_name() of the kernel; % would be a pattern
+LINK_NAME_ALLOWED = "1 to 15 characters, no blank, / : or %"
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 T = TypeVar("T")
 D = TypeVar("D")
@@ -33,7 +36,7 @@ class Fields:
         return default if value is None else parse(self._where + name, value)
 
     def has(self, name: str) -> bool:
-        """Whether the object has the field, also if it is null."""
+        """Return whether the object has the field, also if it is null."""
         return name in self._doc
 
     def raw(self, name: str) -> object:
@@ -93,24 +96,29 @@ def destination(where: str, value: object) -> Subnet:
 
 
 def destinations(where: str, value: object) -> tuple[Subnet, ...]:
-    """A list of CIDRs. Raises CniError 7."""
+    """Return a list of CIDRs. Raises CniError 7."""
     return tuple(
         destination(f"{where}[{number}]", item) for number, item in enumerate(listed(where, value, "CIDRs"))
     )
 
 
 def choice(where: str, value: object, allowed: Collection[str]) -> str:
-    """One of the allowed texts. Raises CniError 7."""
+    """Return one of the allowed texts. Raises CniError 7."""
     if not isinstance(value, str) or value not in allowed:
         raise invalid_config(where, value, ", ".join(allowed))
     return value
 
 
 def link_name(where: str, value: object) -> str:
-    """The name of an interface. Raises CniError 7."""
-    if not isinstance(value, str) or not LINK_NAME.fullmatch(value) or value in (".", ".."):
-        raise invalid_config(where, value, "an interface name: 1 to 15 characters, no blank, / : or %")
+    """Return the name of an interface. Raises CniError 7."""
+    if not isinstance(value, str) or not is_link_name(value):
+        raise invalid_config(where, value, f"an interface name: {LINK_NAME_ALLOWED}")
     return value
+
+
+def is_link_name(text: str) -> bool:
+    """Return whether an interface can have this name."""
+    return bool(LINK_NAME.fullmatch(text)) and text not in (".", "..")
 
 
 def string(where: str, value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from agent.cluster.pool_object import LARGEST_BLOCK_SIZE
@@ -154,11 +154,12 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
     mine = [(block.version, *span(block), block) for block in view.blocks]
     subnet = view.network.subnet
     within = (subnet.version, *span(subnet)) if subnet else None
-    shared = {block.cidr for block in view.snapshot.blocks.values() if block.shared}
+    snapshot = view.snapshot
+    foreign = {b.cidr for b in snapshot.blocks.values() if not blocks.belongs(b, view.network, snapshot)}
     for name, peer in sorted(view.snapshot.nodes.items()):
         for block in known.by_node.get(name, ()) if name != view.node else ():
             first, last = span(block)
-            if not view.network.shared and block not in peer.blocks and _is_elsewhere(block, shared, fences):
+            if block in foreign and block not in peer.blocks:
                 continue  # a network on the parent's subnet has claimed it
             if within and not (within[0] == block.version and within[1] <= first and last <= within[2]):
                 continue
@@ -176,11 +177,6 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
             else:
                 yield from fences.newcomers(block, name)
                 yield peer, block
-
-
-def _is_elsewhere(block: Subnet, shared: Set[Subnet], fences: Fences) -> bool:
-    """Return whether a claimed block is of networks that share their parent's subnet; see blocks.belongs."""
-    return block in shared or fences.network(block) is not None
 
 
 def _by_other(block: Subnet, other: Claim | None, me: str) -> str:

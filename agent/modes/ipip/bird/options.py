@@ -16,13 +16,20 @@ from agent.codec.json_fields import Fields, address
 from agent.codec.strict_yaml import YamlError
 from agent.errors import CniError, invalid_config
 from agent.model.problem import Problem
-from agent.modes.ipip.bird.types import DEFAULT_AS, BirdError, External, Secret, read_secret
+from agent.modes.ipip.bird.types import (
+    AS_ALLOWED,
+    AS_NUMBERS,
+    DEFAULT_AS,
+    BirdError,
+    External,
+    Secret,
+    read_secret,
+)
 from agent.runtime import atomic_file
 from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from agent.runtime.controller import Controller, ReportError, Schedule
 from agent.runtime.observable import Observable
 
-AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
 SCHEDULE = Schedule(resync=1.0)  # polled, as its passwords may be in other directories
 READING = 0.01  # of the time at most
 log = logging.getLogger(__name__)
@@ -117,8 +124,8 @@ def _routers(entries: list[object]) -> Iterator[Router]:
 
 
 def _as_number(where: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= AS_LIMIT:
-        raise invalid_config(where, value, f"1 to {AS_LIMIT}; 64512 to 65534 are private")
+    if isinstance(value, bool) or not isinstance(value, int) or value not in AS_NUMBERS:
+        raise invalid_config(where, value, AS_ALLOWED)
     return value
 
 

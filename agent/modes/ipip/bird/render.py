@@ -15,12 +15,11 @@ from string import Template
 
 from agent.model import special_addresses
 from agent.modes.ipip.bird import restart_guard
-from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret
+from agent.modes.ipip.bird.types import AS_ALLOWED, AS_NUMBERS, BirdConfig, BirdError, External, Peer, Secret
 
 FOLDERS = (Path(__file__).resolve().parents[4] / "bird", Path("/opt/testcni/bird"))  # a clone's, the image's
 PLAIN = re.compile(r"[a-z0-9]{1,40}")
 LINK_NAME = re.compile(r"[A-Za-z0-9_.@\-]{1,15}")
-AS_LIMIT = 2**32 - 2  # the last is reserved (RFC 7300)
 
 
 def render(config: BirdConfig, *, kernel: bool = True) -> str:
@@ -80,8 +79,8 @@ def _reflected(config: BirdConfig) -> bool:
 
 def _check(config: BirdConfig) -> None:
     for asn in (config.asn, *(external.asn for external in config.externals)):
-        if not 1 <= asn <= AS_LIMIT:
-            raise BirdError(f"AS number {asn} is none", f"1 to {AS_LIMIT}; 64512 to 65534 are private")
+        if asn not in AS_NUMBERS:
+            raise BirdError(f"AS number {asn} is none", AS_ALLOWED)
     if not 1 <= config.metric < 2**32 or not 1 <= config.table < 2**32:
         raise BirdError(f"metric {config.metric} and table {config.table}", "both are from 1 to 4294967295")
     for external in config.externals:

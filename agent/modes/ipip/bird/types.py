@@ -13,6 +13,8 @@ from agent.config import GraceTimes
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
 
+AS_NUMBERS = range(1, 2**32 - 1)  # the last is reserved (RFC 7300)
+AS_ALLOWED = f"{AS_NUMBERS[0]} to {AS_NUMBERS[-1]}; 64512 to 65534 are private"
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
 KERNEL_PROTOCOL = 12  # RTPROT_BIRD: stock BIRD writes no other
 METRIC = 84  # with the protocol `bird` our mark; a BIRD that nobody gave a metric has 32
