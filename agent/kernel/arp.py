@@ -67,7 +67,7 @@ def who_has(
     """
     with _socket(reaper) as sock:
         socket_filter.attach(sock, _ARP_FOR_US)
-        # all protocols: frames of a macvlan or ipvlan parent do not reach sockets of one protocol
+        # all protocols: frames of a parent of subinterfaces do not reach sockets of one protocol
         sock.bind((device, ETH_P_ALL))
         asker = mac_bytes(mac) if mac else sock.getsockname()[4]
         if mac:  # the interface receives answers to this MAC without promiscuous mode

@@ -19,6 +19,8 @@ from struct import Struct
 
 import pytest
 
+from agent.modes.registry import BUILT_IN
+
 AGENT = Path(__file__).resolve().parents[2] / "agent"
 FILES = sorted(AGENT.rglob("*.py"))
 FILE_LINES, FUNCTION_LINES = 350, 45
@@ -154,6 +156,18 @@ def test_the_exceptions_are_there() -> None:
 def test_what_can_change_is_no_constant(value: object) -> None:
     assert not is_constant(value)
     assert not is_read_only(value, "")
+
+
+def test_mechanisms_of_the_kernel_name_no_mode() -> None:
+    """Except kinds of links of the kernel that two modes are named after."""
+    kinds = {"subinterfaces.py": {"macvlan", "ipvlan"}}
+    named = [
+        f"{path}: {name}"
+        for path in (AGENT / "kernel").rglob("*.py")
+        for name in set(BUILT_IN.names) - kinds.get(path.name, set())
+        if name in path.read_text().lower()
+    ]
+    assert named == []
 
 
 def test_files_and_functions_are_short() -> None:
