@@ -20,7 +20,7 @@ main() {
   within "$ROOT" "$@"
 }
 
-# Each step as a user calls it; the last one without the environment that make gives its own.
+# Each step as a user calls it; the last one without the environment that make gives its own. Times are held by `make test`.
 prove() {
   set -e
   make demo
@@ -28,7 +28,6 @@ prove() {
   # the tests fork beside xdist's thread, of which Python 3.12 and later warn
   local pytest=("$HOME"/.cache/testcni/venv-*/bin/pytest -q -W "ignore:This process:DeprecationWarning")
   "${pytest[@]}" -n 3 --dist loadgroup -m "not scale and not alone" tests/netns tests/lab/test_uninstall.py
-  "${pytest[@]}" -m alone tests/netns
 }
 
 build() {
