@@ -48,7 +48,7 @@ def faulty(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mappin
 def starved(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mapping[str, str]:
     """Return what is wrong with pools in this node's networks, by name: a routed network has nothing else.
 
-    Such a pool is right for macvlan and ipvlan, so nothing is wrong where one of these is in force or has blocks.
+    Such a pool is right for networks with a parent: nothing is wrong where one is in force or has blocks.
     """
     networks = list(networks)
     routed = [n for n in networks if not (n.shared or n.pool or blocks.assigned(snapshot, n, node))]
@@ -59,7 +59,9 @@ def starved(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mappi
     near = {
         name: blocks.overlapping_host_network(pool.cidr, snapshot) for name, pool in sorted(snapshot.pools.items())
     }
-    what = f"where only macvlan and ipvlan pods have addresses, and network {min(lacking)} has no other pool"
+    what = (
+        f"where only pods with a subinterface of it have addresses, and network {min(lacking)} has no other pool"
+    )
     return {name: f"it lies in {text}, {what}" for name, text in near.items() if text and name not in claimed}
 
 
@@ -86,7 +88,7 @@ def _unfit(snapshot: Snapshot, network: Network, node: str, version: int | None)
         elif blocks.is_shared(pool, snapshot):
             parent = blocks.overlapping_host_network(pool.cidr, snapshot)
             place = f"it lies in {parent}" if parent else "they have blocks of it"
-            yield f"{what} is for macvlan and ipvlan only, as {place}"
+            yield f"{what} is for networks with a parent interface only, as {place}"
 
 
 def _meets(pool: IPPool, network: Network) -> bool:

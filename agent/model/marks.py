@@ -27,18 +27,6 @@ BPF_PINS = Path("/sys/fs/bpf/testcni")
 """The directory of the pins of eBPF programs and maps."""
 
 
-VXLAN_DEVICE = "testcni-vxlan"
-
-
-VXLAN_ALIAS = f"{ALIAS} vxlan port"
-
-
-IPIP_DEVICE = "testcni-ipip"
-
-
-IPIP_ALIAS = f"{ALIAS} ipip"
-
-
 MAC_PREFIX = "0a:58"  # locally administered
 
 

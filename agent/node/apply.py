@@ -13,9 +13,6 @@ from agent.objects.base import Context, DeviceObject, Guarded, NodeObject, Resul
 from agent.objects.state import NodeState
 from agent.runtime.counter import LabelledCounter
 
-CLOSED = Guarded(ipip_peers=frozenset(), tunnel_ports=True)
-"""What stays guarded where it is unknown what is left: nothing is accepted."""
-
 
 @dataclass
 class ApplyResult:
@@ -130,7 +127,7 @@ def _still_guarded(device: DeviceObject, ctx: Context, desired: NodeState, done:
         return device.still_guarded(ctx, desired)
     except OSError as error:
         done.add(device.kind, _failed(device.kind, error))
-        return CLOSED
+        return device.closed()
 
 
 def _attempt(kind: str, step: Callable[[], Result | None], done: ApplyResult) -> bool:

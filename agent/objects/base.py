@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Address
 from typing import ClassVar
 
 from agent.ip import Address
@@ -16,7 +15,7 @@ from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem
 from agent.objects.host_kernel import HostKernel
 from agent.objects.route_ownership import OURS, Ownership
-from agent.objects.state import LocalAddress, NodeState
+from agent.objects.state import AcceptedSources, LocalAddress, NodeState, united
 
 
 class Stage(IntEnum):
@@ -55,14 +54,13 @@ class KernelState:
 class Guarded:
     """What guards must go on to guard, as a device is still there that is to go."""
 
-    ipip_peers: frozenset[IPv4Address] | None = None
-    """The only addresses that ipip packets are accepted from; None: no such device is left."""
+    sources: AcceptedSources = field(default_factory=dict)
+    """What packets of an IP protocol are accepted from, where a device is left that takes those of any source."""
     tunnel_ports: bool = False
     """Whether a device takes packets of a tunnel at a UDP port that pods must not send to."""
 
     def __or__(self, other: Guarded) -> Guarded:
-        peers = [found for found in (self.ipip_peers, other.ipip_peers) if found is not None]
-        return Guarded(frozenset().union(*peers) if peers else None, self.tunnel_ports or other.tunnel_ports)
+        return Guarded(united((self.sources, other.sources)), self.tunnel_ports or other.tunnel_ports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +150,10 @@ class DeviceObject(NodeObject):
     @abstractmethod
     def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:
         """Return what stays guarded, as it is to go and is still there. Raises OSError."""
+
+    @abstractmethod
+    def closed(self) -> Guarded:
+        """Return what stays guarded while it is unknown whether the device is left: nothing is accepted."""
 
     def encapsulates(self) -> bool:
         """Whether the device itself encapsulates on this node; else eBPF programs do. Raises OSError."""

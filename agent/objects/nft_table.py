@@ -8,8 +8,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from agent.ip import Subnet
@@ -17,7 +17,7 @@ from agent.kernel import nft
 from agent.kernel.nft import NftError, Object, UnreadableError
 from agent.model.marks import LINK_PREFIX, NFT_TABLE
 from agent.objects.base import Context, NodeObject, Result, Stage
-from agent.objects.state import Masquerade, NodeSnat, NodeState, Shut
+from agent.objects.state import AcceptedSources, Masquerade, NodeSnat, NodeState, Shut
 
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
 TABLE: Mapping[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": ()}
@@ -36,7 +36,7 @@ OUTPUT: Mapping[str, Any] = {**INPUT, "name": "output", "hook": "output"}
 FORWARD: Mapping[str, Any] = {**INPUT, "name": "forward", "hook": "forward"}
 # before any masquerade: what is dropped is known by where it comes from
 TUNNELS: Mapping[str, Any] = {**INPUT, "name": "tunnels", "hook": "postrouting", "prio": 90}
-IPIP, SIX_IN_FOUR = 4, 41
+TUNNEL_PROTOCOLS = (4, 41)  # IPv4 and IPv6 in IPv4
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +45,22 @@ Counted = dict[str, int]
 DROP: Mapping[str, Any] = {"drop": None}
 TRANSLATED: Mapping[str, Any] = {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "dnat"}}
 OPEN = Shut()
+NONE: Mapping[int, Any] = MappingProxyType({})
+PROTOCOL: Mapping[str, Any] = {"payload": {"protocol": "ip", "field": "protocol"}}
 
 
 def objects(
     masquerade: Masquerade,
-    ipip_peers: frozenset[IPv4Address] | None = None,
-    counted: Counted | None = None,
+    accepted_sources: AcceptedSources = NONE,
+    counted: Mapping[int, Counted] = NONE,
     no_redirects_on: frozenset[str] = frozenset(),
     shut: Shut = OPEN,
 ) -> list[Object]:
     """Return the objects of the table, none where it would do nothing; multicast is never masqueraded.
 
-    ipip packets are accepted from `ipip_peers` only, and others are dropped and counted, beginning at `counted`;
-    None: nothing here takes such packets, so none are filtered. No ICMP redirects leave by the devices
-    `no_redirects_on`. No packet of a pod goes to what is `shut`, nor any that was translated on its way.
+    Packets of the protocols in `accepted_sources` are accepted from these addresses only; others are dropped and
+    counted, beginning at `counted`. No ICMP redirects leave by the devices `no_redirects_on`. No packet of a pod
+    goes to what is `shut`, nor any that was translated on its way.
     """
     sets: list[Object] = []
     rules: list[Object] = []
@@ -73,9 +75,10 @@ def objects(
         rules += _node_snat(snat)
     chains: list[Object] = [{"chain": {**INSIDE, **CHAIN}}] if rules else []
     closed = _shut(shut, from_pods=any(source.version == 4 for source in masquerade.sources))
-    if ipip_peers is not None:
-        sets += [_set("nodes4", "ipv4_addr", _collapsed(map(ipaddress.ip_network, ipip_peers), 4))]
-        closed = [_only_senders(counted), *closed]
+    for number, accepted in sorted(accepted_sources.items(), reverse=True):
+        name = _sources_of(number)
+        sets += [_set(name, "ipv4_addr", _collapsed(map(ipaddress.ip_network, accepted), 4))]
+        closed = [_only_sources(number, counted.get(number)), *closed]
     chains += [
         {"chain": {**INSIDE, **chain}}
         for chain in (INPUT, FORWARD, TUNNELS)
@@ -90,13 +93,13 @@ def objects(
 
 def write(
     masquerade: Masquerade,
-    ipip_peers: frozenset[IPv4Address] | None = None,
+    accepted_sources: AcceptedSources = NONE,
     no_redirects_on: frozenset[str] = frozenset(),
     shut: Shut = OPEN,
 ) -> bool:
     """Make the table what it should be, in one transaction; return whether it was not. Raises NftError."""
     actual = _list_if_readable()
-    wanted = objects(masquerade, ipip_peers, next(_counters(actual or ()), None), no_redirects_on, shut)
+    wanted = objects(masquerade, accepted_sources, _counters(actual or ()), no_redirects_on, shut)
     if actual is not None and nft.is_same(wanted, actual):
         return False
     nft.replace_table(TABLE, wanted)
@@ -114,27 +117,39 @@ def _list_if_readable() -> list[Object] | None:
         return None
 
 
-def is_filtering(*, last_known: bool) -> bool:
-    """Return whether ipip packets from others than nodes are dropped; where nft fails, what was known last."""
+def is_filtering(protocol: int, *, last_known: bool) -> bool:
+    """Return whether packets of an IP protocol are dropped but from accepted sources.
+
+    Where nft fails, return what was known last.
+    """
     try:
         actual = _list()
     except UnreadableError:
         return False
     except NftError:
         return last_known
-    wanted: list[Object] = [{"table": TABLE}, {"chain": {**INSIDE, **INPUT}}, _only_senders(None)]
+    wanted: list[Object] = [{"table": TABLE}, {"chain": {**INSIDE, **INPUT}}, _only_sources(protocol, None)]
     return nft.includes(actual, wanted)
 
 
-def strangers() -> int:
-    """How many ipip packets of others than nodes were dropped. Raises NftError."""
-    return sum(counter["packets"] for counter in _counters(_list()))
+def dropped(protocol: int) -> int:
+    """Return how many packets of an IP protocol from other sources were dropped. Raises NftError."""
+    found = _counters(_list()).get(protocol)
+    return found["packets"] if found else 0
 
 
-def _counters(actual: Iterable[Object]) -> Iterator[Counted]:
-    """Packets and bytes of the table's only counter."""
-    steps = (step for entry in actual for step in entry.get("rule", {}).get("expr", ()))
-    return (step["counter"] for step in steps if isinstance(step, dict) and step.get("counter"))
+def _counters(actual: Iterable[Object]) -> dict[int, Counted]:
+    """Return packets and bytes of the rules that count, by the IP protocol that each matches."""
+    found = {}
+    for entry in actual:
+        steps = [step for step in entry.get("rule", {}).get("expr", ()) if isinstance(step, dict)]
+        counter = next((step["counter"] for step in steps if step.get("counter")), None)
+        protocols = [
+            match["right"] for step in steps if (match := step.get("match")) and match["left"] == PROTOCOL
+        ]
+        if counter and protocols:
+            found[protocols[0]] = counter
+    return found
 
 
 def _set(name: str, kind: str, subnets: Iterable[Subnet]) -> Object:
@@ -149,9 +164,13 @@ def _masquerade(version: int, protocol: str) -> Object:
     return _rule(CHAIN, *steps)
 
 
-def _only_senders(counted: Counted | None) -> Object:
-    others = _match(_payload("ip", "saddr"), "@nodes4", "!=")
-    return _rule(INPUT, _match(_payload("ip", "protocol"), IPIP), others, {"counter": counted}, DROP)
+def _sources_of(protocol: int) -> str:
+    return f"nodes{protocol}"
+
+
+def _only_sources(protocol: int, counted: Counted | None) -> Object:
+    others = _match(_payload("ip", "saddr"), f"@{_sources_of(protocol)}", "!=")
+    return _rule(INPUT, _match(PROTOCOL, protocol), others, {"counter": counted}, DROP)
 
 
 def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
@@ -168,8 +187,8 @@ def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
     origins = itertools.product((TRANSLATED, *of_pods), shut.ports)
     rules += [_rule(FORWARD, origin, _to_port(port), *to_pods, DROP) for origin, port in origins]
     if shut.bypassed and from_pods:
-        own, protocol = _match(_payload("ip", "saddr"), "@pods4"), _payload("ip", "protocol")
-        rules += [_rule(TUNNELS, _match(protocol, number), own, DROP) for number in (IPIP, SIX_IN_FOUR)]
+        own = _match(_payload("ip", "saddr"), "@pods4")
+        rules += [_rule(TUNNELS, _match(PROTOCOL, number), own, DROP) for number in TUNNEL_PROTOCOLS]
         rules += [_rule(TUNNELS, _to_port(port), own, *to_pods, DROP) for port in shut.ports]
     return rules
 
@@ -241,8 +260,8 @@ class NftTable(NodeObject):
 
     def sync(self, ctx: Context, desired: NodeState) -> Result:
         """Write the table where it differs; a device that is still there keeps its filter. Raises OSError."""
-        peers = ctx.still_guarded.ipip_peers if desired.ipip_peers is None else desired.ipip_peers
-        if not write(desired.masquerade, peers, desired.no_redirects_on, desired.shut):
+        accepted = {**ctx.still_guarded.sources, **desired.accepted_sources}
+        if not write(desired.masquerade, accepted, desired.no_redirects_on, desired.shut):
             return Result()
         log.info("nft table written: masquerade of %d blocks", len(desired.masquerade.sources))
         return Result(changed=1)

@@ -171,7 +171,7 @@ def tidy(maps: Mapping[str, Map], earlier: Known, indexes: Iterable[int], guarde
 
 
 def set_tunnels(maps: Mapping[str, Map], ports: Sequence[int]) -> bool:
-    """Name the UDP ports of vxlan tunnels, PORTS at most; whether they were others. Raises BpfError."""
+    """Name the UDP ports of tunnels, PORTS at most; whether they were others. Raises BpfError."""
     value = _CONFIG.pack(*(socket.htons(port) for port in (*ports, *[0] * PORTS)[:PORTS]))
     if maps["guard_config"].get(_KEY.pack(0)) == value:
         return False

@@ -39,4 +39,4 @@ class PodGuard(NodeObject):
 def _unguarded(port: int) -> Problem:
     known = pod_guard.PORTS
     what = f"pods may send to UDP port {port}, as the program pod_guard knows {known} ports of tunnels"
-    return Problem("networks of mode vxlan", what, "give all of them the same port")
+    return Problem("UDP ports of tunnels", what, "give all networks of one mode the same port")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Self, TypeVar
@@ -12,6 +12,8 @@ from agent.ip import Address, Interface, Subnet
 from agent.model.network import Uplink
 from agent.model.problem import Problem
 
+AcceptedSources = Mapping[int, frozenset[IPv4Address]]
+"""The only source addresses from which this node accepts packets, by their IP protocol."""
 IPV6_MIN_MTU = 1280  # bytes: a link with less has no IPv6 (RFC 8200, section 5)
 
 
@@ -110,11 +112,11 @@ class Shut:
     """Destinations closed to pods: tunnels, which would take a masqueraded packet of a pod for one of its node."""
 
     ports: tuple[int, ...] = ()
-    """UDP ports of vxlan tunnels, that of this node first."""
+    """UDP ports of tunnels, those of this node first."""
     bridges: frozenset[str] = frozenset()
     """By which packets of pods come, beside the pods' own links."""
     bypassed: bool = False
-    """Whether pods have another way to the node's stack than a port with pod_guard (ipvlan l3)."""
+    """Whether pods reach the node's stack by more than a port with pod_guard, as by a subinterface in l3."""
     to_pods: frozenset[str] = frozenset()
     """Devices by which packets leave that are for pods of other nodes, and so may go to any port."""
 
@@ -124,9 +126,17 @@ class Filter:
     """What the nft table does."""
 
     masquerade: Masquerade
-    ipip_peers: frozenset[IPv4Address] | None
+    accepted_sources: AcceptedSources
     no_redirects_on: frozenset[str]
     shut: Shut
+
+
+def united(found: Iterable[AcceptedSources]) -> AcceptedSources:
+    """Return the sources of all, by protocol."""
+    total: dict[int, frozenset[IPv4Address]] = {}
+    for sources in found:
+        total.update({protocol: total.get(protocol, frozenset()) | more for protocol, more in sources.items()})
+    return total
 
 
 class Section:
@@ -153,9 +163,9 @@ class Section:
         return frozenset()
 
     @property
-    def ipip_peers(self) -> frozenset[IPv4Address] | None:
-        """The only addresses that ipip packets are accepted from; None: nothing here takes such packets."""
-        return None
+    def accepted_sources(self) -> AcceptedSources:
+        """The only addresses that packets of an IP protocol are accepted from, as a device takes those of any."""
+        return {}
 
     @abstractmethod
     def join(self, other: Self) -> tuple[Self, frozenset[Problem]]:
@@ -209,13 +219,12 @@ class NodeState:
     @property
     def filter(self) -> Filter:
         """All that nft does."""
-        return Filter(self.masquerade, self.ipip_peers, self.no_redirects_on, self.shut)
+        return Filter(self.masquerade, self.accepted_sources, self.no_redirects_on, self.shut)
 
     @property
-    def ipip_peers(self) -> frozenset[IPv4Address] | None:
-        """The only addresses that ipip packets are accepted from; None: nothing here takes such packets."""
-        found = [peers for section in self.sections if (peers := section.ipip_peers) is not None]
-        return frozenset().union(*found) if found else None
+    def accepted_sources(self) -> AcceptedSources:
+        """The only addresses that packets of an IP protocol are accepted from; others are not filtered."""
+        return united(section.accepted_sources for section in self.sections)
 
     @property
     def made(self) -> frozenset[str]:

@@ -53,7 +53,7 @@ def both(mode: str, *, pod_cidrs: bool) -> Iterator[Lab]:
 WRONG = {
     "the nodes' own subnet": (
         f"{UNDERLAY}.9.0/24",
-        "is for macvlan and ipvlan only, as it lies in 172.18.0.2/16 of eth0",
+        "is for networks with a parent interface only, as it lies in 172.18.0.2/16 of eth0",
     ),
     "loopback": ("127.0.0.0/8", "it overlaps 127.0.0.0/8, which is kept for loopback (RFC 1122)"),
     "multicast": ("224.0.0.0/8", "it overlaps 224.0.0.0/4, which is kept for multicast (RFC 5771)"),

@@ -13,11 +13,12 @@ from pyroute2 import IPRoute
 from agent.ipam.attachment import link_name
 from agent.kernel import hardening, ip_links, link_setup, netlink
 from agent.kernel.bpf.loader import Loader
-from agent.model.marks import BPF_PINS, VXLAN_DEVICE, bridge_mac
+from agent.model.marks import BPF_PINS, bridge_mac
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
+from agent.modes.vxlan.marks import VXLAN_DEVICE
 from agent.modes.vxlan.options import KERNEL
 from agent.modes.vxlan.state import VxlanState
 from agent.node import kernel_state

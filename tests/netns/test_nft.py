@@ -75,33 +75,33 @@ def test_the_tables_of_others_stay() -> None:
 
 def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
     senders = frozenset({ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv4Address("192.0.2.7")})
-    assert nft_table.write(WANTED, senders)
-    assert not nft_table.write(WANTED, senders)
+    assert nft_table.write(WANTED, {4: senders})
+    assert not nft_table.write(WANTED, {4: senders})
     command("ip", "link", "set", "lo", "up")
     send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 4).sendto(bytes(20), ('127.0.0.1', 0))"
     for _ in range(3):
         command(sys.executable, "-c", send)
-    assert nft_table.strangers() == 3
-    assert nft_table.write(WANTED, senders | {ipaddress.IPv4Address("192.0.2.8")})
-    assert nft_table.strangers() == 3
+    assert nft_table.dropped(4) == 3
+    assert nft_table.write(WANTED, {4: senders | {ipaddress.IPv4Address("192.0.2.8")}})
+    assert nft_table.dropped(4) == 3
     assert nft_table.write(WANTED)
-    assert nft_table.strangers() == 0
-    assert nft_table.write(Masquerade(), senders)
+    assert nft_table.dropped(4) == 0
+    assert nft_table.write(Masquerade(), {4: senders})
     assert nft_table.write(Masquerade())
 
 
 def test_where_no_node_may_send_nobody_may() -> None:
-    assert nft_table.write(WANTED, frozenset())
-    assert not nft_table.write(WANTED, frozenset())
-    assert nft_table.is_filtering(last_known=True)
+    assert nft_table.write(WANTED, {4: frozenset()})
+    assert not nft_table.write(WANTED, {4: frozenset()})
+    assert nft_table.is_filtering(4, last_known=True)
     assert nft_table.write(WANTED)
-    assert not nft_table.is_filtering(last_known=True)
+    assert not nft_table.is_filtering(4, last_known=True)
 
 
 def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
     quiet = frozenset({"testcni0"})
-    assert nft_table.write(WANTED, None, quiet)
-    assert not nft_table.write(WANTED, None, quiet)
+    assert nft_table.write(WANTED, {}, quiet)
+    assert not nft_table.write(WANTED, {}, quiet)
     assert 'oifname "testcni0" icmp type redirect drop' in command("nft", "list", "ruleset")
     assert nft_table.write(WANTED)
     assert "redirect" not in command("nft", "list", "ruleset")
@@ -109,19 +109,17 @@ def test_no_redirects_are_sent_by_bridges_with_guests() -> None:
 
 def test_to_tunnels_nothing_goes_that_is_of_pods_or_was_translated() -> None:
     shut = Shut((8472, 4790), frozenset({"testcni0"}), to_pods=frozenset({"testcni-vxlan"}))
-    assert nft_table.write(WANTED, None, frozenset(), shut)
-    assert not nft_table.write(WANTED, None, frozenset(), shut)
+    assert nft_table.write(WANTED, {}, frozenset(), shut)
+    assert not nft_table.write(WANTED, {}, frozenset(), shut)
     listed = command("nft", "list", "ruleset")
     assert listed.count("udp dport 8472") == listed.count("udp dport 4790") == 4
     assert listed.count('iifname "testcni0"') == 2
     assert "ip protocol" not in listed
-    assert nft_table.write(WANTED, None, frozenset(), replace(shut, bypassed=True))
-    assert not nft_table.write(WANTED, None, frozenset(), replace(shut, bypassed=True))
+    assert nft_table.write(WANTED, {}, frozenset(), replace(shut, bypassed=True))
+    assert not nft_table.write(WANTED, {}, frozenset(), replace(shut, bypassed=True))
     assert command("nft", "list", "ruleset").count("ip saddr @pods4 drop") == 2
     assert "chain tunnels" in command("nft", "list", "ruleset")
-    assert nft_table.write(Masquerade(), None, frozenset(), replace(shut, bypassed=True)), (
-        "no pods are masqueraded"
-    )
-    assert not nft_table.write(Masquerade(), None, frozenset(), shut)
+    assert nft_table.write(Masquerade(), {}, frozenset(), replace(shut, bypassed=True)), "no pods are masqueraded"
+    assert not nft_table.write(Masquerade(), {}, frozenset(), shut)
     assert nft_table.write(WANTED)
     assert "chain forward" not in command("nft", "list", "ruleset")

@@ -103,8 +103,8 @@ def test_with_an_ipip_device() -> None:
     assert (ipip(state).device, ipip(state).underlay) == (True, None)
     assert bird(state).tunnel == Tunnel("testcni-ipip")
     assert bird(state).direct == ()
-    assert state.ipip_peers == frozenset({ONE, TWO, THREE})
-    assert desired(NEAR).ipip_peers is None
+    assert state.accepted_sources == {4: frozenset({ONE, TWO, THREE})}
+    assert desired(NEAR).accepted_sources == {}
     assert not state.problems
 
 

@@ -15,9 +15,11 @@ from agent.modes import veth
 from agent.modes.hostgw import HostGwOptions
 from agent.modes.ipip import bgp
 from agent.modes.ipip import device as ipip_device
+from agent.modes.ipip import marks as ipip_marks
 from agent.modes.ipip import mode as ipip_mode
 from agent.modes.ipip.bird import types
 from agent.modes.vxlan import maps as vxlan_maps
+from agent.modes.vxlan import marks as vxlan_marks
 from agent.modes.vxlan import mode
 from agent.modes.vxlan.options import VxlanOptions
 from agent.node import installer, route_protocol
@@ -76,8 +78,8 @@ MARKS: dict[str, tuple[object, ...]] = {
     "links of pods": (marks.LINK_PREFIX,),
     "alias": (marks.ALIAS,),
     "bridge": (HostGwOptions().bridge,),
-    "device of vxlan": (marks.VXLAN_DEVICE,),
-    "device of ipip": (marks.IPIP_DEVICE,),
+    "device of vxlan": (vxlan_marks.VXLAN_DEVICE,),
+    "device of ipip": (ipip_marks.IPIP_DEVICE,),
     "nft table": (f"inet {marks.NFT_TABLE}",),
     "eBPF pins": (marks.BPF_PINS,),
     "conf": (installer.CONFLIST,),

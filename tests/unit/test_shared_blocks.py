@@ -39,6 +39,7 @@ HOST_NETWORKS = HostNetworks(
 )
 LAN = network_of("lan", "macvlan", ipaddress.ip_network("172.18.0.0/16"), link_mode="bridge")
 FAR_LAN = network_of("far", "macvlan", ipaddress.ip_network("192.168.7.0/24"), link_mode="bridge", master="eth1")
+ONLY_PARENT = "is for networks with a parent interface only"
 
 
 def node(name: str, number: int, *cidrs: str) -> Node:
@@ -180,12 +181,12 @@ def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
         (
             cluster(NEAR),
             network_of("testcni"),
-            "IPPool lan (172.18.200.0/24) is for macvlan and ipvlan only, as it lies in 172.18.0.1/16 of eth0",
+            f"IPPool lan (172.18.200.0/24) {ONLY_PARENT}, as it lies in 172.18.0.1/16 of eth0",
         ),
         (
             cluster(AWAY, claimed=(block("192.168.7.16/28", "two", shared=True, of="away"),)),
             network_of("testcni"),
-            "IPPool away (192.168.7.0/24) is for macvlan and ipvlan only, as they have blocks of it",
+            f"IPPool away (192.168.7.0/24) {ONLY_PARENT}, as they have blocks of it",
         ),
         (
             cluster(nodes=(node("one", 1, "10.244.1.0/24"),)),
@@ -226,7 +227,7 @@ def test_why_there_is_no_block(snapshot: Snapshot, network: Network, what: str) 
 def test_a_pool_among_the_nodes_is_wrong_where_a_routed_network_has_nothing_else() -> None:
     routed = network_of("testcni")
     what = (
-        "it lies in 172.18.0.1/16 of eth0, where only macvlan and ipvlan pods have addresses, "
+        "it lies in 172.18.0.1/16 of eth0, where only pods with a subinterface of it have addresses, "
         "and network testcni has no other pool"
     )
     assert missing_block.starved(cluster(NEAR), [routed], "one") == {"lan": what}

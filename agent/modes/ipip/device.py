@@ -14,25 +14,24 @@ from agent.kernel.bpf.syscall import BpfError, Program
 from agent.kernel.ip_links import IPV4_DEVCONF_RP_FILTER, Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
-from agent.model.marks import IPIP_ALIAS, IPIP_DEVICE, LINK_PREFIX, VXLAN_DEVICE
 from agent.model.problem import Problem
 from agent.modes.ipip import maps as ipip_maps
 from agent.modes.ipip.agent_options import AUTO, DEVICE
-from agent.modes.ipip.state import IpipState
+from agent.modes.ipip.marks import IPIP_ALIAS, IPIP_DEVICE
+from agent.modes.ipip.state import PROTOCOL, IpipState
 from agent.objects import device_addresses, nft_table
 from agent.objects.base import Context, DeviceObject, Guarded, Result
 from agent.objects.host_kernel import HostKernel
 from agent.objects.nft_table import NftTable
 from agent.objects.state import NodeState
 
-OUR_TUNNELS = (VXLAN_DEVICE, IPIP_DEVICE)
 LOOSE = 2  # rp_filter: a node may speak from an address whose way back is another device
 PROGRAMS: Mapping[tc.Hook, str] = {"ingress": "ipip_ingress", "egress": "ipip_egress"}
 # a bridge without ports holds addresses as well, and every kernel has it
 KINDS: Mapping[bool, str] = {True: "ipip", False: "bridge"}
 
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PROTO = 2, 3, 4, 9
-IPPROTO_IPIP, NO_PROTOCOL = 4, 255  # of inner packets; no ipip device takes the latter
+NO_PROTOCOL = 255  # of inner packets: no ipip device takes it
 PROBE = f"{IPIP_DEVICE}-x"  # never made
 TTL = 64  # as the programs have it
 UNSET = netlink.attribute(IFLA_IPTUN_REMOTE, bytes(4))  # no node that all is sent to
@@ -118,7 +117,11 @@ class IpipDevice(DeviceObject):
         if not (is_open(ctx.kernel.links) and is_open(ip_links.links(ctx.nl))):
             return Guarded()
         wanted = desired.section(IpipState)
-        return Guarded(ipip_peers=wanted.nodes if wanted else frozenset())
+        return Guarded({PROTOCOL: wanted.nodes if wanted else frozenset()})
+
+    def closed(self) -> Guarded:
+        """Return that no ipip packet is accepted."""
+        return Guarded({PROTOCOL: frozenset()})
 
     def sync(self, ctx: Context, desired: NodeState) -> Result:
         """Make device, programs and maps those desired. Raises OSError.
@@ -141,7 +144,7 @@ class IpipDevice(DeviceObject):
         if self._wanted is None:
             return {ipip_maps.STRANGER: 0}
         if self._wanted.device:
-            return {ipip_maps.STRANGER: nft_table.strangers()}
+            return {ipip_maps.STRANGER: nft_table.dropped(PROTOCOL)}
         maps = host.bpf.maps(ipip_maps.FAMILY)
         return {name: count.packets for name, count in ipip_maps.counters(maps).items()} if maps else {}
 
@@ -151,7 +154,7 @@ class IpipDevice(DeviceObject):
         Raises OSError.
         """
         what = "it is not made or changed before nft drops ipip packets of others than nodes"
-        if is_open(ctx.kernel.links) and not nft_table.is_filtering(last_known=self._filtered):
+        if is_open(ctx.kernel.links) and not nft_table.is_filtering(PROTOCOL, last_known=self._filtered):
             ctx.host.reaper.delete(ctx.nl, IPIP_DEVICE)
             what = "it was removed, as nothing shows that nft drops ipip packets of others than nodes"
         return Problem(f"device {IPIP_DEVICE}", what, "see the problem of nft; it is tried again")
@@ -168,7 +171,7 @@ class IpipDevice(DeviceObject):
             return [Problem(f"device {IPIP_DEVICE}", what, f"delete it: ip link del {IPIP_DEVICE}")]
         if wanted is None:
             if device:  # as long as it is there, there may be programs
-                self._detach(nl, there)
+                self._detach(ctx, there)
                 ctx.host.reaper.delete(nl, IPIP_DEVICE)
             ctx.host.bpf.drop(ipip_maps.FAMILY)
             return []
@@ -179,7 +182,7 @@ class IpipDevice(DeviceObject):
                 self._late = tunnelled != wanted.tunnelled
                 problems = self._encapsulate(ctx, replace(wanted, tunnelled=tunnelled))
             elif wanted.underlay is None and (ctx.verify or self._underlay):
-                self._detach(nl, there)
+                self._detach(ctx, there)
         except BpfError as error:
             return [Problem("eBPF", str(error).replace("\n", "; "), error.remedy)]
         index = _ensure(ctx, wanted, device)
@@ -203,7 +206,7 @@ class IpipDevice(DeviceObject):
             if _attach(nl, device.index, {hook: loaded.programs[name] for hook, name in PROGRAMS.items()}):
                 log.info("eBPF programs at %s encapsulate to other nodes", device.name)
             if fresh:
-                self._detach(nl, (link for link in there if link.index != device.index))
+                self._detach(ctx, (link for link in there if link.index != device.index))
                 if tcx.known():  # those of a version that knew no TCX
                     tc.detach(nl, device.index, PROGRAMS)
         if fresh:
@@ -212,11 +215,13 @@ class IpipDevice(DeviceObject):
                 log.info("eBPF pins removed: %s", path)
         return []
 
-    def _detach(self, nl: Netlink, there: Iterable[Link]) -> None:
+    def _detach(self, ctx: Context, there: Iterable[Link]) -> None:
         """Take the programs away from devices that they may be at: those that testcni did not make."""
         for link in there:
-            if link.mac and not link.name.startswith(LINK_PREFIX) and link.name not in OUR_TUNNELS:
-                if any([tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(nl, link.index, PROGRAMS)]):
+            if link.mac and not ctx.is_made(link):
+                if any(
+                    [tcx.known() and tcx.detach(link.index, PROGRAMS), tc.detach(ctx.nl, link.index, PROGRAMS)]
+                ):
                     log.info("eBPF programs taken from %s", link.name)
                 if link.name == self._underlay:
                     self._underlay = None
@@ -247,12 +252,12 @@ def _ensure(ctx: Context, wanted: IpipState, device: Link | None) -> int:
     return device.index
 
 
-def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = IPPROTO_IPIP, name: str = IPIP_DEVICE) -> Request:
+def _create_tunnel(local: IPv4Address, mtu: int, protocol: int = PROTOCOL, name: str = IPIP_DEVICE) -> Request:
     """An ipip device that takes packets of any node to `local`, and sends to the next hop of their route."""
     return _create("ipip", mtu, _data(local, protocol), name)
 
 
-def _data(local: IPv4Address, protocol: int = IPPROTO_IPIP) -> bytes:
+def _data(local: IPv4Address, protocol: int = PROTOCOL) -> bytes:
     parts = netlink.u8(IFLA_IPTUN_TTL, TTL), netlink.u8(IFLA_IPTUN_PROTO, protocol)
     return netlink.attribute(IFLA_IPTUN_LOCAL, local.packed) + b"".join(parts)
 

@@ -12,7 +12,6 @@ from agent.ipam import allocator
 from agent.ipam.attachment import Attachment
 from agent.kernel import netlink
 from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
-from agent.model.marks import IPIP_DEVICE
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
@@ -26,6 +25,7 @@ from agent.modes.ipip.bird.options import OptionsFile
 from agent.modes.ipip.bird.supervisor import Supervisor, retire
 from agent.modes.ipip.bird.types import METRIC, BirdError, BirdTimes, Tunnel
 from agent.modes.ipip.device import IpipDevice
+from agent.modes.ipip.marks import IPIP_DEVICE
 from agent.modes.ipip.options import IPIP, IpipOptions
 from agent.modes.ipip.state import IpipState
 from agent.modes.peers import Owners

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.model.marks import IPIP_DEVICE
 from agent.model.problem import Problem
-from agent.objects.state import Section
+from agent.modes.ipip.marks import IPIP_DEVICE
+from agent.objects.state import AcceptedSources, Section
+
+PROTOCOL = 4  # IP protocol of IPv4 in IPv4 (RFC 2003)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ class IpipState(Section):
         return frozenset({IPIP_DEVICE})
 
     @property
-    def ipip_peers(self) -> frozenset[IPv4Address] | None:
+    def accepted_sources(self) -> AcceptedSources:
         """The nodes, where there is an ipip device: it accepts packets from any address."""
-        return self.nodes if self.device else None
+        return {PROTOCOL: self.nodes} if self.device else {}
 
     def join(self, other: IpipState) -> tuple[IpipState, frozenset[Problem]]:
         """Return one device for both networks, with a tunnel to each node that one of them wants one to."""

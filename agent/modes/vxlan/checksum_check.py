@@ -14,10 +14,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam import allocator
 from agent.kernel import ip_routes, netlink
-from agent.model.marks import ROUTE_PROTOCOL, VXLAN_DEVICE
+from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.vxlan import offload
+from agent.modes.vxlan.marks import VXLAN_DEVICE
 from agent.runtime.controller import Controller, Schedule
 
 SCHEDULE = Schedule(resync=5.0, first=1.0, backoff=(2.0, 300.0))  # the backoff is for as long as no peer answers

@@ -13,11 +13,12 @@ from agent.kernel.bpf.syscall import BpfError
 from agent.kernel.ip_links import Link
 from agent.kernel.link_setup import Setup
 from agent.kernel.netlink import Netlink, NetlinkError, Request
-from agent.model.marks import LINK_PREFIX, VXLAN_ALIAS, VXLAN_DEVICE
+from agent.model.marks import LINK_PREFIX
 from agent.model.problem import Problem
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.maps import TUNNEL_MAC_PREFIX, Config, Endpoint, tunnel_mac
+from agent.modes.vxlan.marks import VXLAN_ALIAS, VXLAN_DEVICE
 from agent.modes.vxlan.options import KERNEL
 from agent.modes.vxlan.state import VxlanState
 from agent.objects import device_addresses
@@ -64,6 +65,10 @@ class VxlanDevice(DeviceObject):
     def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:
         """Return the port of a device that could not be removed. Raises OSError."""
         return Guarded(tunnel_ports=_is_there(ctx.kernel.links) and _is_there(ip_links.links(ctx.nl)))
+
+    def closed(self) -> Guarded:
+        """Return that the tunnel's port stays guarded."""
+        return Guarded(tunnel_ports=True)
 
     def sync(self, ctx: Context, desired: NodeState) -> Result:
         """Make device, programs and maps those desired. Raises OSError."""

@@ -16,7 +16,6 @@ from agent.ipam.blocks import is_single
 from agent.kernel import ip_links, netlink
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.ip_links import Link
-from agent.model.marks import VXLAN_DEVICE
 from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.modes import peers, routable_blocks, underlay, veth
 from agent.modes.base import (
@@ -36,6 +35,7 @@ from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.checksum_check import ChecksumCheck
 from agent.modes.vxlan.device import VxlanDevice
+from agent.modes.vxlan.marks import VXLAN_DEVICE
 from agent.modes.vxlan.options import EBPF, KERNEL, VXLAN, VxlanOptions
 from agent.modes.vxlan.state import VxlanState
 from agent.objects.base import NodeObject
