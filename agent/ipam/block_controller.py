@@ -15,7 +15,7 @@ import tenacity
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet
-from agent.ipam import blocks, missing_block
+from agent.ipam import blocks, free_blocks, missing_block
 from agent.ipam.abandoned_blocks import AbandonedBlocks
 from agent.ipam.block_ledger import BlockLedger, Stage
 from agent.ipam.blocks import BlockCount
@@ -60,7 +60,7 @@ def claim(create: Create, snapshot: Snapshot, network: Network, node: str, versi
         stop=tenacity.stop_after_attempt(TRIES),
         reraise=True,
     )
-    for candidate in blocks.candidates(snapshot, network, node, version):
+    for candidate in free_blocks.candidates(snapshot, network, node, version):
         try:
             created = retrying(create, candidate)
         except ConflictError:

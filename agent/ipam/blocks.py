@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from agent.cluster.pool_object import DEFAULT_BLOCK_SIZE
 from agent.ip import Address, Subnet
 from agent.ipam import allocator
 from agent.ipam.allocator import Range
+from agent.ipam.block_ownership import span
 from agent.model import special_addresses
 from agent.model.cluster import IPBlock, IPPool, Snapshot
 from agent.model.network import Network
@@ -101,12 +101,25 @@ def is_alike(one: Snapshot, other: Snapshot) -> bool:
 
 
 def belongs(block: IPBlock, network: Network, snapshot: Snapshot) -> bool:
-    """Return whether pods of a network may have addresses of a claimed block, whichever node has claimed it.
+    """Return whether pods of a network may have addresses of a claimed block, whichever node has claimed it."""
+    return network.shared or is_routable(snapshot)(block)
 
-    Networks whose pods share their parent's subnet and routed ones have no block in common. Versions that wrote no
-    `shared` are known by the place: a block in a network of this node's is not routed.
+
+def is_routable(snapshot: Snapshot) -> Callable[[IPBlock], bool]:
+    """Return a test whether routed networks may use a claimed block; it is fast, as it is asked of thousands.
+
+    Networks whose pods share their parent's subnet and routed ones have no block in common. Early versions wrote
+    no `shared`: there a block that overlaps a network of this node is not routable.
     """
-    return network.shared or not (block.shared or overlapping_host_network(block.cidr, snapshot))
+    near = [(network.version, *span(network)) for network, _text in snapshot.host_networks.interfaces]
+
+    def test(block: IPBlock) -> bool:
+        if block.shared:
+            return False
+        (first, last), version = span(block.cidr), block.cidr.version
+        return not any(low <= last and first <= high and of == version for of, low, high in near)
+
+    return test
 
 
 def overlapping_host_network(cidr: Subnet, snapshot: Snapshot) -> str:
@@ -248,72 +261,6 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
     return (IPPool(IMPLICIT_POOL, network.subnet, size),)
 
 
-def candidates(snapshot: Snapshot, network: Network, node: str, version: int | None = None) -> Iterator[IPBlock]:
-    """Yield blocks that no node has as far as is known, in an order of the node's own, so that claims seldom meet.
-
-    Those of one IP version, or of all (None).
-    """
-    taken = [block.cidr for block in snapshot.blocks.values()]
-    taken += [cidr for other in snapshot.nodes.values() for cidr in other.blocks]
-    taken += barred(snapshot, network)
-    exact, held = set(taken), frozenset(r.address for r in snapshot.reservations.values())
-    for pool in pools(snapshot, network):
-        if version not in (None, pool.cidr.version):
-            continue
-        begin = int.from_bytes(hashlib.sha256(f"{pool.name}/{node}".encode()).digest()[:8])
-        for cidr in _round_about(pool, _parts(pool, snapshot, network, node, taken), begin):
-            if cidr in exact or not held.isdisjoint(not_for_pods(cidr, network)):
-                continue  # somebody has it, or a pod has what would be the gateway there
-            inside = frozenset(address for address in held if contains(cidr, address))
-            if any(r.size for r in ranges(network, (cidr,), excluded(snapshot, network, node, (cidr,)), inside)):
-                yield IPBlock(cidr, node, pool.name, shared=network.shared)
-
-
-def _parts(
-    pool: IPPool, snapshot: Snapshot, network: Network, node: str, taken: Iterable[Subnet]
-) -> list[tuple[int, int]]:
-    """Return the numbers of the first block and of the one after the last, of each part that may have free ones.
-
-    Parts, as a pool may have 2^100 blocks: to look at each that can't be claimed would have no end.
-    """
-    step, base = 1 << (pool.cidr.max_prefixlen - pool.block_size), int(pool.cidr.network_address)
-    first, last = base, int(pool.cidr.broadcast_address)
-    for bound in (pool.start, network.range_start):
-        first = max(first, int(bound)) if bound and bound.version == pool.cidr.version else first
-    for bound in (pool.end, network.range_end):
-        last = min(last, int(bound)) if bound and bound.version == pool.cidr.version else last
-    number, end = (first - base) // step, (last - base) // step + 1
-    if network.subnet and network.subnet.version == pool.cidr.version:  # a block lies in it as a whole
-        low, high = int(network.subnet.network_address), int(network.subnet.broadcast_address)
-        number, end = max(number, -(-(low - base) // step)), min(end, (high + 1 - base) // step)
-    barred = allocator.spans(excluded(snapshot, network, node, (pool.cidr,)))
-    holes = [(-(-(low - base) // step), (high + 1 - base) // step) for low, high in barred]  # blocks inside
-    odd = allocator.spans(c for c in taken if overlaps(c, pool.cidr) and not _is_regular(c, pool))
-    holes += [((low - base) // step, (high - base) // step + 1) for low, high in odd]  # blocks that it touches
-    parts = []
-    for hole, after in sorted(holes):
-        if hole < after:
-            parts.append((number, min(hole, end)))
-            number = max(number, after)
-    return [(low, high) for low, high in (*parts, (number, end)) if low < high]
-
-
-def _round_about(pool: IPPool, parts: list[tuple[int, int]], begin: int) -> Iterator[Subnet]:
-    """Yield the blocks of these parts of a pool, in a circle from the one whose number is `begin`."""
-    step, base = 1 << (pool.cidr.max_prefixlen - pool.block_size), int(pool.cidr.network_address)
-    begin %= sum(high - low for low, high in parts) or 1
-    later: list[tuple[int, int]] = []
-    sooner: list[tuple[int, int]] = []
-    for low, high in parts:
-        middle = min(low + begin, high)
-        begin -= middle - low
-        sooner.append((low, middle))
-        later.append((middle, high))
-    for low, high in (*later, *sooner):
-        for block in range(low, high):
-            yield type(pool.cidr)((base + block * step, pool.block_size))
-
-
 def surplus(
     snapshot: Snapshot, node: str, wanted: Mapping[Network, BlockCount], busy: Collection[Subnet]
 ) -> frozenset[IPBlock]:
@@ -333,8 +280,3 @@ def surplus(
                 left[network].remove(block.cidr)
             found.append(block)
     return frozenset(found)
-
-
-def _is_regular(cidr: Subnet, pool: IPPool) -> bool:
-    """Return whether it is one of the blocks of a pool: then it is the same as another or apart from it."""
-    return cidr.prefixlen == pool.block_size and within(cidr, pool.cidr)

@@ -154,8 +154,8 @@ def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
     mine = [(block.version, *span(block), block) for block in view.blocks]
     subnet = view.network.subnet
     within = (subnet.version, *span(subnet)) if subnet else None
-    snapshot = view.snapshot
-    foreign = {b.cidr for b in snapshot.blocks.values() if not blocks.belongs(b, view.network, snapshot)}
+    is_routable, claimed = blocks.is_routable(view.snapshot), view.snapshot.blocks.values()
+    foreign = set() if view.network.shared else {block.cidr for block in claimed if not is_routable(block)}
     for name, peer in sorted(view.snapshot.nodes.items()):
         for block in known.by_node.get(name, ()) if name != view.node else ():
             first, last = span(block)

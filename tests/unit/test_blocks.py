@@ -12,7 +12,7 @@ from hypothesis import given as given_by
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from agent.ipam import blocks
+from agent.ipam import blocks, free_blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name
 from agent.model.network import Network
@@ -49,7 +49,7 @@ def test_a_netconfs_subnet_is_a_pool_where_no_ippool_covers_it() -> None:
 
 
 def test_nodes_begin_their_search_at_different_places() -> None:
-    firsts = {next(blocks.candidates(cluster(), NETWORK, f"node{n}")).cidr for n in range(40)}
+    firsts = {next(free_blocks.candidates(cluster(), NETWORK, f"node{n}")).cidr for n in range(40)}
     assert len(firsts) > 10
 
 
@@ -60,7 +60,7 @@ def test_nodes_begin_their_search_at_different_places() -> None:
 def test_candidates_are_all_that_nobody_has(claimed: set[int], odd: set[int], node: str) -> None:
     taken = [IPBlock(net(f"10.244.{n}.0/24"), "other", "pods") for n in claimed]
     owner = Node("owner", (), tuple(net(f"10.244.{n // 4}.{n % 4 * 64}/26") for n in odd))
-    found = [c.cidr for c in blocks.candidates(cluster(*taken, nodes=(owner,)), NETWORK, node)]
+    found = [c.cidr for c in free_blocks.candidates(cluster(*taken, nodes=(owner,)), NETWORK, node)]
     free = set(range(16)) - claimed - {n // 4 for n in odd}
     assert sorted(found) == [net(f"10.244.{n}.0/24") for n in sorted(free)]
 
@@ -68,7 +68,7 @@ def test_candidates_are_all_that_nobody_has(claimed: set[int], odd: set[int], no
 def test_a_vast_pool_costs_nothing_before_it_is_searched() -> None:
     vast = IPPool("vast", net("fd00::/48"), 112)
     network = network_of("net", subnet=net("fd00::/48"))
-    found = list(islice(blocks.candidates(cluster(pools=(vast,)), network, "one"), 3))
+    found = list(islice(free_blocks.candidates(cluster(pools=(vast,)), network, "one"), 3))
     assert len({block.cidr for block in found}) == 3
 
 
@@ -93,7 +93,7 @@ def given(network: Network, block: str, *pools: IPPool) -> list[str]:
 
 
 def test_blocks_wholly_outside_or_excluded_are_never_claimed() -> None:
-    found = [str(block.cidr) for block in blocks.candidates(cluster(pools=(PART,)), LAN, "one")]
+    found = [str(block.cidr) for block in free_blocks.candidates(cluster(pools=(PART,)), LAN, "one")]
     firsts = [16, 24, 48, 56, 72, 80, 88, 96]  # 64: two exclusions together are the whole block
     assert sorted(found, key=lambda cidr: int(net(cidr)[0])) == [f"192.0.2.{first}/29" for first in firsts]
 
@@ -149,7 +149,7 @@ def test_a_range_by_hand_may_be_where_a_pool_gives_none_but_not_what_is_others()
 def test_a_vast_pool_of_which_little_is_used(start: str, end: str, exclude: list[str], found: list[str]) -> None:
     vast = IPPool("vast", net("fd00::/48"), 112, "", ip(start), ip(end), tuple(map(net, exclude)))
     network = network_of("net", subnet=net("fd00::/48"))
-    assert sorted(str(c.cidr) for c in blocks.candidates(cluster(pools=(vast,)), network, "one")) == found
+    assert sorted(str(c.cidr) for c in free_blocks.candidates(cluster(pools=(vast,)), network, "one")) == found
 
 
 POD_CIDRS = tuple(net(f"fd00:0:0:{number:x}::/64") for number in range(255))
@@ -195,7 +195,7 @@ def test_a_vast_pool_of_which_most_can_not_be_claimed_is_not_searched_one_by_one
     owner = (Node("owner", (), POD_CIDRS),) if claimed == "owner" else ()
     others = (IPBlock(net(claimed), "other", "old"),) if "/" in claimed else ()
     for node in ("one", "two", "three", "four"):
-        found = [*islice(blocks.candidates(cluster(*others, nodes=owner, pools=there), network, node), 3)]
+        found = [*islice(free_blocks.candidates(cluster(*others, nodes=owner, pools=there), network, node), 3)]
         assert bool(found) == bool(inside)
         assert all(blocks.within(block.cidr, net(inside)) for block in found)
 
@@ -203,14 +203,14 @@ def test_a_vast_pool_of_which_most_can_not_be_claimed_is_not_searched_one_by_one
 def test_a_block_of_a_pool_is_no_candidate_of_another_one_with_smaller_blocks() -> None:
     large, small = IPPool("large", net("10.244.0.0/24"), 25), IPPool("small", net("10.244.0.0/24"), 27)
     taken = IPBlock(net("10.244.0.0/25"), "other", "large")
-    found = {block.cidr for block in blocks.candidates(cluster(taken, pools=(large, small)), NETWORK, "one")}
+    found = {block.cidr for block in free_blocks.candidates(cluster(taken, pools=(large, small)), NETWORK, "one")}
     assert found == {net("10.244.0.128/25"), *net("10.244.0.128/25").subnets(2)}
 
 
 def test_a_vast_pool_of_which_half_is_excluded() -> None:
     vast = IPPool("vast", net("fd00::/48"), 112, exclude=(net("fd00::/49"),))
     for node in ("one", "two", "three", "four"):
-        found = islice(blocks.candidates(cluster(pools=(vast,)), network_of("n"), node), 3)
+        found = islice(free_blocks.candidates(cluster(pools=(vast,)), network_of("n"), node), 3)
         assert all(int(block.cidr[0]) >= int(ip("fd00:0:0:8000::")) for block in found)
 
 
@@ -228,7 +228,9 @@ def test_what_is_left_of_a_pool_is_what_a_simple_count_says(data: st.DataObject)
     exclude = tuple(data.draw(st.lists(nets, max_size=4, unique=True)))
     pool = IPPool("p", net("192.0.2.0/25"), 29, "", net("192.0.2.0/25")[start], net("192.0.2.0/25")[end], exclude)
     allowed = {n for n in range(start, end + 1) if not any(net("192.0.2.0/25")[n] in e for e in exclude)}
-    found = [c.cidr for c in blocks.candidates(cluster(pools=(pool,)), LAN, data.draw(st.text("ab", min_size=1)))]
+    found = [
+        c.cidr for c in free_blocks.candidates(cluster(pools=(pool,)), LAN, data.draw(st.text("ab", min_size=1)))
+    ]
     assert len(found) == len(set(found))
     assert {int(cidr[0]) % 256 for cidr in found} == {n // 8 * 8 for n in allowed}
     for cidr in found:
@@ -295,7 +297,7 @@ def test_who_asks_for_a_pool_by_name_has_blocks_of_that_pool_only() -> None:
     snapshot = cluster(mine, others, nodes=(me,), pools=(POOL, gold))
     assert blocks.node_blocks(snapshot, named, "one") == (mine.cidr,)
     assert blocks.pools(snapshot, named) == (gold,)
-    assert all(block.pool == "gold" for block in islice(blocks.candidates(snapshot, named, "one"), 5))
+    assert all(block.pool == "gold" for block in islice(free_blocks.candidates(snapshot, named, "one"), 5))
     assert blocks.pools(snapshot, replace(NETWORK, pool="silver")) == ()
     assert blocks.node_blocks(snapshot, NETWORK, "one") == me.blocks
 
@@ -310,7 +312,7 @@ def test_a_mode_that_carries_ipv4_only_has_no_ipv6_blocks() -> None:
         assert {pool.cidr.version for pool in blocks.pools(both, network)} == versions
         assert {b.version for b in blocks.node_blocks(cluster(nodes=(me,)), network, "one")} == versions
     assert blocks.node_blocks(both, network_of("n", "vxlan"), "one") == ()
-    assert {b.cidr.version for b in islice(blocks.candidates(both, network_of("n"), "one", 6), 3)} == {6}
+    assert {b.cidr.version for b in islice(free_blocks.candidates(both, network_of("n"), "one", 6), 3)} == {6}
 
 
 @settings(deadline=None)
@@ -338,7 +340,7 @@ def test_no_node_claims_a_block_whose_gateway_is_reserved(numbers: set[int], mod
     snapshot = replace(cluster(pools=(pool,)), reservations={r.name: r for r in taken})
     link_mode = {"macvlan": "bridge", "ipvlan": "l2"}.get(mode, "")
     network = network_of("net", mode, net("10.244.0.0/16"), link_mode=link_mode)
-    found = {candidate.cidr for candidate in blocks.candidates(snapshot, network, "one")}
+    found = {candidate.cidr for candidate in free_blocks.candidates(snapshot, network, "one")}
     for cidr in pool.cidr.subnets(new_prefix=28):
         low = int(cidr[0]) % 256
         barred = numbers & ({low, low + 1, low + 15} if not link_mode else set())

@@ -23,7 +23,7 @@ from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
-from agent.ipam import block_ownership, blocks
+from agent.ipam import block_ownership, blocks, free_blocks
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.pod_annotations import AnnotationReader
 from agent.ipam.reservations.rules import LocalPods
@@ -139,7 +139,7 @@ def check_pods(snapshot: Snapshot) -> None:
     for network in NETWORKS:
         own = blocks.node_blocks(snapshot, network, "n1")
         blocks.excluded(snapshot, network, "n1", own)
-        next(blocks.candidates(snapshot, network, "n1"), None)
+        next(free_blocks.candidates(snapshot, network, "n1"), None)
         [*reservation_rules.roaming(snapshot, network, "n1")]
 
 

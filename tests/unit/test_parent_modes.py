@@ -10,7 +10,7 @@ import pytest
 
 from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError, Code
-from agent.ipam import blocks
+from agent.ipam import blocks, free_blocks
 from agent.ipam.attachment import Attachment, Lease
 from agent.kernel.arp import announcement
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
@@ -126,9 +126,9 @@ def test_blocks_of_a_shared_subnet_are_the_netconfs_or_claimed_and_never_guessed
     by_hand, claimed = view().network, view(ipam={}).network
     assert blocks.node_blocks(snapshot, by_hand, "one") == (net("192.168.64.0/24"),)
     assert blocks.node_blocks(snapshot, claimed, "one") == ()
-    assert list(blocks.candidates(snapshot, claimed, "one")) == []
+    assert list(free_blocks.candidates(snapshot, claimed, "one")) == []
     pool = IPPool("lan", net("192.168.64.128/28"), 29)
-    assert len(list(blocks.candidates(Snapshot(True, {"one": ME}, {"lan": pool}), claimed, "one"))) == 2
+    assert len(list(free_blocks.candidates(Snapshot(True, {"one": ME}, {"lan": pool}), claimed, "one"))) == 2
     block = IPBlock(net("192.168.64.128/29"), "one", "lan")
     snapshot = Snapshot(True, {"one": ME}, {"lan": pool}, {block.name: block})
     assert blocks.node_blocks(snapshot, claimed, "one") == (block.cidr,)

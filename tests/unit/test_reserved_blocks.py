@@ -14,7 +14,7 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kinds import Kind
 from agent.cluster.store import StoreError
 from agent.ip import Subnet
-from agent.ipam import blocks
+from agent.ipam import free_blocks
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource
 from tests.networks import network_of
 from tests.support import net
@@ -82,7 +82,7 @@ def early(tmp_path: Path) -> tuple[Member, Subnet]:
         store.create(obj)
     network, one = network_of("net", subnet=net("10.244.0.0/16")), Member(tmp_path, "one")
     one.block_controller.want({network: 1})
-    (first,) = {candidate.cidr for candidate in islice(blocks.candidates(one.see(), network, "one"), 1)}
+    (first,) = {candidate.cidr for candidate in islice(free_blocks.candidates(one.see(), network, "one"), 1)}
     one.store.create(replace(RESERVED, address=first[1]))
     return one, first
 

@@ -10,7 +10,7 @@ import pytest
 
 from agent.cluster.directory_store import DirectoryStore
 from agent.errors import CniError
-from agent.ipam import blocks, missing_block
+from agent.ipam import blocks, free_blocks, missing_block
 from agent.ipam.reservations.claimant import ClaimContext
 from agent.ipam.reservations.claims import ReservationClaims
 from agent.ipam.reservations.pod_annotations import AddressAnnotations
@@ -85,15 +85,15 @@ def test_a_routed_network_claims_from_no_pool_of_a_shared_subnet() -> None:
     assert names(claimed, routed) == ["pods"]
     assert names(claimed, replace(routed, pool="lan")) == names(claimed, replace(routed, pool="away")) == []
     assert names(claimed, FAR_LAN) == ["away"]
-    assert {found.cidr.prefixlen for found in blocks.candidates(claimed, routed, "one")} == {24}
+    assert {found.cidr.prefixlen for found in free_blocks.candidates(claimed, routed, "one")} == {24}
 
 
 def test_a_claim_says_for_which_networks_it_is() -> None:
     every = cluster(AWAY, NEAR, PODS)
-    assert {found.shared for found in blocks.candidates(every, network_of("testcni"), "one")} == {False}
-    assert {found.shared for found in blocks.candidates(every, LAN, "one")} == {True}
+    assert {found.shared for found in free_blocks.candidates(every, network_of("testcni"), "one")} == {False}
+    assert {found.shared for found in free_blocks.candidates(every, LAN, "one")} == {True}
     l3 = changed(LAN, mode="ipvlan", link_mode="l3", subnet=net("10.244.0.0/16"))
-    assert {found.shared for found in blocks.candidates(every, l3, "one")} == {False}, "its pods are routed"
+    assert {found.shared for found in free_blocks.candidates(every, l3, "one")} == {False}, "its pods are routed"
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "of an earlier version"])
@@ -159,7 +159,7 @@ BARRED = (
 def test_no_block_is_claimed_that_overlaps_what_is_not_for_pods(cidr: str, size: int) -> None:
     far = Node("far", (ipaddress.ip_address("198.51.100.7"),))
     snapshot = cluster(pool("p", cidr, size), nodes=(node("one", 1), far))
-    found = [c.cidr for c in blocks.candidates(snapshot, network_of("testcni"), "one")]
+    found = [c.cidr for c in free_blocks.candidates(snapshot, network_of("testcni"), "one")]
     free = [c for c in net(cidr).subnets(new_prefix=size) if not any(blocks.overlaps(c, net(b)) for b in BARRED)]
     assert sorted(found, key=str) == sorted(free, key=str)
     assert len(free) < 1 << (size - net(cidr).prefixlen)
@@ -168,10 +168,12 @@ def test_no_block_is_claimed_that_overlaps_what_is_not_for_pods(cidr: str, size:
 def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
     snapshot = cluster(pool("p", "10.96.0.0/16", 24))
     for network in (network_of("testcni"), network_of("testcni", subnet=net("10.96.0.0/16"))):
-        assert [*blocks.candidates(snapshot, network, "one")] == []
-    assert [*blocks.candidates(cluster(), network_of("testcni", subnet=net("10.96.0.0/16")), "one")] == []
+        assert [*free_blocks.candidates(snapshot, network, "one")] == []
+    assert [*free_blocks.candidates(cluster(), network_of("testcni", subnet=net("10.96.0.0/16")), "one")] == []
     vip = replace(HOST_NETWORKS, api_servers=frozenset({ipaddress.ip_address("172.18.200.5")}))
-    assert len([*blocks.candidates(cluster(NEAR, host_networks=vip), LAN, "one")]) == 16, "there it is one address"
+    assert len([*free_blocks.candidates(cluster(NEAR, host_networks=vip), LAN, "one")]) == 16, (
+        "there it is one address"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_nothing_is_claimed_of_a_pool_with_the_api_servers_service() -> None:
     ],
 )
 def test_why_there_is_no_block(snapshot: Snapshot, network: Network, what: str) -> None:
-    found = [*blocks.candidates(snapshot, network, "one")]
+    found = [*free_blocks.candidates(snapshot, network, "one")]
     if not what:
         assert found
         return
