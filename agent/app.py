@@ -183,7 +183,7 @@ class PodPath:
             claims=self._claims(shared, cluster, node) if conf.pod_annotations else None,
             later=node.confs.later_plugins(),
             snapshot=cluster.snapshot,
-            tell=shared.pod_events.put,
+            report_event=shared.pod_events.put,
             modes=shared.modes,
         )
         done, problems = conf.run_dir / "deletes-done", shared.board.part("journal")

@@ -97,8 +97,12 @@ class Detacher:
         known = {attachment.link for attachment in self._attachments.all()}
         unknown = {link.name: link for link in present if link.name not in known}
         found = addresses_behind_links.addresses(nl, unknown.values()) if unknown else {}
-        self._attachments.see_links({name: (addresses, unknown[name].alias) for name, addresses in found.items()})
-        self._attachments.see_more(addresses_behind_links.given(nl, self._host.bpf, present) if present else {})
+        self._attachments.note_unknown_links(
+            {name: (addresses, unknown[name].alias) for name, addresses in found.items()}
+        )
+        self._attachments.note_unnamed_addresses(
+            addresses_behind_links.given(nl, self._host.bpf, present) if present else {}
+        )
 
     def _remove_incomplete(self, present: set[str]) -> None:
         """Remove attachments whose ADD did not finish, or whose link has gone."""

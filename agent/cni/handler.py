@@ -20,7 +20,7 @@ from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.reservations.claims import ReservationClaims
 from agent.kernel import link_operations, netlink
 from agent.model.cluster import Snapshot
-from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, PodEvent, Timings
+from agent.model.node_status import NO_TIMINGS, Demand, NodeStatus, ReportEvent, Timings, ignore_event
 from agent.modes.base import CheckError, NodeNotReadyError, Wired
 from agent.modes.registry import Modes
 from agent.objects.host_kernel import HostKernel
@@ -48,14 +48,14 @@ class CniHandler:
         claims: ReservationClaims | None = None,
         later: LaterPlugins | None = None,
         snapshot: Observable[Snapshot] | None = None,
-        tell: Callable[[PodEvent], None] = lambda _event: None,
+        report_event: ReportEvent = ignore_event,
         modes: Modes,
     ) -> None:
         """`claims` reserves addresses; None: pods' annotations are not read.
 
         `later`: what the plugins after testcni do; None: there are none.
         `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
-        `tell` takes events for pods.
+        `report_event` takes Events about pods.
         """
         self._host = host
         self._modes = modes
@@ -63,7 +63,7 @@ class CniHandler:
         self._locks = attachments.locks
         self._timings = timings
         self._assigner = AddressAssigner(
-            attachments, status, demand, claims, reaper=host.reaper, snapshot=snapshot, tell=tell
+            attachments, status, demand, claims, reaper=host.reaper, snapshot=snapshot, report_event=report_event
         )
         self._detacher = Detacher(host, attachments, modes)
         self._later = later or LaterPlugins()

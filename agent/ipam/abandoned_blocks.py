@@ -1,4 +1,4 @@
-"""Blocks of nodes that are gone for good: an agent that finds no other block left deletes one of them."""
+"""Blocks of nodes that are gone for good: an agent that finds no free block deletes one of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 
 
 class AbandonedBlocks:
-    """Knows since when nodes are missing. For one thread."""
+    """Knows since when Node objects are missing. For one thread."""
 
     def __init__(self, store: Datastore, node_gone: float) -> None:
         """`node_gone`: seconds without its Node object after which a node counts as gone for good."""
         self._store = store
         self._node_gone = node_gone
         self._missing: dict[str, float] = {}
-        """Nodes that own blocks and have no Node object, since when."""
+        """The nodes that own blocks and have no Node object, and since when (time.monotonic)."""
 
     def observe(self, snapshot: Snapshot, *, whole: bool) -> None:
-        """Note which nodes are missing. A snapshot that is not `whole` says of none that it is."""
+        """Note which nodes are missing; by a snapshot that is not `whole`, none is."""
         owners = {block.node for block in snapshot.blocks.values()} if whole else set()
         now = time.monotonic()
         self._missing = {name: self._missing.get(name, now) for name in owners - snapshot.nodes.keys()}
@@ -33,7 +33,8 @@ class AbandonedBlocks:
     def free(self, snapshot: Snapshot, network: Network, version: int) -> IPBlock | None:
         """Delete one block of an IP version, and return it; None if there is none. Raises StoreError.
 
-        Only that very object: another agent may have been quicker, and a third may have claimed it again.
+        It deletes only the object that was seen: another agent may have deleted it, and a third may have claimed
+        it again.
         """
         abandoned = [block for block in self._of(snapshot, network) if block.cidr.version == version]
         if not abandoned:
@@ -51,7 +52,7 @@ class AbandonedBlocks:
         return None
 
     def _of(self, snapshot: Snapshot, network: Network) -> Iterator[IPBlock]:
-        """Yield the blocks of nodes that are gone for good which a network may have."""
+        """Yield the blocks that a network may use whose nodes are gone for good."""
         long_ago = time.monotonic() - self._node_gone
         pools = blocks.pools(snapshot, network)
         for block in snapshot.blocks.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from agent.errors import CniError, Code, invalid_config, raise_os
@@ -22,22 +21,22 @@ from agent.kernel import ip_links, netlink
 from agent.kernel.link_operations import Reaper
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
-from agent.model.node_status import Demand, NodeStatus, PodEvent
+from agent.model.node_status import Demand, NodeStatus, PodEvent, ReportEvent, ignore_event
 from agent.runtime.deadline import PAST, Deadline
 from agent.runtime.observable import Observable
 
 PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
 COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
 STATUS_WITHIN = 1.0
-GONE_WITHIN = 8.0  # seconds in which the earlier pod of a reserved address has to go, here or on another node
-ATTEMPTS = 5  # of one ADD, where the addresses that it took turn out to be unusable
-MOST_BLOCKS = 32  # that one ADD asks for, as other ADDs may have taken all addresses of each
+GONE_WITHIN = 8.0  # seconds in which the earlier pod of a reserved address must be deleted, here or elsewhere
+ATTEMPTS = 5  # of one ADD to find usable addresses
+MOST_BLOCKS = 32  # that one ADD requests, as other ADDs may take all addresses of each
 
 log = logging.getLogger(__name__)
 
 
 class UnusableError(Exception):
-    """Addresses that were taken cannot be the pod's, but others can."""
+    """The pod cannot have the addresses that were taken, but it can have others."""
 
     def __init__(self, why: str, duplicate: DuplicateAddress | None = None) -> None:
         super().__init__(why)
@@ -49,7 +48,7 @@ class _Search:
     """The search of one ADD for addresses."""
 
     candidate: Attachment
-    """The attachment without its addresses."""
+    """The attachment, still without addresses."""
     probe: bool
     asked: tuple[Address, ...]
     """The addresses that the pod must get."""
@@ -83,19 +82,19 @@ class AddressAssigner:
         *,
         reaper: Reaper,
         snapshot: Observable[Snapshot] | None = None,
-        tell: Callable[[PodEvent], None] = lambda _event: None,
+        report_event: ReportEvent = ignore_event,
     ) -> None:
         """`claims` reserves addresses; None: pods' annotations are not read.
 
         `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
-        `tell` takes events for pods.
+        `report_event` takes Events about pods.
         """
         self._reaper = reaper
         self._attachments = attachments
         self._blocks = NodeBlocks(status, demand)
         self._claims = claims
         self._snapshot = snapshot
-        self._tell = tell
+        self._report_event = report_event
 
     def assign(self, request: AddressRequest, deadline: Deadline) -> Attachment:
         """Return an attachment with its addresses, written to its file; a failure leaves nothing.
@@ -108,7 +107,7 @@ class AddressAssigner:
             if annotations and annotations.pool:
                 network = replace(network, pool=annotations.pool)
             end = deadline.within(PREPARED_WITHIN)
-            own = self._prepared(network, end)
+            own = self._wait_until_prepared(network, end)
             self._check_policy(request, end)
             if self._claims is None or annotations is None:
                 return self._take(self._search(request, network, own, deadline))
@@ -117,30 +116,32 @@ class AddressAssigner:
                 return self._take(self._search(request, network, own, deadline, reservations))
         except ShortageError as error:
             if request.pod:
-                self._tell(PodEvent(request.pod.name, request.pod.uid, REASON, str(error)))
+                self._report_event(PodEvent(request.pod.name, request.pod.uid, REASON, str(error)))
             raise
 
     def check_available(self, network: Network) -> None:
         """Raise CniError 50 if an ADD would get no address now."""
         end = Deadline.after(STATUS_WITHIN)
-        own = self._prepared(network, end, Code.NOT_AVAILABLE)
+        own = self._wait_until_prepared(network, end, Code.NOT_AVAILABLE)
         ranges = self._blocks.ranges(network, own)
         for version in sorted(self._blocks.versions(network, own)):
             counts = ((self._attachments.counts(r)[0], r.size) for r in ranges if r.block.version == version)
             room = any(used < size for used, size in counts)
-            if not room and not self._blocks.more(network, own, version, end):
-                raise self._blocks.exhausted(network, ranges, version, Code.NOT_AVAILABLE)
+            if not room and not self._blocks.request_more(network, own, version, end):
+                raise self._blocks.exhausted_error(network, ranges, version, Code.NOT_AVAILABLE)
 
-    def _prepared(self, network: Network, end: Deadline, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
+    def _wait_until_prepared(
+        self, network: Network, end: Deadline, code: Code = Code.TRY_AGAIN
+    ) -> tuple[Subnet, ...]:
         """Return the node's blocks for a network, once the node path has prepared them. Raises CniError."""
         self._refuse_unknown_addresses(code)
-        return self._blocks.prepared(network, end, code)
+        return self._blocks.wait_until_prepared(network, end, code)
 
     def _refuse_unknown_addresses(self, code: Code) -> None:
-        """Raise CniError while a pod here has an address that is not known: any address may be that one."""
+        """Raise CniError while a pod here has an unknown address: it may be any address."""
         if not any(entry.blind for entry in self._attachments.unreadable()):
             return
-        self._attachments.look_again({link.name for link in ip_links.links(netlink.host())})
+        self._attachments.forget_removed({link.name for link in ip_links.links(netlink.host())})
         blind = [entry.problem() for entry in self._attachments.unreadable() if entry.blind]
         if blind:
             raise CniError(code, f"{blind[0].where}: {blind[0].what}", blind[0].remedy)
@@ -167,7 +168,7 @@ class AddressAssigner:
         deadline: Deadline,
         reservations: PodReservations | None = None,
     ) -> _Search:
-        """Return where one ADD begins to look for addresses. Raises CniError 7."""
+        """Return the search with which one ADD begins. Raises CniError 7."""
         reserved = reservations.asked if reservations else ()
         versions = {address.version for address in reserved}
         if any(address.version in versions and address not in reserved for address in request.addresses):
@@ -188,7 +189,7 @@ class AddressAssigner:
         )
         asked = tuple(dict.fromkeys((*request.addresses, *reserved)))
         waits = Waits(
-            deadline.earlier(PREPARED_WITHIN).within(COOLED_WITHIN),  # what is left then is for a new block
+            deadline.earlier(PREPARED_WITHIN).within(COOLED_WITHIN),  # the rest of the time is for a new block
             deadline.within(GONE_WITHIN) if owner else PAST,
         )
         return _Search(candidate, request.probe, asked, own, deadline, waits, reservations)
@@ -200,18 +201,18 @@ class AddressAssigner:
             try:
                 self._verify(taken, search)
             except UnusableError as error:
-                self._give_back(taken)
+                self._release(taken)
                 log.info("%s %s gets other addresses: %s", *taken.key, error)
                 self._quarantine(error.duplicate, search.asked)
-                search.own = self._prepared(search.network, search.deadline.within(PREPARED_WITHIN))
+                search.own = self._wait_until_prepared(search.network, search.deadline.within(PREPARED_WITHIN))
             except BaseException:
-                self._give_back(taken)
+                self._release(taken)
                 raise
             else:
                 return taken
         raise CniError(
             Code.TRY_AGAIN,
-            f"{ATTEMPTS} addresses one after the other turned out not to be this node's to give",
+            f"{ATTEMPTS} addresses were tried one after the other, and none is usable",
             "see `testcnictl status`; where something answers ARP for every address, set `ipam.probe` to false",
         )
 
@@ -245,22 +246,22 @@ class AddressAssigner:
         search.blocks_asked += 1
         end = search.deadline.within(PREPARED_WITHIN)
         if search.blocks_asked <= MOST_BLOCKS and not end.passed:
-            more = self._blocks.more(network, own, version, end)
+            more = self._blocks.request_more(network, own, version, end)
             if more:
                 return more
         for_good = error.wait is None and self._blocks.is_limited(network, version)
         code = Code.ADDRESSES if for_good else Code.TRY_AGAIN
-        raise self._blocks.exhausted(network, self._blocks.ranges(network, own), version, code) from error
+        raise self._blocks.exhausted_error(network, self._blocks.ranges(network, own), version, code) from error
 
     def _verify(self, taken: Attachment, search: _Search) -> None:
         """Check that the addresses that were taken can be the pod's, and claim those that are to be reserved.
 
         Raises UnusableError, CniError.
         """
-        # a block that was given back meanwhile is gone from the status before the attachments are looked at
-        own = self._blocks.still_prepared(taken.network)
+        # a block that is given back leaves the status before the node path looks for attachments in it
+        own = self._blocks.current(taken.network)
         if not all(lease.block in own or blocks.is_single(lease.block) for lease in taken.leases):
-            raise UnusableError("a block was given back meanwhile")
+            raise UnusableError("its block was given back to the pool")
         if search.probe:
             self._probe(taken, search.deadline.within(GONE_WITHIN) if taken.owner else PAST)
         if self._claims and search.reservations:
@@ -269,7 +270,7 @@ class AddressAssigner:
             except TakenError as error:
                 if search.reservations.asked:
                     raise
-                raise UnusableError(f"one was reserved meanwhile: {error}") from error
+                raise UnusableError(f"an address was reserved for another pod: {error}") from error
 
     def _probe(self, taken: Attachment, gone_by: Deadline) -> None:
         """Raise UnusableError if another machine of the segment uses one of the addresses; CniError."""
@@ -290,9 +291,9 @@ class AddressAssigner:
             what = f"{duplicate.address} is in use by {where}"
             raise CniError(Code.ADDRESSES, what, "ask for another, or for none")
 
-    def _give_back(self, taken: Attachment) -> None:
-        """Remove an attachment of which the kernel has nothing yet."""
+    def _release(self, taken: Attachment) -> None:
+        """Remove an attachment that has nothing in the kernel yet; its addresses are free again."""
         try:
             self._attachments.remove(taken)
         except OSError:
-            log.exception("cannot give back addresses of %s %s; DEL, GC or the next start does it", *taken.key)
+            log.exception("cannot release addresses of %s %s; DEL, GC or the next start does it", *taken.key)

@@ -1,4 +1,4 @@
-"""An interface of a container on a network: what is known of it, and how it is written to its file."""
+"""An interface of a container on a network, and the format of its file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from agent.model.marks import LINK_PREFIX
 from agent.model.network import Network, Uplink
 
 FORMAT = 2
-"""Of a file's first line. Keys may be added to it: an agent that does not know them skips them.
+"""The format of a file's first line. New keys do not change it: an agent skips keys that it does not know.
 
-A change of what a key means needs a new number, which one release reads and the next one writes.
+A change of a key's meaning needs a new number, which one release reads and the next one writes.
 """
 LINK = re.compile(f"{LINK_PREFIX}[0-9a-f]{{{15 - len(LINK_PREFIX)}}}")
 TEXTS = ("container_id", "ifname", "netns", "pod", "mac")
 
 
 def link_name(container_id: str, ifname: str) -> str:
-    """Return the name of the host's end of an attachment: always the same, so that a crash cannot lose it."""
+    """Return the name of the host end of an attachment. It is always the same, so that a crash cannot lose it."""
     return LINK_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[: 15 - len(LINK_PREFIX)]
 
 
@@ -56,13 +56,13 @@ class Attachment:
     leases: tuple[Lease, ...]
     mac: str
     wired: Mapping[str, Any] | None = field(default=None, hash=False)
-    """Interfaces, ips and routes of ADD's answer; None while ADD is at work."""
+    """The interfaces, ips and routes of ADD's result; None while ADD is at work."""
     uplink: Uplink | None = None
-    """Where its slave hangs, in modes that have slaves."""
+    """The parent of its subinterface; None in modes without a parent."""
     limited: bool = field(default=False, compare=False)
-    """Whether the plugin `bandwidth` is about to limit what it sends; not kept, as the kernel shows it then."""
+    """Whether the plugin `bandwidth` will limit what the pod sends. Not in the file: later the kernel shows it."""
     owner: str = ""
-    """Of its reserved address; empty: none of its addresses is reserved."""
+    """The owner of its reserved address; empty if none of its addresses is reserved."""
 
     @property
     def reserved(self) -> tuple[Address, ...]:
@@ -88,7 +88,7 @@ class Attachment:
 def encode(attachment: Attachment) -> bytes:
     """Return an attachment as the first line of its file: JSON, addresses as text.
 
-    What its uplink reserves is left out, as that concerns addresses yet to be given.
+    The addresses that its uplink reserves are left out, as they matter only for new pods.
     """
     doc = {
         "format": FORMAT,
@@ -123,7 +123,7 @@ def decode(data: bytes, types: OptionTypes, *, whole: bool) -> Attachment:
 
 
 def decode_line(doc: dict[str, Any], types: OptionTypes) -> Attachment:
-    """Return the attachment of a first line, whatever its format says. Raises KeyError, TypeError, ValueError."""
+    """Return the attachment of a first line of any format. Raises KeyError, TypeError, ValueError."""
     leases = tuple(
         Lease(network_json.address(item["address"]), network_json.subnet(item["block"]))
         for item in network_json.items(doc["leases"])
@@ -137,12 +137,8 @@ def decode_line(doc: dict[str, Any], types: OptionTypes) -> Attachment:
     return Attachment(container_id, ifname, network, netns, pod, leases, mac, uplink=uplink, owner=owner)
 
 
-def _lease(item: dict[str, Any]) -> Lease:
-    return Lease(network_json.address(item["address"]), network_json.subnet(item["block"]))
-
-
 def _wired(doc: object) -> dict[str, Any]:
-    """Return what ADD answered: three lists of objects; other keys are those of later versions."""
+    """Return the result of ADD: three lists of objects. Other keys are those of later versions."""
     if not isinstance(doc, dict):
         raise TypeError(f"the second line is {type(doc).__name__}, not an object")
     lists = {name: network_json.items(doc.get(name, [])) for name in ("interfaces", "ips", "routes")}
@@ -152,7 +148,7 @@ def _wired(doc: object) -> dict[str, Any]:
 
 
 def answered(attachment: Attachment) -> frozenset[Address]:
-    """Return the addresses that ADD answered, as far as the file says so in its second line."""
+    """Return the addresses in the result of ADD, which is the second line of the file."""
     ips = attachment.wired.get("ips") if attachment.wired else None
     found = set()
     for entry in ips if isinstance(ips, list) else ():

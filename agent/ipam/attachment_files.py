@@ -1,7 +1,8 @@
 """The files of attachments: one small file for each, in a folder of the run-dir.
 
-A file is written before the kernel is touched and removed after, so that a crash leaves nothing without a file.
-Its first line is the attachment, under the suffix .new; with a second line, of what was wired, it becomes .json.
+A file is written before the kernel is changed, and removed after the kernel's state is, so that a crash leaves
+nothing without a file. It has the suffix .new and one line, the attachment; once the pod is wired, it has a second
+line, the result of ADD, and the suffix .json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from agent.ipam.attachment import Attachment, decode, encode, link_name
 from agent.ipam.unreadable_attachments import UnreadableAttachment
 from agent.runtime import atomic_file
 
-AT_WORK, WIRED, REJECTED = ".new", ".json", ".bad"  # suffixes; earlier agents renamed a file to the last one
+AT_WORK, WIRED, REJECTED = ".new", ".json", ".bad"  # suffixes; early agents renamed unusable files to the last one
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class AttachmentFiles:
         self._types = types
 
     def load(self) -> tuple[list[Attachment], list[UnreadableAttachment]]:
-        """Return what an earlier run left. A file that cannot be used stays as it is. Raises OSError."""
+        """Return the attachments of an earlier run. A file that cannot be used stays as it is. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found: dict[tuple[str, str], Attachment] = {}
         unreadable = []
@@ -67,7 +68,7 @@ class AttachmentFiles:
         _write(self._path(attachment, AT_WORK), encode(attachment), os.O_CREAT | os.O_EXCL)
 
     def finish(self, attachment: Attachment) -> None:
-        """Add the second line, of what was wired. Raises OSError."""
+        """Add the second line: the result of ADD. Raises OSError."""
         path = self._path(attachment, AT_WORK)
         _write(path, json.dumps(attachment.wired).encode(), os.O_APPEND)
         os.rename(path, self._path(attachment, WIRED))
@@ -78,7 +79,7 @@ class AttachmentFiles:
             os.unlink(self._path(attachment, AT_WORK if attachment.wired is None else WIRED))
 
     def restore(self, attachments: Collection[Attachment]) -> None:
-        """Write the files of wired attachments again that somebody removed. Raises OSError."""
+        """Write files of wired attachments again that were removed by others. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         there = {path.name for path in self._folder.iterdir()}
         lost = [a for a in attachments if a.wired is not None and f"{a.link}{WIRED}" not in there]
@@ -106,11 +107,11 @@ def remove_unreadable(path: Path) -> None:
         path.rename(path.with_name(f".{path.name}.removed"))
 
 
-def discard_if_meaningless(path: Path) -> bool:
-    """Discard a file without a link that stands for nothing, and return whether it did.
+def discard_if_unused(path: Path) -> bool:
+    """Return whether a file without a link can be ignored; remove it if its first line is incomplete.
 
-    An ADD that was killed while it wrote the first line had not touched the kernel yet: its file is removed. An
-    older agent renamed a file that it could not use, and its DEL left it behind: it stays for a person to read.
+    An ADD that was killed while it wrote the first line had not changed the kernel. A file with the suffix .bad
+    was left by an early agent; it stays for a person to read.
     """
     try:
         if path.suffix == AT_WORK and b"\n" not in atomic_file.read(path):
@@ -122,7 +123,7 @@ def discard_if_meaningless(path: Path) -> bool:
 
 
 def _write(path: str, line: bytes, flags: int) -> None:
-    """Write a line; on failure nothing of a new file stays, and a FIFO is not waited for. Raises OSError."""
+    """Write a line; a new file is removed if that fails. A FIFO without a reader fails at once. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags, 0o600)
     try:
         if os.write(fd, line + b"\n") <= len(line):

@@ -1,4 +1,4 @@
-"""All attachments of the node: what exists for whom, and which addresses are therefore in use."""
+"""All attachments of the node, and the addresses that are in use by them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from agent.model.problem import Problem
 from agent.runtime.deadline import PAST, Deadline
 from agent.runtime.observable import Observable
 
-LINES_KEPT = 4096  # of the log of releases
-QUARANTINED_FOR = 300.0  # seconds until an address that another machine uses is looked at again
+LINES_KEPT = 4096  # of the file of releases
+QUARANTINED_FOR = 300.0  # seconds until an address that another machine uses may be assigned again
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class AddressConflict:
-    """Another machine that uses an address of this node's blocks, and until when that counts."""
+    """Another machine that uses an address of this node's blocks, and until when this is remembered."""
 
     device: str
     mac: str
@@ -46,12 +46,12 @@ class AddressConflict:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long a pod waits for its addresses; not at all by default."""
+    """How long an ADD waits for addresses; not at all by default."""
 
     cooled_by: Deadline = PAST
-    """Until when an address may cool."""
+    """Until when to wait for an address that cools."""
     gone_by: Deadline = PAST
-    """Until when the pod that has an address that is asked for may go."""
+    """Until when to wait until another pod releases a requested address."""
 
 
 NO_WAITS = Waits()
@@ -72,12 +72,12 @@ class AttachmentStore:
         self._allocator = Allocator(cool_down)
         self._listeners: list[Callable[[], None]] = []
         self.locks = KeyedLocks()
-        """Whoever changes an attachment, or what the kernel has of it, holds its lock."""
+        """A thread that changes an attachment, or its state in the kernel, holds its lock."""
         self.conflicts: Observable[Mapping[Address, AddressConflict]] = Observable({})
         """Addresses of this node's blocks that other machines use."""
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever an attachment has come or gone that the node path should know of."""
+        """Call `listener` after each new or removed attachment that matters to the node path."""
         self._listeners.append(listener)
 
     def set_reserved(self, addresses: frozenset[Address]) -> None:
@@ -87,7 +87,7 @@ class AttachmentStore:
             self._freed.notify_all()
 
     def load(self) -> None:
-        """Read what an earlier run left. Raises OSError.
+        """Read the attachments of an earlier run. Raises OSError.
 
         A file that cannot be used stays as it is, and the addresses that it names are in use.
         """
@@ -99,17 +99,17 @@ class AttachmentStore:
             used.update(*(entry.addresses for entry in unreadable))
             self._allocator.restore(used, self._released.read())
 
-    def see_links(self, behind: Mapping[str, tuple[frozenset[Address], str]]) -> None:
-        """Note host ends that no readable file names: by name the addresses behind each, and its alias.
+    def note_unknown_links(self, behind: Mapping[str, tuple[frozenset[Address], str]]) -> None:
+        """Note host ends without a readable file: the addresses behind each and its alias, by the link's name.
 
-        It is called once, after `load`; a link that is not given is not there.
+        Call it once, after `load`. Links that are missing in `behind` do not exist.
         """
         with self._lock:
             for name in behind.keys() - {entry.link for entry in self._unreadable.values()}:
                 self._unreadable[name] = UnreadableAttachment(name, "it has no attachment file")
             for name, entry in tuple(self._unreadable.items()):
                 addresses, alias = behind.get(entry.link, (None, ""))
-                if addresses is None and entry.path and attachment_files.discard_if_meaningless(entry.path):
+                if addresses is None and entry.path and attachment_files.discard_if_unused(entry.path):
                     log.info("%s has no link and is ignored", entry.path)
                     del self._unreadable[name]
                     self._free(entry.addresses)
@@ -118,10 +118,10 @@ class AttachmentStore:
                 log.error("%s", seen.problem())
                 self._allocator.hold(seen.addresses)
 
-    def see_more(self, behind: Mapping[str, frozenset[Address]]) -> None:
-        """Hold addresses that pods have by their links, or by what ADD answered, and that their files do not name.
+    def note_unnamed_addresses(self, behind: Mapping[str, frozenset[Address]]) -> None:
+        """Hold addresses of pods that their links or the result of ADD show, but their files do not name.
 
-        It is called once, after `see_links`.
+        Call it once, after `note_unknown_links`.
         """
         with self._lock:
             named = {lease.address for a in self._all.values() for lease in a.leases}
@@ -141,7 +141,7 @@ class AttachmentStore:
             return tuple(self._unreadable.values())
 
     def in_force(self) -> tuple[Attachment, ...]:
-        """Return every attachment, and those of unreadable files as far as these are understood."""
+        """Return every attachment, also those of unreadable files, as far as they can be understood."""
         with self._lock:
             guesses = (entry.guess for entry in self._unreadable.values())
             return (*self._all.values(), *(guess for guess in guesses if guess and guess.key not in self._all))
@@ -157,8 +157,8 @@ class AttachmentStore:
                 self._free(entry.addresses)
                 log.info("unreadable attachment of link %s is removed", link)
 
-    def look_again(self, links: Collection[str]) -> None:
-        """Forget what a person has removed: the file, and the link, which is not among `links`."""
+    def forget_removed(self, links: Collection[str]) -> None:
+        """Forget unreadable attachments whose file was removed, and whose link is not among `links`."""
         with self._lock:
             for name, entry in tuple(self._unreadable.items()):
                 alive = entry.link in links
@@ -191,15 +191,15 @@ class AttachmentStore:
         """Return when the file of an attachment was written, in ns of the wall clock, or 0. Raises OSError."""
         return self._files.written(container_id, ifname)
 
-    def told_macs(self) -> dict[str, str]:
-        """Return the MACs of bridges that most of their pods were told, by the bridge's name."""
-        told = Counter(
+    def bridge_macs_in_results(self) -> dict[str, str]:
+        """Return the MAC of each bridge in most results of ADD, by the bridge's name."""
+        macs = Counter(
             (str(first.get("name")), str(first.get("mac")))
             for a in self.in_force()
             if a.wired
             for first in a.wired["interfaces"][:1]
         )
-        return dict(pair for pair, _count in sorted(told.items(), key=lambda entry: (entry[1], entry[0])))
+        return dict(pair for pair, _count in sorted(macs.items(), key=lambda entry: (entry[1], entry[0])))
 
     def networks(self) -> frozenset[Network]:
         """Return the networks that any attachment is on."""
@@ -216,7 +216,7 @@ class AttachmentStore:
         return used + cooling > 0
 
     def problems(self) -> tuple[Problem, ...]:
-        """Return problems: other machines that use pods' addresses, and files that cannot be used."""
+        """Return the problems: other machines that use addresses of pods, and files that cannot be used."""
         now = _now()
         return tuple(
             Problem(
@@ -236,10 +236,10 @@ class AttachmentStore:
         versions: frozenset[int] = frozenset(),
         waits: Waits = NO_WAITS,
     ) -> Attachment:
-        """Return `wanted` with the addresses asked for and one of each other IP version, once its file is written.
+        """Return `wanted` with the requested addresses and one of each other IP version, and write its file.
 
-        The IP versions are those of `ranges` and `versions`. Without a MAC it gets that of its first address.
-        Raises ExhaustedError, UnavailableError, OSError.
+        The IP versions are those of `ranges` and `versions`. Without a MAC it gets the one that follows from its
+        first address. Raises ExhaustedError, UnavailableError, OSError.
         """
         with self._lock:
             missing = ({r.block.version for r in ranges} | versions) - {address.version for address in asked}
@@ -252,11 +252,11 @@ class AttachmentStore:
                 attachment = replace(wanted, leases=leases, mac=wanted.mac or mac_for(leases[0].address))
                 self._files.create(attachment)
             self._all[attachment.key] = attachment
-        self._tell(attachment)
+        self._notify(attachment)
         return attachment
 
     def finish(self, attachment: Attachment, wired: Mapping[str, Any]) -> None:
-        """Note that the attachment is wired, and how. Raises OSError."""
+        """Note that the attachment is wired, with the result of ADD. Raises OSError."""
         done = replace(attachment, wired=wired)
         with self._lock:
             self._files.finish(done)
@@ -271,7 +271,7 @@ class AttachmentStore:
             self._files.remove(known)
             del self._all[attachment.key]
             self._free([lease.address for lease in known.leases])
-        self._tell(attachment)
+        self._notify(attachment)
 
     def restore_files(self) -> None:
         """Write the files of wired attachments again that somebody removed. Raises OSError."""
@@ -279,31 +279,34 @@ class AttachmentStore:
             self._files.restore(self._all.values())
 
     def quarantine(self, address: Address, device: str, mac: str) -> None:
-        """Give an address of an attachment that was removed to nobody for a while, as somebody else has it."""
+        """Assign a free address to no pod for a while, as another machine uses it."""
         now = _now()
         with self._lock:
             self._allocator.quarantine(address, now, now + QUARANTINED_FOR)
         found = AddressConflict(device, mac, now + QUARANTINED_FOR)
         self.conflicts.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
 
-    def _tell(self, attachment: Attachment) -> None:
+    def _notify(self, attachment: Attachment) -> None:
         for listener in self._listeners if self._matters(attachment) else ():
             listener()
 
     def _matters(self, attachment: Attachment) -> bool:
-        """Return whether an address is reserved, two modes share a block, or it is a network's first or last."""
+        """Return whether the node path must know of an attachment: most need no change of the node's state.
+
+        It must know of a reserved address, of a block that two modes share, and of a network's first or last pod.
+        """
         others = [other for other in self.all() if other.key != attachment.key]
         if attachment.owner or self._allocator.any_reserved(lease.address for lease in attachment.leases):
             return True
         if not any(other.network == attachment.network for other in others):
             return True
         blocks, mode = {lease.block for lease in attachment.leases}, attachment.network.mode
-        strange = (other.leases for other in others if other.network.mode != mode)
-        return any(lease.block in blocks for leases in strange for lease in leases)
+        of_others = (other.leases for other in others if other.network.mode != mode)
+        return any(lease.block in blocks for leases in of_others for lease in leases)
 
     @contextmanager
     def _released_on_error(self) -> Iterator[list[Address]]:
-        """Collect addresses that are taken, and release all of them on an error: they need not cool."""
+        """Collect taken addresses, and release all of them on an error; these need not cool."""
         taken: list[Address] = []
         try:
             yield taken

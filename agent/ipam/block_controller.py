@@ -1,6 +1,7 @@
-"""Claim blocks and give them back: creating an IPBlock is the claim; a conflict means that another node was first.
+"""Claim blocks, and give them back.
 
-A block goes back by being deleted, see block_ledger.py.
+A node claims a block by creating its IPBlock; a conflict means that another node was first. It gives the block
+back by deleting the object, see block_ledger.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TRIES = 4  # of a request, 0.2 s to 2 s apart, before its failure is reported an
 SCHEDULE = Schedule(resync=5.0, backoff=(5.0, 5.0))
 NODE_GONE = 900.0  # seconds
 RESERVED = "reservations in new blocks"
-TOLD_FOR = 600.0  # seconds that a block which can't be given back is a problem
+SHOWN_FOR = 600.0  # seconds that a block which can't be given back is a problem
 
 log = logging.getLogger(__name__)
 Create = Callable[[IPBlock], Resource]
@@ -43,7 +44,7 @@ def _key(network: Network, version: int) -> str:
 
 
 class NoBlockError(Exception):
-    """No block is left, or none may be claimed; says why."""
+    """No block can be claimed; the text says why."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -72,16 +73,16 @@ def claim(create: Create, snapshot: Snapshot, network: Network, node: str, versi
 
 @dataclass(frozen=True, slots=True)
 class ReclaimRules:
-    """When blocks of other nodes may be taken."""
+    """When this node may delete blocks of other nodes."""
 
     node_gone: float = NODE_GONE
     """Seconds without its Node object after which a node counts as gone for good."""
     whole: Callable[[], bool] = lambda: True
-    """Whether the snapshot is all that there is: no object is left out, and no watch hangs."""
+    """Whether the snapshot is complete: no object is missing, and no watch hangs."""
 
 
 class BlockController(Controller):
-    """Claim blocks for the networks that need more than this node has. Its thread is its own, as stores hang."""
+    """Claims blocks for networks that need more. It has a thread of its own, as a datastore may hang."""
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class BlockController(Controller):
         self._wanted: Mapping[Network, BlockCount] = {}
         self._host_networks = HostNetworks()
         self.unseen: Observable[frozenset[Subnet]] = Observable(frozenset())
-        """Blocks that this process claims and of whose addresses it does not know yet which are reserved."""
+        """New blocks, until it is known which of their addresses other nodes have reserved."""
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}
         self._full: Mapping[str, str] = {}
         """Why no block is left, by the key of network and IP version."""
@@ -109,31 +110,31 @@ class BlockController(Controller):
         self._abandoned = AbandonedBlocks(store, self._rules.node_gone)
 
     def want(self, wanted: Mapping[Network, BlockCount], host_networks: HostNetworks | None = None) -> None:
-        """Note how many blocks each network should have, and what the node stands on; None: as before."""
+        """Note how many blocks each network should have, and this node's own networks; None: as before."""
         host_networks = self._host_networks if host_networks is None else host_networks
         if (wanted, host_networks) != (self._wanted, self._host_networks):
             self._wanted, self._host_networks = wanted, host_networks
             self.wake()
 
     def why_full(self, network: Network, version: int) -> str:
-        """Return why the last look found no block of an IP version for a network; empty where one may be left."""
+        """Return why the last round found no block for a network; empty if there may be one."""
         return self._full.get(_key(network, version), "")
 
     def why_refused(self, network: Network, version: int) -> str:
-        """Return why no block was left at the last claim; empty where blocks or pools have changed since."""
+        """Return why the last claim found no block; empty if blocks or pools have changed since."""
         return self._refusals.why(_key(network, version), self._seen())
 
     def is_snapshot_whole(self) -> bool:
-        """Return whether no object is left out and no watch hangs: what is given back is soon gone then."""
+        """Return whether no object is missing and no watch hangs: then the snapshot soon shows a deletion."""
         return self._rules.whole()
 
     def give_back(self, block: IPBlock) -> None:
-        """Delete a withdrawn block, as soon as the datastore can."""
+        """Have a withdrawn block deleted, as soon as the datastore can."""
         self.ledger.advance(block, Stage.LEAVING)
         self.wake()
 
     def once(self) -> bool:
-        """Claim the blocks that are wanted, and delete those that are given back."""
+        """Claim the blocks that networks need, and delete those that are given back."""
         snapshot = self._seen()
         if not snapshot.synced:
             return True
@@ -147,13 +148,13 @@ class BlockController(Controller):
         problems.update(missing_block.faulty(snapshot, self._wanted, self._node))
         problems.update(self._claim_wanted())
         problems = {**self._refusals.problems(self._seen()), **problems}
-        if reserved := self._see_reserved():
+        if reserved := self._admit_new_blocks():
             problems[RESERVED] = reserved
         self.problems.publish(problems)
         return True
 
     def _claim_wanted(self) -> dict[str, Problem]:
-        """Claim what networks lack, and return the problems of those for which the datastore fails."""
+        """Claim the blocks that networks lack, and return the problems of claims for which the datastore fails."""
         problems: dict[str, Problem] = {}
         full: dict[str, str] = {}
         for network, wanted in dict(self._wanted).items():
@@ -171,7 +172,7 @@ class BlockController(Controller):
         return problems
 
     def _note_refusal(self, network: Network, version: int, error: NoBlockError) -> None:
-        """Note that no block of an IP version was left for a network."""
+        """Note that a claim for a network found no block of an IP version."""
         seen = self._seen()
         own = blocks.node_blocks(self.ledger.apply(seen), network, self._node)
         without = not any(block.version == version for block in own)
@@ -179,11 +180,11 @@ class BlockController(Controller):
         self._refusals.note(_key(network, version), problem, seen, without=without)
 
     def _seen(self) -> Snapshot:
-        """Return the snapshot, with what is known of the node's own networks."""
+        """Return the snapshot with this node's own networks."""
         return replace(self._snapshot.get(), host_networks=self._host_networks)
 
     def complete(self, snapshot: Snapshot) -> Snapshot:
-        """Complete a snapshot: add the blocks claimed since, remove those that pods may not have (yet)."""
+        """Return a snapshot with new claims, and without the blocks that pods may not use."""
         self.ledger.observe(snapshot)
         whole, unseen = self.ledger.apply(snapshot), self.unseen.get()
         if not unseen:
@@ -191,10 +192,11 @@ class BlockController(Controller):
         known = {name: b for name, b in whole.blocks.items() if b.node != self._node or b.cidr not in unseen}
         return replace(whole, blocks=known)
 
-    def _see_reserved(self) -> Problem | None:
-        """Let pods have the blocks just claimed, once the snapshot has what others had reserved there before.
+    def _admit_new_blocks(self) -> Problem | None:
+        """Allow pods to use new blocks, once the snapshot has all addresses that others have reserved there.
 
-        Both nodes write first and then read, so one of the two sees the other: see claimant.py for the other side.
+        Both nodes write first and then read, so at least one of the two sees the other: claimant.py is the other
+        side.
         """
         unseen = self.unseen.get()
         if not unseen:
@@ -203,8 +205,8 @@ class BlockController(Controller):
             found = [r for r in self._store.list("IPReservation") if isinstance(r, IPReservation)]
             refused = self._refuse_reserved({held.address for held in found})
         except StoreError as error:
-            what = f"who has reserved addresses in new blocks can't be read: {error}"
-            return Problem(RESERVED, what, "no pod gets an address of them until it is")
+            what = f"reservations in new blocks can't be read: {error}"
+            return Problem(RESERVED, what, "no pod gets an address of these blocks until they are read")
         there = {held.name for held in found if any(held.address in block for block in unseen)}
         if there <= self._snapshot.get().reservations.keys():
             self.unseen.update(lambda now: now - (unseen - refused))
@@ -219,7 +221,7 @@ class BlockController(Controller):
             mine = (n for n in self._wanted if blocks.fits(cidr, n) and blocks.belongs(block, n, snapshot))
             barred = [a for n in mine for a in blocks.not_for_pods(cidr, n)]
             if cidr in unseen and not held.isdisjoint(barred):
-                with contextlib.suppress(NotFoundError, ConflictError):  # it was done, and the answer was lost
+                with contextlib.suppress(NotFoundError, ConflictError):  # it was deleted, and the answer was lost
                     self._store.delete("IPBlock", block.name, block)
                 self.ledger.drop_claim(cidr)
                 refused.add(cidr)
@@ -238,7 +240,7 @@ class BlockController(Controller):
                 return
             known = blocks.families(mine, network, self._node)
             if not own and version not in known and (known or version != network.versions[0]):
-                return  # no pool is of this IP version; where there is no pool at all, one of them says so
+                return  # no pool is of this IP version; without any pool, only the first version reports it
             claimed = self._claim(self.ledger.with_claims(snapshot), network, version)
             self.ledger.note_claim(claimed, snapshot.blocks.get(claimed.name))
             key = _key(network, version)
@@ -269,12 +271,12 @@ class BlockController(Controller):
         except (NotFoundError, ConflictError) as error:
             log.info("block %s was given back already: %s", block.cidr, error)
         except StoreError as error:
-            remedy = "it is tried again; until then pods get no address of it"
+            remedy = "it is retried; until then pods get no address of it"
             if not error.outcome_unknown:
                 self.ledger.restore(block)
                 remedy = "the agent's ClusterRole must let it delete ipblocks; the block stays in use"
             problem = Problem(f"IPBlock {block.name}", f"can't be given back: {error}", remedy)
-            self._refused[block] = (problem, time.monotonic() + TOLD_FOR)
+            self._refused[block] = (problem, time.monotonic() + SHOWN_FOR)
             return
         else:
             log.info("gave back block %s of pool %s", block.cidr, block.pool)

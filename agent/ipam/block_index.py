@@ -1,4 +1,4 @@
-"""Find the block and the node of an address, among thousands of nodes, without a look at each block."""
+"""Find the block and the node of an address quickly among thousands of nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent.model.cluster import IPBlock, Node, Snapshot
 
 
 class BlockIndex:
-    """The blocks of all nodes, by address. It never changes."""
+    """The blocks of all nodes, by address. Immutable."""
 
     def __init__(self, nodes: Mapping[str, Node], claimed: Mapping[str, IPBlock]) -> None:
         self.owners: dict[Subnet, str] = {block.cidr: block.node for block in claimed.values()}
@@ -33,6 +33,6 @@ class BlockIndex:
 
 
 def of(snapshot: Snapshot) -> BlockIndex:
-    """Return the index of a snapshot's blocks; made once as long as Nodes and IPBlocks are the same objects."""
+    """Return the index of a snapshot's blocks; it is kept while the snapshot's Nodes and IPBlocks are the same."""
     parts = snapshot.nodes, snapshot.blocks
     return cast(BlockIndex, snapshot.derived.get(parts, lambda: BlockIndex(*parts)))

@@ -1,7 +1,7 @@
-"""The blocks of this node that the datastore does not show as they are: just claimed, or on their way back.
+"""The blocks of this node that the snapshot does not show correctly yet: just claimed, or about to be deleted.
 
-A block that is withdrawn is not this node's any more for those who look, but nobody else's either, until the
-datastore shows that it is gone: a delete whose answer is lost may still be done.
+Nobody may use a withdrawn block until the datastore shows that it is deleted: neither this node nor another one. A
+delete request whose answer was lost may still be executed.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from dataclasses import dataclass, replace
 from agent.ip import Subnet
 from agent.model.cluster import IPBlock, Snapshot
 
-SEEN_WITHIN = 30.0  # seconds after which a claimed block that no list shows counts as taken away
+SEEN_WITHIN = 30.0  # seconds after which a claimed block that no snapshot shows counts as deleted by others
 
 
 class Stage(enum.Enum):
-    """How far a block is on its way back to the pool."""
+    """How far the return of a block to its pool has come."""
 
     WITHDRAWN = 1
-    """No new reader sees it as this node's, but earlier readers may still be at work."""
+    """New snapshots do not have it, but an ADD may still work with an earlier one."""
     LEAVING = 2
-    """It is to be deleted, or perhaps has been."""
+    """It is to be deleted, or was deleted without an answer."""
     DELETED = 3
-    """It is deleted, but the datastore has not shown that yet."""
+    """It is deleted, but the snapshot still has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingClaim:
-    """A block that was claimed, when (time.monotonic), and what the datastore showed in its place until then."""
+    """A claimed block, the time (time.monotonic), and what the snapshot had in its place then."""
 
     block: IPBlock
     since: float
@@ -44,7 +44,7 @@ class PendingClaim:
 
 
 class BlockLedger:
-    """Keeps these blocks. For several threads at once."""
+    """Keeps claimed and withdrawn blocks, and corrects snapshots by them. For several threads at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class BlockLedger:
         self._withdrawn: dict[IPBlock, Stage] = {}
 
     def pending(self) -> tuple[IPBlock, ...]:
-        """Return the blocks that were claimed but are in no list yet."""
+        """Return the claimed blocks that no snapshot has shown yet."""
         with self._lock:
             return tuple(claim.block for claim in self._claims.values())
 
@@ -62,7 +62,7 @@ class BlockLedger:
             self._claims[block.cidr] = PendingClaim(block, time.monotonic(), before)
 
     def drop_claim(self, cidr: Subnet) -> None:
-        """Forget a claim that was taken back."""
+        """Forget a claim whose block was deleted again."""
         with self._lock:
             self._claims.pop(cidr, None)
 
@@ -82,12 +82,12 @@ class BlockLedger:
             self._withdrawn[block] = stage
 
     def restore(self, block: IPBlock) -> None:
-        """Have a withdrawn block back that is not deleted."""
+        """Keep a withdrawn block after all; it was not deleted."""
         with self._lock:
             self._withdrawn.pop(block, None)
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Forget what the datastore shows by now: claims that it has, and withdrawn blocks that it has not."""
+        """Forget claims that the snapshot has, and withdrawn blocks that it has not."""
         with self._lock:
             self._claims = {cidr: claim for cidr, claim in self._claims.items() if claim.is_pending(snapshot)}
             self._withdrawn = {b: s for b, s in self._withdrawn.items() if snapshot.blocks.get(b.name) == b}

@@ -1,4 +1,4 @@
-"""Whose each block is: overlaps are found among all nodes, and who had a block first keeps it. Pure functions."""
+"""Decide which node owns each block where blocks of several nodes overlap: the first owner keeps it. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from agent.ip import Subnet
 from agent.model.cluster import Snapshot
 
-LATE = "~"  # sorts after every time: nobody says when the object was created
+LATE = "~"  # sorts after every time, for an object without a time of creation
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A node to which a block belongs, by its own word or by its Node object."""
+    """A node's claim to a block: an IPBlock or a podCIDR of its Node object."""
 
     block: Subnet
     node: str
@@ -23,12 +23,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """The outcome for all blocks of a cluster."""
+    """The owners of all blocks of a cluster."""
 
     owners: Mapping[Subnet, str] = field(default_factory=dict)
     """Each block that is in force, and its node."""
     refused: Mapping[tuple[str, Subnet], Claim] = field(default_factory=dict)
-    """By node and block the claims that are not, and the one of another node in their way."""
+    """The refused claims by node and block, each with the claim of another node that prevails."""
     by_node: Mapping[str, tuple[Subnet, ...]] = field(default_factory=dict)
     """All claims of each node: its podCIDRs, then what it has claimed."""
 
@@ -42,8 +42,9 @@ def span(block: Subnet) -> tuple[int, int]:
 def resolve(snapshot: Snapshot, before: Mapping[Subnet, str] | None = None) -> Ownership:
     """Return which node has which block, where blocks of several nodes overlap.
 
-    Who had it `before` keeps it; then the object that was created first counts, then the first name. So all nodes
-    come to the same, but for what some of them have seen before and others have not.
+    The owner in `before` keeps a block; else the object that was created first wins, and of two such the node
+    whose name sorts first. So all nodes get the same result, except for blocks of which they know different owners
+    `before`.
     """
     owners: dict[Subnet, str] = {}
     refused: dict[tuple[str, Subnet], Claim] = {}
@@ -57,7 +58,7 @@ def resolve(snapshot: Snapshot, before: Mapping[Subnet, str] | None = None) -> O
     by_node = {name: node.blocks for name, node in snapshot.nodes.items()}
     for claimed in snapshot.blocks.values():
         known = by_node.get(claimed.node, ())
-        if claimed.cidr not in known:  # it may be in its Node, too
+        if claimed.cidr not in known:  # it may be a podCIDR of its Node, too
             by_node[claimed.node] = (*known, claimed.cidr)
     return Ownership(owners, refused, by_node)
 
@@ -94,7 +95,7 @@ def _settle(
     owners: dict[Subnet, str],
     refused: dict[tuple[str, Subnet], Claim],
 ) -> None:
-    """Take claims in the order of their right; one that overlaps another node's that was taken is refused."""
+    """Accept claims by their priority; refuse one that overlaps an accepted claim of another node."""
     order = sorted(cluster, key=lambda c: (before.get(c.block) != c.node, c.created or LATE, c.node, str(c.block)))
     firsts: list[int] = []  # of what is taken: apart from each other, and in their order
     taken: list[tuple[int, Claim]] = []

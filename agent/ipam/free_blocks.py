@@ -41,7 +41,7 @@ def _has_room(cidr: Subnet, snapshot: Snapshot, network: Network, node: str, res
 def _parts(
     pool: IPPool, snapshot: Snapshot, network: Network, node: str, taken: Iterable[Subnet]
 ) -> list[tuple[int, int]]:
-    """Return the parts of a pool that may have free blocks: the number of the first block, and of the one after it.
+    """Return the parts of a pool that may have free blocks: each from one number of a block up to another.
 
     A pool may have 2^100 blocks, so it is not possible to look at each block that cannot be claimed.
     """

@@ -1,8 +1,8 @@
-"""Claimed blocks that nobody needs go back to their pool, so that other nodes can claim them.
+"""Return claimed blocks that are not used to their pool, so that other nodes can claim them.
 
-An ADD looks at the blocks, takes an address, notes it in its attachment, and then looks whether the block is
-still there. So a block is first withdrawn, which the next round publishes; if no attachment has an address of it
-then, none can get one any more, and it is deleted.
+An ADD reads the node's blocks, takes an address, writes its attachment, and then checks that the node still has
+the block. So a block is withdrawn first, and the next round publishes that. If no attachment has an address of the
+block then, no ADD can get one any more, and the block is deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class IdleBlockReleaser:
-    """Give back blocks that were idle for a while: a pod that comes and goes must not make a block do so."""
+    """Gives back blocks that were idle for a while, so that a short-lived pod does not claim and release one."""
 
     def __init__(
         self, node: str, block_controller: BlockController, attachments: AttachmentStore, idle: float = BLOCK_IDLE
@@ -36,10 +36,10 @@ class IdleBlockReleaser:
         self._idle = idle
         self._since: dict[IPBlock, float] = {}
 
-    def look(self, published: Snapshot, wanted: Mapping[Network, BlockCount], *, noted: bool) -> bool:
-        """Look once after a round has published this snapshot; return whether another round is wanted at once.
+    def release_idle(self, published: Snapshot, wanted: Mapping[Network, BlockCount], *, noted: bool) -> bool:
+        """Withdraw and delete idle blocks after a round published this snapshot; return whether a round is due.
 
-        Where it is not `noted` for a restart what was published, nothing is given back.
+        `noted`: whether a file has for the next agent what was published; if not, nothing is given back.
         """
         changed, may = False, noted and self._block_controller.is_snapshot_whole()
         for block in self._block_controller.ledger.withdrawn(Stage.WITHDRAWN):

@@ -1,4 +1,4 @@
-"""The node's blocks as the pod path sees them: what the node path has prepared, and how to ask it for more."""
+"""The node's blocks as the pod path sees them: those that the node path has prepared, and requests for more."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class NodeBlocks:
         self._status = status
         self._demand = demand
 
-    def prepared(self, network: Network, end: Deadline, code: Code = Code.TRY_AGAIN) -> tuple[Subnet, ...]:
-        """Return the node's blocks for a network, once the kernel has its node state. Raises CniError at `end`."""
+    def wait_until_prepared(
+        self, network: Network, end: Deadline, code: Code = Code.TRY_AGAIN
+    ) -> tuple[Subnet, ...]:
+        """Request a network, wait, and return its prepared blocks. Raises CniError at `end`."""
         self._ask(network, {})
         while not (own := self._status.get().blocks.get(network)):
             if self._status.wait(lambda status: bool(status.blocks.get(network)), end):
@@ -43,8 +45,8 @@ class NodeBlocks:
             raise error(code, what, "see `testcnictl status` on the node")
         return own
 
-    def still_prepared(self, network: Network) -> tuple[Subnet, ...]:
-        """Return the node's blocks for a network as they are now; empty if it has none any more."""
+    def current(self, network: Network) -> tuple[Subnet, ...]:
+        """Return the node's blocks for a network as they are now; empty if the network has none."""
         return self._status.get().blocks.get(network, ())
 
     def uplink(self, network: Network) -> Uplink | None:
@@ -62,12 +64,12 @@ class NodeBlocks:
         if not ranges and (network.range_start or network.range_end):
             bounds = f"{network.range_start or ''}-{network.range_end or ''}"
             raise invalid_config("ipam.rangeStart-rangeEnd", bounds, f"a part of {', '.join(map(str, own))}")
-        return ranges or every  # a node whose blocks the pool excludes as a whole needs another block
+        return ranges or every  # a node whose blocks are excluded as a whole needs another block
 
-    def more(
+    def request_more(
         self, network: Network, own: tuple[Subnet, ...], version: int, end: Deadline
     ) -> tuple[Subnet, ...] | None:
-        """Ask for one more block of an IP version. Return all blocks then; None if there is none until `end`."""
+        """Request one more block of an IP version, and return all blocks; None if none was added by `end`."""
         self._ask(network, {version: sum(block.version == version for block in own) + 1})
 
         def grown(status: NodeStatus) -> tuple[Subnet, ...]:
@@ -81,9 +83,9 @@ class NodeBlocks:
         """Return whether the node can have no more blocks of an IP version for a network."""
         return (network, version) in self._status.get().limits
 
-    def exhausted(self, network: Network, ranges: list[Range], version: int, code: Code) -> ShortageError:
+    def exhausted_error(self, network: Network, ranges: list[Range], version: int, code: Code) -> ShortageError:
         """Return the error that says how many addresses there are, and why there are no more."""
-        why = self._status.get().limits.get((network, version), "the node has not got another block in time")
+        why = self._status.get().limits.get((network, version), "no other block was ready in time")
         return ShortageError(code, exhaustion.text(ranges, version, why), exhaustion.REMEDY)
 
     def _ask(self, network: Network, counts: Mapping[int, int]) -> None:

@@ -13,15 +13,14 @@ from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet, address_name
 from agent.ipam.attachment import Attachment
 from agent.model.cluster import MOMENT, IPReservation, ObjectMetadata, Snapshot
-from agent.model.node_status import PodEvent
+from agent.model.node_status import PodEvent, ReportEvent
 from agent.model.problem import Problem
 from agent.runtime.pace import Pace
 
-SETTLED = 5.0  # seconds: a block that was deleted may be claimed again at once
+SETTLED = 5.0  # seconds: a deleted block may be claimed again at once
 EVENTS = 20, 2.5  # at once, then one in so many seconds: fewer than node_events.py takes
 NAMED = 5  # pods in the text of a problem
 REASON = "AddressOutsideBlocks"
-Tell = Callable[[PodEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +43,28 @@ class OffBlockAddress:
 
 
 class OffBlockPods:
-    """Find off-block pods, and send each pod one event. For one thread."""
+    """Finds off-block pods, and writes one Event about each. For one thread."""
 
     def __init__(
-        self, node: str, store: Datastore, tell: Tell, clock: Callable[[], float] = time.monotonic
+        self, node: str, store: Datastore, report_event: ReportEvent, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`tell` takes events for the pod; `clock` is in seconds."""
+        """`report_event` takes Events about pods; `clock` is in seconds."""
         self._node = node
         self._store = store
-        self._tell = tell
+        self._report_event = report_event
         self._clock = clock
         self._since: dict[Address, float] = {}
-        self._told: set[Address] = set()
+        self._reported: set[Address] = set()
         self._pace = Pace(*EVENTS)
         self._had: frozenset[Subnet] = frozenset()
-        """Blocks that were this node's at an earlier look."""
+        """Blocks that this node had at an earlier update."""
         self._found: Mapping[Address, OffBlockAddress] = {}
 
-    def look(self, snapshot: Snapshot, pods: tuple[Attachment, ...]) -> frozenset[Address]:
-        """Return the off-block addresses; while this node has no Node object, those that were known before."""
+    def update(self, snapshot: Snapshot, pods: tuple[Attachment, ...]) -> frozenset[Address]:
+        """Find off-block pods, and return their addresses.
+
+        While this node has no Node object, none is added.
+        """
         now, blocks = self._clock(), _blocks(snapshot, self._node)
         every = {one.address: one for one in _outside(pods, blocks)}
         there = self._node in snapshot.nodes
@@ -74,15 +76,15 @@ class OffBlockPods:
             for address, one in every.items()
             if address in self._found or (there and now - self._since[address] >= self._wait(address, blocks))
         }
-        self._told &= self._found.keys()
+        self._reported &= self._found.keys()
         self._had |= frozenset(blocks)
         return frozenset(self._found)
 
     def _wait(self, address: Address, blocks: tuple[Subnet, ...]) -> float:
-        """Return for how many seconds an address may be in no block before it counts."""
+        """Return for how many seconds an address may be in no block before its pod counts as off-block."""
         if all(block.version != address.version for block in blocks):
-            return MOMENT  # the Node was created again, and has not got its podCIDR back yet
-        # else it may be in a block that was claimed a moment ago, which no list shows yet
+            return MOMENT  # the Node was created again, and has no podCIDR yet
+        # else it may be in a block that was just claimed, and that no snapshot shows yet
         return 0.0 if any(address in block for block in self._had) else SETTLED
 
     def problems(self, snapshot: Snapshot) -> Iterator[Problem]:
@@ -101,27 +103,27 @@ class OffBlockPods:
                 what = f"its address {one.address} is in none of this node's blocks, and {why}"
                 yield Problem(f"pod {one.pod}", what, one.remedy)
 
-    def tell(self, snapshot: Snapshot) -> None:
-        """Send each off-block pod an event once: it should be created again."""
+    def report(self, snapshot: Snapshot) -> None:
+        """Write one Event about each off-block pod: it should be created again."""
         blocks = ", ".join(map(str, _blocks(snapshot, self._node))) or "none"
         for address, one in self._found.items():
-            if address in self._told or one.shared or not one.named:
+            if address in self._reported or one.shared or not one.named:
                 continue
             if self._clock() - self._since[address] < SETTLED or not self._pace.spend():
                 continue
-            self._told.add(address)
+            self._reported.add(address)
             if (uid := self._uid(one.pod)) is None:
                 continue
             why = self._cut_off(one, snapshot.reservations.get(address_name(address)))
             reached = f"other nodes do not reach it: {why}" if why else "other nodes have a route to it until then"
             what = f"its address {address} is in none of the blocks of node {self._node} ({blocks}) any more"
             message = f"{what}, so the pod should be created again: {one.remedy}; {reached}"
-            self._tell(PodEvent(one.pod, uid, REASON, message, once=str(address)))
+            self._report_event(PodEvent(one.pod, uid, REASON, message, once=str(address)))
 
     def _cut_off(self, one: OffBlockAddress, held: IPReservation | None) -> str:
-        """Return why other nodes have no route to it, once they could have one; empty where they have."""
+        """Return why other nodes have no route to the address; empty if they have one or will have it soon."""
         if held is None:
-            return ""  # it is about to be reserved, or the datastore is in trouble, which is a problem of its own
+            return ""  # it will be reserved soon; a datastore that fails is a problem of its own
         if (held.pod, held.node) != (one.pod, self._node):
             return f"it is reserved for {held.owner} (IPReservation {held.name})"
         if held.refused:
@@ -129,7 +131,7 @@ class OffBlockPods:
         return f"node {held.asks}, whose block it is in, has not agreed" if held.asks else ""
 
     def _uid(self, pod: str) -> str | None:
-        """Return the pod's UID, by which `kubectl describe` finds its Events; empty: unknown, None: it is gone."""
+        """Return the pod's UID, by which kubectl finds its Events; empty if unknown, None if the pod is gone."""
         try:
             found = self._store.get("Pod", pod)
         except NotFoundError:
@@ -140,7 +142,7 @@ class OffBlockPods:
 
 
 def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:
-    """Return all blocks of a node, whatever they are for: its peers have a route to each."""
+    """Return all blocks of a node, for all networks: its peers have a route to each."""
     me = snapshot.nodes.get(node)
     claimed = (block.cidr for block in snapshot.blocks.values() if block.node == node)
     return tuple(dict.fromkeys((*(me.blocks if me else ()), *claimed)))
@@ -148,7 +150,7 @@ def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:
 
 def _outside(pods: tuple[Attachment, ...], blocks: tuple[Subnet, ...]) -> Iterator[OffBlockAddress]:
     for pod in pods:
-        if pod.wired is None or pod.network.hand_made:  # an ADD is at work on it; a person divides the subnet
+        if pod.wired is None or pod.network.hand_made:  # its ADD is at work, or a person divides the subnet
             continue
         for lease in pod.leases:
             if lease.address not in pod.reserved and not any(lease.address in block for block in blocks):

@@ -61,6 +61,14 @@ class PodEvent:
     """What it is about, if one Event is enough for it, even after a restart of the agent; else empty."""
 
 
+ReportEvent = Callable[[PodEvent], None]
+"""Takes an Event about a pod, to be written to the cluster. It never waits."""
+
+
+def ignore_event(_event: PodEvent) -> None:
+    """Drop an event: there is no cluster to write it to."""
+
+
 ReservationsInProgress = frozenset[Address]
 """From the pod path to the node path: reserved addresses that an ADD is about to use."""
 

@@ -139,7 +139,7 @@ class Reconciler(Controller):
         self._finish(Outcome(inputs, desired, done))
         if self._networks.accepted_modes(inputs.announced) != accepted:
             self.wake()  # ways to peers depend on it
-        if self._releaser.look(inputs.pods, self._wanted(inputs.networks), noted=self._publisher.is_saved):
+        if self._releaser.release_idle(inputs.pods, self._wanted(inputs.networks), noted=self._publisher.is_saved):
             self.wake()
         return done.settled
 
@@ -157,7 +157,7 @@ class Reconciler(Controller):
         """Return what the node should be like."""
         ipv6 = (self._inputs.host.sysctls / "ipv6").exists()
         desired = self._states.of(inputs, accepted, ipv6=ipv6)
-        known = bridges.as_told(desired.node.bridges, self._inputs.attachments.told_macs())
+        known = bridges.as_told(desired.node.bridges, self._inputs.attachments.bridge_macs_in_results())
         ports = self._networks.tunnel_ports(inputs.networks, inputs.cluster)
         self._desired = replace(desired, node=replace(desired.node, ports=ports, bridges=known))
         return self._desired

@@ -64,7 +64,7 @@ class RoundReader:
         except OSError as error:
             raise KernelUnreadableError(str(error)) from error
         if self._inputs.attachments.unreadable():
-            self._inputs.attachments.look_again({link.name for link in kernel.links})
+            self._inputs.attachments.forget_removed({link.name for link in kernel.links})
         me = cluster.nodes.get(self._node)
         host_networks = kernel_state.host_networks_of(kernel, me, self._inputs.servers)
         return RoundInputs(

@@ -203,7 +203,7 @@ class Host:
             later=LaterPlugins(
                 egress_limit=lambda network: self.confs.get().egress_limits.get(network)  # noqa: PLW0108 - as it is by then
             ),
-            tell=self.pod_events.append,
+            report_event=self.pod_events.append,
         )
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self.reconciler.run, args=(self._stop,), daemon=True)

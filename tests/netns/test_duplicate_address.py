@@ -180,7 +180,7 @@ def test_who_goes_meanwhile_is_waited_for_where_that_is_asked(tmp_path: Path) ->
 def test_a_machine_that_answers_for_all_costs_an_add_a_few_addresses(tmp_path: Path) -> None:
     host, other = segment(tmp_path)
     other.run("sh", "-c", "for n in $(seq 90 100); do ip address add 192.0.2.$n/24 dev eth0; done")
-    with pytest.raises(CniError, match="one after the other turned out not to be this node's") as caught:
+    with pytest.raises(CniError, match="were tried one after the other, and none is usable") as caught:
         host.add(Pod("c1"))
     assert caught.value.code == Code.TRY_AGAIN
     assert "ipam.probe" in caught.value.details

@@ -70,7 +70,7 @@ class Member:
         """What a round of the reconciler does about blocks."""
         demand = {NETWORK: wanted} if wanted else {}
         self.block_controller.want(demand)
-        return self.releaser.look(self.block_controller.complete(self.snapshot.get()), demand, noted=True)
+        return self.releaser.release_idle(self.block_controller.complete(self.snapshot.get()), demand, noted=True)
 
     def take(self, block: Subnet) -> Attachment:
         wanted = Attachment(f"c-{block}".replace("/", "-"), "eth0", NETWORK, "/x", "", (), "")

@@ -199,7 +199,7 @@ def test_anything_in_place_of_a_file_is_reported_and_keeps_no_agent_from_startin
     assert after.all() == (replace(other, wired=WIRED),)
     (problem,) = after.problems()
     assert str(path) in problem.where
-    after.see_links({made.link: (frozenset({made.leases[0].address}), "testcni net a eth0 ns/pod")})
+    after.note_unknown_links({made.link: (frozenset({made.leases[0].address}), "testcni net a eth0 ns/pod")})
     assert [add(after, "b").leases[0].address, after.unreadable()[0].network] == [
         ipaddress.ip_address("10.244.1.4"),
         "net",
@@ -212,12 +212,12 @@ def test_anything_in_place_of_a_file_is_reported_and_keeps_no_agent_from_startin
 def test_a_link_whose_addresses_nobody_knows_says_so_until_it_is_gone(tmp_path: Path) -> None:
     attachments = store(tmp_path)
     name = link_name("lost", "eth0")
-    attachments.see_links({name: (frozenset(), "")})
+    attachments.note_unknown_links({name: (frozenset(), "")})
     assert [entry.blind for entry in attachments.unreadable()] == [True]
     assert "no pod can be added" in attachments.problems()[0].what
-    attachments.look_again([name])
+    attachments.forget_removed([name])
     assert len(attachments.unreadable()) == 1
-    attachments.look_again([])
+    attachments.forget_removed([])
     assert attachments.unreadable() == ()
 
 
@@ -233,7 +233,7 @@ def test_a_misnamed_copy_keeps_the_address_and_is_not_removed(tmp_path: Path) ->
     assert copy.exists()
     assert add(after, "b").leases != made.leases
     copy.unlink()
-    after.look_again([])
+    after.forget_removed([])
     assert after.problems() == ()
 
 

@@ -121,7 +121,7 @@ def test_nothing_goes_back_while_the_datastore_is_not_well(folder: Path) -> None
     well[0] = True
     one.round()
     snapshot = one.block_controller.complete(one.snapshot.get())
-    assert one.releaser.look(snapshot, {NETWORK: 1}, noted=False), "neither where a restart would not know of it"
+    assert one.releaser.release_idle(snapshot, {NETWORK: 1}, noted=False), "a restart would not know of it"
     assert one.own() == both
 
 

@@ -122,7 +122,7 @@ def agent_on(place: Path) -> Iterator[Agent]:
 def start(agent: Agent) -> None:
     """What an agent does at its start, but for the kernel."""
     agent.shared.attachments.load()
-    agent.shared.attachments.see_links({})
+    agent.shared.attachments.note_unknown_links({})
     agent.pods.journal.prepare()
     agent.pods.journal.replay()
     for known in agent.shared.attachments.in_force():

@@ -77,8 +77,8 @@ class Watched:
 
     def look(self, snapshot: Snapshot, later: float = 0.0) -> frozenset[object]:
         self.clock.now += later
-        found = self.out.look(snapshot, self.pods)
-        self.out.tell(snapshot)
+        found = self.out.update(snapshot, self.pods)
+        self.out.report(snapshot)
         return frozenset(found)
 
 

@@ -1,9 +1,8 @@
-"""Claim an address by its IPReservation object, and wait until the node of its block has agreed."""
+"""Claim an address by its IPReservation, and wait until the node that owns its block agrees."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -16,12 +15,12 @@ from agent.ipam.reservations.pod_annotations import AddressAnnotations
 from agent.ipam.reservations.rules import Claim, RefusedError
 from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Resource, Snapshot
 from agent.model.network import Network
-from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
+from agent.model.node_status import NodeStatus, ReportEvent, ReservationsInProgress, ignore_event
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 
 GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
-TRIES = 5  # of a claim that others change at the same time
+TRIES = 5  # of a claim, as other nodes may change the object at the same time
 SEE = "see `testcnictl status` on the node"
 
 log = logging.getLogger(__name__)
@@ -33,13 +32,13 @@ class TakenError(CniError):
 
 @dataclass(frozen=True, slots=True)
 class ClaimContext:
-    """What claims read of the node path, and what they tell it."""
+    """The values that claims share with the node path."""
 
     node: str
     snapshot: Observable[Snapshot]
     status: Observable[NodeStatus]
     in_progress: Observable[ReservationsInProgress]
-    tell: Callable[[PodEvent], None] = lambda _event: None
+    report_event: ReportEvent = ignore_event
 
 
 class Claimant:
@@ -67,15 +66,15 @@ class Claimant:
                 made = self._write(held, claim, seen)
                 break
             except (ConflictError, NotFoundError, RefusedError) as error:
-                held = self._changed(held, address, error)
+                held = self._read_again(held, address, error)
         else:
-            raise _unclaimed(address, "it changes all the time")
+            raise _unclaimed(address, "others change the reservation all the time")
         if made.asks:
             self._wait_for_answer(made, frozenset({*seen, made.resource_version}), deadline)
         log.info("%s has %s, reserved for %s", claim.pod, address, claim.owner)
 
     def _check_policy(self, annotations: AddressAnnotations, address: Address) -> None:
-        """Raise CniError 102 if the pod's namespace may not have the address, or has too many already."""
+        """Raise CniError 102 if the pod's namespace may not use the address, or has too many reservations."""
         snapshot, namespace = self._context.snapshot.get(), annotations.pod.partition("/")[0]
         policy.check_address(annotations.pod, address, snapshot)
         known = snapshot.reservations
@@ -86,7 +85,7 @@ class Claimant:
         count = sum(other.keep != WHILE_POD for other in mine)
         if count >= self._quota:
             what = f"namespace {namespace} has {count} reserved addresses, and may have {self._quota}"
-            remedy = "kubectl get ipreservations shows them; those that are released may be deleted"
+            remedy = "delete released ones (kubectl get ipreservations)"
             raise CniError(
                 Code.ADDRESSES, what, f"{remedy}; the limit is the agents' option namespace-reservations"
             )
@@ -97,7 +96,7 @@ class Claimant:
         A pod that has the address already keeps it while the datastore is away.
         Raises RefusedError, ConflictError, NotFoundError, CniError.
         """
-        if held is None and not self._context.snapshot.get().synced:  # which node has to agree is not known
+        if held is None and not self._context.snapshot.get().synced:  # it is not known which node has to agree
             raise _unclaimed(claim.address, "the datastore has not been read completely yet")
         asks = rules.node_to_ask(self._context.snapshot.get(), claim.address, self._context.node)
         wanted = rules.claimed(held, claim, asks, datetime.now(UTC), self._keep)
@@ -111,8 +110,8 @@ class Claimant:
                 return held
             raise _unclaimed(claim.address, error) from error
 
-    def _changed(self, held: IPReservation | None, address: Address, error: Exception) -> IPReservation | None:
-        """Return the reservation as it is now. Raises TakenError if it is as it was, and was refused; CniError."""
+    def _read_again(self, held: IPReservation | None, address: Address, error: Exception) -> IPReservation | None:
+        """Return the reservation as it is now. Raises TakenError if it was refused and is the same, CniError."""
         try:
             found = cast(IPReservation, self._store.get("IPReservation", address_name(address)))
         except NotFoundError:
@@ -124,10 +123,11 @@ class Claimant:
         return found
 
     def _create(self, wanted: IPReservation, seen: set[str]) -> Resource:
-        """Create a reservation. A node that has claimed the block since the snapshot was taken has to agree, too.
+        """Create a reservation. A node that claimed the block after this snapshot has to agree, too.
 
-        Both nodes write first and then read, so one of the two sees the other: see block_controller.py for the
-        other side. Until then it asks this node, which means that it is not in use yet. Raises StoreError.
+        Both nodes write first and then read, so at least one sees the other: block_controller.py is the other
+        side. Until then `asks` is this node itself, so that the address does not count as in use. Raises
+        StoreError.
         """
         node, found = self._context.node, rules.home(self._context.snapshot.get(), wanted.address)
         if wanted.asks or (found and found[1] == node):
@@ -139,12 +139,12 @@ class Claimant:
         return self._store.update(replace(made, asks="" if late == node else late))
 
     def _is_gone(self, block: IPBlock) -> bool:
-        """Return whether the node of a block that is in the snapshot has no Node object."""
+        """Return whether the block is in the snapshot, but not its node."""
         snapshot = self._context.snapshot.get()
         return snapshot.blocks.get(block.name) == block and block.node not in snapshot.nodes
 
     def _wait_for_answer(self, made: IPReservation, seen: frozenset[str], deadline: Deadline) -> None:
-        """Wait until the block's node has answered. Raises CniError if it does not agree, or not in time."""
+        """Wait until the block's node agrees. Raises TakenError if it refuses, CniError after GRANTED_WITHIN."""
 
         def answer(snapshot: Snapshot) -> IPReservation | None:
             now = snapshot.reservations.get(made.name)
@@ -155,7 +155,7 @@ class Claimant:
         found = answer(snapshot.get())
         if found is None:
             what = f"{where}, which has not agreed within {GRANTED_WITHIN:.0f} s"
-            raise CniError(Code.TRY_AGAIN, what, f"look whether testcni runs on node {made.asks}")
+            raise CniError(Code.TRY_AGAIN, what, f"check that testcni runs on node {made.asks}")
         if found.asks:
             raise TakenError(Code.ADDRESSES, f"{where}, and {found.refused}", "ask for another")
 

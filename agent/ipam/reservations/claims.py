@@ -1,4 +1,4 @@
-"""The reserved addresses of a pod during its ADD: find them, claim them, and wait until this node knows them."""
+"""The reserved addresses of a pod during its ADD: find them, claim them, and wait until this node routes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
 from agent.runtime.deadline import Deadline
 
-KNOWN_WITHIN = 5.0  # seconds that an ADD waits for its own node to route an address that is in no block of it
+KNOWN_WITHIN = 5.0  # seconds that an ADD waits until its own node routes an off-block address
 QUOTA = 100  # reservations of a namespace
 REASON = "AddressNotGiven"
 
@@ -38,25 +38,25 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PodReservations:
-    """The reserved addresses of a pod, for the time in which its ADD looks for addresses."""
+    """The reserved addresses of a pod, while its ADD takes addresses."""
 
     annotations: AddressAnnotations
     network: Network
     deadline: Deadline
     asked: tuple[Address, ...] = ()
-    """The addresses that are known before the allocator is asked."""
+    """The addresses that the pod must get, known before the allocator takes any."""
     off_block: tuple[Range, ...] = ()
-    """Those of them that are in no block of this node, each a range of its own."""
+    """The ranges of requested addresses that are in no block of this node, one for each address."""
     claimed: set[Address] = field(default_factory=set)
 
     @property
     def owner(self) -> str:
-        """The owner of its addresses, as the attachment's file has it; empty: none is reserved."""
+        """Return the owner of its addresses for the attachment's file; empty if none is reserved."""
         return self.annotations.owner if self.annotations.stays else ""
 
 
 class ReservationClaims:
-    """Finds, claims and takes over reservations. For several threads at once."""
+    """Finds and claims reservations for ADDs. For several threads at once."""
 
     def __init__(self, store: Datastore, context: ClaimContext, keep: float, quota: int = QUOTA) -> None:
         """`store` answers within the time that an ADD may take for it; `keep` is in seconds.
@@ -65,20 +65,20 @@ class ReservationClaims:
         """
         self._store = store
         self._context = context
-        self._reader = AnnotationReader(store, context.tell)
+        self._reader = AnnotationReader(store, context.report_event)
         self._claimant = Claimant(store, context, timedelta(seconds=keep), quota)
         self._manual = ManualReservations()
         self._placement = AddressPlacement(context.node, context.snapshot, context.status)
 
     def annotations(self, pod: PodIdentity | None, network: Network) -> AddressAnnotations | None:
-        """Return what a pod's annotations ask for; None: it is an ordinary pod. Raises CniError."""
+        """Read a pod's annotations, and return its requests; None if it has none. Raises CniError."""
         if pod is None:
             return None
         with self._reported(pod):
             found = self._read(pod, network)
             snapshot = self._context.snapshot.get()
             if found and not found.stays and self._manual.has(found.owner, network.name, snapshot):
-                # what persons reserved may be for another network of the pod
+                # a person may have reserved it for another network of the pod
                 sticky = any(self._placement.fitting(snapshot.reservations.values(), found, network))
                 found = replace(found, sticky=sticky)
             if found and found.pool:
@@ -89,11 +89,11 @@ class ReservationClaims:
     def reserved(
         self, annotations: AddressAnnotations, network: Network, own: Sequence[Range], deadline: Deadline
     ) -> Iterator[PodReservations]:
-        """Claim the addresses that a pod keeps, and keep the node path from releasing them for the time being.
+        """Claim the reserved addresses of a pod; until the context ends, the controller leaves them alone.
 
-        An address that has a reservation, or is in no block of this node, is claimed at once; others by `confirm`,
-        when the allocator has taken them. The node path releases what is claimed and in no attachment afterwards.
-        Raises CniError.
+        An address that has a reservation, or is in no block of this node, is claimed at once; `confirm` claims
+        others when the allocator has taken them. The controller later releases claimed addresses without an
+        attachment. Raises CniError.
         """
         in_progress: ReservationsInProgress = frozenset()
         try:
@@ -114,9 +114,9 @@ class ReservationClaims:
                 self._context.in_progress.update(lambda known: known - in_progress)
 
     def confirm(self, reservations: PodReservations, attachment: Attachment) -> None:
-        """Claim the addresses that the attachment has of this node's blocks, and wait until the node knows all.
+        """Claim the addresses that are of this node's blocks, and wait until the node path knows all addresses.
 
-        Raises TakenError for one that has been reserved for another pod, CniError.
+        Raises TakenError if an address is reserved for another pod, CniError.
         """
         for address in attachment.reserved:
             sticky = reservations.annotations.sticky
@@ -128,20 +128,22 @@ class ReservationClaims:
             return off_block <= status.off_block_pods and here.isdisjoint(status.roaming)
 
         if not self._context.status.wait(known, reservations.deadline.within(KNOWN_WITHIN)):
-            what = f"the node has not found out yet that {', '.join(map(str, attachment.reserved))} is here"
+            what = (
+                f"the node path does not know yet that {', '.join(map(str, attachment.reserved))} is on this node"
+            )
             raise CniError(Code.TRY_AGAIN, what, SEE)
 
     @contextmanager
     def _reported(self, pod: PodIdentity) -> Iterator[None]:
-        """Report an error in an event of the pod, too."""
+        """Write an Event about the pod for an error."""
         try:
             yield
         except CniError as error:
-            self._context.tell(PodEvent(pod.name, pod.uid, REASON, str(error)))
+            self._context.report_event(PodEvent(pod.name, pod.uid, REASON, str(error)))
             raise
 
     def _check_pool(self, annotations: AddressAnnotations, network: Network) -> None:
-        """Raise CniError 7 for a pool that does not exist or that the network does not have, 102 by the policy."""
+        """Raise CniError 7 for a pool that the network does not have, 102 for one that the pod may not use."""
         wanted = replace(network, pool=annotations.pool)
         snapshot = self._placement.seen()
         if network.hand_made or (snapshot.synced and not blocks.pools(snapshot, wanted)):
@@ -153,7 +155,7 @@ class ReservationClaims:
             policy.check_pool(annotations.pod, snapshot.pools[annotations.pool])
 
     def _read(self, pod: PodIdentity, network: Network) -> AddressAnnotations | None:
-        """Return a pod's annotations; while they can't be read, it asks for the address that it had here last."""
+        """Return a pod's annotations; if they can't be read, a request for the last address that it had here."""
         try:
             return self._reader.read(pod)
         except AnnotationsUnavailableError as error:
@@ -165,16 +167,16 @@ class ReservationClaims:
             raise
 
     def _find(self, annotations: AddressAnnotations, network: Network) -> tuple[Address, ...]:
-        """Return the address that is asked for, or the one that the owner had."""
+        """Return the requested address, or the one that the owner had before. Raises CniError."""
         if annotations.address or not annotations.sticky:
             return (annotations.address,) if annotations.address else ()
         known = self._context.snapshot.get().reservations.values()
         held, wrong = self._placement.fitting(known, annotations, network)
-        if held is None:  # before the owner gets a second one: a watch may be late
+        if held is None:  # the snapshot may be late, and the owner must not get a second address
             try:
                 found = self._store.list("IPReservation")
             except StoreError as error:
-                what = f"whether {annotations.owner} has an address can't be read: {error}"
+                what = f"the reservations of {annotations.owner} can't be read: {error}"
                 raise CniError(Code.TRY_AGAIN, what, "the runtime tries again") from error
             listed = (r for r in found if isinstance(r, IPReservation))
             held, wrong = self._placement.fitting(listed, annotations, network)
@@ -183,15 +185,15 @@ class ReservationClaims:
         return (held.address,) if held else ()
 
     def _range_of(self, address: Address, reservations: PodReservations) -> Range:
-        """Return an address of no block of this node as a range. Raises CniError for one that no pod may have."""
+        """Return an off-block address as a range. Raises CniError if no pod may have it."""
         network, owner = reservations.network, reservations.annotations.owner
         known = self._context.snapshot.get().reservations.get(address_name(address))
         mine = known if known and known.owner == owner else None
         if reservations.annotations.address and (wrong := self._placement.wrong(address, network, mine)):
-            raise wrong  # an address that the owner comes back to was checked by `_find`
+            raise wrong  # `_find` has checked an address that the owner had before
         if network.hand_made and mine is None:
-            what = f"{address} is not in this node's part of {network.subnet}, and whose it is, is not known"
-            raise CniError(Code.ADDRESSES, what, "ask for one of this node's range, or use an IPPool")
+            what = f"{address} is not in this node's part of {network.subnet}, and its node is not known"
+            raise CniError(Code.ADDRESSES, what, "ask for an address of this node's range, or use an IPPool")
         return Range(blocks.single(address), int(address), int(address))
 
     def _claim(self, reservations: PodReservations, address: Address) -> None:
@@ -201,7 +203,7 @@ class ReservationClaims:
 
 
 def _is_of_node(address: Address, network: Network, own: Sequence[Range]) -> bool:
-    """Return whether this node's allocator decides if an address is free."""
-    if network.hand_made:  # all nodes have one block there, and parts of it
+    """Return whether an address is in a block of this node, so that its allocator decides if it is free."""
+    if network.hand_made:  # all nodes have the same block there, and each its range
         return any(address in mine for mine in own)
     return any(address in mine.block for mine in own)

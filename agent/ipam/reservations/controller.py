@@ -21,11 +21,11 @@ from agent.codec import strict_json
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.holders import Holder, holders
-from agent.ipam.off_block_pods import OffBlockPods, Tell
+from agent.ipam.off_block_pods import OffBlockPods
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Step
 from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
-from agent.model.node_status import ReservationsInProgress
+from agent.model.node_status import ReportEvent, ReservationsInProgress, ignore_event
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.runtime import atomic_file, json_state_file
@@ -49,8 +49,8 @@ class ControllerInputs:
     attachments: AttachmentStore
     file: Path
     """Where a restarted agent finds the reservations while the datastore is away."""
-    tell: Tell = lambda _event: None
-    """Hands what concerns a pod to its Events."""
+    report_event: ReportEvent = ignore_event
+    """Takes Events about pods."""
 
 
 class ReservationController(Controller):
@@ -73,7 +73,7 @@ class ReservationController(Controller):
         self._node = node
         self._inputs = inputs
         self._keep = timedelta(seconds=keep)
-        self._off_block = OffBlockPods(node, store, inputs.tell)
+        self._off_block = OffBlockPods(node, store, inputs.report_event)
         self._reserved: Mapping[str, IPReservation] = {}
         self._saved: Mapping[str, IPReservation] = {}
         inputs.snapshot.listen(self._changed)
@@ -111,7 +111,7 @@ class ReservationController(Controller):
                 wrong.append(str(error))
                 if time.monotonic() > end:
                     break
-        self._off_block.tell(snapshot)  # last, as it asks for each pod, and the datastore may hang
+        self._off_block.report(snapshot)  # last, as it asks for each pod, and the datastore may hang
         problems = [*self._off_block.problems(snapshot), *reservation_rules.disputes(snapshot, here)]
         if wrong:  # always the same of several: a text that differs each time would look like news
             problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
@@ -129,7 +129,7 @@ class ReservationController(Controller):
             if attachment.wired is None:  # its ADD is at work and claims them
                 left_alone.update(attachment.reserved)
             claims.update(self._claims_of(attachment))
-        return LocalPods(self._node, used, frozenset(claims), left_alone, self._off_block.look(snapshot, pods))
+        return LocalPods(self._node, used, frozenset(claims), left_alone, self._off_block.update(snapshot, pods))
 
     def _claims_of(self, attachment: Attachment) -> Iterator[Claim]:
         """Yield a claim for each address of a pod: those that are not reserved count only while off-block."""

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import TypeVar, cast
@@ -19,7 +19,7 @@ from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code, invalid_config
 from agent.model.cluster import ObjectMetadata
-from agent.model.node_status import PodEvent
+from agent.model.node_status import PodEvent, ReportEvent, ignore_event
 
 IP, STICKY, POOL = f"{ANNOTATION_PREFIX}ip", f"{ANNOTATION_PREFIX}sticky", f"{ANNOTATION_PREFIX}pool"
 KNOWN: Mapping[str, tuple[str, ...]] = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
@@ -74,13 +74,13 @@ class AnnotationsUnavailableError(CniError):
 class AnnotationReader:
     """Reads annotations. For several threads at once."""
 
-    def __init__(self, store: Datastore, tell: Callable[[PodEvent], None] = lambda _event: None) -> None:
-        """`store` answers within the time that an ADD may take; `tell` takes events for the pod."""
+    def __init__(self, store: Datastore, report_event: ReportEvent = ignore_event) -> None:
+        """`store` answers within the time that an ADD may take; `report_event` takes Events about pods."""
         self._store = store
-        self._tell = tell
+        self._report_event = report_event
         self._known: dict[str, AddressAnnotations] = {}
         self._namespaces: dict[str, tuple[float, ObjectMetadata]] = {}
-        self._told: dict[PodEvent, None] = {}
+        self._reported: dict[PodEvent, None] = {}
         self._lock = threading.Lock()
 
     def read(self, pod: PodIdentity) -> AddressAnnotations | None:
@@ -120,9 +120,9 @@ class AnnotationReader:
         """Report once in an event of a pod what is wrong with annotations of its own, or of its namespace."""
         for message in _unknown(found):
             pod_event = PodEvent(pod.name, pod.uid, UNKNOWN, message)
-            if pod_event not in self._told:
-                self._remember(self._told, pod_event, None)
-                self._tell(pod_event)
+            if pod_event not in self._reported:
+                self._remember(self._reported, pod_event, None)
+                self._report_event(pod_event)
 
     def _remember(self, known: dict[K, V], key: K, value: V) -> None:
         """Note something, and forget the oldest if there are too many; a dict that grows has no first."""
