@@ -47,6 +47,6 @@ def main(
     try:
         agent.run()
     except OSError:
-        log.exception("the agent can't start")
+        log.exception("the agent cannot start")
         return EXIT_FAILED
     return EXIT_FAILED if agent.failed else 0

@@ -35,9 +35,9 @@ class GraceTimes:
     """Seconds for which a node keeps what it no longer needs. No option sets them; tests choose shorter ones."""
 
     mode: float = 15.0
-    """From the withdrawal of a mode to its removal: peers read the withdrawal meanwhile."""
+    """From the withdrawal of a mode to its removal, so that peers read the withdrawal first."""
     daemon: float = 5.0
-    """For a daemon of a mode: an agent that starts, or a conf that is replaced, may not want it for a moment."""
+    """From the moment when a mode does not want its daemon to its end: a restart may want it again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def _build(chosen: Mapping[str, tuple[str, str]], options: Sequence[Option]) -> 
     values["node"] = values["node"] or os.uname().nodename.lower()
     kind, colon, path = values["datastore"].partition(":")
     if kind not in ("dir", "kubernetes") or bool(path) != bool(colon) or (kind == "dir" and not path):
-        raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is none; give {DATASTORES}")
+        raise ConfigError(f"{chosen['datastore'][1]}: {values['datastore']!r} is no datastore; give {DATASTORES}")
     for option in options:
         value, where = chosen[option.field]
         if option.allowed == PATH:

@@ -1,4 +1,4 @@
-"""testcnictl: asks the agent of this node and shows what it says, or watches what its programs do."""
+"""testcnictl: show the status of this node's agent, or dropped packets and flows as they happen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREEN, RED, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
 
 def ask(path: Path) -> dict[str, Any]:
-    """What the agent behind this socket says of itself. Raises OSError, ValueError."""
+    """Return the status report of the agent behind this socket. Raises OSError, ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(WITHIN)
         connection.connect(str(path))
@@ -33,18 +33,22 @@ def ask(path: Path) -> dict[str, Any]:
         with connection.makefile("rb") as answer:
             doc = strict_json.mapping(answer.read())
     if "node" not in doc:
-        raise ValueError(f"the agent's answer makes no sense: {doc}")
+        raise ValueError(f"the agent's answer is no status report: {doc}")
     return doc
 
 
 def render(doc: dict[str, Any], *, colour: bool) -> str:
-    """The answer for a person."""
+    """Return the status report as text."""
 
     def paint(text: str, code: str) -> str:
         return f"{code}{text}{PLAIN}" if colour else text
 
     healthy = doc["synced"] and not doc["problems"]
-    state = paint("healthy", GREEN) if healthy else paint("not as it should be", RED)
+    state = (
+        paint("healthy", GREEN)
+        if healthy
+        else paint("has problems" if doc["synced"] else "waits for the datastore", RED)
+    )
     lines = [f"{paint('node ' + doc['node'], BOLD)}: {state}"]
     lines.append(
         f"  {doc['nodes']} nodes, {doc['routes']} routes to peers, {doc['attachments']} pod interfaces, "
@@ -65,8 +69,8 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
 
 
 def monitor(run_dir: Path, output: str, seconds: float) -> int:
-    """Print drops and flows until the time is over or an interrupt: a table in a terminal, lines in a pipe."""
-    from agent.modes.registry import BUILT_IN  # noqa: PLC0415 - `status` must not wait for what it does not use
+    """Print drops and flows until the time is over or Ctrl-C: a table in a terminal, lines in a pipe."""
+    from agent.modes.registry import BUILT_IN  # noqa: PLC0415 - `status` does not need it
 
     try:
         packets = BUILT_IN.packet_monitor(run_dir)
@@ -78,7 +82,7 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
             for text in (packets.screen(events),) if table else map(as_text, events):
                 print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read has read enough
+        sys.stderr.close()  # the reader of the pipe has ended, as head(1) does
     except KeyboardInterrupt:
         pass
     except OSError as error:
@@ -88,16 +92,18 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 healthy, 1 problems, 2 wrong options, 3 nothing to monitor, 4 no agent answers."""
-    parser = argparse.ArgumentParser(prog="testcnictl", description="Asks the agent of this node.")
+    """Return the exit code: 0 healthy, 1 problems, 2 wrong options, 3 nothing to monitor, 4 no agent answers."""
+    parser = argparse.ArgumentParser(prog="testcnictl", description="Shows the state of this node's agent.")
     parser.add_argument("--version", action="version", version=f"testcni {__version__}")
     parser.add_argument("--socket", type=Path, default=Path("/run/testcni/agent.sock"), help="the agent's socket")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="networks, addresses, routes and problems of this node")
     status.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    live = commands.add_parser("monitor", help="drops and flows as they happen, in modes that show them")
+    live = commands.add_parser("monitor", help="dropped packets and flows as they happen, in modes that show them")
     live.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    live.add_argument("--for", dest="seconds", type=float, default=float("inf"), help="seconds; default: for ever")
+    live.add_argument(
+        "--for", dest="seconds", type=float, default=float("inf"), help="seconds; the default is no limit"
+    )
     options = parser.parse_args(argv)
     if options.command == "monitor":
         return monitor(options.socket.parent, options.output, options.seconds)

@@ -1,6 +1,6 @@
-"""testcni-uninstall: takes away all that the agent put on this node, and what it wrote of it into the datastore.
+"""testcni-uninstall: remove everything that the agent made on this node and wrote about it into the datastore.
 
-Pods that are left lose their network.
+Pods that still run lose their network.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ EXIT_DATASTORE = 4
 
 
 def withdraw(conf: AgentConfig) -> Iterator[str]:
-    """Remove what the agent wrote of this node into the datastore; what went. Raises StoreError.
+    """Remove from the datastore what the agent wrote about this node; yield each thing. Raises StoreError.
 
-    Of a node without a Node object nothing is there.
+    If the Node object does not exist, there is nothing to remove.
     """
     found = datastores.open_all(conf.datastore)
     store, api = found.store, found.api
     try:
         store.publish_accepted_modes(conf.node, "")
-        yield f"what node {conf.node} receives"
+        yield f"the accepted modes of node {conf.node}"
         if not api:
             return
         from agent.cluster import node_condition  # noqa: PLC0415 - the API's client is loaded where it is used
@@ -53,11 +53,11 @@ def withdraw(conf: AgentConfig) -> Iterator[str]:
 
 
 def uninstall(conf: AgentConfig, modes: Modes) -> Iterator[str]:
-    """Remove conflist and plugins, links, what modes run, routes, tunnels, nft table, pins and state; yield what.
+    """Remove conflist, plugins, links, daemons, routes, tunnels, nft table, pins and state; yield each thing.
 
     Raises OSError.
     """
-    if conf.conflist:  # first: the runtime must not start a pod on what goes now
+    if conf.conflist:  # first, so that the runtime starts no more pods
         for path in installer.uninstall(Places(conf.bundle, conf.conflist, conf.bin_dir, conf.conf_dir)):
             yield str(path)
     nl, host = netlink.host(), HostKernel(Loader(conf.ebpf, BPF_PINS), conf.sysctl_dir)
@@ -82,7 +82,7 @@ def uninstall(conf: AgentConfig, modes: Modes) -> Iterator[str]:
 
 
 def _empty(folder: Path) -> Iterator[str]:
-    """Remove what is in a folder; in a container the folder itself is a mount."""
+    """Remove the content of a folder, and yield it; in a container the folder itself is a mount."""
     if not folder.exists():
         return
     for path in folder.iterdir():
@@ -94,10 +94,10 @@ def _empty(folder: Path) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Options are the agent's.
+    """Return the exit code; the options are those of the agent.
 
-    Exit codes: 0 nothing is left, 1 failed, 2 wrong options, 3 an agent runs, 4 nothing is left on the node, but
-    the datastore could not be written.
+    0 all is removed, 1 failed, 2 wrong options, 3 an agent runs, 4 the node is clean, but the datastore could not
+    be written.
     """
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv, os.environ, BUILT_IN.agent_options)
@@ -111,14 +111,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"testcni-uninstall: an agent serves on {conf.run_dir}; stop it first", file=sys.stderr)  # noqa: T201
         return EXIT_BUSY
     except OSError as error:
-        print(f"testcni-uninstall: {error}; it may be repeated", file=sys.stderr)  # noqa: T201
+        print(f"testcni-uninstall: {error}; you can run it again", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
     try:
         for what in withdraw(conf):
             print(f"removed {what}")  # noqa: T201
     except StoreError as error:
-        what = f"this node is clean, but what the agent wrote of it stays in the datastore: {error}"
-        print(f"testcni-uninstall: {what}; it may be repeated", file=sys.stderr)  # noqa: T201
+        what = f"this node is clean, but the datastore still has its accepted modes and condition: {error}"
+        print(f"testcni-uninstall: {what}; you can run it again", file=sys.stderr)  # noqa: T201
         return EXIT_DATASTORE
     return 0
 

@@ -1,4 +1,4 @@
-"""The networks that the runtime's conf folder names, so that a node is ready before its first pod."""
+"""Read the networks in the runtime's conf folder, so that a node is ready before its first pod."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
 
 PLUGIN, TUNING = "testcni", "tuning"
-MAC, BANDWIDTH = "mac", "bandwidth"  # capabilities; one plugin is called so, too
-MACS = (MAC,), ("args", "cni", MAC), ("runtimeConfig", MAC)  # where tuning reads one (its README)
-SCHEDULE = Schedule(resync=30.0, first=0.0)  # should a change ever be missed
+MAC, BANDWIDTH = "mac", "bandwidth"  # capabilities; bandwidth is also the name of a plugin
+MACS = (MAC,), ("args", "cni", MAC), ("runtimeConfig", MAC)  # where the plugin tuning reads a MAC (its README)
+SCHEDULE = Schedule(resync=30.0, first=0.0)  # in case a change is missed
 
 
 @dataclass(frozen=True, slots=True)
 class Confs:
-    """The networks of type testcni in the conf folder, and which files are wrong."""
+    """The networks of type testcni in the conf folder, and faults of files."""
 
     networks: frozenset[Network] = frozenset()
     problems: tuple[Problem, ...] = ()
     chosen: Mapping[str, Network] = field(default_factory=dict)
-    """Of several confs of one name the first: the one that is to be installed, where there is one."""
+    """The network of each name, from the conflist to be installed, if it has it, else from the first conf."""
     installed: frozenset[Network] = frozenset()
-    """Those of the folder, where a conflist is to be installed there: they were in force when it was written."""
+    """If a conflist is to be installed: the networks of the folder, which were in force when it was written."""
     foreign_macs: Mapping[str, str] = field(default_factory=dict)
-    """By the name of a network the MAC that a plugin after testcni gives to pods, or several."""
+    """By the name of a network: the MAC, or several, that a plugin after testcni gives to pods."""
     unseen_macs: Mapping[str, str] = field(default_factory=dict)
-    """By the name of a network the plugins after testcni that may give a pod a MAC unseen by testcni."""
+    """By the name of a network: the plugins after testcni that may give a pod a MAC unknown to testcni."""
     egress_limits: Mapping[str, bool] = field(default_factory=dict)
     """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
 
 def read(folder: Path, template: Path | None = None, known: Confs | None = None, *, modes: Modes) -> Confs:
-    """What is in the folder now, and in the conflist that is to be installed there; `known`: at the last look."""
+    """Return the networks of the folder, and of the conflist to be installed; `known`: the result before."""
     try:
         paths = conflist.files(folder)
-    except OSError as error:  # a folder that can't be read takes no network away
+    except OSError as error:  # an unreadable folder removes no network
         problem = Problem(
-            str(folder), str(error), "let the agent read it; until then its last state stays in force"
+            str(folder), str(error), "make it readable for the agent; until then its last state stays in force"
         )
         return replace(known or Confs(), problems=(problem,))
     there = [read_file(path, modes) for path in paths]
@@ -70,25 +70,25 @@ def read(folder: Path, template: Path | None = None, known: Confs | None = None,
 
 
 def read_template(path: Path, folder: Path, modes: Modes) -> Confs:
-    """The networks of the conflist that is to be installed in the folder."""
-    remedy = "fix it (in Kubernetes: the ConfigMap); until then what is installed stays in force"
+    """Return the networks of the conflist that is to be installed in the folder."""
+    remedy = "fix it (in Kubernetes: the ConfigMap); until then the installed conflist stays in force"
     return _read(path, lambda data: of(conflist.conflist(data, folder), modes), remedy, ours=b"")
 
 
 def read_file(path: Path, modes: Modes) -> Confs:
-    """The networks of one file; one that does not mention us has none, whatever else it holds."""
+    """Return the networks of one file; a file without the word testcni has none, and no faults."""
     return _read(path, lambda data: of(conflist.read(path, data), modes), "fix or remove the file")
 
 
 def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes = PLUGIN.encode()) -> Confs:
-    """`ours`: what a file mentions that is ours to judge."""
+    """Return the networks of one file; `ours`: only faults of a file that contains this are reported."""
     data = b""
     try:
         data = atomic_file.read(path)
         found = parse(data)
         return replace(found, problems=_refused(path, found.unseen_macs))
     except FileNotFoundError:
-        return Confs()  # it went while we looked; who installs a conflist reports that there is none
+        return Confs()  # it was removed meanwhile; the installer reports a missing conflist
     except CniError as error:
         return Confs(problems=(Problem(str(path), str(error), remedy),) if ours in data else ())
     except OSError as error:
@@ -96,7 +96,7 @@ def _read(path: Path, parse: Callable[[bytes], Confs], remedy: str, ours: bytes 
 
 
 def of(conf: conflist.ConfList, modes: Modes) -> Confs:
-    """The networks of a file. Raises CniError."""
+    """Return the networks of a conflist. Raises CniError."""
     networks = [netconf.parse(plugin.conf, "", modes).network for plugin in conf.plugins if plugin.type == PLUGIN]
     mac, unseen, limit = foreign_mac(conf), unseen_mac(conf), egress_limit(conf)
     return Confs(
@@ -111,8 +111,8 @@ def of(conf: conflist.ConfList, modes: Modes) -> Confs:
 def foreign_mac(conf: conflist.ConfList) -> str:
     """Return the MAC that `tuning` gives to a pod after testcni has connected it; empty: none.
 
-    Then nobody reaches the pod: neighbours and programs on the node's side know the MAC that testcni gave.
-    If its entries have several, all are returned, separated by commas: no pod can have them all.
+    Such a pod is unreachable: neighbours and programs on the node use the MAC that testcni gave. If the entries
+    have several MACs, all are returned, separated by commas: no pod can have them all.
     """
     after = (plugin.conf for plugin in _from_ours(conf) if plugin.type == TUNING)
     found = (str(mac).lower() for entry in after for way in MACS for mac in conflist.found(entry, *way) if mac)
@@ -120,14 +120,14 @@ def foreign_mac(conf: conflist.ConfList) -> str:
 
 
 def unseen_mac(conf: conflist.ConfList) -> str:
-    """Return the plugins after testcni that runtimes give MACs for pods which testcni does not hear of."""
+    """Return the plugins after testcni that get MACs of pods from the runtime, if testcni does not get them."""
     ours, after = _from_ours(conf)[:1], _from_ours(conf)[1:]
     capable = sorted({plugin.type for plugin in after if plugin.type != PLUGIN and _is_capable(plugin, MAC)})
     return "" if any(_is_capable(plugin, MAC) for plugin in ours) else ", ".join(capable)
 
 
 def _refused(path: Path, unseen: Mapping[str, str]) -> tuple[Problem, ...]:
-    """Report a conflist whose pods might be given a MAC that nobody reaches them by."""
+    """Report a conflist whose pods might get a MAC by which they are unreachable."""
     if not (plugins := next(iter(unseen.values()), "")):
         return ()
     what = f"{plugins} has the capability `mac` and {PLUGIN} has not: no pod is added, as one that asks for a MAC"
@@ -135,9 +135,9 @@ def _refused(path: Path, unseen: Mapping[str, str]) -> tuple[Problem, ...]:
 
 
 def egress_limit(conf: conflist.ConfList) -> bool | None:
-    """Whether a plugin after testcni limits what each pod sends; None: none of them ever does.
+    """Whether a plugin after testcni limits what each pod sends; None: none of them does.
 
-    False: it may, for pods that testcni is not told of, as its own entry lacks the capability `bandwidth`.
+    False: it may, and testcni does not know for which pods, as its own entry lacks the capability `bandwidth`.
     """
     ours, after = _from_ours(conf)[:1], _from_ours(conf)[1:]
     limits = [plugin for plugin in after if plugin.type == BANDWIDTH or _is_capable(plugin, BANDWIDTH)]
@@ -149,11 +149,11 @@ def egress_limit(conf: conflist.ConfList) -> bool | None:
 
 def _is_capable(plugin: conflist.Plugin, capability: str) -> bool:
     declared = (each for each in conflist.found(plugin.conf, "capabilities") if each)
-    return any(each.get(capability) for each in declared)  # keys of a map are compared as they are
+    return any(each.get(capability) for each in declared)  # keys of a map are compared exactly
 
 
 def _from_ours(conf: conflist.ConfList) -> tuple[conflist.Plugin, ...]:
-    """Return testcni's entry and those after it, none without it."""
+    """Return testcni's entry and those after it; empty if there is none."""
     types = [plugin.type for plugin in conf.plugins]
     return conf.plugins[types.index(PLUGIN) :] if PLUGIN in types else ()
 
@@ -184,12 +184,12 @@ class ConfDir(Controller):
         super().run(stop)
 
     def later_plugins(self) -> LaterPlugins:
-        """Return what the confs say, at the time of a call, of the plugins after testcni."""
+        """Return what the confs say about the plugins after testcni, read at each call."""
         confs = self.found
         return LaterPlugins(
             lambda network: confs.get().foreign_macs.get(network, ""),
             lambda network: confs.get().unseen_macs.get(network, ""),
-            lambda network: confs.get().egress_limits.get(network),  # noqa: PLW0108 - the confs as they are then
+            lambda network: confs.get().egress_limits.get(network),  # noqa: PLW0108 - read at each call
         )
 
     def once(self) -> bool:

@@ -1,6 +1,6 @@
-"""Plugin and conflist onto the host: by atomic rename, only when they differ, the conflist last of all.
+"""Install plugins and conflist on the host, if they differ, by atomic rename; the conflist comes last.
 
-The runtime takes a node for ready as soon as there is a conflist, so it is written only when a pod could start.
+For the runtime a node is ready as soon as there is a conflist. So it is written only when a pod could start.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from agent.runtime import atomic_file
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
 
-CONFLIST = "05-testcni.conflist"  # sorts before what other plugins' installers write (10-...)
-DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call those of other confs
-SCHEDULE = Schedule(resync=30.0, first=0.0)  # should a change ever be missed
-REASONS = 3  # problems that a waiting conflist names: an Event has 1,024 bytes
+CONFLIST = "05-testcni.conflist"  # sorts before the confs of other plugins (10-...)
+DELEGATING = frozenset({"multus", "multus-shim"})  # types of plugins that call the plugins of other confs
+SCHEDULE = Schedule(resync=30.0, first=0.0)  # in case a change is missed
+REASONS = 3  # problems named with a conflist that is not installed: an Event has 1,024 bytes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`bundle` (plugins) and `template` (the conflist) are our image's; the others are the host's."""
+    """The paths: `bundle` (plugins) and `template` (the conflist) are in our image, the others on the host."""
 
     bundle: Path
     template: Path
@@ -49,7 +49,7 @@ class Places:
 
 
 class Installer(Controller):
-    """Keeps the host's copies of plugins and conflist as they should be."""
+    """Keeps plugins and conflist installed on the host."""
 
     def __init__(
         self, places: Places, status: Observable[NodeStatus], problems: PartProblems, modes: Modes
@@ -62,25 +62,25 @@ class Installer(Controller):
         self._refused = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Install everything, and install again what others change, until `stop` is set."""
+        """Install everything, and again after changes by others, until `stop` is set."""
         watched = (self._places.bin_dir, self._places.conf_dir, self._places.template.parent)
         directory_watch.watch({f"watch-{folder.name}": folder for folder in watched}, self.wake, stop)
         super().run(stop)
 
     @property
     def installed(self) -> bool:
-        """Whether the runtime's folder has the conflist."""
+        """Whether the conflist is in the runtime's folder."""
         return self._places.conflist.exists()
 
     @property
     def lacking(self) -> str:
-        """Why the runtime's folder has not the conflist that it should have; empty: it has."""
+        """The reason why the wanted conflist is not in the runtime's folder; empty: it is."""
         if self._refused:
-            return f"the conflist {self._places.template} can't be used: {self._refused}"
+            return f"the conflist {self._places.template} cannot be used: {self._refused}"
         return "" if self.installed else "the conflist is not installed"
 
     def once(self) -> bool:
-        """Install what differs; what fails is a problem, and is tried again after the next change."""
+        """Install what differs; a failure is a problem, and is retried after the next change."""
         problems: dict[str, Problem] = {}
         try:
             for source in sorted(self._places.bundle.iterdir()):
@@ -88,24 +88,26 @@ class Installer(Controller):
             if problem := self._put_conflist():
                 problems["conflist"] = problem
         except OSError as error:
-            remedy = "see that the host's folders are mounted and can be written"
+            remedy = "check that the host's folders are mounted and writable"
             problems["install"] = Problem("install", str(error), remedy)
         for name in self._absent(problems):
             what = (
                 f"names the plugin {name}, which is not in {self._places.bin_dir}: no pod can be added without it"
             )
-            remedy = "install it there, or take it out of the conflist"
+            remedy = "install it there, or remove it from the conflist"
             problems[f"plugin {name}"] = Problem(str(self._places.template), what, remedy)
         for path in foreign(self._places.conf_dir):
-            what = f"sorts before {CONFLIST}, so the runtime uses it and not testcni"
-            problems[str(path)] = Problem(str(path), what, "remove what installed it, then the file")
+            what = f"sorts before {CONFLIST}, so the runtime uses it instead of testcni"
+            problems[str(path)] = Problem(
+                str(path), what, "uninstall the program that wrote it, then remove the file"
+            )
         self._problems.publish(problems)
         return True
 
     def _put_conflist(self) -> Problem | None:
-        """Install the conflist if its networks are prepared, else return why the installed one stays in force.
+        """Install the conflist if its networks are prepared, else return why the old one stays in force.
 
-        Raises OSError where it can't be installed.
+        Raises OSError.
         """
         template, self._refused = self._places.template, ""
         try:
@@ -116,7 +118,7 @@ class Installer(Controller):
             return self._refuse("there is no such file", remedy)
         except (CniError, OSError) as error:
             self._refused = str(error)
-            return None  # who reads the confs reports it
+            return None  # ConfDir reports it
         if not networks:
             return self._refuse("has no plugin of type testcni", "add one")
         prepared = self._status.get().blocks
@@ -128,21 +130,23 @@ class Installer(Controller):
         return None
 
     def _refuse(self, what: str, remedy: str) -> Problem:
-        """Note and return what is wrong with the conflist that is to be installed."""
+        """Note why the conflist is not installed, and return it as a problem."""
         self._refused = what
-        return Problem(str(self._places.template), what, f"{remedy}; until then what is installed stays in force")
+        return Problem(
+            str(self._places.template), what, f"{remedy}; until then the installed conflist stays in force"
+        )
 
     def _waiting(self, what: str) -> Problem:
-        """Return the problem with the reasons for it, as an Event shows no other problem beside it."""
+        """Return the problem with its reasons, as an Event shows only one problem."""
         own = self._problems.get().values()
         others = [problem for problem in self._status.get().problems if problem not in own]
         if not others:
-            return Problem(str(self._places.template), what, "wait; if it stays so, see the agent's log")
+            return Problem(str(self._places.template), what, "wait; if this lasts, see the agent's log")
         reasons = "; ".join(f"{problem.where}: {problem.what}" for problem in others[:REASONS])
         return Problem(str(self._places.template), f"{what}: {reasons}", others[0].remedy)
 
     def _absent(self, problems: Mapping[str, Problem]) -> list[str]:
-        """Programs that the installed conflist names and the plugin folder lacks; none where that is not known."""
+        """Return the programs that the installed conflist names and the plugin folder lacks, as far as known."""
         if "install" in problems:
             return []
         try:
@@ -150,15 +154,15 @@ class Installer(Controller):
             types = {plugin.type for plugin in conf.plugins}
             return sorted(name for name in types if not (self._places.bin_dir / name).is_file())
         except (CniError, OSError):
-            return []  # who reads the confs reports it, or there is none yet
+            return []  # ConfDir reports it, or there is none yet
 
 
 def foreign(conf_dir: Path) -> list[Path]:
-    """Confs that the runtime would take instead of ours; one of a plugin that calls ours may come first."""
+    """Return confs that the runtime would use instead of ours; Multus, which calls ours, may be first."""
     try:
         paths = conflist.files(conf_dir)
     except OSError:
-        return []  # who reads the confs reports it
+        return []  # ConfDir reports it
     return [path for path in paths if path.name < CONFLIST and not _delegates(path)]
 
 
@@ -166,14 +170,14 @@ def _delegates(path: Path) -> bool:
     try:
         types = {plugin.type for plugin in conflist.read(path, atomic_file.read(path)).plugins}
     except (CniError, OSError):
-        return False  # whatever it is, the runtime would take it
+        return False  # the runtime would use it in any case
     return not types.isdisjoint(DELEGATING)
 
 
 def uninstall(places: Places) -> list[Path]:
-    """Take away what `Installer` put on the host, the conflist first; what was removed. Raises OSError.
+    """Remove what `Installer` installed, the conflist first, and return the removed paths. Raises OSError.
 
-    A file in the plugin folder goes only if it is byte for byte ours: portmap may be the distribution's.
+    A plugin is removed only if all its bytes are ours: portmap may be the distribution's.
     """
     ours = {source.name: source.read_bytes() for source in places.bundle.iterdir()}
     removed = []
@@ -189,11 +193,11 @@ def uninstall(places: Places) -> list[Path]:
 
 
 def _install(data: bytes, target: Path, mode: int) -> None:
-    """Make `target` hold `data`, whole at every moment, also over a crash. Raises OSError."""
+    """Write `data` to `target` atomically, also in case of a crash. Raises OSError."""
     if _same(target, data) and target.stat().st_mode & 0o777 == mode:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.new")  # the same each time, as it stands in the text of errors
+    new = target.with_name(f".{target.name}.new")  # always the same name, because texts of errors contain it
     try:
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:

@@ -1,4 +1,4 @@
-"""Whether an agent lives, and whether its node takes pods: answers with their reasons, one a line."""
+"""Whether the agent is alive, and whether its node is ready for pods: pages with one reason per line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from agent.observe.http import Page
 
 
 def alive(parts: Iterable[Thread], listen: tuple[str, int] | None) -> Page:
-    """Whether every part's thread lives, and the node still has the address of metrics and health.
+    """Return 200 if all threads are alive, and the node still has the address of metrics and health.
 
-    A node that came back under another address needs an agent that is started anew, which probes by loopback would
-    not show: kubelet gives a new container the node's address of that moment.
+    If the node's address has changed, the agent must be restarted, as kubelet gives the current address only to
+    a new container. Probes of the loopback address would not show this.
     """
     reasons = [f"{part.name} has ended" for part in parts if not part.is_alive()]
     if listen and not _is_here(listen[0]):
@@ -27,7 +27,7 @@ def alive(parts: Iterable[Thread], listen: tuple[str, int] | None) -> Page:
 
 
 def _is_here(host: str) -> bool:
-    """Whether an address is on an interface of this node, or stands for all; also where that can't be read."""
+    """Whether an address is on an interface of this node, or means all; True if this cannot be read."""
     address = ipaddress.ip_address(host)
     if address.is_unspecified or address.is_loopback:
         return True
@@ -38,7 +38,7 @@ def _is_here(host: str) -> bool:
 
 
 def ready(status: NodeStatus, confs: Confs, installer: Installer | None) -> Page:
-    """Whether the datastore was read, the networks of confs and pods are prepared, the conflist is installed."""
+    """Return 200 if the datastore was read, all networks are prepared, and the conflist is installed."""
     reasons = []
     if not status.synced:
         reasons.append("the datastore has not been read completely yet")
@@ -50,7 +50,7 @@ def ready(status: NodeStatus, confs: Confs, installer: Installer | None) -> Page
         reasons.append(f"{what}: they may be cut off")
     if installer and installer.lacking:
         reasons.append(installer.lacking)
-    if reasons:  # what stands behind them; a problem alone does not make a node unready
+    if reasons:  # a problem alone does not make a node unready
         reasons += map(str, status.problems)
     return _page(reasons)
 

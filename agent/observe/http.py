@@ -1,7 +1,7 @@
-"""Metrics and health over HTTP: GET and HEAD, one request a connection, whatever the client does.
+"""Metrics and health over HTTP: GET and HEAD, one request per connection.
 
-One thread serves all connections by turns, so clients that are slow or many cost no threads and hold up nobody.
-Those from the node itself, as kubelet's probes, have a budget of their own: no pod can take it.
+One thread serves all connections, so slow clients and many clients cost no threads and do not delay others.
+Connections from the node itself, such as kubelet's probes, have a limit of their own, which no pod can use up.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 
 TEXT = "text/plain; charset=utf-8"
-WITHIN = 5.0  # seconds for all of a connection
+WITHIN = 5.0  # seconds for a whole connection
 LONGEST = 8192  # bytes of a request
-MOST = 64  # connections from the node itself, and as many from elsewhere; one more ends the oldest of its kind
-AT_ONCE = 16  # connections that are taken by turns
-FRESH = 0.5  # seconds: how old a page for others may be; making one costs more than asking for it
-WAITING = 1024  # connections not yet taken, in the kernel
+MOST = 64  # connections from the node itself, and as many from elsewhere; one more closes the oldest of its kind
+AT_ONCE = 16  # connections that are accepted before others are served
+FRESH = 0.5  # seconds: the age of a page for clients on other nodes: making one costs more than asking
+WAITING = 1024  # connections in the kernel that are not accepted yet
 LOOPBACK = "127.0.0.1"
-LOOK = 0.2  # seconds until the end is noticed
-AGAIN = 5.0  # seconds until a port in use is tried again
-PATIENCE, LOOK_SOON = 4.0, 0.05  # seconds: how long an answer may wait to be a good one, and how often it is made
+LOOK = 0.2  # seconds between two looks whether the agent stops
+AGAIN = 5.0  # seconds until a port that is in use is tried again
+PATIENCE, LOOK_SOON = (
+    4.0,
+    0.05,
+)  # seconds: how long an answer may be delayed until it is no 503, and between two tries
 WAIT = re.compile(r"wait=([0-9]{1,3})")
 REQUEST = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.[01]\r?\n")
 
@@ -41,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An answer."""
+    """The answer for one path."""
 
     body: bytes
     type: str = TEXT
@@ -49,15 +52,15 @@ class Page:
 
 
 Pages = Mapping[str, Callable[[], Page]]
-"""What makes the page of each path."""
+"""The function that makes the page of each path."""
 
 
 class Http:
-    """Serves pages on an address and a port (0: any that is free)."""
+    """Serves pages on an address and a port (0: any free port)."""
 
     def __init__(self, address: tuple[str, int], pages: Pages, problems: PartProblems) -> None:
         self.port = 0
-        """The port while it is served on."""
+        """The port; 0 until it is open."""
         self._address = address
         self._pages = pages
         self._problems = problems
@@ -66,7 +69,7 @@ class Http:
         self._made: dict[str, tuple[float, Page]] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set; a port in use is a problem, and tried again."""
+        """Serve until `stop` is set; a port that is in use is a problem, and is tried again."""
         asyncio.run(self._serve(stop))
 
     async def _serve(self, stop: threading.Event) -> None:
@@ -86,7 +89,7 @@ class Http:
             except OSError as error:
                 what = error.strerror or str(error)
                 problem = Problem(
-                    where, what, "free it or choose another; until then no metrics and no health there"
+                    where, what, "free it or choose another; until then there are no metrics and no health there"
                 )
                 self._tell(name, problem)
                 end = time.monotonic() + AGAIN
@@ -94,7 +97,7 @@ class Http:
                     await asyncio.sleep(min(AGAIN, LOOK))
 
     def _tell(self, name: str, problem: Problem | None) -> None:
-        """Report what hinders a listener, None: nothing does."""
+        """Report the problem of a listener; None: it has none."""
         self._problems.update(
             lambda known: {key: one for key, one in {**known, name: problem}.items() if one is not None}
         )
@@ -102,7 +105,7 @@ class Http:
     async def _serve_on(self, sock: socket.socket, name: str, stop: threading.Event) -> None:
         server = await asyncio.start_server(self._talk, sock=sock, limit=LONGEST, backlog=AT_ONCE)
         async with server:
-            sock.listen(WAITING)  # more than are taken at once: one that is dropped comes again after 1 s
+            sock.listen(WAITING)  # a connection that the kernel drops comes again only after 1 s
             if name == "listen":
                 self.port = sock.getsockname()[1]
             self._tell(name, None)
@@ -110,7 +113,7 @@ class Http:
                 await asyncio.sleep(LOOK)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its request to its end."""
+        """Serve one connection, from its request to its end."""
         own = _is_own(writer)
         kind = self._open[own]
         if len(kind) >= MOST:
@@ -124,7 +127,7 @@ class Http:
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # its own fault or bad luck: no line in the log for every port scan
+            pass  # the client's fault: a port scan must not fill the log
         finally:
             writer.transport.abort()
             with contextlib.suppress(ValueError):
@@ -145,9 +148,9 @@ class Http:
         return _encode(page, body=method == "GET")
 
     async def _waited(self, path: str, query: str) -> Page:
-        """Return the page for a client on this node; with `wait=SECONDS` when it is no 503, or after that time.
+        """Return the page for a client on this node; with `wait=SECONDS` once it is no 503 or time is up.
 
-        kubelet writes a warning Event for each probe that fails, also for one of an agent that has just begun.
+        kubelet writes a warning Event for each failed probe, also of an agent that has just started.
         """
         asked = WAIT.fullmatch(query)
         end = time.monotonic() + (min(PATIENCE, float(asked[1])) if asked else 0.0)
@@ -180,7 +183,7 @@ def _bound(place: tuple[str, int]) -> socket.socket:
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:
-    """Whether a connection comes from this node: nobody elsewhere can answer for its addresses."""
+    """Whether a connection comes from this node: its addresses are on no other machine."""
     peer, here = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
     return bool(peer and here) and (peer[0] == here[0] or ipaddress.ip_address(peer[0]).is_loopback)
 

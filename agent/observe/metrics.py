@@ -1,4 +1,4 @@
-"""What an agent counts and measures, for Prometheus; docs/reference/metrics.md says what each is good for."""
+"""The metrics of an agent, for Prometheus; docs/reference/metrics.md explains each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROUND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Whom to ask when somebody wants to know."""
+    """The parts of the agent whose values are read at a scrape."""
 
     node: str
     report: Callable[[], Mapping[str, Any]]
@@ -66,7 +66,7 @@ class Metrics:
 
         @functools.lru_cache(256)
         def observer(verb: str, mode: str, result: str) -> Callable[[float], None]:
-            """Found once for each combination: it is the pod path that waits."""
+            """Return where to add a duration; cached, as the pod path waits for it."""
             known = (verb if verb in VERBS else "other", mode if mode in modes else "unknown", result)
             return calls.labels(*known).observe
 
@@ -75,74 +75,87 @@ class Metrics:
         )
 
     def follow(self, sources: Sources) -> None:
-        """Ask these too from now on."""
+        """Read these sources at each scrape from now on."""
         self._registry.register(_State(sources))
 
     def names(self) -> Iterator[str]:
-        """The name of every metric, as a query has it."""
+        """Yield the name of each metric, as a query has it."""
         for metric in self._registry.collect():
             yield f"{metric.name}_total" if metric.type == "counter" else metric.name
 
     def text(self) -> bytes:
-        """All metrics in the text format 0.0.4 of Prometheus."""
+        """Return all metrics in the text format 0.0.4 of Prometheus."""
         return generate_latest(self._registry)
 
 
 class _State(Collector):
-    """Nothing is counted twice: what the agent knows anyway is looked up when it is asked for."""
+    """Metrics that are computed at the scrape, from values that the agent has in any case."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: a registry need not ask us before the agent runs."""
+        """Return nothing, so that the registry does not collect before the agent runs."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Every gauge and counter."""
+        """Yield every gauge and counter."""
         sources = self._sources
         report = sources.report()
         status, snapshot = sources.reconciler.status.get(), sources.snapshot_cache.snapshot.get()
         yield gauge("build_info", "1; the version is its label", ["version"], {(__version__,): 1})
         yield from _networks(report["networks"])
         for name, text, value in (
-            ("attachments", "Interfaces of pods, those that an ADD is at work on included", report["attachments"]),
+            ("attachments", "Interfaces of pods, including those that an ADD is making", report["attachments"]),
             ("nodes", "Node objects", len(snapshot.nodes)),
             ("peers", "Other nodes that have a block of addresses", _peers(snapshot, sources.node)),
             ("routes_desired", "Routes to peers that should be in the kernel", status.routes),
-            ("routes_programmed", "Those of them that are", status.programmed),
+            ("routes_programmed", "Routes to peers that should be in the kernel, and are", status.programmed),
             ("problems", "Problems that a person must fix; testcnictl status lists them", len(status.problems)),
         ):
             yield gauge(name, text, [], {(): value})
         yield gauge(
-            "reservations", "Addresses that stay, of pods of this node", ["state"], _held(snapshot, sources.node)
+            "reservations", "Reserved addresses of pods of this node", ["state"], _held(snapshot, sources.node)
         )
         try:
-            yield gauge("journal_length", "Journaled DELs still to be done", [], {(): sources.journal.waiting()})
+            yield gauge(
+                "journal_length", "Journaled DELs that are not done yet", [], {(): sources.journal.waiting()}
+            )
         except OSError:
-            yield gauge("journal_length", "Journaled DELs; the journal can't be read", [], {})
+            yield gauge("journal_length", "Journaled DELs; the journal cannot be read", [], {})
         yield counter(
-            "reconcile_errors", "Rounds in which a kind failed", ["what"], sources.reconciler.errors.all()
+            "reconcile_errors",
+            "Rounds of the reconciler in which this kind failed",
+            ["what"],
+            sources.reconciler.errors.all(),
         )
         yield counter(
             "drift_repaired",
-            "What others changed and was put right",
+            "Changes by other programs that were repaired",
             ["kind"],
             sources.reconciler.drift.repaired.all(),
         )
         yield counter(
-            "watch_restarts", "Watches begun anew", ["kind", "reason"], sources.snapshot_cache.watch_restarts.all()
+            "watch_restarts",
+            "Watches that were restarted",
+            ["kind", "reason"],
+            sources.snapshot_cache.watch_restarts.all(),
         )
         yield from sources.of_modes()
         ages: dict[tuple[str, ...], float] = {
             (k,): age for k, age in sources.snapshot_cache.seconds_since_change().items()
         }
-        yield gauge("watch_last_event_age_seconds", "Since the datastore last told of a kind", ["kind"], ages)
+        yield gauge(
+            "watch_last_event_age_seconds",
+            "Seconds since the last event of this kind from the datastore",
+            ["kind"],
+            ages,
+        )
         yield from _ebpf(report["ebpf"] or {})
 
 
 def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
-    """Addresses and blocks; of two confs of one name (one has changed, pods are on both) the larger counts."""
+    """Yield addresses and blocks. If pods are on two versions of a conf, the larger number counts."""
     largest: dict[tuple[str, str, str], Mapping[str, int]] = {}
     blocks: dict[tuple[str, ...], float] = {}
     for entry in reported:
@@ -160,14 +173,17 @@ def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
 
 
 def _ebpf(counted: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
-    """What the eBPF programs did, by reason."""
-    for unit, text in (("packets", "Packets that the eBPF programs saw"), ("bytes", "Their bytes")):
+    """Yield what the eBPF programs did with packets, by reason."""
+    for unit, text in (
+        ("packets", "Packets in the eBPF programs"),
+        ("bytes", "Bytes of packets in the eBPF programs"),
+    ):
         values: dict[tuple[str, ...], float] = {(reason,): count[unit] for reason, count in counted.items()}
-        yield counter(f"ebpf_{unit}", f"{text}, by what became of them", ["reason"], values)
+        yield counter(f"ebpf_{unit}", f"{text}, by what happened to them", ["reason"], values)
 
 
 def _held(snapshot: Snapshot, node: str) -> dict[tuple[str, ...], float]:
-    """Reservations of this node by what they wait for: their pod's end, their own, another node's word."""
+    """Return the number of this node's reservations by state: in use, waiting for another node, kept."""
     mine = [held for held in snapshot.reservations.values() if held.node == node]
     used, asked = sum(held.in_use for held in mine), sum(bool(held.asks) for held in mine)
     return {("used",): used, ("asked",): asked, ("kept",): len(mine) - used - asked}

@@ -1,4 +1,4 @@
-"""Report that testcni does not enforce NetworkPolicies, as long as there are any: they look as if in force."""
+"""Report that testcni does not enforce NetworkPolicies, as long as there are any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class NetworkPolicies(Controller):
-    """Looks now and then for a NetworkPolicy, without a watch."""
+    """Looks for a NetworkPolicy every few minutes, without a watch."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class NetworkPolicies(Controller):
         """Whether the last request had no answer."""
         self._told: tuple[str, float] | None = None
         self.note = ""
-        """What people should know; empty when there is no NetworkPolicy, or the agent may not list them."""
+        """The note in the status report; empty if there is no NetworkPolicy, or the agent may not list them."""
 
     def once(self) -> bool:
         """Look for a NetworkPolicy. An agent without the right to do so works as well."""
@@ -57,7 +57,7 @@ class NetworkPolicies(Controller):
         return pause * random.uniform(0.9, 1.1)  # noqa: S311
 
     def _look(self) -> None:
-        """Look for a NetworkPolicy, and make an Event about it now and then. Raises StoreError."""
+        """Look for a NetworkPolicy, and write an Event about it once an hour. Raises StoreError."""
         answer = self._api.ask(Request("GET", PATH, {"limit": "1"}, accept=METADATA_LIST))
         items = answer.get("items")
         first = next((item for item in items if isinstance(item, dict)), None) if isinstance(items, list) else None
@@ -73,7 +73,7 @@ class NetworkPolicies(Controller):
             self._told = (uid, now)
 
     def _tell(self, namespace: str, name: str, uid: str) -> None:
-        """Make one Event in the cluster: its name is of the policy, so the first agent does. Raises StoreError."""
+        """Write an Event whose name is that of the policy, so that only one agent can. Raises StoreError."""
         about = {
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": namespace, "name": name,
             "uid": uid,
@@ -81,4 +81,4 @@ class NetworkPolicies(Controller):
         try:
             self._api.ask(event(self._node, about, REASON, MESSAGE, event_name("not-enforced", uid)))
         except ConflictError:
-            log.debug("another agent has told of NetworkPolicy %s/%s", namespace, name)
+            log.debug("another agent has written the Event for NetworkPolicy %s/%s", namespace, name)

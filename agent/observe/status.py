@@ -1,4 +1,4 @@
-"""What an agent says of itself, for `testcnictl status`."""
+"""The status report of an agent, for `testcnictl status` and the page /status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent.objects import pod_guard
 from agent.objects.host_kernel import HostKernel
 
 
-def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
+def report(  # noqa: PLR0913, PLR0917 - all parts that the report is about
     conf: AgentConfig,
     began: float,
     snapshot: Snapshot,
@@ -31,7 +31,7 @@ def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
     modes: Modes,
     host: HostKernel,
 ) -> dict[str, Any]:
-    """Node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
+    """Return node, networks with their addresses, and problems, as JSON; `began` is of time.monotonic."""
     return {
         "node": conf.node,
         "datastore": conf.datastore,
@@ -53,7 +53,7 @@ def report(  # noqa: PLR0913, PLR0917 - all that an agent says something of
 
 
 def _ebpf(modes: Modes, host: HostKernel) -> dict[str, Any] | None:
-    """Packets and bytes by what became of them, all 0 where no programs are in use; None: can't be read.
+    """Return packets and bytes by reason: all 0 if no programs are in use, None if they cannot be read.
 
     Packets that pod_guard drops are added to those that programs of a mode drop for the same reason.
     """

@@ -1,7 +1,7 @@
 """An agent with a sixth mode, p2p: it is this file and one entry in the registry, and the agent is not changed.
 
-Pods have a veth pair and a /32 each, and nodes route each other's blocks. docs/development/how-to-add.md explains
-it as the example of a new mode, and it goes through tests/lab/paths.py as the others do.
+Pods have a veth pair and a /32 each, and nodes route each other's blocks. docs/development/how-to-add.md uses it
+as the example of a new mode, and tests/lab/paths.py tests it like the others.
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ def test_only_one_agent_serves_on_a_run_dir(node: LabNode) -> None:
 
 def test_wrong_options_are_told() -> None:
     for argv, words in (
-        (["--datastore", "etcd:x"], "'etcd:x' is none"),
+        (["--datastore", "etcd:x"], "'etcd:x' is no datastore"),
         (["--datastore", "dir:/x", "--resync", "soon"], "'soon' must be a number of seconds"),
         (["--datastore", "dir:/x", "--run-dir", "relative"], "must be an absolute path"),
     ):

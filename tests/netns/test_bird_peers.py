@@ -166,7 +166,7 @@ def test_what_is_refused_leaves_in_force_what_was(tmp_path: Path) -> None:
         one.want(nodes, externals=(External(IPv4Address("192.0.2.100"), 64512),))
         assert "the cluster's own AS" in eventually(lambda: problems(one))
         one.want(nodes, externals=(), tunnel=Tunnel('x"; y'))
-        eventually(lambda: "can't be named to BIRD" in problems(one))
+        eventually(lambda: "as an interface name" in problems(one))
         assert one.knows(nodes)
         one.want(nodes, tunnel=None)
         eventually(lambda: not problems(one))

@@ -259,7 +259,7 @@ def test_no_session_begins_before_the_options_are_good(tmp_path: Path) -> None:
         options = options_file(file, note)
         known, (problem,) = options.look()
         assert (known, options.stands) == (None, False)
-        assert "no BGP session begins" in problem.what
+        assert "no BGP session starts" in problem.what
         assert configured(options) == [None]
     file.write_text(f"passwordFile: {secret}")
     secret.chmod(0o600)

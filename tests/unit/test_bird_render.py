@@ -106,10 +106,10 @@ def test_equal_values_are_equal_text() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (replace(ME, asn=0), "AS number 0"),
-        (replace(ME, externals=(replace(TOP, asn=2**32 - 1),)), "AS number 4294967295"),
+        (replace(ME, asn=0), "0 is not an AS number"),
+        (replace(ME, externals=(replace(TOP, asn=2**32 - 1),)), "4294967295 is not an AS number"),
         (replace(ME, externals=(replace(TOP, asn=64512),)), "the cluster's own AS 64512"),
-        (replace(ME, tunnel=Tunnel('x"; y')), "can't be named to BIRD"),
+        (replace(ME, tunnel=Tunnel('x"; y')), "as an interface name"),
         (
             replace(ME, peers=(*ME.peers, Peer("four", IPv4Address("192.0.2.2")))),
             "192.0.2.2 is the address of two",

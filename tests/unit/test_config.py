@@ -65,9 +65,9 @@ def test_numbers_for_routes(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "environ", "message"),
     [
-        ([], {}, "--datastore: '' is none; give dir:PATH"),
-        (["--datastore", "x"], {}, "--datastore: 'x' is none"),
-        (["--datastore", "kubernetes:"], {}, "--datastore: 'kubernetes:' is none"),
+        ([], {}, "--datastore: '' is no datastore; give dir:PATH"),
+        (["--datastore", "x"], {}, "--datastore: 'x' is no datastore"),
+        (["--datastore", "kubernetes:"], {}, "--datastore: 'kubernetes:' is no datastore"),
         (NEEDED, {"TESTCNI_RESYNC": "soon"}, "TESTCNI_RESYNC: 'soon' must be a number of seconds from 1 to 3600"),
         (NEEDED, {"TESTCNI_RESYNC": "nan"}, "TESTCNI_RESYNC: 'nan' must be"),
         ([*NEEDED, "--block-idle", "0"], {}, "--block-idle: '0' must be a number of seconds from 1 to 2592000"),

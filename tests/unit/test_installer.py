@@ -250,7 +250,7 @@ def test_an_impossible_conflist_leaves_the_old_one(places: Places, text: str) ->
         installer,
     )
     assert page.status == 503
-    assert f"the conflist {places.template} can't be used" in page.body.decode()
+    assert f"the conflist {places.template} cannot be used" in page.body.decode()
     places.template.write_text(json.dumps(CONFLIST))
     installer.once()
     assert health.ready(ready(places), confs(places), installer).status == 200
@@ -290,7 +290,7 @@ def test_a_conflist_that_is_missing_is_told(places: Places, *, before: bool) -> 
     assert "there is no such file; in Kubernetes: give the ConfigMap the key template" in str(problem)
     page = health.ready(status, confs(places), installer)
     assert page.status == 503
-    assert f"the conflist {places.template} can't be used: there is no such file" in page.body.decode()
+    assert f"the conflist {places.template} cannot be used: there is no such file" in page.body.decode()
     assert places.conflist.exists() == before
     places.template.write_text(json.dumps(CONFLIST))
     installer.once()

@@ -109,7 +109,7 @@ def test_of_a_folder_the_nodes_own_file_goes(tmp_path: Path) -> None:
         DirectoryStore(tmp_path).publish_accepted_modes(name, "net=vxlan")
     conf = config.load(["--node", "n1", "--datastore", f"dir:{tmp_path}"], {}, AGENT_OPTIONS)
     for _ in range(2):
-        assert list(uninstall.withdraw(conf)) == ["what node n1 receives"]
+        assert list(uninstall.withdraw(conf)) == ["the accepted modes of node n1"]
     assert [path.name for path in tmp_path.iterdir()] == ["n2.receives"]
 
 

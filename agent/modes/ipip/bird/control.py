@@ -39,19 +39,19 @@ log = logging.getLogger(__name__)
 
 
 class ControlError(OSError):
-    """BIRD does not answer, or not as it should."""
+    """BIRD does not answer, or its answer is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: its last code, and all its lines with theirs."""
+    """A reply: its last code, and all its lines with their codes."""
 
     code: int
     lines: tuple[tuple[int, str], ...]
 
     @property
     def text(self) -> str:
-        """All lines, for people."""
+        """Return all lines as one text, for people."""
         return "; ".join(text.strip() for _code, text in self.lines if text.strip())
 
 
@@ -71,7 +71,7 @@ class Protocol:
 
 
 class Control:
-    """A connection to BIRD, restricted to looking unless `change`; raises ControlError throughout."""
+    """A connection to BIRD, read-only unless `change`. All methods raise ControlError."""
 
     def __init__(self, path: Path, *, change: bool = False, timeout: float = BirdTimes().answer) -> None:
         """`timeout`: seconds for one reply."""
@@ -85,7 +85,7 @@ class Control:
             self.pid: int = UCRED.unpack(
                 self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
             )[0]
-            """Who opened the socket; 0: a process that is not in our PID namespace."""
+            """The process that opened the socket; 0: one that is not in our PID namespace."""
             self.version = _version(self._reply())
             if not change:
                 self.ask("restrict")
@@ -102,7 +102,7 @@ class Control:
         self._socket.close()
 
     def ask(self, command: str) -> Reply:
-        """BIRD's reply to one command; an error that it reports is a reply too."""
+        """Return BIRD's reply to one command; an error that it reports is a reply, too."""
         if "\n" in command:
             raise ControlError("a command is one line")
         try:
@@ -112,7 +112,7 @@ class Control:
             raise error if isinstance(error, ControlError) else ControlError(f"{command}: {error}") from error
 
     def configure(self) -> None:
-        """Have it read its file anew. Raises BirdError when it refuses, ControlError when it does not answer."""
+        """Make BIRD read its configuration again. Raises BirdError if it refuses, else ControlError."""
         reply = self.ask("configure")
         if reply.code not in (RECONFIGURED, IN_PROGRESS, QUEUED):
             raise BirdError(
@@ -120,28 +120,28 @@ class Control:
             )
 
     def graceful_restart(self) -> bool:
-        """Have it end so that peers and kernel keep its routes; whether it will (BIRD 2.0.8)."""
+        """Make BIRD (2.0.8 or later) end so that peers and kernel keep its routes; return whether it will."""
         return self.ask("graceful restart").code == GRACEFUL_RESTART
 
     def is_busy(self) -> bool:
-        """Whether a reconfiguration is still at work, or recovery from a restart."""
+        """Whether a reconfiguration, or the recovery from a restart, is still in progress."""
         text = self.ask("show status").text
         return "Reconfiguration in progress" in text or "Graceful restart recovery in progress" in text
 
     def route_count(self) -> int:
-        """How many routes all tables of BIRD have."""
+        """Return the number of routes in all tables of BIRD."""
         found = TOTAL.search(self.ask("show route count").text)
         if not found:
             raise ControlError("show route count: no count in the reply")
         return int(found[1])
 
     def routes(self) -> frozenset[IPv4Network]:
-        """What all tables of BIRD have routes to, of IPv4; a line that can't be read costs only itself."""
+        """Return the IPv4 destinations in all tables of BIRD; an unreadable line is skipped."""
         lines = self.ask("show route").lines
         return frozenset(_networks(found[0] for _code, text in lines if (found := PREFIX.match(text))))
 
     def protocols(self) -> tuple[Protocol, ...]:
-        """All protocols with their details."""
+        """Return all protocols with their details."""
         return tuple(parse_protocols(self.ask("show protocols all").lines))
 
     def _reply(self) -> Reply:
@@ -155,7 +155,7 @@ class Control:
                 continue
             if not coded:
                 if not line.startswith(" ") or code < 0:
-                    raise ControlError(f"{line[:40]!r} is no line of BIRD's control protocol")
+                    raise ControlError(f"{line[:40]!r} is not a line of BIRD's control protocol")
                 lines.append((code, line[1:]))
                 continue
             code = int(coded[1])
@@ -170,7 +170,7 @@ class Control:
                 raise ControlError("BIRD's answer has no end")
             if len(self._rest) > LONGEST:
                 raise ControlError("BIRD's line has no end")
-            self._socket.settimeout(max(0.0, left))  # what has come is read even if it is late
+            self._socket.settimeout(max(0.0, left))  # 0: read what has already arrived
             try:
                 data = self._socket.recv(1 << 16)
             except (TimeoutError, BlockingIOError) as error:
@@ -183,10 +183,10 @@ class Control:
 
 
 def _version(reply: Reply) -> str:
-    """`2.0.12` of `0001 BIRD 2.0.12 ready.`"""
+    """Return `2.0.12` from `0001 BIRD 2.0.12 ready.`. Raises ControlError."""
     found = VERSION.search(reply.text)
     if reply.code != READY or not found:
-        raise ControlError(f"{reply.text[:60]!r} is no greeting of BIRD")
+        raise ControlError(f"{reply.text[:60]!r} is not a greeting of BIRD")
     return f"{found[1]}.{found[2]}"
 
 
@@ -195,11 +195,11 @@ def _networks(texts: Iterable[str]) -> Iterator[IPv4Network]:
         try:
             yield IPv4Network(text)
         except ValueError:
-            log.debug("BIRD has a route to %r, which is no network", text)
+            log.debug("BIRD has a route to %r, which is not an IPv4 network", text)
 
 
 def parse_protocols(lines: tuple[tuple[int, str], ...]) -> Iterator[Protocol]:
-    """The protocols in the lines of `show protocols all`; one that can't be read costs only itself."""
+    """Yield the protocols in the lines of `show protocols all`; an unreadable one is skipped."""
     row: list[str] = []
     details: list[str] = []
     for code, text in lines:
@@ -208,7 +208,7 @@ def parse_protocols(lines: tuple[tuple[int, str], ...]) -> Iterator[Protocol]:
                 yield _protocol(row, details)
             row, details = text.split(None, COLUMNS), []
             if len(row) < COLUMNS:
-                log.debug("%r is no protocol of BIRD", text)
+                log.debug("%r is not a protocol of BIRD", text)
                 row = []
         elif code == DETAILS:
             details.append(text)
@@ -242,7 +242,7 @@ def _field(line: str) -> tuple[str, str]:
 
 
 def sessions(protocols: tuple[Protocol, ...], names: dict[str, str]) -> tuple[Session, ...]:
-    """The BGP sessions under the names of their peers, in the order of these."""
+    """Return the BGP sessions with the names of their peers, sorted by these."""
     found = (
         Session(names.get(p.name, p.name), p.bgp, p.imported, p.exported, p.error) for p in protocols if p.bgp
     )

@@ -1,4 +1,4 @@
-"""The process bird: which one is installed, its files, how it is started, found again and ended."""
+"""The process bird: find the installed one, write its files, start it, find it again, end it."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where BIRD's files are: the folder is the agent's own, and on a tmpfs."""
+    """The paths of BIRD's files, in a folder of the agent's own on a tmpfs."""
 
     folder: Path
     answer_within: float = BirdTimes().answer
     """Seconds that BIRD has for one reply on its socket."""
 
     def control(self, *, change: bool = False) -> Control:
-        """Return a connection to BIRD, restricted to looking unless `change`. Raises ControlError."""
+        """Return a connection to BIRD, read-only unless `change`. Raises ControlError."""
         return Control(self.socket, change=change, timeout=self.answer_within)
 
     @property
     def conf(self) -> Path:
-        """Its configuration, mode 0600 as it holds passwords."""
+        """The configuration, with mode 0600 because it contains passwords."""
         return self.folder / "bird.conf"
 
     @property
     def standby(self) -> Path:
-        """The same, but for a BIRD that leaves the kernel's routes alone."""
+        """The configuration for a BIRD that does not change routes in the kernel."""
         return self.folder / "bird.conf.standby"
 
     @property
     def socket(self) -> Path:
-        """Its control socket."""
+        """The control socket."""
         return self.folder / "bird.ctl"
 
     @property
     def pid(self) -> Path:
-        """Its pid, as it writes it."""
+        """The file that BIRD writes its pid to."""
         return self.folder / "bird.pid"
 
     @property
     def log(self) -> Path:
-        """The named pipe that it logs to: one that a new agent finds again."""
+        """The named pipe for its log, which the next agent finds again."""
         return self.folder / "bird.log"
 
 
 def version(program: str) -> str:
-    """The installed BIRD's version; raises BirdError when there is none, or one that we can't use."""
+    """Return the installed BIRD's version. Raises BirdError if there is none, or it is unusable."""
     try:
         done = subprocess.run(
             [program, "--version"], capture_output=True, text=True, errors="replace", timeout=CHECK_TIMEOUT,
@@ -78,14 +78,14 @@ def version(program: str) -> str:
         raise BirdError(f"{program} --version says {words.strip()[:80]!r}", RUNS_ON)
     if found[2] != str(MAJOR):
         raise BirdError(
-            f"{program} is BIRD {found[1]}, whose filters can't set on-link next hops as those of BIRD 2 do",
+            f"{program} is BIRD {found[1]}, whose filters cannot set on-link next hops as those of BIRD 2 do",
             RUNS_ON,
         )
     return found[1]
 
 
 def write(program: str, files: Files, text: str, standby: str) -> None:
-    """Make these the configurations, after BIRD itself has found `text` good. Raises BirdError and OSError."""
+    """Write both configurations, after BIRD has accepted `text`. Raises BirdError, OSError."""
     new = beside(files.conf, text)
     try:
         done = subprocess.run(
@@ -96,13 +96,15 @@ def write(program: str, files: Files, text: str, standby: str) -> None:
         raise BirdError(f"{program} -p: {error}", RUNS_ON) from error
     if done.returncode:
         words = (done.stderr or done.stdout).strip().replace(f"{new}:", "line ")
-        raise BirdError(f"bird -p refuses the configuration: {words}", f"see {new}; what was in force stays so")
+        raise BirdError(
+            f"bird -p refuses the configuration: {words}", f"see {new}; the earlier configuration stays in force"
+        )
     new.rename(files.conf)
     beside(files.standby, standby).rename(files.standby)
 
 
 def restore(files: Files) -> None:
-    """Make the configuration that of a BIRD which leaves the kernel's routes alone. Raises BirdError, OSError."""
+    """Put the standby configuration in place: no change of routes in the kernel. Raises BirdError, OSError."""
     try:
         text = read(files.standby).decode()
     except UnicodeError as error:
@@ -111,7 +113,7 @@ def restore(files: Files) -> None:
 
 
 class Daemon:
-    """A running BIRD, known by a descriptor of its process, so that no other can take its pid."""
+    """A running BIRD, held by a descriptor of its process, as its pid may be reused."""
 
     def __init__(self, pid: int, fd: int, child: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -123,12 +125,12 @@ class Daemon:
         return not select.select([self.fd], [], [], 0)[0]
 
     def signal(self, number: int) -> None:
-        """Send it a signal; one that has ended hears nothing."""
+        """Send it a signal, if it has not ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.fd, number)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end; whether it came."""
+        """Wait for its end; return whether it has ended."""
         if not select.select([self.fd], [], [], seconds)[0]:
             return False
         if self._child:
@@ -142,7 +144,7 @@ class Daemon:
         os.close(self.fd)
 
     def how_it_ended(self) -> str:
-        """For people: by which signal or exit code, where we can know."""
+        """Return as text how it ended: by which signal or exit code, if that is known."""
         code = self._child.poll() if self._child else None
         if code is None:
             return "ended"
@@ -150,9 +152,9 @@ class Daemon:
 
 
 def start(program: str, files: Files, *, recover: bool, log_to: int) -> Daemon:
-    """Start BIRD with what is in its configuration; `recover` keeps the kernel's routes until peers are heard.
+    """Start BIRD with its configuration; `recover` keeps the kernel's routes until its peers have sent theirs.
 
-    It leads a session of its own: it outlives an agent that is killed. Raises BirdError.
+    It runs in a session of its own, so it outlives an agent that is killed. Raises BirdError.
     """
     argv = [program, "-f", "-c", str(files.conf), "-s", str(files.socket), "-P", str(files.pid)]
     try:
@@ -170,9 +172,9 @@ def start(program: str, files: Files, *, recover: bool, log_to: int) -> Daemon:
 
 
 def find(files: Files) -> tuple[Daemon, str] | None:
-    """The BIRD that an earlier agent left running, and its version ("" if it does not answer).
+    """Return the BIRD that an earlier agent left running, and its version ("" if it does not answer).
 
-    Raises BirdError when something that is not ours holds the socket.
+    Raises BirdError if another process holds the socket.
     """
     try:
         with files.control() as control:
@@ -185,16 +187,16 @@ def find(files: Files) -> tuple[Daemon, str] | None:
 
 
 def replace(daemon: Daemon, files: Files) -> None:
-    """End it so that its routes stay, in the kernel and with its peers."""
+    """End it so that its routes stay, in the kernel and at its peers."""
     with contextlib.suppress(ControlError), files.control(change=True) as control:
         if control.graceful_restart() and daemon.wait(END_WITHIN):
             return
-    daemon.signal(signal.SIGKILL)  # not SIGTERM: with that it takes leave of its peers
+    daemon.signal(signal.SIGKILL)  # not SIGTERM: then it closes its sessions, and peers remove its routes
     daemon.wait(END_WITHIN)
 
 
 def dismiss(daemon: Daemon) -> None:
-    """End it for good: its peers drop its routes at once."""
+    """End it for good: its peers remove its routes at once."""
     daemon.signal(signal.SIGTERM)
     if not daemon.wait(END_WITHIN):
         daemon.signal(signal.SIGKILL)
@@ -220,9 +222,9 @@ def _by_pid_file(files: Files) -> Daemon | None:
     try:
         pid = int(read(files.pid))
         fd = os.pidfd_open(pid)
-    except (OSError, ValueError, OverflowError):  # nothing, or what is no pid
+    except (OSError, ValueError, OverflowError):  # no file, or no pid in it
         return None
-    if _is_ours(pid, files):  # asked when the descriptor holds it: the pid may have become another's
+    if _is_ours(pid, files):  # checked with the descriptor open: before, the pid may have been reused
         return Daemon(pid, fd)
     os.close(fd)
     return None

@@ -1,4 +1,4 @@
-"""BIRD's routes in the kernel, known by protocol number and metric together."""
+"""BIRD's routes in the kernel, recognised by protocol number and metric together."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ RTN_UNREACHABLE = 7
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A route of ours in the kernel."""
+    """A route of our BIRD in the kernel."""
 
     dst: IPv4Network
     unicast: bool
-    """False: it says that addresses of an own block are unreachable."""
+    """False: the route is of the type unreachable, for unused addresses of an own block."""
 
 
 def read(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> frozenset[Held]:
-    """Our BIRD's routes of one table. Raises OSError."""
+    """Return the routes of our BIRD in one table. Raises OSError."""
     header = ip_routes.RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, KERNEL_PROTOCOL, 0, 0, 0)
     try:
         payloads = nl.dump(
@@ -42,7 +42,7 @@ def read(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> frozense
 
 
 def flush(nl: Netlink, table: int = MAIN_TABLE, metric: int = METRIC) -> int:
-    """Delete them all, when BIRD is gone for good; how many. Raises OSError."""
+    """Delete the routes of a BIRD that will not come back; return how many. Raises OSError."""
     gone = read(nl, table, metric)
     errors = nl.batch([_delete(held, table, metric) for held in gone])
     for error in errors:

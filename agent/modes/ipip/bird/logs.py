@@ -1,7 +1,7 @@
-"""BIRD's log lines into ours, by a named pipe that outlives both processes.
+"""Write BIRD's log lines into the agent's log, through a named pipe that outlives both processes.
 
-The agent holds it open for both directions and never blocking: BIRD neither waits for a reader nor loses its pipe
-when the agent is killed, and the next agent reads what was written meanwhile (64 KiB, see pipe(7)).
+The agent opens it for both directions, non-blocking. So BIRD never waits for a reader, and does not lose the pipe
+when the agent is killed; the next agent reads what was written meanwhile (up to 64 KiB, see pipe(7)).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEVELS: Mapping[str, int] = {
     "FATAL": logging.ERROR,
     "BUG": logging.CRITICAL,
 }
-FAREWELL = "Shutdown completed"  # which BIRD calls fatal
+FAREWELL = "Shutdown completed"  # BIRD logs it as fatal
 LONGEST = 4096  # characters of a line
 LOOK = 0.5  # seconds to the next look whether the agent stops
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def parse(line: str) -> tuple[int, str]:
-    """Level and message of a line of BIRD; one without a class is a warning."""
+    """Return level and message of a line of BIRD; a line without a class is a warning."""
     found = LINE.fullmatch(line)
     if not found:
         return logging.WARNING, line[:LONGEST]
@@ -45,7 +45,7 @@ def parse(line: str) -> tuple[int, str]:
 
 
 def open_pipe(path: Path) -> int:
-    """A descriptor of the pipe at `path`, made when it is not there. Raises OSError."""
+    """Return a descriptor of the pipe at `path`, which is created if it is missing. Raises OSError."""
     if path.exists() and not stat.S_ISFIFO(path.lstat().st_mode):
         path.unlink()
     if not path.exists():
@@ -54,7 +54,7 @@ def open_pipe(path: Path) -> int:
 
 
 def follow(fd: int, stop: threading.Event) -> None:
-    """Log what comes through the pipe until `stop` is set."""
+    """Log the lines from the pipe until `stop` is set."""
     rest = b""
     while not stop.is_set():
         if not select.select([fd], [], [], LOOK)[0]:

@@ -12,7 +12,7 @@ from agent.objects.state import NodeState
 
 
 class Bird(NodeObject):
-    """BIRD's configuration; its routes are by devices and from addresses that are there by then."""
+    """BIRD's configuration. It comes last, because BIRD's routes need the devices and addresses."""
 
     kind = "bird"
     stage = Stage.DAEMONS

@@ -1,6 +1,6 @@
-"""The file that says how this cluster speaks BGP: AS number, passwords, routers outside the cluster.
+"""Read the file with the BGP options of the cluster: AS number, passwords, routers outside the cluster.
 
-A file, and not a part of the netconf, as its passwords are files too (a ConfigMap and a Secret).
+It is not part of the netconf, because its passwords are files too (a ConfigMap and a Secret).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agent.runtime.controller import Controller, ReportError, Schedule
 from agent.runtime.observable import Observable
 
 SCHEDULE = Schedule(resync=1.0)  # polled, as its passwords may be in other directories
-READING = 0.01  # of the time at most
+READING = 0.01  # the largest part of the time that is spent reading
 log = logging.getLogger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
@@ -39,28 +39,28 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A router outside the cluster, and the labels of the nodes that speak with it (none: all nodes)."""
+    """A router outside the cluster, and the labels of the nodes that have a session with it (none: all nodes)."""
 
     external: External
     selector: Labels = ()
 
     def selects(self, labels: Labels) -> bool:
-        """Whether a node with these labels speaks with it."""
+        """Whether a node with these labels has a session with it."""
         return set(self.selector) <= set(labels)
 
 
 @dataclass(frozen=True, slots=True)
 class BgpOptions:
-    """What the file says."""
+    """The options in the file."""
 
     asn: int = DEFAULT_AS
     password: Secret | None = None
-    """Of the sessions between nodes."""
+    """The password of the sessions between nodes."""
     routers: tuple[Router, ...] = ()
 
 
 def read(path: Path) -> BgpOptions:
-    """The file's options, with the passwords of the files that it names. Raises BirdError with the field."""
+    """Return the file's options, with the passwords in the files that it names. Raises BirdError."""
     try:
         doc = strict_yaml.value(atomic_file.read(path))
         _refuse_blanks("the file", doc)
@@ -72,7 +72,7 @@ def read(path: Path) -> BgpOptions:
 
 
 def _refuse_blanks(where: str, value: object) -> None:
-    """No null anywhere: a password that is blank, or a file that is empty, must not mean none. Raises CniError."""
+    """Refuse null anywhere, as a blank password or an empty file must not mean no password. Raises CniError."""
     if value is None:
         raise invalid_config(where, value, "a value; for the default remove the line, or write {} into the file")
     if isinstance(value, dict):
@@ -161,9 +161,9 @@ def _list(where: str, value: object) -> list[object]:
 
 
 class OptionsFile(Controller):
-    """The file as it is now; while it is wrong, what it said before stays in force.
+    """Keeps the options of the file; while the file is invalid, the earlier options stay in force.
 
-    A file that this agent has not read yet may ask for passwords: until it has, there is no session.
+    There is no session before this agent has read the file once, because the file may ask for passwords.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class OptionsFile(Controller):
         note: Path | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`note`: a file that says which options file BIRD last had, for the next agent."""
+        """`note`: a file with the path of the options file that BIRD last had, for the next agent."""
         super().__init__(SCHEDULE, report_error, clock=clock)
         self._path = path
         self._note = note
@@ -181,10 +181,10 @@ class OptionsFile(Controller):
         self._took = 0.0
         """Seconds that it took to read the file."""
         self.said: Observable[BgpOptions | str | None] = Observable(None)
-        """What the file said when it was last read, or what was wrong with it."""
+        """The options when the file was last read, or the error."""
 
     def once(self) -> bool:
-        """Read the file and its passwords, and publish what they say."""
+        """Read the file and its passwords, and publish the options or the error."""
         if self._path:
             began = self._clock.now()
             try:
@@ -210,11 +210,11 @@ class OptionsFile(Controller):
 
     @property
     def known(self) -> bool:
-        """Whether the file could be read at some look, or there is none."""
+        """Whether the file was read successfully at some time, or there is none."""
         return self._options is not None
 
     def look(self) -> tuple[BgpOptions | None, tuple[Problem, ...]]:
-        """The options in force, None: none are known; and what is wrong with the file."""
+        """Return the options in force (None: they are unknown), and faults of the file."""
         if not self._path:
             return self._options, ()
         try:
@@ -222,7 +222,7 @@ class OptionsFile(Controller):
         except BirdError as error:
             problem = error.problem("bgp")
             if self._options is None:
-                problem = replace(problem, what=f"{problem.what}; no BGP session begins before it is good")
+                problem = replace(problem, what=f"{problem.what}; no BGP session starts before the file is valid")
             return self._options, (problem,)
         if self._options is None:
             self._take_note()
@@ -236,13 +236,13 @@ class OptionsFile(Controller):
             try:
                 atomic_file.beside(self._note, str(self._path)).rename(self._note)
             except OSError as error:
-                log.warning("%s can't be written: %s", self._note, error)
+                log.warning("%s cannot be written: %s", self._note, error)
 
 
 def _warn_of_lost_passwords(path: Path, old: BgpOptions, new: BgpOptions) -> None:
-    """A file that asks for no password any more is obeyed, but not in silence."""
+    """Log a warning if the file asks for fewer passwords than before."""
     if old.password and not new.password:
-        log.warning("%s has no passwordFile any more: sessions between nodes go on without a password", path)
+        log.warning("%s has no passwordFile any more: sessions between nodes continue without a password", path)
     before = {router.external.address for router in old.routers if router.external.password}
     for router in new.routers:
         if router.external.address in before and not router.external.password:

@@ -1,4 +1,4 @@
-"""What BIRD on this node should do as far as the cluster says; the options file says the rest."""
+"""The part of BIRD's configuration that follows from the cluster; the rest is in the options file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BirdPlan(Section):
     config: BirdConfig
     """With the default options: without passwords and external routers."""
     labels: Labels = ()
-    """Of this node: the options file chooses by them which nodes speak with an external router."""
+    """The labels of this node: the options file selects by them the nodes with a session to an external router."""
 
     def join(self, other: BirdPlan) -> tuple[BirdPlan, frozenset[Problem]]:
         """Return one BIRD for both networks."""

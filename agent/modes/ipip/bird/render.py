@@ -1,4 +1,4 @@
-"""bird.conf as text: a pure function of a BirdConfig and the templates of the folder `bird`.
+"""Make the text of bird.conf: a pure function of a BirdConfig and the templates in the folder `bird`.
 
 The language: BIRD 2 User's Guide, chapters "Configuration", "Filters" and "Protocols".
 """
@@ -23,7 +23,7 @@ LINK_NAME = re.compile(r"[A-Za-z0-9_.@\-]{1,15}")
 
 
 def render(config: BirdConfig, *, kernel: bool = True) -> str:
-    """The text of bird.conf, secrets included; without `kernel` BIRD leaves the kernel's routes alone.
+    """Return the text of bird.conf, with secrets; without `kernel` BIRD does not change routes in the kernel.
 
     Raises BirdError for values that a BIRD configuration cannot have.
     """
@@ -57,7 +57,7 @@ def render(config: BirdConfig, *, kernel: bool = True) -> str:
 
 
 def symbol(name: str) -> str:
-    """A name of BIRD's language for a node: at most 64 of [A-Za-z0-9_], different for different nodes."""
+    """Return a node's name in BIRD's language: at most 64 of [A-Za-z0-9_], different for different nodes."""
     if PLAIN.fullmatch(name):
         return f"node_{name}"
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
@@ -65,7 +65,7 @@ def symbol(name: str) -> str:
 
 
 def symbols(config: BirdConfig) -> dict[str, str]:
-    """The names of sessions' peers by the names of their protocols."""
+    """Return the names of the peers by the names of their protocols in BIRD."""
     return {
         **{symbol(peer.name): peer.name for peer in config.peers},
         **{_external_symbol(external): external.name for external in config.externals},
@@ -73,14 +73,14 @@ def symbols(config: BirdConfig) -> dict[str, str]:
 
 
 def _reflected(config: BirdConfig) -> bool:
-    """Whether there are reflectors, so that other nodes need no session with each other."""
+    """Whether there are route reflectors, so that other nodes need no session with each other."""
     return config.reflector or any(peer.reflector for peer in config.peers)
 
 
 def _check(config: BirdConfig) -> None:
     for asn in (config.asn, *(external.asn for external in config.externals)):
         if asn not in AS_NUMBERS:
-            raise BirdError(f"AS number {asn} is none", AS_ALLOWED)
+            raise BirdError(f"{asn} is not an AS number", AS_ALLOWED)
     if not 1 <= config.metric < 2**32 or not 1 <= config.table < 2**32:
         raise BirdError(f"metric {config.metric} and table {config.table}", "both are from 1 to 4294967295")
     for external in config.externals:
@@ -90,7 +90,8 @@ def _check(config: BirdConfig) -> None:
                 "give the cluster or the router another private AS number",
             )
     if config.tunnel and not LINK_NAME.fullmatch(config.tunnel.device):
-        raise BirdError(f"{config.tunnel.device!r} can't be named to BIRD", "letters, digits, _ . @ and -")
+        what = f"BIRD does not accept {config.tunnel.device!r} as an interface name"
+        raise BirdError(what, "use letters, digits, _ . @ and -")
     addresses = [config.address, *(p.address for p in config.peers), *(e.address for e in config.externals)]
     if len(set(addresses)) < len(addresses):
         twice = next(address for address in addresses if addresses.count(address) > 1)
@@ -116,11 +117,11 @@ def _to_kernel(config: BirdConfig) -> str:
 def _next_hop(config: BirdConfig) -> str:
     lines = []
     if config.direct:
-        # not by a set: those of prefixes hold no addresses
+        # not as a set: sets of prefixes do not match addresses
         near = " || ".join(f"bgp_next_hop ~ {network}" for network in sorted(config.direct))
         lines.append(f"  if {near} then {{ gw = bgp_next_hop; accept; }}")
     if config.tunnel:
-        # in this order: gw is looked up on the interface that is set, and on-link only if that is said before
+        # this order matters: BIRD looks gw up on the interface, and accepts it as on-link only after onlink is set
         via = config.tunnel.gateway or "bgp_next_hop"
         lines += [
             f"  ifname = {_quoted(config.tunnel.device)};",
@@ -129,7 +130,7 @@ def _next_hop(config: BirdConfig) -> str:
             "  accept;",
         ]
     else:
-        lines.append("  reject;  # no way but by routers that would have to know our blocks")
+        lines.append("  reject;  # the path would go through routers that do not know our blocks")
     return "\n".join(lines)
 
 
@@ -169,7 +170,7 @@ def _quoted(text: str) -> str:
 
 
 def _described(text: str) -> str:
-    """For people only: BIRD's strings know no escapes."""
+    """Return a text for people, without quotes: strings of BIRD have no escapes."""
     return "".join(c if c.isascii() and c.isprintable() and c != '"' else "?" for c in text)[:100]
 
 
@@ -178,9 +179,9 @@ def _template(name: str) -> Template:
     for folder in FOLDERS:
         if (folder / name).exists():
             return Template((folder / name).read_text())
-    raise BirdError(f"there is no template {name}", f"it belongs into {' or '.join(map(str, FOLDERS))}")
+    raise BirdError(f"there is no template {name}", f"it must be in {' or '.join(map(str, FOLDERS))}")
 
 
 def networks(values: Iterable[object]) -> tuple[IPv4Network, ...]:
-    """Those of IPv4, in their order: BIRD carries no others here."""
+    """Return the IPv4 networks, in their order: BIRD announces no others here."""
     return tuple(value for value in values if isinstance(value, IPv4Network))

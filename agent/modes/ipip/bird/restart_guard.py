@@ -1,4 +1,4 @@
-"""When a BIRD that was started anew may touch the kernel: not before it knows again what is in there.
+"""Decide when a restarted BIRD may change the kernel: not before it has learned the routes there again.
 
 BIRD's own graceful restart waits for peers only as long as these are not restarting too, so that nodes that are
 upgraded at once would remove each other's routes for a moment.
@@ -9,20 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-LONGEST = 15.0  # seconds for which new routes may have to wait for a peer that is really gone
-SETTLED = 3.0  # seconds after which peers that are all there have said what they have to say
+LONGEST = 15.0  # seconds: how long a peer that is really gone may delay new routes
+SETTLED = 3.0  # seconds after which connected peers have sent all their routes
 
 
 @dataclass(slots=True)
 class Recovery:
-    """The routes of an earlier BIRD that the kernel still has, and since when (time.monotonic) this one learns."""
+    """The routes that an earlier BIRD left in the kernel, and when (time.monotonic) this BIRD started."""
 
     routes: frozenset[IPv4Network]
     began: float
     settled: float = 0.0
 
     def is_over(self, known: frozenset[IPv4Network], now: float, *, settled: bool) -> bool:
-        """Whether nothing is left to wait for; `settled` means that all sessions are there and BIRD is at rest."""
+        """Whether there is nothing left to wait for; `settled`: all sessions exist, and BIRD is idle."""
         self.settled = (self.settled or now) if settled else 0.0
         return (
             self.routes <= known

@@ -1,4 +1,4 @@
-"""What is wrong with sessions, for people."""
+"""Find missing BGP sessions, with reasons and remedies for people."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Health:
         return bool(self._since)
 
     def problems(self, config: BirdConfig, sessions: Iterable[Session], now: float) -> tuple[Problem, ...]:
-        """Sessions that are missing for longer than it takes; `now` is of time.monotonic."""
+        """Return the sessions that are missing for too long as problems; `now` is of time.monotonic."""
         missing = [session for session in sessions if session.state is not State.ESTABLISHED]
         self._since = {session.peer: self._since.get(session.peer, now) for session in missing}
         addresses = {

@@ -1,4 +1,4 @@
-"""Keeps BIRD running with the configuration that is wanted, and says how it is."""
+"""Keep BIRD running with the wanted configuration, and publish its status."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from agent.modes.ipip.bird.types import MAIN_TABLE, METRIC, BirdConfig, BirdErro
 from agent.runtime.observable import Observable
 
 BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
-LIVED_LONG = 30.0  # seconds after which an end is not one of a series
+LIVED_LONG = 30.0  # seconds after which an end does not count as repeated
 RECOVERING = 0.1  # seconds between two looks whether it has recovered
-LOOK = (1.0, 5.0)  # seconds between two looks at its sessions: while some are not established, and else
+LOOK = (1.0, 5.0)  # seconds between two looks: while sessions are missing, and while all are established
 
 log = logging.getLogger(__name__)
 
 
 class DiedError(BirdError):
-    """BIRD has ended without being told to."""
+    """BIRD has ended by itself."""
 
     def __init__(self, what: str, *, lived_long: bool) -> None:
         super().__init__(what, "it is started again; its routes stay")
@@ -40,7 +40,7 @@ class DiedError(BirdError):
 
 
 class Supervisor:
-    """BIRD as a child, or as the orphan of an earlier agent; all in the thread of `run`."""
+    """Supervises BIRD, started by this agent or an earlier one; all in the thread of `run`."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Supervisor:
         self._log = -1
 
     def want(self, config: BirdConfig | None) -> None:
-        """What BIRD should do; None: there should be none, nor routes of it. Before the first, what there was."""
+        """Set the configuration; None: no BIRD, no routes of it. Before the first call, BIRD goes on as it was."""
         if self._told and config == self._wanted:
             return
         self._since = time.monotonic()
@@ -74,12 +74,12 @@ class Supervisor:
         os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
-        """Make `run` return at once, not only at its next look."""
+        """Make `run` return at once."""
         self._stop.set()
         os.eventfd_write(self._wake, 1)
 
     def run(self, stop: threading.Event) -> None:
-        """Supervise until `stop` is set; BIRD stays, for the next agent to adopt."""
+        """Supervise until `stop` is set; BIRD goes on, and the next agent adopts it."""
         self._stop = stop
         while not stop.is_set():
             try:
@@ -89,7 +89,7 @@ class Supervisor:
                     log.warning("%s", error)
 
     def _prepare(self) -> None:
-        """The folder, the pipe, and a thread for what comes through it."""
+        """Make the folder and the pipe, and start the thread that reads the pipe."""
         self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._log < 0:
             self._log = logs.open_pipe(self._files.log)
@@ -119,7 +119,7 @@ class Supervisor:
         self._publish(BirdStatus(starts=self.status.get().starts, problems=(problem,)))
 
     def _once(self) -> None:
-        """One life of BIRD, or the end of it when it is not wanted."""
+        """Run BIRD until it ends or is not wanted any more, or remove it."""
         wanted = self._wanted
         if not self._told:
             self._stand_by()
@@ -132,9 +132,9 @@ class Supervisor:
             self._pause(None)
 
     def _stand_by(self) -> None:
-        """Until somebody says what is wanted, which may take long: a BIRD, if an earlier agent had one.
+        """Keep an earlier agent's BIRD until the first `want`, which may take long.
 
-        One that is started leaves the kernel's routes alone. Raises DiedError.
+        If it must be started, it does not change routes in the kernel. Raises DiedError.
         """
         if not self._files.standby.exists():
             self._pause(None)
@@ -172,7 +172,7 @@ class Supervisor:
         running, its = found
         if its == version:
             log.info("adopted the BIRD %s of pid %d", version, running.pid)
-            self._applied = None  # what it was told last is not known
+            self._applied = None  # its configuration is unknown
             with self._files.control() as connection:
                 if any(p.kind == "Kernel" and p.state == "down" for p in connection.protocols()):
                     self._recovery = _begin_recovery(wanted)
@@ -190,7 +190,7 @@ class Supervisor:
         return self._launch(recover=recover)
 
     def _write(self, wanted: BirdConfig, *, kernel: bool) -> None:
-        """Both configurations: that in force, and that for an agent which is not told what is wanted."""
+        """Write both configurations: the one in force, and the one for an agent that has no `want` yet."""
         standby = render.render(wanted, kernel=False)
         text = render.render(wanted, kernel=True) if kernel else standby
         daemon.write(self._program, self._files, text, standby)
@@ -209,7 +209,7 @@ class Supervisor:
         return started
 
     def _watch(self, running: Daemon, version: str) -> None:
-        """Until it is not wanted any more, or the agent stops. Raises DiedError."""
+        """Watch BIRD until it is not wanted any more, or the agent stops. Raises DiedError."""
         began = time.monotonic()
         silent = 0.0
         while not self._stop.is_set() and (wanted := self._wanted or self._kept()):
@@ -222,7 +222,7 @@ class Supervisor:
             self._publish(status)
             silent = 0.0 if status.running else silent or now
             if silent and now - silent > self._times.hung:
-                log.error("BIRD has not answered for %.0f s: it is killed", self._times.hung)
+                log.error("BIRD has not answered for %.0f s and is killed", self._times.hung)
                 running.signal(signal.SIGKILL)
             self._pause(RECOVERING if self._recovery else LOOK[self._is_calm(status)], running.fd)
 
@@ -249,13 +249,13 @@ class Supervisor:
         return over
 
     def _kept(self) -> BirdConfig | None:
-        """What goes on although it is not wanted any more: whoever says so might be about to say otherwise."""
+        """Return the configuration that is kept for a moment though it is not wanted: that may change at once."""
         return self._applied if time.monotonic() - self._since < self._times.retire else None
 
     def _apply(self, wanted: BirdConfig) -> None:
-        """Have BIRD do what is wanted now; what it refuses leaves in force what was."""
+        """Configure BIRD; if it refuses, the earlier configuration stays in force."""
         if wanted == self._applied:
-            self._refused = None  # what was refused is not wanted any more
+            self._refused = None  # the refused configuration is not wanted any more
             return
         try:
             self._write(wanted, kernel=not self._recovery)
@@ -293,8 +293,8 @@ class Supervisor:
         return not status.problems and not self._health.waiting and self._wanted == self._applied
 
     def _retire(self) -> None:
-        """No BIRD, no routes of it, no passwords on disk."""
-        if not self._files.folder.exists():  # there was none since the node started
+        """Remove BIRD, its routes, and its passwords on disk."""
+        if not self._files.folder.exists():  # no BIRD has run since the node started
             return
         old = self._applied
         _, gone = retire(self._files, old.table if old else MAIN_TABLE, old.metric if old else METRIC)
@@ -307,7 +307,7 @@ class Supervisor:
         self.problems.publish({str(problem): problem for problem in status.problems})
 
     def _pause(self, seconds: float | None, *also: int) -> None:
-        """Wait until somebody wants something else, one of `also` is ready, or `seconds` are over."""
+        """Wait until `want` is called, one of `also` is readable, or `seconds` are over."""
         select.select([self._wake, *also], [], [], seconds)
         try:
             os.eventfd_read(self._wake)
@@ -316,21 +316,22 @@ class Supervisor:
 
 
 def retire(files: Files, table: int = MAIN_TABLE, metric: int = METRIC) -> tuple[bool, int]:
-    """End BIRD for good, with its routes and the passwords on disk: whether it ran, and how many routes went.
+    """End BIRD for good, and remove its routes and the passwords on disk.
 
-    Raises OSError, and BirdError when something that is not ours holds its socket.
+    Return whether it ran, and the number of removed routes. Raises OSError, and BirdError if another process holds
+    its socket.
     """
     found = daemon.find(files)
     if found:
         daemon.dismiss(found[0])
         found[0].forget()
-    for path in files.folder.glob("bird.conf*"):  # also one that was refused, or never whole
+    for path in files.folder.glob("bird.conf*"):  # also refused and incomplete ones
         path.unlink(missing_ok=True)
     return bool(found), kernel_routes.flush(netlink.host(), table, metric)
 
 
 def _begin_recovery(wanted: BirdConfig) -> Recovery | None:
-    """What to wait for, when an earlier BIRD has left routes in the kernel. Raises OSError."""
+    """Return what to wait for if an earlier BIRD has left routes in the kernel. Raises OSError."""
     held = kernel_routes.read(netlink.host(), wanted.table, wanted.metric)
     routes = frozenset(route.dst for route in held if route.unicast)
     return Recovery(routes, time.monotonic()) if routes else None

@@ -1,4 +1,4 @@
-"""What BIRD is told and what it tells, as frozen values."""
+"""The configuration and the status of BIRD, as frozen values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AS_NUMBERS = range(1, 2**32 - 1)  # the last is reserved (RFC 7300)
 AS_ALLOWED = f"{AS_NUMBERS[0]} to {AS_NUMBERS[-1]}; 64512 to 65534 are private"
 DEFAULT_AS = 64512  # the first private one (RFC 6996)
 KERNEL_PROTOCOL = 12  # RTPROT_BIRD: stock BIRD writes no other
-METRIC = 84  # with the protocol `bird` our mark; a BIRD that nobody gave a metric has 32
+METRIC = 84  # our mark, together with the protocol `bird`; the default of other BIRDs is 32
 MAIN_TABLE = 254
 PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
 
@@ -27,9 +27,9 @@ class BirdTimes:
     """How long the agent waits for BIRD, in seconds."""
 
     retire: float = GraceTimes().daemon
-    """Until a BIRD that is not wanted any more ends."""
+    """From the moment when BIRD is not wanted any more to its end."""
     hung: float = 30.0
-    """Until a BIRD that does not answer is killed and started again."""
+    """Until a BIRD that does not answer is killed, and started again."""
     answer: float = 5.0
     """For one reply; BIRD answers between two rounds of its work."""
     session: float = 10.0
@@ -45,13 +45,13 @@ class BirdError(Exception):
         self.remedy = remedy
 
     def problem(self, where: str = "bird") -> Problem:
-        """The same for people."""
+        """Return the error as a problem."""
         return Problem(where, self.what, self.remedy)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """A BGP password (RFC 2385), which no log, trace or status ever shows."""
+    """A BGP password (RFC 2385), which is never in a log, trace or status."""
 
     text: str
 
@@ -70,7 +70,7 @@ class Secret:
 
 
 def read_secret(path: Path) -> Secret:
-    """The password in a file of mode 0600 or stricter, without the newline at its end. Raises BirdError."""
+    """Return the password in a file of mode 0600 or stricter, without the newline at its end. Raises BirdError."""
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise BirdError(f"password file {path} may be read by others", f"chmod 600 {path}")
@@ -83,7 +83,7 @@ def read_secret(path: Path) -> Secret:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node: an iBGP neighbour."""
+    """Another node, as an iBGP neighbour."""
 
     name: str
     address: IPv4Address
@@ -92,23 +92,23 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """A router outside the cluster that our blocks are announced to."""
+    """A router outside the cluster, to which BIRD announces the blocks."""
 
     address: IPv4Address
     asn: int
     password: Secret | None = None
     multihop: bool = False
-    """Whether it may be in another subnet (an eBGP neighbour is a direct one else)."""
+    """Whether it may be in another subnet; else an eBGP neighbour must be on-link."""
 
     @property
     def name(self) -> str:
-        """What sessions call it."""
+        """Return its name in sessions."""
         return f"external {self.address}"
 
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """The way to nodes that plain routes don't reach."""
+    """The path to nodes that plain routes do not reach."""
 
     device: str
     gateway: IPv4Address | None = None
@@ -119,7 +119,7 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class BirdConfig:
-    """All that bird.conf depends on; equal values are equal text."""
+    """All inputs of bird.conf; equal values give equal text."""
 
     node: str
     address: IPv4Address
@@ -131,7 +131,7 @@ class BirdConfig:
     externals: tuple[External, ...] = ()
     reflector: bool = False
     direct: tuple[IPv4Network, ...] = ()
-    """Networks of the underlay whose nodes are reached by plain routes, as host-gw has them."""
+    """Networks of the underlay whose nodes are reached by plain routes, as in host-gw."""
     tunnel: Tunnel | None = None
     """How all other nodes are reached; None: not at all."""
     source: IPv4Address | None = None
@@ -144,13 +144,13 @@ class BirdConfig:
     metric: int = METRIC
 
     def join(self, other: BirdConfig) -> BirdConfig:
-        """Return one BIRD for two networks: with the blocks of both, and for the rest what the first says."""
+        """Return one configuration for two networks: the blocks of both, all other values of the first."""
         found, pools = {*self.blocks, *other.blocks}, {*self.pools, *other.pools}
         return replace(self, blocks=tuple(sorted(found)), pools=tuple(sorted(pools)))
 
 
 class State(StrEnum):
-    """States of a BGP session (RFC 4271, section 8.2.2), and BIRD's own for one that is not even tried."""
+    """States of a BGP session (RFC 4271, section 8.2.2), and BIRD's own for a session that is turned off."""
 
     IDLE = "Idle"
     CONNECT = "Connect"
@@ -164,37 +164,37 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A BGP session: with whom, how it is, how many routes are taken from and given to the peer."""
+    """A BGP session: the peer, the state, and the numbers of routes from and to the peer."""
 
     peer: str
     state: State
     imported: int = 0
     exported: int = 0
     error: str = ""
-    """Why it ended last, in BIRD's words."""
+    """BIRD's reason for its last end."""
 
 
 @dataclass(frozen=True, slots=True)
 class BirdStatus:
-    """What status and metrics say of BIRD."""
+    """The state of BIRD, for status and metrics."""
 
     running: bool = False
     version: str = ""
     pid: int = 0
     starts: int = 0
-    """How often this agent has started it."""
+    """How many times this agent has started it."""
     sessions: tuple[Session, ...] = ()
     kernel_routes: int = 0
-    """How many routes BIRD holds in the kernel."""
+    """The number of BIRD's routes in the kernel."""
     problems: tuple[Problem, ...] = ()
 
     def by_state(self) -> dict[State, int]:
-        """How many sessions are in each state, those without any included."""
+        """Return the number of sessions in each state; 0 for states without sessions."""
         return count(session.state for session in self.sessions)
 
 
 def count(states: Iterable[State]) -> dict[State, int]:
-    """How often each state occurs."""
+    """Return how often each state occurs."""
     numbers = dict.fromkeys(State, 0)
     for state in states:
         numbers[state] += 1
