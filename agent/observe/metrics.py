@@ -114,44 +114,28 @@ class _State(Collector):
             ("problems", "Problems that a person must fix; testcnictl status lists them", len(status.problems)),
         ):
             yield gauge(name, text, [], {(): value})
-        yield gauge(
-            "reservations", "Reserved addresses of pods of this node", ["state"], _held(snapshot, sources.node)
-        )
-        try:
-            yield gauge(
-                "journal_length", "Journaled DELs that are not done yet", [], {(): sources.journal.waiting()}
-            )
-        except OSError:
-            yield gauge("journal_length", "Journaled DELs; the journal cannot be read", [], {})
-        yield counter(
-            "reconcile_errors",
-            "Rounds of the reconciler in which this kind failed",
-            ["what"],
-            sources.reconciler.errors.all(),
-        )
-        yield counter(
-            "drift_repaired",
-            "Changes by other programs that were repaired",
-            ["kind"],
-            sources.reconciler.drift.repaired.all(),
-        )
-        yield counter(
-            "watch_restarts",
-            "Watches that were restarted",
-            ["kind", "reason"],
-            sources.snapshot_cache.watch_restarts.all(),
-        )
+        held = _held(snapshot, sources.node)
+        yield gauge("reservations", "Reserved addresses of pods of this node", ["state"], held)
+        yield from _of_parts(sources)
         yield from sources.of_modes()
-        ages: dict[tuple[str, ...], float] = {
-            (k,): age for k, age in sources.snapshot_cache.seconds_since_change().items()
-        }
-        yield gauge(
-            "watch_last_event_age_seconds",
-            "Seconds since the last event of this kind from the datastore",
-            ["kind"],
-            ages,
-        )
         yield from _ebpf(report["ebpf"] or {})
+
+
+def _of_parts(sources: Sources) -> Iterator[Metric]:
+    """Yield the metrics of the journal, the reconciler and the watches."""
+    try:
+        yield gauge("journal_length", "Journaled DELs that are not done yet", [], {(): sources.journal.waiting()})
+    except OSError:
+        yield gauge("journal_length", "Journaled DELs; the journal cannot be read", [], {})
+    errors, repaired = sources.reconciler.errors.all(), sources.reconciler.drift.repaired.all()
+    yield counter("reconcile_errors", "Rounds of the reconciler in which this kind failed", ["what"], errors)
+    yield counter("drift_repaired", "Changes by other programs that were repaired", ["kind"], repaired)
+    cache = sources.snapshot_cache
+    restarts = cache.watch_restarts.all()
+    yield counter("watch_restarts", "Watches that were restarted", ["kind", "reason"], restarts)
+    ages: dict[tuple[str, ...], float] = {(kind,): age for kind, age in cache.seconds_since_change().items()}
+    text = "Seconds since the last event of this kind from the datastore"
+    yield gauge("watch_last_event_age_seconds", text, ["kind"], ages)
 
 
 def _networks(reported: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
