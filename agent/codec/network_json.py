@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, get_type_hints
 
 from agent.ip import Address, Subnet
-from agent.model.network import ModeOptions, Network, Uplink
+from agent.model.network import ModeOptions, Network, ParentLink
 
 OptionTypes = Mapping[str, type[ModeOptions]]
 """The class of the options of each mode, by the mode's name."""
@@ -41,7 +41,7 @@ def decode_network(doc: dict[str, Any], types: OptionTypes) -> Network:
     return network.with_options(known[mode], *known.values())
 
 
-def encode_uplink(uplink: Uplink) -> dict[str, Any]:
+def encode_uplink(uplink: ParentLink) -> dict[str, Any]:
     """Return an uplink as JSON."""
     return {
         "device": uplink.device,
@@ -52,12 +52,12 @@ def encode_uplink(uplink: Uplink) -> dict[str, Any]:
     }
 
 
-def decode_uplink(doc: dict[str, Any]) -> Uplink:
+def decode_uplink(doc: dict[str, Any]) -> ParentLink:
     """Return the uplink that `encode_uplink` made the JSON of. Raises KeyError, TypeError, ValueError."""
     hosts = tuple(map(address, items(doc["hosts"])))
     if not hosts:
         raise ValueError("the uplink has no host")
-    return Uplink(
+    return ParentLink(
         text(doc["device"]),
         hosts,
         address(doc["gateway"]) if doc["gateway"] else None,

@@ -15,7 +15,7 @@ from agent.codec.network_json import OptionTypes
 from agent.ip import Address, Subnet
 from agent.ipam.blocks import is_single
 from agent.model.marks import LINK_PREFIX
-from agent.model.network import Network, Uplink
+from agent.model.network import Network, ParentLink
 
 FORMAT = 2
 """The format of a file's first line. New keys do not change it: an agent skips keys that it does not know.
@@ -57,7 +57,7 @@ class Attachment:
     mac: str
     wired: Mapping[str, Any] | None = field(default=None, hash=False)
     """The interfaces, ips and routes of ADD's result; None while ADD is at work."""
-    uplink: Uplink | None = None
+    uplink: ParentLink | None = None
     """The parent of its subinterface; None in modes without a parent."""
     limited: bool = field(default=False, compare=False)
     """Whether the plugin `bandwidth` will limit what the pod sends. Not in the file: later the kernel shows it."""

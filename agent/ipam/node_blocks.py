@@ -9,7 +9,7 @@ from agent.errors import CniError, Code, invalid_config
 from agent.ip import Subnet
 from agent.ipam import blocks, exhaustion
 from agent.ipam.allocator import Range
-from agent.model.network import Network, Uplink
+from agent.model.network import Network, ParentLink
 from agent.model.node_status import BlockDemand, Demand, NodeStatus
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
@@ -49,7 +49,7 @@ class NodeBlocks:
         """Return the node's blocks for a network as they are now; empty if the network has none."""
         return self._status.get().blocks.get(network, ())
 
-    def uplink(self, network: Network) -> Uplink | None:
+    def uplink(self, network: Network) -> ParentLink | None:
         """Return the parent of the network's pods, None if they have none."""
         return self._status.get().uplinks.get(network)
 

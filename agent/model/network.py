@@ -119,7 +119,7 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Uplink:
+class ParentLink:
     """The parent of pods' interfaces, and what pods must know of their node: the node path finds it out."""
 
     device: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.ip import Address, Subnet
 from agent.model.cluster import AcceptedModes, HostNetworks
-from agent.model.network import Network, Uplink
+from agent.model.network import Network, ParentLink
 from agent.model.problem import Problem
 
 
@@ -24,7 +24,7 @@ class NodeStatus:
     """The IP versions of which each pod gets an address; for a network missing here, those of its blocks."""
     limits: Mapping[tuple[Network, int], str] = field(default_factory=dict)
     """Why a network cannot get more blocks of an IP version; networks that can are missing here."""
-    uplinks: Mapping[Network, Uplink] = field(default_factory=dict)
+    uplinks: Mapping[Network, ParentLink] = field(default_factory=dict)
     """The parent interface of networks of ipvlan and macvlan."""
     routes: int = 0
     """How many routes to peers' blocks are wanted."""

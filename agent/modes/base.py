@@ -21,7 +21,7 @@ from agent.model.cluster import Snapshot
 from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.model.node_view import NodeView
 from agent.model.problem_board import ProblemBoard
-from agent.modes.node_endpoints import Ends
+from agent.modes.node_endpoints import NodeEndpoints
 from agent.modes.packet_monitor import PacketMonitor
 from agent.objects.base import NodeObject
 from agent.objects.host_kernel import HostKernel
@@ -61,7 +61,7 @@ class RoutedModes:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ModeContext:
     """All that a mode's desired state may depend on: the cluster, this node, one network."""
 
     snapshot: Snapshot
@@ -79,7 +79,7 @@ class View:
     """Addresses of the blocks that pods of other modes here have, while the mode is being changed."""
     accepted_modes: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
-    ends: Ends | None = None
+    ends: NodeEndpoints | None = None
     """Where each node of the snapshot is; None: to be chosen yet."""
     claims: Ownership | None = None
     """Whose each block of the snapshot is; None: to be found out yet."""
@@ -227,7 +227,7 @@ class Mode(ABC):
         yield from ()
 
     @abstractmethod
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """The node state for one network: a pure function."""
 
     @abstractmethod

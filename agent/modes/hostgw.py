@@ -19,7 +19,7 @@ from agent.kernel.netlink import Netlink
 from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network
 from agent.modes import ip_versions, peers, routable_blocks, veth
-from agent.modes.base import CheckError, ConfFields, Mode, View, Wired
+from agent.modes.base import CheckError, ConfFields, Mode, ModeContext, Wired
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import Bridge, NodeState, Proxy, Route
@@ -60,7 +60,7 @@ class HostGw(Mode):
             hairpin=given.top.take("hairpinMode", json_fields.boolean, True),
         )
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """A bridge with the gateway of each own block, and `block via InternalIP` for each on-link peer."""
         settled = routable_blocks.settle(view)
         carried = ip_versions.settle(settled.view, _mtu(view))
@@ -148,7 +148,7 @@ def _bridge_name(network: Network) -> str:
     return HostGwOptions.of(network).bridge
 
 
-def _bridge(view: View) -> frozenset[Bridge]:
+def _bridge(view: ModeContext) -> frozenset[Bridge]:
     if not view.blocks:
         return frozenset()
     name = _bridge_name(view.network)
@@ -156,7 +156,7 @@ def _bridge(view: View) -> frozenset[Bridge]:
     return frozenset({Bridge(name, bridge_mac(view.node, name), _mtu(view), frozenset(addresses))})
 
 
-def _mtu(view: View) -> int:
+def _mtu(view: ModeContext) -> int:
     """Return the MTU of the bridge and of pods, in bytes."""
     return view.network.mtu or peers.underlay_mtu(view)
 
@@ -174,7 +174,7 @@ def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:
         )
 
 
-def _proxies(view: View) -> frozenset[Proxy]:
+def _proxies(view: ModeContext) -> frozenset[Proxy]:
     """Return the proxy ARP entries: pods on the bridge ask it for every address of the block, absent ones too."""
     roaming = (alone.network_address for _node, alone in peers.roaming(view))
     return frozenset(
@@ -199,5 +199,5 @@ def _configure(
     ]
     if veth.GATEWAY in gateways.values():
         steps += veth.lone_gateway(inside, end.index, bridge_mac)
-    ways = veth.pod_routes(gateways, routes)
-    return veth.configure(inside, end.index, steps, attachment.network.subnet, ways)
+    by_bridge = veth.pod_routes(gateways, routes)
+    return veth.configure(inside, end.index, steps, attachment.network.subnet, by_bridge)

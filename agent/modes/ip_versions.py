@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from agent.ip import Subnet
 from agent.model.problem import Problem
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.objects.state import IPV6_MIN_MTU
 
 
@@ -14,14 +14,14 @@ from agent.objects.state import IPV6_MIN_MTU
 class Carried:
     """What of this node's blocks the links of its pods can carry, and why not the rest."""
 
-    view: View
+    view: ModeContext
     refused: frozenset[Subnet] = frozenset()
     lacking: frozenset[int] = frozenset()
     """IP versions that pods do without, though the node has blocks of them."""
     problems: frozenset[Problem] = frozenset()
 
 
-def settle(view: View, mtu: int) -> Carried:
+def settle(view: ModeContext, mtu: int) -> Carried:
     """Leave this node's IPv6 blocks out where links with an MTU of so many bytes have no IPv6: pods do without."""
     blocks = [block for block in view.blocks if block.version == 6]
     if not blocks or (view.ipv6 and mtu >= IPV6_MIN_MTU):
@@ -33,7 +33,7 @@ def settle(view: View, mtu: int) -> Carried:
     return Carried(rest, frozenset(blocks), frozenset({6}), frozenset({problem}))
 
 
-def _reason(view: View, mtu: int) -> tuple[str, str]:
+def _reason(view: ModeContext, mtu: int) -> tuple[str, str]:
     """Say why there is no IPv6, and how to change that."""
     if not view.ipv6:
         return "the kernel has no IPv6", "boot the node without ipv6.disable=1"

@@ -17,7 +17,7 @@ NAMED = 3  # nodes that a problem names
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class NodeEndpoints:
     """Of each node the address that the others send to, by IP version and name."""
 
     chosen: Mapping[int, Mapping[str, Address]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Ends:
             )
 
 
-def choose(nodes: Mapping[str, Node]) -> Ends:
+def choose(nodes: Mapping[str, Node]) -> NodeEndpoints:
     """The ends of all nodes, whatever the order in which they are known.
 
     A node has the InternalIP that it announces; else the first that no other node lists. Then those without: the
@@ -65,7 +65,7 @@ def choose(nodes: Mapping[str, Node]) -> Ends:
             contested.update(_contested(lists, times))
         told = ((name, _told(nodes[name], addresses)) for name, addresses in lists.items())
         chosen[version] = _match(lists, times, {name: address for name, address in told if address})
-    return Ends(chosen, contested)
+    return NodeEndpoints(chosen, contested)
 
 
 def announced(node: Node) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Ways to peers' pods, and what else a node needs of the cluster: pure functions of a view."""
+"""Routes to peers' pods, and what else a node needs of the cluster: pure functions of a view."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from agent.model import special_addresses
 from agent.model.cluster import Node
 from agent.model.problem import Problem
 from agent.modes import routable_blocks, underlay
-from agent.modes.base import PLAIN, View
-from agent.modes.node_endpoints import Ends
+from agent.modes.base import PLAIN, ModeContext
+from agent.modes.node_endpoints import NodeEndpoints
 from agent.modes.routable_blocks import Fences
 from agent.objects.state import Masquerade, Route
 
 
-def underlay_mtu(view: View) -> int:
+def underlay_mtu(view: ModeContext) -> int:
     """The MTU of the interface that holds the node's address, 1500 bytes where none does."""
     local = underlay.home(view, underlay.chosen(view))
     return local.mtu if local else 1500
 
 
-def masquerade(view: View, *, nodes: bool) -> Masquerade:
+def masquerade(view: ModeContext, *, nodes: bool) -> Masquerade:
     """From our pods to whatever is no pod, and where `nodes` is set no node either."""
     if not view.network.masquerade:
         return Masquerade()
@@ -49,12 +49,12 @@ def masquerade(view: View, *, nodes: bool) -> Masquerade:
     return Masquerade(frozenset(view.blocks) | view.off_block_pods, frozenset(exempt))
 
 
-def roaming(view: View) -> Iterator[tuple[Node, Subnet]]:
+def roaming(view: ModeContext) -> Iterator[tuple[Node, Subnet]]:
     """Yield addresses of peers' pods that are in no block of the pod's node, each as a subnet, and that node."""
     return (found for found in _roaming(view) if not isinstance(found, Problem))
 
 
-def _roaming(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+def _roaming(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
     """Yield these addresses, or the reason why one gets no route: anybody may write a reservation."""
     fences: Fences | None = None
     for held in reservation_rules.roaming(view.snapshot, view.network, view.node):
@@ -71,7 +71,7 @@ def _roaming(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
             yield view.snapshot.nodes[held.node], alone
 
 
-def peers(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+def peers(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
     """Yield all that is behind each peer: its blocks, and its pods' addresses that are in none of them."""
     yield from routable_blocks.peer_blocks(view)
     yield from _roaming(view)
@@ -86,7 +86,7 @@ class Owners:
     own: tuple[IPv4Network, ...] = ()
     blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
     """This node's blocks are among them, and addresses of roaming pods."""
-    ways: Mapping[IPv4Network, str] = field(default_factory=dict)
+    mode_by_block: Mapping[IPv4Network, str] = field(default_factory=dict)
     """In which mode packets go to each peer's block."""
     plain: frozenset[Route] = frozenset()
     """To the blocks of peers that do without a tunnel just now."""
@@ -95,14 +95,14 @@ class Owners:
     @property
     def here(self) -> dict[IPv4Network, IPv4Address]:
         """Return this node's blocks, and its off-block pods."""
-        return {block: node for block, node in self.blocks.items() if block not in self.ways}
+        return {block: node for block, node in self.blocks.items() if block not in self.mode_by_block}
 
     def by(self, mode: str) -> dict[IPv4Network, IPv4Address]:
         """Peers' blocks that packets go to in this mode."""
-        return {block: self.blocks[block] for block, way in self.ways.items() if way == mode}
+        return {block: self.blocks[block] for block, used in self.mode_by_block.items() if used == mode}
 
 
-def owners(view: View) -> Owners:
+def owners(view: ModeContext) -> Owners:
     """Which node each IPv4 block is on; the modes that ask carry nothing else."""
     problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
     own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
@@ -112,7 +112,7 @@ def owners(view: View) -> Owners:
         missing = {underlay.no_address(view.node)} if own else set()
         return Owners(None, problems=frozenset(problems | missing))
     off_block = (alone for alone in view.off_block_pods if isinstance(alone, IPv4Network))
-    found, ways = dict.fromkeys((*own, *off_block), node), {}
+    found, modes = dict.fromkeys((*own, *off_block), node), {}
     plain: set[Route] = set()
     to = Peers(view, known)
     for each in peers(view):
@@ -126,22 +126,22 @@ def owners(view: View) -> Owners:
         elif isinstance(address, Problem):
             problems.add(address)
         else:
-            found[block], ways[block] = address, mode_to_peer(view, peer)
-            if ways[block] == PLAIN:
+            found[block], modes[block] = address, mode_to_peer(view, peer)
+            if modes[block] == PLAIN:
                 route = to.route(peer, block)
                 if isinstance(route, Route):
                     plain.add(route)
                 else:
                     problems.add(route)
-    return Owners(node, own, found, ways, frozenset(plain), frozenset(problems))
+    return Owners(node, own, found, modes, frozenset(plain), frozenset(problems))
 
 
-def accepted_modes(view: View, node: Node) -> tuple[str, ...]:
+def accepted_modes(view: ModeContext, node: Node) -> tuple[str, ...]:
     """Return the routed modes in which a node accepts packets of the network; none: it does not say."""
     return view.routed.known(node.announced(view.network.name))
 
 
-def mode_to_peer(view: View, peer: Node) -> str:
+def mode_to_peer(view: ModeContext, peer: Node) -> str:
     """Return the mode in which packets go to a peer, or PLAIN: those of the peer come the same way.
 
     It is a mode that both nodes accept and that one of them has in its conf; every node accepts plain packets.
@@ -153,13 +153,13 @@ def mode_to_peer(view: View, peer: Node) -> str:
     return min(both & {ours[0], theirs[0]} or both, key=(*view.routed.tunnels, PLAIN).index)
 
 
-def is_migrating(view: View) -> bool:
+def is_migrating(view: ModeContext) -> bool:
     """Whether some node, this one included, has another mode beside that of this node's conf."""
     peers = (accepted_modes(view, peer) for peer in view.snapshot.nodes.values() if peer.name != view.node)
     return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
 
 
-def loose_rp_filter_on(view: View, *devices: str) -> frozenset[str]:
+def loose_rp_filter_on(view: ModeContext, *devices: str) -> frozenset[str]:
     """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
     me = view.snapshot.nodes.get(view.node)
     if me is None or not is_migrating(view):
@@ -167,12 +167,12 @@ def loose_rp_filter_on(view: View, *devices: str) -> frozenset[str]:
     return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
 
 
-def _no_ipv6(view: View, where: str) -> Problem:
+def _no_ipv6(view: ModeContext, where: str) -> Problem:
     what = f"is IPv6, which {view.network.mode} does not carry"
     return Problem(where, what, f"use {' or '.join(view.routed.ipv6)} for IPv6")
 
 
-def tunnel_peers(view: View) -> frozenset[IPv4Address]:
+def tunnel_peers(view: ModeContext) -> frozenset[IPv4Address]:
     """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
     addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
     return frozenset(address for address in addresses if isinstance(address, IPv4Address))
@@ -181,7 +181,7 @@ def tunnel_peers(view: View) -> frozenset[IPv4Address]:
 class Peers:
     """How this node reaches others: the ends of tunnels, and routes by which they are next hops."""
 
-    def __init__(self, view: View, known: Ends | None = None) -> None:
+    def __init__(self, view: ModeContext, known: NodeEndpoints | None = None) -> None:
         self._view = view
         self._ends = known or underlay.chosen(view)
         self._near = underlay.Near(view, self._ends)
@@ -213,7 +213,7 @@ class Peers:
         )
 
 
-def plain_routes(view: View) -> tuple[frozenset[Route], frozenset[Problem]]:
+def plain_routes(view: ModeContext) -> tuple[frozenset[Route], frozenset[Problem]]:
     """Return the routes to blocks of peers that packets go to as they are, and what prevents others."""
     to = Peers(view)
     routes: set[Route] = set()

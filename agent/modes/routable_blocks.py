@@ -14,7 +14,7 @@ from agent.model import special_addresses
 from agent.model.cluster import Node
 from agent.model.problem import Problem
 from agent.modes import underlay
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.objects.state import LocalAddress
 
 REMEDY = "give it podCIDRs that no network of the nodes uses"
@@ -24,7 +24,7 @@ REMEDY = "give it podCIDRs that no network of the nodes uses"
 class Settled:
     """What of this node's blocks is programmed, what pods get no address of, and why."""
 
-    view: View
+    view: ModeContext
     refused: frozenset[Subnet] = frozenset()
     problems: frozenset[Problem] = frozenset()
 
@@ -32,7 +32,7 @@ class Settled:
 class Fences:
     """What a block must not overlap: networks of this node, its gateways, addresses of nodes."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: ModeContext) -> None:
         me = view.snapshot.nodes.get(view.node)
         mine = me.addresses if me else ()
         # a single address is reached whatever the block: the kernel looks at local addresses first
@@ -111,14 +111,14 @@ class Fences:
         return ""
 
 
-def claims(view: View) -> Ownership:
+def claims(view: ModeContext) -> Ownership:
     """Whose each block of the cluster is; what this node has is its own where nothing else is known."""
     if view.claims is not None:
         return view.claims
     return block_ownership.resolve(view.snapshot, dict.fromkeys(view.blocks, view.node))
 
 
-def settle(view: View) -> Settled:
+def settle(view: ModeContext) -> Settled:
     """This node without the blocks that it may not program.
 
     One that pods here have addresses of stays for them, unless the node would lose its own network by it.
@@ -148,7 +148,7 @@ def _is_harmless(block: Subnet, fences: Fences, node: str, home: LocalAddress | 
     return not (near or fences.address(block, node) or special_addresses.against(block, ordinary=False))
 
 
-def peer_blocks(view: View) -> Iterator[tuple[Node, Subnet] | Problem]:
+def peer_blocks(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
     """Each block of each peer, or why it can't be reached; of two owners the established one has it."""
     fences, known = Fences(view), claims(view)
     mine = [(block.version, *span(block), block) for block in view.blocks]

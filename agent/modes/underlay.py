@@ -6,24 +6,24 @@ from agent.ip import Address, Subnet
 from agent.model.cluster import ENDS, AcceptedModes, Node
 from agent.model.problem import Problem
 from agent.modes import node_endpoints
-from agent.modes.base import View
-from agent.modes.node_endpoints import Ends
+from agent.modes.base import ModeContext
+from agent.modes.node_endpoints import NodeEndpoints
 from agent.objects.state import LocalAddress
 
 
-def chosen(view: View) -> Ends:
+def chosen(view: ModeContext) -> NodeEndpoints:
     """Where each node of the cluster is."""
     return view.ends if view.ends is not None else node_endpoints.choose(view.snapshot.nodes)
 
 
-def own(view: View, known: Ends, version: int = 4) -> tuple[Address | None, LocalAddress | None]:
+def own(view: ModeContext, known: NodeEndpoints, version: int = 4) -> tuple[Address | None, LocalAddress | None]:
     """This node's end and the interface that has it; None for it while none of its InternalIPs is on one."""
     me = view.snapshot.nodes.get(view.node)
     return end(me, view.local, known, version) if me else (None, None)
 
 
 def end(
-    me: Node, local: tuple[LocalAddress, ...], known: Ends, version: int = 4
+    me: Node, local: tuple[LocalAddress, ...], known: NodeEndpoints, version: int = 4
 ) -> tuple[Address | None, LocalAddress | None]:
     """The end of a node that has these addresses, and the interface of it.
 
@@ -37,7 +37,7 @@ def end(
     return (found, on[found]) if found else (common, None)
 
 
-def home(view: View, known: Ends) -> LocalAddress | None:
+def home(view: ModeContext, known: NodeEndpoints) -> LocalAddress | None:
     """The interface of the node's end, the first by the order of its InternalIPs."""
     me = view.snapshot.nodes.get(view.node)
     versions = dict.fromkeys(address.version for address in me.addresses) if me else ()
@@ -45,7 +45,7 @@ def home(view: View, known: Ends) -> LocalAddress | None:
     return next((local for local in found if local), None)
 
 
-def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: Ends) -> AcceptedModes:
+def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: NodeEndpoints) -> AcceptedModes:
     """What peers have to be told of this node's addresses: its end, where they would choose another.
 
     So they may, whatever they do now, where it is among the addresses of another node, too.
@@ -66,7 +66,7 @@ class Near:
     Of interfaces in the same network the one with the node's InternalIP comes first.
     """
 
-    def __init__(self, view: View, known: Ends) -> None:
+    def __init__(self, view: ModeContext, known: NodeEndpoints) -> None:
         mine = {address for version in (4, 6) if (address := own(view, known, version)[0])}
         devices = {local.device for local in view.local if local.interface.ip in mine}
         order = sorted(

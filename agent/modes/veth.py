@@ -193,11 +193,11 @@ def configure(
     for number, error in enumerate(errors):
         if error and (number < len(must) or error.errno != errno.EEXIST):
             raise error
-    kept, ways = list(wanted), {route.dst for route in wanted}
+    kept, destinations = list(wanted), {route.dst for route in wanted}
     for route, error in zip(default, errors[len(must) :], strict=True):
         if error is None:
             kept.append(route)
-        elif subnet and subnet.version == route.dst.version and subnet not in ways:
+        elif subnet and subnet.version == route.dst.version and subnet not in destinations:
             # an earlier interface of the pod has the default route: by this one its own network is reached
             own = ExtraRoute(subnet, route.gateway)
             (refused,) = inside.batch([ip_routes.add_route(KernelRoute(own.dst, own.gateway, index))])
@@ -240,8 +240,8 @@ def wire_routed_end(
             *lone_gateway(inside, end.index, host_mac(attachment)),
         ]
         by_gateway = tuple(ExtraRoute(route.dst) for route in routes)  # there is no other neighbour
-        ways = pod_routes({4: GATEWAY}, by_gateway)
-        return configure(inside, end.index, steps, attachment.network.subnet, ways)
+        by_host = pod_routes({4: GATEWAY}, by_gateway)
+        return configure(inside, end.index, steps, attachment.network.subnet, by_host)
 
 
 def routed(attachment: Attachment, mtu: int, made: list[ExtraRoute]) -> Wired:

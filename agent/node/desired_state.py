@@ -10,7 +10,7 @@ from agent.ipam import blocks
 from agent.ipam.attachment_store import AttachmentStore
 from agent.model.cluster import AcceptedModes
 from agent.model.network import Network
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.registry import Modes
 from agent.node import block_demand
 from agent.node.round_inputs import RoundInputs
@@ -40,7 +40,7 @@ class DesiredStates:
         self._node = node
         self._modes = modes
         self._attachments = attachments
-        self._memory: dict[Network, tuple[View, NodeState]] = {}
+        self._memory: dict[Network, tuple[ModeContext, NodeState]] = {}
 
     def of(self, inputs: RoundInputs, accepted: AcceptedModes, *, ipv6: bool) -> DesiredState:
         """Return what the round desires; `accepted` is what this node announces to its peers.
@@ -52,13 +52,13 @@ class DesiredStates:
         states = {network: state for network, (_view, state) in self._memory.items()}
         return DesiredState(union(states.values()), states, {view.network: view.off_block_pods for view in views})
 
-    def _desired(self, view: View) -> NodeState:
+    def _desired(self, view: ModeContext) -> NodeState:
         known = self._memory.get(view.network)
         if known and known[0] == view:
             return known[1]
         return self._modes.of(view.network).desired(view)
 
-    def _view(self, inputs: RoundInputs, accepted: AcceptedModes, network: Network, *, ipv6: bool) -> View:
+    def _view(self, inputs: RoundInputs, accepted: AcceptedModes, network: Network, *, ipv6: bool) -> ModeContext:
         own = blocks.node_blocks(inputs.cluster, network, self._node)
         if network.pool:  # a bridge has the gateways of all blocks of its pods, whichever network they are of
             common = blocks.node_blocks(inputs.cluster, replace(network, pool=""), self._node)
@@ -75,7 +75,7 @@ class DesiredStates:
         reserved = frozenset(blocks.single(address) for pod in pods for address in pod.reserved)
         others = (lease.address for a in all_pods if a.network.mode != network.mode for lease in a.leases)
         other_mode = frozenset(address for address in others if any(address in block for block in (*own, *kept)))
-        return View(
+        return ModeContext(
             inputs.cluster,
             self._node,
             inputs.kernel.local,

@@ -60,7 +60,7 @@ def read(
         if entry.behind and known and me and entry.interface.ip in me.addresses:
             version = entry.interface.version
             peers = (address for name, address in known.ends.chosen.get(version, {}).items() if name != node)
-            local[number] = _by_way(nl, entry, usable, peers, hops[version])
+            local[number] = _as_of_leading_interface(nl, entry, usable, peers, hops[version])
     routers = frozenset(hop[1] for hop in hops.values() if hop and hop[1])
     outward = frozenset(link.name for link in links if (hop := hops[4]) and hop[0] == link.index)
     return KernelState(links, addresses, tuple(local), routers, outward)
@@ -94,14 +94,14 @@ def underlay(nl: Netlink, kernel: KernelState, known: Known, node: str) -> Under
     near = [local.interface.network for local in kernel.local]
     far = (a for a in ends.values() if not any(a in network for network in near))
     names = {link.index: link.name for link in kernel.links}
-    ways: list[Underlay] = []
+    underlays: list[Underlay] = []
     for address in itertools.islice(far, LOOKUPS):
         if found := ip_routes.next_hop(nl, address):
             gateway = found[1] if isinstance(found[1], IPv4Address) else None
-            ways.append(Underlay(device=names.get(found[0], ""), gateway=gateway))
-            if home and gateway and ways[-1].device == home.device:
-                return ways[-1]
-    return ways[0] if ways else Underlay()
+            underlays.append(Underlay(device=names.get(found[0], ""), gateway=gateway))
+            if home and gateway and underlays[-1].device == home.device:
+                return underlays[-1]
+    return underlays[0] if underlays else Underlay()
 
 
 def _gateways(nl: Netlink) -> list[tuple[int, Address]]:
@@ -110,7 +110,7 @@ def _gateways(nl: Netlink) -> list[tuple[int, Address]]:
     return [(route.index, route.gateway) for route in default if route.gateway]
 
 
-def _by_way(
+def _as_of_leading_interface(
     nl: Netlink,
     local: LocalAddress,
     usable: Mapping[int, Link],
@@ -121,18 +121,18 @@ def _by_way(
 
     That of the default route where no other node is known; where no interface leads to any, it stays as it is.
     """
-    leading = {index: usable[index] for index in _ways(nl, peers) if index in usable}
-    ways = {index: link for index, link in leading.items() if link.name != LOOPBACK}
-    if not ways and default and default[0] in usable:
-        ways = {default[0]: usable[default[0]]}
-    if not ways or any(link.name == local.device for link in ways.values()):
+    leading = {index: usable[index] for index in _interfaces_to(nl, peers) if index in usable}
+    outward = {index: link for index, link in leading.items() if link.name != LOOPBACK}
+    if not outward and default and default[0] in usable:
+        outward = {default[0]: usable[default[0]]}
+    if not outward or any(link.name == local.device for link in outward.values()):
         return local
-    first = ways.get(default[0]) if default else None
-    first = first or min(ways.values(), key=lambda link: link.name)
-    return replace(local, device=first.name, mtu=min(link.mtu for link in ways.values()))
+    first = outward.get(default[0]) if default else None
+    first = first or min(outward.values(), key=lambda link: link.name)
+    return replace(local, device=first.name, mtu=min(link.mtu for link in outward.values()))
 
 
-def _ways(nl: Netlink, addresses: Iterable[Address]) -> Iterator[int]:
+def _interfaces_to(nl: Netlink, addresses: Iterable[Address]) -> Iterator[int]:
     """The interfaces by which packets to these addresses leave. Raises OSError."""
     for address in itertools.islice(addresses, LOOKUPS):
         if hop := ip_routes.next_hop(nl, address):

@@ -20,7 +20,7 @@ from agent.ipam.block_ownership import Ownership
 from agent.model.cluster import MOMENT, IPBlock, Node, Snapshot
 from agent.model.problem import Problem
 from agent.modes import node_endpoints
-from agent.modes.node_endpoints import Ends
+from agent.modes.node_endpoints import NodeEndpoints
 from agent.objects.state import LocalAddress
 from agent.runtime import atomic_file, json_state_file
 
@@ -44,7 +44,7 @@ class Known:
     """The Nodes with what they lack, where they are, and what is wrong with that."""
 
     nodes: Mapping[str, Node] = field(default_factory=dict)
-    ends: Ends = field(default_factory=Ends)
+    ends: NodeEndpoints = field(default_factory=NodeEndpoints)
     problems: tuple[Problem, ...] = ()
     claims: Ownership = field(default_factory=Ownership)
     """Whose each block is."""

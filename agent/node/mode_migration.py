@@ -93,7 +93,7 @@ class TunnelPorts:
         return tuple(sorted(ports, key=lambda port: (port not in own, port not in theirs, port)))
 
 
-class Leaving:
+class DrainingNetworks:
     """Networks of a mode that their conf has left, until peers had the time to hear of it."""
 
     def __init__(self, in_force: Collection[Network], grace: float) -> None:

@@ -22,7 +22,7 @@ class NetworksInForce:
         self._attachments = inputs.attachments
         self._demand = inputs.demand
         self._ports = mode_migration.TunnelPorts(inputs.modes, 2 * inputs.mode_grace)
-        self._leaving = mode_migration.Leaving(earlier, inputs.mode_grace)
+        self._leaving = mode_migration.DrainingNetworks(earlier, inputs.mode_grace)
         self._ready = frozenset(earlier)
         self.admitted = mode_admission.Admitted()
 

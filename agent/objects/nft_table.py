@@ -180,9 +180,9 @@ def _shut(shut: Shut, *, from_pods: bool) -> list[Object]:
     What goes to a pod is let through. `from_pods`: the set of the pods' addresses is there, for pods that have no
     port with pod_guard. Packets of a tunnel itself pass the chain `input`, so the match that they fail is first.
     """
-    ways = sorted((f"{LINK_PREFIX}*", *shut.bridges))
-    of_pods = (_match(_meta("iifname"), way) for way in ways)
-    to_pods = [_match(_meta("oifname"), way, "!=") for way in (*ways, *sorted(shut.to_pods))]
+    interfaces = sorted((f"{LINK_PREFIX}*", *shut.bridges))
+    of_pods = (_match(_meta("iifname"), name) for name in interfaces)
+    to_pods = [_match(_meta("oifname"), name, "!=") for name in (*interfaces, *sorted(shut.to_pods))]
     rules = [_rule(INPUT, TRANSLATED, _to_port(port), DROP) for port in shut.ports]
     origins = itertools.product((TRANSLATED, *of_pods), shut.ports)
     rules += [_rule(FORWARD, origin, _to_port(port), *to_pods, DROP) for origin, port in origins]

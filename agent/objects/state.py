@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import Self, TypeVar
 
 from agent.ip import Address, Interface, Subnet
-from agent.model.network import Uplink
+from agent.model.network import ParentLink
 from agent.model.problem import Problem
 
 AcceptedSources = Mapping[int, frozenset[IPv4Address]]
@@ -191,7 +191,7 @@ class NodeState:
     """IP versions of this node's blocks that pods get no address of, as their links can't have one."""
     sections: frozenset[Section] = frozenset()
     """What single modes want beside all this, one of each type."""
-    uplinks: frozenset[Uplink] = frozenset()
+    uplinks: frozenset[ParentLink] = frozenset()
     proxies: frozenset[Proxy] = frozenset()
     loose_rp_filter_on: frozenset[str] = frozenset()
     """Interfaces where packets arrive that would go back another way."""

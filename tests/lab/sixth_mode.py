@@ -17,7 +17,7 @@ from agent.ipam.attachment import Attachment
 from agent.kernel import netlink
 from agent.model.network import ExtraRoute, ModeOptions
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import ConfFields, Mode, View, Wired
+from agent.modes.base import ConfFields, Mode, ModeContext, Wired
 from agent.modes.registry import BUILT_IN, Modes
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
@@ -48,7 +48,7 @@ class P2p(Mode):
         metric = partial(json_fields.number, low=0, high=(1 << 31) - 1)
         return P2pOptions(peer_metric=given.top.take("peerMetric", metric, 0))
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """A route to each peer's block by the peer's address."""
         settled = routable_blocks.settle(view)
         view = settled.view

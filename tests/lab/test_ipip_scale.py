@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.cluster import Node, Snapshot
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.control import Control, ControlError
 from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.plan import BirdPlan
@@ -68,7 +68,9 @@ def plan(node: LabNode, snapshot: Snapshot) -> BirdConfig:
     local = LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{node.address}/{PREFIX}"))
     blocks = (ipaddress.ip_network(node.block),)
     desired = BUILT_IN["ipip"].desired(
-        View(snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False), routed=BUILT_IN.routed)
+        ModeContext(
+            snapshot, node.name, (local,), NETWORK, blocks, underlay=Underlay(False), routed=BUILT_IN.routed
+        )
     )
     bird = desired.section(BirdPlan)
     assert bird

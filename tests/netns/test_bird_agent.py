@@ -10,7 +10,7 @@ from pathlib import Path
 from agent.model.cluster import Node as NodeObject
 from agent.model.node_status import NodeStatus
 from agent.model.problem_board import PartProblems, ProblemBoard
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.hostgw import HostGw
 from agent.modes.ipip.bgp import Encapsulate, plan
 from agent.modes.ipip.bird.node_object import Bird
@@ -37,7 +37,7 @@ class OnlyBgp(HostGw):
 
     options = IpipOptions  # type: ignore[assignment]
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         found = plan(view, Tunnel("none"), Encapsulate.NEVER)
         return NodeState(sections=frozenset({found.bird} if found.bird else ()), problems=found.problems)
 

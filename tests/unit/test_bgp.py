@@ -16,7 +16,7 @@ from agent.cluster.object_fields import ObjectError
 from agent.model.cluster import IPPool, Node, Snapshot
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip import bgp
 from agent.modes.ipip.bgp import REFLECTOR, Encapsulate
 from agent.modes.ipip.bird.node_object import Bird
@@ -48,15 +48,15 @@ LOCAL = (
 )
 
 
-def view(*nodes: Node, subnet: str | None = "10.244.0.0/16") -> View:
+def view(*nodes: Node, subnet: str | None = "10.244.0.0/16") -> ModeContext:
     network = network_of("pods", mode="ipip", subnet=ipaddress.ip_network(subnet) if subnet else None)
-    return View(
+    return ModeContext(
         Snapshot(True, {n.name: n for n in nodes}), "one", LOCAL, network, nodes[0].blocks, routed=BUILT_IN.routed
     )
 
 
 def plan(
-    seen: View, options: BgpOptions, encapsulate: Encapsulate = Encapsulate.ALWAYS
+    seen: ModeContext, options: BgpOptions, encapsulate: Encapsulate = Encapsulate.ALWAYS
 ) -> tuple[BirdConfig | None, frozenset[Problem]]:
     found = bgp.plan(seen, TUNNEL, encapsulate)
     if found.bird is None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.ip import Subnet
 from agent.ipam import block_ownership, blocks
 from agent.model.cluster import IPBlock, Node, Snapshot
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.state import VxlanState
@@ -53,7 +53,7 @@ def desired(way: str, *nodes: Node, used: bool = False, routers: tuple[str, ...]
     """What the first of the nodes wants."""
     me = nodes[0]
     using = frozenset(me.blocks if used else ())
-    seen = View(
+    seen = ModeContext(
         snapshot(*nodes),
         me.name,
         LOCAL,

@@ -9,7 +9,7 @@ from agent import config, ctl
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.cluster import Snapshot
-from agent.model.network import Uplink
+from agent.model.network import ParentLink
 from agent.model.node_status import NodeStatus
 from agent.modes.registry import BUILT_IN
 from agent.objects.host_kernel import HostKernel
@@ -28,7 +28,7 @@ def shown(tmp_path: Path, *confs: dict[str, Any]) -> list[str]:
     status = NodeStatus(
         synced=True,
         blocks={network: (network.subnet,) for network in networks if network.subnet},
-        uplinks={network: Uplink("bond0", ()) for network in networks if network.needs_parent},
+        uplinks={network: ParentLink("bond0", ()) for network in networks if network.needs_parent},
     )
     conf = config.load(["--datastore", "dir:/x", "--node", "one"], {}, AGENT_OPTIONS)
     attachments, host = AttachmentStore(tmp_path, 0, OPTIONS), HostKernel(Loader(tmp_path, tmp_path / "pins"))

@@ -29,7 +29,7 @@ from agent.ipam.reservations.pod_annotations import AnnotationReader
 from agent.ipam.reservations.rules import LocalPods
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.registry import BUILT_IN
 from agent.node.last_known_nodes import LastKnownNodes
 from agent.objects.state import LocalAddress, union
@@ -123,9 +123,9 @@ def check_all(snapshot_cache: SnapshotCache) -> None:
     check_pods(snapshot)
 
 
-def view_of(snapshot: Snapshot, network: Network) -> View:
+def view_of(snapshot: Snapshot, network: Network) -> ModeContext:
     own = blocks.node_blocks(snapshot, network, "n1")
-    return View(
+    return ModeContext(
         snapshot, "n1", LOCAL, network, own, claims=block_ownership.resolve(snapshot), routed=BUILT_IN.routed
     )
 

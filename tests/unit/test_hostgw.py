@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.marks import bridge_mac
 from agent.model.network import Network
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.hostgw import HostGw
 from agent.modes.registry import BUILT_IN
 from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, union
@@ -32,10 +32,10 @@ def peer(name: str, address: str, *cidrs: str) -> Node:
     return Node(name, (ip(address),) if address else (), tuple(map(net, cidrs)))
 
 
-def view(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWORK) -> View:
+def view(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWORK) -> ModeContext:
     nodes = {n.name: n for n in (ME, *peers)}
     snapshot = Snapshot(synced=True, nodes=nodes, blocks={b.name: b for b in claimed})
-    return View(snapshot, "one", LOCAL, network, ME.blocks, routed=BUILT_IN.routed)
+    return ModeContext(snapshot, "one", LOCAL, network, ME.blocks, routed=BUILT_IN.routed)
 
 
 def test_a_bridge_with_the_gateway_the_underlays_mtu_and_a_mac_of_the_nodes() -> None:

@@ -12,7 +12,7 @@ from agent import config
 from agent.errors import CniError
 from agent.ip import Subnet
 from agent.model.cluster import Node, Snapshot
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.agent_options import encapsulator
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
@@ -52,7 +52,7 @@ def desired(
     snapshot = Snapshot(synced=True, nodes={n.name: n for n in (me, *peers)})
     network = changed(NETWORK, encapsulate=encapsulate)
     return BUILT_IN["ipip"].desired(
-        View(snapshot, "one", local, network, me.blocks, underlay=underlay, routed=BUILT_IN.routed)
+        ModeContext(snapshot, "one", local, network, me.blocks, underlay=underlay, routed=BUILT_IN.routed)
     )
 
 

@@ -20,7 +20,7 @@ from agent.model.node_status import NodeStatus
 from agent.model.node_view import NodeView
 from agent.model.problem_board import PartProblems
 from agent.modes import peers
-from agent.modes.base import PLAIN, View
+from agent.modes.base import PLAIN, ModeContext
 from agent.modes.hostgw import HOST_GW
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.options import IPIP
@@ -30,7 +30,7 @@ from agent.modes.vxlan.options import VXLAN
 from agent.modes.vxlan.state import VxlanState
 from agent.node import mode_migration
 from agent.node.accepted_modes_publisher import SEEN_WITHIN, AcceptedModesPublisher
-from agent.node.mode_migration import Leaving, TunnelPorts
+from agent.node.mode_migration import DrainingNetworks, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
@@ -49,10 +49,10 @@ def node(number: int, *modes: str) -> Node:
     )
 
 
-def view(name: str, mine: tuple[str, ...], *peers: Node) -> View:
+def view(name: str, mine: tuple[str, ...], *peers: Node) -> ModeContext:
     me = node(1, *mine)
     snapshot = Snapshot(synced=True, nodes={n.name: n for n in (me, *peers)})
-    return View(snapshot, "n1", LOCAL, BY[name], me.blocks, accepted_modes=mine, routed=BUILT_IN.routed)
+    return ModeContext(snapshot, "n1", LOCAL, BY[name], me.blocks, accepted_modes=mine, routed=BUILT_IN.routed)
 
 
 def state(mine: tuple[str, ...], *peers: Node) -> NodeState:
@@ -166,7 +166,7 @@ def test_a_port_is_a_tunnels_while_any_node_may_take_packets_there() -> None:
 
 def test_a_mode_goes_when_its_withdrawal_had_time_to_be_heard() -> None:
     chosen, needed, other = {"net": BY[VXLAN]}, frozenset({BY[VXLAN]}), network_of("gone")
-    leaving = Leaving([BY[HOST_GW], other], grace=15)
+    leaving = DrainingNetworks([BY[HOST_GW], other], grace=15)
     assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 0) == {BY[HOST_GW]}
     assert leaving.keep(needed, chosen, node(1, VXLAN, HOST_GW), 1000) == {BY[HOST_GW]}, "nobody was told"
     assert leaving.ends == []

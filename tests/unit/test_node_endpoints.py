@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.cluster import accepted_modes
 from agent.model.cluster import ENDS, AcceptedModes, Node, Snapshot
 from agent.modes import node_endpoints, underlay
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.options import IPIP
 from agent.modes.ipip.state import IpipState
@@ -40,13 +40,15 @@ def local(**devices: str) -> tuple[LocalAddress, ...]:
 
 def view(
     way: str, on: tuple[LocalAddress, ...], *nodes: Node, me: str = "node1", encapsulate: str = "always"
-) -> View:
+) -> ModeContext:
     snapshot = Snapshot(True, {n.name: n for n in nodes})
     network = network_of("net", way, net("10.244.0.0/16"), encapsulate=encapsulate)
-    return View(snapshot, me, on, network, snapshot.nodes[me].blocks, underlay=Underlay(), routed=BUILT_IN.routed)
+    return ModeContext(
+        snapshot, me, on, network, snapshot.nodes[me].blocks, underlay=Underlay(), routed=BUILT_IN.routed
+    )
 
 
-def desired(seen: View) -> NodeState:
+def desired(seen: ModeContext) -> NodeState:
     return BUILT_IN[seen.network.mode].desired(seen)
 
 
@@ -200,7 +202,7 @@ def test_whatever_addresses_nodes_list_besides_the_ends_are_where_the_nodes_are(
 def test_nothing_is_told_where_peers_choose_right() -> None:
     for me in (node(1, "172.18.0.1"), node(1, "172.18.0.1", "172.18.9.9"), node(1, "172.18.9.9"), node(1)):
         assert underlay.announcement(me, ETH0, node_endpoints.choose({"node1": me})) == ()
-    assert underlay.announcement(None, ETH0, node_endpoints.Ends()) == ()
+    assert underlay.announcement(None, ETH0, node_endpoints.NodeEndpoints()) == ()
 
 
 @pytest.mark.parametrize("way", ["host-gw", VXLAN, IPIP])
@@ -278,7 +280,7 @@ def test_a_slave_hangs_on_the_interface_with_the_first_internal_ip() -> None:
     nics = local(mgmt0="192.0.2.1/24", eth0="172.18.0.1/16")
     network = network_of("net", "macvlan", net("172.18.0.0/16"), link_mode="bridge")
     me = node(1, "172.18.0.1", "192.0.2.1")
-    seen = View(
+    seen = ModeContext(
         Snapshot(True, {"node1": me}), "node1", nics, network, (net("172.18.0.0/16"),), routed=BUILT_IN.routed
     )
     (uplink,) = desired(seen).uplinks

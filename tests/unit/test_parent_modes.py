@@ -15,7 +15,7 @@ from agent.ipam.attachment import Attachment, Lease
 from agent.kernel.arp import announcement
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.marks import mac_for
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.parent.options import SERVICES
 from agent.modes.parent.subinterface import Slaves
 from agent.modes.registry import BUILT_IN
@@ -42,10 +42,10 @@ LOCAL = (
 )
 
 
-def view(local: tuple[LocalAddress, ...] = LOCAL, pools: tuple[IPPool, ...] = (), **conf: Any) -> View:
+def view(local: tuple[LocalAddress, ...] = LOCAL, pools: tuple[IPPool, ...] = (), **conf: Any) -> ModeContext:
     network = parse_conf({**SEED, **conf}).network
     snapshot = Snapshot(True, {"one": ME, "two": TWO}, {pool.name: pool for pool in pools})
-    return View(
+    return ModeContext(
         snapshot, "one", local, network, blocks.node_blocks(snapshot, network, "one"), routed=BUILT_IN.routed
     )
 

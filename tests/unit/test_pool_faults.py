@@ -12,7 +12,7 @@ from agent.cluster.datastores import server_addresses
 from agent.ipam import pool_faults
 from agent.model import special_addresses
 from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.registry import BUILT_IN
 from agent.node import kernel_state
 from agent.objects.base import KernelState
@@ -119,7 +119,7 @@ def test_a_pod_cidr_with_the_api_server_in_it_is_not_programmed(way: str) -> Non
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface("172.18.0.1/16")),)
     snapshot = replace(cluster(), nodes={"near": me})
     state = BUILT_IN[way].desired(
-        View(snapshot, "near", local, network_of("testcni", way), me.blocks, routed=BUILT_IN.routed)
+        ModeContext(snapshot, "near", local, network_of("testcni", way), me.blocks, routed=BUILT_IN.routed)
     )
     assert state.refused == {net("10.96.0.0/24")}
     (problem,) = state.problems

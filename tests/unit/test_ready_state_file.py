@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.model.network import ModeOptions, Network, Uplink
+from agent.model.network import ModeOptions, Network, ParentLink
 from agent.model.node_status import NodeStatus
 from agent.modes.parent.options import MACVLAN
 from agent.node import ready_state_file
@@ -24,7 +24,7 @@ PREPARED = NodeStatus(
     },
     excluded={A: frozenset({ipaddress.ip_network("10.244.1.64/28")})},
     uplinks={
-        LAN: Uplink(
+        LAN: ParentLink(
             "eth0",
             (ipaddress.ip_address("192.0.2.1"),),
             ipaddress.ip_address("192.0.2.254"),

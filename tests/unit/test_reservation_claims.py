@@ -339,13 +339,13 @@ def test_a_reservation_outlives_its_pod_for_its_time(cluster: Cluster) -> None:
     eventually(lambda: one.controller.wake() or not one.known())  # type: ignore[func-returns-value]
 
 
-def test_a_deleted_reservation_of_a_pod_is_made_again(cluster: Cluster) -> None:
+def test_a_deleted_reservation_of_a_pod_is_made_again(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     one = cluster.agent("one")
     cluster.pod("a", ip="10.244.1.7")
     one.add("a")
     eventually(one.known)
     one.store.delete("IPReservation", "10-244-1-7")
-    eventually(lambda: not one.known())
+    eventually(lambda: "reservation of 10.244.1.7 was deleted" in caplog.text)
     eventually(one.known)
     assert one.held("10-244-1-7").owner == "default/a"
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from agent.model.cluster import IPPool, IPReservation, Node, Snapshot
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
@@ -41,7 +41,7 @@ def desired(
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{me.addresses[0]}/24")),)
     alone = frozenset({ALONE}) if here else frozenset()
     off_block = frozenset() if node == "one" else alone
-    view = View(
+    view = ModeContext(
         snapshot,
         node,
         local,
@@ -80,7 +80,7 @@ def test_the_bridge_answers_for_pods_of_another_mode_that_have_addresses_of_its_
     network = network_of("net", "host-gw", IPv4Network("10.244.0.0/16"))
     local = (LocalAddress("eth0", 1500, ipaddress.ip_interface("192.0.2.1/24")),)
     other_mode = frozenset({IPv4Address("10.244.1.9"), IPv4Address("10.244.2.9")})  # one of no block of its own
-    view = View(
+    view = ModeContext(
         Snapshot(True, NODES, POOLS),
         "one",
         local,

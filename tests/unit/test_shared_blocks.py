@@ -19,7 +19,7 @@ from agent.model.cluster import HostNetworks, IPBlock, IPPool, Node, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.state import IpipState
 from agent.modes.registry import BUILT_IN
@@ -110,7 +110,7 @@ def desired(way: str, snapshot: Snapshot) -> NodeState:
     """What the first node wants."""
     network = network_of("testcni", way)
     own = blocks.node_blocks(snapshot, network, "one")
-    return BUILT_IN[way].desired(View(snapshot, "one", (ETH0,), network, own, routed=BUILT_IN.routed))
+    return BUILT_IN[way].desired(ModeContext(snapshot, "one", (ETH0,), network, own, routed=BUILT_IN.routed))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -12,7 +12,7 @@ import pytest
 
 from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.hostgw import HOST_GW
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.mode import LAST, Vxlan
@@ -39,7 +39,7 @@ ME = node("one", "192.0.2.1", "10.244.1.0/24")
 def desired(*peers: Node, claimed: Sequence[IPBlock] = (), network: Network = NETWORK, me: Node = ME) -> NodeState:
     nodes = {n.name: n for n in (me, *peers)}
     snapshot = Snapshot(synced=True, nodes=nodes, blocks={b.name: b for b in claimed})
-    return MODE.desired(View(snapshot, "one", LOCAL, network, me.blocks, routed=BUILT_IN.routed))
+    return MODE.desired(ModeContext(snapshot, "one", LOCAL, network, me.blocks, routed=BUILT_IN.routed))
 
 
 def overlay(state: NodeState) -> VxlanState:
@@ -127,7 +127,7 @@ def test_a_guest_of_a_node_without_tunnel_may_come_by_one_any_moment(
     nodes = {n.name: n for n in (ME, two, host)}
     guest = IPReservation(ip("10.244.2.9"), "o", "ns/pod", "three", "net", datetime.now(UTC))
     snapshot = Snapshot(synced=True, nodes=nodes, reservations={guest.name: guest})
-    view = View(snapshot, "one", LOCAL, NETWORK, ME.blocks, accepted_modes=(VXLAN,), routed=BUILT_IN.routed)
+    view = ModeContext(snapshot, "one", LOCAL, NETWORK, ME.blocks, accepted_modes=(VXLAN,), routed=BUILT_IN.routed)
     assert overlay(MODE.desired(view)).open == (frozenset({IPv4Address("192.0.2.3")}) if is_open else frozenset())
 
 

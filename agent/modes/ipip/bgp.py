@@ -12,12 +12,12 @@ from agent.ipam import blocks
 from agent.model.cluster import Node
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay
-from agent.modes.base import View
+from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.render import networks
 from agent.modes.ipip.bird.types import BirdConfig, Peer, Tunnel
 from agent.modes.ipip.options import ALWAYS, CROSS_SUBNET, IPIP, NEVER
-from agent.modes.node_endpoints import Ends
+from agent.modes.node_endpoints import NodeEndpoints
 
 REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its value, is one
 
@@ -39,7 +39,7 @@ class Plan:
 
 
 def plan(
-    view: View,
+    view: ModeContext,
     tunnel: Tunnel,
     encapsulate: Encapsulate = Encapsulate.ALWAYS,
     source: IPv4Address | None = None,
@@ -82,13 +82,13 @@ def is_reflector(node: Node) -> bool:
     return any(key == REFLECTOR for key, _value in node.labels)
 
 
-def _near(view: View, address: IPv4Address) -> tuple[IPv4Network, ...]:
+def _near(view: ModeContext, address: IPv4Address) -> tuple[IPv4Network, ...]:
     """The subnet that this node's address is in."""
     networks = (local.interface.network for local in view.local if local.interface.ip == address)
     return tuple(network for network in networks if isinstance(network, IPv4Network))
 
 
-def _peers(view: View, known: Ends, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
+def _peers(view: ModeContext, known: NodeEndpoints, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
         modes = peers.accepted_modes(view, node) or (IPIP,)
         if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
@@ -105,7 +105,7 @@ def _peers(view: View, known: Ends, taken: dict[IPv4Address, str]) -> Iterator[P
             yield Peer(node.name, address, is_reflector(node))
 
 
-def _pools(view: View) -> Iterator[IPv4Network]:
+def _pools(view: ModeContext) -> Iterator[IPv4Network]:
     """Where blocks of other nodes may lie: the network's subnet, or else all pools and podCIDRs."""
     if view.network.subnet:
         subnets = {view.network.subnet}

@@ -15,7 +15,7 @@ from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks, underlay, veth
-from agent.modes.base import AgentContext, ConfFields, Mode, ModeParts, View, Wired
+from agent.modes.base import AgentContext, ConfFields, Mode, ModeContext, ModeParts, Wired
 from agent.modes.ipip import agent_options, bgp, metrics
 from agent.modes.ipip.agent_options import AGENT_OPTIONS
 from agent.modes.ipip.bgp import Encapsulate
@@ -86,7 +86,7 @@ class Ipip(Mode):
         """Return the tunnels' device."""
         return (IpipDevice(),)
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
         settled = routable_blocks.settle(view)
         view = settled.view
@@ -141,7 +141,7 @@ class Ipip(Mode):
 class _Here:
     """This node on the underlay, and how it encapsulates."""
 
-    view: View
+    view: ModeContext
     node: IPv4Address
     local: LocalAddress | None
     """The interface that has the node's address, while there is one."""
@@ -227,7 +227,7 @@ class _Here:
         return frozenset(Problem(f"node {name} ({address})", what, remedy) for name, address in self.far.items())
 
 
-def _here(view: View, address: IPv4Address) -> _Here:
+def _here(view: ModeContext, address: IPv4Address) -> _Here:
     known = underlay.chosen(view)
     to = peers.Peers(view, known)
     others = (node for node in view.snapshot.nodes.values() if node.name != view.node)

@@ -18,9 +18,9 @@ from agent.model.marks import LINK_PREFIX
 from agent.model.network import ExtraRoute
 from agent.model.problem import Problem
 from agent.modes import peers, routable_blocks
-from agent.modes.base import View, Wired
+from agent.modes.base import ModeContext, Wired
 from agent.modes.parent.options import IPVLAN, L3, IpvlanOptions
-from agent.modes.parent.subinterface import DEFAULT, Slaves, Way, link_mode, only_parents
+from agent.modes.parent.subinterface import DEFAULT, PodRoute, Slaves, link_mode, only_parents
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Route
@@ -34,7 +34,7 @@ class Ipvlan(Slaves):
     kind = IPVLAN
     options = IpvlanOptions
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """As all slaves; for l3 also a route to each peer's block, and masquerade, as host-gw."""
         state = super().desired(view)
         if link_mode(view.network) != L3 or not state.uplinks:
@@ -69,9 +69,9 @@ class Ipvlan(Slaves):
         whole = super().interface(attachment)
         return ipaddress.IPv4Interface((whole.ip, 32)) if link_mode(attachment.network) == L3 else whole
 
-    def default(self, attachment: Attachment) -> Way:
+    def default(self, attachment: Attachment) -> PodRoute:
         """In l3 the slave itself leads into the node's routing."""
-        return Way(DEFAULT, None) if link_mode(attachment.network) == L3 else super().default(attachment)
+        return PodRoute(DEFAULT, None) if link_mode(attachment.network) == L3 else super().default(attachment)
 
     def port(self, attachment: Attachment) -> PodPort:
         """As all slaves; for l3s the node answers ARP."""
@@ -112,12 +112,12 @@ def _is_anothers(address: Address, attachment: Attachment) -> bool:
     return bool(there and there.name.startswith(LINK_PREFIX) and there.name != attachment.link)
 
 
-def _on_the_nodes_subnet(view: View) -> bool:
+def _on_the_nodes_subnet(view: ModeContext) -> bool:
     subnet = view.network.subnet
     return any(subnet and blocks.overlaps(subnet, local.interface.network) for local in view.local)
 
 
-def _no_arp(view: View) -> Problem:
+def _no_arp(view: ModeContext) -> Problem:
     return Problem(
         f"network {view.network.name}",
         f"in linkMode l3 nobody answers ARP for pods of {view.network.subnet}, the nodes' own subnet",

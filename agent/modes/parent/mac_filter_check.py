@@ -17,7 +17,7 @@ from agent.ipam import blocks
 from agent.kernel import arp
 from agent.kernel.link_operations import Reaper
 from agent.model.marks import mac_for
-from agent.model.network import Network, Uplink
+from agent.model.network import Network, ParentLink
 from agent.model.node_view import NodeView
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
@@ -67,7 +67,7 @@ class MacFilterCheck(Controller):
                 self._due[device] = self._tested(network, uplink, now)
         return True
 
-    def _tested(self, network: Network, uplink: Uplink, now: float) -> Due:
+    def _tested(self, network: Network, uplink: ParentLink, now: float) -> Due:
         try:
             problem, found = judge(self._reaper, uplink, self._targets(network, uplink))
         except OSError as error:  # the parent is down or gone: the reconciler tells
@@ -80,7 +80,7 @@ class MacFilterCheck(Controller):
         self._problems.publish({**others, uplink.device: problem} if problem else others)
         return Due(now + (AGAIN if problem else WELL_FOR))
 
-    def _targets(self, network: Network, uplink: Uplink) -> Iterator[Address]:
+    def _targets(self, network: Network, uplink: ParentLink) -> Iterator[Address]:
         """The router, else some of the other nodes."""
         if uplink.gateway:
             yield uplink.gateway
@@ -89,7 +89,7 @@ class MacFilterCheck(Controller):
         yield from random.sample(near, min(PEERS, len(near)))
 
 
-def judge(reaper: Reaper, uplink: Uplink, targets: Iterator[Address]) -> tuple[Problem | None, bool]:
+def judge(reaper: Reaper, uplink: ParentLink, targets: Iterator[Address]) -> tuple[Problem | None, bool]:
     """What is wrong with the segment, and whether that is known: one of the targets answers. Raises OSError."""
     mac = mac_for(uplink.hosts[0])  # in the order of pods' MACs, and no pod's
     ask = partial(arp.who_has, reaper, uplink.device)
@@ -103,7 +103,7 @@ def judge(reaper: Reaper, uplink: Uplink, targets: Iterator[Address]) -> tuple[P
     return None, False
 
 
-def _alone(uplink: Uplink, target: Address, mac: str) -> Problem:
+def _alone(uplink: ParentLink, target: Address, mac: str) -> Problem:
     return Problem(
         f"interface {uplink.device}",
         f"{target} answers its own MAC but not {mac}: something between drops MACs that it does not know, and so "

@@ -25,10 +25,10 @@ from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink
 from agent.kernel.subinterfaces import Subinterface
 from agent.model.marks import mac_for
-from agent.model.network import ExtraRoute, ModeOptions, Network, Uplink
+from agent.model.network import ExtraRoute, ModeOptions, Network, ParentLink
 from agent.model.problem import Problem
 from agent.modes import underlay, veth
-from agent.modes.base import CheckError, ConfFields, Mode, NodeNotReadyError, View, Wired
+from agent.modes.base import CheckError, ConfFields, Mode, ModeContext, NodeNotReadyError, Wired
 from agent.modes.parent.options import PASSTHRU, ParentOptions
 from agent.modes.parent.parent_links import ParentLinks
 from agent.modes.veth import GATEWAY
@@ -42,7 +42,7 @@ DEFAULT = ipaddress.IPv4Network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class PodRoute:
     """A route of the pod: by the veth pair if its gateway is GATEWAY, else by the slave."""
 
     dst: Subnet
@@ -71,7 +71,7 @@ class Slaves(Mode):
         """Return the look at the parents."""
         return (ParentLinks(),)
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""
         found = find_uplink(view)
         if isinstance(found, Problem):  # also before there are blocks: none is of use then
@@ -97,9 +97,9 @@ class Slaves(Mode):
         subnet = attachment.network.subnet
         return ipaddress.IPv4Interface((_address(attachment), subnet.prefixlen if subnet else 32))
 
-    def default(self, attachment: Attachment) -> Way:
+    def default(self, attachment: Attachment) -> PodRoute:
         """The pod's default route: by the subnet's router, or by the node where there is none."""
-        return Way(DEFAULT, _uplink(attachment).gateway or GATEWAY)
+        return PodRoute(DEFAULT, _uplink(attachment).gateway or GATEWAY)
 
     def port(self, attachment: Attachment) -> PodPort:
         """A link with the node's route to the pod, whose slave is not reached from the parent."""
@@ -130,7 +130,7 @@ class Slaves(Mode):
             ),
         )
         with veth.pod_netlink(host, netns_fd, attachment, name, _first_name(attachment)) as inside:
-            mac, ways = self._configure(inside, attachment, host_mac, routes)
+            mac, in_force = self._configure(inside, attachment, host_mac, routes)
         gateway = {"gateway": str(uplink.gateway)} if uplink.gateway else {}
         return Wired(
             interfaces=[
@@ -138,7 +138,9 @@ class Slaves(Mode):
                 {"name": attachment.ifname, "mac": mac, "mtu": mtu, "sandbox": attachment.netns},
             ],
             ips=[{"address": str(self.interface(attachment)), **gateway, "interface": 1}],
-            routes=[{"dst": str(way.dst), **({"gw": str(way.gateway)} if way.gateway else {})} for way in ways],
+            routes=[
+                {"dst": str(each.dst), **({"gw": str(each.gateway)} if each.gateway else {})} for each in in_force
+            ],
         )
 
     def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
@@ -154,7 +156,7 @@ class Slaves(Mode):
 
     def _configure(
         self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]
-    ) -> tuple[str, list[Way]]:
+    ) -> tuple[str, list[PodRoute]]:
         """The slave's MAC, and the pod's routes that are in force."""
         slave, veth = ip_links.link(inside, _first_name(attachment)), ip_links.link(inside, attachment.link)
         if slave is None or veth is None:
@@ -169,33 +171,33 @@ class Slaves(Mode):
             ip_links.link_up(slave.index),  # with its address, which it announces now
             ip_links.link_up(veth.index),
             neighbours.add(veth.index, GATEWAY, host_mac),
-            *(ip_routes.add_route(_route(way, interface.ip, slave, veth)) for way in extra),
+            *(ip_routes.add_route(_route(each, interface.ip, slave, veth)) for each in extra),
         ]
 
-        def add(ways: list[Way]) -> list[Way]:
+        def add(more: list[PodRoute]) -> list[PodRoute]:
             """Those that are in force: what an earlier interface of the pod has a route for stays its own."""
-            errors = inside.batch([ip_routes.add_route(_route(way, interface.ip, slave, veth)) for way in ways])
+            errors = inside.batch([ip_routes.add_route(_route(each, interface.ip, slave, veth)) for each in more])
             for error in errors:
                 if error and error.errno != errno.EEXIST:
                     raise error
-            return [way for way, error in zip(ways, errors, strict=True) if error is None]
+            return [each for each, error in zip(more, errors, strict=True) if error is None]
 
         inside.request(*must)
         kept = add(others)
-        if any(way.dst == DEFAULT for way in (*extra, *kept, *services)):
+        if any(each.dst == DEFAULT for each in (*extra, *kept, *services)):
             kept += add(services)  # else an earlier interface of the pod leads there already
         return slave.mac, extra + kept
 
     def _ways(
         self, attachment: Attachment, routes: tuple[ExtraRoute, ...]
-    ) -> tuple[list[Way], list[Way], list[Way]]:
+    ) -> tuple[list[PodRoute], list[PodRoute], list[PodRoute]]:
         """Routes that the netconf demands, others to the pod's world, and those to what only the node leads to."""
         default, uplink = self.default(attachment), _uplink(attachment)
-        extra = [Way(r.dst, r.gateway or default.gateway) for r in routes if r.dst.version == 4]
+        extra = [PodRoute(r.dst, r.gateway or default.gateway) for r in routes if r.dst.version == 4]
         by_host = [ipaddress.ip_network(address) for address in uplink.hosts]
-        others = [Way(dst, GATEWAY) for dst in by_host]
-        services = [Way(dst, GATEWAY) for dst in uplink.via_host]
-        named = {way.dst for way in (*extra, *services)}
+        others = [PodRoute(dst, GATEWAY) for dst in by_host]
+        services = [PodRoute(dst, GATEWAY) for dst in uplink.via_host]
+        named = {each.dst for each in (*extra, *services)}
         return extra, [*others, *([] if default.dst in named else [default])], services
 
     def _check_pod(self, inside: Netlink, attachment: Attachment, wired: Wired, parent: Link) -> None:
@@ -214,9 +216,9 @@ class Slaves(Mode):
         present = set(ip_routes.routes(inside, 4))
         for route in wired["routes"]:
             gateway = ipaddress.ip_address(route["gw"]) if "gw" in route else None
-            way = Way(ipaddress.ip_network(route["dst"]), gateway)
-            if _route(way, interface.ip, slave, veth) not in present:
-                raise CheckError(f"the pod lacks route {way.dst} via {way.gateway}")
+            wanted = PodRoute(ipaddress.ip_network(route["dst"]), gateway)
+            if _route(wanted, interface.ip, slave, veth) not in present:
+                raise CheckError(f"the pod lacks route {wanted.dst} via {wanted.gateway}")
 
 
 def link_mode(network: Network) -> str:
@@ -231,7 +233,7 @@ def only_parents(attachment: Attachment) -> None:
         raise invalid_config("mac", attachment.mac, f"{what}; use macvlan in another linkMode")
 
 
-def find_uplink(view: View) -> Uplink | Problem:
+def find_uplink(view: ModeContext) -> ParentLink | Problem:
     """The parent, by name or as what holds the node's address, and what pods must know of this node."""
     network, where = view.network, f"node {view.node}"
     me = view.snapshot.nodes.get(view.node)
@@ -251,10 +253,10 @@ def find_uplink(view: View) -> Uplink | Problem:
     hosts: tuple[Address, ...] = tuple(dict.fromkeys((source.interface.ip, *near)))
     routers = (known.gateway, *_pools_routers(view).values(), *(local.gateway for local in on_parent))
     gateway = next((router for router in routers if blocks.contains(network.subnet, router)), None)
-    return Uplink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
+    return ParentLink(device, hosts, gateway, _via_host(view), _reserved(view, hosts, gateway))
 
 
-def _unfit(view: View, device: str, on_parent: list[LocalAddress]) -> Problem | None:
+def _unfit(view: ModeContext, device: str, on_parent: list[LocalAddress]) -> Problem | None:
     """Why pods of the network can't hang on this parent."""
     network, where = view.network, f"network {view.network.name}"
     if link_mode(network) == PASSTHRU and on_parent:
@@ -274,14 +276,14 @@ def _within(subnet: Subnet | None, local: LocalAddress) -> bool:
     return isinstance(subnet, IPv4Network) and isinstance(parent, IPv4Network) and subnet.subnet_of(parent)
 
 
-def _pools_routers(view: View) -> dict[str, Address]:
+def _pools_routers(view: ModeContext) -> dict[str, Address]:
     """Those that the pools of a shared subnet name, by pool, in the order in which they count."""
     subnet, pools = view.network.subnet, blocks.pools(view.snapshot, view.network)
     named = ((pool.name, pool.gateway) for pool in pools if view.network.shared)
     return {name: router for name, router in named if router and blocks.contains(subnet, router)}
 
 
-def _contradictions(view: View) -> Iterator[Problem]:
+def _contradictions(view: ModeContext) -> Iterator[Problem]:
     """Pools of one subnet that name different routers, where the netconf does not decide."""
     named = _pools_routers(view)
     if ParentOptions.of(view.network).gateway is None and len({*named.values()}) > 1:
@@ -292,7 +294,7 @@ def _contradictions(view: View) -> Iterator[Problem]:
         yield Problem(f"IPPools of network {view.network.name}", what, remedy)
 
 
-def _via_host(view: View) -> tuple[Subnet, ...]:
+def _via_host(view: ModeContext) -> tuple[Subnet, ...]:
     """What the netconf says, and all pools of pods: other modes' pods are known to the node, not to the router."""
     snapshot = view.snapshot
     pools = (pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot))
@@ -303,7 +305,7 @@ def _via_host(view: View) -> tuple[Subnet, ...]:
     return tuple(sorted(ipaddress.collapse_addresses(wanted)))
 
 
-def _reserved(view: View, hosts: tuple[Address, ...], gateway: Address | None) -> frozenset[Address]:
+def _reserved(view: ModeContext, hosts: tuple[Address, ...], gateway: Address | None) -> frozenset[Address]:
     subnet = view.network.subnet
     known: set[Address] = {address for node in view.snapshot.nodes.values() for address in node.addresses}
     known.update((*hosts, *view.snapshot.host_networks.api_servers))
@@ -319,7 +321,7 @@ def _first_name(attachment: Attachment) -> str:
     return f"new-{attachment.link[-11:]}"
 
 
-def _uplink(attachment: Attachment) -> Uplink:
+def _uplink(attachment: Attachment) -> ParentLink:
     if attachment.uplink is None:
         raise NodeNotReadyError("the node's interface is not known yet")
     return attachment.uplink
@@ -332,7 +334,7 @@ def _address(attachment: Attachment) -> IPv4Address:
     raise NodeNotReadyError("the node has no IPv4 addresses for pods of this network")
 
 
-def _route(way: Way, address: Address, slave: Link, veth: Link) -> KernelRoute:
-    if way.gateway == GATEWAY:
-        return KernelRoute(way.dst, way.gateway, veth.index, source=address, onlink=True)
-    return KernelRoute(way.dst, way.gateway, slave.index)
+def _route(route: PodRoute, address: Address, slave: Link, veth: Link) -> KernelRoute:
+    if route.gateway == GATEWAY:
+        return KernelRoute(route.dst, route.gateway, veth.index, source=address, onlink=True)
+    return KernelRoute(route.dst, route.gateway, slave.index)

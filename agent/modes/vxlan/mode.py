@@ -24,9 +24,9 @@ from agent.modes.base import (
     CheckError,
     ConfFields,
     Mode,
+    ModeContext,
     ModeParts,
     NodeNotReadyError,
-    View,
     Wired,
 )
 from agent.modes.packet_monitor import PacketMonitor
@@ -83,7 +83,7 @@ class Vxlan(Mode):
         """Return the tunnel's device."""
         return (VxlanDevice(),)
 
-    def desired(self, view: View) -> NodeState:
+    def desired(self, view: ModeContext) -> NodeState:
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
         settled = routable_blocks.settle(view)
         view = settled.view
@@ -183,21 +183,21 @@ def _check_free(host: HostKernel, address: IPv4Address, host_mac: str) -> None:
         raise AddressTakenError(address, there.name)
 
 
-def _routes(view: View, owners: Owners) -> frozenset[Route]:
+def _routes(view: ModeContext, owners: Owners) -> frozenset[Route]:
     """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
     plain = VxlanOptions.of(view.network).vxlan_backend == KERNEL
     peers = (Route(b, node if plain else None, VXLAN_DEVICE, tunnel=True) for b, node in owners.by(VXLAN).items())
     return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST, tunnel=True) for block in owners.own)))
 
 
-def _settled(view: View, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
+def _settled(view: ModeContext, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
     """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
 
     A node without a tunnel may have off-block pods: `owners` has only their addresses. It may send their packets
     by its tunnel a moment before this node learns that it has one.
     """
     known = underlay.chosen(view)
-    elsewhere = (block for block, mode in owners.ways.items() if mode != VXLAN and is_single(block))
+    elsewhere = (block for block, mode in owners.mode_by_block.items() if mode != VXLAN and is_single(block))
     plain = {owners.blocks[block] for block in elsewhere}
     return frozenset(
         (address, end)
