@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Fuzzes all of the plugin that reads foreign bytes, under the sanitizers: fuzz_testcni SECONDS [SEED].
- * With LIBFUZZER defined, libFuzzer makes the inputs: `make fuzz`.
+/* Fuzz all parts of the plugin that read input, under the sanitizers: fuzz_testcni SECONDS [SEED].
+ * If LIBFUZZER is defined, libFuzzer makes the inputs: `make fuzz`.
  */
 #define main plugin_main
 #include "testcni.c"
@@ -14,7 +14,7 @@ static void expect(bool good, const char *what, const struct buffer *text)
 	abort();
 }
 
-/* What was quoted must be read back as it was. */
+/* Check that a quoted text is read back unchanged. */
 static void check_quoting(const char *text)
 {
 	char back[1 << 13];
@@ -33,7 +33,7 @@ static void take_config(void *context, struct slice key, struct slice value)
 
 static void try_one(const char *text, size_t size)
 {
-	char *exact = malloc(size + !size); /* no byte beyond the text, so that the sanitizer sees one too far */
+	char *exact = malloc(size + !size); /* no byte after the text, so that the sanitizer finds a read behind it */
 	struct buffer given = {exact, size, size, false}, request = {0};
 	struct call call = defaults;
 	struct verdict verdict;

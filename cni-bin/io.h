@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Whole reads and writes, the agent's socket, and the journal of DELs that came while no agent was there. */
+/* Complete reads and writes, the agent's socket, and the journal of DELs without an agent. */
 #ifndef TESTCNI_IO_H
 #define TESTCNI_IO_H
 
@@ -30,7 +30,7 @@ static inline bool write_all(int fd, const char *data, size_t size)
 	return true;
 }
 
-/* Read until the end; false with errno, EFBIG when there is more than `limit`. */
+/* Read until the end; false with errno, which is EFBIG if there is more than `limit`. */
 static inline bool read_all(int fd, struct buffer *b, size_t limit)
 {
 	char chunk[1 << 14];
@@ -76,16 +76,16 @@ static inline ssize_t send_first(int fd, const struct buffer *request, int netns
 	return sent;
 }
 
-/* Bound each connect, write and read. */
+/* Limit the time of each connect, write and read. */
 static inline void limit(int fd, int64_t ms)
 {
-	int64_t some = ms > 0 ? ms : 1; /* 0 would be for ever */
+	int64_t some = ms > 0 ? ms : 1; /* 0 would mean no limit */
 	struct timeval time = {.tv_sec = some / 1000, .tv_usec = some % 1000 * 1000};
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
 }
 
-/* Connect, waiting while the agent's backlog is full; false with errno. */
+/* Connect, and wait while the agent's backlog is full; false with errno. */
 static inline bool reach(int fd, const char *path, int64_t ms)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -94,7 +94,7 @@ static inline bool reach(int fd, const char *path, int64_t ms)
 	return !connect(fd, (struct sockaddr *)&address, sizeof address);
 }
 
-/* Open a folder below `at`, making it where it is missing, durably: its parent is synced too. */
+/* Open a folder below `at`; if it is missing, create it and sync its parent. */
 static inline int open_folder(int at, const char *name)
 {
 	bool made = !mkdirat(at, name, 0700);
@@ -108,7 +108,7 @@ static inline int open_folder(int at, const char *name)
 	return folder;
 }
 
-/* The folder <state>/deletes, made with all above it where missing; -1 with errno. */
+/* Open the folder <state>/deletes, and create it and its parents if missing; -1 with errno. */
 static inline int open_journal(const char *state)
 {
 	char path[PATH_MAX];
@@ -124,7 +124,7 @@ static inline int open_journal(const char *state)
 	return folder;
 }
 
-/* Write a file that is whole under its name or not there at all, whatever crashes when. */
+/* Write a file atomically: after a crash it is complete, or does not exist. */
 static inline bool write_file(int folder, const char *name, const struct buffer *bytes)
 {
 	char hidden[80];

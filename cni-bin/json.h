@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Just enough JSON for the plugin: a buffer that grows, escaping, and a scanner of one object's own members. */
+/* The JSON that the plugin needs: a growing buffer, escaping, and a scanner of the members of one object. */
 #ifndef TESTCNI_JSON_H
 #define TESTCNI_JSON_H
 
@@ -9,28 +9,28 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define JSON_DEPTH 512 /* levels of nesting; the agent's own parser ends near 1000 */
+#define JSON_DEPTH 512 /* levels of nesting; the limit of the agent's parser is near 1000 */
 
-/* A part of somebody else's text. */
+/* A part of a text that another variable owns. */
 struct slice {
 	const char *data;
 	size_t size;
 };
 
-/* Bytes that grow; `failed` once there is no memory for more. */
+/* A growing buffer; `failed`: there was not enough memory. */
 struct buffer {
 	char *data;
 	size_t size, room;
 	bool failed;
 };
 
-/* Where a scan stands in its text, and what is wrong there. */
+/* The position of a scan in its text, and the fault there. */
 struct scan {
 	const char *start, *at, *end;
 	const char *wrong;
 };
 
-/* Told of each member of the object itself; both slices are raw, strings with their quotes. */
+/* Called for each member of the object itself; both slices are raw: strings have their quotes. */
 typedef void member_fn(void *context, struct slice key, struct slice value);
 
 static inline bool put_bytes(struct buffer *b, const char *data, size_t size)
@@ -55,7 +55,7 @@ static inline void put(struct buffer *b, const char *text)
 	put_bytes(b, text, strlen(text));
 }
 
-/* Add a JSON string; bytes that JSON does not forbid stay as they are. */
+/* Add a JSON string; only bytes that JSON forbids are escaped. */
 static inline void put_string(struct buffer *b, const char *data, size_t size)
 {
 	put(b, "\"");
@@ -63,7 +63,7 @@ static inline void put_string(struct buffer *b, const char *data, size_t size)
 		char code[8];
 		if (data[i] == '"' || data[i] == '\\')
 			put_bytes(b, (char[]){'\\', data[i]}, 2);
-		else if (data[i] == '\n') /* netconfs are full of them */
+		else if (data[i] == '\n') /* frequent in netconfs */
 			put(b, "\\n");
 		else if ((unsigned char)data[i] < 0x20)
 			put_bytes(b, code, (size_t)snprintf(code, sizeof code, "\\u%04x", (unsigned char)data[i]));
@@ -84,7 +84,7 @@ static inline int json_byte(const struct scan *in)
 	return in->at < in->end ? (unsigned char)*in->at : -1;
 }
 
-/* The next byte that is not blank, -1 at the end. */
+/* The next byte that is not white space; -1 at the end. */
 static inline int json_peek(struct scan *in)
 {
 	while (in->at < in->end && *in->at && strchr(" \t\r\n", *in->at))
@@ -181,7 +181,7 @@ static inline bool json_key(struct scan *in)
 	return true;
 }
 
-/* Pass one value of any kind: a loop with a stack of what has to be closed, no recursion. */
+/* Skip one value of any kind, without recursion: a stack has the open objects and lists. */
 static inline bool json_skip(struct scan *in)
 {
 	char closers[JSON_DEPTH];
@@ -231,7 +231,7 @@ static inline size_t json_utf8(unsigned c, char out[4])
 	return length;
 }
 
-/* The code point of the escape at *at, which has been scanned already; *at moves behind it. */
+/* The code point of the escape at *at, which is known to be valid; *at moves behind it. */
 static inline unsigned json_unescape(const char **at, const char *end)
 {
 	static const char letters[] = "bfnrt", meant[] = "\b\f\n\r\t";
@@ -245,7 +245,7 @@ static inline unsigned json_unescape(const char **at, const char *end)
 		return code;
 	unsigned low = end - from >= 12 && from[6] == '\\' && from[7] == 'u' ? json_code_unit(from + 8) : 0;
 	if (code > 0xdbff || low < 0xdc00 || low > 0xdfff)
-		return 0xfffd; /* half of a pair */
+		return 0xfffd; /* one surrogate without the other */
 	*at += 6;
 	return 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
 }
@@ -307,7 +307,7 @@ static inline bool scan_member(struct scan *in, member_fn *member, void *context
 	return true;
 }
 
-/* Scan a whole text that must be one object; false with what is wrong, and where, in `in`. */
+/* Scan a whole text that must be one object; if false, `in` has the fault and its position. */
 static inline bool scan_document(struct scan *in, const char *data, size_t size, member_fn *member, void *context)
 {
 	*in = (struct scan){data, data, data + size, NULL};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* testcni: the CNI plugin. It hands each call of the runtime to the agent of this node and prints its answer.
+/* testcni: the CNI plugin. It sends each call of the runtime to the agent of this node and prints its answer.
  *
- * CNI specification 1.1: the environment and stdin are the call; stdout has the result and nothing else.
+ * CNI specification 1.1: environment and stdin are the call; stdout gets only the result.
  * An ADD waits for an agent that is being restarted; a DEL that finds no agent is journaled and succeeds.
  */
 #define _GNU_SOURCE
@@ -14,10 +14,10 @@
 #define STDIN_LIMIT (1 << 20)
 #define ANSWER_LIMIT (16 << 20)
 #define RETRY_MS 25
-#define CONNECT_MS 1000 /* for a full backlog; an ADD gives it all of agentWait */
+#define CONNECT_MS 1000 /* while the backlog is full; an ADD waits for all of agentWait */
 #define LONGEST_WAIT 300
 #ifndef PATIENCE_MS
-#define PATIENCE_MS 60000 /* for an answer; the agent lets an ADD wait for its node and for an address to cool */
+#define PATIENCE_MS 60000 /* for an answer; in the agent, an ADD waits for its node and for an address to cool */
 #endif
 
 enum code { ENVIRONMENT = 4, IO_FAILURE = 5, DECODING = 6, CONFIG = 7, TRY_AGAIN = 11, NOT_AVAILABLE = 50 };
@@ -35,13 +35,13 @@ static const struct verb {
 
 struct call {
 	const struct verb *verb;
-	char version[16]; /* in which errors are told */
+	char version[16]; /* of the errors that are printed */
 	char socket[sizeof((struct sockaddr_un *)0)->sun_path];
 	char state[1024];
 	double wait;	      /* seconds that an ADD waits for an agent */
 	const char *wrong;    /* the name of a member with a wrong value ... */
 	struct slice value;   /* ... that value ... */
-	const char *allowed;  /* ... and what it might be */
+	const char *allowed;  /* ... and the allowed values */
 	int netns;	      /* descriptor, or -1 */
 	const char *no_netns; /* why it is -1 */
 };
@@ -52,14 +52,14 @@ static const struct call defaults = {
 
 enum outcome { ANSWERED, ABSENT, CUT_OFF, LATE, REFUSED };
 
-/* What became of one attempt: the answer's bytes, or the errno of what went wrong. */
+/* The result of one attempt: the bytes of the answer, or the errno of the failure. */
 struct reply {
 	enum outcome outcome;
 	int error;
 	struct buffer answer;
 };
 
-/* What an answer says: `{}` is success without a result, a number `code` makes it an error. */
+/* The meaning of an answer: `{}` is success without a result; an answer with a number `code` is an error. */
 struct verdict {
 	size_t members;
 	bool failed;
@@ -103,7 +103,7 @@ static void put_member(struct buffer *b, const char *key, const char *value)
 	put_string(b, value, strlen(value));
 }
 
-/* Print an error as the specification has it; returns the exit code. */
+/* Print an error as the specification says; returns the exit code. */
 __attribute__((format(printf, 4, 5))) static int fail(const char *version, enum code code, const char *details, const char *format, ...)
 {
 	char msg[2048], number[24];
@@ -142,7 +142,7 @@ static int print_versions(const char *asked)
 	return written ? 0 : IO_FAILURE;
 }
 
-/* At most 200 bytes of a value, and no half of a character. */
+/* At most 200 bytes of a value, and only whole characters. */
 static struct slice excerpt(struct slice value)
 {
 	if (value.size > 200)
@@ -151,7 +151,7 @@ static struct slice excerpt(struct slice value)
 	return value;
 }
 
-/* Take an absolute path; one that is wrong leaves the default. */
+/* Take an absolute path; if it is invalid, the default stays. */
 static bool path(struct slice value, char *out, size_t room)
 {
 	char found[PATH_MAX];
@@ -161,13 +161,13 @@ static bool path(struct slice value, char *out, size_t room)
 	return true;
 }
 
-/* Take what the plugin itself needs of the netconf; the rest is the agent's, who also judges the version. */
+/* Take the members of the netconf that the plugin needs; the agent checks all others, and the version. */
 static void take_member(void *context, struct slice key, struct slice value)
 {
 	struct call *call = context;
 	char version[sizeof call->version];
 	const char *name = NULL, *allowed = NULL;
-	if (*value.data == 'n') /* null stands for the default */
+	if (*value.data == 'n') /* null means the default */
 		return;
 	if (is(key, "cniVersion")) {
 		name = *value.data == '"' ? NULL : "cniVersion";
@@ -223,7 +223,7 @@ static void put_request(struct buffer *b, const struct call *call, const struct 
 	put(b, "}");
 }
 
-/* Say in which life of the node the request was made: its clock may be set back, and pods of then are gone. */
+/* Add the boot ID: after a reboot the pods are gone, and the clock may have been set back. */
 static void put_boot_id(struct buffer *request)
 {
 	char id[37] = {0};
@@ -254,7 +254,7 @@ static bool judge(const struct buffer *answer, struct verdict *verdict)
 	return answer->size && scan_document(&scan, answer->data, answer->size, take_verdict, verdict);
 }
 
-/* Send the request and take the answer. An agent that refuses may answer before it has read all. */
+/* Send the request and read the answer. An agent that refuses may answer before it has read everything. */
 static enum outcome converse(int fd, const struct buffer *request, int netns, struct buffer *answer)
 {
 	struct verdict verdict;
@@ -274,7 +274,7 @@ static enum outcome converse(int fd, const struct buffer *request, int netns, st
 	return judge(answer, &verdict) ? ANSWERED : CUT_OFF;
 }
 
-/* One attempt, which waits at most `ms` to be let in. */
+/* Make one attempt, which waits at most `ms` for the connection. */
 static void ask(const struct call *call, const struct buffer *request, int64_t ms, struct reply *reply)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -291,7 +291,7 @@ static void ask(const struct call *call, const struct buffer *request, int64_t m
 		close(fd);
 }
 
-/* An ADD is tried until an agent answers or the wait is over, for it may be repeated; other verbs ask once. */
+/* Repeat an ADD until an agent answers or the wait is over; other verbs are tried once. */
 static void ask_until(const struct call *call, const struct buffer *request, struct reply *reply)
 {
 	const struct timespec pause = {.tv_nsec = RETRY_MS * 1000000L};
@@ -325,21 +325,21 @@ static int unanswered(const struct call *call, const struct reply *reply)
 	enum code code = call->verb->failure;
 	switch (reply->outcome) {
 	case LATE:
-		return fail(call->version, code, details, "the agent on %s gave no answer to %s within %g s",
+		return fail(call->version, code, details, "the agent on %s did not answer %s within %g s",
 			    call->socket, call->verb->name, call->verb->answer_ms / 1e3);
 	case CUT_OFF:
-		return fail(call->version, code, details, "the agent on %s went away before its answer to %s was whole",
+		return fail(call->version, code, details, "the agent on %s ended before its answer to %s was complete",
 			    call->socket, call->verb->name);
 	case ABSENT:
 		return fail(call->version, code, details, "no agent answers on %s: %s", call->socket,
 			    strerror(reply->error));
 	default:
-		return fail(call->version, IO_FAILURE, "see that this is the agent's socket and that root calls it",
-			    "the agent on %s can't be asked: %s", call->socket, strerror(reply->error));
+		return fail(call->version, IO_FAILURE, "check that this is the agent's socket and that root calls it",
+			    "cannot connect to the agent on %s: %s", call->socket, strerror(reply->error));
 	}
 }
 
-/* Hand the call on; a DEL that no agent takes is journaled, for a pod's end must not wait for ours. */
+/* Send the call to the agent; a DEL without an agent is journaled, as it must not delay the end of a pod. */
 static int forward(struct call *call, const struct buffer *conf)
 {
 	struct buffer request = {0};
@@ -355,8 +355,8 @@ static int forward(struct call *call, const struct buffer *conf)
 	else if (reply.outcome == REFUSED || strcmp(call->verb->name, "DEL"))
 		status = unanswered(call, &reply);
 	else if (put_boot_id(&request), request.failed || !journal(call->state, &request))
-		status = fail(call->version, TRY_AGAIN, "see that this folder can be written, or start the agent",
-			      "no agent answers on %s, and the DEL can't be journaled in %s/deletes: %s",
+		status = fail(call->version, TRY_AGAIN, "make this folder writable, or start the agent",
+			      "no agent answers on %s, and the DEL cannot be journaled in %s/deletes: %s",
 			      call->socket, call->state, strerror(errno));
 	free(reply.answer.data);
 	free(request.data);
@@ -371,17 +371,17 @@ static int not_json(const struct call *call, const struct scan *scan)
 		line += *c == '\n';
 	}
 	return fail(call->version, DECODING, "give a netconf on stdin, as the CNI specification says",
-		    "netconf is no JSON object: %s at line %zu, column %zu", scan->wrong, line, column);
+		    "the netconf is not a JSON object: %s at line %zu, column %zu", scan->wrong, line, column);
 }
 
-/* What is wrong with the netconf, printed as an error; 0 where it can be handed on. */
+/* Print an error if the netconf is invalid; returns 0 if it is valid. */
 static int refuse(const struct call *call, const struct scan *scan, int unread)
 {
 	if (unread == EFBIG)
 		return fail(NEWEST, DECODING, "at most 1 MiB", "the netconf on stdin is too long");
 	if (unread)
 		return fail(NEWEST, IO_FAILURE, "give a netconf on stdin, as the CNI specification says",
-			    "stdin can't be read: %s", strerror(unread));
+			    "cannot read stdin: %s", strerror(unread));
 	if (scan->wrong)
 		return not_json(call, scan);
 	if (call->wrong)
@@ -390,7 +390,7 @@ static int refuse(const struct call *call, const struct scan *scan, int unread)
 	return 0;
 }
 
-/* `unread` is the errno of reading the netconf, which VERSION and DEL can do without: a pod must be able to go. */
+/* `unread` is the errno of reading the netconf. VERSION and DEL need none, so that every pod can be deleted. */
 static int run(const struct buffer *conf, int unread)
 {
 	const char *command = environment("CNI_COMMAND");
@@ -402,7 +402,7 @@ static int run(const struct buffer *conf, int unread)
 		return print_versions(call.version);
 	if (!call.verb)
 		return fail(call.version, ENVIRONMENT, "allowed: ADD, DEL, CHECK, GC, STATUS, VERSION",
-			    "CNI_COMMAND: '%.200s' is no command of CNI", command);
+			    "CNI_COMMAND: '%.200s' is not a command of CNI", command);
 	const struct buffer none = {0};
 	int status = strcmp(command, "DEL") ? refuse(&call, &scan, unread) : 0;
 	return status ? status : forward(&call, unread ? &none : conf);

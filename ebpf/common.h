@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* What vxlan's programs share: reading a packet, saying what became of it, and the two ways on that avoid the stack. */
+/* Shared by the programs of vxlan: read a packet, count and report drops, and the two paths that bypass the stack. */
 #ifndef TESTCNI_COMMON_H
 #define TESTCNI_COMMON_H
 
 #include "maps.h"
 #include "packet.h"
 
-#define MARK 0x7e57c41       // has its tunnel key: only between veth_ingress and vxlan_egress of one packet
-#define ALWAYS_FITS (ETH_HLEN + 512) // bytes; every tunnel takes that much
+#define MARK 0x7e57c41       // the packet has its tunnel key; set by veth_ingress, cleared by vxlan_egress
+#define ALWAYS_FITS (ETH_HLEN + 512) // bytes; this fits through every tunnel
 
 struct headers {
-	__u16 align; // the Ethernet header's 14 bytes end where an IP header may begin
+	__u16 align; // so that the IP header after 14 bytes of Ethernet header is aligned
 	struct ethhdr eth;
 	struct iphdr ip;
 };
@@ -60,8 +60,8 @@ INLINE void ports(struct __sk_buff *skb, __u32 offset, __u8 protocol, __be16 *so
 	}
 }
 
-/* Says what became of a dropped packet: counted always, told in an event now and then.
- * Not inline: it is called from everywhere, and what is dropped need not be fast.
+/* Count a dropped packet, and write an event for some of them.
+ * Not inline: it has many callers, and dropped packets need not be fast.
  */
 static __noinline __attribute__((unused))
 int drop(struct __sk_buff *skb, struct headers *h, __u32 reason, __be32 remote)
@@ -114,14 +114,14 @@ INLINE enum kind parse(struct __sk_buff *skb, struct headers *h)
 	if (h->eth.h_proto != bpf_htons(ETH_P_IP))
 		return OTHER;
 	length = bpf_ntohs(h->ip.tot_len);
-	if (!length && skb->gso_size) // more than 64 KiB to be cut into segments
+	if (!length && skb->gso_size) // more than 64 KiB, to be split into segments
 		length = skb->len - ETH_HLEN;
 	if (h->ip.version != 4 || h->ip.ihl < 5 || length < h->ip.ihl * 4 || length > skb->len - ETH_HLEN)
 		return MALFORMED;
 	return IPV4;
 }
 
-/* The reason to drop what is not IPv4. */
+/* The reason to drop a packet that is not IPv4. */
 INLINE __u32 not_ipv4(enum kind kind)
 {
 	return kind == MALFORMED ? DROP_MALFORMED : DROP_NOT_IP;
@@ -140,7 +140,7 @@ INLINE __be32 *node_of(__be32 address)
 	return bpf_map_lookup_elem(&blocks, &key);
 }
 
-/* Into a pod of this node, past the stack: it arrives in the pod's namespace, inside of its interface. */
+/* Send a packet to a pod of this node without the stack: it arrives at the interface in the pod's namespace. */
 INLINE int to_pod(struct __sk_buff *skb, struct headers *h, struct pod *pod)
 {
 	if (bpf_skb_store_bytes(skb, 0, pod->mac, 2 * ETH_ALEN, 0) < 0)

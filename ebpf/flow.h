@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Replies of flows that the node's stack translated must come back through that stack.
  *
- * At its exits (to a pod, to the tunnel) the flows between pods are remembered as they are on the wire there. A packet
- * of the other direction is a reply, and goes to the stack. A packet of the same direction that comes from the pod
- * itself says that the flow is not translated any more: a pod that talks to a service does not send to the pod behind it.
+ * At the exits of the stack (to a pod, to the tunnel) flows between pods are recorded with the addresses that they have
+ * there. A packet of the other direction is a reply, and goes to the stack. If the pod itself sends a packet of the same
+ * direction, the flow is not translated any more: a pod that uses a Service does not send to the backend's address.
  */
 #ifndef TESTCNI_FLOW_H
 #define TESTCNI_FLOW_H
@@ -13,8 +13,8 @@
 struct direction {
 	struct flow flow;
 	__be32 source;
-	__u8 fragment; // without ports, then: in all pieces alike
-	__u8 error;    // of ICMP about the flow: goes the way of its replies
+	__u8 fragment; // then it has no ports, like all other fragments of the packet
+	__u8 error;    // an ICMP error about the flow; it takes the path of the replies
 	__u8 spare[2];
 };
 
@@ -34,7 +34,7 @@ INLINE void order(struct direction *d, __be32 source, __be32 destination, __be16
 	d->flow.high_port = low ? port : source_port;
 }
 
-/* The flow of a packet; for an ICMP error, that of the packet which it is about, as if it were the answer to it. */
+/* The flow of a packet; for an ICMP error, the reverse flow of the packet that it is about. */
 INLINE void flow_of(struct __sk_buff *skb, struct headers *h, struct direction *d)
 {
 	__u32 offset = ETH_HLEN + h->ip.ihl * 4;
@@ -66,7 +66,7 @@ INLINE void flow_of(struct __sk_buff *skb, struct headers *h, struct direction *
 	order(d, h->ip.saddr, h->ip.daddr, source, destination);
 }
 
-/* Whether the node's stack must see this packet: options are its to judge, and replies its to translate. */
+/* Whether the node's stack must see this packet: it has IP options, or is a reply to translate. */
 INLINE int wants_stack(struct __sk_buff *skb, struct headers *h)
 {
 	struct direction d = {};
@@ -91,7 +91,7 @@ INLINE int is_elsewhere(__be32 address, struct config *config_)
 	return node && *node != config_->node;
 }
 
-/* Remember a packet that leaves the stack, if its replies could come by a way that avoids the stack. */
+/* Record a packet that leaves the stack, if its replies could come by a path that bypasses the stack. */
 INLINE void remember(struct __sk_buff *skb, struct headers *h, struct config *config_)
 {
 	struct direction d = {};
@@ -107,7 +107,7 @@ INLINE void remember(struct __sk_buff *skb, struct headers *h, struct config *co
 		bpf_map_update_elem(&flows, &d.flow, &d.source, BPF_ANY);
 	if (d.fragment || (!d.flow.low_port && !d.flow.high_port))
 		return;
-	d.flow.low_port = d.flow.high_port = 0; // what the fragments of the replies are found by
+	d.flow.low_port = d.flow.high_port = 0; // fragments of the replies are found by this key
 	if (!bpf_map_lookup_elem(&flows, &d.flow))
 		bpf_map_update_elem(&flows, &d.flow, &d.source, BPF_ANY);
 }

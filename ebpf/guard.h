@@ -9,7 +9,7 @@
 #include "packet.h"
 
 enum guard_reason { // names in agent/objects/pod_guard.py, in this order
-	GUARD_MALFORMED,    // not as long as it says, or with more headers than it may have
+	GUARD_MALFORMED,    // a wrong length, or too many headers
 	GUARD_NOT_IP,       // neither IP nor ARP, or tagged
 	GUARD_SPOOFED_IP,   // from an address, or about one, that is not the pod's
 	GUARD_SPOOFED_MAC,  // from a MAC, or about one, that is not the pod's
@@ -31,7 +31,7 @@ struct guard_port {
 	__u16 flags;
 };
 
-struct guard_address { // of a pod: by any of its interfaces, as its routes decide
+struct guard_address { // an address of a pod, allowed on each of its interfaces: its routes choose one
 	__u64 pod;
 	__u8 address[16];
 };
@@ -48,7 +48,7 @@ struct { // one entry
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } guard_config SEC(".maps");
 
-struct { // index of the host's end -> whose it is
+struct { // index of the host end -> its pod
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -57,7 +57,7 @@ struct { // index of the host's end -> whose it is
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } guard_ports SEC(".maps");
 
-struct { // the value says nothing
+struct { // the value has no meaning
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

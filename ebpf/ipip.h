@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* ipip (RFC 2003) without an ipip device: the outer header is put on and taken off at the underlay's device.
+/* ipip (RFC 2003) without an ipip device: the outer header is added and removed at the underlay's device.
  *
- * What they send and take is what a tunl0 sends and takes, so the other end may have one.
+ * The packets are those of a tunl0, so the other node may have one.
  * Addresses are in network byte order, all else in the host's.
  */
 #ifndef TESTCNI_IPIP_H
@@ -15,9 +15,9 @@
 enum ipip_reason {
 	IPIP_SENT,              // encapsulated
 	IPIP_RECEIVED,          // decapsulated
-	IPIP_DROP_UNKNOWN_NODE, // from what is no node of ours
-	IPIP_DROP_SPOOFED,      // from a node, from an address of another node's pods
-	IPIP_DROP_MALFORMED,    // outer options or fragments, or an inner packet that is none
+	IPIP_DROP_UNKNOWN_NODE, // from an unknown node
+	IPIP_DROP_SPOOFED,      // from a node, with an inner address of another node's pods
+	IPIP_DROP_MALFORMED,    // outer options or fragments, or no valid inner packet
 	IPIP_DROP_FAILED,       // the kernel refused a step
 	IPIP_REASONS,
 };
@@ -28,15 +28,15 @@ struct ipip_key {
 };
 
 struct ipip_block {
-	__be32 node;       // who has the block
-	__u32 encapsulate; // 0: packets to it go as they are
+	__be32 node;       // the owner of the block
+	__u32 encapsulate; // 0: packets to it get no outer header
 };
 
 struct ipip_counter {
 	__u64 packets, bytes;
 };
 
-struct { // one entry: this node's address, which peers send to and we send from
+struct { // one entry: this node's address in outer headers
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
@@ -53,7 +53,7 @@ struct { // blocks of all nodes, this one's included
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ipip_blocks SEC(".maps");
 
-struct { // addresses that nodes may send from; 0: packets to them go as they are
+struct { // addresses that nodes may send from; 0: packets to them get no outer header
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 100000);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -86,7 +86,7 @@ INLINE int drop(struct __sk_buff *skb, __u32 reason)
 	return done(skb, reason, TC_ACT_SHOT);
 }
 
-/* This node's address; 0 until the agent has said it. */
+/* This node's address; 0 until the agent has written it. */
 INLINE __be32 own(void)
 {
 	__u32 first = 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the egress of the underlay's device: packets to other nodes' pods get an outer header to that node.
+/* At the egress of the underlay's device: add an outer header to packets for pods of other nodes.
  *
- * The Ethernet header stays: the route to the block has the next hop that a packet to the node would have.
+ * The Ethernet header stays: the route to the block has the same next hop as packets to the node itself.
  */
 #include "ipip.h"
 
@@ -18,10 +18,10 @@ INLINE __sum16 checksum(struct iphdr *ip)
 	return ~sum;
 }
 
-/* The node that a packet goes to in an outer header; 0 when it goes as it is.
+/* The destination node of the outer header; 0: the packet gets none.
  *
- * That a pod of ours answers to another node's own address is as much a thing between nodes as what goes to pods: an
- * underlay may drop what comes from pods' addresses, and so does a node that has a route to them by its tunl0.
+ * A pod's packets to the address of another node get an outer header, too: an underlay may drop packets from pods'
+ * addresses, and so does a node whose route to them is by its tunl0.
  */
 INLINE __be32 end_of(struct iphdr *inner, __be32 node)
 {
@@ -58,7 +58,7 @@ int ipip_egress(struct __sk_buff *skb)
 	outer.version = 4;
 	outer.ihl = OUTER / 4;
 	outer.tos = inner.tos; // ECN too (RFC 6040)
-	outer.tot_len = bpf_htons(length > 0xffff ? 0 : length); // longer ones are cut into segments
+	outer.tot_len = bpf_htons(length > 0xffff ? 0 : length); // a longer packet is split into segments, which get their own
 	outer.frag_off = bpf_htons(DONT_FRAGMENT);               // so the identification may be 0 (RFC 6864)
 	outer.ttl = 64;
 	outer.protocol = IPPROTO_IPIP;

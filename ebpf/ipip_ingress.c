@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the ingress of the underlay's device: ipip packets of other nodes lose their outer header, all others are dropped.
+/* At the ingress of the underlay's device: remove the outer header of ipip packets from nodes; drop other ipip packets.
  *
- * A node may send from any address that no other node's pods have: its own, and those of clients outside whose packets
- * it passes on.
+ * A node may use any inner source address except those of other nodes' pods: its own, and those of outside clients
+ * whose packets it forwards.
  */
 #include "ipip.h"
 
@@ -34,7 +34,7 @@ int ipip_ingress(struct __sk_buff *skb)
 		return drop(skb, IPIP_DROP_SPOOFED);
 	if (bpf_skb_adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return drop(skb, IPIP_DROP_FAILED);
-	if ((outer.tos & 3) == 3) // congestion on the way, for who understands it (RFC 6040)
+	if ((outer.tos & 3) == 3) // congestion on the path: copied to an inner header with ECN (RFC 6040)
 		bpf_skb_ecn_set_ce(skb);
 	return done(skb, IPIP_RECEIVED, PASS);
 }

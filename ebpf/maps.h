@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The maps of all programs, pinned under one folder; agent/modes/vxlan/maps.py writes and reads them.
+/* The maps of all programs, pinned in one folder; agent/modes/vxlan/maps.py writes and reads them.
  *
  * A change of any layout here is a new LAYOUT in agent/kernel/bpf/loader.py: old programs keep the old maps until they
  * are replaced. Addresses and ports are in network byte order, all else in the host's.
@@ -17,26 +17,26 @@ enum reason { // names in agent/modes/vxlan/maps.py, in this order
 	TO_STACK,            // handed to the node's stack
 	FROM_STACK,          // from the node's stack into the tunnel
 	ANSWERED_ARP,        // a pod asked for its gateway
-	DROP_MALFORMED,      // not as long, or not as IPv4, as it says
+	DROP_MALFORMED,      // a wrong length or IPv4 header
 	DROP_NOT_IP,         // neither IPv4 nor ARP, or tagged
-	DROP_SPOOFED_IP,     // from a pod, from an address that is not its own
-	DROP_SPOOFED_MAC,    // from a pod, from a MAC that is not its own
-	DROP_POD_TUNNEL,     // from a pod, to the tunnel's port of whatever is no pod
-	DROP_UNKNOWN_NODE,   // out of the tunnel from, or into it to, what is no node of ours
-	DROP_WRONG_VNI,      // out of the tunnel with another network's identifier
+	DROP_SPOOFED_IP,     // from a pod, with an address that is not its own
+	DROP_SPOOFED_MAC,    // from a pod, with a MAC that is not its own
+	DROP_POD_TUNNEL,     // from a pod, to the tunnel's port of an address that is no pod's
+	DROP_UNKNOWN_NODE,   // out of the tunnel from an unknown node, or into it to one
+	DROP_WRONG_VNI,      // out of the tunnel with another VNI
 	DROP_NO_POD,         // to an address of this node's blocks that no pod has
 	DROP_FAILED,         // the kernel refused a step, or the maps are not filled
-	DROP_SPOOFED_NODE,   // out of the tunnel from a node, from an address of another node's pods
+	DROP_SPOOFED_NODE,   // out of the tunnel from a node, with an address of another node's pods
 	REASONS,
 };
 
-#define ROOM 32 // reasons that there may be before the map of counters needs another name
+#define ROOM 32 // the most reasons, before the map of counters needs another name
 
-#define UNKNOWN 1 // of a node in the map `nodes`: it may send from any block, as versions without the check had it
+#define UNKNOWN 1 // a value in the map `nodes`: the node may send from any block, as in versions without the check
 
 struct config {
-	__be32 node;    // this node's address, where peers send to and we send from
-	__be32 gateway; // what pods have as their gateway
+	__be32 node;    // this node's address in outer headers
+	__be32 gateway; // the gateway of pods
 	__u32 vni;      // of every packet, 24 bits
 	__u32 device;   // index of the vxlan device
 	__be16 port;    // UDP port of the tunnel
@@ -50,7 +50,7 @@ struct block {
 };
 
 struct pod {
-	__u32 device; // index of the host's end
+	__u32 device; // index of the host end
 	__u8 mac[6];
 	__u8 host_mac[6]; // right after mac: both are stored at once
 };
@@ -58,7 +58,7 @@ struct pod {
 /* A flow is the same both ways: `low` is the lower of the two addresses as numbers. */
 struct flow {
 	__be32 low, high;
-	__be16 low_port, high_port; // ICMP: its identifier, twice; 0 for what has no ports
+	__be16 low_port, high_port; // ICMP: its identifier, twice; 0 without ports
 	__u8 protocol;
 	__u8 spare[3];
 };
@@ -71,7 +71,7 @@ struct event { // a sampled drop
 	__u64 time; // nanoseconds of CLOCK_MONOTONIC
 	__u32 reason;
 	__u32 device;
-	__be32 source, destination, remote; // remote: outer source of what came out of the tunnel
+	__be32 source, destination, remote; // remote: outer source of a packet out of the tunnel
 	__be16 source_port, destination_port;
 	__be16 ethertype;
 	__u8 protocol;
@@ -96,7 +96,7 @@ struct { // block of pods -> address of its node, this node's own blocks include
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } blocks SEC(".maps");
 
-struct { // addresses that nodes may send tunnel packets from -> what blocks of that node have as its address, or UNKNOWN
+struct { // an address that a node may send tunnel packets from -> the address of this node in `blocks`, or UNKNOWN
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 100000);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

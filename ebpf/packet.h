@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* What all programs have in common that see packets of pods; it knows no map.
+/* Shared by all programs that see packets of pods; it uses no map.
  *
  * Helpers used are those of Linux 5.15; nothing depends on the layout of kernel structures (no CO-RE).
- * Packets are read and written by helpers, not by pointers: a packet may lie in pieces, and every load is checked.
+ * Packets are read and written by helpers, not by pointers: a packet may be in several buffers, and each access is checked.
  */
 #ifndef TESTCNI_PACKET_H
 #define TESTCNI_PACKET_H
@@ -19,7 +19,7 @@
 #include <bpf/bpf_helpers.h>
 
 #define INLINE static __always_inline
-#define PASS TC_ACT_UNSPEC   // on to whatever else looks at packets here, and then to the stack
+#define PASS TC_ACT_UNSPEC   // go on to other programs at this hook, and then to the stack
 #define FRAGMENT 0x3fff      // more fragments, or an offset
 #define MORE_FRAGMENTS 0x2000
 #define LATER_FRAGMENT 0x1fff // an offset: without the header of the next protocol
@@ -45,8 +45,8 @@ INLINE int same_mac(const __u8 *one, const __u8 *other)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
-/* ipip and 6in4: a node takes such packets out of their outer header, which says the node that a pod's packets are
- * masqueraded as. Then the inner source is believed, whatever it is.
+/* ipip and 6in4. After masquerade, the outer header of such a packet of a pod would have the node's address, and the
+ * receiving node would accept any inner source address.
  */
 INLINE int is_tunnel(__u8 protocol)
 {
@@ -76,7 +76,7 @@ INLINE int hides_header(struct iphdr *ip)
 	return ip->frag_off & bpf_htons(MORE_FRAGMENTS) && bpf_ntohs(ip->tot_len) < ip->ihl * 4 + wanted;
 }
 
-/* Whether this is an ICMP redirect: only routers send them, and a pod is none. */
+/* Whether this is an ICMP redirect: only routers send them, and a pod is no router. */
 INLINE int is_redirect(struct __sk_buff *skb, __u32 offset, __u8 protocol, __be16 fragment)
 {
 	__u8 type = ECHO_REPLY;

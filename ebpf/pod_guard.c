@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the ingress of the host's end of a pod's veth pair, where no veth_ingress is: a pod speaks as itself only.
+/* At the ingress of the host end of a pod's veth pair without veth_ingress: accept only the pod's own addresses.
  *
- * Its frames are from its own MAC, its packets from its own addresses, and ARP and neighbour discovery are about
- * these only. With "spoofCheck": false they may be anybody's. In either case a pod is no router and no node: redirects,
- * router advertisements and tunnel packets are dropped here, before masquerade makes them the node's.
+ * Frames must have the pod's MAC and packets its addresses as source; ARP and neighbour discovery must be about these.
+ * "spoofCheck": false turns this off. Redirects, router advertisements and tunnel packets are dropped in any case,
+ * before masquerade gives them the node's address.
  */
 #include "guard.h"
 #include <linux/icmpv6.h>
@@ -52,7 +52,7 @@ INLINE int owns4(struct guard_port *port, __be32 address)
 	return bpf_map_lookup_elem(&guard_addresses, &key) != NULL;
 }
 
-/* One of the pod's addresses, or the link-local one that the kernel makes of its MAC. */
+/* Whether it is one of the pod's addresses, or the link-local one that the kernel derives from its MAC. */
 INLINE int owns6(struct guard_port *port, struct in6_addr *address)
 {
 	struct guard_address key = { .pod = port->pod };
@@ -114,7 +114,7 @@ INLINE int guard_ipv4(struct __sk_buff *skb, struct guard_port *port, int checke
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) < 0 || ip.version != 4 || ip.ihl < 5)
 		return drop(skb, GUARD_MALFORMED);
 	length = bpf_ntohs(ip.tot_len);
-	if (!length && skb->gso_size) // more than 64 KiB to be cut into segments
+	if (!length && skb->gso_size) // more than 64 KiB, to be split into segments
 		length = skb->len - ETH_HLEN;
 	if (length < ip.ihl * 4 || length > skb->len - ETH_HLEN)
 		return drop(skb, GUARD_MALFORMED);
@@ -130,7 +130,7 @@ INLINE int guard_ipv4(struct __sk_buff *skb, struct guard_port *port, int checke
 	return hides_header(&ip) ? drop(skb, GUARD_MALFORMED) : PASS;
 }
 
-/* The options from `offset` to `end`: each MAC in them is the pod's. */
+/* Check the options from `offset` to `end`: each MAC in them must be the pod's. */
 INLINE int guard_options(struct __sk_buff *skb, struct guard_port *port, __u32 offset, __u32 end)
 {
 	struct {
@@ -151,7 +151,7 @@ INLINE int guard_options(struct __sk_buff *skb, struct guard_port *port, __u32 o
 	return offset == end ? PASS : drop(skb, GUARD_MALFORMED);
 }
 
-/* Neighbour discovery: about the pod's own addresses and MAC. `nobody`: from the unspecified address. */
+/* Check neighbour discovery: only about the pod's own addresses and MAC. `nobody`: from the unspecified address. */
 INLINE int guard_icmp6(struct __sk_buff *skb, struct guard_port *port, struct chain *chain, __u8 type, int nobody)
 {
 	struct nd nd = {};
@@ -167,14 +167,14 @@ INLINE int guard_icmp6(struct __sk_buff *skb, struct guard_port *port, struct ch
 	}
 	if (chain->offset + sizeof(nd) > chain->end || bpf_skb_load_bytes(skb, chain->offset, &nd, sizeof(nd)) < 0)
 		return drop(skb, GUARD_MALFORMED);
-	// what a pod solicits without an address is whether it may have it (RFC 4862)
+	// a solicitation without a source address is duplicate address detection (RFC 4862)
 	if ((nobody || type == ADVERTISEMENT) && !owns6(port, &nd.target))
 		return drop(skb, GUARD_SPOOFED_IP);
 	return guard_options(skb, port, chain->offset + sizeof(nd), chain->end);
 }
 
-/* To the header of the packet's protocol. Returns 0 there, 1 in a fragment without it, -1 if there is none: a chain of
- * headers ends within the packet, and within its first fragment (RFC 7112, section 5).
+/* Find the header of the packet's protocol. Returns 0 if found, 1 in a fragment without it, -1 if it is missing: the
+ * chain of headers must end within the packet, and within its first fragment (RFC 7112, section 5).
  */
 INLINE int skip_extensions(struct __sk_buff *skb, struct chain *chain)
 {
@@ -252,7 +252,7 @@ int pod_guard(struct __sk_buff *skb)
 	checked = !(port->flags & UNCHECKED);
 	if (checked && !same_mac(eth.h_source, port->mac))
 		return drop(skb, GUARD_SPOOFED_MAC);
-	// a tag has been taken off already; the kernel would take off more of them
+	// the outer tag has been removed already; the kernel would remove further ones
 	if ((checked && skb->vlan_present) || eth.h_proto == bpf_htons(ETH_P_8021Q) ||
 	    eth.h_proto == bpf_htons(ETH_P_8021AD))
 		return drop(skb, GUARD_NOT_IP);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Into the tunnel: the one place that knows how a packet is addressed there. */
+/* Send into the tunnel: the only place that sets addresses of the outer packet. */
 #ifndef TESTCNI_TUNNEL_H
 #define TESTCNI_TUNNEL_H
 
 #include "common.h"
 
-/* The MAC of a vxlan device of ours follows from its node's address, so none has to be learned, and every packet comes
- * from one that no device has: the kernel takes a packet from a device's own MAC for an echo (vxlan_set_mac).
+/* The MAC of our vxlan device is computed from the node's address, so none must be learned. All packets have a source
+ * MAC that no device has, because the kernel drops a packet with the device's own MAC as an echo (vxlan_set_mac).
  */
 struct tunnel_macs {
 	__u16 align;

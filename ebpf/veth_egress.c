@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the egress of the host's end of a pod's veth pair: what the node's stack sends to the pod, and nothing else. */
+/* At the egress of the host end of a pod's veth pair: packets that the node's stack sends to the pod. */
 #include "common.h"
 #include "flow.h"
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the ingress of the host's end of a pod's veth pair: all that the pod sends. */
+/* At the ingress of the host end of a pod's veth pair: all packets that the pod sends. */
 #include "common.h"
 #include "flow.h"
 #include "tunnel.h"
 
-/* The gateway has no interface of its own: this program is it. All other ARP is between the pod and the node. */
+/* Answer ARP for the gateway, which is on no interface. All other ARP is between the pod and the node. */
 INLINE int answer_arp(struct __sk_buff *skb, struct headers *h, struct config *config_)
 {
 	struct {
@@ -38,7 +38,7 @@ INLINE int answer_arp(struct __sk_buff *skb, struct headers *h, struct config *c
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* A pod that spoke to the tunnel's port, masqueraded, would speak as this node. */
+/* Packets of a pod to the tunnel's port: after masquerade they would have this node's address. */
 INLINE int speaks_tunnel(struct __sk_buff *skb, struct headers *h, struct config *config_)
 {
 	__be16 source = 0, port = 0;
@@ -49,7 +49,7 @@ INLINE int speaks_tunnel(struct __sk_buff *skb, struct headers *h, struct config
 	return port == config_->port;
 }
 
-/* What does not fit through the tunnel goes to the stack, which cuts it or tells the pod so. */
+/* Whether a packet fits through the tunnel; else the stack fragments it, or sends an ICMP error to the pod. */
 INLINE int fits(struct __sk_buff *skb, struct config *config_)
 {
 	__u32 mtu = 0;
@@ -81,13 +81,13 @@ int veth_ingress(struct __sk_buff *skb)
 		return drop(skb, &h, DROP_POD_TUNNEL, 0);
 	if (hides_header(&h.ip))
 		return drop(skb, &h, DROP_MALFORMED, 0);
-	if (is_redirect(skb, ETH_HLEN + h.ip.ihl * 4, h.ip.protocol, h.ip.frag_off)) // in the name of a router
+	if (is_redirect(skb, ETH_HLEN + h.ip.ihl * 4, h.ip.protocol, h.ip.frag_off)) // only routers send redirects
 		return drop(skb, &h, DROP_SPOOFED_IP, 0);
 	to = pod_of(h.ip.daddr);
 	if (to)
 		return wants_stack(skb, &h) ? to_stack(skb) : to_pod(skb, &h, to);
 	node = node_of(h.ip.daddr);
-	if (!node || *node == config_->node) { // the world, a service, this node itself
+	if (!node || *node == config_->node) { // the outside, a Service, or this node itself
 		if (speaks_tunnel(skb, &h, config_))
 			return drop(skb, &h, DROP_POD_TUNNEL, 0);
 		return to_stack(skb);

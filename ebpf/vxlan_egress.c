@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the egress of the vxlan device: what veth_ingress redirected, and what the node's stack sends to other nodes' pods. */
+/* At the egress of the vxlan device: packets redirected by veth_ingress, and those of the node's stack to other nodes. */
 #include "common.h"
 #include "flow.h"
 #include "tunnel.h"
@@ -13,7 +13,7 @@ int vxlan_egress(struct __sk_buff *skb)
 	__be32 *node;
 
 	if (skb->mark == MARK) {
-		skb->mark = 0; // the outer packet would have it too
+		skb->mark = 0; // else the outer packet would have it, too
 		return PASS;
 	}
 	kind = parse(skb, &h);

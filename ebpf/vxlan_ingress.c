@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* At the ingress of the vxlan device: what other nodes send, without its outer headers.
+/* At the ingress of the vxlan device: packets of other nodes, without their outer headers.
  *
- * Past the stack goes only what a pod of the sending node, or that node as one of its block, sends: its replies go past
- * the stack too. The replies to all others go by the stack, so they have to: connection tracking must see both ways.
- * A node may send from any address that no other node's pods have: its own, and those of clients outside.
+ * Only packets from addresses in the blocks of the sending node bypass the stack, as the replies to them do. Replies to
+ * all other sources pass the stack, so these packets must pass it, too: connection tracking must see both directions.
+ * A node may use any source address except those of other nodes' pods: its own, and those of outside clients.
  */
 #include "common.h"
 #include "flow.h"
@@ -26,14 +26,14 @@ int vxlan_ingress(struct __sk_buff *skb)
 		known = bpf_map_lookup_elem(&nodes, &remote);
 		if (!known)
 			return drop(skb, &h, DROP_UNKNOWN_NODE, remote);
-		if (owner && *known != UNKNOWN && *owner != *known) // a node of several addresses may send from any
+		if (owner && *known != UNKNOWN && *owner != *known) // a node with several addresses may send from any of them
 			return drop(skb, &h, DROP_SPOOFED_NODE, remote);
 	}
 	if (key.tunnel_id != config_->vni)
 		return drop(skb, &h, DROP_WRONG_VNI, remote);
 	if (kind != IPV4)
 		return drop(skb, &h, not_ipv4(kind), remote);
-	if (skb->pkt_type != 0) // PACKET_HOST; a peer that is not ours sends to a MAC that is not ours
+	if (skb->pkt_type != 0) // PACKET_HOST; a packet for another MAC is not from a peer of ours
 		bpf_skb_change_type(skb, 0);
 	pod = pod_of(h.ip.daddr);
 	if (!pod || !owner || *owner != remote || wants_stack(skb, &h))
