@@ -85,7 +85,7 @@ class NodeEventWriter(Controller):
         """Write the condition, and Events for the node and its pods. Raises StoreError."""
         status, now = self._view.status.get(), self._clock.now()
         me = self._me
-        if me and me.created != self._created:  # made anew, it knows nothing of what was said to the last one
+        if me and me.created != self._created:  # a new Node object has no condition and no Events yet
             self._created, self._cleared, self._told = me.created, None, {}
         if status.blocks and me and self._is_to_be_cleared(now, me) and self._clears.spend():
             self._clear()

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """A connection and the part of its request that has arrived. Whoever takes it closes it."""
+    """A connection and the part of its request that has arrived. The thread that takes it closes it."""
 
     connection: socket.socket
     deadline: float

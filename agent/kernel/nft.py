@@ -1,6 +1,6 @@
 """The program `nft`: list a table, replace it in one transaction, compare two lists of objects.
 
-Objects have the form of libnftables-json(5); a table and its objects are owned by whoever names it.
+Objects have the form of libnftables-json(5); a table and its objects are owned by the caller that names it.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class CheckError(CniError):
     """CHECK found the kernel other than ADD left it."""
 
     def __init__(self, msg: str) -> None:
-        super().__init__(Code.CHECK_FAILED, msg, "delete the pod, so that it is made anew")
+        super().__init__(Code.CHECK_FAILED, msg, "delete the pod, so that it is created again")
 
 
 @dataclass(frozen=True, slots=True)

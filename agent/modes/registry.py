@@ -53,7 +53,7 @@ class Modes:
         return self._modes[network.mode]
 
     def node_objects(self, *others: NodeObject) -> tuple[NodeObject, ...]:
-        """Return all that the node path programs, pods' ports aside: new values, as they remember what they did.
+        """Return the node objects, except ports of pods: new ones at each call, as they have state.
 
         `others` come in place of objects of the same kind that modes would bring, or beside them.
         """

@@ -14,7 +14,7 @@ from agent.model.node_status import Demand
 
 
 def in_use(attachments: AttachmentStore, network: Network) -> frozenset[Subnet]:
-    """Return the blocks that pods have addresses of: they stay on the node, whoever owns them now."""
+    """Return the blocks that pods have addresses of: they stay on the node, even if another node owns them now."""
     return frozenset(
         lease.block
         for attachment in attachments.in_force()

@@ -1,7 +1,7 @@
 """Folders of the host that were mounted into the agent's container, and are the host's no longer.
 
-Where such a folder is removed on the host and made anew, the container keeps the removed one: nothing can be made
-in it (ENOENT), and nobody else sees it. Only a container that is started anew gets the new one.
+If such a folder is removed on the host and created again, the container keeps the removed one: nothing can be
+created in it (ENOENT), and no other process sees it. Only a new container gets the new one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HostDirectories(Controller):
             if option not in self._always:
                 raise MustEndError(
                     f"{path} ({option}) was removed on the host, and this container has the removed one: "
-                    "the agent ends to be started anew with the folder that is there now"
+                    "the agent ends, so that a new container mounts the new folder"
                 )
         self._problems.publish({option: _problem(option, path) for option, path in found.items()})
         return True

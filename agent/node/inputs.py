@@ -39,7 +39,7 @@ class Inputs:
     resume: bool = True
     """Whether pods may get addresses by that file before the datastore has been read."""
     objects: tuple[NodeObject, ...] = ()
-    """What is programmed on the node, pods' ports aside; none: what the modes bring."""
+    """The node objects, except ports of pods; empty: those of the modes."""
     wake_on: tuple[Source, ...] = ()
     """What these objects read beside the desired state: a change begins a round."""
     nodes: Path | None = None

@@ -145,7 +145,7 @@ class LastKnownNodes:
         return bool({a.version for a in said.addresses} - {a.version for a in node.addresses})
 
     def _filled(self, node: Node, heirs: _Heirs, now: float) -> Node:
-        """The Node with what it said last, whoever claims it now, unless that is the same machine."""
+        """Return the Node with its last known fields, unless the same machine claims them under another name."""
         said, versions = self._said[node.name], {address.version for address in node.addresses}
         kept = tuple(a for a in said.addresses if a.version not in versions)
         blocks, lost = node.blocks, bool(said.blocks) and not node.blocks

@@ -103,7 +103,7 @@ def _problem(network: Network, why: str, *, refused: bool) -> Problem:
     if refused:
         what = f"the mode {network.mode} is refused, and the old conflist stays in force: {why}"
         return Problem(where, what, REMEDY)
-    remedy = "delete the pods that are left of the other mode, so that they are made anew"
+    remedy = "delete the pods that are left of the other mode, so that they are created again"
     return Problem(where, f"the mode is {network.mode}, but {why}", remedy)
 
 

@@ -68,7 +68,7 @@ def repair(nl: Netlink, host: HostKernel, attachments: AttachmentStore, modes: M
             port = modes.of(attachment.network).port(attachment)
         except NodeNotReadyError as error:  # its file lacks something: the other pods are repaired all the same
             what = f"its link {attachment.link} can't be checked: {error}"
-            done.problems.append(Problem(_name(attachment), what, "delete the pod, so that it is made anew"))
+            done.problems.append(Problem(_name(attachment), what, "delete the pod, so that it is created again"))
             continue
         link = seen.links.get(port.link)
         lacking = pod_port_setup.lacking(port, link, seen) if link else []
@@ -86,7 +86,7 @@ def _tidy(nl: Netlink, host: HostKernel, attachments: AttachmentStore) -> None:
     """Forget what pod_guard knows of pods that are gone. Raises OSError."""
     if (held := host.bpf.current(pod_guard.GUARD)) is None:
         return
-    earlier = pod_guard.known(held.maps)  # before all else is read: whoever came since stays
+    earlier = pod_guard.known(held.maps)  # read first: pods that were added since then stay
     guarded = [veth.guarded(attachment) for attachment in attachments.all()]
     if removed := pod_guard.tidy(held.maps, earlier, (link.index for link in ip_links.links(nl)), guarded):
         log.info("guard: %d entries of pods that are gone removed", removed)
@@ -99,7 +99,7 @@ def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str
         link = ip_links.link(seen.nl, port.link)
         if link is None or link.kind != "veth":
             what = f"its link {port.link} is gone, and {attachment.ifname} with it"
-            done.problems.append(Problem(name, what, "delete the pod, so that it is made anew"))
+            done.problems.append(Problem(name, what, "delete the pod, so that it is created again"))
             return
         indexes = {known.name: known.index for known in seen.links.values()}
         place = Place(seen.nl, seen.host, link, indexes, seen.earlier, seen.by_pods, seen.permanent)

@@ -1,7 +1,7 @@
 """The status of IPPools: every agent knows enough to write it, and chance says which one does.
 
-An agent counts the addresses of pools after a random time, which is longer the more nodes there are, and begins
-anew when another one has written. Whether a pool can be used is written as soon as it changes.
+An agent counts the addresses of pools after a random time, which is longer the more nodes there are, and starts
+again when another one has written. Whether a pool can be used is written as soon as it changes.
 """
 
 from __future__ import annotations

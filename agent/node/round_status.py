@@ -65,7 +65,7 @@ class RoundStatus:
         admitted: Admitted,
         accepted: AcceptedModes,
     ) -> NodeStatus:
-        """Return the status of the node, problems aside; `accepted` is what it announces to its peers."""
+        """Return the status of the node without problems; `accepted` is what it announces to its peers."""
         inputs, desired = outcome.inputs, outcome.desired
         snapshot, node, states = inputs.pods, self._node, desired.networks
         off_block = frozenset(pod for network in ready for pod in desired.off_block_pods[network])

@@ -106,7 +106,7 @@ class UsageWriter(Controller):
         if node not in snapshot.nodes:
             self._known = None  # its objects go with the Node
             return True
-        if snapshot.nodes[node].created != self._created:  # between two looks it was deleted and made anew
+        if snapshot.nodes[node].created != self._created:  # it was deleted and created again meanwhile
             self._known, self._created = None, snapshot.nodes[node].created
         if not (snapshot.synced and status.synced and status.blocks):
             return True  # nothing is deleted on half a picture
@@ -120,7 +120,7 @@ class UsageWriter(Controller):
         except StoreError as error:
             if self._known is not None and isinstance(error, NotFoundError):
                 log.info("objects were deleted, by a person or with an earlier Node: %s", error)
-                self._known = None  # they are listed anew, which says whether there is such a kind
+                self._known = None  # they are listed again, which shows whether the kind exists
                 return True
             self._failures.note(error, self._clock.now())
             return False

@@ -84,7 +84,7 @@ def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:
 def _anew(entry: LinkAddress) -> list[Request]:
     """Make what the kernel makes of an address.
 
-    An IPv6 address is given anew, as the kernel would take a route that it has not made for somebody else's.
+    An IPv6 address is set again, as the kernel would not recognise a route that it has not made as its own.
     """
     if entry.address.version == 6:
         parts = entry.index, entry.address, entry.prefix

@@ -104,7 +104,7 @@ def write(
         return False
     nft.replace_table(TABLE, wanted)
     if actual is None:
-        _list()  # what is written anew can be read, or it is a failure of nft
+        _list()  # the new table must be readable, else nft has failed
     return True
 
 
@@ -113,7 +113,7 @@ def _list_if_readable() -> list[Object] | None:
     try:
         return _list()
     except UnreadableError as error:
-        log.warning("%s: the table is written anew", error)
+        log.warning("%s: the table is written again", error)
         return None
 
 
@@ -204,7 +204,7 @@ def _no_redirects(device: str) -> Object:
 
 
 def _node_snat(snat: NodeSnat) -> list[Object]:
-    """From pods by their veth pair to wherever, and what was translated, by whomever, to a pod."""
+    """Packets from pods by their veth pair, and translated packets to pods."""
     protocol = "ip" if snat.subnet.version == 4 else "ip6"
     statement = {"snat": {"family": protocol, "addr": str(snat.source)}}
 

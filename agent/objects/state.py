@@ -177,7 +177,7 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """All that testcni wants on a node, pods aside."""
+    """All that testcni wants on a node, except pods."""
 
     bridges: frozenset[Bridge] = frozenset()
     routes: frozenset[Route] = frozenset()

@@ -49,7 +49,7 @@ class Drop:
 
 
 class Drops:
-    """The sampled drops, each once: whoever reads them takes them from all others."""
+    """The sampled drops. Each is read once, by one reader only."""
 
     def __init__(self, events: Map, turns: Path) -> None:
         """`turns`: what all readers lock, see RingBuffer. Raises OSError."""

@@ -53,7 +53,7 @@ class VxlanState(Section):
         return (self.port,)
 
     def join(self, other: VxlanState) -> tuple[VxlanState, frozenset[Problem]]:
-        """Return one tunnel for both networks, as a node has only one, and why the other's can't be had."""
+        """Return one tunnel for both networks, as a node has only one, and why the other's is refused."""
         if (self.vni, self.port) != (other.vni, other.port):
             what = f"vni {other.vni}, port {other.port}, where another has vni {self.vni}, port {self.port}"
             remedy = "give all networks of mode vxlan the same vni and port"
