@@ -16,7 +16,7 @@ API_VERSION = "testcni.io/v1"
 AcceptedModes = tuple[tuple[str, tuple[str, ...]], ...]
 """The modes in which a node accepts packets for pods, by network; the mode of its conf is the first.
 
-A network of ipvlan or macvlan has only its own mode, as its pods are reached without the node.
+A network with a parent interface has only its own mode, as its pods are reached without the node.
 
 The key ENDS is not a network: its values are those InternalIPs of the node that are on one of its interfaces,
 where peers would choose another of its addresses by default.

@@ -25,7 +25,7 @@ class NodeStatus:
     limits: Mapping[tuple[Network, int], str] = field(default_factory=dict)
     """Why a network cannot get more blocks of an IP version; networks that can are missing here."""
     uplinks: Mapping[Network, ParentLink] = field(default_factory=dict)
-    """The parent interface of networks of ipvlan and macvlan."""
+    """The parent interface of networks whose modes need one."""
     routes: int = 0
     """How many routes to peers' blocks are wanted."""
     programmed: int = 0

@@ -1,7 +1,7 @@
 """Which networks of the confs come into force: no change between modes whose pods don't reach each other.
 
-Pods of host-gw, vxlan and ipip reach each other, as all have addresses of the nodes' blocks. Those of ipvlan and
-macvlan are on the parent's own subnet: those of the other modes don't reach them, and one parent can't have both.
+Pods of all routed modes reach each other, as all have addresses of the nodes' blocks. Pods of modes with a parent
+interface are on the parent's own subnet: pods of routed modes do not reach them, and a parent has one mode only.
 """
 
 from __future__ import annotations
