@@ -142,7 +142,7 @@ def _refused(route: Route, error: NetlinkError) -> Problem:
     if error.errno == errno.EEXIST:
         return _problem(
             route,
-            "somebody else's route for this destination stands in its place",
+            "another program's route has this destination",
             f"delete it if it is not wanted: ip route del {route.dst}",
         )
     return _problem(route, error.strerror or str(error))

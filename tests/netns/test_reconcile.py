@@ -84,7 +84,9 @@ def test_foreign_routes_stay(tmp_path: Path) -> None:
     command("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.9")
     command("ip", "route", "add", "10.244.2.0/24", "via", "192.0.2.9")
     host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
-    where = eventually(lambda: [p for p in host.reconciler.status.get().problems if "somebody else's" in p.what])
+    where = eventually(
+        lambda: [p for p in host.reconciler.status.get().problems if "another program's route" in p.what]
+    )
     assert "10.244.2.0/24" in where[0].where
     status = host.reconciler.status.get()
     assert (status.routes, status.programmed) == (1, 0)
