@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -31,17 +31,29 @@ from agent.runtime import atomic_file
 SUFFIX = ".receives"  # of the file with the modes that a node accepts
 LONGEST = 1 << 16  # bytes of this file
 SUFFIXES = (".yaml", ".yml", ".json")
-DEBOUNCE = 0.02  # seconds: files that change together are read together
-LOCKED_WITHIN, LOCKED_AGAIN = 5.0, 0.01  # seconds: a write takes milliseconds, but the writer may be stopped
+LOCKED_AGAIN = 0.01  # seconds between two tries to take the lock
 RESCAN = 10.0  # seconds between scans without a change, in case that one was missed
-YOUNG = 50_000_000  # ns: a file as new as this may change again without a new modification time
-STALLED = 10_000_000_000  # ns: a writer that was silent for so long has stopped
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryTimes:
+    """How long a directory's files and writers are waited for, in seconds."""
+
+    debounce: float = 0.02
+    """For more changes, as files that change together are read together."""
+    locked: float = 5.0
+    """For the lock: a write takes milliseconds, but the writer may be stopped."""
+    young: float = 0.05
+    """The age up to which a file may change again without a new modification time."""
+    stalled: float = 10.0
+    """After such a silence a writer has stopped."""
 
 
 class DirectoryStore:
     """A Datastore (agent.cluster.store) in a directory of manifests."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, times: DirectoryTimes | None = None) -> None:
+        self._times = times or DirectoryTimes()
         self._path = path
         self._lock = threading.Lock()
         self._files: dict[Path, ManifestFile] = {}
@@ -72,7 +84,7 @@ class DirectoryStore:
                     deliver(changes)
                 before = contents
                 young = any(file.stamp is None and file.digest for file in contents.files.values())
-                watch.wait(stop, YOUNG / 1e9 if young else RESCAN, settle=DEBOUNCE)
+                watch.wait(stop, self._times.young if young else RESCAN, settle=self._times.debounce)
 
     def create(self, obj: Resource) -> Resource:
         """Create an object in a file of its own, atomically. Raises ConflictError, StoreError."""
@@ -143,7 +155,7 @@ class DirectoryStore:
         except OSError as error:
             raise StoreError(f"{self._path} can't be written: {error}") from error
         try:
-            self._lock_within(fd, time.monotonic() + LOCKED_WITHIN)
+            self._lock_within(fd, time.monotonic() + self._times.locked)
             yield
         finally:
             os.close(fd)
@@ -155,7 +167,7 @@ class DirectoryStore:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > end:
-                    what = f"another process holds {self._path}/.lock for more than {LOCKED_WITHIN:g} s"
+                    what = f"another process holds {self._path}/.lock for more than {self._times.locked:g} s"
                     raise StoreError(what) from error
             except OSError as error:  # a network file system may know no locks
                 raise StoreError(f"{self._path}/.lock can't be locked: {error.strerror}") from error
@@ -217,10 +229,10 @@ class DirectoryStore:
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            age = abs(time.time_ns() - status.st_mtime_ns)
-            if (known and known.stamp == stamp) or (busy and age < STALLED):
+            age = abs(time.time_ns() - status.st_mtime_ns) / 1e9
+            if (known and known.stamp == stamp) or (busy and age < self._times.stalled):
                 return known
-            return parse_file(path, read_file(path), known, stamp if age > YOUNG else None)
+            return parse_file(path, read_file(path), known, stamp if age > self._times.young else None)
         except ManifestError as error:
             return ManifestFile(None, b"", known.objects if known else (), (error,))
         except OSError as error:

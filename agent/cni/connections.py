@@ -74,7 +74,9 @@ class PendingRequest:
 class PendingRequests:
     """Accept connections and hand out those whose request is complete, to one thread at a time."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, within: float = REQUEST_WITHIN) -> None:
+        """`within`: seconds from the connection to the end of the request."""
+        self._within = within
         listener.setblocking(False)
         self._listener = listener
         self._turn = threading.Lock()
@@ -131,7 +133,7 @@ class PendingRequests:
         if len(self._pending) >= MOST:
             self._end(next(iter(self._pending.values())), f"{MOST} newer ones wait")
         connection.setblocking(False)
-        arrival = PendingRequest(connection, time.monotonic() + REQUEST_WITHIN)
+        arrival = PendingRequest(connection, time.monotonic() + self._within)
         self._pending[connection.fileno()] = arrival
         self._epoll.register(connection.fileno(), select.EPOLLIN)
         return arrival
@@ -157,7 +159,7 @@ class PendingRequests:
     def _end_late(self) -> None:
         now = time.monotonic()
         for arrival in [one for one in self._pending.values() if one.deadline <= now]:
-            self._end(arrival, f"its request was not whole after {REQUEST_WITHIN:g} s")
+            self._end(arrival, f"its request was not whole after {self._within:g} s")
 
     def _end(self, arrival: PendingRequest, why: str) -> None:
         log.warning("a call was cut off: %s", why)

@@ -14,6 +14,7 @@ from agent.cni.later_plugins import LaterPlugins
 from agent.cni.netconf import NetConf
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code, raise_os
+from agent.ipam.add_times import AddTimes
 from agent.ipam.assigner import AddressAssigner
 from agent.ipam.attachment import Attachment, link_name
 from agent.ipam.attachment_store import AttachmentStore
@@ -49,6 +50,7 @@ class CniHandler:
         later: LaterPlugins | None = None,
         snapshot: Observable[Snapshot] | None = None,
         report_event: ReportEvent = ignore_event,
+        times: AddTimes | None = None,
         modes: Modes,
     ) -> None:
         """`claims` reserves addresses; None: pods' annotations are not read.
@@ -63,7 +65,14 @@ class CniHandler:
         self._locks = attachments.locks
         self._timings = timings
         self._assigner = AddressAssigner(
-            attachments, status, demand, claims, reaper=host.reaper, snapshot=snapshot, report_event=report_event
+            attachments,
+            status,
+            demand,
+            claims,
+            reaper=host.reaper,
+            snapshot=snapshot,
+            report_event=report_event,
+            times=times,
         )
         self._detacher = Detacher(host, attachments, modes)
         self._later = later or LaterPlugins()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.cni import protocol
-from agent.cni.connections import PendingRequest, PendingRequests
+from agent.cni.connections import REQUEST_WITHIN, PendingRequest, PendingRequests
 from agent.cni.netconf import VERSIONS
 from agent.cni.protocol import Call
 from agent.codec import strict_json
@@ -32,7 +32,17 @@ log = logging.getLogger(__name__)
 class Server:
     """Answer calls on a unix socket; `answer` may run in many threads at once."""
 
-    def __init__(self, path: Path, answer: Callable[[Call], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        answer: Callable[[Call], dict[str, Any]],
+        *,
+        request_within: float = REQUEST_WITHIN,
+        answer_within: float = ANSWER_WITHIN,
+    ) -> None:
+        """Seconds for a client: `request_within` to send its whole request, `answer_within` to take its answer."""
+        self._request_within = request_within
+        self._answer_within = answer_within
         self._path = path
         self._answer = answer
         self._arrivals: PendingRequests | None = None
@@ -74,7 +84,7 @@ class Server:
             os.umask(mask)
         self._bound = self._path.stat()
         listener.listen(BACKLOG)
-        return PendingRequests(listener)
+        return PendingRequests(listener, self._request_within)
 
     def stop(self, within: float) -> bool:
         """Accept no more calls, finish those at work; return False if some are not done after `within` seconds."""
@@ -140,7 +150,7 @@ class Server:
             again = CniError(Code.TRY_AGAIN, str(error), "the runtime tries again")
             answer = protocol.encode_error(again, VERSIONS[-1])
         try:
-            arrival.connection.settimeout(ANSWER_WITHIN)
+            arrival.connection.settimeout(self._answer_within)
             arrival.connection.sendall(answer)
         except OSError as error:
             log.warning("a call was cut off: %s", error)

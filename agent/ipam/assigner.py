@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from agent.errors import CniError, Code, invalid_config, raise_os
 from agent.ip import Address, Subnet
 from agent.ipam import blocks, duplicate_address
+from agent.ipam.add_times import AddTimes
 from agent.ipam.address_request import AddressRequest
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
 from agent.ipam.attachment import Attachment
@@ -25,10 +26,6 @@ from agent.model.node_status import Demand, NodeStatus, PodEvent, ReportEvent, i
 from agent.runtime.deadline import PAST, Deadline
 from agent.runtime.observable import Observable
 
-PREPARED_WITHIN = 8.0  # seconds that an ADD waits for the node path; the runtime tries again
-COOLED_WITHIN = 20.0  # seconds that an ADD waits for an address to cool
-STATUS_WITHIN = 1.0
-GONE_WITHIN = 8.0  # seconds in which the earlier pod of a reserved address must be deleted, here or elsewhere
 ATTEMPTS = 5  # of one ADD to find usable addresses
 MOST_BLOCKS = 32  # that one ADD requests, as other ADDs may take all addresses of each
 
@@ -83,15 +80,17 @@ class AddressAssigner:
         reaper: Reaper,
         snapshot: Observable[Snapshot] | None = None,
         report_event: ReportEvent = ignore_event,
+        times: AddTimes | None = None,
     ) -> None:
         """`claims` reserves addresses; None: pods' annotations are not read.
 
         `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
         `report_event` takes Events about pods.
         """
+        self._times = times or AddTimes()
         self._reaper = reaper
         self._attachments = attachments
-        self._blocks = NodeBlocks(status, demand)
+        self._blocks = NodeBlocks(status, demand, self._times.demand)
         self._claims = claims
         self._snapshot = snapshot
         self._report_event = report_event
@@ -106,7 +105,7 @@ class AddressAssigner:
             network = request.network
             if annotations and annotations.pool:
                 network = replace(network, pool=annotations.pool)
-            end = deadline.within(PREPARED_WITHIN)
+            end = deadline.within(self._times.prepared)
             own = self._wait_until_prepared(network, end)
             self._check_policy(request, end)
             if self._claims is None or annotations is None:
@@ -121,7 +120,7 @@ class AddressAssigner:
 
     def check_available(self, network: Network) -> None:
         """Raise CniError 50 if an ADD would get no address now."""
-        end = Deadline.after(STATUS_WITHIN)
+        end = Deadline.after(self._times.status)
         own = self._wait_until_prepared(network, end, Code.NOT_AVAILABLE)
         ranges = self._blocks.ranges(network, own)
         for version in sorted(self._blocks.versions(network, own)):
@@ -189,8 +188,9 @@ class AddressAssigner:
         )
         asked = tuple(dict.fromkeys((*request.addresses, *reserved)))
         waits = Waits(
-            deadline.earlier(PREPARED_WITHIN).within(COOLED_WITHIN),  # the rest of the time is for a new block
-            deadline.within(GONE_WITHIN) if owner else PAST,
+            # the rest of the time is for a new block
+            deadline.earlier(self._times.prepared).within(self._times.cooled),
+            deadline.within(self._times.gone) if owner else PAST,
         )
         return _Search(candidate, request.probe, asked, own, deadline, waits, reservations)
 
@@ -204,7 +204,9 @@ class AddressAssigner:
                 self._release(taken)
                 log.info("%s %s gets other addresses: %s", *taken.key, error)
                 self._quarantine(error.duplicate, search.asked)
-                search.own = self._wait_until_prepared(search.network, search.deadline.within(PREPARED_WITHIN))
+                search.own = self._wait_until_prepared(
+                    search.network, search.deadline.within(self._times.prepared)
+                )
             except BaseException:
                 self._release(taken)
                 raise
@@ -244,7 +246,7 @@ class AddressAssigner:
         """Return the node's blocks with one more of the IP version that is exhausted. Raises CniError."""
         network, own, version = search.network, search.own, error.version
         search.blocks_asked += 1
-        end = search.deadline.within(PREPARED_WITHIN)
+        end = search.deadline.within(self._times.prepared)
         if search.blocks_asked <= MOST_BLOCKS and not end.passed:
             more = self._blocks.request_more(network, own, version, end)
             if more:
@@ -263,7 +265,7 @@ class AddressAssigner:
         if not all(lease.block in own or blocks.is_single(lease.block) for lease in taken.leases):
             raise UnusableError("its block was given back to the pool")
         if search.probe:
-            self._probe(taken, search.deadline.within(GONE_WITHIN) if taken.owner else PAST)
+            self._probe(taken, search.deadline.within(self._times.gone) if taken.owner else PAST)
         if self._claims and search.reservations:
             try:
                 self._claims.confirm(search.reservations, taken)

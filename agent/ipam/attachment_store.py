@@ -60,8 +60,11 @@ NO_WAITS = Waits()
 class AttachmentStore:
     """All attachments of this node: the files are the truth, memory is a copy. For several threads at once."""
 
-    def __init__(self, run_dir: Path, cool_down: float, types: OptionTypes) -> None:
-        """`types`: the options of the modes that the agent knows; an attachment of another is unreadable."""
+    def __init__(
+        self, run_dir: Path, cool_down: float, types: OptionTypes, quarantined_for: float = QUARANTINED_FOR
+    ) -> None:
+        """`types`: the options of all known modes; an attachment of another mode is unreadable."""
+        self._quarantined_for = quarantined_for
         self._files = AttachmentFiles(run_dir / "attachments", types)
         self._released = ReleaseLog(run_dir / "released", LINES_KEPT)
         self._lock = threading.Lock()
@@ -282,8 +285,8 @@ class AttachmentStore:
         """Assign a free address to no pod for a while, as another machine uses it."""
         now = _now()
         with self._lock:
-            self._allocator.quarantine(address, now, now + QUARANTINED_FOR)
-        found = AddressConflict(device, mac, now + QUARANTINED_FOR)
+            self._allocator.quarantine(address, now, now + self._quarantined_for)
+        found = AddressConflict(device, mac, now + self._quarantined_for)
         self.conflicts.update(lambda known: {**{a: o for a, o in known.items() if o.until > now}, address: found})
 
     def _notify(self, attachment: Attachment) -> None:

@@ -14,8 +14,6 @@ from agent.model.node_status import BlockDemand, Demand, NodeStatus
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 
-DEMANDED_FOR = 10.0  # seconds that the node path keeps a network for which there is neither conf nor pod
-
 
 class ShortageError(CniError):
     """The node has no address for a pod."""
@@ -24,7 +22,9 @@ class ShortageError(CniError):
 class NodeBlocks:
     """Reads what the node path has prepared, and waits for it. For several threads at once."""
 
-    def __init__(self, status: Observable[NodeStatus], demand: Observable[Demand]) -> None:
+    def __init__(self, status: Observable[NodeStatus], demand: Observable[Demand], demanded_for: float) -> None:
+        """`demanded_for`: seconds for which the node path keeps a network after it was asked for."""
+        self._demanded_for = demanded_for
         self._status = status
         self._demand = demand
 
@@ -95,8 +95,8 @@ class NodeBlocks:
         def asked(demand: Demand) -> Demand:
             known = demand.get(network) or BlockDemand({}, 0)
             every = {v: max(counts.get(v, 0), known.blocks.get(v, 0)) for v in {*counts, *known.blocks}}
-            if every == known.blocks and known.until >= now + DEMANDED_FOR / 2:
+            if every == known.blocks and known.until >= now + self._demanded_for / 2:
                 return demand
-            return {**demand, network: BlockDemand(every, now + DEMANDED_FOR)}
+            return {**demand, network: BlockDemand(every, now + self._demanded_for)}
 
         self._demand.update(asked)

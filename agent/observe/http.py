@@ -58,7 +58,18 @@ Pages = Mapping[str, Callable[[], Page]]
 class Http:
     """Serves pages on an address and a port (0: any free port)."""
 
-    def __init__(self, address: tuple[str, int], pages: Pages, problems: PartProblems) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        pages: Pages,
+        problems: PartProblems,
+        *,
+        within: float = WITHIN,
+        again: float = AGAIN,
+    ) -> None:
+        """`within`: seconds for one connection; `again`: seconds until a port in use is tried again."""
+        self._within = within
+        self._again = again
         self.port = 0
         """The port; 0 until it is open."""
         self._address = address
@@ -92,9 +103,9 @@ class Http:
                     where, what, "free it or choose another; until then there are no metrics and no health there"
                 )
                 self._tell(name, problem)
-                end = time.monotonic() + AGAIN
+                end = time.monotonic() + self._again
                 while not stop.is_set() and time.monotonic() < end:
-                    await asyncio.sleep(min(AGAIN, LOOK))
+                    await asyncio.sleep(min(self._again, LOOK))
 
     def _tell(self, name: str, problem: Problem | None) -> None:
         """Report the problem of a listener; None: it has none."""
@@ -121,7 +132,7 @@ class Http:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         kind.append(task)
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(self._within):
                 writer.write(await self._answer(reader, fresh=own))
                 await writer.drain()
                 writer.close()

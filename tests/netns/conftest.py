@@ -15,12 +15,6 @@ import pytest
 CLONE_NEWNET = 0x40000000
 
 
-@pytest.fixture(autouse=True)
-def _patient_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node's first round loads nft and libbpf, which may take long on a busy machine."""
-    monkeypatch.setattr("agent.ipam.assigner.STATUS_WITHIN", 3.0)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() != 0:
         for item in items:

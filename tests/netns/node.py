@@ -19,7 +19,8 @@ from agent.cluster.store import Deleted, Upserted
 from agent.cni.handler import CniHandler
 from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.add_times import AddTimes
+from agent.ipam.attachment_store import QUARANTINED_FOR, AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, netns
 from agent.kernel.bpf.loader import Family, Loader
@@ -165,7 +166,11 @@ class Host:
         sysctls: Path = Path("/proc/sys/net"),
         encapsulates: str = "auto",
         objects: Path = OBJECTS,
+        times: AddTimes | None = None,
+        quarantined_for: float = QUARANTINED_FOR,
     ) -> None:
+        # the first round loads nft and libbpf, which may take long on a busy machine
+        self._times = replace(times or AddTimes(), status=3.0)
         self.conf = conf
         refuse_the_machines_namespace()
         private_bpffs()
@@ -182,7 +187,7 @@ class Host:
         self.confs: Observable[Confs] = Observable(Confs())
         self.demand: Observable[Any] = Observable({})
         marks = RouteMarks(run_dir, route_protocol)
-        self.attachments = AttachmentStore(run_dir, cool_down, OPTIONS)
+        self.attachments = AttachmentStore(run_dir, cool_down, OPTIONS, quarantined_for=quarantined_for)
         self.attachments.load()
         self.block_controller = BlockController(NoStore(), "one", self.snapshot)
         self.ipip = IpipDevice(encapsulates)
@@ -212,7 +217,13 @@ class Host:
     def new_handler(self, **more: Any) -> CniHandler:
         """Return a pod path of this node, as after a restart of the agent."""
         return CniHandler(
-            self.kernel, self.attachments, self.reconciler.status, self.demand, modes=BUILT_IN, **more
+            self.kernel,
+            self.attachments,
+            self.reconciler.status,
+            self.demand,
+            modes=BUILT_IN,
+            times=self._times,
+            **more,
         )
 
     def close(self) -> None:

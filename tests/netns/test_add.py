@@ -12,6 +12,7 @@ import pytest
 
 from agent.errors import CniError, Code
 from agent.ip import Address
+from agent.ipam.add_times import AddTimes
 from agent.ipam.attachment import Attachment
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPPool, IPReservation, Node
@@ -288,7 +289,7 @@ def test_a_full_node_is_a_problem_while_it_is_and_the_pod_hears_of_it(tmp_path: 
 
 
 def test_a_pod_hears_that_its_node_has_no_block(tmp_path: Path) -> None:
-    host = Host(tmp_path, [])
+    host = Host(tmp_path, [], times=AddTimes(prepared=0.3))
     with pytest.raises(CniError, match="not ready for network"):
         host.add(Pod("c1"), args="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u1")
     (pod_event,) = host.pod_events
@@ -352,8 +353,7 @@ def test_an_address_cools_before_it_is_used_again(tmp_path: Path) -> None:
 
 
 def test_a_node_without_addresses_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 0.3)
-    host, pod = Host(tmp_path, []), Pod("c1")
+    host, pod = Host(tmp_path, [], times=AddTimes(prepared=0.3)), Pod("c1")
     host.me = Node("one", (ip("192.0.2.1"),))
     conf = {key: value for key, value in CONF.items() if key != "subnet"}
     with pytest.raises(CniError, match="not ready for network") as caught:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from agent.errors import CniError
+from agent.ipam.add_times import AddTimes
 from agent.ipam.attachment import link_name
 from agent.kernel import fdb, hardening, ip_links, link_setup, netlink, netns, tc
 from agent.kernel.bpf.loader import Loader
@@ -359,15 +360,13 @@ def port_of(node: Node, number: int) -> PodPort:
 def test_no_pod_is_connected_without_the_check_unless_its_netconf_says_so(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.ipam.node_blocks.DEMANDED_FOR", 0.2)
-    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 4.0)
     conf = MODES[mode]
     objects = tmp_path / "objects"
     objects.mkdir()
     for path in OBJECTS.glob("[!p]*.o"):
         (objects / path.name).symlink_to(path)
     # without pod_guard, as where eBPF is not to be had
-    host = Host(tmp_path, conf=conf, objects=objects)
+    host = Host(tmp_path, conf=conf, objects=objects, times=AddTimes(prepared=4.0, demand=0.2))
     host.confs.publish(Confs(frozenset({parse_conf(conf).network})))
     with pytest.raises(CniError) as refused:
         host.add(Pod("c1"))

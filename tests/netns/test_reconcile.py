@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.ipam.add_times import AddTimes
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.cluster import Node
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
@@ -208,8 +209,7 @@ def test_a_peer_that_is_not_on_link_is_reported_not_guessed(tmp_path: Path) -> N
 
 
 def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.node_blocks.DEMANDED_FOR", 0.2)
-    host, pod = Host(tmp_path), Pod("c1")
+    host, pod = Host(tmp_path, times=AddTimes(demand=0.2)), Pod("c1")
     before = {k: v for k, v in host.state().items() if k in ("links", "addresses", "routes", "nft")}
     host.confs.publish(Confs(frozenset({NETWORK})))
     host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError, Code
+from agent.ipam.add_times import AddTimes
 from agent.kernel import netlink
 from agent.model.cluster import Node
 from agent.model.marks import ROUTE_PROTOCOL
@@ -150,13 +151,12 @@ def test_all_goes_with_the_last_pod(tmp_path: Path) -> None:
 
 
 def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 3)
-    host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
+    host, pod = Host(tmp_path, conf=VXLAN, times=AddTimes(prepared=3.0)), Pod("c1")
     command("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "x")
     with pytest.raises(CniError, match=f"device {DEVICE}: a veth of that name exists"):
         host.add(pod)
     command("ip", "link", "delete", DEVICE)
-    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 8)
+    eventually(lambda: f"device {DEVICE}" not in str(host.reconciler.status.get().problems))
     host.add(pod)
 
 
@@ -169,8 +169,7 @@ def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_objects_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.assigner.PREPARED_WITHIN", 3)
-    host, pod = Host(tmp_path, conf=VXLAN, objects=tmp_path), Pod("c1")
+    host, pod = Host(tmp_path, conf=VXLAN, objects=tmp_path, times=AddTimes(prepared=3.0)), Pod("c1")
     with pytest.raises(CniError, match=r'build the objects: make ebpf; .*"vxlanBackend": "kernel"'):
         host.add(pod)
 

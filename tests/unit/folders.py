@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.directory_store import DirectoryStore, DirectoryTimes
 from agent.cluster.kinds import KINDS, Kind, kind_of
 from agent.cluster.objects import to_doc
 from agent.cluster.store import Change, Deleted, Listed, SourceProblem, Upserted
@@ -44,13 +44,13 @@ def listed(store: DirectoryStore) -> State:
 class SnapshotCache:
     """What a watch has delivered: all of it, and what follows from it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, times: DirectoryTimes | None) -> None:
         self.history: list[Change] = []
         self.state: State = {}
         self.troubles: dict[str, Problem] = {}
         self.stop = threading.Event()
         self._told = threading.Condition()
-        self.thread = threading.Thread(target=DirectoryStore(path).watch, args=(self._deliver, self.stop))
+        self.thread = threading.Thread(target=DirectoryStore(path, times).watch, args=(self._deliver, self.stop))
 
     def _deliver(self, changes: Sequence[Change]) -> None:
         with self._told:
@@ -86,8 +86,8 @@ class SnapshotCache:
 
 
 @contextmanager
-def following(path: Path) -> Iterator[SnapshotCache]:
-    snapshot_cache = SnapshotCache(path)
+def following(path: Path, times: DirectoryTimes | None = None) -> Iterator[SnapshotCache]:
+    snapshot_cache = SnapshotCache(path, times)
     snapshot_cache.thread.start()
     try:
         yield snapshot_cache

@@ -16,6 +16,7 @@ from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.ip import Subnet
 from agent.ipam import assigner, blocks
+from agent.ipam.add_times import AddTimes
 from agent.ipam.address_request import AddressRequest
 from agent.ipam.assigner import AddressAssigner
 from agent.ipam.attachment import Attachment
@@ -39,14 +40,26 @@ DOC = {"cniVersion": "1.1.0", "name": "net"}
 class Node:
     """The pod path's addresses, with a node path that is played by the test."""
 
-    def __init__(self, folder: Path, *own: Subnet, families: frozenset[int] = BOTH, cool_down: float = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *own: Subnet,
+        families: frozenset[int] = BOTH,
+        cool_down: float = 0,
+        prepared: float = 8,
+    ) -> None:
         self.attachments = AttachmentStore(folder, cool_down, OPTIONS)
         self.attachments.load()
         self.status = Observable(NodeStatus(True, {NETWORK: own}, families={NETWORK: families}))
         self.demand: Observable[Demand] = Observable({})
         self.snapshot = Observable(Snapshot(synced=True))
         self.assigner = AddressAssigner(
-            self.attachments, self.status, self.demand, reaper=Reaper(), snapshot=self.snapshot
+            self.attachments,
+            self.status,
+            self.demand,
+            reaper=Reaper(),
+            snapshot=self.snapshot,
+            times=AddTimes(prepared=prepared),
         )
 
     def add(self, name: str, within: float = 5.0, conf: NetConf = CONF, pod: str = "") -> list[str]:
@@ -124,10 +137,9 @@ def test_an_ip_version_without_more_blocks_fails_the_add_with_the_reason(tmp_pat
     assert len(node.attachments.all()) == 5, "the IPv6 address is free again"
 
 
-def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path) -> None:
     """For an address to cool, then for a block of one IP version, then for one of the other."""
-    monkeypatch.setattr(assigner, "PREPARED_WITHIN", 1.0)
-    node = Node(tmp_path, FOUR, families=BOTH, cool_down=600)
+    node = Node(tmp_path, FOUR, families=BOTH, cool_down=600, prepared=1)
     for n in range(5):
         wanted = Attachment(f"c{n}", "eth0", NETWORK, "/x", "", (), "")
         made = node.attachments.reserve(wanted, blocks.prepared(node.status.get(), NETWORK, (FOUR,)), ())

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.cluster import directory_store as folder_module
 from agent.cluster import manifest
-from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.directory_store import DirectoryStore, DirectoryTimes
 from agent.cluster.kinds import KINDS
 from agent.cluster.objects import to_doc
 from agent.cluster.store import Change, Deleted, Listed, SourceProblem, StoreError, Upserted
@@ -48,12 +47,11 @@ def test_a_list_shows_every_edit_at_once(tmp_path: Path) -> None:
         assert store.list("Node") == (node("n", number),)
 
 
-def test_an_edit_within_the_clocks_grain_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "YOUNG", 10**12)
+def test_an_edit_within_the_clocks_grain_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "n.yaml"
     file.write_text(text(node("n", 1)))
     stamp = file.stat().st_mtime_ns
-    store = DirectoryStore(tmp_path)
+    store = DirectoryStore(tmp_path, DirectoryTimes(young=1000))
     store.list("Node")
     file.write_text(text(node("n", 2)))
     os.utime(file, ns=(stamp, stamp))
@@ -84,6 +82,7 @@ def test_the_fast_yaml_loader_is_used() -> None:
 
 # --- what is wrong with a file
 
+PATIENT = DirectoryTimes(debounce=0.3)  # longer than a file is empty before it is written
 GOOD = text(node("n1"))
 BAD: dict[str, tuple[str, bytes, int]] = {
     "no YAML": ("yaml", GOOD.encode() + b"---\na: [1\nb: 2\n", GOOD.count("\n") + 3),
@@ -251,9 +250,8 @@ def test_a_watch_begins_with_a_complete_list_of_each_kind(tmp_path: Path) -> Non
         ]
 
 
-def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "DEBOUNCE", 0.3)  # longer than a file is empty before it is written
-    with following(tmp_path) as watcher:
+def test_changes_come_as_puts_and_gones_and_only_those(tmp_path: Path) -> None:
+    with following(tmp_path, PATIENT) as watcher:
         watcher.until(lambda: len(watcher.history) == len(KINDS))
         (tmp_path / "a.yaml").write_text(text(node("n1"), node("n2")))
         watcher.until_names("n1", "n2")
@@ -284,13 +282,10 @@ def test_a_new_version_is_told_though_the_object_is_equal_to_us(tmp_path: Path) 
         watcher.until(lambda: watcher.state[("IPPool", "pool")].resource_version != old.resource_version)
 
 
-def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folder_module, "DEBOUNCE", 0.3)  # longer than a file is empty before it is written
+def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(text(node("n1"), node("n2")))
-    with following(tmp_path) as watcher:
+    with following(tmp_path, PATIENT) as watcher:
         watcher.until_names("n1", "n2")
         with file.open("w") as writer, (tmp_path / "new.yaml").open("w") as other:
             writer.write(text(node("n1")))  # good so far, but n2 is missing
@@ -309,9 +304,8 @@ def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(
         assert not any(isinstance(change, SourceProblem) for change in watcher.history)
 
 
-def test_a_writer_that_stalls_does_not_hide_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "STALLED", 0)
-    with following(tmp_path) as watcher:
+def test_a_writer_that_stalls_does_not_hide_its_file(tmp_path: Path) -> None:
+    with following(tmp_path, DirectoryTimes(stalled=0)) as watcher:
         watcher.until(lambda: len(watcher.history) == len(KINDS))
         with (tmp_path / "a.yaml").open("w") as writer:
             writer.write(text(node("n1")))

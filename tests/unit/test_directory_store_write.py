@@ -19,8 +19,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from agent.cluster import directory_store
-from agent.cluster.directory_store import DirectoryStore
+from agent.cluster.directory_store import DirectoryStore, DirectoryTimes
 from agent.cluster.kinds import KINDS
 from agent.cluster.objects import to_doc
 from agent.cluster.store import ConflictError, NotFoundError, StoreError, Upserted
@@ -255,10 +254,9 @@ def test_a_node_announces_without_waiting_for_who_reads_what_is_in_the_way(tmp_p
     assert (tmp_path / "n1.receives").read_text() == "net=vxlan\n"
 
 
-def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_holds_the_lock_for_good_holds_nobody_up(tmp_path: Path) -> None:
     """As an agent on another node does that is stopped in the middle of a write."""
-    monkeypatch.setattr(directory_store, "LOCKED_WITHIN", 0.05)
-    store = DirectoryStore(tmp_path)
+    store = DirectoryStore(tmp_path, DirectoryTimes(locked=0.05))
     known = store.create(block(1))
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -16,7 +16,7 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
 from agent.errors import Code
-from agent.ipam import assigner
+from agent.ipam.add_times import AddTimes
 from agent.ipam.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus
@@ -60,14 +60,13 @@ def a_request() -> st.SearchStrategy[bytes]:
 
 
 @pytest.fixture(scope="module")
-def handler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CniHandler]:
+def handler(tmp_path_factory: pytest.TempPathFactory) -> CniHandler:
     run_dir = tmp_path_factory.mktemp("run")
     attachments = AttachmentStore(run_dir, 0, OPTIONS)
     attachments.load()
     host = HostKernel(Loader(run_dir, run_dir / "pins"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assigner, "STATUS_WITHIN", 0.0)
-        yield CniHandler(host, attachments, Observable(NodeStatus(synced=True)), Observable({}), modes=BUILT_IN)
+    status, times = Observable(NodeStatus(synced=True)), AddTimes(status=0.0)
+    return CniHandler(host, attachments, status, Observable({}), modes=BUILT_IN, times=times)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from agent.model.problem_board import PartProblems
 from agent.modes.registry import BUILT_IN
 from agent.node.cni_conf_dir import Confs
 from agent.node.installer import Installer, Places
-from agent.observe import health, http
+from agent.observe import health
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
 from agent.runtime.observable import Observable
 from tests.networks import network_of
@@ -44,11 +44,11 @@ def pages() -> Pages:
 
 
 class Running:
-    def __init__(self, host: str = LOOPBACK, port: int = 0) -> None:
+    def __init__(self, host: str = LOOPBACK, port: int = 0, **times: float) -> None:
         self.problems = PartProblems("http")
         self.refusals = 0
         """How often the page /begun is none yet."""
-        self.server = Http((host, port), {**pages(), "/begun": self._begun}, self.problems)
+        self.server = Http((host, port), {**pages(), "/begun": self._begun}, self.problems, **times)
         self.host = host
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.server.run, args=(self.stop,), daemon=True)
@@ -92,6 +92,15 @@ def is_ended(client: socket.socket) -> bool:
         return client.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+@contextlib.contextmanager
+def serving(**times: float) -> Iterator[Running]:
+    """A server of its own, with other times than an agent's."""
+    it = Running(**times)  # type: ignore[arg-type]
+    it.wait()
+    yield it
+    it.end()
 
 
 @pytest.fixture(scope="module")
@@ -169,23 +178,28 @@ def test_an_endless_request_is_not_kept(running: Running) -> None:
     assert running.ask()[1] == b"hello\n"
 
 
-def test_slow_clients_hold_up_nobody_and_are_ended(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "WITHIN", 60.0)
-    slow = [running.connect() for _ in range(MOST // 2)]
-    for client in slow:
-        client.sendall(GET[:5])
-    assert running.ask()[1] == b"hello\n"
-    assert not select.select(slow, [], [], 0)[0], "it did not wait for the slow ones to be ended"
-    monkeypatch.setattr(http, "WITHIN", 0.3)
-    ended, trickling = [running.connect() for _ in range(10)], running.connect()
-    with contextlib.suppress(ConnectionError):
-        for _ in range(200):
-            trickling.sendall(b"x")
-            time.sleep(0.05)
-        pytest.fail("a byte now and then buys time")
-    assert all(is_ended(client) for client in ended)
-    for client in (*slow, *ended, trickling):
-        client.close()
+def test_slow_clients_hold_up_nobody() -> None:
+    with serving(within=60.0) as running:
+        slow = [running.connect() for _ in range(MOST // 2)]
+        for client in slow:
+            client.sendall(GET[:5])
+        assert running.ask()[1] == b"hello\n"
+        assert not select.select(slow, [], [], 0)[0], "it did not wait for the slow ones to be ended"
+        for client in slow:
+            client.close()
+
+
+def test_slow_clients_are_ended() -> None:
+    with serving(within=0.3) as running:
+        ended, trickling = [running.connect() for _ in range(10)], running.connect()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                trickling.sendall(b"x")
+                time.sleep(0.05)
+            pytest.fail("a byte now and then buys time")
+        assert all(is_ended(client) for client in ended)
+        for client in (*ended, trickling):
+            client.close()
 
 
 def test_more_connections_than_allowed_end_the_oldest(running: Running) -> None:
@@ -205,34 +219,30 @@ def test_a_flood_leaves_neither_threads_nor_descriptors(running: Running) -> Non
     threads, before = threading.active_count(), many()
     for _ in range(5):
         flood = [running.connect() for _ in range(2 * MOST)]
-        time.sleep(0.05)
+        assert running.ask()[1] == b"hello\n"
         assert threading.active_count() <= threads
         for client in flood:
             client.close()
     assert running.ask()[1] == b"hello\n"
-    end = time.monotonic() + 5
-    while many() > before:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: many() <= before)
 
 
 def test_who_reads_slowly_gets_all_and_who_does_not_read_is_ended(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+    running: Running,
 ) -> None:
     assert running.ask(GET.replace(b"/hello", b"/large"))[1] == LARGE
-    monkeypatch.setattr(http, "WITHIN", 0.3)
-    with running.connect() as client:
+    with serving(within=0.3) as other, other.connect() as client:
         client.sendall(GET.replace(b"/hello", b"/large"))
-        time.sleep(0.6)
+        eventually(lambda: other.server._open[True])
+        eventually(lambda: not other.server._open[True])
         with contextlib.suppress(ConnectionResetError):
             assert len(read(client)[1]) < len(LARGE)
 
 
-def test_a_port_in_use_is_a_problem_and_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "AGAIN", 0.05)
+def test_a_port_in_use_is_a_problem_and_goes_with_it() -> None:
     with socket.create_server((LOOPBACK, 0)) as other:
         port = other.getsockname()[1]
-        running = Running(port=port)
+        running = Running(port=port, again=0.05)
         running.until(running.problems.get)
         problem = running.problems.get()["listen"]
         assert problem.where == f"--listen {LOOPBACK}:{port}"

@@ -26,7 +26,8 @@ from agent.cni.protocol import Call
 from agent.config import AgentConfig, load
 from agent.errors import CniError
 from agent.ip import Subnet
-from agent.ipam import assigner, blocks
+from agent.ipam import blocks
+from agent.ipam.add_times import AddTimes
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
@@ -89,7 +90,13 @@ class Parts:
         self.reconciler = Reconciler("one", inputs, self.block_controller, 30, self.metrics.timings)
         status = self.reconciler.status
         self.handler = CniHandler(
-            self.host, self.attachments, status, Observable({}), self.metrics.timings, modes=BUILT_IN
+            self.host,
+            self.attachments,
+            status,
+            Observable({}),
+            self.metrics.timings,
+            modes=BUILT_IN,
+            times=AddTimes(status=0),
         )
         self.journal = Journal(folder, self.handler.answer)
         self.journal.prepare()
@@ -173,8 +180,7 @@ def test_alerts_ask_for_metrics_labels_and_values_that_exist(parts: Parts) -> No
                 assert all(value in said for value in values.split("\\|")), alert
 
 
-def test_calls_are_timed_with_their_outcome(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assigner, "STATUS_WITHIN", 0.0)
+def test_calls_are_timed_with_their_outcome(parts: Parts) -> None:
     gateway = '{"cniVersion": "1.1.0", "name": "n", "type": "testcni"}'
     calls = {
         ("DEL", "unknown", "4"): Call("DEL", config='{"mode": ["x"]}'),

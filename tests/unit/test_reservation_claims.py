@@ -23,7 +23,6 @@ from agent.errors import CniError, Code
 from agent.ipam.allocator import UnavailableError, usable
 from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.reservations import claimant
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claimant import ClaimContext, TakenError
 from agent.ipam.reservations.claims import PodReservations, ReservationClaims
@@ -69,7 +68,9 @@ class Store(DirectoryStore):
 class Agent:
     """What of an agent concerns addresses that stay; its kernel knows everything at once."""
 
-    def __init__(self, node: str, store: Datastore, run: Path, keep: float = 3600) -> None:
+    def __init__(
+        self, node: str, store: Datastore, run: Path, keep: float = 3600, granted_within: float = 60
+    ) -> None:
         self.node = node
         self.store = store
         self.told: list[PodEvent] = []
@@ -84,7 +85,9 @@ class Agent:
         )
         self.controller = ReservationController(self.store, node, kept, keep)
         self.attachments.listen(self._program)
-        self.context = ClaimContext(node, self.snapshot_cache.snapshot, self.status, busy, self.told.append)
+        self.context = ClaimContext(
+            node, self.snapshot_cache.snapshot, self.status, busy, self.told.append, granted_within
+        )
         self.claims = ReservationClaims(self.store, self.context, keep)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=run, args=(self._stop,)) for run in (self.snapshot_cache.run,)]
@@ -155,8 +158,8 @@ class Cluster:
         named = tuple((f"testcni.io/{key}", value) for key, value in annotations.items())
         self.put(ObjectMetadata("Pod", f"default/{name}", "", named, controller))
 
-    def agent(self, node: str, *, keep: float = 3600, keeping: bool = True) -> Agent:
-        agent = Agent(node, self.store, self.run, keep).start(keeping=keeping)
+    def agent(self, node: str, *, keep: float = 3600, keeping: bool = True, granted_within: float = 60) -> Agent:
+        agent = Agent(node, self.store, self.run, keep, granted_within).start(keeping=keeping)
         self._stack.callback(agent.stop)
         eventually(lambda: agent.snapshot_cache.snapshot.get().synced)
         return agent
@@ -264,11 +267,8 @@ def test_the_blocks_node_agrees_or_says_why_not(cluster: Cluster) -> None:
     assert address(one.add("next")) == "10.244.1.3"
 
 
-def test_a_node_that_does_not_answer_makes_the_add_try_again(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claimant, "GRANTED_WITHIN", 0.3)
-    two = cluster.agent("two")
+def test_a_node_that_does_not_answer_makes_the_add_try_again(cluster: Cluster) -> None:
+    two = cluster.agent("two", granted_within=0.3)
     cluster.pod("far", ip="10.244.1.9")
     with pytest.raises(CniError, match="node one, which has not agreed") as caught:
         two.add("far")
@@ -368,8 +368,7 @@ def test_addresses_that_no_pod_may_have(cluster: Cluster, asked: str, code: int)
 def test_who_claims_the_block_at_the_same_moment_has_to_agree(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *, answers: bool
 ) -> None:
-    monkeypatch.setattr(claimant, "GRANTED_WITHIN", 5 if answers else 0.3)
-    two = cluster.agent("two")
+    two = cluster.agent("two", granted_within=60 if answers else 0.3)
     if answers:
         cluster.agent("one")
     cluster.pod("a", ip="10.244.200.7")

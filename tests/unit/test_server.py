@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from agent.cni import connections, protocol
-from agent.cni import server as server_module
+from agent.cni import protocol
 from agent.cni.protocol import Call
 from agent.cni.server import IDLE_WORKERS, Server
 from agent.errors import CniError, Code
 from agent.kernel.netns import NetnsLostError
+from tests.support import eventually
 
 Answer = Callable[[Call], dict[str, Any]]
 
 
-def serve(tmp_path: Path, answer: Answer) -> Server:
-    server = Server(tmp_path / "agent.sock", answer)
+def serve(tmp_path: Path, answer: Answer, **times: float) -> Server:
+    server = Server(tmp_path / "agent.sock", answer, **times)
     server.start()
     return server
 
@@ -275,29 +275,24 @@ def test_a_thousand_idle_clients_hold_up_no_call_and_no_thread(tmp_path: Path) -
     assert not is_ended(idle[-1]), "the newest may still send"
     for client in idle:
         client.close()
-    end = time.monotonic() + 10
-    while fds() > before + 2:  # the listener and its epoll
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: fds() <= before + 2)  # the listener and its epoll
 
 
-def test_who_sends_a_byte_now_and_then_has_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "REQUEST_WITHIN", 0.3)
-    serve(tmp_path, lambda _call: {})
+def test_who_sends_a_byte_now_and_then_has_one_deadline(tmp_path: Path) -> None:
+    serve(tmp_path, lambda _call: {}, request_within=0.3)
     with connect(tmp_path) as client, pytest.raises(OSError, match=r"[Bb]roken|reset"):
         trickle(client, 8)
     assert ask(tmp_path, command="STATUS") == {}
 
 
-def test_who_takes_no_answer_costs_no_other_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "ANSWER_WITHIN", 0.2)
+def test_who_takes_no_answer_costs_no_other_call(tmp_path: Path) -> None:
     served = threading.Event()
 
     def answer(call: Call) -> dict[str, Any]:
         served.set()
         return {"x": "y" * 5_000_000} if call.command == "INFO" else {}
 
-    serve(tmp_path, answer)
+    serve(tmp_path, answer, answer_within=0.2)
     with connect(tmp_path) as client:
         client.sendall(json.dumps({"protocol": 1, "command": "INFO"}).encode())
         client.shutdown(socket.SHUT_WR)

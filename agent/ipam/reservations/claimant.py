@@ -19,7 +19,6 @@ from agent.model.node_status import NodeStatus, ReportEvent, ReservationsInProgr
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 
-GRANTED_WITHIN = 5.0  # seconds that an ADD waits for the block's node
 TRIES = 5  # of a claim, as other nodes may change the object at the same time
 SEE = "see `testcnictl status` on the node"
 
@@ -39,6 +38,8 @@ class ClaimContext:
     status: Observable[NodeStatus]
     in_progress: Observable[ReservationsInProgress]
     report_event: ReportEvent = ignore_event
+    granted_within: float = 5.0
+    """Seconds that an ADD waits for the node of the block."""
 
 
 class Claimant:
@@ -144,17 +145,17 @@ class Claimant:
         return snapshot.blocks.get(block.name) == block and block.node not in snapshot.nodes
 
     def _wait_for_answer(self, made: IPReservation, seen: frozenset[str], deadline: Deadline) -> None:
-        """Wait until the block's node agrees. Raises TakenError if it refuses, CniError after GRANTED_WITHIN."""
+        """Wait until the block's node agrees. Raises TakenError if it refuses, CniError at `granted_within`."""
 
         def answer(snapshot: Snapshot) -> IPReservation | None:
             now = snapshot.reservations.get(made.name)
             return now if now and now.resource_version not in seen else None
 
         snapshot, where = self._context.snapshot, f"{made.address} lies in a block of node {made.asks}"
-        snapshot.wait(lambda s: answer(s) is not None, deadline.within(GRANTED_WITHIN))
+        snapshot.wait(lambda s: answer(s) is not None, deadline.within(self._context.granted_within))
         found = answer(snapshot.get())
         if found is None:
-            what = f"{where}, which has not agreed within {GRANTED_WITHIN:.0f} s"
+            what = f"{where}, which has not agreed within {self._context.granted_within:.0f} s"
             raise CniError(Code.TRY_AGAIN, what, f"check that testcni runs on node {made.asks}")
         if found.asks:
             raise TakenError(Code.ADDRESSES, f"{where}, and {found.refused}", "ask for another")
