@@ -49,7 +49,7 @@ except OSError as error:
 """
 
 RATE = 1000 // (10 if PATIENCE > 1 else 1)  # datagrams a second
-# So many, back and forth; at the end of input it says how many went and how many came back.
+# So many, back and forth, from the first that came back; at the end of input it says how many went and came back.
 FLOW = """
 import os, select, socket, sys, threading, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -61,6 +61,8 @@ def receive():
     while True:
         try:
             got.add(s.recv(100).split()[1])
+            if len(got) == 1:
+                print("begun", flush=True)
         except TimeoutError:
             if over.is_set() and (len(got) == sent or time.monotonic() > end + 8):
                 return
@@ -109,6 +111,8 @@ class Flow:
     def __init__(self, source: Pod, target: str) -> None:
         argv = source.argv(*PYTHON, FLOW, target, str(TARGET), str(RATE))
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "begun\n"
 
     def end(self) -> tuple[int, int]:
         """How many went, and how many of them did not come back."""

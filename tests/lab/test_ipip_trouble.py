@@ -40,7 +40,6 @@ def flowing(*pairs: tuple[Pod, Pod], settle: float = 1.0) -> Iterator[None]:
         for pod in {id(target): target for _, target in pairs}.values():
             servers.start(pod)
         flows = [Flow(source, target.address) for source, target in pairs]
-        time.sleep(0.5)
         yield
         time.sleep(settle)
         told = {f"{s.name} to {t.name}": flow.end() for (s, t), flow in zip(pairs, flows, strict=True)}

@@ -14,7 +14,7 @@ from tests.lab.lab import VXLAN_CONF, Lab, LabNode, Pod, lab
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.segment import OUTSIDE
 from tests.lab.space import PYTHON, REPO
-from tests.lab.talk import TARGET, Flow, Servers, arrives_whole, ask, counters
+from tests.lab.talk import RATE, TARGET, Flow, Servers, arrives_whole, ask, counters
 from tests.netns.frames import ethernet, ipv4, udp, vxlan
 from tests.support import eventually
 
@@ -148,7 +148,6 @@ def test_the_programs_are_replaced_under_traffic(two: Lab) -> None:
         for pod in (b, c):
             servers.start(pod)
         flows = [Flow(a, pod.address) for pod in (b, c)]
-        time.sleep(1)
         for node in (one, other):
             node.stop_agent()
             node.start_agent("--ebpf", "/opt/newer")
@@ -158,7 +157,7 @@ def test_the_programs_are_replaced_under_traffic(two: Lab) -> None:
         time.sleep(1)
         for flow in flows:
             sent, lost = flow.end()
-            assert sent > 2000
+            assert sent > RATE
             assert lost == 0
     pins = one.space.exec("ls", "/sys/fs/bpf/testcni/v1").stdout.split()
     assert len([pin for pin in pins if pin.startswith("programs-")]) == 1

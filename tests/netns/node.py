@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -272,6 +273,16 @@ class Host:
     def maps(self, family: Family = vxlan_maps.FAMILY) -> Mapping[str, Map]:
         """Return the maps of a family of eBPF programs; empty where there are none."""
         return self.kernel.bpf.maps(family) or {}
+
+    def idle(self) -> None:
+        """Wait until no round has begun for a while: what is ready has nothing to do."""
+
+        def quiet() -> bool:
+            before = self.reconciler.pace.spent
+            time.sleep(0.3)
+            return self.reconciler.pace.spent == before
+
+        eventually(quiet)
 
     def state(self) -> dict[str, Any]:
         """All that an attachment could leave behind."""

@@ -150,7 +150,6 @@ def test_killed_agent_is_replaced_under_the_same_bird(tmp_path: Path) -> None:
         heard = monitored(one, 5)
         agent.kill()
         agent.wait()
-        time.sleep(0.3)
         assert one.knows([one, two])
         mesh(nodes)
         converged(nodes)

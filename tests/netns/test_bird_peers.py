@@ -216,7 +216,7 @@ def test_two_hundred_nodes(tmp_path: Path) -> None:
         addresses = [IPv4Address("192.0.3.0") + n for n in range(1, 200)]
         blocks = [IPv4Network(f"10.244.{n}.0/24") for n in range(2, 201)]
         with many(tmp_path, home, addresses, blocks):
-            time.sleep(0.5)
+            eventually(lambda: len([*tmp_path.glob("*.ctl")]) == len(blocks))
             began = time.monotonic()
             one.config = replace(
                 one.config,

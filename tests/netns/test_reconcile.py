@@ -68,7 +68,7 @@ def test_a_route_changes_without_a_moment_without_it(tmp_path: Path) -> None:
 
 def test_who_is_told_to_stop_begins_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, rounds = ready(tmp_path), list[float]()
-    time.sleep(0.5)  # what is ready has nothing to do
+    host.idle()
 
     def once() -> bool:
         rounds.append(time.monotonic())
@@ -192,8 +192,7 @@ def test_a_quiet_node_counts_no_drift(tmp_path: Path) -> None:
     host.delete(pod)
     host.drop("n3")
     eventually(lambda: len(ours()) == 3)
-    host.reconciler.drifted()
-    time.sleep(0.3)
+    host.looked()
     assert not any(host.reconciler.drift.repaired.all().values())
     assert not any(host.reconciler.errors.all().values())
     status = host.reconciler.status.get()
@@ -215,7 +214,8 @@ def test_all_goes_when_the_conf_goes_and_the_last_pod(tmp_path: Path, monkeypatc
     host.put(peer("two", "192.0.2.2", "10.244.2.0/24"))
     host.add(pod)
     host.confs.publish(Confs())
-    time.sleep(0.5)
+    eventually(lambda: not host.demand.get())
+    host.looked()
     assert pod.reaches("10.244.1.1"), "a network with pods stays"
     host.delete(pod)
     host.reconciler.drifted()

