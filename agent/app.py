@@ -64,7 +64,7 @@ log = logging.getLogger("agent")
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What several groups of parts read or write."""
+    """The values that several groups of parts read or write."""
 
     conf: AgentConfig
     modes: Modes
@@ -83,7 +83,7 @@ class Shared:
 
 
 class ClusterParts:
-    """What follows the cluster's objects, and claims blocks and keeps reservations there."""
+    """The parts that read the cluster's objects, claim blocks and keep reservations."""
 
     def __init__(self, shared: Shared) -> None:
         conf, board, file = shared.conf, shared.board, shared.reservations_file
@@ -108,7 +108,7 @@ class ClusterParts:
 
 
 class NodePath:
-    """What makes the node's state in the kernel and on its disk what it should be."""
+    """The parts of the node path: they program the kernel and install files on the host."""
 
     def __init__(self, shared: Shared, cluster: ClusterParts) -> None:
         conf, board = shared.conf, shared.board
@@ -170,7 +170,7 @@ class NodePath:
 
 
 class PodPath:
-    """What answers the calls of the CNI plugin."""
+    """The parts of the pod path: they answer the calls of the CNI plugin."""
 
     def __init__(self, shared: Shared, cluster: ClusterParts, node: NodePath) -> None:
         conf = shared.conf
@@ -198,7 +198,7 @@ class PodPath:
 
 
 class ClusterObservers:
-    """What writes for people into a Kubernetes cluster what happens on the node; nothing without a cluster."""
+    """The parts that write Events, conditions and status objects; there are none without Kubernetes."""
 
     def __init__(self, shared: Shared, cluster: ClusterParts, node: NodePath) -> None:
         self.parts: dict[str, Part] = {}
@@ -226,7 +226,7 @@ class ClusterObservers:
 
     @property
     def notes(self) -> list[str]:
-        """What people should know, though nothing is wrong."""
+        """Return notes for people that are no problems."""
         return [self._policies.note] if self._policies and self._policies.note else []
 
 

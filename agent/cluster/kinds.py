@@ -13,7 +13,7 @@ Kind = Literal["Node", "IPPool", "IPBlock", "IPReservation", "Pod", "Namespace"]
 
 @dataclass(frozen=True, slots=True)
 class KindInfo:
-    """What the parts of the datastore need to know of a kind."""
+    """The properties of a kind that the parts of the datastore use."""
 
     api_version: str
     path: str

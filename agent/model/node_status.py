@@ -44,7 +44,7 @@ class NodeStatus:
     host_networks: HostNetworks = field(default_factory=HostNetworks)
     """Networks and addresses of the node itself."""
     pool_faults: Mapping[str, str] = field(default_factory=dict)
-    """What is wrong with IPPools, by name; pools without a fault are missing here."""
+    """The faults of IPPools, by name; pools without a fault are missing here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What most parts of an agent follow."""
+"""The values that most parts of an agent follow: snapshot and status of the node."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Class:
 
     network: Subnet
     use: str
-    """What the RFC keeps it for."""
+    """Its use according to the RFC."""
     source: str
     alone: str = ""
     """What a single address of it is; empty if nodes may have it, as Linux treats it as any other."""

@@ -16,7 +16,7 @@ from agent.runtime.counter import LabelledCounter
 
 @dataclass
 class ApplyResult:
-    """What came of all objects in a round."""
+    """The results of all objects in a round."""
 
     by_kind: dict[str, Result] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""What the node path programs on a node, one module each: desired values, and how to make the kernel match."""
+"""The node objects, one module each: desired values, and how to program the kernel accordingly."""

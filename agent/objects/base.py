@@ -1,4 +1,4 @@
-"""What all objects that the node path programs have in common: one context, one result, one `sync`."""
+"""The base of all node objects: one context, one result, one `sync`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from agent.objects.state import AcceptedSources, LocalAddress, NodeState, united
 
 
 class Stage(IntEnum):
-    """When an object is programmed in a round; objects of one stage keep the order in which they are listed."""
+    """The step of a round in which an object is programmed; in one stage, objects run in the order of the list."""
 
     GUARDS = 0
-    """Before what they guard."""
+    """Before the devices that they guard."""
     DEVICES = 1
     FORWARDING = 2
     """Once the devices are there whose packets are forwarded."""
@@ -30,7 +30,7 @@ class Stage(IntEnum):
     ANNOUNCEMENTS = 4
     """Once the node knows the routes that it announces."""
     CHECKS = 5
-    """What is only looked at."""
+    """Objects that are only read."""
     PODS = 6
     """The node's side of pods' links, which hang on all before."""
     DAEMONS = 7
@@ -52,7 +52,7 @@ class KernelState:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """What guards must go on to guard, as a device is still there that is to go."""
+    """What guards must still guard, because a device that is not wanted any more still exists."""
 
     sources: AcceptedSources = field(default_factory=dict)
     """What packets of an IP protocol are accepted from, where a device is left that takes those of any source."""
@@ -65,7 +65,7 @@ class Guarded:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the objects of a round are programmed with; the same for all of them."""
+    """The input of all objects of a round, beside the desired state."""
 
     nl: Netlink
     kernel: KernelState
@@ -78,7 +78,7 @@ class Context:
     node_addresses: frozenset[Address] = frozenset()
     """The node's InternalIPs."""
     verify: bool = True
-    """Whether somebody else may have changed something, so that all is looked at, however long it takes."""
+    """Whether another program may have changed something, so that costly objects are read, too."""
     failed: frozenset[str] = frozenset()
     """The kinds of which something failed in this round so far."""
     still_guarded: Guarded = field(default_factory=Guarded)
@@ -86,19 +86,19 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of one object in a round."""
+    """The result of one object in a round."""
 
     problems: tuple[Problem, ...] = ()
     unready: frozenset[str] = frozenset()
     """Devices that pods can't hang on."""
     changed: int = 0
-    """How many things were not as desired and now are."""
+    """How many things were changed to the desired state."""
     programmed: int = 0
     """How many of the desired things are in the kernel, of objects that count them."""
     failed: bool = False
-    """Whether something failed that may succeed when it is tried again."""
+    """Whether something failed that is to be retried."""
     busy: bool = False
-    """Whether something was left alone that is to be looked at again soon."""
+    """Whether something was skipped that is to be checked again soon."""
 
     @classmethod
     def lacking(cls, device: str, *problems: Problem) -> Result:
@@ -117,25 +117,25 @@ class Result:
 
 
 class NodeObject(ABC):
-    """Something that the node path programs on the node: the desired state minus what the kernel has."""
+    """One kind of thing that the node path programs: it makes the kernel match the desired state."""
 
     kind: ClassVar[str]
-    """What metrics and problems call it."""
+    """Its name in metrics and problems."""
     stage: ClassVar[Stage]
     costly: ClassVar[bool] = False
-    """Whether it is looked at only where others may have changed something, or something else is desired."""
+    """Whether it is read only if others may have changed something, or the desired state has changed."""
 
     @abstractmethod
     def wanted(self, desired: NodeState) -> object:
-        """Return the part of the desired state that it makes: while that is the same, a change was another's."""
+        """Return its part of the desired state: while this stays the same, changes are drift."""
 
     @abstractmethod
     def sync(self, ctx: Context, desired: NodeState) -> Result:
-        """Make the kernel's state the desired one. Raises OSError, which is reported and tried again."""
+        """Change the kernel to the desired state. Raises OSError, which becomes a problem and is retried."""
 
 
 class DeviceObject(NodeObject):
-    """A device that a mode makes, and what belongs to it; its guards are there before it, and go after it."""
+    """A device of a mode, and what belongs to it; its guards exist before it, and are removed after it."""
 
     stage = Stage.DEVICES
 
@@ -145,7 +145,7 @@ class DeviceObject(NodeObject):
 
     @abstractmethod
     def leaves(self, desired: NodeState) -> bool:
-        """Whether what is guarded is to go."""
+        """Whether the guarded device is to be removed."""
 
     @abstractmethod
     def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:
@@ -160,4 +160,4 @@ class DeviceObject(NodeObject):
         return True
 
     def tidy(self, ctx: Context, desired: NodeState) -> None:
-        """Remove what packets needed on the former routes. Raises OSError."""
+        """Remove what only the old routes needed. Raises OSError."""

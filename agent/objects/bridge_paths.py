@@ -1,4 +1,4 @@
-"""What the kernel makes of a bridge's MAC and addresses, and anybody can remove: without it pods reach nothing."""
+"""Restore what the kernel makes for a bridge's MAC and addresses: without it pods reach nothing."""
 
 from __future__ import annotations
 

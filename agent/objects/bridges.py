@@ -52,7 +52,7 @@ def adopt(desired: frozenset[Bridge], links: Iterable[Link]) -> frozenset[Bridge
 
 
 def without_netfilter(desired: frozenset[Bridge], switches: Path) -> list[Problem]:
-    """What fails on bridges where the kernel has no br_netfilter. `switches` is /proc/sys/net."""
+    """Return problems of bridges if the kernel has no br_netfilter. `switches` is /proc/sys/net."""
     if (switches / NETFILTER).exists():
         return []
     what = "the kernel module br_netfilter is not loaded, so a pod that calls a Service gets no answer"

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What one comparison changed, and what it could not."""
+    """The changes of one comparison, and its problems."""
 
     added: int = 0
     removed: int = 0
@@ -120,7 +120,7 @@ def _within(dst: Subnet, subnet: Subnet) -> bool:
 
 
 def _places(routes: Iterable[Route]) -> set[tuple[Subnet, int]]:
-    """What the kernel has one route for: destination and metric."""
+    """The key of a route in the kernel: destination and metric."""
     return {(route.dst, route.metric) for route in routes}
 
 

@@ -1,4 +1,4 @@
-"""Node state as frozen values: what a mode wants of the kernel, and what the kernel has."""
+"""Node state as frozen values: the state that modes want, and the state of the kernel."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class LocalAddress:
     gateway: Address | None = None
     """The default gateway by this link, if it is in this address's network."""
     behind: bool = False
-    """Whether nobody is on-link by it, as on lo: for an InternalIP, `device` is that of the way to other nodes."""
+    """Whether it has no neighbours, as on lo. For an InternalIP, `device` then leads to other nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """What a tunnel has to know of the network between the nodes."""
+    """The properties of the network between the nodes that tunnels need."""
 
     by_device: bool = True
     """Whether devices encapsulate here; else eBPF programs do."""
     device: str = ""
-    """By which packets to nodes of other subnets leave; empty: there are none, or no way to them."""
+    """The interface to nodes of other subnets; empty: there are none, or there is no route to them."""
     gateway: IPv4Address | None = None
     """Their next hop."""
 
@@ -123,7 +123,7 @@ class Shut:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What the nft table does."""
+    """The content of the nft table."""
 
     masquerade: Masquerade
     accepted_sources: AcceptedSources
@@ -140,7 +140,7 @@ def united(found: Iterable[AcceptedSources]) -> AcceptedSources:
 
 
 class Section:
-    """What one mode wants of the node beside what all modes may want, and what the other parts must know of it.
+    """The node state of one mode beside the common fields, and its properties that other parts need.
 
     Each subclass is a frozen dataclass in the folder of its mode.
     """
@@ -190,7 +190,7 @@ class NodeState:
     lacking: frozenset[int] = frozenset()
     """IP versions of this node's blocks that pods get no address of, as their links can't have one."""
     sections: frozenset[Section] = frozenset()
-    """What single modes want beside all this, one of each type."""
+    """The node state of single modes beside the common fields, one of each type."""
     uplinks: frozenset[ParentLink] = frozenset()
     proxies: frozenset[Proxy] = frozenset()
     loose_rp_filter_on: frozenset[str] = frozenset()
@@ -198,7 +198,7 @@ class NodeState:
     proxy_arp_on: frozenset[str] = frozenset()
     """Bridges that answer ARP for pods that are not on them."""
     guards: frozenset[tuple[str, bool]] = frozenset()
-    """What pods hang on that pod_guard is for, and whether it checks the sources of their packets."""
+    """Devices whose pods have pod_guard, and whether it checks the sources of their packets."""
 
     ports: tuple[int, ...] = ()
     """UDP ports of tunnels, of this node and of others, that pods must not send to."""
@@ -209,7 +209,7 @@ class NodeState:
 
     @property
     def shut(self) -> Shut:
-        """What pods must not reach."""
+        """Return the destinations that pods must not reach."""
         bypassed = bool(self.uplinks and self.masquerade.sources)
         own = (port for section in self.sections for port in section.tunnel_ports)
         bridges = frozenset(bridge.name for bridge in self.bridges)
@@ -240,7 +240,7 @@ class NodeState:
 
     @property
     def devices(self) -> frozenset[str]:
-        """What pods hang on: none can be connected before these are there."""
+        """Return the devices that pods need: no pod can be connected before they exist."""
         return self.made | {uplink.device for uplink in self.uplinks}
 
 

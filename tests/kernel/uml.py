@@ -100,7 +100,7 @@ def _configure(tree: Path) -> None:
     wanted = [line for line in options(FRAGMENT.read_text()) if not line.endswith("=n")]
     missing = set(wanted) - set(options((tree / ".config").read_text()))
     if missing:
-        raise KernelError(f"{tree.name} cannot set {', '.join(sorted(missing))}: mend {FRAGMENT}")
+        raise KernelError(f"{tree.name} cannot set {', '.join(sorted(missing))}: fix {FRAGMENT}")
 
 
 def _compile(tree: Path, log: Path, say: Say) -> None:
