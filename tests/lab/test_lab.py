@@ -264,29 +264,6 @@ def test_a_claim_survives_the_agent_and_a_full_pool_is_told() -> None:
         assert len(list(it.datastore.glob("ipblock-*.yaml"))) == 1
 
 
-def test_three_thousand_peers_from_file_to_routes_within_two_seconds() -> None:
-    with lab(1) as it:
-        node = it.nodes[0]
-        node.path("/etc/cni/net.d/10-testcni.conf").write_text(SEED_CONF.replace("10.244.0.0/16", "10.0.0.0/8"))
-        docs = [_peer(number) for number in range(3000)]
-        (it.datastore / ".peers").write_text("\n---\n".join(docs))
-        (it.datastore / ".peers").rename(it.datastore / "peers.yaml")
-        took = seconds_until(lambda: len(routes(node)) == 3000)
-        print(f"3,000 peers in {took:.2f} s")
-        (it.datastore / "peers.yaml").unlink()
-        eventually(lambda: routes(node) == [])
-
-
-def _peer(number: int) -> str:
-    a, b = divmod(number, 250)
-    doc = {
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": f"peer{number}"},
-        "spec": {"podCIDR": f"10.{a}.{b}.0/24"},
-        "status": {"addresses": [{"type": "InternalIP", "address": f"172.18.{100 + a}.{b + 1}"}]},
-    }  # fmt: skip
-    return json.dumps(doc)
-
-
 def test_only_one_agent_serves_on_a_run_dir(node: LabNode) -> None:
     argv = (sys.executable, "-m", "agent", "--node", "x", "--datastore", f"dir:{node.lab.datastore}")
     done = node.space.exec(*argv, check=False)
