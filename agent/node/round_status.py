@@ -10,7 +10,7 @@ from agent.ipam import blocks, exhaustion, missing_block
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.block_controller import BlockController
 from agent.ipam.pool_faults import PoolFaultCache
-from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations import problems as reservation_problems
 from agent.model.cluster import AcceptedModes
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
@@ -98,8 +98,8 @@ class RoundStatus:
         yield from identity(inputs.pods, self._node, inputs.kernel.local)
         yield from inputs.known.problems
         yield from inputs.known.disputes()
-        yield from reservation_rules.wrong(inputs.pods, inputs.networks, self._node)
-        yield from reservation_rules.useless(inputs.pods, inputs.networks, self._node)
+        yield from reservation_problems.misplaced(inputs.pods, inputs.networks, self._node)
+        yield from reservation_problems.useless(inputs.pods, inputs.networks, self._node)
         yield from sorted(outcome.desired.node.problems, key=str)
         yield from outcome.done.problems
 

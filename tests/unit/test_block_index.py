@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.ipam import block_index
+from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import LocalPods
 from agent.model.cluster import WHILE_POD, IPBlock, IPReservation, Node, Snapshot
@@ -40,8 +41,8 @@ def test_a_thousand_reservations_outside_of_five_thousand_nodes_blocks(node_of: 
     began = time.process_time()
     roaming = list(reservation_rules.roaming(snapshot, NET, "node9"))
     told = [
-        *reservation_rules.wrong(snapshot, [NET], "node9"),
-        *reservation_rules.useless(snapshot, [NET], "node0"),
+        *reservation_problems.misplaced(snapshot, [NET], "node9"),
+        *reservation_problems.useless(snapshot, [NET], "node0"),
     ]
     now = datetime(2030, 1, 1, tzinfo=UTC)
     steps = list(reservation_rules.steps(snapshot, LocalPods("node0"), now, timedelta(seconds=600)))

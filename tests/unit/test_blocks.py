@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from agent.ipam import blocks, free_blocks
+from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name
 from agent.model.network import Network
@@ -353,11 +354,11 @@ def test_a_reservation_of_a_blocks_gateway_is_a_problem_on_both_nodes_and_leads_
     wrong = held("10.244.1.1")
     snapshot = replace(cluster(nodes=nodes), reservations={wrong.name: wrong})
     for node in ("one", "two"):
-        (problem,) = reservation_rules.wrong(snapshot, [NETWORK], node)
+        (problem,) = reservation_problems.misplaced(snapshot, [NETWORK], node)
         assert "10.244.1.1" in problem.what
         assert "block 10.244.1.0/24 of node one" in problem.what
         assert "ns/pod" in problem.remedy
-    assert list(reservation_rules.wrong(snapshot, [NETWORK], "three")) == []
+    assert list(reservation_problems.misplaced(snapshot, [NETWORK], "three")) == []
     assert list(reservation_rules.roaming(snapshot, NETWORK, "one")) == []
     shared = changed(NETWORK, mode="macvlan", link_mode="bridge")
-    assert list(reservation_rules.wrong(snapshot, [shared], "one")) == []
+    assert list(reservation_problems.misplaced(snapshot, [shared], "one")) == []

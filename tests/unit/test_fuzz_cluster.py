@@ -24,6 +24,7 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
 from agent.ipam import block_ownership, blocks, free_blocks
+from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.pod_annotations import AnnotationReader
 from agent.ipam.reservations.rules import LocalPods
@@ -133,7 +134,7 @@ def view_of(snapshot: Snapshot, network: Network) -> ModeContext:
 def check_pods(snapshot: Snapshot) -> None:
     """What becomes of blocks and reservations."""
     now, here = datetime.now(UTC), LocalPods("n1", {}, frozenset(), frozenset())
-    [*reservation_rules.wrong(snapshot, NETWORKS, "n1")]
+    [*reservation_problems.misplaced(snapshot, NETWORKS, "n1")]
     [*reservation_rules.steps(snapshot, here, now, timedelta(seconds=3600))]
     [*reservation_rules.lost(snapshot, here, now)]
     for network in NETWORKS:

@@ -18,6 +18,7 @@ from agent.cluster.object_fields import ObjectError
 from agent.errors import CniError
 from agent.ipam.attachment import Attachment
 from agent.ipam.reservations.claimant import TakenError
+from agent.ipam.reservations.problems import useless
 from agent.ipam.reservations.rules import (
     Claim,
     Delete,
@@ -27,7 +28,6 @@ from agent.ipam.reservations.rules import (
     claimed,
     of_owner,
     steps,
-    useless,
 )
 from agent.model.cluster import ALWAYS_KEPT, IPPool, IPReservation, Node, Snapshot
 from tests.networks import network_of
@@ -131,7 +131,7 @@ def test_what_can_not_be_kept_is_refused_and_never_silently_another(
         one.add("web-0")
     error = caught.value
     assert (error.code, why in error.msg) == (102, True), error
-    assert f"{held.address} is reserved for default/web-0 and can't be given any more" in error.msg
+    assert f"{held.address} is reserved for default/web-0 and can't be assigned any more" in error.msg
     assert error.details == f"kubectl delete ipreservation {held.name}, and the pod gets another address"
     assert [(told.pod, error.details in told.message) for told in one.told] == [("default/web-0", True)]
     assert not one.attachments.all()

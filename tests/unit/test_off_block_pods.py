@@ -19,7 +19,8 @@ from agent.ipam.attachment import Attachment, Lease
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.off_block_pods import EVENTS, SETTLED, OffBlockPods
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
-from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Update, disputes, lost, of_owner, steps
+from agent.ipam.reservations.problems import disputes
+from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Update, lost, of_owner, steps
 from agent.model.cluster import (
     ALWAYS_KEPT,
     MOMENT,
@@ -310,5 +311,5 @@ def test_an_agent_that_may_not_write_says_so_and_goes_on(tmp_path: Path) -> None
     snapshot.publish(cluster())
     controller.once()
     problems = controller.problems.get()
-    assert any("they can't be kept: HTTP 403" in text for text in problems)
+    assert any("they can't be updated: HTTP 403" in text for text in problems)
     assert any("in none of its blocks" in text for text in problems)

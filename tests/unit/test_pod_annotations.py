@@ -110,7 +110,7 @@ def test_a_pod_that_is_not_there_is_an_ordinary_one_and_another_incarnation_is_n
     ordinary = AnnotationReader(Store()).read(WEB)
     assert ordinary == AddressAnnotations("shop/web-0", UID, "shop/web-0")
     assert not ordinary.asks
-    with pytest.raises(CniError, match="another pod shop/web-0") as caught:
+    with pytest.raises(CniError, match="pod shop/web-0 was replaced by another one") as caught:
         AnnotationReader(Store(pod(sticky="true"))).read(replace(WEB, uid=OTHER))
     assert caught.value.code == 11
 
@@ -153,7 +153,7 @@ def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of
     wishes = AnnotationReader(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
     for _ in range(3):
         wishes.read(WEB)
-    assert len(told) == wishes_module.TOLD == 3
+    assert len(told) == wishes_module.REPORTED == 3
 
 
 def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:

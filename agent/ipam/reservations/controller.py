@@ -1,6 +1,7 @@
-"""Keeps reservations true: a thread compares those of this node with its pods, and answers other nodes' claims.
+"""The controller of reservations: it compares those of this node with its pods, and answers claims of other nodes.
 
-A DEL does not wait for it, so it also works after crashes, reboots, and while the datastore is away.
+A DEL does not wait for it. So addresses are also released after a crash or a reboot, and after an outage of the
+datastore.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agent.ipam.attachment import Attachment
 from agent.ipam.attachment_store import AttachmentStore
 from agent.ipam.holders import Holder, holders
 from agent.ipam.off_block_pods import OffBlockPods
+from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Step
 from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
@@ -32,8 +34,8 @@ from agent.runtime import atomic_file, json_state_file
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable
 
-SCHEDULE = Schedule(resync=5.0, backoff=(5.0, 5.0))  # reservations that are kept for a time end in between
-ROUND = 30.0  # seconds after which no more is tried when something failed
+SCHEDULE = Schedule(resync=5.0, backoff=(5.0, 5.0))  # some reservations end without any event
+ROUND = 30.0  # seconds after which a round ends at the next failure
 WHERE = "reservations"
 LARGEST = 1 << 26  # bytes of the file; a reservation has about 400
 
@@ -48,7 +50,7 @@ class ControllerInputs:
     in_progress: Observable[ReservationsInProgress]
     attachments: AttachmentStore
     file: Path
-    """Where a restarted agent finds the reservations while the datastore is away."""
+    """The file by which a restarted agent knows the reservations while the datastore is unavailable."""
     report_event: ReportEvent = ignore_event
     """Takes Events about pods."""
 
@@ -80,7 +82,7 @@ class ReservationController(Controller):
         self._set_reserved()
 
     def once(self) -> bool:
-        """Save the reservations that are known, make them true, and post what can't be done now."""
+        """Save the known reservations, correct those of this node, and publish the problems."""
         snapshot = self._inputs.snapshot.get()
         if not snapshot.synced:
             return True
@@ -91,48 +93,50 @@ class ReservationController(Controller):
         return True
 
     def _compare(self) -> dict[str, Problem]:
-        """Make the reservations what they should be, and return what can't be done now."""
-        self._set_reserved()  # before anything is granted
-        # in this order: what the snapshot has of a pod here is busy, or else on file
+        """Correct the reservations in the datastore, and return the problems."""
+        self._set_reserved()  # before any claim is granted
+        # in this order: an address that the snapshot shows for a pod here is in progress, or in an attachment
         snapshot, now = self._inputs.snapshot.get(), datetime.now(UTC)
         here = self._local_pods(snapshot, self._inputs.in_progress.get())
         changes = [
-            *(partial(self._take, step) for step in reservation_rules.steps(snapshot, here, now, self._keep)),
+            *(partial(self._apply, step) for step in reservation_rules.steps(snapshot, here, now, self._keep)),
             *(partial(self._create, missing) for missing in reservation_rules.lost(snapshot, here, now)),
         ]
         wrong, end = [], time.monotonic() + ROUND
-        random.shuffle(changes)  # one that can't be made does not keep another from its turn for good
+        random.shuffle(
+            changes
+        )  # in a random order, so that one that hangs does not block the same others in each round
         for change in changes:
             try:
                 change()
-            except (ConflictError, NotFoundError) as error:  # what others changed comes with the next snapshot
+            except (ConflictError, NotFoundError) as error:  # the next snapshot has what others changed
                 log.debug("a reservation was changed by others: %s", error)
             except StoreError as error:
                 wrong.append(str(error))
                 if time.monotonic() > end:
                     break
-        self._off_block.report(snapshot)  # last, as it asks for each pod, and the datastore may hang
-        problems = [*self._off_block.problems(snapshot), *reservation_rules.disputes(snapshot, here)]
-        if wrong:  # always the same of several: a text that differs each time would look like news
-            problems.append(Problem(WHERE, f"they can't be kept: {min(wrong)}", "see the datastore"))
+        self._off_block.report(snapshot)  # last, as it sends a request for each pod, and the datastore may hang
+        problems = [*self._off_block.problems(snapshot), *reservation_problems.disputes(snapshot, here)]
+        if wrong:  # of several the same in each round, as another text would be a new problem
+            problems.append(Problem(WHERE, f"they can't be updated: {min(wrong)}", "see the datastore"))
         return {str(problem): problem for problem in problems}
 
     def _local_pods(self, snapshot: Snapshot, in_progress: ReservationsInProgress) -> LocalPods:
-        """Return what this node's pods have, as read after `in_progress`."""
+        """Return the addresses of this node's pods, which are read after `in_progress`."""
         unreadable, pods = self._inputs.attachments.unreadable(), self._inputs.attachments.all()
         used = {address: _named(holder) for address, holder in holders(pods, unreadable).items()}
         left_alone = set(in_progress)
         claims: set[Claim] = set()
         for entry in unreadable:
-            left_alone |= entry.addresses  # whose they are is not known
+            left_alone |= entry.addresses  # their pods are not known
         for attachment in pods:
-            if attachment.wired is None:  # its ADD is at work and claims them
+            if attachment.wired is None:  # its ADD is still at work, and claims them
                 left_alone.update(attachment.reserved)
             claims.update(self._claims_of(attachment))
         return LocalPods(self._node, used, frozenset(claims), left_alone, self._off_block.update(snapshot, pods))
 
     def _claims_of(self, attachment: Attachment) -> Iterator[Claim]:
-        """Yield a claim for each address of a pod: those that are not reserved count only while off-block."""
+        """Yield a claim for each address of a pod; addresses that are not reserved have claims WHILE_POD."""
         network, name = attachment.network.name, attachment.pod or attachment.container_id
         for lease in attachment.leases:
             if lease.address in attachment.reserved:
@@ -140,11 +144,11 @@ class ReservationController(Controller):
             else:
                 yield Claim(lease.address, name, name, self._node, network, WHILE_POD)
 
-    def _take(self, step: Step) -> None:
+    def _apply(self, step: Step) -> None:
         held = step.reservation
         if isinstance(step, Delete):
             self._store.delete("IPReservation", held.name, held)
-            log.info("reservation of %s for %s is over", held.address, held.owner)
+            log.info("deleted the reservation of %s for %s", held.address, held.owner)
             return
         self._store.update(held)
         if held.node != self._node:
@@ -156,10 +160,10 @@ class ReservationController(Controller):
     def _create(self, missing: IPReservation) -> None:
         self._store.create(missing)
         if missing.keep == WHILE_POD:
-            log.warning("%s of pod %s is in no block of this node: reserved", missing.address, missing.pod)
+            log.warning("reserved %s of pod %s, as it is in no block of this node", missing.address, missing.pod)
         else:
             log.warning(
-                "reservation of %s was deleted, but pod %s has it: made again", missing.address, missing.pod
+                "created the reservation of %s again, as pod %s has this address", missing.address, missing.pod
             )
 
     def _changed(self) -> None:
@@ -167,7 +171,7 @@ class ReservationController(Controller):
         self.wake()
 
     def _set_reserved(self) -> None:
-        """Tell the allocator which addresses are reserved: no pod gets one that does not ask for it."""
+        """Exclude reserved addresses from allocation to pods that do not request them."""
         known = self._inputs.snapshot.get().reservations
         if known is not self._reserved:
             self._inputs.attachments.set_reserved(frozenset(held.address for held in known.values()))
@@ -175,18 +179,18 @@ class ReservationController(Controller):
 
 
 def save(path: Path, known: Mapping[str, IPReservation]) -> None:
-    """Save what is known; without the file, an agent that restarts while the datastore is away knows less."""
+    """Write the known reservations to the file for the next agent."""
     json_state_file.write(path, [objects.to_doc(held) for held in known.values()])
 
 
 def load(path: Path) -> dict[str, IPReservation]:
-    """Return what an earlier agent saved; nothing if its file cannot be used, see `unusable`."""
+    """Return the reservations that an earlier agent saved; none if the file is unusable, see `unusable`."""
     known = _read(path)
     return {} if isinstance(known, Problem) else known
 
 
 def unusable(path: Path) -> Problem | None:
-    """Return why the file cannot be used; then pods get no address before the datastore has been read."""
+    """Return the problem of an unusable file: no pod gets an address until the datastore has been read."""
     known = _read(path)
     return known if isinstance(known, Problem) else None
 
@@ -203,7 +207,7 @@ def _read(path: Path) -> dict[str, IPReservation] | Problem:
 
 
 def _named(holder: Holder) -> str:
-    """Return the pod that has an address, for people."""
+    """Return the name of the pod that has an address, for people."""
     if holder.link:
         return f"the pod behind link {holder.link}"
     return f"pod {holder.pod}" if holder.pod else holder.container_id

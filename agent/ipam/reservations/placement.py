@@ -1,4 +1,4 @@
-"""Where addresses that stay may be: what a pod asks for, and what its owner comes back to."""
+"""Check whether a pod of a network may have an address: a requested one, or the one that its owner had."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from agent.runtime.observable import Observable
 
 
 class OutsideError(CniError):
-    """The address is in no place that the network is known to have."""
+    """The address is outside of the blocks, pools and subnet of the network."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddressPlacement:
-    """Decide which addresses a network may have, as this node knows the cluster."""
+    """Decides which addresses pods of a network may have, by this node's snapshot."""
 
     node: str
     snapshot: Observable[Snapshot]
@@ -31,32 +31,37 @@ class AddressPlacement:
     def fitting(
         self, known: Iterable[IPReservation], annotations: AddressAnnotations, network: Network
     ) -> tuple[IPReservation | None, CniError | None]:
-        """Return the first of the owner's addresses that it may have; else why it may not have the first."""
+        """Return the first of the owner's reservations that its pod may use; if there is none, the first error."""
         wrong: CniError | None = None
         for held in reservation_rules.of_owner(known, annotations.owner, network.name, annotations.pod):
             error = self.wrong(held.address, network, held)
             if error is None:
                 return held, None
-            if held.network or not isinstance(error, OutsideError):  # else it is for another network of the pod
-                what = f"{held.address} is reserved for {held.owner} and can't be given any more: {error.msg}"
+            if held.network or not isinstance(
+                error, OutsideError
+            ):  # else it may be for another network of the pod
+                what = f"{held.address} is reserved for {held.owner} and can't be assigned any more: {error.msg}"
                 remedy = f"kubectl delete ipreservation {held.name}, and the pod gets another address"
                 wrong = wrong or CniError(Code.ADDRESSES, what, remedy)
         return None, wrong
 
     def wrong(self, address: Address, network: Network, held: IPReservation | None) -> CniError | None:
-        """Return why no pod of the network may have an address. A reserved one may lie outside all blocks."""
+        """Return why no pod of the network may have an address; None if one may. `held`: its reservation.
+
+        A reserved address may be outside of all blocks.
+        """
         error = self._misplaced(address, network)
         mine = held is not None and held.network == network.name
         return None if mine and isinstance(error, OutsideError) and network.subnet is None else error
 
     def seen(self) -> Snapshot:
-        """Return the cluster as last seen, with what this node stands on."""
+        """Return the snapshot with this node's own networks."""
         return replace(self.snapshot.get(), host_networks=self.status.get().host_networks)
 
     def _misplaced(self, address: Address, network: Network) -> CniError | None:
-        """Return why no pod of the network may have an address; None: it may."""
+        """Return why an address is not for pods of the network; None if it is."""
         snapshot = self.seen()
-        if not snapshot.synced:  # what has been reserved was well then, and nothing else is now
+        if not snapshot.synced:  # only reserved addresses are assigned then, and these were checked before
             return None
         if owner := next((n.name for n in snapshot.nodes.values() if address in n.addresses), ""):
             what = f"{address} is no address for pods: it is the InternalIP of node {owner}"
@@ -87,13 +92,13 @@ class AddressPlacement:
 
 
 class ManualReservations:
-    """Know the owners for which persons reserved addresses; computed again only after a change."""
+    """Knows the owners for which persons reserved addresses; it is computed again only after a change."""
 
     def __init__(self) -> None:
         self._seen: tuple[Mapping[str, IPReservation], frozenset[tuple[str, str]]] = ({}, frozenset())
 
     def has(self, owner: str, network: str, snapshot: Snapshot) -> bool:
-        """Return whether the owner's pods on a network get such an address without asking."""
+        """Return whether the owner's pods on a network get such an address without a request."""
         known, found = self._seen
         if snapshot.reservations is not known:
             every = snapshot.reservations.values()

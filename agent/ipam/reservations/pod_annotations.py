@@ -1,4 +1,4 @@
-"""Read what a pod's annotations ask for: its metadata is read once in an ADD, and only if that is turned on."""
+"""Read the annotations of pods and namespaces. An ADD reads its pod's metadata once, if the option is on."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ KNOWN: Mapping[str, tuple[str, ...]] = {"Pod": (IP, STICKY, POOL), "Namespace": 
 """The annotations that count, by the kind that may have them."""
 UNKNOWN = "AnnotationUnknown"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # of pods from the API server (RFC 9562)
-TOLD = 3  # unknown annotations of one object: all pods of the node share the number of Events
-REMEMBERED = 1024  # pods, and namespaces where not more of them have pods added just now
+REPORTED = 3  # unknown annotations of one object: all pods of the node share the number of Events
+REMEMBERED = 1024  # pods; and namespaces, if not more of them were read within NAMESPACE_FOR
 NAMESPACE_FOR = 30.0  # seconds after which a namespace's annotations are read again
 
 K = TypeVar("K")
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AddressAnnotations:
-    """What a pod and its namespace ask for by annotations."""
+    """The requests in the annotations of a pod and its namespace."""
 
     pod: str
     """`namespace/name`."""
@@ -84,29 +84,29 @@ class AnnotationReader:
         self._lock = threading.Lock()
 
     def read(self, pod: PodIdentity) -> AddressAnnotations | None:
-        """Return what a pod's annotations ask for; None: they are not read.
+        """Return the requests of a pod's annotations; None for a static pod, whose annotations are not read.
 
         Raises CniError 7, 11, AnnotationsUnavailableError.
         """
         if pod.uid and not UUID.fullmatch(pod.uid):
-            return None  # a static pod, whose UID is a hash of its file: it may be the API server
+            return None  # a static pod, whose UID is a hash of its file; it may be the API server itself
         try:
             return self._read(pod)
         except StoreError as error:
             if (known := self._known.get(pod.uid)) is None:
                 raise AnnotationsUnavailableError(pod, error) from error
-            log.warning("annotations of %s can't be read, so the last ones count: %s", pod.name, error)
+            log.warning("annotations of %s can't be read, the last known ones are used: %s", pod.name, error)
             return known
 
     def _read(self, pod: PodIdentity) -> AddressAnnotations:
         try:
             found = cast(ObjectMetadata, self._store.get("Pod", pod.name))
-        except NotFoundError:  # it was deleted meanwhile, or the runtime made it up
+        except NotFoundError:  # it was deleted, or the runtime is not Kubernetes
             return AddressAnnotations(pod.name, pod.uid, pod.name)
         if pod.uid and found.uid and found.uid != pod.uid:
-            what = f"there is another pod {pod.name} now, with UID {found.uid}"
+            what = f"pod {pod.name} was replaced by another one of UID {found.uid}"
             raise CniError(Code.TRY_AGAIN, what, "the runtime deletes this one")
-        self._report_unknown(pod, found)  # whatever comes of the ADD
+        self._report_unknown(pod, found)  # also if the ADD fails
         annotations = parse(found)
         if not annotations.pool:
             namespace = self._namespace(pod.name.partition("/")[0])
@@ -117,7 +117,7 @@ class AnnotationReader:
         return annotations
 
     def _report_unknown(self, pod: PodIdentity, found: ObjectMetadata) -> None:
-        """Report once in an event of a pod what is wrong with annotations of its own, or of its namespace."""
+        """Write one Event about the pod for each unknown annotation of its own or of its namespace."""
         for message in _unknown(found):
             pod_event = PodEvent(pod.name, pod.uid, UNKNOWN, message)
             if pod_event not in self._reported:
@@ -125,7 +125,7 @@ class AnnotationReader:
                 self._report_event(pod_event)
 
     def _remember(self, known: dict[K, V], key: K, value: V) -> None:
-        """Note something, and forget the oldest if there are too many; a dict that grows has no first."""
+        """Add an entry, and drop the oldest if there are too many."""
         with self._lock:
             known[key] = value
             if len(known) > REMEMBERED:
@@ -142,20 +142,20 @@ class AnnotationReader:
             found = ObjectMetadata("Namespace", name)
         if len(self._namespaces) >= REMEMBERED:
             self._namespaces = {
-                n: told for n, told in self._namespaces.copy().items() if told[0] + NAMESPACE_FOR > now
+                n: entry for n, entry in self._namespaces.copy().items() if entry[0] + NAMESPACE_FOR > now
             }
         self._namespaces[name] = (now, found)
         return found
 
 
 def parse(pod: ObjectMetadata) -> AddressAnnotations:
-    """Return what the annotations of a pod say. Raises CniError 7 that names the annotation."""
+    """Return the requests in a pod's own annotations. Raises CniError 7 that names the annotation."""
     annotations = dict(pod.annotations)
     sticky = annotations.get(STICKY, "false").strip().lower()
     if sticky not in ("true", "false"):
         raise _wrong(pod, STICKY, annotations[STICKY], 'allowed: "true", "false"')
     if sticky == "true" and pod.controller and not pod.controller.startswith("StatefulSet/"):
-        allowed = f"it is for pods that keep their names, and those of {pod.controller} don't; use {IP}"
+        allowed = f"it is for pods that keep their names, and pods of {pod.controller} do not; use {IP}"
         raise _wrong(pod, STICKY, annotations[STICKY], allowed)
     address = None
     if (text := annotations.get(IP)) is not None:
@@ -169,18 +169,18 @@ def parse(pod: ObjectMetadata) -> AddressAnnotations:
 
 
 def _unknown(found: ObjectMetadata) -> Iterator[str]:
-    """Yield what is wrong with the first annotations of ours that are unknown: they may be misspelt."""
+    """Yield a message for each of the first unknown annotations of testcni's, as they may be misspelt."""
     kind, known = found.kind.lower(), KNOWN[found.kind]
     names = {key.removeprefix(ANNOTATION_PREFIX): key for key in known}
     unknown = (key for key, _value in found.annotations if key not in known)
-    for key in itertools.islice(unknown, TOLD):
+    for key in itertools.islice(unknown, REPORTED):
         meant = difflib.get_close_matches(key.removeprefix(ANNOTATION_PREFIX).lower(), names, 1)
         hint = f"did you mean {names[meant[0]]}?" if meant else f"a {kind} may have {', '.join(known)}"
         yield f"annotation {key} of {kind} {found.name} is unknown and does nothing; {hint}"
 
 
 def owner_of(pod: ObjectMetadata) -> str:
-    """Return the owner of a pod's address: the pod where its name stays, else the controller of its successors."""
+    """Return the owner of a pod's address: the pod if it keeps its name, else its controller."""
     kind, _, name = pod.controller.partition("/")
     namespace = pod.name.partition("/")[0]
     if kind in ("", "StatefulSet"):

@@ -1,4 +1,4 @@
-"""The cluster's policy of who may ask for which address: one check for annotations, netconfs and CNI_ARGS."""
+"""Check which namespaces may request which addresses: by annotations, netconf or CNI_ARGS."""
 
 from __future__ import annotations
 
