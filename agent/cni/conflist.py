@@ -1,6 +1,6 @@
-"""Read conf files as libcni does (containernetworking/cni v1.3, libcni/conf.go): runtimes load nothing else.
+"""Read conf files as libcni does (containernetworking/cni v1.3, libcni/conf.go), as runtimes use libcni.
 
-Whatever is accepted here, libcni accepts, and a plugin gets the netconf that is returned. Errors are error 6 or 7.
+libcni accepts all files that are accepted here, and plugins get the same netconf. Faults raise CniError 6 or 7.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from agent.codec.json_fields import CNI_NAME, CNI_NAME_ALLOWED
 from agent.errors import CniError, Code, invalid_config
 from agent.runtime.atomic_file import read as contents
 
-LIST, PLAIN = ".conflist", (".conf", ".json")  # containerd and CRI-O load these, the first file by name
-LONGEST = 128 << 10  # bytes: escaped by the runtime it is still less than the plugin's 1 MiB
-DEEPEST = 500  # levels of nesting: the plugin takes 512
-CURRENT = (1, 1, 0)  # what libcni v1.3 implements: it leaves out what is newer in `cniVersions`
+LIST, PLAIN = ".conflist", (".conf", ".json")  # containerd and CRI-O load the first of these files by name
+LONGEST = 128 << 10  # bytes: also when the runtime escapes them, they fit into the plugin's limit of 1 MiB
+DEEPEST = 500  # levels of nesting: the plugin accepts 512
+CURRENT = (1, 1, 0)  # the version of libcni v1.3, which ignores newer ones in `cniVersions`
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")
 SWITCHES = ("disableCheck", "disableGC", "loadOnlyInlinedPlugins")
 
@@ -37,7 +37,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class ConfList:
-    """A network as the runtime reads it."""
+    """A network as the runtime loads it."""
 
     name: str
     version: str
@@ -50,9 +50,9 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(path: Path, data: bytes) -> ConfList:
-    """Return the network of a file of the conf folder with this content; its name says of what kind it is.
+    """Return the network of a conf file with this content; its suffix says whether it is a list.
 
-    Raises CniError, and OSError when the folder of further plugins can't be read.
+    Raises CniError, and OSError if the directory of further plugins can't be read.
     """
     return conflist(data, path.parent) if _suffix(path.name) == LIST else _plain(data)
 
@@ -78,7 +78,7 @@ def conflist(data: bytes, folder: Path) -> ConfList:
 
 
 def found(value: object, *keys: str) -> Iterator[Any]:
-    """Yield each value at this path of keys that Go's encoding/json may read into a struct: it ignores case."""
+    """Yield each value at a path of keys. The case of keys is ignored, as Go's encoding/json does for structs."""
     if not keys:
         yield value
     elif isinstance(value, Mapping):
@@ -94,7 +94,7 @@ def _plain(data: bytes) -> ConfList:
         raise CniError(
             Code.INVALID_CONFIG, "is a conflist, which runtimes load only from a file *.conflist", "rename it"
         )
-    read = {_folded(key): value for key, value in doc.items()}  # no key is there twice
+    read = {_folded(key): value for key, value in doc.items()}  # no key occurs twice
     name = _name(read)
     return _network(name, _version({"cniVersion": read.get("cniversion") or ""}), [("netconf", doc)])
 
@@ -124,7 +124,7 @@ def _object(data: bytes, *, repeated: bool = True) -> dict[str, Any]:
             what, remedy = "is empty", "write a conflist into it"
         raise CniError(Code.DECODING_FAILURE, what, remedy) from error
     except (ValueError, RecursionError) as error:
-        raise CniError(Code.DECODING_FAILURE, f"is no JSON that runtimes read: {error}") from error
+        raise CniError(Code.DECODING_FAILURE, f"is not JSON that runtimes can read: {error}") from error
     if not isinstance(doc, dict):
         raise CniError(Code.DECODING_FAILURE, f"is a JSON {type(doc).__name__}, not an object")
     if _is_deep(doc):
@@ -133,16 +133,18 @@ def _object(data: bytes, *, repeated: bool = True) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float:
-    """Return a number as a double, which is what libcni makes of it. Raises ValueError."""
+    """Return a number as libcni reads it, which is a double. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no number that a double can hold")
-    return int(value) if value.is_integer() and abs(value) < 1e21 else value  # from 1e21 on Go writes an exponent
+        raise ValueError(f"{text[:20]} does not fit into a double")
+    return (
+        int(value) if value.is_integer() and abs(value) < 1e21 else value
+    )  # Go writes larger numbers with an exponent
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({_folded(key) for key, _value in pairs}) < len(pairs):
-        raise ValueError("a key is there twice; libcni does not look at the case of letters")
+        raise ValueError("a key occurs twice; libcni ignores the case of letters")
     return dict(pairs)
 
 
@@ -170,7 +172,7 @@ def _name(doc: dict[str, Any]) -> str:
 
 
 def _version(doc: dict[str, Any]) -> str:
-    """Return the version for which the runtime asks plugins: the newest of `cniVersions` that it knows."""
+    """Return the version that the runtime requests of plugins: the newest of `cniVersions` that libcni knows."""
     version = doc.get("cniVersion", "")
     if not isinstance(version, str):
         raise invalid_config("cniVersion", version, "a string such as 1.0.0")
@@ -197,7 +199,7 @@ def _switch(key: str, value: object) -> bool:
 
 
 def _type(where: str, entry: dict[str, Any]) -> str:
-    """Return the type of a plugin whose other fields have the types of libcni's struct."""
+    """Return the type of a plugin, after a check of the fields that libcni's struct has."""
     kind = _struct(where, entry, PLUGIN)
     if not isinstance(kind, str) or not kind or "/" in kind:
         raise invalid_config(f"{where}.type", kind, "the name of a program in the plugin folder")
@@ -205,11 +207,11 @@ def _type(where: str, entry: dict[str, Any]) -> str:
 
 
 def _struct(where: str, value: object, fields: Mapping[str, Check]) -> object:
-    """Hold an object against a struct of Go, whose keys match in any case; what its `type` is in the end."""
+    """Check the fields of an object as Go reads them into a struct, and return its `type`."""
     if not isinstance(value, dict):
         raise invalid_config(where, value, "a JSON object")
     kind = None
-    for key in sorted(value):  # the order in which libcni writes them again, so the last one counts
+    for key in sorted(value):  # libcni writes them in this order, so the last one counts
         name = _folded(key)
         if name in fields and value[key] is not None:
             fields[name](f"{where}.{key}", value[key])
@@ -218,7 +220,7 @@ def _struct(where: str, value: object, fields: Mapping[str, Check]) -> object:
 
 
 def _folded(key: str) -> str:
-    """Return a key as Go compares it to those of a struct: in lower case, where two letters have a third form."""
+    """Return a key in the form in which Go compares it: in lower case; the letters s and k have a third form."""
     return key.lower().replace("\u017f", "s")  # lower() makes k of the Kelvin sign
 
 
@@ -260,7 +262,7 @@ PLUGIN: Mapping[str, Check] = {
     "prevresult": _object_of({}),
     "cni.dev/valid-attachments": _attachments,
 }
-"""types.PluginConf; keys in small letters, as Go compares them without regard to case."""
+"""The fields of types.PluginConf, in lower case, as Go ignores the case of keys."""
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

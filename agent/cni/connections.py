@@ -1,4 +1,4 @@
-"""Connections of the agent's socket until their request is complete: none of them holds a thread.
+"""Connections of the agent's socket whose request is not complete yet: they need no thread.
 
 A client has one deadline for its whole request. The number of connections without a complete request is limited;
 one more closes the oldest.
@@ -21,10 +21,10 @@ from agent.cni import protocol
 from agent.cni.netconf import VERSIONS
 from agent.errors import CniError, Code
 
-MOST = 256  # connections without a whole request; the plugin sends its own at once
+MOST = 256  # connections without a complete request; the plugin sends its request at once
 REQUEST_WITHIN = 10.0  # seconds from the connection to the end of the request
 CHUNK = 1 << 16
-FDS = 4  # descriptors that are taken at once; the plugin sends one
+FDS = 4  # descriptors that one message may have; the plugin sends one
 PEER = struct.Struct("=3i")  # struct ucred: pid, uid, gid
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -44,15 +44,15 @@ class PendingRequest:
 
     @property
     def request(self) -> bytes:
-        """Return what has arrived."""
+        """The bytes that have arrived."""
         return b"".join(self.chunks)
 
     def close(self) -> None:
-        """Close the connection and the descriptors that came by it."""
+        """Close the connection and the descriptors that it brought."""
         for fd in self.fds:
             os.close(fd)
         self.fds.clear()
-        self.connection.close()  # the last thing that the client sees
+        self.connection.close()  # last, as the client sees this
 
     def receive(self) -> bool:
         """Read what has arrived; return whether the request is complete. Raises CniError, OSError."""
@@ -82,7 +82,7 @@ class PendingRequests:
         self._turn = threading.Lock()
         self._over = False
         self._pending: dict[int, PendingRequest] = {}
-        """By descriptor, the oldest first; their deadlines are in the same order."""
+        """The requests by descriptor, the oldest first, which is also the order of their deadlines."""
         self._epoll = select.epoll()
         self._epoll.register(listener.fileno(), select.EPOLLIN)
 
@@ -97,7 +97,7 @@ class PendingRequests:
                         return None
                     else:
                         arrival = self._accept()
-                    if arrival and self._is_whole(arrival):
+                    if arrival and self._receive(arrival):
                         return arrival
                 self._end_late()
         return None
@@ -125,21 +125,21 @@ class PendingRequests:
             return None
         except OSError as error:
             if error.errno in SCARCE and self._pending:
-                self._end(next(iter(self._pending.values())), "the agent is out of descriptors or memory")
+                self._end(next(iter(self._pending.values())), "the agent has no descriptors or memory left")
             else:
                 log.error("cannot accept connections: %s", error)
                 time.sleep(0.1)
             return None
         if len(self._pending) >= MOST:
-            self._end(next(iter(self._pending.values())), f"{MOST} newer ones wait")
+            self._end(next(iter(self._pending.values())), f"{MOST} newer connections wait")
         connection.setblocking(False)
         arrival = PendingRequest(connection, time.monotonic() + self._within)
         self._pending[connection.fileno()] = arrival
         self._epoll.register(connection.fileno(), select.EPOLLIN)
         return arrival
 
-    def _is_whole(self, arrival: PendingRequest) -> bool:
-        """Read what has arrived; return whether the request is complete, then no longer pending."""
+    def _receive(self, arrival: PendingRequest) -> bool:
+        """Read the bytes that have arrived; return whether the request is complete and can be taken."""
         try:
             if not arrival.chunks:
                 _check_peer(arrival.connection)
@@ -159,7 +159,7 @@ class PendingRequests:
     def _end_late(self) -> None:
         now = time.monotonic()
         for arrival in [one for one in self._pending.values() if one.deadline <= now]:
-            self._end(arrival, f"its request was not whole after {self._within:g} s")
+            self._end(arrival, f"its request was not complete after {self._within:g} s")
 
     def _end(self, arrival: PendingRequest, why: str) -> None:
         log.warning("a call was cut off: %s", why)

@@ -1,4 +1,4 @@
-"""Disconnect pods: remove what the kernel has of an attachment, then its file."""
+"""Disconnect pods: remove an attachment from the kernel, then its file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Detacher:
-    """Removes attachments, those of which no file can be used, and links without an attachment."""
+    """Removes attachments, also those with an unreadable file, and links without an attachment."""
 
     def __init__(self, host: HostKernel, attachments: AttachmentStore, modes: Modes) -> None:
         self._host = host
@@ -26,19 +26,21 @@ class Detacher:
         self._modes = modes
 
     def remove(self, attachment: Attachment) -> None:
-        """Disconnect a pod; its addresses are free then. Raises OSError."""
+        """Disconnect a pod, and release its addresses. Raises OSError."""
         self._modes.of(attachment.network).unwire(self._host, attachment)
         self._attachments.remove(attachment)
 
     def undo(self, attachment: Attachment) -> None:
-        """Remove an incomplete attachment. If that fails, its file stays; DEL, GC or the next start do it."""
+        """Remove an incomplete attachment. If that fails, DEL, GC or the next start retries it."""
         try:
             self.remove(attachment)
         except OSError:
-            log.exception("undo of %s %s failed; DEL, GC or the next start repeats it", *attachment.key)
+            log.exception(
+                "cannot remove incomplete attachment %s %s; DEL, GC or the next start retries it", *attachment.key
+            )
 
     def remove_unknown(self, link: str, network: str) -> None:
-        """Remove a host end of which no file can be used, unless it is of another network. Raises OSError."""
+        """Remove a host end without a readable file, unless it is of another network. Raises OSError."""
         found = ip_links.link(netlink.host(), link)
         entries = [entry for entry in self._attachments.unreadable() if entry.link == link]
         names = {entry.network for entry in entries if entry.network}
@@ -60,7 +62,7 @@ class Detacher:
             with self._attachments.locks.hold(attachment.key):
                 try:
                     self.remove(attachment)
-                    log.info("collected %s %s %s", attachment.pod, *attachment.key)
+                    log.info("GC removed %s %s %s", attachment.pod, *attachment.key)
                 except OSError as error:
                     yield f"{attachment.container_id} {attachment.ifname}: {error}"
 
@@ -81,18 +83,18 @@ class Detacher:
             if marked and link.name not in known:
                 try:
                     self._modes.unwire_unknown(self._host, link.name)
-                    log.warning("collected link %s, which had no attachment: %s", link.name, link.alias)
+                    log.warning("GC removed link %s, which had no attachment: %s", link.name, link.alias)
                 except OSError as error:
                     yield f"{link.name}: {error}"
 
     def recover(self) -> None:
-        """At start: hold addresses that no file names, and remove what a crash left incomplete. Raises OSError."""
+        """At start: hold addresses that no file names, and remove incomplete attachments. Raises OSError."""
         present = [link for link in ip_links.links(netlink.host()) if link.name.startswith(LINK_PREFIX)]
         self._hold_unnamed_addresses(present)
         self._remove_incomplete({link.name for link in present})
 
     def _hold_unnamed_addresses(self, present: list[Link]) -> None:
-        """Count addresses as in use that pods have and no readable attachment file names. Raises OSError."""
+        """Count addresses of pods as in use that no readable attachment file names. Raises OSError."""
         nl = netlink.host()
         known = {attachment.link for attachment in self._attachments.all()}
         unknown = {link.name: link for link in present if link.name not in known}
@@ -105,7 +107,7 @@ class Detacher:
         )
 
     def _remove_incomplete(self, present: set[str]) -> None:
-        """Remove attachments whose ADD did not finish, or whose link has gone."""
+        """Remove attachments whose ADD did not finish, or whose link does not exist."""
         for attachment in self._attachments.all():
             if attachment.wired is None or attachment.link not in present:
                 log.warning("removing incomplete attachment %s %s after restart", *attachment.key)

@@ -1,4 +1,4 @@
-"""ADD, DEL, CHECK, GC and STATUS as the CNI specification 1.1 says, each a list of steps."""
+"""The verbs ADD, DEL, CHECK, GC and STATUS of the CNI specification 1.1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from agent.objects.host_kernel import HostKernel
 from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 
-ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each of them has its own limit, too
+ADD_WITHIN = 28.0  # seconds for all waits of an ADD together; each wait has its own limit, too
 READY_WITHIN = 8.0  # seconds that an ADD waits for the node path to repair what a pod's wiring needs
 SINCE: Mapping[str, str] = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 
@@ -55,8 +55,8 @@ class CniHandler:
     ) -> None:
         """`claims` reserves addresses; None: pods' annotations are not read.
 
-        `later`: what the plugins after testcni do; None: there are none.
-        `snapshot`: the cluster, whose pools say which namespaces may ask for their addresses; None: there is none.
+        `later`: the effects of plugins after testcni; None: there are none.
+        `snapshot`: the cluster, whose pools say which namespaces may request their addresses; None: there is none.
         `report_event` takes Events about pods.
         """
         self._host = host
@@ -88,7 +88,7 @@ class CniHandler:
         self._detacher.recover()
 
     def answer(self, call: Call) -> dict[str, Any]:
-        """Return the result of a call, `{}` where there is none. Raises CniError."""
+        """Return the result of a call, `{}` if its verb has none. Raises CniError."""
         began, network_mode, outcome = time.monotonic(), "", "ok"
         try:
             if call.command == "DEL":
@@ -118,7 +118,7 @@ class CniHandler:
         return conf
 
     def add(self, call: Call, conf: NetConf) -> dict[str, Any]:
-        """Connect a pod, or find it connected already; a failure leaves nothing."""
+        """Connect a pod, or return the result of an earlier ADD if it is intact. A failure leaves nothing."""
         deadline = Deadline.after(ADD_WITHIN)
         pod_netns, key = request.pod_netns(call), request.attachment_key(call)
         self._later.check_mac(conf)
@@ -184,10 +184,10 @@ class CniHandler:
                 if end.passed:
                     raise CniError(Code.TRY_AGAIN, str(error), "see `testcnictl status` on the node") from error
                 pod_mode.unwire(self._host, attachment)
-                time.sleep(0.05)  # the kernel tells the node path, which repairs it
+                time.sleep(0.05)  # the kernel notifies the node path, which repairs it
 
     def delete(self, call: Call, network: str) -> dict[str, Any]:
-        """Disconnect a pod. One that is gone already is no error, nor is a pod of another network."""
+        """Disconnect a pod. It is no error if it is not connected, or connected to another network."""
         container_id, ifname = key = request.attachment_key(call)
         with self._locks.hold(key):
             attachment = self._attachments.get(*key)
@@ -195,7 +195,7 @@ class CniHandler:
                 return {}
             try:
                 if call.journaled is not None and self._attachments.written(*key) >= call.journaled:
-                    log.warning("a journaled DEL of %s %s is older than what is there now", *key)
+                    log.warning("a journaled DEL of %s %s is older than the attachment, and is ignored", *key)
                 elif attachment:
                     self._detacher.remove(attachment)
                     self._attachments.forget(attachment.link)
@@ -207,7 +207,7 @@ class CniHandler:
         return {}
 
     def check(self, call: Call, conf: NetConf) -> dict[str, Any]:
-        """Compare kernel and prevResult with what ADD made. Raises CniError."""
+        """Compare the kernel and prevResult with the result of ADD. Raises CniError."""
         pod_netns = request.pod_netns(call)
         container_id, ifname = key = request.attachment_key(call)
         with self._locks.hold(key):
@@ -235,7 +235,11 @@ class CniHandler:
             *self._detacher.remove_orphans(network, valid_links),
         ]
         if failures:
-            raise CniError(Code.KERNEL, f"not all could be removed: {'; '.join(failures)}", "GC may be repeated")
+            raise CniError(
+                Code.KERNEL,
+                f"some attachments could not be removed: {'; '.join(failures)}",
+                "the runtime can repeat GC",
+            )
         return {}
 
     def status(self, _call: Call, conf: NetConf) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The plugin's journal of DELs that came while no agent was there: replayed before anything else is served."""
+"""The journal of DELs that the plugin wrote while no agent answered. It is replayed before any call is served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agent.runtime.controller import Controller, Schedule
 
 ABANDONED = 60.0  # seconds; a plugin writes for milliseconds
 SCHEDULE = Schedule(resync=1.0)  # a DEL may have been journaled while the agent was starting
-BACKOFF = 1.0, 30.0  # seconds between two tries of a DEL that fails again and again, first and longest
+BACKOFF = 1.0, 30.0  # seconds between retries of a DEL that fails, first and longest
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 REJECTED = ".rejected"
 RETRIED = "it is retried; its interface may still be there"
@@ -32,12 +32,12 @@ REMEDY = "see that the state-dir can be read and written"
 log = logging.getLogger(__name__)
 
 Stamp = tuple[str, int, int]
-"""Name, inode and time of an entry: another one of its name is another entry."""
+"""The name, inode and time of an entry: a later file of the same name is another entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """A DEL that failed: how often, and from when on (time.monotonic) it is tried again."""
+    """A DEL that failed: how often, when it is retried (time.monotonic), and the error."""
 
     tries: int
     after: float
@@ -45,7 +45,7 @@ class _Failed:
 
 
 class Journal(Controller):
-    """Does the journaled DELs of a directory, each once, and removes them. Safe for several threads."""
+    """Does the journaled DELs of a directory, each once, and removes their files. For several threads at once."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Journal(Controller):
         done: Path | None = None,
         problems: PartProblems | None = None,
     ) -> None:
-        """`done`: where entries that are done but can't be removed are noted for the next agent."""
+        """`done`: the file with entries that are done, but cannot be removed, for the next agent."""
         self._problems = problems or PartProblems("journal")
         super().__init__(SCHEDULE, self._problems.report_error)
         self._dir = state_dir / "deletes"
@@ -62,12 +62,12 @@ class Journal(Controller):
         self._done = done
         self._lock = threading.Lock()
         self._over: dict[Stamp, str] = {}
-        """Entries that are done with but still there: the suffix that they get, or none to be removed."""
+        """Finished entries that still exist: the suffix to rename them to, or empty to remove them."""
         self._noted: frozenset[Stamp] = frozenset()
         self._failing: dict[Stamp, _Failed] = {}
 
     def prepare(self) -> None:
-        """Make the folder, and remove what plugins that were killed left half-written."""
+        """Create the directory, and remove incomplete files of plugins that were killed."""
         self._noted = frozenset(self._read_noted())
         self._over = dict.fromkeys(self._noted, "")
         try:
@@ -79,18 +79,18 @@ class Journal(Controller):
             self._report({str(self._dir): Problem(f"journal {self._dir}", str(error), REMEDY)})
 
     def replay(self) -> int:
-        """Do every DEL that is due, the oldest first; how many were done. Those that fail stay."""
+        """Do every DEL that is due, the oldest first, and return how many were done. DELs that fail stay."""
         try:
             if not any(self._dir.iterdir()) and not self._problems.get():
                 return 0
             with self._lock:
                 return self._replay_all(sorted(self._dir.glob("[!.]*.json")))
-        except OSError as error:  # a journal out of reach must not keep pods from starting
+        except OSError as error:  # a journal that cannot be read must not keep pods from starting
             self._report({str(self._dir): Problem(f"journal {self._dir}", str(error), REMEDY)})
             return 0
 
     def waiting(self) -> int:
-        """Return how many entries are still there. Raises OSError."""
+        """Return how many entries exist. Raises OSError."""
         return sum(path.suffix == ".json" and path.name[0] != "." for path in self._dir.iterdir())
 
     def once(self) -> bool:
@@ -110,7 +110,7 @@ class Journal(Controller):
                 self._clear(path, stamp)
             except FileNotFoundError:
                 continue
-            except CniError as error:  # the entries after it have nothing to do with it
+            except CniError as error:  # later entries are independent of it
                 problems[str(path)] = Problem(f"journaled DEL {path}", error.msg, error.details or RETRIED)
             except OSError as error:
                 problems[str(path)] = Problem(f"journaled DEL {path}", str(error), REMEDY)
@@ -121,7 +121,7 @@ class Journal(Controller):
         return done
 
     def _do_once(self, path: Path, stamp: Stamp) -> bool:
-        """Do the DEL of an entry, if it was not done before; whether it was done now. Raises CniError, OSError."""
+        """Do the DEL of an entry unless it was done; return whether it was done now. Raises CniError, OSError."""
         if stamp in self._over:
             return False
         if (failed := self._failing.get(stamp)) and time.monotonic() < failed.after:
@@ -129,24 +129,24 @@ class Journal(Controller):
         return self._do(path, stamp)
 
     def _clear(self, path: Path, stamp: Stamp) -> None:
-        """Remove an entry that is done with, or rename it. Raises CniError."""
+        """Remove a finished entry, or rename it. Raises CniError."""
         suffix = self._over[stamp]
         try:
             path.rename(path.with_suffix(suffix)) if suffix else path.unlink(missing_ok=True)
         except OSError as error:
-            what = f"it is not needed any more, but can't be removed: {error.strerror}"
+            what = f"it is finished, but can't be removed: {error.strerror}"
             raise CniError(Code.IO_FAILURE, what, "make the state-dir writable, or remove it yourself") from error
         del self._over[stamp]
 
     def _do(self, path: Path, stamp: Stamp) -> bool:
-        """Do the DEL of an entry that is new, or failed before; False where it never can be done."""
+        """Do the DEL of an entry; return False if it can never be done. Raises CniError."""
         try:
             self._delete(_read(path, stamp))
         except CniError as error:
             if error.code not in (Code.DECODING_FAILURE, Code.INVALID_ENVIRONMENT):
                 self._fail(stamp, error)
                 raise
-            log.error("%s can never be done and is renamed to %s: %s", path, REJECTED, error)
+            log.error("%s can never be done; renamed to %s: %s", path, REJECTED, error)
             self._over[stamp] = REJECTED
             return False
         except OSError as error:
@@ -177,7 +177,7 @@ class Journal(Controller):
         self._problems.publish(dict(problems))
 
     def _note(self) -> None:
-        """Note what is done and can't be removed: the next agent must not do it again."""
+        """Write the entries that are done, but cannot be removed: the next agent must not do them again."""
         done = frozenset(stamp for stamp, suffix in self._over.items() if not suffix)
         if not self._done or done == self._noted:
             return
@@ -195,7 +195,7 @@ class Journal(Controller):
                 yield (str(name), int(inode), int(when))
         except FileNotFoundError:
             return
-        except (OSError, JsonError, TypeError, ValueError) as error:  # the age of an entry still protects pods
+        except (OSError, JsonError, TypeError, ValueError) as error:  # an entry's age still protects newer pods
             log.warning("%s can't be used: %s", self._done, error)
 
 
@@ -209,12 +209,12 @@ def _read(path: Path, stamp: Stamp) -> Call:
     try:
         data = atomic_file.read(path, protocol.REQUEST_LIMIT)
     except OSError as error:
-        # no plugin writes a link: one that leads nowhere is an entry that can never be done
+        # no plugin writes a symbolic link: a broken one can never be done
         if error.errno in (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.EISDIR) or path.is_symlink():
             raise CniError(Code.DECODING_FAILURE, str(error)) from error
         raise
     call = protocol.decode(data, None)
     if call.command != "DEL":
-        raise CniError(Code.DECODING_FAILURE, f"a journal of DELs has no {call.command!r}")
+        raise CniError(Code.DECODING_FAILURE, f"is not a DEL, but {call.command!r}")
     earlier = bool(call.boot_id) and call.boot_id != BOOT_ID.read_text().strip()
     return replace(call, journaled=0 if earlier else stamp[2])

@@ -1,4 +1,4 @@
-"""What the plugins after testcni in a chain do to pods: testcni has to know before it connects one."""
+"""The effects of plugins after testcni in a chain: testcni has to know them before it connects a pod."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from agent.kernel import tcx
 
 @dataclass(frozen=True, slots=True)
 class LaterPlugins:
-    """What the conf folder says of later plugins, by the name of a network."""
+    """The settings of later plugins in the conf directory, by the name of a network."""
 
     foreign_mac: Callable[[str], str] = lambda _network: ""
     """Return the MAC that such a plugin gives to pods; empty: none."""
     unseen_mac: Callable[[str], str] = lambda _network: ""
-    """Return the plugins that may give pods a MAC that testcni is not told; empty: none."""
+    """Return the plugins that may give pods a MAC that testcni does not get; empty: none."""
     egress_limit: Callable[[str], bool | None] = lambda _network: None
-    """Return whether such a plugin limits what every pod sends; False: that of some pods, None: of none."""
+    """Return True if such a plugin limits the traffic of every pod, False if of some pods, None if of none."""
 
     def check_mac(self, conf: NetConf) -> None:
-        """Raise CniError 7 if a later plugin would change the pod's MAC, so that nobody could reach the pod."""
+        """Raise CniError 7 if a later plugin would change the pod's MAC, so that no pod could reach it."""
         mac = self.foreign_mac(conf.network.name)
         if mac and mac.lower() != conf.mac:
-            allowed = f"none in the plugin tuning after testcni, as nobody would reach the pod; {MAC_REMEDY}"
+            allowed = f"none in the plugin tuning after testcni, as no pod would reach it; {MAC_REMEDY}"
             raise invalid_config("mac", mac, allowed)
         self.check_unseen_mac(conf)
 

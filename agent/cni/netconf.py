@@ -1,4 +1,4 @@
-"""The netconf of a runtime as frozen values; whatever is wrong in it is error 7 with field, value and remedy.
+"""Read a netconf into frozen values; a wrong field is error 7 with field, value and remedy.
 
 Forms: CNI specification 1.1, section 1; fields as users know them from the bridge and host-local plugins.
 """
@@ -24,12 +24,12 @@ from agent.modes.registry import Modes
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME_LIMIT = 63
-CACHED = 8192  # characters: the netconfs that every pod comes with are parsed once
-MTU_LIMITS = (576, 65535)  # 576: what every IPv4 host must take (RFC 791)
+CACHED = 8192  # characters: the same netconf comes with each pod, and is parsed once
+MTU_LIMITS = (576, 65535)  # 576: every IPv4 host must accept it (RFC 791)
 
-# Keys that others read: the runtime, and the specification's own.
+# Keys for the runtime, and those of the specification that testcni does not need.
 FOREIGN = frozenset({"cniVersions", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins"})
-# What the plugin reads itself (cni-bin/testcni.c, take_member): what it would refuse is refused here.
+# Keys that the plugin itself reads (cni-bin/testcni.c, take_member), with the same limits as there.
 PLUGIN_KEYS: Mapping[str, Callable[[str, object], object]] = {
     "socket": partial(json_fields.path, longest=107),  # struct sockaddr_un
     "stateDir": partial(json_fields.path, longest=1023),
@@ -40,7 +40,7 @@ CAPABILITIES = ("ips", "mac", "bandwidth")
 
 @dataclass(frozen=True, slots=True)
 class NetConf:
-    """A netconf as the pod path uses it."""
+    """The values of a netconf that the pod path uses."""
 
     cni_version: str
     network: Network
@@ -49,27 +49,27 @@ class NetConf:
     ips: tuple[Address, ...] = ()
     mac: str | None = None
     probe: bool = False
-    """Whether to ask on the segment if somebody has an address before a pod gets it."""
+    """Whether to probe on the segment if another machine has an address, before a pod gets it."""
     limited: bool = False
-    """Whether the plugin `bandwidth` is about to limit what the pod sends."""
+    """Whether the plugin `bandwidth` will limit what the pod sends."""
     prev_result: Mapping[str, Any] | None = None
     valid_attachments: frozenset[tuple[str, str]] | None = None
-    """What GC must keep; None where the runtime does not say."""
+    """The attachments that GC must keep; None if the runtime does not list them."""
 
 
 def parse_json(data: bytes | str) -> dict[str, Any]:
-    """The netconf's JSON object; raises CniError 6 with line and column where it is none."""
+    """Return the netconf's JSON object. Raises CniError 6 with line and column."""
     try:
         return strict_json.mapping(data)
     except JsonError as error:
-        what = f"netconf is no JSON object that can be used: {error}"
+        what = f"netconf is not a valid JSON object: {error}"
         raise CniError(Code.DECODING_FAILURE, what, "write it as RFC 8259 says") from error
 
 
 def deleting(data: str, modes: Modes) -> tuple[str, str]:
     """Return name and mode of the network that a DEL names, each empty where that cannot be read.
 
-    A netconf that has become invalid, or always was, must not keep a pod from being deleted.
+    An invalid netconf must not keep a pod from being deleted.
     """
     try:
         doc = strict_json.mapping(data)
@@ -96,7 +96,7 @@ def _read(config: str, modes: Modes) -> NetConf:
 
 
 def _parse(doc: Mapping[str, Any], modes: Modes) -> NetConf:
-    """Return the netconf in a JSON object; each field is taken once, and one that nothing takes is an error."""
+    """Return the netconf in a JSON object. Each field is taken once; a field that is not taken is an error."""
     fields = Fields(doc, "")
     version = fields.take("cniVersion", _version, VERSIONS[0])
     ipam = fields.take("ipam", json_fields.nested, Fields({}, "ipam"))
@@ -133,7 +133,7 @@ def _network(conf: ConfFields, modes: Modes) -> Network:
     fields, ipam = conf.top, conf.ipam
     name = fields.take("name", _name, "")
     if not name:
-        raise invalid_config("name", fields.raw("name"), "a network name, as the specification demands")
+        raise invalid_config("name", fields.raw("name"), "a network name, which the CNI specification requires")
     mode = modes[fields.take("mode", partial(json_fields.choice, allowed=modes.names), modes.default)]
     given = {each.name: each.parse_options(conf) for each in modes}
     network = Network(
@@ -180,7 +180,7 @@ def _mtu(where: str, value: object) -> int | None:
 
 
 def _subnet(where: str, value: object) -> Subnet:
-    """A CIDR; an IPv4 network without a mask gets that of its trailing zero bytes (10.244.0.0 is a /16)."""
+    """Return a CIDR. An IPv4 network without a mask gets one by its trailing zero bytes (10.244.0.0 is a /16)."""
     if isinstance(value, str):
         text = value
         if re.fullmatch(r"\d+(\.\d+){3}", value) and value.endswith(".0"):
@@ -246,7 +246,7 @@ def _args(where: str, value: object) -> tuple[tuple[Address, ...], str | None]:
 
 
 def _with_args(conf: NetConf, args: str) -> NetConf:
-    """What CNI_ARGS ask for, where the netconf does not."""
+    """Return the netconf with the addresses and the MAC of CNI_ARGS, if it has none itself."""
     if not args:
         return conf
     pairs = cni_args.pairs(args)

@@ -1,8 +1,8 @@
-"""What the plugin sends and what it gets back: one JSON object each way over the unix socket.
+"""The protocol between plugin and agent: one JSON object in each direction over the unix socket.
 
-The request ends with the client's shutdown(SHUT_WR); the pod's namespace comes as a descriptor with it,
-so the agent need not see the path in its own mount namespace. An answer with `code` is an error, `{}` is
-success without output, anything else is the result for the plugin's stdout.
+The request ends with the client's shutdown(SHUT_WR). It brings the pod's namespace as a descriptor, so that the
+agent need not see the path in its own mount namespace. An answer with `code` is an error, `{}` is success without
+output, and any other answer is the result for the plugin's stdout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REQUEST_LIMIT = 8 << 20  # bytes: a netconf of 1 MiB, each byte of it escaped
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of the plugin: the CNI_* environment and the netconf as it was on stdin."""
+    """A call of the plugin: the environment variables CNI_*, and the netconf from stdin."""
 
     command: str
     container_id: str = ""
@@ -43,9 +43,9 @@ class Call:
     config: str = ""
     netns_fd: int | None = None
     boot_id: str = ""
-    """Of a DEL that was journaled: the kernel's boot_id at that time; empty: an older plugin wrote it."""
+    """For a journaled DEL: the kernel's boot_id at that time; empty if an early plugin wrote it."""
     journaled: int | None = None
-    """When it was journaled, in ns of the wall clock, 0: before the node was booted; None: it comes now."""
+    """When it was journaled, in ns of the wall clock; 0: before the last boot; None: it was not journaled."""
 
 
 def decode(data: bytes, netns_fd: int | None) -> Call:
@@ -68,7 +68,7 @@ def _text(doc: dict[str, Any], key: str) -> str:
     value = doc.get(key, "")
     if not isinstance(value, str):
         raise CniError(Code.DECODING_FAILURE, f"the plugin's {key} is a {type(value).__name__}, not a string")
-    if key != "config":  # its reader judges it, as a DEL does without
+    if key != "config":  # its reader checks it, as a DEL needs no valid netconf
         _check_text(key, value)
     return value
 

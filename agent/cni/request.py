@@ -1,4 +1,4 @@
-"""What a call asks for: which attachment, in which namespace, with which addresses."""
+"""Read the request in a call: the attachment, the pod's namespace, and the addresses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attachment_key(call: Call) -> tuple[str, str]:
 
 
 def pod_netns(call: Call) -> int:
-    """Return the descriptor of the pod's namespace, neither missing nor the node's own. Raises CniError 3 or 4."""
+    """Return the descriptor of the pod's namespace. Raises CniError 3 if it is missing, 4 if it is the node's."""
     if call.netns_fd is None:
         raise CniError(
             Code.UNKNOWN_CONTAINER,
@@ -40,13 +40,13 @@ def pod_netns(call: Call) -> int:
         raise CniError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_NETNS: {call.netns!r} is the node's own namespace",
-            "give the pod's",
+            "give the namespace of the pod",
         )
     return call.netns_fd
 
 
 def address_request(call: Call, conf: NetConf, *, egress_limited: bool) -> AddressRequest:
-    """Return what an ADD asks of IPAM. Raises CniError 4 or 7."""
+    """Return the request of an ADD to IPAM. Raises CniError 4 or 7."""
     container_id, ifname = attachment_key(call)
     return AddressRequest(
         container_id,

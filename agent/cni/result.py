@@ -1,4 +1,4 @@
-"""ADD's answer in the form of each CNI version (specification 1.1, section 5, and its forerunners)."""
+"""The result of ADD in the form of each CNI version (specification 1.1, section 5, and earlier ones)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.modes.base import CheckError, Wired
 
 
 def render(conf: NetConf, wired: Wired) -> dict[str, Any]:
-    """Return the result of ADD: what earlier plugins of the chain made, then ours."""
+    """Return the result of ADD: that of earlier plugins of the chain, then testcni's."""
     before = conf.prev_result or {}
     interfaces, ips, routes = (_list(before, key) for key in ("interfaces", "ips", "routes"))
     shift = len(interfaces)
@@ -26,7 +26,7 @@ def render(conf: NetConf, wired: Wired) -> dict[str, Any]:
 
 
 def check_previous(conf: NetConf, wired: Wired) -> None:
-    """Raise CniError if the final result of the chain has lost our interface or addresses, for CHECK."""
+    """Raise CniError if the chain's final result lacks testcni's interface or addresses, for CHECK."""
     if conf.prev_result is None:
         raise invalid_config("prevResult", None, "the result of ADD, which CHECK compares with")
     pod = wired["interfaces"][-1]
@@ -38,7 +38,7 @@ def check_previous(conf: NetConf, wired: Wired) -> None:
         what = (
             f"a later plugin of the chain changed the MAC of {pod['name']} from {pod['mac']} to {', '.join(macs)}"
         )
-        raise CheckError(f"{what}, so nobody reaches the pod; {MAC_REMEDY}")
+        raise CheckError(f"{what}, so other pods cannot reach it; {MAC_REMEDY}")
     addresses = {ip.get("address") for ip in _list(conf.prev_result, "ips")}
     for ip in wired["ips"]:
         if ip["address"] not in addresses:
@@ -64,11 +64,11 @@ def _list(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _interface(interface: dict[str, Any], version: str) -> dict[str, Any]:
-    """Return an interface in the form of a CNI version: `mtu` came with 1.1.0."""
+    """Return an interface in the form of a CNI version: `mtu` exists since 1.1.0."""
     return interface if version == "1.1.0" else {k: v for k, v in interface.items() if k != "mtu"}
 
 
 def _ip(ip: dict[str, Any], shift: int, version: str) -> dict[str, Any]:
-    """Return an address in the form of a CNI version: `version` went with 1.0.0."""
+    """Return an address in the form of a CNI version: `version` exists before 1.0.0."""
     shifted = {**ip, "interface": ip["interface"] + shift}
     return {"version": "6" if ":" in ip["address"] else "4", **shifted} if version < "1" else shifted

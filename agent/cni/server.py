@@ -1,4 +1,4 @@
-"""The agent's unix socket: one request and one answer a connection, in as many threads as are at work."""
+"""The agent's unix socket: each connection has one request and one answer. Threads are started as needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent.errors import CniError, Code
 from agent.kernel.netns import NetnsLostError
 
 BACKLOG = 1024
-WORKERS = 256  # an ADD may wait for seconds; the rest queues in the backlog
+WORKERS = 256  # threads, as an ADD may wait for seconds; more calls wait in the backlog
 IDLE_WORKERS = 16
 ANSWER_WITHIN = 10.0  # seconds for the client to take its answer
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """Answer calls on a unix socket; `answer` may run in many threads at once."""
+    """Answers calls on a unix socket; `answer` runs in many threads at once."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class Server:
         self._stopping = False
 
     def start(self) -> None:
-        """Bind the socket, for this user only, and serve. Raises OSError."""
+        """Bind the socket, with mode 0600, and serve. Raises OSError."""
         self._arrivals = self._bind()
         with self._state:
             self._hire()
 
     def keep(self) -> None:
-        """Have a worker, and bind again if the socket's file is gone or not ours. Raises OSError."""
+        """Ensure that there is a worker, and bind again if the socket's file was removed. Raises OSError."""
         with self._state:
             if not self._workers and self._arrivals and not self._stopping:
                 self._hire()
@@ -71,12 +71,14 @@ class Server:
             if self._stopping or not self._arrivals:
                 return
             old, self._arrivals = self._arrivals, self._bind()
-        old.end()  # who waits there goes on with the new one
-        log.warning("%s was removed: it is there again", self._path)
+        old.end()  # workers that wait there continue with the new one
+        log.warning("%s was removed, and is created again", self._path)
 
     def _bind(self) -> PendingRequests:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._path.unlink(missing_ok=True)  # the run-dir's lock says that nobody serves on it
+        self._path.unlink(
+            missing_ok=True
+        )  # this agent holds the lock of the run-dir, so no other agent serves on it
         mask = os.umask(0o177)
         try:
             listener.bind(str(self._path))
@@ -87,7 +89,7 @@ class Server:
         return PendingRequests(listener, self._request_within)
 
     def stop(self, within: float) -> bool:
-        """Accept no more calls, finish those at work; return False if some are not done after `within` seconds."""
+        """Accept no more calls, wait for those at work; return False if one takes over `within` seconds."""
         with self._state:
             self._stopping = True  # from here on the socket is not created again
         self._path.unlink(missing_ok=True)
@@ -97,7 +99,7 @@ class Server:
             return self._state.wait_for(lambda: self._busy == 0, within)
 
     def _hire(self) -> None:
-        """Start one more worker, if the container may have another thread. The caller holds the state."""
+        """Start one more worker, if the kernel allows another thread. The caller holds the lock `_state`."""
         try:
             threading.Thread(target=self._work, name=f"call-{self._hired + 1}", daemon=True).start()
         except RuntimeError as error:  # pids.max, or no memory
@@ -107,7 +109,7 @@ class Server:
         self._hired += 1
 
     def _work(self) -> None:
-        """Take calls and serve them; the last idle worker starts another one before it begins."""
+        """Serve calls; the last idle worker starts another worker before it serves one."""
         try:
             while arrival := self._next():
                 with self._state:
@@ -124,7 +126,7 @@ class Server:
                 if surplus:
                     return
         except NetnsLostError:
-            log.exception("a thread is lost in a pod's network namespace and ends")
+            log.exception("a thread could not leave a pod's network namespace, and ends")
         finally:
             with self._state:
                 self._workers -= 1
@@ -139,7 +141,7 @@ class Server:
         return None
 
     def _serve(self, arrival: PendingRequest) -> None:
-        """Answer a call. Raises NetnsLostError, after the answer, where this thread must end."""
+        """Answer a call. Raises NetnsLostError, after the answer, if this thread must end."""
         lost: NetnsLostError | None = None
         try:
             answer = self._handle(arrival.request, arrival.fds[0] if arrival.fds else None)
@@ -179,7 +181,7 @@ class Server:
 
 
 def _version(call: Call) -> str:
-    """Return the CNI version in which an error is reported: that of the netconf if it can be read."""
+    """Return the CNI version for an error: the netconf's if it can be read, else the newest."""
     try:
         found = strict_json.mapping(call.config).get("cniVersion")
     except JsonError:

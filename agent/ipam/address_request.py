@@ -1,4 +1,4 @@
-"""What an ADD asks of IPAM."""
+"""The request of an ADD to IPAM."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class AddressRequest:
     netns: str
     network: Network
     pod: PodIdentity | None = None
-    """None: the runtime does not name a pod of Kubernetes."""
+    """None if the runtime does not name a pod of Kubernetes."""
     addresses: tuple[Address, ...] = ()
-    """The addresses that the netconf or CNI_ARGS ask for; empty: any."""
+    """The addresses that netconf or CNI_ARGS request; empty: any."""
     mac: str = ""
-    """Empty: a MAC that follows from the first address."""
+    """Empty for a MAC that follows from the first address."""
     probe: bool = False
-    """Whether to ask on the parent's segment if somebody uses an address already."""
+    """Whether to probe on the parent's segment if another machine uses an address already."""
     egress_limited: bool = False
     """Whether a later plugin of the chain limits what the pod sends."""
 

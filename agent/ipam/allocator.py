@@ -1,4 +1,4 @@
-"""Choose addresses: the least recently used comes first. No clock, no disk, no kernel."""
+"""Choose addresses, the least recently used first. It uses no clock, disk or kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ExhaustedError(Exception):
     """No address is free; `wait` is the seconds until one has cooled, None if none is cooling."""
 
     version = 4
-    """Of which IP version, where addresses of several were asked for."""
+    """The IP version of the address, if addresses of several versions were requested."""
 
     def __init__(self, wait: float | None) -> None:
         super().__init__("no free address")
@@ -25,7 +25,7 @@ class ExhaustedError(Exception):
 
 
 class UnavailableError(Exception):
-    """The address that was asked for is in use, reserved or not in the range."""
+    """The requested address is in use, reserved or not in the range."""
 
 
 class InUseError(UnavailableError):
@@ -39,12 +39,12 @@ class Range:
     block: Subnet
     first: int
     last: int
-    gaps: tuple[tuple[int, int], ...] = field(default=(), hash=False)  # may be long, and differs seldom
-    """First and last of what no pod gets, within the range, ascending and apart."""
+    gaps: tuple[tuple[int, int], ...] = field(default=(), hash=False)  # may be long, and seldom makes a difference
+    """The first and last number of each part that no pod gets, ascending and without overlap."""
 
     @property
     def size(self) -> int:
-        """Return how many addresses pods can have."""
+        """The number of addresses that pods can have."""
         return max(0, self.last - self.first + 1 - sum(high - low + 1 for low, high in self.gaps))
 
     def __contains__(self, address: Address) -> bool:
@@ -53,7 +53,7 @@ class Range:
         return within and self.past_gap(number) == number
 
     def past_gap(self, number: int) -> int:
-        """Return the same number, or the one after the gap that it is in."""
+        """Return the number, or the first one after the gap that it is in."""
         position = bisect.bisect_left(self.gaps, (number + 1, 0)) - 1
         return max(number, self.gaps[position][1] + 1) if position >= 0 else number
 
@@ -63,14 +63,14 @@ class Range:
 
 
 def gateway(block: Subnet) -> Address:
-    """Return the bridge's own address in a block: the first after the network's."""
-    return block.network_address + (block.num_addresses > 1)  # a single one has no other
+    """Return the bridge's own address in a block: the one after the network's address."""
+    return block.network_address + (block.num_addresses > 1)  # a block of one address has no other
 
 
 def usable(
     block: Subnet, start: Address | None = None, end: Address | None = None, excluded: Iterable[Subnet] = ()
 ) -> Range:
-    """Return what pods may have of a block that is routed to its node: within [start, end], and not excluded."""
+    """Return the range for pods in a block that is routed to its node: from `start` to `end`, and not excluded."""
     first, last = int(block.network_address) + 2, int(block.broadcast_address)
     if block.version == 4:  # the last address of an IPv6 block is an ordinary one (RFC 4291, 2.6.1)
         last -= 1
@@ -78,7 +78,7 @@ def usable(
 
 
 def shared(block: Subnet, start: Address | None, end: Address | None, excluded: Iterable[Subnet]) -> Range:
-    """Return the same on a subnet that pods share with others: there each address is an ordinary one."""
+    """Return the range for pods in a subnet that they share with others: there each address is an ordinary one."""
     whole = Range(block, int(block.network_address), int(block.broadcast_address))
     return _narrowed(whole, start, end, excluded)
 
@@ -95,7 +95,7 @@ def _narrowed(whole: Range, start: Address | None, end: Address | None, excluded
 
 
 def spans(subnets: Iterable[Subnet]) -> list[tuple[int, int]]:
-    """Return first and last address of what these subnets of one IP version cover, ascending and apart."""
+    """Return first and last number of each part that subnets of one IP version cover, ascending and apart."""
     found: list[tuple[int, int]] = []
     for low, high in sorted((int(s.network_address), int(s.broadcast_address)) for s in subnets):
         if found and low <= found[-1][1] + 1:
@@ -106,18 +106,18 @@ def spans(subnets: Iterable[Subnet]) -> list[tuple[int, int]]:
 
 
 class Allocator:
-    """Know which addresses are in use and when others were released: the same calls give the same answers."""
+    """Knows the addresses in use, and when others were released. The same calls give the same answers."""
 
     def __init__(self, cool_down: float, remembered: int = REMEMBERED) -> None:
         """`remembered`: how many released addresses keep their time of release, besides those that still cool."""
         self._cool_down = cool_down
         self._remembered = remembered
         self._forgotten = False
-        """Whether releases were forgotten: their addresses count as never used, once all others were given."""
+        """Whether releases were forgotten: these addresses count as never used, but come after all others."""
         self._used: set[Address] = set()
         self._released: dict[Address, float] = {}  # oldest first
         self._quarantined: dict[Address, float] = {}  # until when
-        self._fresh: dict[Range, int] = {}  # below it, none was never used
+        self._fresh: dict[Range, int] = {}  # all addresses below this number were used before
         self._reserved: frozenset[Address] = frozenset()
 
     @property
@@ -131,7 +131,7 @@ class Allocator:
         return self._released
 
     def restore(self, used: Iterable[Address], released: Sequence[tuple[Address, float]]) -> None:
-        """Start with what an earlier run knew: addresses in use, and (address, time of release)."""
+        """Start with the state of an earlier run: addresses in use, and addresses with their time of release."""
         self._used = set(used)
         for address, when in sorted(released, key=lambda entry: entry[1]):
             if address not in self._used:
@@ -139,7 +139,7 @@ class Allocator:
                 self._released[address] = when
 
     def hold(self, addresses: Iterable[Address]) -> None:
-        """Count these addresses as in use, whatever has them."""
+        """Count these addresses as in use."""
         for address in addresses:
             self._mark(address)
 
@@ -154,10 +154,10 @@ class Allocator:
         return any(address in self._reserved for address in addresses)
 
     def take(self, ranges: Sequence[Range], now: float) -> Address:
-        """Take the address of these ranges that was used longest ago, or never. Raises ExhaustedError."""
+        """Take an address that was never used, else the one released first. Raises ExhaustedError."""
         address = self._never_used(ranges)
         if address is None and self._forgotten:
-            self._fresh.clear()  # from the beginning, where what was forgotten is
+            self._fresh.clear()  # search from the beginning, where forgotten addresses are
             self._forgotten = False
             address = self._never_used(ranges)
         if address is not None:
@@ -185,7 +185,7 @@ class Allocator:
         return self._mark(address)
 
     def release(self, address: Address, now: float) -> None:
-        """Give an address back; it cools from `now` on."""
+        """Release an address; it cools from `now` on."""
         if address in self._used:
             self._used.remove(address)
             self._released.pop(address, None)
@@ -193,7 +193,7 @@ class Allocator:
             self._forget(now)
 
     def quarantine(self, address: Address, now: float, until: float) -> None:
-        """Give a free address, which another machine uses, only to a pod that asks for it, until `until`."""
+        """Assign a free address that another machine uses only to a pod that requests it, until `until`."""
         self._quarantined = {other: end for other, end in self._quarantined.items() if end > now}
         if address not in self._used:
             self._quarantined[address] = until
@@ -232,13 +232,13 @@ class Allocator:
             if self._is_fresh(address):
                 break
             number += 1
-        if len(self._fresh) >= RANGES_KEPT:  # to find one again only costs time
+        if len(self._fresh) >= RANGES_KEPT:  # a lost entry only costs time
             self._fresh.clear()
         self._fresh[candidates] = number
         return number if number <= candidates.last else None
 
     def _may_give(self, address: Address, now: float) -> bool:
-        """Return whether a pod may have it that does not ask for this very address."""
+        """Return whether a pod that does not request this address may have it."""
         return address not in self._reserved and self._quarantined.get(address, now) <= now
 
     def _is_fresh(self, address: Address) -> bool:

@@ -1,4 +1,4 @@
-"""Which blocks a node has for a network, and which it might claim: pure functions of the snapshot."""
+"""The blocks and pools of a network, and the addresses in them that pods may have: pure functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fits(block: Subnet, network: Network) -> bool:
 def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
     """Return the IP versions of which each pod of the network gets an address.
 
-    Those of the blocks that the cluster has given the node; else those of the pools that the node may claim from.
+    These are the versions of the node's podCIDRs, or without any those of the pools from which it may claim.
     """
     if network.hand_made and network.subnet:
         return frozenset({network.subnet.version})
@@ -53,9 +53,9 @@ def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
 
 
 def not_for_pods(block: Subnet, network: Network) -> frozenset[Address]:
-    """Return what no pod may have of a block, whichever node has it: its network, gateway and broadcast address.
+    """Return the addresses of a block that no pod may have: its network, gateway and broadcast address.
 
-    Where pods share the subnet of their parent, a block has none of them.
+    There are none where pods share the subnet of their parent.
     """
     if network.needs_parent:
         return frozenset()
@@ -64,7 +64,7 @@ def not_for_pods(block: Subnet, network: Network) -> frozenset[Address]:
 
 
 def possible(snapshot: Snapshot, network: Network, address: Address) -> Iterator[Subnet]:
-    """Yield the blocks that nodes may claim at an address, one for each pool that has it."""
+    """Yield the blocks with this address that nodes may claim, one for each pool that contains it."""
     for pool in pools(snapshot, network):
         if contains(pool.cidr, address):
             yield ipaddress.ip_network((address, pool.block_size), strict=False)
@@ -76,12 +76,12 @@ def single(address: Address) -> Subnet:
 
 
 def is_single(block: Subnet) -> bool:
-    """Return whether it is one address: that of an off-block pod, and no block of the node's."""
+    """Return whether it is a single address: that of an off-block pod, and not a block of a node."""
     return block.prefixlen == block.max_prefixlen
 
 
 def contains(subnet: Subnet | None, address: Address | None) -> bool:
-    """Return whether subnet and address are there, and the one contains the other."""
+    """Return whether the subnet contains the address; False if one of them is None."""
     return bool(address and subnet and address.version == subnet.version and address in subnet)
 
 
@@ -91,7 +91,7 @@ def overlaps(one: Subnet, other: Subnet) -> bool:
 
 
 def is_alike(one: Snapshot, other: Snapshot) -> bool:
-    """Return whether two snapshots have the same Nodes, pools and blocks, and the same ground."""
+    """Return whether two snapshots have the same Nodes, pools, blocks and networks of this node."""
     return (one.pools, one.blocks, one.nodes, one.host_networks) == (
         other.pools,
         other.blocks,
@@ -123,14 +123,14 @@ def is_routable(snapshot: Snapshot) -> Callable[[IPBlock], bool]:
 
 
 def overlapping_host_network(cidr: Subnet, snapshot: Snapshot) -> str:
-    """Return the network of this node's that a CIDR overlaps, for people; empty where it overlaps none."""
+    """Return the text of this node's network that a CIDR overlaps; empty if it overlaps none."""
     return next((text for network, text in snapshot.host_networks.interfaces if overlaps(cidr, network)), "")
 
 
 def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
-    """Return whether only networks whose pods share their parent's subnet may have addresses of a pool.
+    """Return whether a pool is only for networks whose pods share their parent's subnet.
 
-    This is so where the pool lies in a network of this node's, and where they have claimed a block of it.
+    That is a pool inside a network of this node, or one of which such a network has claimed a block.
     """
     if any(within(pool.cidr, network) for network, _text in snapshot.host_networks.interfaces):
         return True
@@ -138,10 +138,11 @@ def is_shared(pool: IPPool, snapshot: Snapshot) -> bool:
 
 
 def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
-    """Yield what no new block of a network may overlap, besides blocks and podCIDRs.
+    """Yield the subnets that no new block of a network may overlap, besides blocks and podCIDRs.
 
-    Pods that share their parent's subnet live among the nodes: there single addresses are left out, not blocks.
-    The API server's address outside of the node's networks is a Service's: how far those go is not known.
+    Pods that share their parent's subnet are in the same subnet as the nodes: there single addresses are excluded
+    later, and no blocks here. If the API server's address is in no network of the node, it is the address of a
+    Service; the range of Services is not known, so the whole pool around it is barred.
     """
     yield from (kept.network for kept in special_addresses.CLASSES)
     for server in snapshot.host_networks.api_servers:
@@ -157,9 +158,9 @@ def barred(snapshot: Snapshot, network: Network) -> Iterator[Subnet]:
 
 
 def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
-    """Return the blocks that the cluster has given the node for a network: then it claims none.
+    """Return the node's podCIDRs for a network; if there are any, it claims no blocks.
 
-    Blocks of a pool that is asked for by name are always claimed.
+    Blocks of a pool that is requested by name are always claimed.
     """
     if network.pool:
         return ()
@@ -168,9 +169,10 @@ def assigned(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, .
 
 
 def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet, ...]:
-    """Return the node's blocks for a network: those of its Node object, else the IPBlocks that it has claimed.
+    """Return the node's blocks for a network: its podCIDRs, or else the IPBlocks that it has claimed.
 
-    Where netconfs divide a subnet by hand, the subnet counts as the node's block, and the range is its part.
+    Where netconfs divide a subnet by hand, the subnet counts as the node's block, and pods get the netconf's range
+    of it.
     """
     if network.hand_made and network.subnet:
         return (network.subnet,)
@@ -188,7 +190,7 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
 
 
 def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Subnet]:
-    """Return where pods' addresses are in the cluster, but for subnets that they share with others."""
+    """Return all subnets of pods in the cluster, except those that they share with other machines."""
     found = {network.subnet for network in networks if network.subnet and not network.shared}
     found.update(pool.cidr for pool in snapshot.pools.values() if not is_shared(pool, snapshot))
     found.update(block.cidr for block in snapshot.blocks.values() if not block.shared)
@@ -197,9 +199,9 @@ def everywhere(snapshot: Snapshot, networks: Iterable[Network]) -> frozenset[Sub
 
 
 def excluded(snapshot: Snapshot, network: Network | None, node: str, own: tuple[Subnet, ...]) -> frozenset[Subnet]:
-    """Return what of the node's blocks no pod may have: what the pools leave out there, and their routers.
+    """Return the parts of the node's blocks that no pod may have: pools exclude them, or they are their gateways.
 
-    Where netconfs divide a subnet by hand they say from where to where, but what others have claimed is theirs.
+    Where netconfs divide a subnet by hand, `start` and `end` of pools do not count, but blocks of other nodes do.
     """
     by_hand = network is not None and network.hand_made
     found: set[Subnet] = set()
@@ -211,7 +213,7 @@ def excluded(snapshot: Snapshot, network: Network | None, node: str, own: tuple[
 
 
 def left_out(pool: IPPool, *, ends: bool = True) -> Iterator[Subnet]:
-    """Yield what of a pool no pod may have; with `ends` also what lies before its start or after its end."""
+    """Yield the parts of a pool that no pod may have; with `ends` also those outside of start and end."""
     yield from pool.exclude
     if pool.gateway:
         yield single(pool.gateway)
@@ -228,14 +230,14 @@ def left_out(pool: IPPool, *, ends: bool = True) -> Iterator[Subnet]:
 def ranges(
     network: Network, own: tuple[Subnet, ...], barred: frozenset[Subnet], reserved: frozenset[Address]
 ) -> tuple[Range, ...]:
-    """Return where in the blocks pods' addresses may be, without what is barred or reserved; one may be empty."""
+    """Return the range for pods in each block, without barred and reserved parts; it may be empty."""
     part = allocator.shared if network.needs_parent else allocator.usable
     without = [*barred, *map(ipaddress.ip_network, reserved)]
     return tuple(part(block, network.range_start, network.range_end, without) for block in own)
 
 
 def prepared(status: NodeStatus, network: Network, own: tuple[Subnet, ...]) -> tuple[Range, ...]:
-    """Return the ranges of these blocks by what the node path found out."""
+    """Return the ranges for pods in these blocks, by the node's status."""
     uplink = status.uplinks.get(network)
     barred = status.excluded.get(network, frozenset())
     return ranges(network, own, barred, uplink.reserved if uplink else frozenset())
@@ -254,7 +256,7 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
         and (network.subnet is None or overlaps(pool.cidr, network.subnet))
         and (network.shared or not is_shared(pool, snapshot))
     )
-    # others live on a shared subnet: nothing is guessed
+    # on a shared subnet are other machines, so a netconf's subnet is no pool
     if fitting or network.pool or network.subnet is None or network.shared:
         return fitting
     size = max(DEFAULT_BLOCK_SIZE[network.subnet.version], network.subnet.prefixlen)
@@ -264,9 +266,9 @@ def pools(snapshot: Snapshot, network: Network) -> tuple[IPPool, ...]:
 def surplus(
     snapshot: Snapshot, node: str, wanted: Mapping[Network, BlockCount], busy: Collection[Subnet]
 ) -> frozenset[IPBlock]:
-    """Return claimed blocks that the node does not need: none of `busy`, and each network keeps what it wants.
+    """Return claimed blocks that the node does not need: none of `busy`, and no network gets too few.
 
-    It keeps one of each IP version in any case; of those that are alike the first ones stay.
+    A network keeps at least one block of each IP version; the blocks with the lowest addresses stay.
     """
     left = {network: list(node_blocks(snapshot, network, node)) for network in wanted}
     mine = [block for block in snapshot.blocks.values() if block.node == node and block.cidr not in busy]

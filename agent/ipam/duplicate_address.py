@@ -1,4 +1,4 @@
-"""Find out whether another machine of the segment uses an address, before a pod gets it (RFC 5227, 2.1)."""
+"""Probe whether another machine of the segment uses an address, before a pod gets it (RFC 5227, 2.1)."""
 
 from __future__ import annotations
 

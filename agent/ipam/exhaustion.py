@@ -1,4 +1,4 @@
-"""Networks that have no address left on this node: what the next pod would be refused for."""
+"""Networks that have no address left on this node, and claims that found no block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 
 REMEDY = "delete pods, or give the node more addresses"
-WANTED_FOR = 120.0  # seconds: a runtime tries a pod again sooner
+WANTED_FOR = 120.0  # seconds: a runtime retries an ADD sooner
 
 
 def text(ranges: Iterable[Range], version: int, why: str) -> str:
@@ -28,10 +28,10 @@ def text(ranges: Iterable[Range], version: int, why: str) -> str:
 def problems(
     status: NodeStatus, used: Callable[[Range], int], full: Callable[[Network, int], str]
 ) -> Iterator[Problem]:
-    """Yield a problem for each network and IP version whose every address is in use, where no block can be had.
+    """Yield a problem for each network and IP version without a free address, if no block can be claimed.
 
-    `used` counts the addresses of a range that pods have; `full` says why no block is left, as the last claim
-    found, and is empty where one may be.
+    `used` counts the addresses of a range that pods have. `full` says why the last claim found no block; it is
+    empty if there may be one.
     """
     for network, own in status.blocks.items():
         ranges = blocks.prepared(status, network, own)
@@ -47,25 +47,26 @@ class Refusal:
 
     problem: Problem
     snapshot: Snapshot
-    """What was there then."""
+    """The snapshot at that time."""
     without: bool
     """Whether the node has no block at all for the network."""
     at: float
 
 
 class Refusals:
-    """Remember claims that found no block left, while blocks, pools and Nodes stay as they were.
+    """Remembers claims that found no block, while blocks, pools and Nodes stay the same.
 
-    Pods ask for blocks at each try of their runtime, and a claim is forgotten in between; what hinders it is not.
+    A pod requests a block at each retry of its runtime. Between the retries the claim is forgotten, but its
+    refusal is still a problem.
     """
 
     def __init__(self) -> None:
         self._last: dict[str, Refusal] = {}
 
     def note(self, key: str, problem: Problem, snapshot: Snapshot, *, without: bool) -> None:
-        """Keep what a claim found just now, and nothing of what was before blocks, pools or Nodes changed.
+        """Note a refusal, and drop those from before blocks, pools or Nodes changed.
 
-        Networks come and go with names of their own, and each snapshot has every Node.
+        So this does not grow: networks come and go, and each refusal keeps a snapshot of all Nodes.
         """
         valid = {
             other: refusal for other, refusal in self._last.items() if blocks.is_alike(refusal.snapshot, snapshot)
@@ -73,18 +74,18 @@ class Refusals:
         self._last = {**valid, key: Refusal(problem, snapshot, without, time.monotonic())}
 
     def forget(self, key: str) -> None:
-        """Forget the refusal of a claim that has succeeded."""
+        """Forget the refusal, as a claim has succeeded."""
         self._last = {other: refusal for other, refusal in self._last.items() if other != key}
 
     def why(self, key: str, snapshot: Snapshot) -> str:
-        """Return why no block is left; empty where one may be."""
+        """Return why no block is left; empty if there may be one."""
         refusal = self._last.get(key)
         return refusal.problem.what if refusal and blocks.is_alike(refusal.snapshot, snapshot) else ""
 
     def problems(self, snapshot: Snapshot) -> dict[str, Problem]:
-        """Of networks for which the node has no block, for as long as somebody may still want one.
+        """Return the problems of networks without any block on this node, while pods may still need one.
 
-        One that has blocks and lacks more has no problem until pods use every address: see `problems` above.
+        A network that has blocks has no problem until pods use every address: see `problems` above.
         """
         since = time.monotonic() - WANTED_FOR
         return {

@@ -1,4 +1,4 @@
-"""The one list of which pod of the node has which address."""
+"""Which pod of the node has which address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Holder:
     """`namespace/name`."""
     container_id: str = ""
     link: str = ""
-    """Its host end, if no file says whose it is."""
+    """The host end of the pod, if no file names the pod."""
 
 
 def holders(

@@ -1,4 +1,4 @@
-"""Locks by attachment."""
+"""A lock for each attachment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class KeyedLocks:
 
     @contextmanager
     def attempt(self, key: tuple[str, str]) -> Iterator[bool]:
-        """Hold the lock of `key` if nobody else does, without waiting; whether it is held."""
+        """Hold the lock of `key` if it is free, without waiting; yield whether it is held."""
         with self._guard:
             free = key not in self._locks
             if free:

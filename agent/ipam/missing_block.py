@@ -1,4 +1,4 @@
-"""Why a node gets no block, and what is wrong with the IPPools that it would claim from: pure functions."""
+"""Explain why a node gets no block, and which faults its IPPools have: pure functions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NO_SOURCE = (
 
 
 def why(snapshot: Snapshot, network: Network, node: str, version: int | None = None) -> tuple[str, str]:
-    """Return why a network gets no block of an IP version (None: of any) on a node, and what to do about it."""
+    """Return why a network gets no block of an IP version (None: of any) on a node, and the remedy."""
     pools = [pool for pool in blocks.pools(snapshot, network) if version in (None, pool.cidr.version)]
     if pools:
         faults = pool_faults.faults(snapshot, [network])
         names = ", ".join(_named(pool, faults.get(pool.name, "")) for pool in pools)
-        return f"no block is left in {names}", "add an IPPool, or let nodes that hold blocks go"
+        return f"no block is left in {names}", "add an IPPool, or remove nodes that have blocks"
     if found := [*_unfit(snapshot, network, node, version)]:
         remedy = "create an IPPool for this network, or correct `subnet` in the netconf"
         return f"nothing gives this node addresses of the network: {'; '.join(found)}", remedy
@@ -32,23 +32,23 @@ def why(snapshot: Snapshot, network: Network, node: str, version: int | None = N
 
 
 def faulty(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mapping[str, Problem]:
-    """Return the problems of pools that a node claims from though something is wrong with them, by a key each."""
+    """Return the problems of faulty pools from which a node claims, by a key each."""
     claiming = [n for n in networks if not (n.hand_made or blocks.assigned(snapshot, n, node))]
     used = {pool.name for network in claiming for pool in blocks.pools(snapshot, network)}
     if not used:
         return {}
     found = {name: fault for name, fault in pool_faults.faults(snapshot, networks).items() if name in used}
-    told = "no block is claimed that overlaps it"
+    outcome = "no block is claimed that overlaps it"
     return {
-        f"IPPool {name}": Problem(f"IPPool {name}", f"{snapshot.pools[name].cidr}: {fault}; {told}", OTHER_POOL)
+        f"IPPool {name}": Problem(f"IPPool {name}", f"{snapshot.pools[name].cidr}: {fault}; {outcome}", OTHER_POOL)
         for name, fault in found.items()
     }
 
 
 def starved(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mapping[str, str]:
-    """Return what is wrong with pools in this node's networks, by name: a routed network has nothing else.
+    """Return by name the faults of pools in this node's own networks, if a routed network has no other pool.
 
-    Such a pool is right for networks with a parent: nothing is wrong where one is in force or has blocks.
+    Such a pool is for networks with a parent. So it has no fault if one of these is in force or has blocks of it.
     """
     networks = list(networks)
     routed = [n for n in networks if not (n.shared or n.pool or blocks.assigned(snapshot, n, node))]
@@ -70,7 +70,7 @@ def _named(pool: IPPool, fault: str) -> str:
 
 
 def _unfit(snapshot: Snapshot, network: Network, node: str, version: int | None) -> Iterator[str]:
-    """Yield what there is, and why it is not for this network."""
+    """Yield for each podCIDR and pool why it is not for this network."""
     if network.shared and network.subnet and not network.options.parent:
         near = snapshot.host_networks.interfaces
         if near and not any(blocks.within(network.subnet, cidr) for cidr, _text in near):

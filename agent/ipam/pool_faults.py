@@ -1,7 +1,7 @@
-"""What is wrong with IPPools, as far as an agent can know: pure functions of the snapshot.
+"""Find faults of IPPools: pure functions of the snapshot.
 
-The API server refuses some of it when a pool is created (manifests/base). Agents also see what comes later, such
-as a podCIDR, and clusters without these rules.
+The API server refuses some faulty pools when they are created (manifests/base). Agents also see faults that come
+later, for example by a new podCIDR, and pools in clusters without these rules.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ T = TypeVar("T")
 
 
 def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mapping[str, str]:
-    """Return what is wrong with each pool, by the pool's name; pools that are right are left out.
+    """Return the fault of each faulty pool, by the pool's name; of several faults always the same one.
 
-    `networks`: the networks in force on this node. A pool whose addresses macvlan or ipvlan pods have may lie in
-    the nodes' own subnet. None: only what the agents of all nodes see alike, whatever their networks are.
-    Of several faults of a pool the result always has the same one.
+    `networks`: the networks in force on this node, as a pool for macvlan and ipvlan may be in the nodes' own
+    subnet. None: return only faults that the agents of all nodes see alike.
     """
     shared = None if networks is None else [n.subnet for n in networks if n.shared and n.subnet]
     found = {name: next(_faults(pool, snapshot, shared), "") for name, pool in sorted(snapshot.pools.items())}
@@ -32,14 +31,14 @@ def faults(snapshot: Snapshot, networks: Iterable[Network] | None = ()) -> Mappi
 
 
 class PoolFaultCache:
-    """Keep the faults of the last snapshot: thousands of nodes are compared only after a change."""
+    """Keeps the faults of the last snapshot, so that thousands of nodes are compared only after a change."""
 
     def __init__(self) -> None:
         self._seen: tuple[Snapshot, tuple[Network, ...] | None] | None = None
         self._found: Mapping[str, str] = {}
 
     def look(self, snapshot: Snapshot, networks: Iterable[Network] | None) -> Mapping[str, str]:
-        """Return `faults` of these; the same value again while nothing of it has changed."""
+        """Return the faults; while nothing has changed, it is the same value."""
         shared = None if networks is None else tuple(network for network in networks if network.shared)
         if self._seen is None or not blocks.is_alike(self._seen[0], snapshot) or self._seen[1] != shared:
             self._found = faults(snapshot, shared)
@@ -60,9 +59,9 @@ def _address(cidr: Subnet, nodes: Iterable[Node]) -> tuple[Address, str] | None:
 
 
 def _first(cidr: Subnet, known: Iterable[tuple[int, int, T, str]]) -> tuple[T, str] | None:
-    """Return the first that a CIDR overlaps, by its lowest address and then by name, and its name.
+    """Return the first entry of `known` that a CIDR overlaps, in the order of lowest address and name.
 
-    `known`: of each its lowest and highest address as numbers, itself, and the name.
+    An entry has its lowest and highest address as numbers, its value, and its name; the result has the last two.
     """
     first, last = span(cidr)
     met = (entry for entry in known if entry[0] <= last and first <= entry[1])
@@ -71,9 +70,10 @@ def _first(cidr: Subnet, known: Iterable[tuple[int, int, T, str]]) -> tuple[T, s
 
 
 def _faults(pool: IPPool, snapshot: Snapshot, shared: Iterable[Subnet] | None) -> Iterator[str]:
-    """Yield what is wrong with a pool, the worst first.
+    """Yield the faults of a pool, the worst first.
 
-    `shared`: subnets that pods of this node share; None: what this node sees does not count.
+    `shared`: the subnets that pods of this node share with others. None: faults that only this node sees are left
+    out.
     """
     cidr = pool.cidr
     if kept := special_addresses.against(cidr):

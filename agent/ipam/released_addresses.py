@@ -1,4 +1,4 @@
-"""When addresses were freed, in a file: cool-downs outlive a restart of the agent."""
+"""The file of released addresses and their times, so that cool-downs go on after a restart of the agent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class ReleaseLog:
-    """The file of releases, a line for each. What is lost of it can only be given again sooner."""
+    """The file of releases, one line for each. An address whose line is lost may be assigned again sooner."""
 
     def __init__(self, path: Path, longest: int) -> None:
-        """The file is cut to one line an address when it has more than `longest` lines."""
+        """A file of more than `longest` lines is cut to one line for each address."""
         self._path = path
         self._longest = longest
         self._lines = 0
@@ -39,29 +39,31 @@ class ReleaseLog:
             log.warning("%s can't be written, cool-downs are lost at a restart: %s", self._path, error)
 
     def read(self) -> list[tuple[Address, float]]:
-        """Return each address and when it was released last. Raises OSError if the file can't be made."""
+        """Return each address and its last release. Raises OSError if the file can't be created."""
         try:
             lines = atomic_file.read(self._path).decode(errors="replace").splitlines()
         except FileNotFoundError:
             self._path.touch(mode=0o600)
             return []
         except (OSError, ValueError) as error:
-            log.error("%s cannot be used, so freed addresses may be given again sooner: %s", self._path, error)
+            log.error(
+                "%s cannot be used, so released addresses may be assigned again sooner: %s", self._path, error
+            )
             return []
         entries: dict[Address, float] = {}
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         for line in lines:
             address, _, when = line.partition(" ")
             try:
-                if not 0 <= float(when) <= now:  # from the future it would cool for as long
+                if not 0 <= float(when) <= now:  # a time in the future would lock the address
                     raise ValueError(when)
                 entries[ipaddress.ip_address(address)] = float(when)
             except ValueError:
-                log.warning("%s: line %.80r is no address and time, and is dropped", self._path, line)
+                log.warning("%s: line %.80r has no address and time, and is ignored", self._path, line)
         self._lines = len(lines)
         return list(entries.items())
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, but no FIFO that nobody reads: that would wait without end."""
+    """Open a file without blocking: a FIFO without a reader would block for ever."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
-"""Attachments whose file this agent cannot use, or that have none: their addresses stay in use.
+"""Attachments without a file that this agent can use: their addresses stay in use.
 
-A file that is not understood (a newer version wrote it, it is damaged) still names addresses in its text, and the
-kernel knows those of a link that is there.
+A file that a newer version wrote, or that is damaged, still has addresses in its text. The kernel knows addresses
+of a link that exists.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEASES = re.compile(rb'"leases"\s*:\s*\[(.*?)\]', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class UnreadableAttachment:
-    """An attachment of which only the link's name is certain, and the addresses that it may have."""
+    """An attachment of which only the link's name is certain, with the addresses that it may have."""
 
     link: str
     """Name of the host end, which is also the file's without its suffix."""
@@ -35,13 +35,13 @@ class UnreadableAttachment:
     """Its file; None: it has none."""
     addresses: frozenset[Address] = frozenset()
     complete: bool = False
-    """Whether these are known to be all."""
+    """Whether these are certainly all of its addresses."""
     network: str = ""
     """The network's name; empty: not known."""
     guess: Attachment | None = field(default=None, hash=False)
-    """What the file says if its keys mean what they mean today."""
+    """The attachment of the file, if its keys have today's meaning."""
     alive: bool = True
-    """Whether the link is there, as far as the kernel was asked."""
+    """Whether the link exists, by the last answer of the kernel."""
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class UnreadableAttachment:
 
     @property
     def blind(self) -> bool:
-        """Return whether its link may have an address that is not known."""
+        """Return whether its link may have an unknown address."""
         return self.alive and not self.complete
 
     def problem(self) -> Problem:
@@ -67,7 +67,7 @@ class UnreadableAttachment:
 
 
 def describe(path: Path, reason: str, types: OptionTypes) -> UnreadableAttachment:
-    """Return what can still be known of a file that cannot be used."""
+    """Return the link, network and addresses that can be found in a file that cannot be used."""
     found = UnreadableAttachment(path.name.partition(".")[0], reason, path)
     try:
         data = atomic_file.read(path, LARGEST)
@@ -86,7 +86,7 @@ def describe(path: Path, reason: str, types: OptionTypes) -> UnreadableAttachmen
 
 
 def scan(text: bytes) -> frozenset[Address]:
-    """Return all addresses that a text names, with or without a mask; some may be those of other machines."""
+    """Return all addresses in a text, with or without a mask; some may be addresses of other machines."""
     found: set[Address] = set()
     for word in WORD.findall(text):
         try:
@@ -99,7 +99,7 @@ def scan(text: bytes) -> frozenset[Address]:
 def known_by_kernel(
     found: UnreadableAttachment, addresses: frozenset[Address] | None, alias: str
 ) -> UnreadableAttachment:
-    """Return the same with what the kernel knows; `addresses` are None if its link is not there."""
+    """Return it with the kernel's addresses and alias; `addresses` is None if its link does not exist."""
     if addresses is None:
         return replace(found, alive=False)
     words = alias.split(" ")

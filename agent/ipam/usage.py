@@ -1,4 +1,4 @@
-"""Which addresses are in use, by block and by pool, for people: pure functions of what an agent knows."""
+"""Count the addresses in use by block and by pool, for people: pure functions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Counts = Callable[[Range], tuple[int, int, int]]
 def of_node(
     node: str, snapshot: Snapshot, status: NodeStatus, pods: Mapping[Address, str], counts: Counts
 ) -> dict[str, BlockUsage]:
-    """Return what a node has to say of its blocks, by the name of the object.
+    """Return the usage of a node's blocks, by the name of the object.
 
-    `pods`: who has each address, for people.
+    `pods`: the pod that has each address, for people.
     """
     found, left = {}, dict(pods)
     for block, pool, part in _blocks(node, snapshot, status, pods):
@@ -48,7 +48,7 @@ def of_node(
 
 
 def of_one_node(what: str, node: str) -> str:
-    """Return the name of an object of which each node may have one; a Node's own name may be as long as any."""
+    """Return the name of a node's own object; a Node's name may be too long to be a part of it."""
     name = f"{what}.{node}"
     return name if len(name) <= NAME_LIMIT else f"{what}.{label(node)}"
 
@@ -56,9 +56,9 @@ def of_one_node(what: str, node: str) -> str:
 def _blocks(
     node: str, snapshot: Snapshot, status: NodeStatus, pods: Iterable[Address]
 ) -> Iterator[tuple[Subnet, str, Range]]:
-    """Yield the node's blocks, whose each is, and where in it pods' addresses may be.
+    """Yield each block of the node, the name of its pool, and the range for pods.
 
-    Those of networks that are prepared, those that it has claimed, and podCIDRs that pods still have addresses of.
+    These are blocks of prepared networks, claimed blocks, and podCIDRs of which pods still have addresses.
     """
     me = snapshot.nodes.get(node)
     given = me.blocks if me else ()
@@ -81,24 +81,26 @@ def _blocks(
         pool = BlockUsage.BY_HAND if block in by_hand else claimed[block].pool if block in claimed else ""
         if not pool and block in given:
             pool = BlockUsage.POD_CIDR
-        if pool:  # else it was claimed a moment ago, and the snapshot does not have it yet
+        if pool:  # else it was just claimed, and the snapshot does not have it yet
             yield block, pool, part
 
 
 def _listed(pods: Mapping[Address, str]) -> tuple[str, ...]:
-    """Return `ADDRESS POD` of each by address; of more than fit, how many are left out."""
+    """Return `ADDRESS POD` of each, in the order of addresses; the last entry says how many are left out."""
     order = sorted(pods, key=lambda address: (address.version, int(address)))
     entries = [f"{address} {pods[address]}" for address in order[:LISTED]]
     return (*entries, f"and {len(order) - LISTED} more") if len(order) > LISTED else tuple(entries)
 
 
 def of_pools(snapshot: Snapshot, usages: Iterable[BlockUsage]) -> dict[str, PoolCounts]:
-    """Return how much of each pool is in use, by the pool's name; `usages` are those of all nodes."""
+    """Return the counts of each pool by its name; `usages` are those of all nodes."""
     used = dict.fromkeys(snapshot.pools, 0)
     for usage in usages:
         if usage.pool in used:
             used[usage.pool] += usage.used
-        elif not usage.pool:  # pods that took their address along, or whose node has lost its block
+        elif (
+            not usage.pool
+        ):  # off-block pods: they kept their address on another node, or their node lost the block
             for address in _addresses(usage):
                 for name in (n for n, pool in snapshot.pools.items() if blocks.contains(pool.cidr, address)):
                     used[name] += 1
@@ -120,7 +122,7 @@ def _addresses(usage: BlockUsage) -> Iterator[Address]:
 def capacity(pool: IPPool, snapshot: Snapshot) -> int:
     """Return how many addresses of a pool pods can have, if nodes claim all of its blocks.
 
-    Not those that it leaves out, nor podCIDRs that lie in it, nor the network, gateway and broadcast address of
+    Addresses that it excludes do not count, nor podCIDRs in it, nor the network, gateway and broadcast address of
     each block, unless pods share the subnet of their parent. It is calculated, as a pool may have 2^100 blocks.
     """
     base, last = int(pool.cidr.network_address), int(pool.cidr.broadcast_address)

@@ -55,7 +55,7 @@ def test_the_next_pod_lives_though_a_journaled_del_can_not_be_removed(tmp_path: 
     command("mount", "-o", "remount,ro", str(node.state))
     assert node.journal.replay() == 1
     assert not node.has_pod
-    what = "it is not needed any more, but can't be removed: Read-only file system"
+    what = "it is finished, but can't be removed: Read-only file system"
     told = [Problem(f"journaled DEL {entry}", what, "make the state-dir writable, or remove it yourself")]
     assert [*node.problems.get().values()] == told
     pod = Pod("c1")

@@ -1,4 +1,4 @@
-"""The journal of DELs: done in order, kept while they fail, set aside when they never can be done."""
+"""The journal of DELs: done in order, kept while they fail, renamed if they can never be done."""
 
 from __future__ import annotations
 
