@@ -13,7 +13,7 @@ def encode(accepted_modes: AcceptedModes) -> str:
 
 
 def decode(text: object) -> AcceptedModes:
-    """Return what `encode` made the text of; words that cannot be understood are ignored."""
+    """Return the accepted modes of a text of `encode`; words that cannot be understood are ignored."""
     found = {}
     for word in text.split() if isinstance(text, str) else ():
         network, _, modes = word.partition("=")

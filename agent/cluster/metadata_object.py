@@ -1,4 +1,4 @@
-"""The metadata of a Pod or Namespace: the annotations of testcni's, and the controller."""
+"""The metadata of a Pod or Namespace: testcni's annotations, and the controller."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def read(
 ) -> ObjectMetadata:
     """Return what the agent needs of a Pod's or Namespace's metadata.
 
-    Faults that cost only themselves are added to `faults`. Raises ObjectError for a fault in an annotation of
-    testcni's: it is not known what was asked for.
+    A fault elsewhere is added to `faults`. Raises ObjectError for a fault in one of testcni's annotations, as the
+    request is unknown then.
     """
     others: Faults = []
     annotations = node_object.labels(metadata, others, "annotations")

@@ -22,7 +22,7 @@ from agent.runtime.controller import Controller, ReportError, Schedule
 from agent.runtime.pace import Pace
 
 SCHEDULE = Schedule(resync=5.0, first=0.0, backoff=(5.0, 5.0))
-LASTING = 5.0  # seconds: what solves itself sooner is not worth an Event
+LASTING = 5.0  # seconds: a problem that ends sooner gets no Event
 EVENTS = 10, 60.0  # at once, then one in so many seconds: Events cost the API server too
 REPEAT_AFTER = 1800.0  # seconds: the API server keeps Events for an hour
 CLEARS = 5, 60.0  # at once, then one in so many seconds: another controller may set the condition again and again
@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """When the condition was cleared (time.monotonic), and what the node's object was then."""
+    """When the condition was cleared (time.monotonic), and the Node object at that time."""
 
     before: Node
     at: float
 
 
 class NodeEventWriter(Controller):
-    """Writes what the node's status and the queue of pod events ask for; retries while the API server is away."""
+    """Writes the condition and Events for the node's status and the queue of pod events; retries on failure."""
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class NodeEventWriter(Controller):
         self._cleared: Cleared | None = None
         self._clears = Pace(*CLEARS, clock)
         self._since: dict[Problem, float] = {}
-        self._told: dict[Problem, float] = {}
+        self._reported: dict[Problem, float] = {}
         self._credit = Pace(*EVENTS, clock)
         self._written: dict[PodEvent, float] = {}
         self._pods_credit = Pace(*POD_EVENTS, clock)
         view.snapshot.listen(self._changed)
 
     def once(self) -> bool:
-        """Write what there is to write; return False when the API server fails."""
+        """Write the condition and all Events that are due; return False if the API server fails."""
         try:
             self._write()
         except StoreError as error:
@@ -85,20 +85,20 @@ class NodeEventWriter(Controller):
         """Write the condition, and Events for the node and its pods. Raises StoreError."""
         status, now = self._view.status.get(), self._clock.now()
         me = self._me
-        if me and me.created != self._created:  # a new Node object has no condition and no Events yet
-            self._created, self._cleared, self._told = me.created, None, {}
+        if me and me.created != self._created:  # a new Node object has neither condition nor Events yet
+            self._created, self._cleared, self._reported = me.created, None, {}
         if status.blocks and me and self._is_to_be_cleared(now, me) and self._clears.spend():
             self._clear()
             self._cleared = Cleared(me, now)
         self._since = {problem: self._since.get(problem, now) for problem in status.problems}
-        self._told = {problem: when for problem, when in self._told.items() if problem in self._since}
+        self._reported = {problem: when for problem, when in self._reported.items() if problem in self._since}
         for problem, since in self._since.items():
-            due = now - since >= LASTING and now - self._told.get(problem, -REPEAT_AFTER) >= REPEAT_AFTER
+            due = now - since >= LASTING and now - self._reported.get(problem, -REPEAT_AFTER) >= REPEAT_AFTER
             if due and self._credit.spend():
-                # kubelet's events have the name as uid, too: `kubectl describe node` looks for that
+                # `kubectl describe node` finds Events whose uid is the node's name, as in kubelet's Events
                 about = {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}
                 self._api.ask(event(self._node, about, PROBLEM, str(problem)))
-                self._told[problem] = now
+                self._reported[problem] = now
         self._write_pod_events(now)
 
     def _changed(self) -> None:
@@ -109,13 +109,13 @@ class NodeEventWriter(Controller):
             self.wake()
 
     def _is_to_be_cleared(self, now: float, me: Node) -> bool:
-        """Return whether this is the first look, or the cluster says that the network is unavailable."""
+        """Return whether this is the first round, or the Node says that the network is unavailable."""
         if self._cleared is None:
             return True
         return me.unavailable and (me is not self._cleared.before or now - self._cleared.at > SEEN_WITHIN)
 
     def _write_pod_events(self, now: float) -> None:
-        """Write the events of the queue, the same one only now and then, as runtimes retry. Raises StoreError."""
+        """Write the Events of the queue; an equal one only once in POD_EVENT_EVERY. Raises StoreError."""
         self._written = {one: when for one, when in self._written.items() if now - when < POD_EVENT_EVERY}
         while pod_event := self._pod_events.take():
             if pod_event in self._written or not self._pods_credit.spend():
@@ -140,12 +140,12 @@ def _name(event: PodEvent) -> str:
 
 
 def event_name(kind: str, *about: str) -> str:
-    """Return the name of the only Event about something, whichever agent says it and however often."""
+    """Return the name of an Event that must be unique, whichever agent writes it and however often."""
     return f"testcni-{kind}-{hashlib.sha256(' '.join(about).encode()).hexdigest()[:16]}"
 
 
 def event(node: str, about: dict[str, str], reason: str, message: str, name: str = "") -> Request:
-    """Return the request that makes an Event about an object, as this node's agent; without a name it gets one."""
+    """Return the request that creates an Event about an object; without a name the API server gives it one."""
     namespace, now = about.get("namespace", "default"), rfc3339(datetime.now(UTC))
     doc = {
         "apiVersion": "v1",

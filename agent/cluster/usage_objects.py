@@ -1,4 +1,4 @@
-"""Read and write IPBlockUsages and the status of IPPools, which people see with kubectl. No agent watches them."""
+"""Read and write IPBlockUsages and the status of IPPools, for people with kubectl. No agent watches them."""
 
 from __future__ import annotations
 

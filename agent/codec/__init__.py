@@ -1,1 +1,1 @@
-"""Read JSON and YAML that others wrote, strictly, with one error type for all faults."""
+"""Read JSON and YAML of others strictly, with one error type for all faults."""

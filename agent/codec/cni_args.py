@@ -1,4 +1,4 @@
-"""CNI_ARGS as values (CNI conventions, CNI_ARGS): the one place that reads them."""
+"""Read CNI_ARGS (CNI conventions, CNI_ARGS)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PodIdentity:
     name: str
     """`namespace/name`."""
     uid: str = ""
-    """Empty: kubelet did not say."""
+    """Empty if kubelet gave none."""
 
 
 def pod(args: str) -> PodIdentity | None:

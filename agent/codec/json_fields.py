@@ -1,4 +1,4 @@
-"""Convert fields of a JSON object to values; a wrong one is CNI error 7 with path, value and what is allowed."""
+"""Convert fields of a JSON object to values; a wrong field is CNI error 7 with path, value and allowed values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Fields:
         return self._doc.get(name)
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:
-        """Raise CniError 7 for the first unknown field; a key with a `/` is another program's, and allowed."""
+        """Raise CniError 7 for the first unknown field; keys with a `/` are for other programs."""
         for name, value in self._doc.items():
             if name not in self._taken and name not in ignored and "/" not in name:
                 raise CniError(

@@ -1,7 +1,7 @@
-"""Networks as JSON, in the files that an agent leaves for the next one, which may be of another version.
+"""Encode networks as JSON for the files by which an agent passes its state to the next one.
 
-All options of a network are written side by side. An agent skips keys that it does not know, and takes the default
-for a key that is missing, so that a file can be read after an upgrade and after a rollback.
+The next agent may have another version. All options of a network are keys of one object. An agent ignores unknown
+keys, and uses the default for missing ones, so that a file can be read after an upgrade and after a rollback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ APART = ("mode", "options", "transition")  # fields of Network that are no keys
 
 @functools.lru_cache(64)
 def encode_network(network: Network) -> dict[str, Any]:
-    """Return a network as JSON; it is made once, as all pods of a node are on the same few networks."""
+    """Return a network as JSON. Results are cached, as all pods of a node are on the same few networks."""
     values = {f.name: getattr(network, f.name) for f in fields(Network) if f.name not in APART}
     for options in (*network.transition, network.options):
         values.update(asdict(options))
@@ -34,7 +34,7 @@ def encode_network(network: Network) -> dict[str, Any]:
 def decode_network(doc: dict[str, Any], types: OptionTypes) -> Network:
     """Return the network that `encode_network` made the JSON of. Raises KeyError, TypeError, ValueError."""
     mode = text(doc.get("mode", next(iter(types))))
-    if mode not in types:  # an agent that knew more modes may have written it
+    if mode not in types:  # an agent with more modes may have written it
         raise ValueError(f"mode {mode!r} is none of {', '.join(types)}")
     known = {name: kind(**_values(kind, doc)) for name, kind in types.items() if kind.routed or name == mode}
     network = Network(options=known[mode], **_values(Network, doc))
@@ -100,7 +100,7 @@ PARSERS: tuple[tuple[object, Callable[[object], object]], ...] = (
     (Address | None, lambda value: None if value is None else address(value)),
     (tuple[Subnet, ...], subnets),
 )
-"""How a field is read that JSON has as text, by the type of the field."""
+"""The parsers of fields that are text in JSON, by the type of the field."""
 
 
 def _plain(value: object) -> object:
@@ -116,13 +116,13 @@ def _values(kind: type[Any], doc: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _readers(kind: type[Any]) -> Mapping[str, Callable[[object], object]]:
-    """Return how each field of a class, Network or a ModeOptions, is read."""
+    """Return the parser of each field of a class, Network or a ModeOptions."""
     hints = get_type_hints(kind)
     return {f.name: _reader(f.name, hints[f.name]) for f in fields(kind) if f.name not in APART}
 
 
 def _reader(name: str, hint: type) -> Callable[[object], object]:
-    """Return how a field of a type is read: as one of PARSERS says, else as JSON has it."""
+    """Return the parser of a field: one of PARSERS by its type, else a check of the type."""
     if parse := next((parse for of, parse in PARSERS if of == hint), None):
         return parse
     return partial(_checked, name, hint)

@@ -1,4 +1,4 @@
-"""Read JSON that others wrote, with one error type for all faults.
+"""Read JSON of others, with one error type for all faults.
 
 `json.loads` raises several types of errors (syntax, numbers of more than 4,300 digits, deep nesting, text that is
 not UTF-8), and accepts what no field of testcni has (NaN, infinity, half of a surrogate pair, a duplicate name).

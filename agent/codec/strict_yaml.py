@@ -1,4 +1,4 @@
-"""Read YAML that others wrote, with one error type for all faults."""
+"""Read YAML of others, with one error type for all faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time as loops see it, so that a test can replace it and need not sleep."""
+"""The clock of loops, which a test can replace so that it need not sleep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and waits for events."""
+    """Returns the time, and waits for events."""
 
     def now(self) -> float:
         """Return the seconds since some fixed moment, as time.monotonic does."""

@@ -47,7 +47,7 @@ class Controller(ABC):
     """A loop in a thread of its own that compares what should be with what is.
 
     A subclass implements `once`. A round that raises an unexpected exception is logged with its trace, reported
-    and retried, as an agent that ends would meet the same input again. A MustEndError ends the agent.
+    and retried, as a restarted agent would get the same input again. A MustEndError ends the agent.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Controller(ABC):
             self.pace.wait(stop)
             if stop.is_set():
                 return
-            self._wake.clear()  # before the round: what changes from here on is for the next one
+            self._wake.clear()  # before the round: later changes are for the next round
             pause = self.round()
 
     def round(self) -> float:
@@ -102,7 +102,7 @@ class Controller(ABC):
         return min(longest, first * 2.0 ** min(self.failures - 1, LARGEST_EXPONENT))
 
     def resync(self) -> None:  # noqa: B027 - most controllers do the same in each round
-        """Prepare a round that nothing has asked for."""
+        """Prepare a round that no wake-up has requested."""
 
     def pause(self) -> float:
         """Return the seconds to the next round after a successful one."""

@@ -19,6 +19,6 @@ class LabelledCounter:
             self._counts[labels] = self._counts.get(labels, 0) + by
 
     def all(self) -> Mapping[tuple[str, ...], int]:
-        """The counts now; those known from the start are there even while they are 0."""
+        """Return all counts; counters that were known at the start are included even while they are 0."""
         with self._lock:
             return dict(self._counts)

@@ -27,14 +27,14 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """How many seconds are left, 0 once it has passed."""
+        """The seconds that are left; 0 when it has passed."""
         return max(0.0, self.at - time.monotonic())
 
     @property
     def passed(self) -> bool:
-        """Whether no time is left."""
+        """Whether it has passed."""
         return time.monotonic() >= self.at
 
 
 PAST = Deadline(0.0)
-"""For what must not wait at all."""
+"""A deadline that has passed, for steps that must not wait."""

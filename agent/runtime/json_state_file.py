@@ -1,4 +1,4 @@
-"""Small files in the run-dir by which the next agent knows what this one did."""
+"""Small files in the run-dir by which an agent passes its state to the next one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def write(path: Path, doc: object) -> bool:
-    """Replace a file by this JSON, whole at every moment; False, and said in the log, when that can't be done."""
+    """Replace a file atomically by this JSON; return False, and log it, if that fails."""
     try:
         atomic_file.beside(path, json.dumps(doc)).rename(path)
     except OSError as error:

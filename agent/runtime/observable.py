@@ -32,7 +32,7 @@ class Observable(Generic[T]):
         self.update(lambda _old: value)
 
     def update(self, change: Callable[[T], T]) -> None:
-        """Replace the value by what `change` makes of it; nothing is woken when it stays the same."""
+        """Replace the value by the result of `change`; waiting threads are not woken if it is equal."""
         with self._condition:
             new = change(self._value)
             if new == self._value:
@@ -43,6 +43,6 @@ class Observable(Generic[T]):
             listener()
 
     def wait(self, wanted: Callable[[T], bool], deadline: Deadline) -> bool:
-        """Wait until `wanted` is true of the value, or until `deadline`. Return whether it is."""
+        """Wait until `wanted` is true for the value, at most until `deadline`; return whether it is."""
         with self._condition:
             return self._condition.wait_for(lambda: wanted(self._value), timeout=deadline.left)

@@ -1,4 +1,4 @@
-"""Limit how often a loop runs, as parts that wake each other must not do so at full speed."""
+"""Limit how often a loop runs, as loops may wake each other in a circle."""
 
 from __future__ import annotations
 

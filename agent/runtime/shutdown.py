@@ -1,4 +1,4 @@
-"""How the agent ends: at a signal, which may come while any lock is held, or when a part of it asks for it."""
+"""End the agent at a signal, which may come while any lock is held, or when a part of it requests that."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 
 
 class MustEndError(Exception):
-    """The agent can go on only after a restart. The text says why."""
+    """The agent can continue only after a restart. The text says why."""
 
 
 class Shutdown:
-    """Wakes the main thread without any lock: a signal handler that takes one may wait for its own thread."""
+    """Wakes the main thread without a lock: a signal handler that takes a lock may wait for its own thread."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC)

@@ -20,7 +20,7 @@ class Part(Protocol):
 
 
 class PartThreads:
-    """Runs each part in a thread, and ends the agent when a part fails: it must not look alive without it."""
+    """Runs each part in a thread, and ends the agent when a part fails: without it the agent would not work."""
 
     def __init__(self, shutdown: Shutdown) -> None:
         self.failed = False

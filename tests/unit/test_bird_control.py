@@ -281,7 +281,7 @@ def test_a_fifo_among_the_files_of_bird_is_not_waited_for(tmp_path: Path) -> Non
     os.mkfifo(files.pid)
     os.mkfifo(files.standby)
     assert daemon.find(files) is None
-    with pytest.raises(OSError, match="is no regular file"):
+    with pytest.raises(OSError, match="is not a regular file"):
         daemon.restore(files)
     files.standby.unlink()
     files.standby.write_bytes(b"\xff")
