@@ -178,50 +178,55 @@ def numerically(held: IPReservation) -> tuple[int, int]:
 
 def steps(snapshot: Snapshot, here: LocalPods, now: datetime, keep: timedelta) -> Iterator[Step]:
     """Yield the updates that this node makes: to its own reservations, for its blocks, and for gone nodes."""
-    mine = {claim.address: claim for claim in here.claims}
+    node = _Steps(snapshot, here, now, keep)
     for held in snapshot.reservations.values():
         if held.ahead:
-            yield from _claimed_by_pod(snapshot, held, mine.get(held.address), here, now, keep)
+            yield from node.claimed_by_pod(held)
         elif held.node == here.node:
-            yield from _own(snapshot, held, mine.get(held.address), here, now, keep)
-        elif held.asks == here.node:
-            yield from _answered(held, here)
+            yield from node.own(held)
+        elif held.asks == here.node and (not held.refused or held.keep == WHILE_POD):
+            yield from node.answer(held)
         elif held.node not in snapshot.nodes and here.node == heir(snapshot, held):
             yield from _left(held, now, keep, at_once=False)  # its pods may still run, and the Node may come back
 
 
-def _claimed_by_pod(
-    snapshot: Snapshot, held: IPReservation, claim: Claim | None, here: LocalPods, now: datetime, keep: timedelta
-) -> Iterator[Step]:
-    """Yield the step for an address that a person reserved, and that its pod has had before."""
-    if claim and is_for_pod(held, claim) and held.address not in here.busy:
-        yield Update(claimed(held, claim, node_to_ask(snapshot, held.address, here.node), now, keep))
+class _Steps:
+    """The steps of one node for reservations, one at most for each."""
 
+    def __init__(self, snapshot: Snapshot, here: LocalPods, now: datetime, keep: timedelta) -> None:
+        self._snapshot = snapshot
+        self._here = here
+        self._now = now
+        self._keep = keep
+        self._claims = {claim.address: claim for claim in here.claims}
 
-def _own(
-    snapshot: Snapshot, held: IPReservation, claim: Claim | None, here: LocalPods, now: datetime, keep: timedelta
-) -> Iterator[Step]:
-    """Yield the step for a reservation of this node."""
-    if held.address in here.busy:
-        return
-    if claim and (claim.owner, claim.pod) == (held.owner, held.pod):
-        yield from _used(snapshot, held, claim)
-    else:
-        yield from _left(held, now, keep, at_once=held.keep == WHILE_POD)
+    def claimed_by_pod(self, held: IPReservation) -> Iterator[Step]:
+        """Yield the step for an address that a person reserved, if its pod has it already."""
+        claim = self._claims.get(held.address)
+        if claim and is_for_pod(held, claim) and held.address not in self._here.busy:
+            asks = node_to_ask(self._snapshot, held.address, self._here.node)
+            yield Update(claimed(held, claim, asks, self._now, self._keep))
 
+    def own(self, held: IPReservation) -> Iterator[Step]:
+        """Yield the step for a reservation of this node."""
+        claim = self._claims.get(held.address)
+        if held.address in self._here.busy:
+            return
+        if claim and (claim.owner, claim.pod) == (held.owner, held.pod):
+            yield from _used(self._snapshot, held, claim)
+        else:
+            yield from _left(held, self._now, self._keep, at_once=held.keep == WHILE_POD)
 
-def _answered(held: IPReservation, here: LocalPods) -> Iterator[Step]:
-    """Yield the answer to another node's claim of an address in a block of this node.
+    def answer(self, held: IPReservation) -> Iterator[Step]:
+        """Yield the answer to another node's claim of an address in a block of this node.
 
-    A claim WHILE_POD is answered again after a refusal: that pod has the address already, and keeps it.
-    """
-    if held.refused and held.keep != WHILE_POD:
-        return
-    user = here.used.get(held.address)
-    refused = f"{user} on node {here.node} has it" if user else ""
-    answered = replace(held, asks=here.node if refused else "", refused=refused)
-    if answered != held:
-        yield Update(answered)
+        A refused claim WHILE_POD is answered again: that pod has the address already, and keeps it.
+        """
+        user = self._here.used.get(held.address)
+        refused = f"{user} on node {self._here.node} has it" if user else ""
+        answered = replace(held, asks=self._here.node if refused else "", refused=refused)
+        if answered != held:
+            yield Update(answered)
 
 
 def lost(snapshot: Snapshot, here: LocalPods, now: datetime) -> Iterator[IPReservation]:
