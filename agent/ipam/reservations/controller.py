@@ -163,7 +163,7 @@ class ReservationController(Controller):
             log.warning("reserved %s of pod %s, as it is in no block of this node", missing.address, missing.pod)
         else:
             log.warning(
-                "created the reservation of %s again, as pod %s has this address", missing.address, missing.pod
+                "reservation of %s was deleted, but pod %s has it: created again", missing.address, missing.pod
             )
 
     def _changed(self) -> None:
