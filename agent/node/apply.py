@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.kernel.ip_links import Link
 from agent.model.marks import LINK_PREFIX
 from agent.model.problem import Problem
-from agent.objects import bridges
+from agent.objects import bridge_link
 from agent.objects.base import Context, DeviceObject, Guarded, NodeObject, Result, Stage
 from agent.objects.state import NodeState
 from agent.runtime.counter import LabelledCounter
@@ -75,7 +75,7 @@ class NodeProgrammer:
 
     def is_made(self, link: Link) -> bool:
         """Whether testcni made a link, for a pod or for the node."""
-        if link.name.startswith(LINK_PREFIX) or bridges.is_ours(link):
+        if link.name.startswith(LINK_PREFIX) or bridge_link.is_ours(link):
             return True
         return any(device.is_ours(link) for device in self._devices)
 

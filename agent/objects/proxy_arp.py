@@ -13,7 +13,7 @@ from agent.kernel.ip_links import Link
 from agent.kernel.link_operations import Reaper
 from agent.kernel.netlink import Netlink, Request
 from agent.model.marks import mac_for
-from agent.objects import bridges
+from agent.objects import bridge_link
 from agent.objects.base import Context, NodeObject, Result, Stage
 from agent.objects.host_kernel import HostKernel
 from agent.objects.state import NodeState, Proxy
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def answer(nl: Netlink, host: HostKernel, desired: frozenset[Proxy], there: Sequence[Link]) -> int:
     """Make what our bridges answer for what is desired; how many answers changed. Raises OSError."""
-    ours = {link.index: link for link in there if bridges.is_ours(link)}
+    ours = {link.index: link for link in there if bridge_link.is_ours(link)}
     indexes = {link.name: index for index, link in ours.items()}
     wanted: set[tuple[int, Address]] = {
         (indexes[proxy.bridge], proxy.address) for proxy in desired if proxy.bridge in indexes
