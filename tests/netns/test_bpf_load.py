@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from agent.kernel.bpf.syscall import BpfError
 from agent.model.marks import BPF_PINS
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Config, Endpoint
+from tests.lab.state import fds
 from tests.netns.node import OBJECTS, command, private_bpffs
 
 MANY = 5000
@@ -58,6 +62,22 @@ def test_programs_are_adopted_after_a_restart() -> None:
     )
     known = Endpoint(7, "0a:58:0a:f4:01:02", "ee:00:00:00:00:01")
     assert vxlan_maps.pods(again.maps) == {IPv4Address("10.244.1.2"): known}
+
+
+def test_threads_that_ask_at_once_open_each_descriptor_once() -> None:
+    """As the calls do that come when an agent starts: a set for each of them stayed open."""
+    private_bpffs()
+    loader(OBJECTS).load(FAMILY)
+    again, before = loader(OBJECTS), fds(os.getpid())
+    barrier = threading.Barrier(16)
+
+    def ask(number: int) -> object:
+        barrier.wait()
+        return again.maps(FAMILY) if number % 2 else again.adopt(FAMILY)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(16)))
+    assert fds(os.getpid()) == before + len(FAMILY.programs) + len(FAMILY.maps)
 
 
 def test_a_load_that_died_half_way_is_taken_up(tmp_path: Path) -> None:

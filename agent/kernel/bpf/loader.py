@@ -90,19 +90,25 @@ class Loader:
             return self._load(family)
 
     def adopt(self, family: Family) -> Loaded | None:
-        """Return the programs of the object files if an earlier process pinned them, else None. Raises OSError."""
-        home = self._home(family)
-        if not all((home / name).exists() for name in family.programs):
-            return None
-        return self._opened(home, family, adopted=True)
+        """Return the programs of the object files if an earlier process pinned them, else None. Raises OSError.
+
+        Each descriptor is opened once, though many threads ask when an agent starts: none of them is closed.
+        """
+        if known := self.current(family):
+            return known
+        with self._loading:
+            return self.current(family) or self._adopt(family)
 
     def maps(self, family: Family) -> Mapping[str, Map] | None:
         """Return the maps, also without programs, as an earlier process left them, or None. Raises BpfError."""
         if loaded := self._loaded.get(family):
             return loaded.maps
-        if family not in self._left and (left := pinned_maps(self._pins, family)):
-            self._left[family] = left
-        return self._left.get(family)
+        with self._loading:
+            if loaded := self._loaded.get(family):
+                return loaded.maps
+            if family not in self._left and (left := pinned_maps(self._pins, family)):
+                self._left[family] = left
+            return self._left.get(family)
 
     def retire(self, family: Family) -> list[Path]:
         """Remove pins of other object files and layouts, when their programs are replaced; return their names."""
@@ -141,12 +147,18 @@ class Loader:
 
     def _load(self, family: Family) -> Loaded:
         _check_bpffs(self._pins)
-        if known := self.adopt(family):
+        if known := self._adopt(family):
             return known
         home = self._home(family)
         shutil.rmtree(home, ignore_errors=True)
         _load(self._files(family), self._pins / LAYOUT, home)
         return self._opened(home, family, adopted=False)
+
+    def _adopt(self, family: Family) -> Loaded | None:
+        home = self._home(family)
+        if not all((home / name).exists() for name in family.programs):
+            return None
+        return self._opened(home, family, adopted=True)
 
     def _files(self, family: Family) -> dict[str, Path]:
         return {name: self._objects / f"{name}.o" for name in family.programs}
@@ -156,11 +168,9 @@ class Loader:
         return self._pins / LAYOUT / f"{family.prefix}{_digest(self._files(family))}"
 
     def _opened(self, home: Path, family: Family, *, adopted: bool) -> Loaded:
-        loaded = self._loaded[family] = Loaded(
-            {name: syscall.program(syscall.pinned(home / name)) for name in family.programs},
-            _maps(home.parent, family),
-            adopted,
-        )
+        programs = {name: syscall.program(syscall.pinned(home / name)) for name in family.programs}
+        left = self._left.pop(family) if family in self._left else _maps(home.parent, family)
+        loaded = self._loaded[family] = Loaded(programs, left, adopted)
         return loaded
 
 

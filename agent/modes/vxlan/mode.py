@@ -167,7 +167,7 @@ def _ready(host: HostKernel, attachment: Attachment) -> Link:
     device = veth.needed("device", VXLAN_DEVICE)
     if VxlanOptions.of(attachment.network).vxlan_backend != EBPF:
         return device
-    if not (host.bpf.current(vxlan_maps.FAMILY) or host.bpf.adopt(vxlan_maps.FAMILY)):
+    if not host.bpf.adopt(vxlan_maps.FAMILY):
         raise NodeNotReadyError("the eBPF programs are not loaded")
     return device
 
