@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -99,7 +99,8 @@ def write(
 ) -> bool:
     """Make the table what it should be, in one transaction; return whether it was not. Raises NftError."""
     actual = _list_if_readable()
-    wanted = objects(masquerade, accepted_sources, _counters(actual or ()), no_redirects_on, shut)
+    counted = _counters(actual or (), accepted_sources)
+    wanted = objects(masquerade, accepted_sources, counted, no_redirects_on, shut)
     if actual is not None and nft.is_same(wanted, actual):
         return False
     nft.replace_table(TABLE, wanted)
@@ -134,21 +135,18 @@ def is_filtering(protocol: int, *, last_known: bool) -> bool:
 
 def dropped(protocol: int) -> int:
     """Return how many packets of an IP protocol from other sources were dropped. Raises NftError."""
-    found = _counters(_list()).get(protocol)
+    found = _counters(_list(), [protocol]).get(protocol)
     return found["packets"] if found else 0
 
 
-def _counters(actual: Iterable[Object]) -> dict[int, Counted]:
-    """Return packets and bytes of the rules that count, by the IP protocol that each matches."""
+def _counters(actual: Sequence[Object], protocols: Iterable[int]) -> dict[int, Counted]:
+    """Return packets and bytes that our own rules have counted, by IP protocol. Rules of others do not count."""
     found = {}
-    for entry in actual:
-        steps = [step for step in entry.get("rule", {}).get("expr", ()) if isinstance(step, dict)]
-        counter = next((step["counter"] for step in steps if step.get("counter")), None)
-        protocols = [
-            match["right"] for step in steps if (match := step.get("match")) and match["left"] == PROTOCOL
-        ]
-        if counter and protocols:
-            found[protocols[0]] = counter
+    for protocol in protocols:
+        ours = (entry for entry in actual if nft.includes([entry], [_only_sources(protocol, None)]))
+        counters = (step["counter"] for entry in ours for step in entry["rule"]["expr"] if "counter" in step)
+        if counter := next((each for each in counters if isinstance(each, dict)), None):  # a named one is a text
+            found[protocol] = counter
     return found
 
 

@@ -90,6 +90,27 @@ def test_only_nodes_may_send_to_the_ipip_device_and_the_count_goes_on() -> None:
     assert nft_table.write(Masquerade())
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "ip protocol { 4, 41 } counter packets 77 bytes 7777 drop",
+        "ip protocol 1-4 counter drop",
+        "ip protocol != 4 counter packets 77 bytes 7777 drop",
+        "ip protocol 4 counter packets 77 bytes 7777 drop",
+        "ip protocol 4 counter name others drop",
+    ],
+)
+@pytest.mark.parametrize("verb", ["add", "insert"])
+def test_a_rule_of_others_that_counts_is_removed_and_does_not_count(rule: str, verb: str) -> None:
+    nft_table.write(WANTED, {4: frozenset()})
+    before = command("nft", "list", "ruleset")
+    command("nft", "add counter inet testcni others")
+    command("nft", f"{verb} rule inet testcni input {rule}")
+    assert nft_table.dropped(4) == 0
+    assert nft_table.write(WANTED, {4: frozenset()})
+    assert command("nft", "list", "ruleset") == before
+
+
 def test_where_no_node_may_send_nobody_may() -> None:
     assert nft_table.write(WANTED, {4: frozenset()})
     assert not nft_table.write(WANTED, {4: frozenset()})
