@@ -145,8 +145,7 @@ class Informer:
         asked = random.randint(self._duration.shortest, self._duration.longest)  # noqa: S311
         began, events_before, unreadable = time.monotonic(), self._events, None
         try:
-            self._stream = self._open(asked)
-            for event in self._stream:
+            for event in self._open(asked):
                 if isinstance(event, UnreadableEventError):
                     unreadable = event
                     source = f"{self._server}, event"
@@ -180,13 +179,20 @@ class Informer:
         }
         stream = self._api.watch(TABLE[self.kind].path, query, asked + self._duration.slack)
         self._answered()
+        self._stream = stream
         if self._ended_at_once:  # this one may do so, too
-            lasting = threading.Timer(SHORTEST, self._lasts, (stream,))
-            lasting.daemon = True
-            lasting.start()
+            self._report_if_it_lasts(stream)
         else:
             self._report([Bookmark(self.kind)], (self._server,), {})
         return stream
+
+    def _report_if_it_lasts(self, stream: Stream) -> None:
+        lasting = threading.Timer(SHORTEST, self._lasts, (stream,))
+        lasting.daemon = True
+        try:
+            lasting.start()
+        except RuntimeError as error:  # no more threads: then the next event says that the kind works
+            log.debug("watch of %s: %s", self.kind, error)
 
     def _lasts(self, stream: Stream) -> None:
         """Report that the kind works again, if a watch after one that ended at once is still open."""

@@ -80,8 +80,11 @@ def _make(desired: frozenset[Bridge], kernel: KernelState, sysctls: Path) -> lis
     ours = {bridge: link for bridge, link in todo.items() if link not in foreign}
     if not ours and not stale:
         return problems
-    from agent.objects import bridge_setup  # noqa: PLC0415 - where all bridges are there already, it costs nothing
-
+    try:
+        from agent.objects import bridge_setup  # noqa: PLC0415 - where all bridges are there already, it costs nothing
+    except ImportError as error:  # other objects go on
+        names = [*(bridge.name for bridge in ours), *(link.name for link in stale)]
+        return problems + [_refused(name, f"pyroute2 cannot be loaded: {error}") for name in names]
     errors = bridge_setup.delete(stale) | bridge_setup.ensure(ours, kernel.addresses, sysctls)
     return problems + [_refused(name, error) for name, error in errors.items()]
 

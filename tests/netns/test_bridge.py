@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -285,3 +286,14 @@ def ways(pod: Pod, other: Pod, addresses: list[str]) -> tuple[bool, ...]:
         pod.reaches("fd00:10:244::1"),
         pod.reaches("192.0.2.1"),
     )
+
+
+def test_without_pyroute2_the_bridge_is_a_problem_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyroute2", None)
+    host = Host(tmp_path)
+    host.confs.publish(Confs(frozenset({parse_conf(CONF).network})))
+    (problem,) = eventually(lambda: host.reconciler.status.get().problems)
+    assert (problem.where, "pyroute2 cannot be loaded" in problem.what) == (f"bridge {BRIDGE}", True)
+    assert "masquerade" in command("nft", "list", "ruleset")

@@ -44,8 +44,7 @@ def behind(host: Host, asks: Mapping[str, Any]) -> None:
     host.handler = host.new_handler(
         later=LaterPlugins(
             lambda network: found.foreign_macs.get(network, ""), lambda network: found.unseen_macs.get(network, "")
-        ),
-        modes=BUILT_IN,
+        )
     )
 
 
