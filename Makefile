@@ -161,7 +161,7 @@ endif
 	buildah push --quiet $$id docker-archive:$$new:$(IMAGE); mv $$new build/testcni.tar
 
 .PHONY: manifests
-manifests: ## manifests/testcni.yaml anew from base and overlay (needs Go)
+manifests: deps ## manifests/testcni.yaml anew from base and overlay (needs Go)
 	@$(BIN)/python -c 'from tests.e2e import programs; print(programs.build("kubectl"))' > build/.kube
 	@$$(cat build/.kube)/kubectl kustomize manifests/overlays/host-gw > manifests/testcni.yaml
 
