@@ -104,7 +104,7 @@ class ClusterParts:
             "blocks": self.block_controller,
             "reservations": self.reservations,
         }
-        """By the names of their threads."""
+        """The parts, by the names of their threads."""
 
 
 class NodePath:
@@ -202,7 +202,7 @@ class ClusterObservers:
 
     def __init__(self, shared: Shared, cluster: ClusterParts, node: NodePath) -> None:
         self.parts: dict[str, Part] = {}
-        """By the names of their threads."""
+        """The parts, by the names of their threads."""
         self._policies: NetworkPolicies | None = None
         if not (api := cluster.datastores.api):
             return

@@ -35,9 +35,9 @@ class GraceTimes:
     """Seconds for which a node keeps what it no longer needs. No option sets them; tests choose shorter ones."""
 
     mode: float = 15.0
-    """From the withdrawal of a mode to its removal, so that peers read the withdrawal first."""
+    """The time from the withdrawal of a mode to its removal, so that peers read the withdrawal first."""
     daemon: float = 5.0
-    """From the moment when a mode does not want its daemon to its end: a restart may want it again at once."""
+    """The time that a daemon runs on when its mode no longer wants it: a restart may want it again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ class AgentConfig:
     pod_annotations: bool
     """Whether the annotations of pods are read, which costs each ADD a request to the datastore."""
     keep_address: float
-    """How many seconds a reservation is kept after its pod is deleted."""
+    """The seconds for which a reservation is kept after its pod is deleted."""
     namespace_reservations: int
-    """How many reservations a namespace may have."""
+    """The number of reservations that a namespace may have."""
     resync: float
     block_idle: float
     """Seconds without use after which a claimed block is released to its pool."""

@@ -37,16 +37,16 @@ RESCAN = 10.0  # seconds between scans without a change, in case that one was mi
 
 @dataclass(frozen=True, slots=True)
 class DirectoryTimes:
-    """How long a directory's files and writers are waited for, in seconds."""
+    """The times for which a directory's files and writers are waited for, in seconds."""
 
     debounce: float = 0.02
-    """For more changes, as files that change together are read together."""
+    """The wait for more changes, as files that change together are read together."""
     locked: float = 5.0
-    """For the lock: a write takes milliseconds, but the writer may be stopped."""
+    """The wait for the lock: a write takes milliseconds, but the writer may be stopped."""
     young: float = 0.05
     """The age up to which a file may change again without a new modification time."""
     stalled: float = 10.0
-    """After such a silence a writer has stopped."""
+    """The silence after which a writer has stopped."""
 
 
 class DirectoryStore:

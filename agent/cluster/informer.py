@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WatchDuration:
-    """How long a watch runs, in seconds.
+    """The duration of a watch, in seconds.
 
     The server ends it after the requested time (`timeoutSeconds`, API reference). Until then silence is normal:
     bookmarks are not guaranteed (API concepts, watch bookmarks).

@@ -17,7 +17,7 @@ class KindInfo:
 
     api_version: str
     path: str
-    """Of its list in the API server; a namespaced kind has `{namespace}` in it."""
+    """The path of the kind's list in the API server; that of a namespaced kind has `{namespace}` in it."""
     snapshot_field: str = ""
     """The field of Snapshot with its objects; empty: objects of the kind are read one by one, and not watched."""
 

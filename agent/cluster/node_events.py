@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """When the condition was cleared (time.monotonic), and the Node object at that time."""
+    """The time when the condition was cleared (time.monotonic), and the Node object at that time."""
 
     before: Node
     at: float

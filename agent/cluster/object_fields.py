@@ -38,7 +38,7 @@ class ObjectError(ValueError):
 
 
 Faults = list[ObjectError]
-"""What is wrong with an object that is used without its faulty fields."""
+"""The faults of an object that is used without its faulty fields."""
 
 
 def mapping(doc: dict[str, Any], path: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class StatusChanged:
 
 
 RESTART_REASONS = EXPIRED, ENDED, FAILED = "expired", "ended", "failed"
-"""Why a watch ended early: its resourceVersion expired, the server ended it, or the connection failed."""
+"""The reasons why a watch ended early: the resourceVersion expired, the server ended it, the connection failed."""
 
 
 @dataclass(frozen=True, slots=True)

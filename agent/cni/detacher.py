@@ -88,7 +88,7 @@ class Detacher:
                     yield f"{link.name}: {error}"
 
     def recover(self) -> None:
-        """At start: hold addresses that no file names, and remove incomplete attachments. Raises OSError."""
+        """Hold addresses that no file names, and remove incomplete attachments, at start. Raises OSError."""
         present = [link for link in ip_links.links(netlink.host()) if link.name.startswith(LINK_PREFIX)]
         self._hold_unnamed_addresses(present)
         self._remove_incomplete({link.name for link in present})

@@ -43,9 +43,9 @@ class Call:
     config: str = ""
     netns_fd: int | None = None
     boot_id: str = ""
-    """For a journaled DEL: the kernel's boot_id at that time; empty if an early plugin wrote it."""
+    """The kernel's boot_id when a DEL was journaled; empty if an early plugin wrote it."""
     journaled: int | None = None
-    """When it was journaled, in ns of the wall clock; 0: before the last boot; None: it was not journaled."""
+    """The time when it was journaled, in ns of the wall clock; 0: before the last boot; None: not journaled."""
 
 
 def decode(data: bytes, netns_fd: int | None) -> Call:

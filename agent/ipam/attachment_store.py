@@ -46,12 +46,12 @@ class AddressConflict:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long an ADD waits for addresses; not at all by default."""
+    """The deadlines of an ADD's waits for addresses; by default it does not wait at all."""
 
     cooled_by: Deadline = PAST
-    """Until when to wait for an address that cools."""
+    """The deadline of the wait for an address that cools."""
     gone_by: Deadline = PAST
-    """Until when to wait until another pod releases a requested address."""
+    """The deadline of the wait until another pod releases a requested address."""
 
 
 NO_WAITS = Waits()
@@ -71,7 +71,7 @@ class AttachmentStore:
         self._freed = threading.Condition(self._lock)
         self._all: dict[tuple[str, str], Attachment] = {}
         self._unreadable: dict[str, UnreadableAttachment] = {}
-        """By the name of the file, or of the link where there is none."""
+        """The unreadable attachments, by the name of the file, or of the link where there is no file."""
         self._allocator = Allocator(cool_down)
         self._listeners: list[Callable[[], None]] = []
         self.locks = KeyedLocks()

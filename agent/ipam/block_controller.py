@@ -73,7 +73,7 @@ def claim(create: Create, snapshot: Snapshot, network: Network, node: str, versi
 
 @dataclass(frozen=True, slots=True)
 class ReclaimRules:
-    """When this node may delete blocks of other nodes."""
+    """The rules by which this node may delete blocks of other nodes."""
 
     node_gone: float = NODE_GONE
     """Seconds without its Node object after which a node counts as gone for good."""
@@ -105,7 +105,7 @@ class BlockController(Controller):
         """New blocks, until it is known which of their addresses other nodes have reserved."""
         self._refused: dict[IPBlock, tuple[Problem, float]] = {}
         self._full: Mapping[str, str] = {}
-        """Why no block is left, by the key of network and IP version."""
+        """The reasons why no block is left, by the key of network and IP version."""
         self._refusals = Refusals()
         self._abandoned = AbandonedBlocks(store, self._rules.node_gone)
 

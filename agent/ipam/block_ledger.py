@@ -19,7 +19,7 @@ SEEN_WITHIN = 30.0  # seconds after which a claimed block that no snapshot shows
 
 
 class Stage(enum.Enum):
-    """How far the return of a block to its pool has come."""
+    """The stage that the return of a block to its pool has reached."""
 
     WITHDRAWN = 1
     """New snapshots do not have it, but an ADD may still work with an earlier one."""

@@ -21,7 +21,7 @@ NOBODY: frozenset[Address] = frozenset()
 
 
 BlockCount = int | Mapping[int, int]
-"""How many blocks: of each IP version, or by IP version."""
+"""A number of blocks: the same for each IP version, or one by IP version."""
 
 
 def count(wanted: BlockCount, version: int) -> int:

@@ -1,4 +1,4 @@
-"""Which pod of the node has which address."""
+"""The addresses in use on the node, and the pod that has each."""
 
 from __future__ import annotations
 

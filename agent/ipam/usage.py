@@ -20,7 +20,7 @@ LISTED = 256  # addresses in one object: all of a /24; those of larger blocks wo
 OFF_BLOCK = "off-block"
 
 Counts = Callable[[Range], tuple[int, int, int]]
-"""How many addresses of a range are in use or reserved, cooling and free."""
+"""Returns the numbers of addresses of a range that are in use or reserved, cooling, and free."""
 
 
 def of_node(

@@ -35,7 +35,7 @@ class Node:
     labels: tuple[tuple[str, str], ...] = ()
     accepted_modes: AcceptedModes = ()
     created: str = field(default="", compare=False)
-    """When its object was created, as text that sorts by time; empty if unknown."""
+    """The time when its object was created, as text that sorts by time; empty if unknown."""
     unavailable: bool = False
     """Whether its condition NetworkUnavailable is True."""
 
@@ -77,7 +77,7 @@ class IPBlock:
     uid: str = ""
     """Differs from that of an earlier object of the same name; empty in a directory of manifests."""
     created: str = field(default="", compare=False)
-    """When the object was created, as text that sorts by time; empty if unknown."""
+    """The time when the object was created, as text that sorts by time; empty if unknown."""
     shared: bool = False
     """Whether a network claimed it whose pods are on their parent's subnet: then no network routes it.
 
@@ -96,7 +96,7 @@ def block_name(cidr: Subnet) -> str:
 
 
 WHILE_POD, ALWAYS_KEPT = KEEPS = ("Pod", "Always")
-"""How long a reservation is kept: until its pod is deleted, or until a person deletes the reservation."""
+"""The times that a reservation is kept: until its pod is deleted, or until a person deletes the reservation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +113,16 @@ class IPReservation:
     network: str = ""
     """The network's name in the netconf; empty: any."""
     since: datetime | None = None
-    """When that pod got it; None if `pod` is empty."""
+    """The time when that pod got it; None if `pod` is empty."""
     released: datetime | None = None
-    """When that pod released it; None: it is in use."""
+    """The time when that pod released it; None: it is in use."""
     asks: str = ""
     """The node that must confirm, as the address is in its block; empty if none must, or it has confirmed."""
     refused: str = ""
-    """Why that node refused."""
+    """The reason why that node refused."""
     resource_version: str = field(default="", compare=False)
     keep: str = ""
-    """How long it outlives its pod: one of KEEPS; empty: for the time of the agents' option keep-address."""
+    """The time that it outlives its pod: one of KEEPS; empty: the time of the agents' option keep-address."""
 
     @property
     def name(self) -> str:
@@ -146,10 +146,10 @@ class ObjectMetadata:
 
     kind: Literal["Pod", "Namespace"]
     name: str
-    """That of a Pod is `namespace/name`."""
+    """The object's name; that of a Pod is `namespace/name`."""
     uid: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
-    """Only those that begin with `testcni.io/`."""
+    """The annotations that begin with `testcni.io/`."""
     controller: str = ""
     """`Kind/name` of the controller; empty if there is none."""
     template: str = ""

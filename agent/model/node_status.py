@@ -13,7 +13,7 @@ from agent.model.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """From the node path to the pod path: the networks prepared on this node, and its problems."""
+    """The networks prepared on this node, and its problems: the node path tells them to the pod path."""
 
     synced: bool = False
     blocks: Mapping[Network, tuple[Subnet, ...]] = field(default_factory=dict)
@@ -23,13 +23,13 @@ class NodeStatus:
     families: Mapping[Network, frozenset[int]] = field(default_factory=dict)
     """The IP versions of which each pod gets an address; for a network missing here, those of its blocks."""
     limits: Mapping[tuple[Network, int], str] = field(default_factory=dict)
-    """Why a network cannot get more blocks of an IP version; networks that can are missing here."""
+    """The reasons why networks cannot get more blocks of an IP version; networks that can are missing here."""
     uplinks: Mapping[Network, ParentLink] = field(default_factory=dict)
     """The parent interface of networks whose modes need one."""
     routes: int = 0
-    """How many routes to peers' blocks are wanted."""
+    """The number of routes to peers' blocks that are wanted."""
     programmed: int = 0
-    """How many of them are in the kernel."""
+    """The number of these routes that are in the kernel."""
     problems: tuple[Problem, ...] = ()
     accepted_modes: AcceptedModes = ()
     """The accepted modes to publish to peers."""
@@ -55,10 +55,10 @@ class PodEvent:
     """`namespace/name`."""
     uid: str
     reason: str
-    """In CamelCase, for machines."""
+    """The reason in CamelCase, for machines."""
     message: str
     once: str = ""
-    """What it is about, if one Event is enough for it, even after a restart of the agent; else empty."""
+    """The subject, if one Event is enough for it, even after a restart of the agent; else empty."""
 
 
 ReportEvent = Callable[[PodEvent], None]
@@ -70,7 +70,7 @@ def ignore_event(_event: PodEvent) -> None:
 
 
 ReservationsInProgress = frozenset[Address]
-"""From the pod path to the node path: reserved addresses that an ADD is about to use."""
+"""The reserved addresses that an ADD is about to use: the pod path tells them to the node path."""
 
 
 def _nowhere(*_: object) -> None:
@@ -82,9 +82,9 @@ class Timings:
     """Callbacks that get durations in seconds; by default they do nothing."""
 
     call: Callable[[str, str, str, float], None] = _nowhere
-    """For a CNI verb: its name, the network's mode (empty if unknown), `ok` or the error's code, seconds."""
+    """Takes a CNI verb, the network's mode (empty if unknown), `ok` or the error's code, and seconds."""
     round: Callable[[float], None] = _nowhere
-    """For a round of the reconciler: seconds."""
+    """Takes the seconds of a round of the reconciler."""
 
 
 NO_TIMINGS = Timings()
@@ -92,11 +92,11 @@ NO_TIMINGS = Timings()
 
 @dataclass(frozen=True, slots=True)
 class BlockDemand:
-    """How many blocks of each IP version a network's pods need, and until when (time.monotonic)."""
+    """The number of blocks of each IP version that a network's pods need, and until when (time.monotonic)."""
 
     blocks: Mapping[int, int]
     until: float
 
 
 Demand = Mapping[Network, BlockDemand]
-"""From the pod path to the node path: networks of which pods requested addresses lately."""
+"""The networks of which pods requested addresses lately: the pod path tells them to the node path."""

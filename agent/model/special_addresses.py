@@ -18,7 +18,7 @@ class Class:
     """Its use according to the RFC."""
     source: str
     alone: str = ""
-    """What a single address of it is; empty if nodes may have it, as Linux treats it as any other."""
+    """Says what a single address of it is; empty if nodes may have it, as Linux treats it as any other."""
 
     @property
     def ordinary(self) -> bool:

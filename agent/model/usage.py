@@ -9,14 +9,14 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class PoolCounts:
-    """How much of a pool is in use in the cluster."""
+    """The numbers of addresses and blocks of a pool that are in use in the cluster, and of free addresses."""
 
     used: int
     """Addresses that pods have."""
     free: int
     """Addresses that pods can get, with those that cool down."""
     blocks: int
-    """How many blocks nodes have claimed."""
+    """The number of blocks that nodes have claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Condition:
     TYPE: ClassVar[str] = "Ready"
     ok: bool
     reason: str
-    """In CamelCase, for programs."""
+    """The reason in CamelCase, for programs."""
     message: str
     since: str = ""
-    """When `ok` became what it is (RFC 3339)."""
+    """The time when `ok` became what it is (RFC 3339)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class BlockUsage:
-    """Which addresses of a block are used by pods of its node. Agents write it, and never decide by it."""
+    """The addresses of a block that pods of its node use. Agents write it, and never decide by it."""
 
     POD_CIDR: ClassVar[str] = "podCIDR"
     BY_HAND: ClassVar[str] = "netconf"

@@ -1,4 +1,7 @@
-"""What a mode is: how to wire, check and unwire a pod, and what node state it wants. A mode is one file."""
+"""The interface of a mode: it wires, checks and unwires a pod, and computes the node state.
+
+A mode is a file or a folder.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from agent.runtime.controller import Source
 from agent.runtime.threads import Part
 
 PLAIN = ""
-"""In place of a mode: packets go to a peer as they are, as in a mode without tunnels. Every node accepts those."""
+"""Stands in place of a mode: packets go to a peer as they are, without a tunnel. Every node accepts those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,11 @@ class ModeContext:
     accepted_modes: tuple[str, ...] = ()
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
     ends: NodeEndpoints | None = None
-    """Where each node of the snapshot is; None: to be chosen yet."""
+    """The address of each node of the snapshot to which packets for it go; None: still to be chosen."""
     claims: Ownership | None = None
-    """Whose each block of the snapshot is; None: to be found out yet."""
+    """The owner of each block of the snapshot; None: still to be found out."""
     used: frozenset[Subnet] = frozenset()
-    """Those of the blocks that pods here have addresses of."""
+    """The blocks of this node of which pods here have addresses."""
     routers: frozenset[Address] = frozenset()
     """The gateways of this node's default routes."""
     ipv6: bool = True
@@ -97,7 +100,7 @@ class ModeContext:
 
 
 class Wired(TypedDict):
-    """What ADD answers of a pod's wiring, in the form of CNI 1.1: interfaces (the pod's last), ips, routes."""
+    """The answer of ADD about a pod's wiring, in the form of CNI 1.1: interfaces (the pod's last), ips, routes."""
 
     interfaces: list[dict[str, Any]]
     ips: list[dict[str, Any]]
@@ -105,7 +108,7 @@ class Wired(TypedDict):
 
 
 class NodeNotReadyError(Exception):
-    """What a pod's wiring hangs on isn't there (any more): the node path will make it."""
+    """A part of the node that a pod's wiring hangs on isn't there (any more): the node path will make it."""
 
 
 class AddressTakenError(CniError):
@@ -129,7 +132,7 @@ class ConfFields:
 
     top: Fields
     ipam: Fields
-    """Those of the object `ipam`."""
+    """The fields of the object `ipam`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +150,14 @@ def _no_threads(_view: NodeView) -> Mapping[str, Part]:
 
 @dataclass(frozen=True, slots=True)
 class ModeParts:
-    """What a mode adds to a running agent, with what its parts share."""
+    """The parts that a mode adds to a running agent, with what they share."""
 
     objects: tuple[NodeObject, ...] = ()
     """Node objects in place of those of the same kind that `node_objects` returns, or beside them."""
     threads: Callable[[NodeView], Mapping[str, Part]] = _no_threads
     """Returns what runs in threads, by the names of the threads."""
     wake_on: tuple[Source, ...] = ()
-    """What its node objects read beside the desired state: a change begins a round of the reconciler."""
+    """The sources that its node objects read beside the desired state: a change begins a reconciler's round."""
     report: Callable[[], Mapping[str, object]] = dict
     """Returns what the status report says of the mode, beside its networks."""
     summary: Callable[[], Iterable[str]] = tuple

@@ -1,4 +1,4 @@
-"""Which IP versions pods of a network can have: none but IPv4 without IPv6 in the kernel or on a small MTU."""
+"""The IP versions that pods of a network can have: only IPv4 without IPv6 in the kernel or on a small MTU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.objects.state import IPV6_MIN_MTU
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What of this node's blocks the links of its pods can carry, and why not the rest."""
+    """The blocks of this node that the links of its pods can carry, and the reasons against the rest."""
 
     view: ModeContext
     refused: frozenset[Subnet] = frozenset()

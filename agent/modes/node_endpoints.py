@@ -18,14 +18,14 @@ NAMED = 3  # nodes that a problem names
 
 @dataclass(frozen=True, slots=True)
 class NodeEndpoints:
-    """Of each node the address that the others send to, by IP version and name."""
+    """The address of each node that the others send to, by IP version and name."""
 
     chosen: Mapping[int, Mapping[str, Address]] = field(default_factory=dict)
     contested: Mapping[Address, tuple[str, ...]] = field(default_factory=dict)
     """Addresses that several nodes have among their InternalIPs, and those nodes."""
 
     def of(self, node: str, version: int) -> Address | None:
-        """Where packets to a node go; None: it has no InternalIP of this IP version."""
+        """Return where packets to a node go; None: it has no InternalIP of this IP version."""
         return self.chosen.get(version, {}).get(node)
 
     def candidates(self, node: Node, version: int) -> Iterator[Address]:
@@ -69,7 +69,7 @@ def choose(nodes: Mapping[str, Node]) -> NodeEndpoints:
 
 
 def announced(node: Node) -> tuple[str, ...]:
-    """What a node says of its own addresses, as text."""
+    """Return what a node says of its own addresses, as text."""
     return dict(node.accepted_modes).get(ENDS, ())
 
 

@@ -1,4 +1,4 @@
-"""What `testcnictl monitor` shows of a mode's packets."""
+"""The view of a mode's packets that `testcnictl monitor` shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Event = Mapping[str, Any]
 
 
 class PacketMonitor(ABC):
-    """What the programs of a mode do to packets, from the moment when it is made."""
+    """A view of what the programs of a mode do to packets, from the moment when it is made."""
 
     @abstractmethod
     def wait(self) -> list[Event]:

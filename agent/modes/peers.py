@@ -27,7 +27,7 @@ def underlay_mtu(view: ModeContext) -> int:
 
 
 def masquerade(view: ModeContext, *, nodes: bool) -> Masquerade:
-    """From our pods to whatever is no pod, and where `nodes` is set no node either."""
+    """Return the masquerade from our pods to whatever is no pod, and where `nodes` is set no node either."""
     if not view.network.masquerade:
         return Masquerade()
     snapshot = view.snapshot
@@ -87,9 +87,9 @@ class Owners:
     blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
     """This node's blocks are among them, and addresses of roaming pods."""
     mode_by_block: Mapping[IPv4Network, str] = field(default_factory=dict)
-    """In which mode packets go to each peer's block."""
+    """The mode in which packets go to each peer's block."""
     plain: frozenset[Route] = frozenset()
-    """To the blocks of peers that do without a tunnel just now."""
+    """The routes to the blocks of peers that do without a tunnel just now."""
     problems: frozenset[Problem] = frozenset()
 
     @property
@@ -103,7 +103,7 @@ class Owners:
 
 
 def owners(view: ModeContext) -> Owners:
-    """Which node each IPv4 block is on; the modes that ask carry nothing else."""
+    """Return the node that each IPv4 block is on; the modes that ask carry nothing else."""
     problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
     own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
     known = underlay.chosen(view)
@@ -154,7 +154,7 @@ def mode_to_peer(view: ModeContext, peer: Node) -> str:
 
 
 def is_migrating(view: ModeContext) -> bool:
-    """Whether some node, this one included, has another mode beside that of this node's conf."""
+    """Return whether some node, this one included, has another mode beside that of this node's conf."""
     peers = (accepted_modes(view, peer) for peer in view.snapshot.nodes.values() if peer.name != view.node)
     return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
 
@@ -173,13 +173,13 @@ def _no_ipv6(view: ModeContext, where: str) -> Problem:
 
 
 def tunnel_peers(view: ModeContext) -> frozenset[IPv4Address]:
-    """Where tunnels may come from: any InternalIP, as nodes that know less or more may choose another end."""
+    """Return where tunnels may come from: any InternalIP, as nodes that know less or more may choose another."""
     addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
     return frozenset(address for address in addresses if isinstance(address, IPv4Address))
 
 
 class Peers:
-    """How this node reaches others: the ends of tunnels, and routes by which they are next hops."""
+    """The ways of this node to others: the ends of tunnels, and routes by which they are next hops."""
 
     def __init__(self, view: ModeContext, known: NodeEndpoints | None = None) -> None:
         self._view = view

@@ -1,4 +1,4 @@
-"""Which blocks this node may program: none of another node's, and none that would lead nodes' packets to pods."""
+"""The blocks that this node may program: none of another node's, and none that leads nodes' packets to pods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REMEDY = "give it podCIDRs that no network of the nodes uses"
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What of this node's blocks is programmed, what pods get no address of, and why."""
+    """The blocks of this node that are programmed, the blocks that pods get no address of, and the reasons."""
 
     view: ModeContext
     refused: frozenset[Subnet] = frozenset()
@@ -30,7 +30,7 @@ class Settled:
 
 
 class Fences:
-    """What a block must not overlap: networks of this node, its gateways, addresses of nodes."""
+    """The addresses that a block must not overlap: networks of this node, its gateways, addresses of nodes."""
 
     def __init__(self, view: ModeContext) -> None:
         me = view.snapshot.nodes.get(view.node)
@@ -97,7 +97,7 @@ class Fences:
         return bool(age) and self._ages.get(name, "") > age
 
     def against(self, block: Subnet, owner: str) -> str:
-        """What speaks against a block of a node; empty where nothing does."""
+        """Return what speaks against a block of a node; empty where nothing does."""
         if kept := special_addresses.against(block):
             return f"overlaps {kept}"
         if self._gateways and block.prefixlen > LARGEST_BLOCK_SIZE[block.version]:
@@ -112,7 +112,7 @@ class Fences:
 
 
 def claims(view: ModeContext) -> Ownership:
-    """Whose each block of the cluster is; what this node has is its own where nothing else is known."""
+    """Return the owner of each block of the cluster; this node owns what it has where nothing else is known."""
     if view.claims is not None:
         return view.claims
     return block_ownership.resolve(view.snapshot, dict.fromkeys(view.blocks, view.node))
@@ -143,7 +143,7 @@ def settle(view: ModeContext) -> Settled:
 
 
 def _is_harmless(block: Subnet, fences: Fences, node: str, home: LocalAddress | None) -> bool:
-    """Whether a refused block takes nothing from the node that it needs itself."""
+    """Return whether a refused block takes nothing from the node that it needs itself."""
     near = home and blocks.overlaps(block, home.interface.network)
     return not (near or fences.address(block, node) or special_addresses.against(block, ordinary=False))
 

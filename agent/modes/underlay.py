@@ -12,7 +12,7 @@ from agent.objects.state import LocalAddress
 
 
 def chosen(view: ModeContext) -> NodeEndpoints:
-    """Where each node of the cluster is."""
+    """Return the address of each node of the cluster to which packets for it go."""
     return view.ends if view.ends is not None else node_endpoints.choose(view.snapshot.nodes)
 
 
@@ -46,7 +46,7 @@ def home(view: ModeContext, known: NodeEndpoints) -> LocalAddress | None:
 
 
 def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: NodeEndpoints) -> AcceptedModes:
-    """What peers have to be told of this node's addresses: its end, where they would choose another.
+    """Return what peers have to be told of this node's addresses: its end, where they would choose another.
 
     So they may, whatever they do now, where it is among the addresses of another node, too.
     """
@@ -61,7 +61,7 @@ def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: NodeEn
 
 
 class Near:
-    """By which interface this node reaches an address on-link, as the kernel chooses: the longest prefix.
+    """The interface by which this node reaches an address on-link, as the kernel chooses: the longest prefix.
 
     Of interfaces in the same network the one with the node's InternalIP comes first.
     """

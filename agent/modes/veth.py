@@ -97,7 +97,7 @@ def port(attachment: Attachment) -> PodPort:
 
 
 def guarded(attachment: Attachment) -> Guarded:
-    """As whom the pod may speak by this interface."""
+    """Return the addresses and the MAC with which the pod may speak by this interface."""
     addresses = tuple(lease.address for lease in attachment.leases)
     return Guarded(attachment.container_id, attachment.mac, addresses, attachment.network.spoof_check)
 
@@ -245,7 +245,7 @@ def wire_routed_end(
 
 
 def routed(attachment: Attachment, mtu: int, made: list[ExtraRoute]) -> Wired:
-    """What ADD answers for a pod with a /32."""
+    """Return the answer of ADD for a pod with a /32."""
     return Wired(
         interfaces=[
             {"name": attachment.link, "mac": host_mac(attachment), "mtu": mtu},

@@ -71,16 +71,16 @@ class NodeProgrammer:
         self.kinds = tuple(dict.fromkeys(each.kind for each in self._objects))
         self.drift = Drift(self.kinds)
         self._last: dict[str, object] = {}
-        """What was desired of each costly object when it was programmed last."""
+        """The desired part of each costly object at its last programming."""
 
     def is_made(self, link: Link) -> bool:
-        """Whether testcni made a link, for a pod or for the node."""
+        """Return whether testcni made a link, for a pod or for the node."""
         if link.name.startswith(LINK_PREFIX) or bridge_link.is_ours(link):
             return True
         return any(device.is_ours(link) for device in self._devices)
 
     def encapsulates(self) -> bool:
-        """Whether devices encapsulate what goes through tunnels; else some eBPF programs do. Raises OSError."""
+        """Return whether devices encapsulate what goes through tunnels, and not eBPF programs. Raises OSError."""
         return all(device.encapsulates() for device in self._devices)
 
     def program(self, ctx: Context, desired: NodeState) -> ApplyResult:

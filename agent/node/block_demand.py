@@ -1,4 +1,4 @@
-"""How many blocks of addresses a network needs on this node, and why it may get no more."""
+"""The number of blocks of addresses that a network needs on this node, and why it may get no more."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ class Confs:
     chosen: Mapping[str, Network] = field(default_factory=dict)
     """The network of each name, from the conflist to be installed, if it has it, else from the first conf."""
     installed: frozenset[Network] = frozenset()
-    """If a conflist is to be installed: the networks of the folder, which were in force when it was written."""
+    """The networks of the folder if a conflist is to be installed: they were in force when it was written."""
     foreign_macs: Mapping[str, str] = field(default_factory=dict)
-    """By the name of a network: the MAC, or several, that a plugin after testcni gives to pods."""
+    """The MAC, or several, that a plugin after testcni gives to pods, by the name of a network."""
     unseen_macs: Mapping[str, str] = field(default_factory=dict)
-    """By the name of a network: the plugins after testcni that may give a pod a MAC unknown to testcni."""
+    """The plugins after testcni that may give a pod a MAC unknown to testcni, by the name of a network."""
     egress_limits: Mapping[str, bool] = field(default_factory=dict)
     """The networks where a plugin after testcni may limit what a pod sends; True: it does so for each pod."""
 
@@ -135,7 +135,7 @@ def _refused(path: Path, unseen: Mapping[str, str]) -> tuple[Problem, ...]:
 
 
 def egress_limit(conf: conflist.ConfList) -> bool | None:
-    """Whether a plugin after testcni limits what each pod sends; None: none of them does.
+    """Return whether a plugin after testcni limits what each pod sends; None: none of them does.
 
     False: it may, and testcni does not know for which pods, as its own entry lacks the capability `bandwidth`.
     """

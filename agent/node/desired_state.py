@@ -19,16 +19,16 @@ from agent.objects.state import NodeState, union
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """What a round desires."""
+    """The state that a round desires."""
 
     node: NodeState = field(default_factory=NodeState)
-    """What all networks want together."""
+    """The state that all networks want together."""
     networks: Mapping[Network, NodeState] = field(default_factory=dict)
     off_block_pods: Mapping[Network, frozenset[Subnet]] = field(default_factory=dict)
     """Single addresses of pods here that are in none of the node's blocks, by network."""
 
     def is_unfit(self, network: Network) -> bool:
-        """Whether there is no parent that pods could hang on, so that no block would be of use."""
+        """Return whether there is no parent that pods could hang on, so that no block would be of use."""
         state = self.networks.get(network)
         return bool(network.needs_parent and state and state.problems and not state.uplinks)
 

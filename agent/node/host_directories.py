@@ -61,7 +61,7 @@ def used_by(conf: AgentConfig) -> dict[str, Path]:
 
 
 def removed(path: Path) -> bool:
-    """Whether a folder is mounted here that has no name any more on its own file system.
+    """Return whether a folder is mounted here that has no name any more on its own file system.
 
     Its link count is 0; on overlayfs, which counts 1 for a folder of several layers, it can't be listed
     (ENOENT, iterate_dir in fs/readdir.c).
@@ -79,7 +79,7 @@ def removed(path: Path) -> bool:
 
 
 def _can_be_listed(folder: int) -> bool:
-    """Whether the kernel lists it; asked by getdents64(2), as readdir(3) makes an empty folder of this error."""
+    """Return whether the kernel lists it, by getdents64(2): readdir(3) makes an empty folder of this error."""
     listed: int = _libc.getdents64(folder, ctypes.create_string_buffer(ENTRIES), ENTRIES)
     return listed >= 0 or ctypes.get_errno() != errno.ENOENT
 

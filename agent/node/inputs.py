@@ -1,4 +1,4 @@
-"""What the node path reads, and the parts that it reads it from."""
+"""The inputs of the node path, and the parts that it reads them from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agent.runtime.observable import Observable
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the node path reads, and the parts that it reads it from."""
+    """The inputs of the node path, and the parts that it reads them from."""
 
     snapshot: Observable[Snapshot]
     confs: Observable[Confs]
@@ -41,7 +41,7 @@ class Inputs:
     objects: tuple[NodeObject, ...] = ()
     """The node objects, except ports of pods; empty: those of the modes."""
     wake_on: tuple[Source, ...] = ()
-    """What these objects read beside the desired state: a change begins a round."""
+    """The sources that these objects read beside the desired state: a change begins a round."""
     nodes: Path | None = None
     """The file of what Nodes said last; None: it is forgotten at a restart."""
     block_idle: float = BLOCK_IDLE
@@ -51,4 +51,4 @@ class Inputs:
     servers: frozenset[Address] = frozenset()
     """The addresses by which the agent reaches the API server."""
     marks: RouteMarks = field(default_factory=lambda: RouteMarks(None, ROUTE_PROTOCOL))
-    """By which protocol number the node's routes are known."""
+    """The protocol numbers by which the node's routes are known."""

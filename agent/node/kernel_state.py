@@ -1,4 +1,4 @@
-"""What the node stands on, as the kernel has it: its interfaces and addresses, and its ways to other nodes."""
+"""The node's own state, as the kernel has it: its interfaces and addresses, and its ways to other nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Nodes said last: a Node that lacks its addresses or podCIDRs for a moment has not given them up.
+"""The last known fields of Nodes: a Node without addresses or podCIDRs for a moment has not given them up.
 
 kubelet and cloud controllers write them a while after the object is created, and clear them now and then. A
 file in the run-dir has them for the next agent, which may start in such a moment.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a Node said last, by field."""
+    """The addresses and podCIDRs that a Node said last."""
 
     addresses: tuple[Address, ...] = ()
     blocks: tuple[Subnet, ...] = ()
@@ -47,11 +47,11 @@ class Known:
     ends: NodeEndpoints = field(default_factory=NodeEndpoints)
     problems: tuple[Problem, ...] = ()
     claims: Ownership = field(default_factory=Ownership)
-    """Whose each block is."""
+    """The owner of each block."""
     gone: Mapping[str, Node] = field(default_factory=dict)
     """Nodes that were deleted a moment ago: their podCIDRs are still theirs."""
     until: float = float("inf")
-    """When something that was kept is over (time.monotonic)."""
+    """The time when something that was kept is over (time.monotonic)."""
 
     def disputes(self) -> Iterator[Problem]:
         """Blocks that are kept for a Node that is gone, though another one claims them."""
@@ -98,7 +98,7 @@ class LastKnownNodes:
         return self._known
 
     def next(self) -> float:
-        """When there is something to do without any change (time.monotonic)."""
+        """Return when there is something to do without any change (time.monotonic)."""
         return min(self._known.until, self._save_at if self._dirty and self._path else float("inf"))
 
     def _completed(self, nodes: Mapping[str, Node], now: float) -> Known:
@@ -134,7 +134,7 @@ class LastKnownNodes:
         )
 
     def _lacks(self, node: Node) -> bool:
-        """Whether a Node lacks what it said before; what it says now is not looked at."""
+        """Return whether a Node lacks what it said before; what it says now is not looked at."""
         said = self._said.get(node.name)
         if said is None:
             return False
@@ -184,7 +184,7 @@ class _Heirs:
                 self._nodes.setdefault(address, []).append(node)
 
     def of(self, name: str, said: Said) -> bool:
-        """Whether a Node is no longer, as its machine has another name now."""
+        """Return whether a Node is no longer, as its machine has another name now."""
         alike = (node for address in said.addresses[:1] for node in self._nodes.get(address, ()))
         return any(
             node.name != name and node.addresses == said.addresses and set(said.blocks) <= set(node.blocks)
@@ -193,7 +193,7 @@ class _Heirs:
 
 
 def identity(snapshot: Snapshot, node: str, local: tuple[LocalAddress, ...]) -> Iterator[Problem]:
-    """Whether this node is who it believes to be."""
+    """Yield a problem if this node is not the one that it believes to be."""
     me = snapshot.nodes.get(node)
     if me is None:
         yield Problem(
@@ -226,7 +226,7 @@ def _save(path: Path, said: Mapping[str, Said], owners: Mapping[Subnet, str]) ->
 
 
 def _load(path: Path) -> tuple[dict[str, Said], dict[Subnet, str]]:
-    """What an earlier agent noted; a file that can't be used is as none."""
+    """Return what an earlier agent noted; a file that can't be used is as none."""
     try:
         doc = strict_json.mapping(atomic_file.read(path))
         if doc["format"] != FORMAT:

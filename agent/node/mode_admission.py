@@ -1,4 +1,4 @@
-"""Which networks of the confs come into force: no change between modes whose pods don't reach each other.
+"""The networks of the confs that come into force: no change between modes whose pods don't reach each other.
 
 Pods of all routed modes reach each other, as all have addresses of the nodes' blocks. Pods of modes with a parent
 interface are on the parent's own subnet: pods of routed modes do not reach them, and a parent has one mode only.
@@ -25,11 +25,11 @@ REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """What of the confs, and of what pods ask for, is in force."""
+    """The networks in force: those of the confs, and those that pods ask for, unless their mode is refused."""
 
     networks: frozenset[Network] = frozenset()
     chosen: Mapping[str, Network] = field(default_factory=dict)
-    """By a network's name that of its conf; of one that is refused the old one, where there is one."""
+    """The network of the conf by its name; where that is refused, the old one, where there is one."""
     refused: frozenset[str] = frozenset()
     """The names of networks whose new mode is refused."""
     problems: tuple[Problem, ...] = ()
@@ -43,7 +43,7 @@ class Admitted:
 
 
 def conflict(one: str, other: str, modes: Modes) -> bool:
-    """Whether pods of two modes of one network cannot reach each other: one is routed, the other on the subnet."""
+    """Return whether pods of two modes of a network can't reach each other: one is routed, one on the subnet."""
     return modes.options[one].routed != modes.options[other].routed
 
 

@@ -66,11 +66,11 @@ class TunnelPorts:
         self._kept = kept
         self._used: frozenset[int] = frozenset()
         self._left: dict[int, float] = {}
-        """Those that are in use no more, since when (time.monotonic)."""
+        """The ports that are in use no more, and since when (time.monotonic)."""
 
     @property
     def ends(self) -> list[float]:
-        """When each goes that is in use no more (time.monotonic)."""
+        """The times when the ports go that are in use no more (time.monotonic)."""
         return [since + self._kept for since in self._left.values()]
 
     def look(
@@ -105,18 +105,18 @@ class DrainingNetworks:
 
     @property
     def in_force(self) -> frozenset[Network]:
-        """What was in force at the last look, of an earlier run at first."""
+        """The networks in force at the last look, at first those of an earlier run."""
         return self._in_force
 
     @property
     def ends(self) -> list[float]:
-        """When those go whose withdrawal was seen (time.monotonic)."""
+        """The times when the networks go whose withdrawal was seen (time.monotonic)."""
         return [since + self._grace for since in self._withdrawn.values()]
 
     def keep(
         self, needed: frozenset[Network], chosen: Mapping[str, Network], told: Node | None, now: float
     ) -> frozenset[Network]:
-        """Those that stay though nothing needs them; `told` is this node as its peers see it."""
+        """Return the networks that stay though nothing needs them; `told` is this node as its peers see it."""
         left = {
             network
             for network in self._in_force - needed

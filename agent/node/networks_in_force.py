@@ -1,4 +1,4 @@
-"""Which networks a node serves: named by confs, used by pods, asked for just now, or on the way to peers."""
+"""The networks that a node serves: named by confs, used by pods, asked for just now, or on the way to peers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NetworksInForce:
 
     @property
     def ends(self) -> list[float]:
-        """When some network or port is no longer in force, if nothing else happens (time.monotonic)."""
+        """The times when a network or port is no longer in force, if nothing else happens (time.monotonic)."""
         demanded = (want.until for want in self._demand.get().values())
         return [*demanded, *self._leaving.ends, *self._ports.ends]
 

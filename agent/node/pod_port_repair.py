@@ -45,7 +45,7 @@ class PodPorts(NodeObject):
 
 @dataclass
 class Repaired:
-    """What a comparison changed, and what it could not."""
+    """The changes of a comparison, and what it could not change."""
 
     pods: int = 0
     problems: list[Problem] = field(default_factory=list)

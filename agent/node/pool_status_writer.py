@@ -67,7 +67,7 @@ class PoolStatusWriter(Controller):
         self._blocked_until = 0.0
         self._written: dict[str, tuple[Condition, float]] = {}
         self._missing: dict[str, float] = {}
-        """When the API server first did not know a pool that the watch still shows."""
+        """The time when the API server first did not know a pool that the watch still shows, by pool."""
         self._credit = Pace(*WRITES)
 
     def pause(self) -> float:

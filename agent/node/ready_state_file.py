@@ -1,4 +1,4 @@
-"""What was prepared for pods, on file in the run-dir, which lives as long as the kernel's state does.
+"""The file of the networks prepared for pods, in the run-dir. It lives as long as the kernel's state.
 
 An agent that is restarted while the datastore is away serves pods by it: what was prepared still is.
 """
@@ -42,7 +42,7 @@ def load(path: Path, types: OptionTypes) -> NodeStatus:
 
 
 def alike(one: NodeStatus, other: NodeStatus) -> bool:
-    """Whether the notes of two are the same."""
+    """Return whether the notes of two are the same."""
     return _noted(one) == _noted(other)
 
 
@@ -51,7 +51,7 @@ def _noted(status: NodeStatus) -> tuple[object, ...]:
 
 
 def is_there(path: Path, status: NodeStatus) -> bool:
-    """Whether there is a note, where there should be one."""
+    """Return whether there is a note, where there should be one."""
     return not status.blocks or path.exists()
 
 

@@ -69,7 +69,7 @@ class Reconciler(Controller):
         self._reader = RoundReader(node, inputs, self._last_known, self._networks, self._programmer)
         self._states = DesiredStates(node, modes, pods)
         self._desired = DesiredState()
-        """What the last round desired."""
+        """The desired state of the last round."""
         self._round_status = RoundStatus(node, pods, block_controller)
         self._publisher = StatusPublisher(self.status, inputs.prepared)
         wake_on: tuple[Source, ...] = (

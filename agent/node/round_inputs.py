@@ -1,4 +1,4 @@
-"""What a round of the reconciler goes by, read once: the cluster, the networks and the kernel."""
+"""The inputs of a round of the reconciler, read once: the cluster, the networks and the kernel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RoundInputs:
     underlay: Underlay
     known: Known
     announced: AcceptedModes
-    """What peers have to be told of this node's addresses."""
+    """The announcement to peers about this node's addresses."""
 
 
 class KernelUnreadableError(Exception):

@@ -1,4 +1,4 @@
-"""What a round means for pods: which networks are ready for them, with which blocks, and what is wrong."""
+"""The meaning of a round for pods: the networks that are ready for them, with their blocks, and what is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from agent.objects.state import NodeState
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a round went by, desired and did."""
+    """The inputs of a round, the state that it desired, and what it did."""
 
     inputs: RoundInputs
     desired: DesiredState

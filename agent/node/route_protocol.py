@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class RouteMarks:
-    """Which routes are ours, before and after the first round in which all of them became desired ones."""
+    """The marks of our routes, before and after the first round in which all of them became desired ones."""
 
     def __init__(self, run_dir: Path | None, protocol: int) -> None:
         self._file = run_dir / FILE if run_dir else None
@@ -36,7 +36,7 @@ class RouteMarks:
         self._earlier = (self._left | {FIRST_PROTOCOL, ROUTE_PROTOCOL}) - {protocol}
 
     def ownership(self, pods: frozenset[Subnet]) -> Ownership:
-        """How our routes are known now; `pods` is where pods' addresses are in this cluster."""
+        """Return how our routes are known now; `pods` is where pods' addresses are in this cluster."""
         self._note(self._protocol, *sorted(self._left))  # before there is a route of a new number
         return Ownership(self._protocol, self._earlier, pods if self._left else frozenset())
 

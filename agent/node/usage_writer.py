@@ -71,7 +71,7 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the writers of status objects read: the cluster and the agent's own node."""
+    """The inputs of the writers of status objects: the cluster and the agent's own node."""
 
     node: str
     snapshot_cache: SnapshotCache
@@ -89,10 +89,10 @@ class UsageWriter(Controller):
         self._seen = seen
         self._failures = Failures(problems, "IPBlockUsages of this node", BACKOFF)
         self._known: dict[str, BlockUsage | None] | None = None
-        """What the API server has; None: that is to be found out."""
+        """The objects that the API server has; None: that is to be found out."""
         self._uid = ""
         self._created = ""
-        """When the Node was created whose UID that is."""
+        """The time when the Node with that UID was created."""
         self._list_again = 0.0
         self._foreign: frozenset[str] = frozenset()
 

@@ -1,4 +1,4 @@
-"""Which addresses are behind links, as the kernel sees it: for links of which a file says nothing, or not all."""
+"""The addresses behind links, as the kernel sees them: for links of which a file says nothing, or not all."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ class Stage(IntEnum):
     """The step of a round in which an object is programmed; in one stage, objects run in the order of the list."""
 
     GUARDS = 0
-    """Before the devices that they guard."""
+    """Objects that are there before the devices that they guard."""
     DEVICES = 1
     FORWARDING = 2
-    """Once the devices are there whose packets are forwarded."""
+    """Objects for which the devices must be there whose packets are forwarded."""
     ROUTES = 3
     ANNOUNCEMENTS = 4
-    """Once the node knows the routes that it announces."""
+    """Objects for which the node must know the routes that it announces."""
     CHECKS = 5
     """Objects that are only read."""
     PODS = 6
@@ -52,10 +52,10 @@ class KernelState:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """What guards must still guard, because a device that is not wanted any more still exists."""
+    """All that guards must still guard, because a device that is not wanted any more still exists."""
 
     sources: AcceptedSources = field(default_factory=dict)
-    """What packets of an IP protocol are accepted from, where a device is left that takes those of any source."""
+    """The accepted sources of packets by IP protocol, where a device is left that takes packets of any source."""
     tunnel_ports: bool = False
     """Whether a device takes packets of a tunnel at a UDP port that pods must not send to."""
 
@@ -69,12 +69,12 @@ class Context:
 
     nl: Netlink
     kernel: KernelState
-    """As it was before the round."""
+    """The kernel's state before the round."""
     host: HostKernel
     is_made: Callable[[Link], bool]
     """Whether testcni made a link, for a pod or for the node."""
     ownership: Ownership = OURS
-    """Which routes are ours."""
+    """The marks by which routes are ours."""
     node_addresses: frozenset[Address] = frozenset()
     """The node's InternalIPs."""
     verify: bool = True
@@ -92,9 +92,9 @@ class Result:
     unready: frozenset[str] = frozenset()
     """Devices that pods can't hang on."""
     changed: int = 0
-    """How many things were changed to the desired state."""
+    """The number of things that were changed to the desired state."""
     programmed: int = 0
-    """How many of the desired things are in the kernel, of objects that count them."""
+    """The number of the desired things that are in the kernel, of objects that count them."""
     failed: bool = False
     """Whether something failed that is to be retried."""
     busy: bool = False
@@ -141,11 +141,11 @@ class DeviceObject(NodeObject):
 
     @abstractmethod
     def is_ours(self, link: Link) -> bool:
-        """Whether testcni made this link as the mode's device."""
+        """Return whether testcni made this link as the mode's device."""
 
     @abstractmethod
     def leaves(self, desired: NodeState) -> bool:
-        """Whether the guarded device is to be removed."""
+        """Return whether the guarded device is to be removed."""
 
     @abstractmethod
     def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:
@@ -156,7 +156,7 @@ class DeviceObject(NodeObject):
         """Return what stays guarded while it is unknown whether the device is left: nothing is accepted."""
 
     def encapsulates(self) -> bool:
-        """Whether the device itself encapsulates on this node; else eBPF programs do. Raises OSError."""
+        """Return whether the device itself encapsulates on this node; else eBPF programs do. Raises OSError."""
         return True
 
     def tidy(self, ctx: Context, desired: NodeState) -> None:

@@ -1,4 +1,4 @@
-"""What an interface says of a bridge of testcni: whose it is, the recorded MAC, addresses and switches."""
+"""The facts of a bridge of testcni in its interface: its maker, the recorded MAC, addresses and switches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWITCHES: Mapping[str, int] = {"br_stp_state": IFLA_BR_STP_STATE, "br_vlan_filte
 
 
 def is_ours(link: Link) -> bool:
-    """Whether testcni made this bridge: it has its MAC from the start, its alias a moment later."""
+    """Return whether testcni made this bridge: it has its MAC from the start, its alias a moment later."""
     return link.kind == "bridge" and (link.alias == BRIDGE_ALIAS or link.mac.startswith(BRIDGE_MAC_PREFIX))
 
 
@@ -39,7 +39,7 @@ def is_plain(link: Link) -> bool:
 
 
 def switched_on(link: Link) -> dict[str, int]:
-    """What keeps packets from a bridge's ports and is on, and is to be 0; a kernel may lack either."""
+    """Return 0 for each switch that is on and keeps packets from a bridge's ports; a kernel may lack either."""
     found = {name: link_setup.option(link, number) for name, number in SWITCHES.items()}
     return {name: 0 for name, value in found.items() if any(value or b"")}
 

@@ -16,7 +16,7 @@ from agent.objects.state import Bridge
 
 RTPROT_KERNEL = 2  # rtnetlink(7)
 METRIC: Mapping[int, int] = {4: 0, 6: 256}
-"""Of the routes that the kernel makes itself, by IP version."""
+"""The metric of the routes that the kernel makes itself, by IP version."""
 MULTICAST = ip_network("ff00::/8")
 
 

@@ -1,4 +1,4 @@
-"""How the node forwards packets between its interfaces (ip-sysctl in the kernel's documentation)."""
+"""The forwarding of packets between interfaces of the node (ip-sysctl in the kernel's documentation)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from agent.model.marks import ROUTE_PROTOCOL
 
 @dataclass(frozen=True, slots=True)
 class HostKernel:
-    """What an agent must know to use the node's kernel, and what it keeps for that."""
+    """All that an agent must know to use the node's kernel, and what it keeps for that."""
 
     bpf: Loader
     """The eBPF programs and maps of this node."""

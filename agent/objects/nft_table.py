@@ -21,7 +21,7 @@ from agent.objects.state import AcceptedSources, Masquerade, NodeSnat, NodeState
 
 FAMILIES = ((4, "ip", "ipv4_addr", "224.0.0.0/4"), (6, "ip6", "ipv6_addr", "ff00::/8"))
 TABLE: Mapping[str, Any] = {"family": "inet", "name": NFT_TABLE, "flags": ()}
-"""Without flags: a dormant table does nothing."""
+"""The table without flags: a dormant table does nothing."""
 INSIDE: Mapping[str, Any] = {"family": "inet", "table": NFT_TABLE}
 CHAIN: Mapping[str, Any] = {
     "name": "postrouting",

@@ -1,4 +1,4 @@
-"""What the program pod_guard knows of pods' ports, as frozen values: the layouts are those of ebpf/guard.h."""
+"""The content of the maps of the program pod_guard, as frozen values. The layouts are those of ebpf/guard.h."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ADDRESS = struct.Struct("=8s16s")
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """Who a port is of: the pod and one of its interfaces."""
+    """The owner of a port: the pod and one of its interfaces."""
 
     container_id: str
     mac: str
@@ -52,12 +52,12 @@ class Guarded:
 
     @property
     def keys(self) -> frozenset[bytes]:
-        """What the map of addresses has of it."""
+        """The keys of its entries in the map of addresses."""
         return frozenset(_ADDRESS.pack(_pod(self.container_id), _packed(address)) for address in self.addresses)
 
     @property
     def entry(self) -> bytes:
-        """What the map of ports has of it."""
+        """The value of its entry in the map of ports."""
         return _PORT.pack(_pod(self.container_id), mac_bytes(self.mac), 0 if self.checked else UNCHECKED)
 
 
@@ -97,7 +97,7 @@ def attach(nl: Netlink, held: Loaded, index: int, *, limited: bool) -> None:
 
 
 def is_attached(nl: Netlink, held: Loaded, index: int) -> bool:
-    """Whether the program is at a port, and not behind another; False where the port is gone. Raises OSError."""
+    """Return whether the program is at a port, not behind another; False if the port is gone. Raises OSError."""
     program = held.programs["pod_guard"]
     try:
         if tc.attached(nl, index, "ingress") == program.id and not tc.is_taken(nl, index):
@@ -117,7 +117,7 @@ def put(maps: Mapping[str, Map], index: int, guarded: Guarded) -> None:
 
 
 def knows(maps: Mapping[str, Map], index: int, guarded: Guarded) -> bool:
-    """Whether it is known who the port of that index is of. Raises BpfError."""
+    """Return whether the maps name the pod as the owner of the port of that index. Raises BpfError."""
     return maps["guard_ports"].get(_KEY.pack(index)) == guarded.entry and all(
         maps["guard_addresses"].get(key) for key in guarded.keys
     )

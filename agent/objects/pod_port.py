@@ -45,7 +45,7 @@ class PodPort:
     """Switches of ipv4/conf by their IPV4_DEVCONF_ numbers."""
     pod: PodAddress | None = None
     guard: Guarded | None = None
-    """As whom the pod may speak; None: the mode's own aspects check that."""
+    """The addresses and the MAC with which the pod may speak; None: the mode's own aspects check that."""
     limited: bool = False
     """Whether the plugin `bandwidth` is about to limit what the pod sends."""
     station: str = ""
@@ -53,22 +53,22 @@ class PodPort:
     proxy: tuple[str, Address] | None = None
     """An interface of the node that answers ARP for an address of the pod."""
     aspects: tuple[PortAspect, ...] = ()
-    """What the mode adds to the aspects that ports of all modes have."""
+    """The aspects that the mode adds to those that ports of all modes have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the kernel has for all pods, read by a few dumps; maps and programs are read when asked for."""
+    """The kernel's state of all pods, read by a few dumps. Maps and programs are read on demand."""
 
     nl: Netlink
     host: HostKernel
     links: Mapping[str, Link]
     routes: frozenset[KernelRoute]
-    """Those with our protocol number."""
+    """The routes with our protocol number."""
     earlier: Callable[[], frozenset[KernelRoute]]
-    """Read those by pods' links that have any protocol number, once, when something is not as it should be."""
+    """Read routes by pods' links that have any protocol number, once, when something is not as it should be."""
     by_pods: Mapping[Address, tuple[KernelRoute, ...]]
-    """Those of our number that lead to single addresses by any pod's link, by these addresses."""
+    """The routes of our number that lead to single addresses by any pod's link, by these addresses."""
     permanent: Mapping[tuple[int, Address], str]
     proxies: frozenset[tuple[int, Address]]
     stations: set[tuple[int, str]]
@@ -77,7 +77,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a port is made: its link as it is now, and what else there is."""
+    """The place where a port is made: its link as it is now, and what else there is."""
 
     nl: Netlink
     host: HostKernel

@@ -85,7 +85,7 @@ def _guard_differs(port: PodPort, link: Link, seen: Seen) -> str:
 
 
 def _set_guard(port: PodPort, place: Place) -> list[Request]:
-    """Without the check of sources a pod may do without the program, where there is none."""
+    """Set the guard. Without the check of sources a pod may do without the program, where there is none."""
     if port.guard is None:
         return []
     try:
@@ -137,7 +137,7 @@ def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
 
 
 def _set_link(port: PodPort, place: Place) -> list[Request]:
-    """What it was made with is not set again: the kernel would tell everybody of a change."""
+    """Set up the link, except an MTU, MAC or master that it has: the kernel would tell everybody of a change."""
     link, master = place.link, place.index(port.bridge) if port.bridge else 0
     mtu, mac = None if link.mtu == port.mtu else port.mtu, None if link.mac == port.mac else port.mac
     setup = Setup(port.alias, mtu, mac, None if link.master == master else master, False, dict(port.ipv4))
@@ -184,7 +184,7 @@ def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:
 
 
 def _misled_differs(port: PodPort, _link: Link, seen: Seen) -> str:
-    """On a bridge the node learns where a pod is, unless somebody has told it otherwise for good."""
+    """Say how a bridge misleads the node: it learns where a pod is, unless somebody told it otherwise for good."""
     bridge = seen.links.get(port.bridge)
     if bridge and (wrong := _misled(port, bridge.index, seen.permanent)):
         return f"bridge {port.bridge} has another MAC for {wrong[0]} for good"
@@ -264,7 +264,7 @@ ASPECTS = (
     PortAspect(_route_differs, _set_route),
     PortAspect(_proxy_differs, _set_proxy),
 )
-"""In the order in which they are made: all that guards a port before it is up, and it is up before its route.
+"""The aspects in the order in which they are made: a port's guards, then the port is up, then its route.
 
 Those that a mode adds come before them.
 """

@@ -1,4 +1,4 @@
-"""Which routes of the kernel are testcni's."""
+"""The routes of the kernel that are testcni's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from agent.model.marks import ROUTE_PROTOCOL
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Which routes of the main table are ours: those of our protocol number, and some of earlier numbers."""
+    """The routes of the main table that are ours: those of our protocol number, and some of earlier numbers."""
 
     protocol: int = ROUTE_PROTOCOL
     earlier: frozenset[int] = frozenset()
     """Numbers that agents before this one may have used on this node. Others may use them, too."""
     pods: frozenset[Subnet] = frozenset()
-    """Where pods' addresses are: routes of the earlier numbers to there, by a gateway, are ours."""
+    """The subnets of pods' addresses: routes of the earlier numbers to there, by a gateway, are ours."""
 
 
 OURS = Ownership()

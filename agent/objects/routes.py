@@ -28,7 +28,7 @@ class Synced:
     added: int = 0
     removed: int = 0
     missing: int = 0
-    """How many of the desired routes the kernel does not have in the end."""
+    """The number of the desired routes that the kernel does not have in the end."""
     problems: frozenset[Problem] = frozenset()
 
 

@@ -71,7 +71,7 @@ class Bridge:
 
     name: str
     mac: str
-    """That of a new bridge. One that is there keeps its own, as pods know it: `bridges.adopt`."""
+    """The MAC of a new bridge. A bridge that exists keeps its own, as pods know it: `bridges.adopt`."""
     mtu: int
     addresses: frozenset[Interface]
     nf_call: bool = True
@@ -114,7 +114,7 @@ class Shut:
     ports: tuple[int, ...] = ()
     """UDP ports of tunnels, those of this node first."""
     bridges: frozenset[str] = frozenset()
-    """By which packets of pods come, beside the pods' own links."""
+    """The bridges by which packets of pods come, beside the pods' own links."""
     bypassed: bool = False
     """Whether pods reach the node's stack by more than a port with pod_guard, as by a subinterface in l3."""
     to_pods: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""Whether the agent is alive, and whether its node is ready for pods: pages with one reason per line."""
+"""The pages that say if the agent is alive, and if its node is ready for pods, with one reason per line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def alive(parts: Iterable[Thread], listen: tuple[str, int] | None) -> Page:
 
 
 def _is_here(host: str) -> bool:
-    """Whether an address is on an interface of this node, or means all; True if this cannot be read."""
+    """Return whether an address is on an interface of this node, or means all; True if this cannot be read."""
     address = ipaddress.ip_address(host)
     if address.is_unspecified or address.is_loopback:
         return True

@@ -194,7 +194,7 @@ def _bound(place: tuple[str, int]) -> socket.socket:
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:
-    """Whether a connection comes from this node: its addresses are on no other machine."""
+    """Return whether a connection comes from this node: its addresses are on no other machine."""
     peer, here = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
     return bool(peer and here) and (peer[0] == here[0] or ipaddress.ip_address(peer[0]).is_loopback)
 

@@ -31,16 +31,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a controller does a round. All times are in seconds."""
+    """The times of a controller's rounds, in seconds."""
 
     resync: float
-    """From a successful round to the next one, when nothing wakes the controller."""
+    """The time from a successful round to the next one, when nothing wakes the controller."""
     first: float | None = None
-    """From the start to the first round, when nothing wakes the controller; None: `resync`."""
+    """The time from the start to the first round, when nothing wakes the controller; None: `resync`."""
     backoff: tuple[float, float] = (0.5, 10.0)
-    """From a failed round to the next one: after the first failure, and at most. It doubles in between."""
+    """The time from a failed round to the next: after the first failure, and at most. It doubles in between."""
     debounce: float = 0.0
-    """From a wake-up to its round, so that changes that come together are handled together."""
+    """The time from a wake-up to its round, so that changes that come together are handled together."""
 
 
 class Controller(ABC):
@@ -63,7 +63,7 @@ class Controller(ABC):
         self._clock = clock
         self._wake = threading.Event()
         self.failures = 0
-        """How many rounds have failed since the last one that succeeded."""
+        """The number of rounds that have failed since the last one that succeeded."""
         self._logged = ""
         """The last unexpected error: the same one is logged only once."""
         for source in wake_on:

@@ -16,7 +16,7 @@ class Pace:
         self._clock = clock
         self._since = clock.now()
         self.spent = 0
-        """How many turns were taken so far."""
+        """The number of turns that were taken so far."""
 
     def spend(self) -> bool:
         """Take a turn if there is one left, and return whether there was."""

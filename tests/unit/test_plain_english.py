@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ PLAIN = {
 ALLOWED: dict[str, frozenset[str]] = {}
 """By file, the words that it may have, as when it quotes another program."""
 AVOIDED = re.compile(rf"\b({'|'.join(map(re.escape, PLAIN))})\b", re.IGNORECASE)
+HEADLESS = re.compile(r"\s*(What|Who|Whose|Those)\b")
+"""The beginning of a docstring that is neither a sentence nor a definition."""
 
 
 def pages() -> Iterator[Path]:
@@ -48,6 +51,18 @@ def avoided(text: str, allowed: frozenset[str] = frozenset()) -> list[str]:
         for word in AVOIDED.findall(line)
         if word.lower() not in allowed
     ]
+
+
+def headless(source: str) -> list[str]:
+    """Return the docstrings, those of attributes included, that are neither a sentence nor a definition."""
+    strings = (
+        (each.lineno, each.value.value)
+        for each in ast.walk(ast.parse(source))
+        if isinstance(each, ast.Expr)
+        and isinstance(each.value, ast.Constant)
+        and isinstance(each.value.value, str)
+    )
+    return [f"line {number}: {text.strip()}" for number, text in sorted(strings) if HEADLESS.match(text)]
 
 
 def test_no_text_has_a_word_to_avoid() -> None:
@@ -69,3 +84,30 @@ def test_no_text_has_a_word_to_avoid() -> None:
 )
 def test_words_are_found_as_whole_words(text: str, lines: list[str]) -> None:
     assert avoided(text) == lines
+
+
+def test_docstrings_are_sentences_or_definitions() -> None:
+    found = {
+        str(path.relative_to(REPO)): lines
+        for path in sorted((REPO / "agent").rglob("*.py"))
+        if (lines := headless(path.read_text()))
+    }
+    assert found == {}
+
+
+def test_headless_docstrings_are_found() -> None:
+    source = '''
+class Place:
+    """Whose it is."""
+
+    node: str
+    """The node."""
+    peers: int
+    """
+    Those that it has."""
+
+def place():
+    """Return what a place is."""
+    "What a place is."
+'''
+    assert headless(source) == ["line 3: Whose it is.", "line 8: Those that it has.", "line 13: What a place is."]

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ControllerInputs:
-    """What the reservation controller reads and writes."""
+    """The values and the file that the reservation controller reads and writes."""
 
     snapshot: Observable[Snapshot]
     in_progress: Observable[ReservationsInProgress]

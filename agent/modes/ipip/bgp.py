@@ -1,4 +1,4 @@
-"""From the cluster to what BIRD on this node should do: a pure function, for modes whose blocks travel by BGP."""
+"""Compute from the cluster what BIRD on this node should do: a pure function, for modes whose blocks go by BGP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFLECTOR = "testcni.io/route-reflector"  # a node with this label, whatever its
 
 
 class Encapsulate(StrEnum):
-    """To which nodes packets go through the tunnel."""
+    """The choice of the nodes to which packets go through the tunnel."""
 
     ALWAYS = ALWAYS
     CROSS_SUBNET = CROSS_SUBNET
@@ -32,7 +32,7 @@ class Encapsulate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What BIRD should do, None where it can't do anything, and what hinders it."""
+    """The plan for BIRD, None where it can't do anything, and the problems that hinder it."""
 
     bird: BirdPlan | None
     problems: frozenset[Problem] = frozenset()
@@ -78,7 +78,7 @@ def plan(
 
 
 def is_reflector(node: Node) -> bool:
-    """Whether the node reflects routes, so that the others need a session with such nodes only."""
+    """Return whether the node reflects routes, so that the others need a session with such nodes only."""
     return any(key == REFLECTOR for key, _value in node.labels)
 
 
@@ -106,7 +106,7 @@ def _peers(view: ModeContext, known: NodeEndpoints, taken: dict[IPv4Address, str
 
 
 def _pools(view: ModeContext) -> Iterator[IPv4Network]:
-    """Where blocks of other nodes may lie: the network's subnet, or else all pools and podCIDRs."""
+    """Yield where blocks of other nodes may lie: the network's subnet, or else all pools and podCIDRs."""
     if view.network.subnet:
         subnets = {view.network.subnet}
     else:

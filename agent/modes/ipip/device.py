@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def _is_in_kernel() -> bool:
-    """Whether the kernel makes ipip devices; it loads the module by itself where need be.
+    """Return whether the kernel makes ipip devices; it loads the module by itself where need be.
 
     Asked for one that no such kernel makes (ipip_tunnel_validate in net/ipv4/ipip.c), it tells EINVAL.
     """
@@ -57,7 +57,7 @@ def _is_in_kernel() -> bool:
 
 
 def is_ours(link: Link) -> bool:
-    """Whether testcni made this device: it has its alias a moment after its name."""
+    """Return whether testcni made this device: it has its alias a moment after its name."""
     return (
         link.name == IPIP_DEVICE
         and link.kind in KINDS.values()
@@ -66,7 +66,7 @@ def is_ours(link: Link) -> bool:
 
 
 def is_open(there: Iterable[Link]) -> bool:
-    """Whether our ipip device is there: it takes packets of anybody, which is why nft has a filter for it."""
+    """Return whether our ipip device is there: it takes packets of anybody, so nft has a filter for it."""
     return any(is_ours(link) and link.kind == KINDS[True] for link in there)
 
 
@@ -83,9 +83,9 @@ class IpipDevice(DeviceObject):
         self._settled: Loaded | None = None
         """The programs that are at the underlay's device."""
         self._underlay: str | None = None
-        """That device."""
+        """The underlay's device that has the programs."""
         self._wanted: IpipState | None = None
-        """What is in force."""
+        """The tunnels that are in force."""
         self._late = False
         """Whether packets to some nodes still get an outer header that they should not."""
         self._filtered = False
@@ -96,11 +96,11 @@ class IpipDevice(DeviceObject):
         return desired.section(IpipState)
 
     def is_ours(self, link: Link) -> bool:
-        """Whether testcni made this device."""
+        """Return whether testcni made this device."""
         return is_ours(link)
 
     def encapsulates(self) -> bool:
-        """Whether an ipip device encapsulates on this node. Raises OSError."""
+        """Return whether an ipip device encapsulates on this node. Raises OSError."""
         if self._by != AUTO:
             return self._by == DEVICE
         if self._in_kernel is None:
@@ -108,7 +108,7 @@ class IpipDevice(DeviceObject):
         return self._in_kernel
 
     def leaves(self, desired: NodeState) -> bool:
-        """Whether there is to be no ipip device, which is what needs the filter."""
+        """Return whether there is to be no ipip device, which is what needs the filter."""
         wanted = desired.section(IpipState)
         return wanted is None or not wanted.device
 

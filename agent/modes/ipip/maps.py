@@ -1,4 +1,4 @@
-"""What the maps of the ipip programs hold, as frozen values: the layouts are those of ebpf/ipip.h."""
+"""The content of the maps of the ipip programs, as frozen values. The layouts are those of ebpf/ipip.h."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def sync(maps: Mapping[str, Map], wanted: IpipState) -> tuple[int, int]:
 
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
-    """What became of packets since the maps were made, by reason. Raises BpfError."""
+    """Return the counts of packets since the maps were made, by what became of them. Raises BpfError."""
     return map_entries.counts(maps["ipip_counters"], REASONS)

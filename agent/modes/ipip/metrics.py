@@ -38,7 +38,7 @@ def _bird(bird: BirdStatus) -> Iterator[Metric]:
 
 
 def bgp(bird: BirdStatus) -> dict[str, Any] | None:
-    """What BIRD does and with whom, as JSON; None where there is no BIRD."""
+    """Return the state of BIRD and of its sessions, as JSON; None where there is no BIRD."""
     if not bird.running:
         return None
     return {

@@ -191,7 +191,7 @@ class _Here:
         return underlay.gateway if self.local and underlay.device == self.local.device else None
 
     def ipip(self, owners: Owners) -> IpipState:
-        """What there must be on this node."""
+        """Return the state of the mode ipip that there must be on this node."""
         nodes = peers.tunnel_peers(self.view) | {self.node}
         blocks = frozenset(owners.blocks.items())
         state = IpipState(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)

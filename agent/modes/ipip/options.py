@@ -23,7 +23,7 @@ class IpipOptions(ModeOptions):
     host_routes: ClassVar[bool] = True
 
     encapsulate: str = ALWAYS
-    """To which nodes packets go in tunnels: to all, to those of other subnets, to none."""
+    """The nodes to which packets go in tunnels: all, those of other subnets, or none."""
 
     @classmethod
     def parse(cls, fields: Fields) -> Self:

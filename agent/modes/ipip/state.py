@@ -1,4 +1,4 @@
-"""What the mode ipip wants of a node beside what all modes may want; BIRD's part is bird/plan.BirdPlan."""
+"""The state that the mode ipip wants of a node beside what all modes may want; BIRD's part: bird/plan.BirdPlan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class IpipState(Section):
     """Packets between nodes inside of ipip ones, by an ipip device or by eBPF. IPv4 only."""
 
     node: IPv4Address
-    """Where this node's end of the tunnels is."""
+    """The address of this node's end of the tunnels."""
     mtu: int
     """Bytes of an inner packet."""
     device: bool = True
@@ -25,13 +25,13 @@ class IpipState(Section):
     underlay: str | None = None
     """The device where eBPF encapsulates; None: nowhere; "": unknown for now, so it stays where it is."""
     addresses: frozenset[IPv4Address] = frozenset()
-    """What the node itself speaks to pods of other nodes as."""
+    """The addresses with which the node itself speaks to pods of other nodes."""
     blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
     """Blocks of pods and the addresses of their nodes, this node's included."""
     nodes: frozenset[IPv4Address] = frozenset()
     """Addresses that tunnels may come from."""
     tunnelled: frozenset[IPv4Address] = frozenset()
-    """Those of them that packets go to in tunnels."""
+    """The addresses of `nodes` to which packets go in tunnels."""
 
     @property
     def devices(self) -> frozenset[str]:

@@ -35,7 +35,7 @@ class Ipvlan(Slaves):
     options = IpvlanOptions
 
     def desired(self, view: ModeContext) -> NodeState:
-        """As all slaves; for l3 also a route to each peer's block, and masquerade, as host-gw."""
+        """Return the state of any slave; for l3 also a route to each peer's block, and masquerade, as host-gw."""
         state = super().desired(view)
         if link_mode(view.network) != L3 or not state.uplinks:
             return state
@@ -60,28 +60,28 @@ class Ipvlan(Slaves):
         )
 
     def mac(self, attachment: Attachment) -> str | None:
-        """None: it has the parent's. Raises CniError 7 for one that was asked for."""
+        """Return None: the slave has the parent's MAC. Raises CniError 7 for one that was asked for."""
         only_parents(attachment)
         return None
 
     def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
-        """In l3 nobody is on the pod's link."""
+        """Return the slave's address within its subnet; in l3 as a /32, as nobody is on the pod's link."""
         whole = super().interface(attachment)
         return ipaddress.IPv4Interface((whole.ip, 32)) if link_mode(attachment.network) == L3 else whole
 
     def default(self, attachment: Attachment) -> PodRoute:
-        """In l3 the slave itself leads into the node's routing."""
+        """Return the default route; in l3 the slave itself leads into the node's routing."""
         return PodRoute(DEFAULT, None) if link_mode(attachment.network) == L3 else super().default(attachment)
 
     def port(self, attachment: Attachment) -> PodPort:
-        """As all slaves; for l3s the node answers ARP."""
+        """Return the port of any slave; for l3s the node answers ARP."""
         port = super().port(attachment)
         if link_mode(attachment.network) != L3S or not attachment.uplink:
             return port
         return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
 
     def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
-        """As all slaves; for l3s the node announces the pod."""
+        """Wire the pod as any slave; for l3s the node announces the pod."""
         wired = super().wire(host, attachment, netns, routes)
         if link_mode(attachment.network) == L3S and attachment.uplink:
             nl, device = netlink.host(), attachment.uplink.device
@@ -106,7 +106,7 @@ class Ipvlan(Slaves):
 
 
 def _is_anothers(address: Address, attachment: Attachment) -> bool:
-    """Whether the node's route to the address leads to another pod: then an ADD of this one has failed."""
+    """Return whether the node's route to the address leads to another pod: then an ADD of this one has failed."""
     hop = ip_routes.next_hop(netlink.host(), address)
     there = ip_links.link_at(netlink.host(), hop[0]) if hop else None
     return bool(there and there.name.startswith(LINK_PREFIX) and there.name != attachment.link)

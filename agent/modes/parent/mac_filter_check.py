@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """When a parent is tested next (time.monotonic), and how many seconds that is after the last time."""
+    """The time of a parent's next test (time.monotonic), and a pause in seconds.
+
+    Each test without an answer doubles the pause.
+    """
 
     at: float = 0.0
     pause: float = SCHEDULE.resync
@@ -90,7 +93,7 @@ class MacFilterCheck(Controller):
 
 
 def judge(reaper: Reaper, uplink: ParentLink, targets: Iterator[Address]) -> tuple[Problem | None, bool]:
-    """What is wrong with the segment, and whether that is known: one of the targets answers. Raises OSError."""
+    """Return what is wrong with the segment, and whether that is known (a target answers). Raises OSError."""
     mac = mac_for(uplink.hosts[0])  # in the order of pods' MACs, and no pod's
     ask = partial(arp.who_has, reaper, uplink.device)
     for target in targets:

@@ -21,7 +21,9 @@ class Macvlan(Slaves):
         return ModeParts(threads=lambda view: {"segment": MacFilterCheck(view, problems, agent.host.reaper)})
 
     def mac(self, attachment: Attachment) -> str | None:
-        """That of its address, or the one asked for; with passthru the parent's, which must stay as it is.
+        """Return the MAC of its address, or the one asked for; None with passthru: it has the parent's.
+
+        The parent's must stay as it is.
 
         Raises CniError 7 where one was asked for with passthru.
         """

@@ -24,8 +24,8 @@ class ParentOptions(ModeOptions):
 
     needs_parent: ClassVar[bool] = True
     link_modes: ClassVar[tuple[str, ...]]
-    """How subinterfaces of one parent see each other, as the kernel and the reference plugins name it; the default
-    comes first."""
+    """The ways in which subinterfaces of one parent see each other, by the names of the kernel and the reference
+    plugins; the default comes first."""
 
     master: str | None = None
     """The parent; None: the interface that holds the node's address."""
@@ -34,7 +34,7 @@ class ParentOptions(ModeOptions):
     gateway: Address | None = None
     """The subnet's router; None: the parent's own."""
     via_host: tuple[Subnet, ...] = ()
-    """What pods reach through their node: Services, pods of other networks."""
+    """The destinations that pods reach through their node: Services, pods of other networks."""
 
     @property
     def shares_segment(self) -> bool:

@@ -1,4 +1,4 @@
-"""What macvlan and ipvlan have in common: a slave of the node's interface in the pod, and a veth pair to the node.
+"""The common part of macvlan and ipvlan: a slave of the node's interface in the pod, and a veth pair to the node.
 
 A parent does not speak to its own slaves, so pods reach their node by the veth pair, and Services by the node.
 The veth pair's host end is what marks the attachment, as in other modes: it is there before the slave and until
@@ -72,7 +72,10 @@ class Slaves(Mode):
         return (ParentLinks(),)
 
     def desired(self, view: ModeContext) -> NodeState:
-        """Where slaves hang, and as whom pods are seen that come by their node; the parent stays as it is."""
+        """Return the parent of the slaves, and the source address of pods' packets that go by their node.
+
+        The parent stays as it is.
+        """
         found = find_uplink(view)
         if isinstance(found, Problem):  # also before there are blocks: none is of use then
             return NodeState(problems=frozenset({found}))
@@ -175,7 +178,7 @@ class Slaves(Mode):
         ]
 
         def add(more: list[PodRoute]) -> list[PodRoute]:
-            """Those that are in force: what an earlier interface of the pod has a route for stays its own."""
+            """Add the routes, and return those in force. A route of an earlier interface of the pod stays."""
             errors = inside.batch([ip_routes.add_route(_route(each, interface.ip, slave, veth)) for each in more])
             for error in errors:
                 if error and error.errno != errno.EEXIST:
@@ -227,7 +230,7 @@ def link_mode(network: Network) -> str:
 
 
 def only_parents(attachment: Attachment) -> None:
-    """Where a slave has its parent's MAC in any case. Raises CniError 7 for another that was asked for."""
+    """Check that no other MAC was asked for where a slave has its parent's in any case. Raises CniError 7."""
     if attachment.mac != mac_for(attachment.leases[0].address):
         what = f"none: with linkMode {link_mode(attachment.network)} a pod has its parent's"
         raise invalid_config("mac", attachment.mac, f"{what}; use macvlan in another linkMode")
@@ -257,7 +260,7 @@ def find_uplink(view: ModeContext) -> ParentLink | Problem:
 
 
 def _unfit(view: ModeContext, device: str, on_parent: list[LocalAddress]) -> Problem | None:
-    """Why pods of the network can't hang on this parent."""
+    """Return why pods of the network can't hang on this parent; None: they can."""
     network, where = view.network, f"network {view.network.name}"
     if link_mode(network) == PASSTHRU and on_parent:
         return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")
@@ -277,7 +280,7 @@ def _within(subnet: Subnet | None, local: LocalAddress) -> bool:
 
 
 def _pools_routers(view: ModeContext) -> dict[str, Address]:
-    """Those that the pools of a shared subnet name, by pool, in the order in which they count."""
+    """Return the routers that the pools of a shared subnet name, by pool, in the order in which they count."""
     subnet, pools = view.network.subnet, blocks.pools(view.snapshot, view.network)
     named = ((pool.name, pool.gateway) for pool in pools if view.network.shared)
     return {name: router for name, router in named if router and blocks.contains(subnet, router)}
@@ -295,7 +298,7 @@ def _contradictions(view: ModeContext) -> Iterator[Problem]:
 
 
 def _via_host(view: ModeContext) -> tuple[Subnet, ...]:
-    """What the netconf says, and all pools of pods: other modes' pods are known to the node, not to the router."""
+    """Return the netconf's subnets and all pools of pods: the node knows other modes' pods, the router doesn't."""
     snapshot = view.snapshot
     pools = (pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot))
     others = [cidr for cidr in pools if not view.network.subnet or not blocks.overlaps(cidr, view.network.subnet)]

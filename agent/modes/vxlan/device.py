@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def is_ours(link: Link) -> bool:
-    """Whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
+    """Return whether testcni made this vxlan device: it has its MAC from the start, its alias a moment later."""
     marked = link.mac.startswith(TUNNEL_MAC_PREFIX) or link.alias.startswith(VXLAN_ALIAS)
     return link.kind == "vxlan" and link.name == VXLAN_DEVICE and marked
 
@@ -55,11 +55,11 @@ class VxlanDevice(DeviceObject):
         return desired.section(VxlanState)
 
     def is_ours(self, link: Link) -> bool:
-        """Whether testcni made this vxlan device."""
+        """Return whether testcni made this vxlan device."""
         return is_ours(link)
 
     def leaves(self, desired: NodeState) -> bool:
-        """Whether there is to be no device."""
+        """Return whether there is to be no device."""
         return desired.section(VxlanState) is None
 
     def still_guarded(self, ctx: Context, desired: NodeState) -> Guarded:

@@ -1,4 +1,4 @@
-"""What the programs tell of single packets: a ring buffer of sampled drops, and the map of flows."""
+"""The events of single packets from the programs: a ring buffer of sampled drops, and the map of flows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ PROTOCOLS: Mapping[int, str] = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Who speaks to whom; ports are 0 where there are none. Of what is not IPv4 only the EtherType is known."""
+    """The two ends that speak; ports are 0 where there are none.
+
+    Of what is not IPv4 only the EtherType is known.
+    """
 
     source: IPv4Address
     destination: IPv4Address
@@ -56,7 +59,7 @@ class Drops:
         self._ring = RingBuffer(events, turns)
 
     def wait(self, seconds: float) -> list[Drop]:
-        """What there is, as soon as there is something or the time is over. Raises OSError."""
+        """Return the drops that there are, as soon as there is one or the time is over. Raises OSError."""
         return [drop(data) for data in self._ring.wait(seconds) if len(data) >= _EVENT.size]
 
 

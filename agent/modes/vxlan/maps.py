@@ -1,4 +1,4 @@
-"""What the maps of the eBPF programs hold, as frozen values: the layouts are those of ebpf/maps.h."""
+"""The content of the maps of the eBPF programs, as frozen values. The layouts are those of ebpf/maps.h."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _POD = struct.Struct("=I6s6s")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What all programs of a node go by."""
+    """The configuration that all programs of a node go by."""
 
     node: IPv4Address
     vni: int
@@ -60,7 +60,7 @@ class Config:
     device: int
     """Index of the vxlan device."""
     gateway: IPv4Address = GATEWAY
-    """Of every pod; the program veth_ingress answers for it."""
+    """The gateway of every pod; the program veth_ingress answers for it."""
     sample: int = SAMPLE
 
 
@@ -101,13 +101,13 @@ def put_pod(maps: Mapping[str, Map], address: IPv4Address, pod: Endpoint) -> Non
 
 
 def pod(maps: Mapping[str, Map], address: IPv4Address) -> Endpoint | None:
-    """Where a pod is, None when nobody said so. Raises BpfError."""
+    """Return where a pod is; None: nobody said so. Raises BpfError."""
     value = maps["pods"].get(address.packed)
     return _endpoint(value) if value else None
 
 
 def pods(maps: Mapping[str, Map]) -> dict[IPv4Address, Endpoint]:
-    """Where all pods are. Raises BpfError."""
+    """Return where all pods are, by their addresses. Raises BpfError."""
     return {IPv4Address(key): _endpoint(value) for key, value in maps["pods"].items().items()}
 
 
@@ -158,12 +158,12 @@ def _owners(blocks: Mapping[IPv4Network, IPv4Address]) -> dict[bytes, bytes]:
 
 
 def counters(maps: Mapping[str, Map]) -> dict[str, Count]:
-    """What became of packets since the maps were made, by reason. Raises BpfError."""
+    """Return the counts of packets since the maps were made, by what became of them. Raises BpfError."""
     return map_entries.counts(maps["reason_counters"], REASONS)
 
 
 def no_counters() -> dict[str, Count]:
-    """Where there are no maps, nothing became of any packet."""
+    """Return the counts where there are no maps: nothing became of any packet."""
     return map_entries.no_counts(REASONS)
 
 

@@ -1,4 +1,4 @@
-"""Whether datagrams that the NIC should checksum arrive at peers through the tunnel, and what to do if not.
+"""Test if datagrams that the NIC checksums reach peers through the tunnel; if not, the kernel can checksum them.
 
 Some NICs claim to checksum packets within vxlan packets and corrupt them. The receiver drops such a packet without
 a word; one that is whole, for a UDP port where nobody listens, it answers (ICMP port unreachable). A datagram
@@ -20,7 +20,7 @@ TRIES, PATIENCE = 3, 0.5  # seconds; a peer sends one such error a second to who
 
 
 def corrupted(peer: IPv4Address) -> bool | None:
-    """Whether datagrams arrive at an address of a peer only without a checksum; None where none does."""
+    """Return whether datagrams arrive at an address of a peer only without a checksum; None where none does."""
     if _answered(peer, checksum=True):
         return False
     if not _answered(peer, checksum=False):
@@ -29,7 +29,7 @@ def corrupted(peer: IPv4Address) -> bool | None:
 
 
 def checksums(device: str) -> bool:
-    """Whether checksums of packets out of a device are left to whatever is below it. Raises OSError."""
+    """Return whether checksums of packets out of a device are left to whatever is below it. Raises OSError."""
     return bool(_ethtool(device, ETHTOOL_GTXCSUM, 0))
 
 

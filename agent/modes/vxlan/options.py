@@ -28,7 +28,7 @@ class VxlanOptions(ModeOptions):
     port: int = VXLAN_PORT
     """UDP port of the tunnel."""
     vxlan_backend: str = EBPF
-    """Which part carries packets: eBPF programs, or the kernel's stack and its own vxlan."""
+    """The part that carries packets: eBPF programs, or the kernel's stack and its own vxlan."""
 
     @property
     def tunnel_ports(self) -> tuple[int, ...]:

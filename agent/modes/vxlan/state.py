@@ -1,4 +1,4 @@
-"""What the mode vxlan wants of a node beside what all modes may want."""
+"""The state that the mode vxlan wants of a node, beside what all modes may want."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class VxlanState(Section):
     mtu: int
     """Bytes of an inner packet."""
     node: IPv4Address
-    """Where this node's end of the tunnel is."""
+    """The address of this node's end of the tunnel."""
     addresses: frozenset[IPv4Address] = frozenset()
-    """Of the device: what the node itself speaks to pods of other nodes as."""
+    """The addresses of the device, with which the node itself speaks to pods of other nodes."""
     blocks: frozenset[tuple[IPv4Network, IPv4Address]] = frozenset()
     """Blocks of pods and the addresses of their nodes, this node's included."""
     nodes: frozenset[IPv4Address] = frozenset()
@@ -34,7 +34,7 @@ class VxlanState(Section):
 
     @property
     def open(self) -> frozenset[IPv4Address]:
-        """Those of the nodes that may send from any block."""
+        """The nodes that may send from any block."""
         return self.nodes - dict(self.ends).keys()
 
     @property

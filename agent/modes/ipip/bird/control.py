@@ -124,7 +124,7 @@ class Control:
         return self.ask("graceful restart").code == GRACEFUL_RESTART
 
     def is_busy(self) -> bool:
-        """Whether a reconfiguration, or the recovery from a restart, is still in progress."""
+        """Return whether a reconfiguration, or the recovery from a restart, is still in progress."""
         text = self.ask("show status").text
         return "Reconfiguration in progress" in text or "Graceful restart recovery in progress" in text
 

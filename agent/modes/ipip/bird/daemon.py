@@ -121,7 +121,7 @@ class Daemon:
         self._child = child
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it still runs."""
         return not select.select([self.fd], [], [], 0)[0]
 
     def signal(self, number: int) -> None:

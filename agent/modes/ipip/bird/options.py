@@ -45,7 +45,7 @@ class Router:
     selector: Labels = ()
 
     def selects(self, labels: Labels) -> bool:
-        """Whether a node with these labels has a session with it."""
+        """Return whether a node with these labels has a session with it."""
         return set(self.selector) <= set(labels)
 
 

@@ -15,7 +15,7 @@ class BirdPlan(Section):
     """The sessions with other nodes, and the blocks of this one."""
 
     config: BirdConfig
-    """With the default options: without passwords and external routers."""
+    """The configuration with the default options: without passwords and external routers."""
     labels: Labels = ()
     """The labels of this node: the options file selects by them the nodes with a session to an external router."""
 

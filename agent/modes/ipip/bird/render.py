@@ -73,7 +73,7 @@ def symbols(config: BirdConfig) -> dict[str, str]:
 
 
 def _reflected(config: BirdConfig) -> bool:
-    """Whether there are route reflectors, so that other nodes need no session with each other."""
+    """Return whether there are route reflectors, so that other nodes need no session with each other."""
     return config.reflector or any(peer.reflector for peer in config.peers)
 
 

@@ -22,7 +22,7 @@ class Recovery:
     settled: float = 0.0
 
     def is_over(self, known: frozenset[IPv4Network], now: float, *, settled: bool) -> bool:
-        """Whether there is nothing left to wait for; `settled`: all sessions exist, and BIRD is idle."""
+        """Return whether there is nothing left to wait for; `settled`: all sessions exist, and BIRD is idle."""
         self.settled = (self.settled or now) if settled else 0.0
         return (
             self.routes <= known

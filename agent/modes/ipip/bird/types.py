@@ -24,16 +24,16 @@ PASSWORD_LIMIT = 80  # TCP_MD5SIG_MAXKEYLEN
 
 @dataclass(frozen=True, slots=True)
 class BirdTimes:
-    """How long the agent waits for BIRD, in seconds."""
+    """The times for which the agent waits for BIRD, in seconds."""
 
     retire: float = GraceTimes().daemon
-    """From the moment when BIRD is not wanted any more to its end."""
+    """The time that BIRD runs on when it is not wanted any more."""
     hung: float = 30.0
-    """Until a BIRD that does not answer is killed, and started again."""
+    """The time until a BIRD that does not answer is killed, and started again."""
     answer: float = 5.0
-    """For one reply; BIRD answers between two rounds of its work."""
+    """The wait for one reply; BIRD answers between two rounds of its work."""
     session: float = 10.0
-    """Until a missing session is a problem; a node that starts needs 3."""
+    """The time until a missing session is a problem; a node that starts needs 3."""
 
 
 class BirdError(Exception):
@@ -133,13 +133,13 @@ class BirdConfig:
     direct: tuple[IPv4Network, ...] = ()
     """Networks of the underlay whose nodes are reached by plain routes, as in host-gw."""
     tunnel: Tunnel | None = None
-    """How all other nodes are reached; None: not at all."""
+    """The tunnel by which all other nodes are reached; None: they are not reached at all."""
     source: IPv4Address | None = None
     """Source address of the node's own packets to pods; None: the kernel chooses."""
     guard: bool = True
     """Whether unused addresses of own blocks are `unreachable` in the kernel."""
     password: Secret | None = None
-    """Of the sessions between nodes."""
+    """The password of the sessions between nodes."""
     table: int = MAIN_TABLE
     metric: int = METRIC
 
@@ -182,7 +182,7 @@ class BirdStatus:
     version: str = ""
     pid: int = 0
     starts: int = 0
-    """How many times this agent has started it."""
+    """The number of times that this agent has started it."""
     sessions: tuple[Session, ...] = ()
     kernel_routes: int = 0
     """The number of BIRD's routes in the kernel."""
