@@ -38,7 +38,7 @@ from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.cni_conf_dir import ConfDir
 from agent.node.drift_monitor import DriftMonitor
 from agent.node.host_directories import HostDirectories, used_by
-from agent.node.inputs import Inputs
+from agent.node.reconciler_inputs import Inputs
 from agent.node.installer import Installer, Places
 from agent.node.reconciler import Reconciler
 from agent.node.route_protocol import RouteMarks

@@ -9,7 +9,7 @@ from agent.model.cluster import AcceptedModes, Node, Snapshot
 from agent.model.network import Network
 from agent.node import mode_admission, mode_migration
 from agent.node.cni_conf_dir import Confs
-from agent.node.inputs import Inputs
+from agent.node.reconciler_inputs import Inputs
 
 
 class NetworksInForce:

@@ -20,7 +20,7 @@ from agent.modes.ipip.bird.types import BirdConfig, BirdTimes, Secret, Tunnel
 from agent.modes.ipip.options import IpipOptions
 from agent.modes.registry import Modes
 from agent.node.cni_conf_dir import Confs
-from agent.node.inputs import Inputs
+from agent.node.reconciler_inputs import Inputs
 from agent.node.reconciler import Reconciler
 from agent.objects.state import NodeState
 from agent.runtime.observable import Observable

@@ -17,7 +17,7 @@ from agent.kernel import ip_routes, netlink
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
-from agent.modes.vxlan import offload
+from agent.modes.vxlan import checksum_probe
 from agent.modes.vxlan.marks import VXLAN_DEVICE
 from agent.runtime.controller import Controller, Schedule
 
@@ -53,10 +53,10 @@ class ChecksumCheck(Controller):
             return self._settle(0)
         if index == self._settled:
             return True
-        if not offload.checksums(VXLAN_DEVICE):
+        if not checksum_probe.checksums(VXLAN_DEVICE):
             return self._settle(index, _off())
         for peer in _peers(index, self._route_protocol):
-            found = offload.corrupted(peer)
+            found = checksum_probe.corrupted(peer)
             if found is not None:
                 return self._settle(index, _repair(peer) if found else None)
         return False
@@ -80,10 +80,10 @@ def _peers(index: int, route_protocol: int) -> Iterator[IPv4Address]:
 
 def _repair(peer: IPv4Address) -> Problem | None:
     """Let the CPU make the checksums, if that helps."""
-    offload.leave_checksums(VXLAN_DEVICE, below=False)
-    if offload.corrupted(peer) is False:
+    checksum_probe.leave_checksums(VXLAN_DEVICE, below=False)
+    if checksum_probe.corrupted(peer) is False:
         return _off()
-    offload.leave_checksums(VXLAN_DEVICE, below=True)
+    checksum_probe.leave_checksums(VXLAN_DEVICE, below=True)
     what = f"datagrams arrive at {peer} only without a checksum, and not for an offload of this node"
     return Problem(f"device {VXLAN_DEVICE}", what, "look at the peer's NIC and what is between")
 
