@@ -38,9 +38,9 @@ from agent.node.accepted_modes_publisher import AcceptedModesPublisher
 from agent.node.cni_conf_dir import ConfDir
 from agent.node.drift_monitor import DriftMonitor
 from agent.node.host_directories import HostDirectories, used_by
-from agent.node.reconciler_inputs import Inputs
 from agent.node.installer import Installer, Places
 from agent.node.reconciler import Reconciler
+from agent.node.reconciler_inputs import Inputs
 from agent.node.route_protocol import RouteMarks
 from agent.node.run_dir import Lock, RunDir
 from agent.objects.host_kernel import HostKernel

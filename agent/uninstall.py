@@ -26,7 +26,7 @@ from agent.node.installer import Places
 from agent.node.run_dir import Lock
 from agent.objects.base import Context
 from agent.objects.host_kernel import HostKernel
-from agent.objects.route_ownership import Ownership
+from agent.objects.route_ownership import RouteOwnership
 from agent.objects.state import NodeState
 
 EXIT_DATASTORE = 4
@@ -70,7 +70,7 @@ def uninstall(conf: AgentConfig, modes: Modes) -> Iterator[str]:
     for protocol in route_protocol.in_use(conf.run_dir, conf.route_protocol):
         programmer = NodeProgrammer(modes.node_objects())
         kernel = kernel_state.read(nl, programmer.is_made)
-        ctx = Context(nl, kernel, host, programmer.is_made, Ownership(protocol))
+        ctx = Context(nl, kernel, host, programmer.is_made, RouteOwnership(protocol))
         done = programmer.program(ctx, NodeState())
         if done.problems:
             raise OSError("; ".join(map(str, done.problems)))

@@ -13,7 +13,7 @@ LATE = "~"  # sorts after every time, for an object without a time of creation
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class BlockClaim:
     """A node's claim to a block: an IPBlock or a podCIDR of its Node object."""
 
     block: Subnet
@@ -22,12 +22,12 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Ownership:
+class BlockOwnership:
     """The owners of all blocks of a cluster."""
 
     owners: Mapping[Subnet, str] = field(default_factory=dict)
     """Each block that is in force, and its node."""
-    refused: Mapping[tuple[str, Subnet], Claim] = field(default_factory=dict)
+    refused: Mapping[tuple[str, Subnet], BlockClaim] = field(default_factory=dict)
     """The refused claims by node and block, each with the claim of another node that prevails."""
     by_node: Mapping[str, tuple[Subnet, ...]] = field(default_factory=dict)
     """All claims of each node: its podCIDRs, then what it has claimed."""
@@ -39,7 +39,7 @@ def span(block: Subnet) -> tuple[int, int]:
     return first, first | ((1 << (block.max_prefixlen - block.prefixlen)) - 1)
 
 
-def resolve(snapshot: Snapshot, before: Mapping[Subnet, str] | None = None) -> Ownership:
+def resolve(snapshot: Snapshot, before: Mapping[Subnet, str] | None = None) -> BlockOwnership:
     """Return which node has which block, where blocks of several nodes overlap.
 
     The owner in `before` keeps a block; else the object that was created first wins, and of two such the node
@@ -47,20 +47,20 @@ def resolve(snapshot: Snapshot, before: Mapping[Subnet, str] | None = None) -> O
     `before`.
     """
     owners: dict[Subnet, str] = {}
-    refused: dict[tuple[str, Subnet], Claim] = {}
+    refused: dict[tuple[str, Subnet], BlockClaim] = {}
     for cluster in _clusters(snapshot):
         if len(cluster) == 1:
             _placed, _after, node, _created, block = cluster[0]
             owners[block] = node
         else:
-            claims = [Claim(block, node, created) for _placed, _after, node, created, block in cluster]
+            claims = [BlockClaim(block, node, created) for _placed, _after, node, created, block in cluster]
             _settle(claims, before or {}, owners, refused)
     by_node = {name: node.blocks for name, node in snapshot.nodes.items()}
     for claimed in snapshot.blocks.values():
         known = by_node.get(claimed.node, ())
         if claimed.cidr not in known:  # it may be a podCIDR of its Node, too
             by_node[claimed.node] = (*known, claimed.cidr)
-    return Ownership(owners, refused, by_node)
+    return BlockOwnership(owners, refused, by_node)
 
 
 _Entry = tuple[tuple[int, int], int, str, str, Subnet]
@@ -90,15 +90,15 @@ def _entry(block: Subnet, node: str, created: str) -> _Entry:
 
 
 def _settle(
-    cluster: list[Claim],
+    cluster: list[BlockClaim],
     before: Mapping[Subnet, str],
     owners: dict[Subnet, str],
-    refused: dict[tuple[str, Subnet], Claim],
+    refused: dict[tuple[str, Subnet], BlockClaim],
 ) -> None:
     """Accept claims by their priority; refuse one that overlaps an accepted claim of another node."""
     order = sorted(cluster, key=lambda c: (before.get(c.block) != c.node, c.created or LATE, c.node, str(c.block)))
     firsts: list[int] = []  # of what is taken: apart from each other, and in their order
-    taken: list[tuple[int, Claim]] = []
+    taken: list[tuple[int, BlockClaim]] = []
     for claim in order:
         first, last = span(claim.block)
         low = bisect.bisect_right(firsts, first) - 1

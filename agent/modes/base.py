@@ -18,7 +18,7 @@ from agent.config import AgentConfig
 from agent.errors import CniError, Code
 from agent.ip import Address, Subnet
 from agent.ipam.attachment import Attachment
-from agent.ipam.block_ownership import Ownership
+from agent.ipam.block_ownership import BlockOwnership
 from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot
 from agent.model.network import ExtraRoute, ModeOptions, Network
@@ -84,7 +84,7 @@ class ModeContext:
     """The modes in which this node takes packets of the network, that of its conf first; none: the network's."""
     ends: NodeEndpoints | None = None
     """The address of each node of the snapshot to which packets for it go; None: still to be chosen."""
-    claims: Ownership | None = None
+    claims: BlockOwnership | None = None
     """The owner of each block of the snapshot; None: still to be found out."""
     used: frozenset[Subnet] = frozenset()
     """The blocks of this node of which pods here have addresses."""

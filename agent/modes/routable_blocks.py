@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from agent.cluster.pool_object import LARGEST_BLOCK_SIZE
 from agent.ip import Address, Subnet
 from agent.ipam import block_ownership, blocks
-from agent.ipam.block_ownership import Claim, Ownership, span
+from agent.ipam.block_ownership import BlockClaim, BlockOwnership, span
 from agent.model import special_addresses
 from agent.model.cluster import Node
 from agent.model.problem import Problem
@@ -111,7 +111,7 @@ class Fences:
         return ""
 
 
-def claims(view: ModeContext) -> Ownership:
+def claims(view: ModeContext) -> BlockOwnership:
     """Return the owner of each block of the cluster; this node owns what it has where nothing else is known."""
     if view.claims is not None:
         return view.claims
@@ -166,7 +166,7 @@ def peer_blocks(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
             other = known.refused.get((name, block))
             if other is None:
                 found = (b for v, low, high, b in mine if low <= last and first <= high and v == block.version)
-                other = next((Claim(own, view.node) for own in found), None)
+                other = next((BlockClaim(own, view.node) for own in found), None)
             if other:
                 remedy = "give each node podCIDRs of its own; no route is set for this one"
                 if other.node == view.node and other.block not in known.by_node.get(view.node, (other.block,)):
@@ -179,7 +179,7 @@ def peer_blocks(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
                 yield peer, block
 
 
-def _by_other(block: Subnet, other: Claim | None, me: str) -> str:
+def _by_other(block: Subnet, other: BlockClaim | None, me: str) -> str:
     assert other  # noqa: S101 - there is one, or another reason
     if other.block == block:
         return f"is that of node {other.node} too"

@@ -29,7 +29,7 @@ from agent.model.network import ExtraRoute
 from agent.modes.base import CheckError, NodeNotReadyError, Wired
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.host_kernel import HostKernel
-from agent.objects.pod_guard import Guarded
+from agent.objects.pod_guard import GuardedPort
 from agent.objects.pod_port import Place, PodAddress, PodPort
 
 ALIAS_LIMIT = 255  # IFALIASZ - 1
@@ -96,10 +96,10 @@ def port(attachment: Attachment) -> PodPort:
     )
 
 
-def guarded(attachment: Attachment) -> Guarded:
+def guarded(attachment: Attachment) -> GuardedPort:
     """Return the addresses and the MAC with which the pod may speak by this interface."""
     addresses = tuple(lease.address for lease in attachment.leases)
-    return Guarded(attachment.container_id, attachment.mac, addresses, attachment.network.spoof_check)
+    return GuardedPort(attachment.container_id, attachment.mac, addresses, attachment.network.spoof_check)
 
 
 def remove_port(

@@ -16,7 +16,7 @@ from pathlib import Path
 from agent.codec import strict_json
 from agent.ip import Address, Subnet
 from agent.ipam import block_ownership
-from agent.ipam.block_ownership import Ownership
+from agent.ipam.block_ownership import BlockOwnership
 from agent.model.cluster import MOMENT, IPBlock, Node, Snapshot
 from agent.model.problem import Problem
 from agent.modes import node_endpoints
@@ -46,7 +46,7 @@ class Known:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     ends: NodeEndpoints = field(default_factory=NodeEndpoints)
     problems: tuple[Problem, ...] = ()
-    claims: Ownership = field(default_factory=Ownership)
+    claims: BlockOwnership = field(default_factory=BlockOwnership)
     """The owner of each block."""
     gone: Mapping[str, Node] = field(default_factory=dict)
     """Nodes that were deleted a moment ago: their podCIDRs are still theirs."""

@@ -16,7 +16,7 @@ from agent.modes.registry import Modes
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.base import Context, NodeObject, Result, Stage
 from agent.objects.host_kernel import HostKernel
-from agent.objects.pod_port import Place, PodPort, Seen
+from agent.objects.pod_port import Place, PodPort, PortsInKernel
 from agent.objects.state import NodeState
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ def _tidy(nl: Netlink, host: HostKernel, attachments: AttachmentStore) -> None:
         log.info("guard: %d entries of pods that are gone removed", removed)
 
 
-def _repair(seen: Seen, attachment: Attachment, port: PodPort, lacking: list[str], done: Repaired) -> None:
+def _repair(
+    seen: PortsInKernel, attachment: Attachment, port: PodPort, lacking: list[str], done: Repaired
+) -> None:
     """Repair one port while no call can be at work on it."""
     name = _name(attachment)
     try:

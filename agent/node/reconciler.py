@@ -18,10 +18,10 @@ from agent.model.problem import Problem
 from agent.node import block_demand, ready_state_file
 from agent.node.apply import ApplyResult, NodeProgrammer
 from agent.node.desired_state import DesiredState, DesiredStates
-from agent.node.reconciler_inputs import Inputs
 from agent.node.last_known_nodes import LastKnownNodes
 from agent.node.networks_in_force import NetworksInForce
 from agent.node.pod_port_repair import PodPorts
+from agent.node.reconciler_inputs import Inputs
 from agent.node.round_inputs import KernelUnreadableError, RoundInputs, RoundReader
 from agent.node.round_status import Outcome, RoundStatus
 from agent.node.status_publisher import StatusPublisher

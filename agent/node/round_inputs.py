@@ -10,9 +10,9 @@ from agent.model.network import Network
 from agent.modes.underlay import announcement
 from agent.node import kernel_state
 from agent.node.apply import NodeProgrammer
-from agent.node.reconciler_inputs import Inputs
 from agent.node.last_known_nodes import Known, LastKnownNodes
 from agent.node.networks_in_force import NetworksInForce
+from agent.node.reconciler_inputs import Inputs
 from agent.objects.base import KernelState
 from agent.objects.state import Underlay
 

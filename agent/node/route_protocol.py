@@ -13,7 +13,7 @@ from agent.codec import strict_json
 from agent.ip import Subnet
 from agent.kernel.ip_routes import RTPROT_BOOT
 from agent.model.marks import ROUTE_PROTOCOL
-from agent.objects.route_ownership import Ownership
+from agent.objects.route_ownership import RouteOwnership
 from agent.options import ROUTE_PROTOCOLS
 from agent.runtime import atomic_file, json_state_file
 
@@ -35,10 +35,10 @@ class RouteMarks:
         # the others are looked at as well: of an old version that ran here for a while nothing is known
         self._earlier = (self._left | {FIRST_PROTOCOL, ROUTE_PROTOCOL}) - {protocol}
 
-    def ownership(self, pods: frozenset[Subnet]) -> Ownership:
+    def ownership(self, pods: frozenset[Subnet]) -> RouteOwnership:
         """Return how our routes are known now; `pods` is where pods' addresses are in this cluster."""
         self._note(self._protocol, *sorted(self._left))  # before there is a route of a new number
-        return Ownership(self._protocol, self._earlier, pods if self._left else frozenset())
+        return RouteOwnership(self._protocol, self._earlier, pods if self._left else frozenset())
 
     def settled(self) -> None:
         """Every route of ours has our number now: no other number is looked at from here on."""

@@ -14,7 +14,7 @@ from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem
 from agent.objects.host_kernel import HostKernel
-from agent.objects.route_ownership import OURS, Ownership
+from agent.objects.route_ownership import OURS, RouteOwnership
 from agent.objects.state import AcceptedSources, LocalAddress, NodeState, united
 
 
@@ -73,7 +73,7 @@ class Context:
     host: HostKernel
     is_made: Callable[[Link], bool]
     """Whether testcni made a link, for a pod or for the node."""
-    ownership: Ownership = OURS
+    ownership: RouteOwnership = OURS
     """The marks by which routes are ours."""
     node_addresses: frozenset[Address] = frozenset()
     """The node's InternalIPs."""

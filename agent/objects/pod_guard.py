@@ -41,7 +41,7 @@ _ADDRESS = struct.Struct("=8s16s")
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
+class GuardedPort:
     """The owner of a port: the pod and one of its interfaces."""
 
     container_id: str
@@ -109,14 +109,14 @@ def is_attached(nl: Netlink, held: Loaded, index: int) -> bool:
         raise
 
 
-def put(maps: Mapping[str, Map], index: int, guarded: Guarded) -> None:
+def put(maps: Mapping[str, Map], index: int, guarded: GuardedPort) -> None:
     """Make known who the port of that index is of. Raises BpfError."""
     for key in guarded.keys:
         maps["guard_addresses"].put(key, _KEY.pack(1))
     maps["guard_ports"].put(_KEY.pack(index), guarded.entry)
 
 
-def knows(maps: Mapping[str, Map], index: int, guarded: Guarded) -> bool:
+def knows(maps: Mapping[str, Map], index: int, guarded: GuardedPort) -> bool:
     """Return whether the maps name the pod as the owner of the port of that index. Raises BpfError."""
     return maps["guard_ports"].get(_KEY.pack(index)) == guarded.entry and all(
         maps["guard_addresses"].get(key) for key in guarded.keys
@@ -134,7 +134,7 @@ def addresses(maps: Mapping[str, Map]) -> dict[int, frozenset[Address]]:
     return {_KEY.unpack(key)[0]: frozenset(by_pod.get(_PORT.unpack(entry)[0], ())) for key, entry in ports}
 
 
-def remove(maps: Mapping[str, Map], index: int, guarded: Guarded) -> None:
+def remove(maps: Mapping[str, Map], index: int, guarded: GuardedPort) -> None:
     """Forget a port; index 0: only its addresses. Raises BpfError."""
     for key in guarded.keys:
         maps["guard_addresses"].remove(key)
@@ -143,19 +143,21 @@ def remove(maps: Mapping[str, Map], index: int, guarded: Guarded) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class GuardEntries:
     """All that the maps have: keys of ports with their entries, and keys of addresses."""
 
     ports: Mapping[bytes, bytes]
     addresses: frozenset[bytes]
 
 
-def known(maps: Mapping[str, Map]) -> Known:
+def known(maps: Mapping[str, Map]) -> GuardEntries:
     """Return all that the maps have. Raises BpfError."""
-    return Known(maps["guard_ports"].items(), frozenset(maps["guard_addresses"].items()))
+    return GuardEntries(maps["guard_ports"].items(), frozenset(maps["guard_addresses"].items()))
 
 
-def tidy(maps: Mapping[str, Map], earlier: Known, indexes: Iterable[int], guarded: Iterable[Guarded]) -> int:
+def tidy(
+    maps: Mapping[str, Map], earlier: GuardEntries, indexes: Iterable[int], guarded: Iterable[GuardedPort]
+) -> int:
     """Remove what was known earlier and is no link's or pod's now; how many entries. Raises BpfError.
 
     A pod that has a link keeps its addresses, also one whose attachment can't be read.

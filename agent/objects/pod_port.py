@@ -13,7 +13,7 @@ from agent.kernel.ip_links import Link
 from agent.kernel.ip_routes import KernelRoute
 from agent.kernel.netlink import Netlink, Request
 from agent.objects.host_kernel import HostKernel
-from agent.objects.pod_guard import Guarded
+from agent.objects.pod_guard import GuardedPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class PodPort:
     ipv4: tuple[tuple[int, int], ...] = ()
     """Switches of ipv4/conf by their IPV4_DEVCONF_ numbers."""
     pod: PodAddress | None = None
-    guard: Guarded | None = None
+    guard: GuardedPort | None = None
     """The addresses and the MAC with which the pod may speak; None: the mode's own aspects check that."""
     limited: bool = False
     """Whether the plugin `bandwidth` is about to limit what the pod sends."""
@@ -57,7 +57,7 @@ class PodPort:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PortsInKernel:
     """The kernel's state of all pods, read by a few dumps. Maps and programs are read on demand."""
 
     nl: Netlink
@@ -102,7 +102,7 @@ class Place:
 class PortAspect:
     """A part of a port. Both functions do nothing for a port without that part. They raise OSError."""
 
-    differs: Callable[[PodPort, Link, Seen], str]
+    differs: Callable[[PodPort, Link, PortsInKernel], str]
     """Say how the kernel differs, empty where it does not."""
     make: Callable[[PodPort, Place], list[Request]]
     """Return the requests that make it as it should be; what is no request is done at once."""

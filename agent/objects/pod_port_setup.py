@@ -20,10 +20,10 @@ from agent.kernel.netlink import Netlink, Request
 from agent.model.marks import LINK_PREFIX
 from agent.objects import pod_guard
 from agent.objects.host_kernel import HostKernel
-from agent.objects.pod_port import Place, PodAddress, PodPort, PortAspect, Seen
+from agent.objects.pod_port import Place, PodAddress, PodPort, PortAspect, PortsInKernel
 
 
-def read(nl: Netlink, host: HostKernel) -> Seen:
+def read(nl: Netlink, host: HostKernel) -> PortsInKernel:
     """Read what the kernel has for all pods. Raises OSError."""
     there = ip_links.links(nl)
     pods = {link.index for link in there if link.name.startswith(LINK_PREFIX)}
@@ -33,7 +33,7 @@ def read(nl: Netlink, host: HostKernel) -> Seen:
         if route.index in pods and route.dst.prefixlen == route.dst.max_prefixlen:
             address = route.dst.network_address
             by_pods[address] = (*by_pods.get(address, ()), route)
-    return Seen(
+    return PortsInKernel(
         nl,
         host,
         {link.name: link for link in there},
@@ -46,7 +46,7 @@ def read(nl: Netlink, host: HostKernel) -> Seen:
     )
 
 
-def lacking(port: PodPort, link: Link, seen: Seen) -> list[str]:
+def lacking(port: PodPort, link: Link, seen: PortsInKernel) -> list[str]:
     """Say how the kernel differs, aspect by aspect. Raises OSError."""
     return [how for aspect in _aspects(port) if (how := aspect.differs(port, link, seen))]
 
@@ -72,7 +72,7 @@ def _aspects(port: PodPort) -> tuple[PortAspect, ...]:
     return (*port.aspects, *ASPECTS)
 
 
-def _guard_differs(port: PodPort, link: Link, seen: Seen) -> str:
+def _guard_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     if port.guard is None:
         return ""
     try:
@@ -98,7 +98,7 @@ def _set_guard(port: PodPort, place: Place) -> list[Request]:
     return []
 
 
-def _station_differs(port: PodPort, link: Link, seen: Seen) -> str:
+def _station_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     if not port.station or (link.index, port.station) in seen.stations:
         return ""
     return f"bridge {port.bridge} does not know {port.station} as that of {port.link}"
@@ -108,7 +108,7 @@ def _set_station(port: PodPort, place: Place) -> list[Request]:
     return [fdb.add_station(place.link.index, port.station)] if port.station else []
 
 
-def _harden_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+def _harden_differs(port: PodPort, link: Link, _seen: PortsInKernel) -> str:
     if port.bridge:  # a port takes no packets itself
         return ""
     return f"host link {port.link} has {name} on" if (name := hardening.differs(link)) else ""
@@ -120,7 +120,7 @@ def _harden(port: PodPort, place: Place) -> list[Request]:
     return []
 
 
-def _link_differs(port: PodPort, link: Link, seen: Seen) -> str:
+def _link_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     master = seen.links.get(port.bridge)
     wrong = {
         f"is no port of bridge {port.bridge}": port.bridge and (not master or link.master != master.index),
@@ -144,7 +144,7 @@ def _set_link(port: PodPort, place: Place) -> list[Request]:
     return [link_setup.configure(port.link, setup)]
 
 
-def _flags_differ(port: PodPort, link: Link, _seen: Seen) -> str:
+def _flags_differ(port: PodPort, link: Link, _seen: PortsInKernel) -> str:
     for number, value in port.flags:
         if (found := link_setup.port_flag(link, number)) not in (value, None):  # None: the kernel lacks it
             return f"host link {port.link} has flag {number} of its bridge at {found}, not {value}"
@@ -155,7 +155,7 @@ def _set_flags(port: PodPort, _place: Place) -> list[Request]:
     return [link_setup.bridge_port(port.link, dict(port.flags))] if port.flags else []
 
 
-def _up_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+def _up_differs(port: PodPort, link: Link, _seen: PortsInKernel) -> str:
     return "" if link.up else f"host link {port.link} is down"
 
 
@@ -164,7 +164,7 @@ def _is_active(port: PodPort, link: Link) -> bool:
     return bool(port.bridge and link.master and link.up and link.running)
 
 
-def _state_differs(port: PodPort, link: Link, _seen: Seen) -> str:
+def _state_differs(port: PodPort, link: Link, _seen: PortsInKernel) -> str:
     if not _is_active(port, link):
         return ""
     state = link_setup.port_flag(link, link_setup.IFLA_BRPORT_STATE)
@@ -177,13 +177,13 @@ def _set_state(port: PodPort, place: Place) -> list[Request]:
     return [link_setup.port_state(port.link, link_setup.FORWARDING)] if is_active else []
 
 
-def _neighbour_differs(port: PodPort, link: Link, seen: Seen) -> str:
+def _neighbour_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     if port.pod is None or seen.permanent.get((link.index, port.pod.address)) == port.pod.mac:
         return ""
     return f"the node lacks the neighbour {port.pod.address} on {port.link}"
 
 
-def _misled_differs(port: PodPort, _link: Link, seen: Seen) -> str:
+def _misled_differs(port: PodPort, _link: Link, seen: PortsInKernel) -> str:
     """Say how a bridge misleads the node: it learns where a pod is, unless somebody told it otherwise for good."""
     bridge = seen.links.get(port.bridge)
     if bridge and (wrong := _misled(port, bridge.index, seen.permanent)):
@@ -218,7 +218,7 @@ def _strays(port: PodPort, link: Link, by_pods: Mapping[Address, tuple[KernelRou
     return [route for address in addresses for route in by_pods.get(address, ()) if route != wanted]
 
 
-def _route_differs(port: PodPort, link: Link, seen: Seen) -> str:
+def _route_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     if port.pod and _route(port.pod, link) not in seen.routes:
         return f"the node lacks the route to {port.pod.address} by {port.link}"
     stray = next(iter(_strays(port, link, seen.by_pods)), None)
@@ -237,7 +237,7 @@ def _set_route(port: PodPort, place: Place) -> list[Request]:
     return [(ip_routes.replace_route if ours else ip_routes.add_route)(route, protocol), *surplus]
 
 
-def _proxy_differs(port: PodPort, _link: Link, seen: Seen) -> str:
+def _proxy_differs(port: PodPort, _link: Link, seen: PortsInKernel) -> str:
     if port.proxy is None:
         return ""
     device, address = port.proxy

@@ -9,7 +9,7 @@ from agent.model.marks import ROUTE_PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
-class Ownership:
+class RouteOwnership:
     """The routes of the main table that are ours: those of our protocol number, and some of earlier numbers."""
 
     protocol: int = ROUTE_PROTOCOL
@@ -19,4 +19,4 @@ class Ownership:
     """The subnets of pods' addresses: routes of the earlier numbers to there, by a gateway, are ours."""
 
 
-OURS = Ownership()
+OURS = RouteOwnership()

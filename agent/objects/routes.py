@@ -15,7 +15,7 @@ from agent.model.marks import LINK_PREFIX
 from agent.model.problem import Problem
 from agent.objects import bridge_paths
 from agent.objects.base import Context, NodeObject, Result, Stage
-from agent.objects.route_ownership import Ownership
+from agent.objects.route_ownership import RouteOwnership
 from agent.objects.state import NodeState, Route
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _make(
     nl: Netlink,
     desired: frozenset[Route],
     devices: Mapping[int, str],
-    ownership: Ownership,
+    ownership: RouteOwnership,
     own_devices: Collection[str] = (),
 ) -> Synced:
     """Make the kernel's routes of our protocol those desired; raises OSError when netlink itself fails.
@@ -105,7 +105,7 @@ def _delete_those_without_way(nl: Netlink, there: Iterable[KernelRoute], protoco
 
 
 def _inherited(
-    found: Iterable[Route], desired: frozenset[Route], ownership: Ownership, own_devices: Collection[str]
+    found: Iterable[Route], desired: frozenset[Route], ownership: RouteOwnership, own_devices: Collection[str]
 ) -> Iterator[Route]:
     """Routes of an earlier number that are ours: by a link that we made, or to pods of the cluster."""
     wanted = _places(desired)

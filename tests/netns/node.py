@@ -35,8 +35,8 @@ from agent.modes.ipip.device import IpipDevice
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.cni_conf_dir import Confs
-from agent.node.reconciler_inputs import Inputs
 from agent.node.reconciler import Reconciler
+from agent.node.reconciler_inputs import Inputs
 from agent.node.route_protocol import RouteMarks, of_pods
 from agent.objects.host_kernel import HostKernel
 from agent.runtime.observable import Observable

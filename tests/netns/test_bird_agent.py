@@ -20,8 +20,8 @@ from agent.modes.ipip.bird.types import BirdConfig, BirdTimes, Secret, Tunnel
 from agent.modes.ipip.options import IpipOptions
 from agent.modes.registry import Modes
 from agent.node.cni_conf_dir import Confs
-from agent.node.reconciler_inputs import Inputs
 from agent.node.reconciler import Reconciler
+from agent.node.reconciler_inputs import Inputs
 from agent.objects.state import NodeState
 from agent.runtime.observable import Observable
 from tests.netns.birds import Node, needs_bird, wire

@@ -417,7 +417,7 @@ def test_a_pods_entries_go_with_it(tmp_path: Path) -> None:
     node.host.delete(node.pods[0])
     after = pod_guard.known(held)
     assert (len(after.ports), len(after.addresses)) == (1, 1)
-    pod_guard.put(held, 99999, pod_guard.Guarded("gone", "0a:58:00:00:00:01", (ip("10.244.1.77"),)))
+    pod_guard.put(held, 99999, pod_guard.GuardedPort("gone", "0a:58:00:00:00:01", (ip("10.244.1.77"),)))
     node.host.reconciler.drifted()
     eventually(lambda: pod_guard.known(held) == after)
 

@@ -10,7 +10,7 @@ import pytest
 from agent.kernel.bpf.loader import Loader
 from agent.model.marks import BPF_PINS
 from agent.objects import pod_guard
-from agent.objects.pod_guard import Guarded
+from agent.objects.pod_guard import GuardedPort
 from tests.netns import frames
 from tests.netns.bench import LSRR, MORE, NOBODY, NODE, OUTSIDE, PEER, A, B
 from tests.netns.frames import (
@@ -53,9 +53,9 @@ class Port:
         self.device = socket.if_nametoindex("pod")
         self.loaded = Loader(OBJECTS, BPF_PINS).load(pod_guard.GUARD)
         pod_guard.set_tunnels(self.loaded.maps, [tunnel])
-        pod_guard.put(self.loaded.maps, self.device, Guarded("c1", MAC, (ip(A), ip(A6)), checked))
-        pod_guard.put(self.loaded.maps, self.device + 1, Guarded("c1", OTHER, (ip(SECOND),)))
-        pod_guard.put(self.loaded.maps, self.device + 2, Guarded("c2", OTHER, (ip(B), ip(B6))))
+        pod_guard.put(self.loaded.maps, self.device, GuardedPort("c1", MAC, (ip(A), ip(A6)), checked))
+        pod_guard.put(self.loaded.maps, self.device + 1, GuardedPort("c1", OTHER, (ip(SECOND),)))
+        pod_guard.put(self.loaded.maps, self.device + 2, GuardedPort("c2", OTHER, (ip(B), ip(B6))))
 
     def sends(self, packet: bytes, kind: int = IPV4, mac: str = MAC) -> str:
         """Why a frame is dropped; empty: it passes, as it is."""
@@ -281,18 +281,18 @@ def test_without_the_check_a_pod_speaks_as_anybody_but_not_as_a_router_or_node()
 
 def test_a_port_that_is_not_known_lets_nothing_pass() -> None:
     port = Port()
-    pod_guard.remove(port.loaded.maps, port.device, Guarded("c1", MAC, (ip(A), ip(A6))))
+    pod_guard.remove(port.loaded.maps, port.device, GuardedPort("c1", MAC, (ip(A), ip(A6))))
     assert port.sends(ipv4(A, B, UDP, udp(1, 2))) == "failed"
 
 
 def test_one_pods_addresses_are_no_others() -> None:
     """Pods of networks that do not know of each other may have one address; the end of one is not the other's."""
     port = Port()
-    same = Guarded("c3", OTHER, (ip(A),))
+    same = GuardedPort("c3", OTHER, (ip(A),))
     pod_guard.put(port.loaded.maps, port.device + 3, same)
     pod_guard.remove(port.loaded.maps, port.device + 3, same)
     assert port.sends(ipv4(A, B, UDP, udp(1, 2))) == ""
-    assert pod_guard.knows(port.loaded.maps, port.device, Guarded("c1", MAC, (ip(A), ip(A6))))
+    assert pod_guard.knows(port.loaded.maps, port.device, GuardedPort("c1", MAC, (ip(A), ip(A6))))
     assert not pod_guard.knows(port.loaded.maps, port.device + 3, same)
 
 

@@ -24,7 +24,7 @@ from agent.modes.registry import BUILT_IN, Modes
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node import pod_port_repair
 from agent.objects.host_kernel import HostKernel
-from agent.objects.pod_port import Seen
+from agent.objects.pod_port import PortsInKernel
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 from tests.support import eventually
 
@@ -395,7 +395,7 @@ def test_a_pod_that_a_call_is_at_work_on_is_left_alone(
     leave_down(node)
     read = agent.objects.pod_port_setup.read
 
-    def read_and_delete(nl: Netlink, host: HostKernel) -> Seen:
+    def read_and_delete(nl: Netlink, host: HostKernel) -> PortsInKernel:
         seen = read(nl, host)
         node.delete(node.pod)
         return seen

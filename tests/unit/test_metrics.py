@@ -45,8 +45,8 @@ from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.apply import ApplyResult, Drift
 from agent.node.cni_conf_dir import Confs
-from agent.node.reconciler_inputs import Inputs
 from agent.node.reconciler import Reconciler
+from agent.node.reconciler_inputs import Inputs
 from agent.objects import pod_guard
 from agent.objects.base import Result
 from agent.objects.host_kernel import HostKernel

@@ -8,7 +8,7 @@ import pytest
 
 from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError
-from agent.objects.pod_guard import Guarded
+from agent.objects.pod_guard import GuardedPort
 from tests.netns.node import CONF
 from tests.networks import OPTIONS, parse_conf
 from tests.support import ip
@@ -35,6 +35,8 @@ def test_an_egress_limit_is_known_by_the_capability(rates: dict[str, int], limit
 
 
 def test_pods_may_share_an_address_but_not_an_entry() -> None:
-    one, other = (Guarded(name, "0a:58:0a:f4:01:02", (ip("10.244.1.2"), ip("fd00::2"))) for name in ("c1", "c2"))
+    one, other = (
+        GuardedPort(name, "0a:58:0a:f4:01:02", (ip("10.244.1.2"), ip("fd00::2"))) for name in ("c1", "c2")
+    )
     assert len(one.keys | other.keys) == 4
     assert one.entry != other.entry

@@ -12,7 +12,7 @@ from agent.kernel.ip_links import Link
 from agent.kernel.netlink import Request
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import Endpoint
-from agent.objects.pod_port import Place, PodPort, PortAspect, Seen
+from agent.objects.pod_port import Place, PodPort, PortAspect, PortsInKernel
 
 
 def programs(loaded: Loaded) -> dict[tc.Hook, Program]:
@@ -27,7 +27,7 @@ def _loaded(bpf: Loader) -> Loaded:
     return loaded
 
 
-def _programs_differ(port: PodPort, link: Link, seen: Seen) -> str:
+def _programs_differ(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     loaded = seen.host.bpf.current(vxlan_maps.FAMILY)
     for hook, program in programs(loaded).items() if loaded else ():
         if tc.attached(seen.nl, link.index, hook) != program.id:
@@ -44,7 +44,7 @@ def _endpoint(port: PodPort, link: Link) -> tuple[IPv4Address, Endpoint] | None:
     return (port.pod.address, Endpoint(link.index, port.pod.mac, port.mac)) if port.pod else None
 
 
-def _entry_differs(port: PodPort, link: Link, seen: Seen) -> str:
+def _entry_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
     wanted, held = _endpoint(port, link), seen.host.bpf.maps(vxlan_maps.FAMILY)
     if wanted is None or (held and vxlan_maps.pod(held, wanted[0]) == wanted[1]):
         return ""
