@@ -23,8 +23,8 @@ FOLDER = Path("build/tiers")
 END = 5250.0  # seconds
 LEAST = 300.0  # seconds that an optional tier needs
 GROUPS = (
-    ("/sys/fs/cgroup/cpu", "cpu.shares", "128"),
-    ("/sys/fs/cgroup", "cpu.weight", "12"),
+    ("/sys/fs/cgroup/cpu", "cpu.shares", "512"),
+    ("/sys/fs/cgroup", "cpu.weight", "50"),
 )  # v1, v2: of 1024, of 100
 ENTER = 'echo $$ > "$0/cgroup.procs"; exec nice -n 19 "$@"'
 SETUP = ("make", "deps", "build/.debs-image", "build/.debs-e2e", "build/.debs-kernel", "build/.debs-debian13")

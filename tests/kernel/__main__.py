@@ -34,15 +34,12 @@ SELECTION = (
         "tests/lab/test_l2.py",
         "tests/lab/test_leaves.py",
         "tests/lab/test_paths.py",
-        "-k=not (test_paths or test_leaves) or host-gw or macvlan or ipvlan",
-        "tests/lab/test_topology.py",
+        "-k=not (test_paths or test_leaves) or ipvlan",
         "tests/lab/test_lab.py::test_pods_keep_their_address_among_themselves_and_lose_it_outside",
         "tests/lab/test_lab.py::test_an_agent_that_is_restarted_changes_nothing",
-        # it measures the machine, not the kernel's abilities
-        "--deselect=tests/lab/test_topology.py::test_hundreds_of_nodes_are_quick",
     ),
 )
-WITHIN = 1500.0  # seconds
+WITHIN = 2400.0  # seconds: CI gives a guest the time that clusters leave
 TEST_WITHIN = 300  # seconds for one test: a guest is slow
 EXIT_NO_KERNEL = 3
 SHOWING = threading.Lock()
