@@ -10,6 +10,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+import pytest
+
 from tests.e2e import programs
 from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.lab.space import REPO
@@ -61,6 +63,7 @@ def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
         assert took < READY_WITHIN
 
 
+@pytest.mark.skipif(not ALONE, reason="a probe has its time, as an installation has")
 def test_no_probe_fails_at_an_install(cluster: Cluster) -> None:
     """Each that does is a warning Event of the agent's pod."""
     cluster.running("app.kubernetes.io/name=testcni", len(cluster.nodes), 30, "testcni")
