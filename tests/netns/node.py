@@ -20,6 +20,7 @@ from agent.cluster.store import Deleted, Upserted
 from agent.cni.handler import CniHandler
 from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
+from agent.errors import CniError
 from agent.ipam.add_times import AddTimes
 from agent.ipam.attachment_store import QUARANTINED_FOR, AttachmentStore
 from agent.ipam.block_controller import BlockController
@@ -256,6 +257,10 @@ class Host:
                 netns_fd=more.get("netns_fd", pod.fd),
             )
         return self.handler.answer(call)
+
+    def ready(self) -> None:
+        """Wait until a STATUS says that pods can be added."""
+        eventually(lambda: self.call("STATUS") == {}, ignore=(CniError,))
 
     def add(self, pod: Pod, conf: object = None, **more: Any) -> dict[str, Any]:
         return self.call("ADD", pod, conf, **more)

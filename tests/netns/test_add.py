@@ -258,7 +258,7 @@ def test_a_block_that_was_withdrawn_after_the_add_had_looked_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = Host(tmp_path, ["10.244.1.0/24", "10.244.2.0/24"])
-    host.call("STATUS")
+    host.ready()
     reserve, taken = host.attachments.reserve, list[Address]()
 
     def slow(*args: Any) -> Attachment:

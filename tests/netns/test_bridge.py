@@ -33,7 +33,7 @@ CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 def ready(tmp_path: Path, *blocks: str) -> Host:
     host = Host(tmp_path, blocks, conf=ANY)
     host.confs.publish(Confs(frozenset({NETWORK})))
-    host.call("STATUS")
+    host.ready()
     return host
 
 
@@ -231,7 +231,7 @@ def test_a_node_without_br_netfilter_says_what_fails_and_its_pods_work(tmp_path:
         " answer from a pod of its own node; load it: modprobe br_netfilter (and name it in /etc/modules-load.d)"
     )
     assert pod.reaches("192.0.2.1")
-    host.call("STATUS")
+    host.ready()
     (sysctls / "bridge").symlink_to("/proc/sys/net/bridge")
     host.reconciler.drifted()
     eventually(lambda: not host.reconciler.status.get().problems)

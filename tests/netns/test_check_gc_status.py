@@ -178,6 +178,6 @@ def test_an_add_repairs_a_bridge_that_was_deleted(tmp_path: Path) -> None:
 def test_a_node_object_with_another_address_is_reported(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.put(Node("one", (ip("192.0.2.77"),), host.me.blocks))
-    host.call("STATUS")
+    host.ready()
     problems = [str(problem) for problem in host.reconciler.status.get().problems]
     assert any("192.0.2.77 is on no interface here" in problem for problem in problems), problems

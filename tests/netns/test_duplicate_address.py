@@ -157,7 +157,7 @@ def test_what_is_set_aside_is_looked_at_again_later(tmp_path: Path) -> None:
 
 def test_an_address_asked_for_that_somebody_has_is_refused(tmp_path: Path) -> None:
     (host, _), pod = segment(tmp_path), Pod("c1")
-    host.call("STATUS")
+    host.ready()
     before = host.state()
     with pytest.raises(CniError, match=f"{OTHER} is in use by {MAC}, which answers for it on eth0") as caught:
         host.add(pod, {**MACVLAN, "ipam": {"rangeStart": "192.0.2.90"}, "runtimeConfig": {"ips": [OTHER]}})

@@ -54,7 +54,7 @@ def test_pods_keep_their_gateway_when_somebody_turns_ipv6_off(tmp_path: Path, na
 
 def test_pods_get_ipv4_alone_where_the_netconf_has_an_mtu_too_small_for_ipv6(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, DUAL, conf={**ANY, "mtu": SMALL}), Pod("c1")
-    host.call("STATUS")
+    host.ready()
     assert versions(host, pod) == [4]
     assert pod.reaches("192.0.2.1")
     assert "1200 bytes" in problem(host).what

@@ -179,7 +179,7 @@ def test_with_passthru_a_mac_can_not_be_asked_for(tmp_path: Path) -> None:
     command("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
     command("ip", "link", "set", "lan0", "up")
     host = Host(tmp_path, conf={**MACVLAN, "linkMode": "passthru", "master": "lan0"})
-    host.call("STATUS")
+    host.ready()
     before = host.state()
     with pytest.raises(CniError, match="mac: '02:00:00:00:00:07' is not allowed") as error:
         host.add(Pod("c1"), {**host.conf, "runtimeConfig": {"mac": "02:00:00:00:00:07"}})

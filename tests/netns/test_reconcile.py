@@ -27,7 +27,7 @@ NETWORK = parse_conf(CONF).network
 def ready(tmp_path: Path) -> Host:
     host = Host(tmp_path)
     host.confs.publish(Confs(frozenset({NETWORK})))
-    host.call("STATUS")
+    host.ready()
     return host
 
 
@@ -227,7 +227,7 @@ def test_three_thousand_peers_within_two_seconds(tmp_path: Path) -> None:
     host = Host(tmp_path)
     command("ip", "address", "add", "172.16.0.1/12", "dev", "eth0")
     host.confs.publish(Confs(frozenset({NETWORK})))
-    host.call("STATUS")
+    host.ready()
     peers = [
         peer(f"n{n}", f"172.17.{n // 250}.{n % 250 + 1}", f"10.{100 + n // 250}.{n % 250}.0/24")
         for n in range(3000)
