@@ -22,24 +22,23 @@ from tests.ci.runner import Runner, end
 FOLDER = Path("build/tiers")
 END = 5250.0  # seconds
 LEAST = 300.0  # seconds that an optional tier needs
-GROUPS = (
-    ("/sys/fs/cgroup/cpu", "cpu.shares", "512"),
-    ("/sys/fs/cgroup", "cpu.weight", "50"),
-)  # v1, v2: of 1024, of 100
+BUILDING, BESIDE = 2, 50  # percent of the processor time that others may have
+GROUPS = (("/sys/fs/cgroup/cpu", "cpu.shares", 1024), ("/sys/fs/cgroup", "cpu.weight", 100))
+"""The file and the default of cgroup v1 and v2."""
 ENTER = 'echo $$ > "$0/cgroup.procs"; exec nice -n 19 "$@"'
 SETUP = ("make", "deps", "build/.debs-image", "build/.debs-e2e", "build/.debs-kernel", "build/.debs-debian13")
 
 
-def background() -> list[str]:
+def background(percent: int) -> list[str]:
     """Return what starts a command that leaves the processor to others.
 
     nice(1) alone does not do it where each session is a group of its own for the scheduler (sched(7), autogroup).
     """
-    for place, file, share in GROUPS:
-        group = Path(place) / "testcni-ci-background"
+    for place, file, default in GROUPS:
+        group = Path(place) / f"testcni-ci-{percent}"
         with suppress(OSError):
             group.mkdir(exist_ok=True)
-            (group / file).write_text(share)
+            (group / file).write_text(str(default * percent // 100))
             return ["sh", "-c", ENTER, str(group)]
     return ["nice", "-n", "19"]
 
@@ -51,13 +50,12 @@ def main() -> int:
     FOLDER.mkdir(parents=True)
     (FOLDER / "seconds").touch()
     began = time.monotonic()
-    prefix = background()
     subprocess.run(SETUP, check=True)  # before all else: apt is for one at a time
-    runner = Runner(FOLDER, began + END, LEAST, prefix)
+    runner = Runner(FOLDER, began + END, LEAST, background(BESIDE))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     log = FOLDER / "built.log"
     with log.open("wb") as out:
-        built = subprocess.Popen([*prefix, "make", "built"], stdout=out, stderr=out, process_group=0)
+        built = subprocess.Popen([*background(BUILDING), "make", "built"], stdout=out, stderr=out, process_group=0)
     try:
         for step in PLAN:
             if step.needs_built and built.wait():
