@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -78,6 +79,20 @@ def test_threads_that_ask_at_once_open_each_descriptor_once() -> None:
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(16)))
     assert fds(os.getpid()) == before + len(FAMILY.programs) + len(FAMILY.maps)
+
+
+def test_a_load_does_not_go_on_with_maps_whose_pins_were_removed() -> None:
+    private_bpffs()
+    loader(OBJECTS).load(FAMILY)
+    again = loader(OBJECTS)
+    assert again.maps(FAMILY)  # of the earlier agent
+    shutil.rmtree(BPF_PINS)
+    loaded = again.load(FAMILY)
+    pinned = loader(OBJECTS).maps(FAMILY)
+    assert pinned
+    known = Endpoint(7, "0a:58:0a:f4:01:02", "ee:00:00:00:00:01")
+    vxlan_maps.put_pod(loaded.maps, IPv4Address("10.244.1.2"), known)
+    assert vxlan_maps.pods(pinned) == {IPv4Address("10.244.1.2"): known}
 
 
 def test_a_load_that_died_half_way_is_taken_up(tmp_path: Path) -> None:

@@ -169,8 +169,9 @@ class Loader:
 
     def _opened(self, home: Path, family: Family, *, adopted: bool) -> Loaded:
         programs = {name: syscall.program(syscall.pinned(home / name)) for name in family.programs}
-        left = self._left.pop(family) if family in self._left else _maps(home.parent, family)
-        loaded = self._loaded[family] = Loaded(programs, left, adopted)
+        left = self._left.pop(family, None)  # a load may have made new maps
+        maps = left if left and adopted else _maps(home.parent, family)
+        loaded = self._loaded[family] = Loaded(programs, maps, adopted)
         return loaded
 
 
