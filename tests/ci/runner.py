@@ -98,10 +98,12 @@ class Runner:
     @contextmanager
     def _process(self, argv: Sequence[str], out: int, beside: int) -> Iterator[subprocess.Popen[bytes]]:
         environment = {**os.environ, "SIDE_BY_SIDE": str(beside)}
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, process_group=0
-        )
-        with self._lock:
+        with self._lock:  # `stop` finds each process that has been started
+            if self._stopped:
+                raise InterruptedError("the run was stopped")
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, process_group=0
+            )
             self._running.add(process)
         try:
             yield process
