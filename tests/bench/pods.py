@@ -9,7 +9,7 @@ import sys
 import time
 
 from tests.bench.table import EXIT_MISSED, Row, show
-from tests.e2e.cluster import Cluster, ClusterNode, eventually
+from tests.e2e.cluster import Cluster, ClusterNode
 from tests.e2e.workload import container, pod
 from tests.lab import gotools
 
@@ -71,7 +71,7 @@ def main() -> int:
     with Cluster() as cluster:
         cluster.up(1, say=say)
         cluster.apply(cluster.manifests())
-        eventually(lambda: len(cluster.ready_nodes()) == 1, 60)
+        cluster.all_ready()
         (node,) = cluster.nodes
         prepare(node)
         for turn in range(options.turns):

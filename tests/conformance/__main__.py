@@ -32,7 +32,7 @@ def prepare(cluster: Cluster) -> None:
     cluster.install()
     archive, names = str(build.archive(say)), build.names()
     cluster.each(lambda node: node.load(archive, build.IMAGE, names))
-    eventually(lambda: len(cluster.ready_nodes()) == NODES, 60)
+    cluster.all_ready()
     eventually(lambda: not any(node["spec"].get("taints") for node in cluster.get("nodes")), 60)
     cluster.apply(Path(__file__).with_name("dns.yaml"))
     cluster.running(DNS, 1, 60, "kube-system")

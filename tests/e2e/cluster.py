@@ -243,6 +243,18 @@ class Cluster(Segment):
         """The names of the nodes that are Ready."""
         return {node["metadata"]["name"] for node in self.get("nodes") if _condition(node, "Ready") == "True"}
 
+    def all_ready(self, within: float = 60) -> None:
+        """Wait until all nodes are Ready.
+
+        Raises AssertionError with what each node's condition and its kubelet say.
+        """
+        try:
+            eventually(lambda: len(self.ready_nodes()) == len(self.nodes), within)
+        except AssertionError as error:
+            said = "\n".join(f"{node.name}: {node.log('kubelet')[-6000:]}" for node in self.nodes)
+            found = [_of_kind(node, "Ready") for node in self.get("nodes")]
+            raise AssertionError(f"not Ready after {within} s: {found}\n{said}") from error
+
     def pods(self, selector: str, namespace: str = "default") -> list[dict[str, Any]]:
         """The pods of a label selector that are not going."""
         found = self.get("pods", "-n", namespace, "-l", selector)
@@ -296,8 +308,12 @@ def eventually(look: Callable[..., T], within: float, every: float = 0.1) -> T:
 
 
 def _condition(obj: dict[str, Any], kind: str) -> str:
-    conditions = obj.get("status", {}).get("conditions", [])
-    return next((one["status"] for one in conditions if one["type"] == kind), "")
+    return str(_of_kind(obj, kind).get("status", ""))
+
+
+def _of_kind(obj: dict[str, Any], kind: str) -> dict[str, Any]:
+    conditions: list[dict[str, Any]] = obj.get("status", {}).get("conditions", [])
+    return next((one for one in conditions if one["type"] == kind), {})
 
 
 def _text(path: Path) -> str:

@@ -42,7 +42,7 @@ def cluster(bare: Cluster) -> Cluster:
     """With testcni, and every node Ready."""
     if not bare.get("daemonsets", "-n", "testcni"):
         bare.install()
-    eventually(lambda: len(bare.ready_nodes()) == NODES, 60)
+    bare.all_ready()
     eventually(lambda: not any(node["spec"].get("taints") for node in bare.get("nodes")), 30)
     return bare
 

@@ -49,7 +49,7 @@ def test_nodes_are_ready_only_when_the_agent_serves(bare: Cluster) -> None:
     bare.apply(POLICY)
     began = time.monotonic()
     bare.install()
-    eventually(lambda: len(bare.ready_nodes()) == len(bare.nodes), 60)
+    bare.all_ready()
     took = time.monotonic() - began
     print(f"from apply to all nodes Ready: {took:.1f} s")
     agents = {

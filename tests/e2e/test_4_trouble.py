@@ -89,7 +89,7 @@ def test_pods_start_while_the_api_server_is_away(cluster: Cluster, one: ClusterN
     for node in (one, two):
         for number in range(3):
             node.machine.exec("rm", f"/etc/kubernetes/manifests/static{number}.yaml")
-    eventually(lambda: len(cluster.ready_nodes()) == 2, 60)
+    cluster.all_ready()
     agents_are_back(cluster)
     nothing_leaked(cluster)
 
@@ -109,7 +109,7 @@ def test_an_agent_that_restarts_while_the_api_server_is_away_still_serves(
     finally:
         cluster.control.start_apiserver()
     one.machine.exec("rm", "/etc/kubernetes/manifests/late.yaml")
-    eventually(lambda: len(cluster.ready_nodes()) == 2, 120)
+    cluster.all_ready(120)
     agents_are_back(cluster)
 
 
@@ -119,7 +119,8 @@ def test_a_node_that_is_rebooted_leaks_nothing(cluster: Cluster, two: ClusterNod
     two.crash()
     began = time.monotonic()
     two.boot()
-    eventually(lambda: two.attachments() and two.name in cluster.ready_nodes(), 120)
+    eventually(two.attachments, 120)
+    cluster.all_ready(120)
     cluster.running("app=rebooted", 6, 120)
     print(f"reboot: pods run again after {time.monotonic() - began:.1f} s")
     nothing_leaked(cluster)
@@ -133,7 +134,7 @@ def test_a_node_that_comes_back_under_another_address(
     cluster.kubectl("delete", "node", two.name)
     eventually(lambda: old not in routes(one), 5)
     two.restart("kubelet", "kube-proxy", address="172.18.7.7")
-    eventually(lambda: two.name in cluster.ready_nodes(), 90)
+    cluster.all_ready(90)
     if cluster.mode == "host-gw":
         eventually(lambda: "via 172.18.7.7" in routes(one), 10)
     cluster.running(AGENT, 2, 90, "testcni")

@@ -67,7 +67,7 @@ def test_a_node_that_is_made_anew_with_another_podcidr(
     assert anew["spec"]["podCIDR"] != was["spec"]["podCIDR"]
     box = boxes[one.name]
     assert eventually(lambda: cluster.exec(box, *FETCH, f"http://{address}").strip(), 20) == name
-    eventually(lambda: two.name in cluster.ready_nodes(), 60)
+    cluster.all_ready()
     mine = str(box["status"]["podIP"])
     assert eventually(lambda: cluster.exec(old, *FETCH, f"http://{mine}").strip(), 20)
     messages = eventually(lambda: events(cluster, name, "AddressOutsideBlocks"), 30)
