@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.network import Network
+from tests import reference
 from tests.networks import MODES, parse_conf
 
 REPO = Path(__file__).resolve().parents[2]
@@ -102,6 +103,31 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     )
     assert [fault(target, page) for target in links(page)] == ["", ""]
     assert [target for target in ("#no-heading", "none.md", "page.md#none") if not fault(target, page)] == []
+
+
+def test_references_of_links_are_defined() -> None:
+    for page in PAGES:
+        text = CODE.sub("", prose(page))
+        defined = re.findall(r"^\[([\w-]+)\]: ", text, re.MULTILINE)
+        assert sorted(set(re.findall(r"\]\[([\w-]+)\]", text))) == sorted(defined), page.name
+
+
+def test_lines_have_at_most_120_characters() -> None:
+    """Except rows of tables and descriptions of images, which cannot be divided, and what `make reference` writes."""
+    long = [
+        f"{page.relative_to(REPO)}: {line}"
+        for page in PAGES
+        if not page.relative_to(REPO).as_posix().startswith("docs/architecture")
+        for line in reference.MARK.sub("", page.read_text()).splitlines()
+        if len(line) > 120 and not line.lstrip().startswith(("|", "<img "))
+    ]
+    assert long == []
+
+
+def test_one_page_compares_the_modes() -> None:
+    """Others link to it: what is said twice is changed once."""
+    row = re.compile(r"^\| \[(vxlan|ipip)\]\(", re.MULTILINE)
+    assert [str(page.relative_to(REPO)) for page in PAGES if row.search(prose(page))] == ["README.md"]
 
 
 @pytest.mark.parametrize("light", sorted(REPO.glob("docs/images/*-light.svg")), ids=lambda path: path.name)
