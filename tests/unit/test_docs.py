@@ -113,7 +113,7 @@ def test_references_of_links_are_defined() -> None:
 
 
 def test_lines_have_at_most_120_characters() -> None:
-    """Except rows of tables and descriptions of images, which cannot be divided, and what `make reference` writes."""
+    """Except rows of tables and descriptions of images, which cannot be divided, and generated text."""
     long = [
         f"{page.relative_to(REPO)}: {line}"
         for page in PAGES
