@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.modes.ipip.bird.types import Tunnel
 from tests.lab.space import PYTHON
 from tests.netns.birds import Node, flow, lost, needs_bird, wire
-from tests.netns.bpfobjects import Programs
+from tests.netns.bpf_objects import Programs
 from tests.netns.node import Pod, command, private_bpffs
 from tests.support import eventually
 

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from tests.netns.bpfobjects import Programs
+from tests.netns.bpf_objects import Programs
 from tests.netns.frames import DROP, PASS
 from tests.netns.node import Pod, command, private_bpffs
 

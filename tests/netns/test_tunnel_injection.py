@@ -21,8 +21,8 @@ from agent.objects import pod_guard
 from tests.netns.frames import UDP, ethernet, ipv4, udp, vxlan
 from tests.netns.node import CONF, Host, Pod, command
 from tests.netns.node import VXLAN as VXLAN_CONF
-from tests.netns.test_guard import Node as Guarded
-from tests.netns.test_guard import ready
+from tests.netns.test_pod_guard import Node as Guarded
+from tests.netns.test_pod_guard import ready
 from tests.networks import changed, parse_conf
 from tests.support import eventually, ip, net
 

@@ -22,7 +22,7 @@ from tests.lab.paths import lacks
 from tests.lab.space import PYTHON
 from tests.netns.frames import ICMP, UDP, arp, echo, ethernet, ipv4, ipv6, udp
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command
-from tests.netns.test_guard import advertisement, inside, link_local, wire
+from tests.netns.test_pod_guard import advertisement, inside, link_local, wire
 from tests.networks import parse_conf
 from tests.support import eventually, ip, net
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.lab.lab import Lab, LabNode, conf_of, lab
 from tests.lab.paths import lacks
+from tests.lab.reserved_addresses import STICKY, add, converge, describe, reservations, start_agents, staying
 from tests.lab.runner import Conf, RunnerError
 from tests.lab.state import difference, net_state
-from tests.lab.stays import STICKY, add, converge, describe, reservations, start_agents, staying
-from tests.lab.test_change import MODES, conf, put, takes
+from tests.lab.test_mode_change import MODES, conf, put, takes
 from tests.support import eventually
 
 MOVES = 6  # each node is left, and taken up, twice

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.lab.lab import Lab, LabNode, Pod, conf_of
-from tests.lab.stays import STICKY, add, converge, describe, reservations, staying
+from tests.lab.reserved_addresses import STICKY, add, converge, describe, reservations, staying
 from tests.lab.talk import TARGET, Servers, ask
 from tests.support import eventually
 
