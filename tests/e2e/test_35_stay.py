@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.e2e.cluster import Cluster, ClusterNode, eventually
+from tests.e2e.cluster import DEFAULT, Cluster, ClusterNode, eventually
+from tests.e2e.conftest import MODE
 from tests.e2e.test_3_scale import nothing_leaked
 from tests.e2e.workload import FETCH, Doc, container, pod, web
 
-ROUNDS = 20
+ROUNDS = 20 if MODE == DEFAULT else 6  # what a mode does at a move is in tests/lab/test_stay.py
 REPLICAS = 3
 WEB = "app=keeps"
 STICKY = {"testcni.io/sticky": "true"}
