@@ -92,6 +92,7 @@ class ControlPlane:
                 "--authorization-mode=Node,RBAC", "--allow-privileged=true",
                 "--kubelet-preferred-address-types=InternalIP",
                 f"--endpoint-reconciler-type={'master-count' if self._enter else 'none'}",
+                "--shutdown-watch-termination-grace-period=1s",  # else it waits 60 s for clients to end their watches
                 f"--audit-log-path={own}/audit.log", f"--audit-policy-file={self._audit_policy()}",
             ],
         )  # fmt: skip
