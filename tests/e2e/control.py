@@ -20,6 +20,7 @@ LOOPBACK = "127.0.0.1"
 PORT = 6443
 SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
+CONTROLLERS = ("kube-controller-manager", "kube-scheduler")
 READY_WITHIN = 90.0  # seconds
 ADMIN = "admin"
 OWN_GROUP = "system:serviceaccounts:testcni"
@@ -78,6 +79,13 @@ class ControlPlane:
         if controllers:
             self._start_controllers()
 
+    def come_back(self) -> None:
+        """Start the API server again, and the controllers anew: without it they lose their lease, and end."""
+        self.start_apiserver()
+        for name in CONTROLLERS:
+            self.end(name)
+        self._start_controllers()
+
     def start_apiserver(self) -> None:
         """Start the API server and wait until it is ready."""
         own = self.folder
@@ -92,7 +100,7 @@ class ControlPlane:
                 "--authorization-mode=Node,RBAC", "--allow-privileged=true",
                 "--kubelet-preferred-address-types=InternalIP",
                 f"--endpoint-reconciler-type={'master-count' if self._enter else 'none'}",
-                "--shutdown-watch-termination-grace-period=1s",  # else it waits 60 s for clients to end their watches
+                "--shutdown-watch-termination-grace-period=1s",  # or clients hold it for 60 s
                 f"--audit-log-path={own}/audit.log", f"--audit-policy-file={self._audit_policy()}",
             ],
         )  # fmt: skip
@@ -134,7 +142,7 @@ class ControlPlane:
         return done.stdout + done.stderr
 
     def _start_controllers(self) -> None:
-        kube = programs.build("kube-controller-manager", "kube-scheduler")
+        kube = programs.build(*CONTROLLERS)
         common = (f"--kubeconfig={self.kubeconfig()}", "--leader-elect=false")
         self.run(
             "kube-controller-manager", [

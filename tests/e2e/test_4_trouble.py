@@ -88,7 +88,7 @@ def test_pods_start_while_the_api_server_is_away(cluster: Cluster, one: ClusterN
                     eventually(lambda node=node, a=address: pings(node, a), 10)
         time.sleep(max(0.0, began + API_AWAY - time.monotonic()))
     finally:
-        cluster.control.start_apiserver()
+        cluster.control.come_back()
     for node in (one, two):
         for number in range(3):
             node.machine.exec("rm", f"/etc/kubernetes/manifests/static{number}.yaml")
@@ -110,7 +110,7 @@ def test_an_agent_that_restarts_while_the_api_server_is_away_still_serves(
         eventually(lambda: pings(one, address), 10)
         assert routes(one) == peers, "routes to peers stay"
     finally:
-        cluster.control.start_apiserver()
+        cluster.control.come_back()
     one.machine.exec("rm", "/etc/kubernetes/manifests/late.yaml")
     cluster.all_ready(READY_AGAIN)
     agents_are_back(cluster)
