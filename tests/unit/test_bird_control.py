@@ -21,7 +21,6 @@ from agent.modes.ipip.bird.daemon import Files
 from agent.modes.ipip.bird.restart_guard import Recovery
 from agent.modes.ipip.bird.types import BirdConfig, BirdError, BirdStatus, BirdTimes, Peer, Session, State
 from tests.support import eventually
-from tests.timing import Starved
 
 GREETING = "0001 BIRD 2.0.12 ready.\n"
 PROTOCOLS = """2002-Name       Proto      Table      State  Since         Info
@@ -49,9 +48,12 @@ PROTOCOLS = """2002-Name       Proto      Table      State  Since         Info
 
 
 @contextmanager
-def server(folder: Path, *replies: str, greeting: str = GREETING) -> Iterator[tuple[Path, list[str]]]:
-    """A socket that greets and answers each command by the next reply; what it heard."""
+def server(
+    folder: Path, *replies: str, greeting: str = GREETING, said: list[str] | None = None
+) -> Iterator[tuple[Path, list[str]]]:
+    """A socket that greets and answers each command by the next reply; what it heard. `said` gets what it sent."""
     path, heard = folder / "ctl", list[str]()
+    said = [] if said is None else said
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
@@ -60,9 +62,11 @@ def server(folder: Path, *replies: str, greeting: str = GREETING) -> Iterator[tu
         connection, _ = listener.accept()
         with connection, connection.makefile("r") as lines:
             connection.sendall(greeting.encode())
+            said.append(greeting)
             for reply in replies:
                 heard.append(lines.readline().strip())
                 connection.sendall(reply.encode())
+                said.append(reply)
             lines.readline()
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -145,10 +149,25 @@ def test_who_answers_nothing_or_without_end_is_told(tmp_path: Path, monkeypatch:
 def test_an_answer_counts_though_nobody_could_look_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with server(tmp_path, "0013 up\n") as (path, _heard):
-        monkeypatch.setattr(control, "time", Starved(0.3))
+    said: list[str] = []
+    with server(tmp_path, "0013 up\n", said=said) as (path, _heard):
+        monkeypatch.setattr(control, "time", Late(said))
         with Control(path, change=True, timeout=0.2) as it:
             assert it.ask("show status").text == "up"
+
+
+class Late:
+    """Stands for the module `time`: the second look for a reply is 0.1 s late, and the reply is there."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+        self._asked = 0
+
+    def monotonic(self) -> float:
+        reply = self._asked // 2
+        self._asked += 1
+        eventually(lambda: len(self._said) > reply)
+        return self._asked * 0.3
 
 
 def test_a_command_is_one_line(tmp_path: Path) -> None:
