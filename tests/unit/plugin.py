@@ -33,6 +33,8 @@ class Builds:
     plugin: Path
     hasty: Path
     fuzzer: Path
+    fuzzer_of_a_fault: Path
+    """Of a plugin whose scanner reads one byte too far."""
 
     @classmethod
     def kept(cls) -> Builds:
@@ -54,23 +56,35 @@ class Builds:
 
     @classmethod
     def _of(cls, root: Path) -> Builds:
-        return cls(root / "plain" / "testcni", root / "hasty" / "testcni", root / "fuzz" / "fuzz_testcni")
+        fuzzers = (root / folder / "fuzz_testcni" for folder in ("fuzz", "fault"))
+        return cls(root / "plain" / "testcni", root / "hasty" / "testcni", *fuzzers)
 
     @classmethod
     def _into(cls, root: Path) -> None:
         """Make all of them under `root`."""
 
-        def make(out: str, *arguments: str) -> None:
-            subprocess.run(["make", "-s", "-C", SOURCE, f"OUT={root / out}", *arguments], check=True)
+        def make(out: str, *arguments: str, source: Path = SOURCE) -> None:
+            subprocess.run(["make", "-s", "-C", source, f"OUT={root / out}", *arguments], check=True)
 
+        faulty = _with_a_fault(root / "faulty")
         with ThreadPoolExecutor() as pool:
             made = [
                 pool.submit(make, "plain"),
                 pool.submit(make, "hasty", f"CPPFLAGS=-DPATIENCE_MS={PATIENCE_MS}"),
                 pool.submit(make, "fuzz", "fuzz"),
+                pool.submit(make, "fault", "VERSION=0", "fuzz", source=faulty),
             ]
         for one in made:
             one.result()
+
+
+def _with_a_fault(copy: Path) -> Path:
+    """Copy the plugin's sources with a scanner that reads one byte too far."""
+    shutil.copytree(SOURCE, copy)
+    scanner = (copy / "json.h").read_text()
+    assert "in->at < in->end ?" in scanner
+    (copy / "json.h").write_text(scanner.replace("in->at < in->end ?", "in->at <= in->end ?"))
+    return copy
 
 
 @dataclass

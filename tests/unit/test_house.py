@@ -20,9 +20,9 @@ from struct import Struct
 import pytest
 
 from agent.modes.registry import BUILT_IN
+from tests.unit.sources import AGENT, FILES, nodes, tree
 
-AGENT = Path(__file__).resolve().parents[2] / "agent"
-FILES = sorted(AGENT.rglob("*.py"))
+pytestmark = pytest.mark.xdist_group("sources")  # parsed once, where tests run side by side
 FILE_LINES, FUNCTION_LINES = 350, 45
 
 STATE = {
@@ -48,11 +48,6 @@ ATOMS = (
     ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network,
 )  # fmt: skip
 """Types whose objects do not change, or whose state belongs to the process (logging, C libraries)."""
-
-
-@functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
 
 
 def name_of(path: Path) -> str:
@@ -126,9 +121,7 @@ def test_modules_and_classes_hold_constants_only() -> None:
 
 
 def test_no_function_rebinds_a_name_of_its_module() -> None:
-    rebinding = [
-        f"{path}:{node.lineno}" for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.Global)
-    ]
+    rebinding = [f"{path}:{node.lineno}" for path in FILES for node in nodes(path) if isinstance(node, ast.Global)]
     assert rebinding == []
 
 
@@ -173,7 +166,7 @@ def test_mechanisms_of_the_kernel_name_no_mode() -> None:
 def test_files_and_functions_are_short() -> None:
     long = [f"{path}: {count}" for path in FILES if (count := len(path.read_text().splitlines())) > FILE_LINES]
     for path in FILES:
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno
                 if (lines := node.end_lineno - node.lineno + 1) > FUNCTION_LINES:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from agent.modes.registry import BUILT_IN
+from tests.unit.sources import AGENT, FILES, nodes
 
-AGENT = Path(__file__).resolve().parents[2] / "agent"
+pytestmark = pytest.mark.xdist_group("sources")
 OF_ONE_MODE = ("hostgw", "host_gw", "bgp", "bird")
 """Words of single modes, beside the modes' names."""
 WORDS = re.compile("|".join((*BUILT_IN.names, *OF_ONE_MODE)), re.IGNORECASE)
@@ -28,16 +28,16 @@ ALLOWED = {
 }
 
 
-def texts(tree: ast.AST) -> Iterator[str]:
+def texts(code: Sequence[ast.AST]) -> Iterator[str]:
     """Yield all names and strings of the code, docstrings aside."""
     docstrings = {
         id(statement.value)
-        for node in ast.walk(tree)
+        for node in code
         if isinstance(body := getattr(node, "body", None), list)
         for statement in body
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     }
-    for node in ast.walk(tree):
+    for node in code:
         if id(node) in docstrings:
             continue
         for _field, value in ast.iter_fields(node):
@@ -45,16 +45,16 @@ def texts(tree: ast.AST) -> Iterator[str]:
             yield from (each for each in values if isinstance(each, str))
 
 
-def naming(tree: ast.AST) -> set[str]:
+def naming(code: Sequence[ast.AST]) -> set[str]:
     """Return the names and strings that have the word of a mode."""
-    return {text for text in texts(tree) if WORDS.search(text)}
+    return {text for text in texts(code) if WORDS.search(text)}
 
 
 def test_only_the_folder_of_modes_names_modes() -> None:
     found = {
         str(path.relative_to(AGENT)): named
-        for path in sorted(AGENT.rglob("*.py"))
-        if path.relative_to(AGENT).parts[0] != "modes" and (named := naming(ast.parse(path.read_text())))
+        for path in FILES
+        if path.relative_to(AGENT).parts[0] != "modes" and (named := naming(nodes(path)))
     }
     assert found == ALLOWED, "ask the mode by agent/modes/base.py, or give what is general a general name"
 
@@ -73,10 +73,9 @@ def test_only_the_folder_of_modes_names_modes() -> None:
     ],
 )
 def test_a_name_is_found_wherever_it_is(code: str) -> None:
-    assert naming(ast.parse(code))
+    assert naming([*ast.walk(ast.parse(code))])
 
 
 def test_docstrings_may_explain_by_a_mode() -> None:
-    assert not naming(
-        ast.parse('"""As in vxlan."""\nclass A:\n    """As in ipip."""\n    x: int\n    """A bird."""')
-    )
+    code = '"""As in vxlan."""\nclass A:\n    """As in ipip."""\n    x: int\n    """A bird."""'
+    assert not naming([*ast.walk(ast.parse(code))])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.unit.sources import FILES, REPO, nodes
+
+pytestmark = pytest.mark.xdist_group("sources")
 FOLDERS = ("agent", "bird", "cni-bin", "docs", "ebpf", "image", "manifests")
 SUFFIXES = (".py", ".c", ".h", ".conf", ".md", ".yaml")
 PLAIN = {
@@ -53,11 +55,11 @@ def avoided(text: str, allowed: frozenset[str] = frozenset()) -> list[str]:
     ]
 
 
-def headless(source: str) -> list[str]:
+def headless(code: Iterable[ast.AST]) -> list[str]:
     """Return the docstrings, those of attributes included, that are neither a sentence nor a definition."""
     strings = (
         (each.lineno, each.value.value)
-        for each in ast.walk(ast.parse(source))
+        for each in code
         if isinstance(each, ast.Expr)
         and isinstance(each.value, ast.Constant)
         and isinstance(each.value.value, str)
@@ -87,11 +89,7 @@ def test_words_are_found_as_whole_words(text: str, lines: list[str]) -> None:
 
 
 def test_docstrings_are_sentences_or_definitions() -> None:
-    found = {
-        str(path.relative_to(REPO)): lines
-        for path in sorted((REPO / "agent").rglob("*.py"))
-        if (lines := headless(path.read_text()))
-    }
+    found = {str(path.relative_to(REPO)): lines for path in FILES if (lines := headless(nodes(path)))}
     assert found == {}
 
 
@@ -110,4 +108,8 @@ def place():
     """Return what a place is."""
     "What a place is."
 '''
-    assert headless(source) == ["line 3: Whose it is.", "line 8: Those that it has.", "line 13: What a place is."]
+    assert headless(ast.walk(ast.parse(source))) == [
+        "line 3: Whose it is.",
+        "line 8: Those that it has.",
+        "line 13: What a place is.",
+    ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
-REPO = Path(__file__).resolve().parents[2]
+import pytest
+
+from tests.unit.sources import FILES, REPO, nodes
+
+pytestmark = pytest.mark.xdist_group("sources")
 PAGE = REPO / "docs/operations/troubleshoot.md"
 OTHERS = "## Words of other programs"
 ROW = re.compile(r"^\| (.+?) \| .* \|$", re.MULTILINE)
@@ -27,18 +31,19 @@ KERNEL = {
 """Words of the kernel, of libraries and of commands."""
 
 
-def texts(node: ast.AST) -> Iterator[str]:
-    """Yield the texts of a syntax tree, with `…` in place of each value."""
-    for each in ast.walk(node):
+def texts(code: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the texts of a syntax tree's nodes, with `…` in place of each value."""
+    for each in code:
         if isinstance(each, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in each.values)
         elif isinstance(each, ast.Constant) and isinstance(each.value, str):
             yield re.sub(r"%[sdrg]|%\.0f|%\.\*s", "…", each.value)
 
 
+@functools.cache
 def said() -> str:
     """Return all texts of the agent, the plugin and the manifests, one a line."""
-    agent = (text for path in (REPO / "agent").rglob("*.py") for text in texts(ast.parse(path.read_text())))
+    agent = (text for path in FILES for text in texts(nodes(path)))
     others = [path.read_text() for path in (*REPO.glob("manifests/base/*.yaml"), REPO / "cni-bin/testcni.c")]
     return "\n".join([*agent, *others])
 
