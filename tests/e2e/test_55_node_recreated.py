@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.cluster import Cluster, ClusterNode, eventually
 from tests.e2e.conftest import MODE
-from tests.e2e.test_35_stay import addresses, reached, reservations
+from tests.e2e.test_35_reserved_addresses import addresses, reached, reservations
 from tests.e2e.workload import FETCH, TOOLBOX, pod, web
 
 pytestmark = pytest.mark.skipif(MODE in ("macvlan", "ipvlan"), reason="pods share the nodes' subnet")
