@@ -175,7 +175,7 @@ def adds(node: LabNode, rounds: int) -> Row:
 
 
 def rows(found: dict[str, Contender]) -> list[Row]:
-    """What came of the turns."""
+    """Return what came of the turns."""
     table = []
     for where, what, bound in (("near", "same node", 0.87), ("far", "other node", 0.90)):
         if f"{where}, ours" not in found:

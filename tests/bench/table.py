@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table with ratios."""
+"""The results of a benchmark as a table with ratios."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the bound is kept."""
+        """Return whether the bound is kept."""
         return self.ratio <= self.bound
 
 

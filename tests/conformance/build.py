@@ -80,7 +80,7 @@ def _image(files: Sequence[Path], path: Path) -> None:
 
 
 def names() -> list[str]:
-    """What the cases call the image. Raises NoGoError."""
+    """Return what the cases call the image. Raises NoGoError."""
     argv = [str(suite() / SUITE), "--list-images"]
     listed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
     return [one for one in listed if one.rpartition("/")[2].partition(":")[0] in NAMES]

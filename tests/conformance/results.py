@@ -1,4 +1,4 @@
-"""What became of the cases: read from upstream's report, held against upstream's list."""
+"""Results of the cases: read from upstream's report, compared with upstream's list."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read(report: Path) -> list[Case]:
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a case's name is one of this area's Conformance cases."""
+    """Return whether a case's name is one of this area's Conformance cases."""
     return name.startswith(AREA) and KIND in name
 
 
@@ -56,7 +56,7 @@ def faults(cases: Sequence[Case], wanted: Collection[str]) -> list[str]:
 
 
 def table(cases: Sequence[Case]) -> str:
-    """How many passed, failed and were skipped, and the slowest."""
+    """Return how many passed, failed and were skipped, and the slowest."""
     outcomes = Counter(case.outcome for case in cases)
     counts = "  ".join(f"{outcomes[kind]} {kind}" for kind in (PASSED, FAILED, SKIPPED))
     slow = sorted((case for case in cases if case.outcome != SKIPPED), key=lambda case: -case.seconds)[:SLOWEST]

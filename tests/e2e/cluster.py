@@ -135,7 +135,7 @@ class ClusterNode:
             self._run(name, *self._argv(name))
 
     def attachments(self) -> list[dict[str, Any]]:
-        """What the agent has on file: an entry for each pod interface."""
+        """Return what the agent has on file: an entry for each pod interface."""
         found = self.machine.exec("sh", "-c", "head -qn1 /run/testcni/attachments/*.* 2>/dev/null || true").stdout
         return [json.loads(line) for line in found.splitlines()]
 
@@ -145,7 +145,7 @@ class ClusterNode:
         return next((str(one["leases"][0]["address"]) for one in found), "")
 
     def state(self) -> dict[str, str]:
-        """What testcni could leave behind: links, routes, nft, plugins, confs."""
+        """Return what testcni could leave behind: links, routes, nft, plugins, confs."""
         run = self.machine.exec
         return {
             "links": run("ip", "-br", "link").stdout,
@@ -156,7 +156,7 @@ class ClusterNode:
         }
 
     def log(self, name: str) -> str:
-        """What a program of it said."""
+        """Return what a program of it said."""
         return (self._logs / f"{self.name}-{name}.log").read_text(errors="replace")
 
     def _run(self, name: str, *argv: str) -> None:
@@ -202,11 +202,11 @@ class Cluster(Segment):
         remove_groups(self.id)
 
     def kubectl(self, *argv: str, stdin: str | None = None, within: float = 60) -> str:
-        """What kubectl prints; raises SpaceError with its words."""
+        """Return what kubectl prints; raises SpaceError with its words."""
         return self.space.exec(*self.control.kubectl_argv(*argv), stdin=stdin, timeout=within).stdout
 
     def manifests(self) -> str:
-        """What installs testcni in this cluster's mode: the rendered file for the default, else an overlay."""
+        """Return the manifest of this cluster's mode: the rendered file for the default, else an overlay."""
         if self.mode == DEFAULT:
             return (MANIFESTS / "testcni.yaml").read_text()
         text = self.kubectl("kustomize", str(MANIFESTS / "overlays" / self.mode))
@@ -291,7 +291,7 @@ class Cluster(Segment):
         return [event["message"] for event in events if event["involvedObject"]["name"].startswith(prefix)]
 
     def exec(self, pod: dict[str, Any], *argv: str, within: float = 30) -> str:
-        """What a command in a pod prints."""
+        """Return what a command in a pod prints."""
         where = ("-n", pod["metadata"]["namespace"], pod["metadata"]["name"])
         return self.kubectl("exec", *where, "--", *argv, within=within)
 

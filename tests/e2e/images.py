@@ -42,7 +42,7 @@ class ImageError(RuntimeError):
 
 
 def folder() -> Path:
-    """Where image archives are on this machine."""
+    """Return where image archives are on this machine."""
     path = built.cache() / "images"
     path.mkdir(exist_ok=True)
     return path
@@ -99,7 +99,7 @@ def _busybox() -> list[Path]:
 
 
 def run(*argv: str, stdin: str | None = None) -> str:
-    """What a command prints. Raises ImageError."""
+    """Return what a command prints. Raises ImageError."""
     done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=WITHIN)
     if done.returncode:
         raise ImageError(f"{' '.join(argv[:3])} failed: {done.stderr.strip()[-1000:]}")

@@ -84,12 +84,12 @@ mount --make-rshared /var/lib/kubelet
 ip link set lo up
 echo "ready $pid"
 exec 1>&2
-while :; do sleep 3600 & wait; done  # as init, it reaps whoever was orphaned
+while :; do sleep 3600 & wait; done  # as init, it reaps orphaned processes
 """
 
 
 class Disk(Space):
-    """What a machine keeps while it is off."""
+    """The files that a machine keeps while it is off."""
 
     ENTER = ("-m",)
 

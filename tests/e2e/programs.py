@@ -42,13 +42,13 @@ def multus() -> Path:
 
 
 def digest(*more: str) -> str:
-    """What programs of this version depend on, and `more`. Raises NoGoError."""
+    """Return what programs of this version depend on, and `more`. Raises NoGoError."""
     toolchain = run([go(), "version"], Path("/"))
     return hashlib.sha256("".join([toolchain, VERSION, *more]).encode()).hexdigest()[:16]
 
 
 def missing(folder: Path, names: Sequence[str]) -> list[str]:
-    """Those of the names that are not in the folder."""
+    """Return those of the names that are not in the folder."""
     return [name for name in names if not (folder / name).exists()]
 
 
@@ -96,7 +96,7 @@ def go() -> str:
 
 
 def run(argv: Sequence[str], folder: Path) -> str:
-    """What a command of Go prints. Raises NoGoError."""
+    """Return what a command of Go prints. Raises NoGoError."""
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"}
     done = subprocess.run(
         argv, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=BUILD_WITHIN

@@ -130,7 +130,7 @@ def test_the_kind_and_the_agents_know_the_same_addresses() -> None:
 
 
 def refusal(control: ControlPlane, doc: Mapping[str, Any]) -> str:
-    """What the API server says against it; empty (and it is gone again) when it says nothing."""
+    """Return what the API server says against it; empty (and it is gone again) when it says nothing."""
     try:
         apply(control, doc)
     except ControlError as error:
@@ -300,12 +300,12 @@ def test_a_delete_is_of_the_very_object_that_was_known(store: KubernetesStore) -
     store.delete("IPBlock", claimed.name, claimed)
     with pytest.raises(NotFoundError):
         store.delete("IPBlock", claimed.name, claimed)
-    anew = store.create(IPBlock(claimed.cidr, "one", "p"))
-    assert anew != claimed
+    again = store.create(IPBlock(claimed.cidr, "one", "p"))
+    assert again != claimed
     with pytest.raises(ConflictError, match="UID"):
         store.delete("IPBlock", claimed.name, claimed)
-    assert store.list("IPBlock") == (anew,)
-    store.delete("IPBlock", claimed.name, anew)
+    assert store.list("IPBlock") == (again,)
+    store.delete("IPBlock", claimed.name, again)
 
 
 def test_blocks_of_a_node_that_is_gone_are_freed_and_claimed(store: KubernetesStore) -> None:

@@ -1,4 +1,4 @@
-"""What an agent's token is good for: all that its own node needs, and nothing on other nodes' objects."""
+"""The rights of an agent's token: all that its own node needs, and nothing on other nodes' objects."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def admin(control: ControlPlane) -> KubernetesStore:
 
 @pytest.fixture(scope="module")
 def thief(control: ControlPlane) -> KubernetesStore:
-    """Who has the token of node one's agent."""
+    """A client with the token of node one's agent."""
     return store_of(stolen(control, ONE))
 
 
@@ -209,7 +209,7 @@ def test_a_stolen_token_can_not_change_reservations_of_other_nodes(
     ):
         is_refused(partial(thief.update, changed), words)
     is_refused(lambda: thief.delete("IPReservation", theirs.name, theirs), f"belongs to node {TWO}")
-    moved = thief.update(replace(theirs, node=ONE))  # the protocol: a pod of this name was made anew here
+    moved = thief.update(replace(theirs, node=ONE))  # the protocol: a pod of this name was created again here
     assert isinstance(moved, IPReservation)
     thief.delete("IPReservation", moved.name, moved)
 

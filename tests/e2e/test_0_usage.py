@@ -1,4 +1,4 @@
-"""What kubectl shows of addresses, and who may write it: the agents' own writers against a real API server."""
+"""Usage of addresses in kubectl, and the right to write it: the agents' own writers against a real API server."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
 
 
 def seen_by(node: str, control: ControlPlane, folder: Path) -> Seen:
-    """What an agent sees that has a podCIDR of each IP version and a claimed block."""
+    """Return what an agent sees that has a podCIDR of each IP version and a claimed block."""
     snapshot_cache, attachments = SnapshotCache(None), AttachmentStore(folder, 10, OPTIONS)  # type: ignore[arg-type]
     attachments.load()
     snapshot = Snapshot(True, {node: Node(node, blocks=(BLOCK, SIX))}, {}, {CLAIMED.name: CLAIMED})

@@ -1,4 +1,4 @@
-"""Who reaches whom, by address, by Service, by port of the node and by name."""
+"""Connections between pods, nodes and Services: by address, by Service, by port of the node and by name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def services(cluster: Cluster, toolboxes: None) -> dict[str, Any]:
 
 
 def fetched(cluster: Cluster, source: dict[str, Any], url: str, within: float = 20) -> str:
-    """What a pod gets from a URL, as soon as it gets anything."""
+    """Return what a pod gets from a URL, as soon as it gets anything."""
     return eventually(lambda: cluster.exec(source, *FETCH, url).strip(), within)
 
 

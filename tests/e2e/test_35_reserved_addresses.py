@@ -10,7 +10,7 @@ from tests.e2e.conftest import MODE
 from tests.e2e.test_3_scale import nothing_leaked
 from tests.e2e.workload import FETCH, Doc, container, pod, web
 
-ROUNDS = 20 if MODE == DEFAULT else 6  # what a mode does at a move is in tests/lab/test_stay.py
+ROUNDS = 20 if MODE == DEFAULT else 6  # what a mode does at a move is in tests/lab/test_reserved_addresses.py
 REPLICAS = 3
 WEB = "app=keeps"
 STICKY = {"testcni.io/sticky": "true"}

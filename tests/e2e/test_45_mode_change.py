@@ -27,7 +27,7 @@ GONE_WITHIN = 90.0  # seconds: the next comparison, the grace, and what API serv
 
 
 def accepted_modes(cluster: Cluster) -> list[str]:
-    """What each node says of itself."""
+    """Return what each node says of itself."""
     return [n["metadata"].get("annotations", {}).get("testcni.io/receives", "") for n in cluster.get("nodes")]
 
 
@@ -111,7 +111,7 @@ def events(cluster: Cluster) -> str:
 
 
 def is_stopped(cluster: Cluster) -> bool:
-    """Whether a rollout waits at its first node; one more is replaced only where the agent is not Ready by itself.
+    """Return whether a rollout waits at its first node, or no agent is Ready by itself.
 
     That is so once kubelet has brought the ConfigMap to it, which may be at any time.
     """
@@ -121,7 +121,7 @@ def is_stopped(cluster: Cluster) -> bool:
 
 
 def says_why(cluster: Cluster) -> bool:
-    """Whether the page of an agent that is not Ready has the reason; an agent that has just begun has none yet."""
+    """Return whether an agent that is not Ready gives the reason; one that has just begun has none yet."""
     pages = [
         cluster.node_of(one).machine.exec("curl", "-s", "http://127.0.0.1:9480/readyz", check=False).stdout
         for one in cluster.pods(AGENT, "testcni")
@@ -131,5 +131,5 @@ def says_why(cluster: Cluster) -> bool:
 
 
 def states(agent: dict[str, Any]) -> list[str]:
-    """Whether an agent's pod is Ready, as its conditions say."""
+    """Return whether an agent's pod is Ready, as its conditions say."""
     return [one["status"] for one in agent["status"]["conditions"] if one["type"] == "Ready"]

@@ -95,13 +95,13 @@ def warnings(cluster: Cluster) -> dict[str, tuple[int, str]]:
 
 
 def problems(node: ClusterNode) -> list[str]:
-    """What the node's agent reports."""
+    """Return what the node's agent reports."""
     doc = ctl.ask(node.machine.root / "run/testcni/agent.sock")
     return [f"{problem['where']}: {problem['what']}" for problem in doc["problems"]]
 
 
 def of_pods(node: ClusterNode) -> Mapping[str, str]:
-    """What pods could leave behind on a node."""
+    """Return what pods could leave behind on a node."""
     table = node.machine.exec("nft", "list", "table", "inet", "testcni").stdout
     return {key: node.state()[key] for key in ("links", "routes")} | {"nft": table}
 

@@ -1,4 +1,4 @@
-"""What happens to clusters: agents restart, images change, the API server goes, nodes die and come back."""
+"""Events in the life of a cluster: agents restart, images change, the API server goes, nodes die and come back."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def pings(node: ClusterNode, address: str) -> bool:
 
 
 def routes(node: ClusterNode) -> str:
-    """Those to peers, of which pods' own routes are no part."""
+    """Return the routes to peers, of which pods' own routes are no part."""
     text = node.machine.exec("ip", "route", "show", "proto", str(ROUTE_PROTOCOL)).stdout
     return "\n".join(line for line in text.splitlines() if f"dev {LINK_PREFIX}" not in line)
 

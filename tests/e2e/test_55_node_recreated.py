@@ -53,7 +53,7 @@ def test_an_address_that_is_reserved_ahead_is_for_its_pod(
 def test_a_node_that_is_made_anew_with_another_podcidr(
     cluster: Cluster, boxes: dict[str, Any], one: ClusterNode, two: ClusterNode
 ) -> None:
-    """Its pods are reached until they are made anew, and say so."""
+    """Its pods are reached until they are created again, and say so."""
     before = cluster.get("nodes")
     old = boxes[two.name]
     name, address = old["metadata"]["name"], str(old["status"]["podIP"])
@@ -62,9 +62,9 @@ def test_a_node_that_is_made_anew_with_another_podcidr(
     eventually(lambda: any(node["metadata"]["name"] == two.name for node in cluster.get("nodes")), 30)
     eventually(lambda: address in reservations(cluster), 60)
     assert reservations(cluster)[address]["keep"] == "Pod"
-    (anew,) = (node for node in cluster.get("nodes") if node["metadata"]["name"] == two.name)
+    (recreated,) = (node for node in cluster.get("nodes") if node["metadata"]["name"] == two.name)
     (was,) = (node for node in before if node["metadata"]["name"] == two.name)
-    assert anew["spec"]["podCIDR"] != was["spec"]["podCIDR"]
+    assert recreated["spec"]["podCIDR"] != was["spec"]["podCIDR"]
     box = boxes[one.name]
     assert eventually(lambda: cluster.exec(box, *FETCH, f"http://{address}").strip(), 20) == name
     cluster.all_ready()

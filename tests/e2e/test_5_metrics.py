@@ -19,7 +19,7 @@ ANNOTATION = "prometheus.io"
 
 
 def targets(cluster: Cluster) -> list[dict[str, Any]]:
-    """What the pods' annotations say; Debian's Prometheus is built without the discovery that reads them."""
+    """Return targets by the pods' annotations, which Debian's Prometheus cannot discover by itself."""
     found = []
     for pod in cluster.get("pods", "-A"):
         says = pod["metadata"].get("annotations", {})

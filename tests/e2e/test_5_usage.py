@@ -1,4 +1,4 @@
-"""What kubectl shows of addresses on a cluster at work: blocks and podCIDRs, whose each address is, and pools."""
+"""Usage of addresses on a cluster at work, as kubectl shows it: blocks, podCIDRs, pods of addresses, and pools."""
 
 from __future__ import annotations
 

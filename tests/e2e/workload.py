@@ -1,4 +1,4 @@
-"""What the tests run in the cluster."""
+"""Pods, Deployments and Services that the tests run in the cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def container(*command: str, **more: Any) -> Doc:
 
 
 def pod(name: str, main: Doc, *, labels: Mapping[str, str] | None = None, **spec: Any) -> Doc:
-    """A pod that ends at once when it is told to."""
+    """A pod that ends at once on SIGTERM."""
     metadata = {"name": name, "labels": dict(labels or {"app": name})}
     body = {"terminationGracePeriodSeconds": 0, "containers": [main], **spec}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": body}
@@ -63,7 +63,7 @@ def service(name: str, port: int, target: int, *, app: str = "", protocol: str =
 
 
 def web(*, port: int = 80) -> Doc:
-    """A container that answers HTTP with the name of its pod; it ends when it is told to."""
+    """A container that answers HTTP with the name of its pod; it ends on SIGTERM."""
     serve = f"httpd -f -p {port} -h /tmp/www & trap 'exit 0' TERM; wait"
     script = f"mkdir -p /tmp/www && hostname > /tmp/www/index.html && {serve}"
     return container("sh", "-c", script, ports=[{"containerPort": port}])

@@ -22,7 +22,7 @@ MEMORY = 3 << 30
 CRASHED, TIMED_OUT = 125, 124
 DONE = "guest: the command has ended"
 # Its processes are real ones, traced by its kernel; untraced they would go on as root of this machine. The end of
-# a PID namespace ends them all at once, and its first process dies with whoever started the guest.
+# a PID namespace ends them all at once, and its first process dies with the one that started the guest.
 CAGE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 HOLDER = ("sh", "-c", '"$@"; exit $?', "sh")
 
@@ -81,7 +81,7 @@ def _write_init(path: Path, argv: Sequence[str], environment: Mapping[str, str])
 
 
 def _memory_folder(otherwise: Path) -> str:
-    """Where the file that is the guest's memory lies: not on a disk, if it can be."""
+    """Return where the file that is the guest's memory lies: not on a disk, if it can be."""
     shm = Path("/dev/shm")  # noqa: S108 - a file system, not a file with a name to guess
     return str(shm if shm.is_dir() and shutil.disk_usage(shm).free > MEMORY else otherwise)
 
@@ -106,7 +106,7 @@ def _pump(process: subprocess.Popen[bytes], out: BinaryIO, began: float, within:
 
 
 def _greet(said: bytes, took: float, say: Say) -> bytes:
-    """Tell that the guest is up; what it said besides. Something else comes first where its set-up failed."""
+    """Say that the guest is up, and return the rest of its output; if it is not up, all of it."""
     greeting, _, rest = said.partition(b"\n")
     if not greeting.startswith(b"Linux "):
         return said
@@ -115,7 +115,7 @@ def _greet(said: bytes, took: float, say: Say) -> bytes:
 
 
 def _judge(code: int, log: str, within: float, say: Say) -> int:
-    """The exit code; where it is not the command's, the kernel's last words are told."""
+    """Return the exit code. If it is not the command's, show the last lines of the kernel."""
     if code == TIMED_OUT:
         say(f"the guest was ended: not done within {within:.0f} s")
     elif DONE not in log or "Kernel panic" in log:

@@ -34,6 +34,6 @@ class Nets:
             ip("-n", name, "link", "set", "lo", "up")
 
     def reaches(self, name: str, address: str) -> bool:
-        """Whether a ping from a namespace is answered."""
+        """Return whether a ping from a namespace is answered."""
         ping = ("ip", "netns", "exec", name, "ping", "-c1", "-W2", address)
         return subprocess.run(ping, capture_output=True, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""What the tier is for: the guest has the kinds of devices that a machine's own kernel may lack."""
+"""The guest has the kinds of devices that a machine's own kernel may lack."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ARCHIVE = re.compile(r"(linux-source-(\d+)\.(\d+))\.tar\.xz")
 SAY_EVERY = 60.0  # seconds
 MAKE = ("make", "ARCH=um", "-s")
 # Bytes of registers: before Linux 6.13 enough for AVX-512 only, and with AMX in the machine no program can start.
-MENDED = ("arch/x86/um/user-offsets.c", "DEFINE_LONGS(HOST_FP_SIZE, 2696)", "DEFINE_LONGS(HOST_FP_SIZE, 12288)")
+PATCHED = ("arch/x86/um/user-offsets.c", "DEFINE_LONGS(HOST_FP_SIZE, 2696)", "DEFINE_LONGS(HOST_FP_SIZE, 12288)")
 
 
 class KernelError(RuntimeError):
@@ -70,9 +70,9 @@ def options(text: str) -> list[str]:
 
 
 def _digest(origin: Source) -> str:
-    """What the kernel depends on."""
+    """Return what the kernel depends on."""
     compiler = _output("gcc", "--version").splitlines()[0]
-    words = (FRAGMENT.read_text(), origin.package, origin.version, compiler, *MENDED)
+    words = (FRAGMENT.read_text(), origin.package, origin.version, compiler, *PATCHED)
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
@@ -89,7 +89,7 @@ def _build(origin: Source, folder: Path, say: Say) -> None:
 
 
 def _mend(tree: Path) -> None:
-    name, old, new = MENDED
+    name, old, new = PATCHED
     text = (tree / name).read_text()
     (tree / name).write_text(text.replace(old, new))  # a newer source asks the machine, and needs no mending
 

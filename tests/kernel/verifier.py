@@ -95,7 +95,7 @@ def fetch(package: str) -> Image:
 
 
 def files() -> list[Path]:
-    """What it takes to load the objects: what was used when this machine's kernel did. Raises KernelError."""
+    """Return the files that loading the objects used on this machine's kernel. Raises KernelError."""
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         (sys.executable, "-c", LOOK), env=environment, capture_output=True, text=True, check=False, cwd=REPO
@@ -157,7 +157,7 @@ def _padded(data: bytes) -> bytes:
 
 
 def boot(image: Image, initramfs: Path) -> tuple[str, str]:
-    """What the guest says, and the exit code that it ended with, in its words. Raises KernelError."""
+    """Return what the guest says, and the exit code that it ended with, in its words. Raises KernelError."""
     argv = (
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1", "-m", "1024",
         "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",

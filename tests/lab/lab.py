@@ -111,7 +111,7 @@ class LabNode:
     """A node: its namespaces, its agent, its pods."""
 
     AGENT: ClassVar[type[StartedAgent | ForkedAgent]] = StartedAgent
-    """How its agent is started."""
+    """The class that starts its agent."""
 
     def __init__(self, lab: Lab, number: int) -> None:
         self.lab = lab
@@ -199,7 +199,7 @@ class LabNode:
         return {r["dst"]: r.get("gateway", r["dev"]) for r in listed if r.get("type", "unicast") == "unicast"}
 
     def ask(self) -> dict[str, Any]:
-        """What the agent says of itself (testcnictl status). Raises OSError, ValueError."""
+        """Return what the agent says of itself (testcnictl status). Raises OSError, ValueError."""
         return ctl.ask(self.path(SOCKET))
 
     def problems(self) -> list[str]:

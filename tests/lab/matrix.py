@@ -1,4 +1,4 @@
-"""Who reaches whom: pods, nodes and the outside, with round-trip times, as a table."""
+"""A table of all pairs that reach each other: pods, nodes and the outside, with round-trip times."""
 
 from __future__ import annotations
 

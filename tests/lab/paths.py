@@ -36,7 +36,7 @@ class Way:
     service: str = "pod"
     """As whom the backend of a Service sees pods."""
     reached: bool = False
-    """Whether the outside, which knows no pods, reaches them: they are on its own subnet."""
+    """True if the outside, which knows no pods, reaches them: they are on its own subnet."""
     program: str = "agent"
     """The Python module that is run as the agent."""
     kind: str = ""

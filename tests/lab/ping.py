@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Family:
-    """How one IP version echoes."""
+    """The echo messages of one IP version."""
 
     af: int
     protocol: int

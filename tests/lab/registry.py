@@ -47,7 +47,7 @@ def labs() -> Iterator[dict[str, Any]]:
     for path in sorted(LABS.glob("*.json")):
         try:
             yield json.loads(path.read_text())
-        except FileNotFoundError:  # somebody ended it just now
+        except FileNotFoundError:  # another process has ended it
             continue
 
 
@@ -89,7 +89,7 @@ def _is_left(lab_id: str) -> bool:
     """Return whether nothing holds a lab's lock."""
     try:
         lock = os.open(_lock(lab_id), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # something ended it just now
+    except FileNotFoundError:  # it has ended
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -47,7 +47,7 @@ def add(node: LabNode, name: str, container: str = "") -> Pod:
 
 
 def reservations(it: Lab) -> dict[str, dict[str, Any]]:
-    """What is reserved: specs by address."""
+    """Return what is reserved: specs by address."""
     found = {}
     for path in it.datastore.glob("ipreservation-*.yaml"):
         try:

@@ -43,7 +43,7 @@ class Conf:
     """False by `disableGC`."""
 
     def since(self, version: str) -> bool:
-        """Whether this conf's version is that one or newer."""
+        """Return whether this conf's version is that one or newer."""
         return _numbers(self.version) >= _numbers(version)
 
 
@@ -66,7 +66,7 @@ def load(folder: Path, name: str | None = None) -> Conf:
 
 @dataclass(frozen=True)
 class Attachment:
-    """What was told to the plugins in an ADD and what came of it: CHECK and DEL are told the same."""
+    """The input of an ADD and its result. CHECK and DEL get the same input."""
 
     network: str
     container: str

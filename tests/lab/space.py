@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[2]
 GUEST = "TESTCNI_GUEST"
 """Set in the environment of all that runs in a guest of the kernel tier."""
 PATIENCE = 4 if GUEST in os.environ else 1
-"""How much longer things may take here than on the machine itself."""
+"""The factor by which things may take longer here than on the machine itself."""
 PYTHON = (sys.executable, "-ISc")
 """Begins a command of a short program, by Python without packages: `python3` on the PATH may be a slow script."""
 
@@ -63,7 +63,7 @@ def start_time(pid: int) -> str:
 
 
 def shared_paths(*more: Path) -> list[str]:
-    """What must look the same inside: `more`, and the project and Python where the overlay would not show them."""
+    """Return the paths that must look the same inside: `more`, and those of the project and Python."""
     root = Path("/").stat().st_dev
     own = [path.resolve() for path in (REPO, Path(sys.prefix), Path(sys.base_prefix))]
     hidden = [path for path in own if path.stat().st_dev != root or path.parts[1] in ("run", "tmp")]

@@ -42,14 +42,14 @@ def net_state(node: LabNode, *, neighbours: bool = False) -> State:
 
 
 def difference(before: State, after: State) -> list[str]:
-    """What came and what went, a line each; what is there twice counts twice."""
+    """Return what came and what went, a line each; what is there twice counts twice."""
     came = [f"+ {kind}: {item}" for kind in after for item in _more(after[kind], before.get(kind, []))]
     went = [f"- {kind}: {item}" for kind in before for item in _more(before[kind], after.get(kind, []))]
     return came + went
 
 
 def fds(pid: int) -> int:
-    """How many descriptors a process has open."""
+    """Return how many descriptors a process has open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 

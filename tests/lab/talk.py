@@ -115,7 +115,7 @@ class Flow:
         assert self._process.stdout.readline() == "begun\n"
 
     def end(self) -> tuple[int, int]:
-        """How many went, and how many of them did not come back."""
+        """Return how many went, and how many of them did not come back."""
         sent, got = map(int, self._process.communicate("\n", timeout=20 * PATIENCE)[0].split())
         return sent, sent - got
 
@@ -149,7 +149,7 @@ def ask(where: Pod | Space, kind: str, host: str, port: int, *, source: int = 0,
 
 
 def arrives_whole(source: Pod, target: Pod, size: int) -> bool:
-    """Whether as many MiB, by one TCP connection, arrive as they were sent."""
+    """Return whether as many MiB, by one TCP connection, arrive as they were sent."""
     timings = subprocess.Popen(target.argv(*PYTHON, SINK), stdout=subprocess.PIPE, text=True)
     assert timings.stdout
     timings.stdout.readline()

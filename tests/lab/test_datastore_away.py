@@ -55,7 +55,7 @@ def test_pods_come_and_go_and_reach_other_nodes(mode: str) -> None:
         one.delete_pod(new)
         assert difference(before, net_state(one)) == []
         assert bird_of(one) == bird
-        restart(one)  # and when the datastore is back, nothing has to be mended
+        restart(one)  # and when the datastore is back, nothing has to be repaired
         eventually(lambda: one.problems() == [])
         assert ask(old, "tcp", far.address, TARGET) == old.address
         assert difference(before, net_state(one)) == []

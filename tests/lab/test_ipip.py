@@ -41,7 +41,7 @@ def fates(node: LabNode) -> dict[str, int]:
 
 
 def by_device(node: LabNode) -> bool:
-    """Whether the kernel has ipip devices, and the agent uses them."""
+    """Return whether the kernel has ipip devices, and the agent uses them."""
     return (
         "ipip" in node.space.exec("ip", "-d", "link", "show", "testcni-ipip").stdout.split("bridge")[0].split()[9:]
     )

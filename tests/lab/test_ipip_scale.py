@@ -64,7 +64,7 @@ def snapshot_of(nodes: Iterable[LabNode]) -> Snapshot:
 
 
 def plan(node: LabNode, snapshot: Snapshot) -> BirdConfig:
-    """What the agent of this node would have BIRD do."""
+    """Return what the agent of this node would have BIRD do."""
     local = LocalAddress("eth0", 1500, ipaddress.ip_interface(f"{node.address}/{PREFIX}"))
     blocks = (ipaddress.ip_network(node.block),)
     desired = BUILT_IN["ipip"].desired(

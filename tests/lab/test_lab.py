@@ -79,7 +79,7 @@ def cnitool() -> str:
 
 @pytest.fixture(params=["cnitool", "own runner"])
 def walk(request: pytest.FixtureRequest) -> Walk:
-    """How the walk adds and deletes: an address for a node, and away with it."""
+    """The two calls of the walk: add a pod on a node and return its address; delete it."""
     if request.param == "own runner":
         return (
             lambda node: str(node.runner.add(node.conf(), "walk", TEST_NETNS)["ips"][0]["address"]),
@@ -291,7 +291,7 @@ def test_the_lab_leaves_nothing_even_when_its_creator_is_killed() -> None:
     mine = _labs_of(creator)[0]
     creator.kill()
     creator.wait()
-    with Lab():  # whoever comes next clears up, unless the lab's own warden was quicker
+    with Lab():  # the next lab clears up, unless the lab's own warden was quicker
         assert _labs_of(creator) == []
     assert not (LABS / mine["id"]).exists()
     assert not any(space.start_time(pid) == began for pid, began in mine["holders"])

@@ -1,4 +1,4 @@
-"""What the agent takes of conf files, libcni takes too, and plugins get what the agent took them to get."""
+"""The agent reads conf files as libcni does, and plugins get what the agent expects them to get."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def judge() -> str:
 
 
 def libcni_of(judge: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """What libcni makes of each file."""
+    """Return what libcni makes of each file."""
     lines = "".join(f"{path}\n" for path in paths)
     done = subprocess.run([judge], input=lines, capture_output=True, text=True, check=True, timeout=60)
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -128,7 +128,7 @@ def libcni_of(judge: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def ours_of(path: Path) -> dict[str, Any]:
-    """What the agent makes of it, in the same form."""
+    """Return what the agent makes of it, in the same form."""
     try:
         conf = conflist.read(path, path.read_bytes())
     except (CniError, OSError) as error:

@@ -36,7 +36,7 @@ def put(node: LabNode, mode: str) -> None:
 
 
 def said(it: Lab) -> list[str]:
-    """What each node has announced."""
+    """Return what each node has announced."""
     files = [it.datastore / f"{node.name}.receives" for node in it.nodes]
     return [path.read_text().strip().partition("=")[2] if path.exists() else "" for path in files]
 
@@ -99,7 +99,7 @@ class Flows:
         self._flows = {f"{source.name} → {target.name}": Flow(source, target.address) for source, target in pairs}
 
     def end(self, what: str) -> dict[str, int]:
-        """Those that lost some."""
+        """Return those that lost some."""
         lost = {}
         for name, flow in self._flows.items():
             sent, missing = flow.end()
@@ -115,7 +115,7 @@ def most(lost: dict[str, int]) -> int:
 
 
 def allowed(*modes: str) -> int:
-    """How many datagrams of a flow may be lost to what is no doing of a mode's."""
+    """Return how many datagrams of a flow may be lost to what is no doing of a mode's."""
     return QUEUE_STOPPED if "ipip" in modes and not tcx.known() else 0
 
 
@@ -158,7 +158,7 @@ def gone(it: Lab, mode: str) -> None:
 
 
 def left_of(node: LabNode, mode: str) -> list[str]:
-    """What a node has of a mode."""
+    """Return what a node has of a mode."""
     links = node.space.exec("ip", "-br", "link").stdout
     routes = node.space.exec("ip", "route").stdout
     marks = {

@@ -32,7 +32,7 @@ def has(it: Lab) -> list[str]:
 
 
 def said(it: Lab) -> list[str]:
-    """What each node announces of the network."""
+    """Return what each node announces of the network."""
     files = [it.datastore / f"{node.name}.receives" for node in it.nodes]
     return [path.read_text().strip().partition("=")[2] if path.exists() else "" for path in files]
 

@@ -41,7 +41,7 @@ def pods(nodes: Lab) -> Iterator[list[Pod]]:
 
 
 def talk(pods: list[Pod]) -> bool:
-    """Whether each pod reaches each other one, and is seen as itself."""
+    """Return whether each pod reaches each other one, and is seen as itself."""
     pairs = ((a, b) for a in pods for b in pods if a is not b)
     return all(ask(a, "udp", b.address, TARGET) == a.address for a, b in pairs)
 
@@ -128,7 +128,7 @@ def test_a_node_whose_object_is_deleted_for_a_moment_keeps_its_ways_out(nodes: L
 
 
 def test_a_pod_cidr_that_overlaps_the_nodes_network_leaves_the_node_reachable(nodes: Lab, pods: list[Pod]) -> None:
-    """Its gateway's included; its pods go on, and it is well again with a podCIDR of its own."""
+    """Its gateway's included; its pods go on, and it recovers with a podCIDR of its own."""
     one, two, three = nodes.nodes
     for block in ("172.18.255.0/24", "172.18.0.0/17"):
         nodes.put_node(three, block=block)
@@ -225,7 +225,7 @@ def manifest(name: str, internal: str, *blocks: str) -> dict[str, Any]:
 
 
 def node_state(node: LabNode) -> tuple[str, ...]:
-    """What a node must not lose: masquerade, the devices that pods hang on, and their addresses."""
+    """Return what a node must not lose: masquerade, the devices that pods hang on, and their addresses."""
     devices = node.space.exec("ip", "-br", "address").stdout
     return (
         node.space.exec("nft", "list", "table", "inet", "testcni").stdout.partition("chain")[0],

@@ -1,4 +1,4 @@
-"""What a pod leaves when it goes, in every mode: nothing, neither on the node nor in its namespace."""
+"""A deleted pod leaves nothing, in every mode, neither on the node nor in its namespace."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ def served(three: Lab) -> Iterator[Served]:
 
 
 def lost(seen: dict[str, str]) -> dict[str, str]:
-    """Those of whom the server saw nothing that is ours."""
+    """Return those of whom the server saw nothing that is ours."""
     return {who: answer for who, answer in seen.items() if not answer.startswith(KNOWN)}
 
 
 def who(pod: Pod) -> dict[str, str]:
-    """What the words of a Way mean for a pod."""
+    """Return what the words of a Way mean for a pod."""
     gateway = f"{pod.node.block.rpartition('.')[0]}.1"
     return {pod.address: "pod", pod.node.address: "node", gateway: "gateway"}
 

@@ -1,4 +1,4 @@
-"""What fails for good on a node is looked at now and then: no part wakes itself or another one at full speed."""
+"""A permanent failure on a node is retried now and then: no part wakes itself or another one at full speed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSTALLS = ("--conflist", "/opt/testcni/conflist")
 
 
 def bundle(node: LabNode) -> None:
-    """What an image has to install."""
+    """The files that an image has to install."""
     node.path("/opt/testcni/bin").mkdir(parents=True)
     (node.path("/opt/testcni/bin") / "testcni").write_bytes(PLUGIN.read_bytes())
     node.path("/opt/testcni/conflist").write_text(json.dumps(CONFLIST))
@@ -127,7 +127,7 @@ CASES: dict[Callable[[LabNode], None], str] = {
 
 
 def fails(node: LabNode, words: str) -> bool:
-    """Whether the agent serves and says so."""
+    """Return whether the agent serves and says so."""
     told = str(node.problems())
     return words in told and "no agent answers" not in told
 

@@ -1,4 +1,4 @@
-"""What somebody removes on a node while the agent runs is there again, or the agent ends to get it."""
+"""The agent restores what others remove on a node while it runs, or ends, to get it at its next start."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ ROUTES: dict[str, Callable[[LabNode], object]] = {
     "host-gw": lambda node: node.ask()["routes"],
     "ipip": lambda node: node.bird_routes(),
 }
-"""What a node has for each peer once it knows the peer's block, by the modes that have routes to peers."""
+"""The routes to each peer of a node that knows the peer's block, by the modes that have routes to peers."""
 
 
 def blocks(it: Lab) -> dict[str, tuple[str, bool]]:

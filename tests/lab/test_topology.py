@@ -38,7 +38,7 @@ def reaches(source: LabNode, *addresses: str) -> list[bool]:
 
 
 def machine() -> dict[str, object]:
-    """What a lab could leave on the machine itself."""
+    """Return what a lab could leave on the machine itself."""
     return {
         "links": subprocess.run(("ip", "-br", "link"), capture_output=True, text=True, check=True).stdout,
         "mounts": Path("/proc/self/mountinfo").read_text(),

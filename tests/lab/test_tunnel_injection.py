@@ -75,7 +75,7 @@ class Attack:
         return int(json.loads(out)["nftables"][-1]["counter"]["packets"])
 
     def reaches(self) -> bool:
-        """Whether the hostile pod, or its node for it, knows the way to the victim."""
+        """Return whether the hostile pod, or its node for it, knows the way to the victim."""
         self.hostile.exec(sys.executable, "-c", SEND, self.victim.address, str(GOOD), "", "00")
         return self.heard("good") > 0
 
@@ -210,7 +210,7 @@ def test_a_pod_of_whatever_mode_injects_nothing_into_pods_of_vxlan(
 
 
 def test_a_node_is_not_believed_that_sends_as_another_nodes_pod(attack: Attack) -> None:
-    """Whoever has got a node to send so, or is one."""
+    """The sender is a node, or a pod that makes its node send so."""
     one, two, three = attack.it.nodes
     before = counters(two).get("drop_spoofed_node", 0)
     theirs = [attack.tunnelled(source) for source in ("10.244.3.77", "10.244.2.77")]

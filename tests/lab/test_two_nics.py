@@ -29,7 +29,7 @@ def index(node: LabNode, device: str) -> int:
 
 
 def carried(node: LabNode) -> int:
-    """How many packets about pods came by the second network, in tunnels or not."""
+    """Return how many packets about pods came by the second network, in tunnels or not."""
     out = node.space.exec("nft", "list", "counter", "netdev", "heard", "pods").stdout
     return int(out.split("packets ")[1].split()[0])
 

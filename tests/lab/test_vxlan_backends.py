@@ -23,7 +23,7 @@ def mixed(it: Lab, *backends: str) -> None:
 
 
 def vxlan_of(node: LabNode) -> str:
-    """What the kernel says of the node's vxlan device; nothing in the moment in which it is made anew."""
+    """Return what the kernel says of the node's vxlan device; empty while it is created again."""
     return node.space.exec("ip", "-d", "link", "show", "testcni-vxlan", check=False).stdout
 
 

@@ -42,7 +42,7 @@ def sends(pod: Pod, frame: bytes) -> None:
 
 
 class Counted:
-    """What was counted more on a node since the last look."""
+    """Differences of the counters of a node since the last look."""
 
     def __init__(self, node: LabNode) -> None:
         self._node = node
@@ -214,7 +214,7 @@ def test_drift_is_found_and_mended(two: Lab) -> None:
     one.runner.check(conf, "a", a.netns)
 
     def seen() -> bool:
-        """The agent may be at work on one of the above, and mend this before it is looked at."""
+        """The agent may be at work on one of the above, and repair this before it is looked at."""
         one.space.exec("tc", "qdisc", "delete", "dev", link, "clsact")
         try:
             one.runner.check(conf, "a", a.netns)

@@ -68,7 +68,7 @@ class Bench:
         return frames.run(self.programs["vxlan_egress"], ethernet(TUNNEL, TUNNEL, packet), self.vxlan, mark=mark)
 
     def counted(self) -> dict[str, int]:
-        """What the counters say of packets since the last call."""
+        """Return what the counters say of packets since the last call."""
         before, self._before = self._before, vxlan_maps.counters(self.maps)
         none = Count(0, 0)
         return {

@@ -116,7 +116,7 @@ class Node:
             return control.pid
 
     def routes(self, *which: str) -> dict[str, str]:
-        """Gateways by destination of BIRD's routes, those of own blocks aside."""
+        """Gateways by destination of BIRD's routes, except those of own blocks."""
         listed = json.loads(self.ip("-j", "route", "show", "proto", "bird", *which) or "[]")
         return {r["dst"]: r["gateway"] for r in listed if r.get("type", "unicast") == "unicast"}
 
@@ -127,7 +127,7 @@ class Node:
         return {s.peer for s in self.status().sessions if s.state is State.ESTABLISHED}
 
     def knows(self, nodes: Sequence[Node]) -> bool:
-        """Whether its routes are just those to the other nodes' blocks."""
+        """Return whether its routes are just those to the other nodes' blocks."""
         wanted = {str(node.block): str(node.address) for node in nodes if node is not self}
         return self.routes() == wanted
 
@@ -174,7 +174,7 @@ def converged(nodes: Sequence[Node]) -> float:
 
 
 def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:
-    """What happens to a node's routes in the next seconds."""
+    """Return what happens to a node's routes in the next seconds."""
     return route_monitor("nsenter", f"--net={node.netns.path}", seconds=seconds)
 
 

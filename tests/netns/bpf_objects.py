@@ -43,5 +43,5 @@ class Programs:
         return {name: count.packets for name, count in counts.items() if count.packets}
 
     def run(self, program: str, frame: bytes) -> Ran:
-        """What a program does with a frame."""
+        """Return what a program does with a frame."""
         return frames.run(self.loaded.programs[program], frame, 1)

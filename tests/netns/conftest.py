@@ -44,7 +44,7 @@ def _in_child(test: Callable[[], Any]) -> None:
             test()
         except pytest.skip.Exception as skipped:
             outcome = ("skip", str(skipped))
-        except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        except BaseException:  # noqa: BLE001 - the parent reports each of them
             outcome = ("fail", traceback.format_exc())
         with os.fdopen(writer, "wb") as pipe:
             pickle.dump(outcome, pipe)

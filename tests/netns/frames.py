@@ -33,7 +33,7 @@ class Ran:
 
 
 def run(program: Program, frame: bytes, device: int, *, mark: int = 0, gso: int = 0) -> Ran:
-    """What a program does with a frame that comes or goes by a device."""
+    """Return what a program does with a frame that comes or goes by a device."""
     context = ctypes.create_string_buffer(SKB)
     struct.pack_into("=I", context, MARK, mark)
     struct.pack_into("=I", context, IFINDEX, device)
@@ -54,7 +54,7 @@ def run(program: Program, frame: bytes, device: int, *, mark: int = 0, gso: int 
 
 
 def events(ring: Map) -> list[tuple[Any, ...]]:
-    """What is in the ring buffer, each as struct event of ebpf/maps.h."""
+    """Return what is in the ring buffer, each as struct event of ebpf/maps.h."""
     with contextlib.closing(RingBuffer(ring, Path(__file__))) as reader:
         found = [EVENT.unpack_from(data) for data in reader.wait(0)]
     return [(*e[:6], *map(socket.ntohs, e[6:9]), *e[9:]) for e in found]

@@ -130,7 +130,7 @@ def private_bpffs() -> None:
 
 
 class NoStore:
-    """A datastore where a test does not want one: whoever uses it hears so."""
+    """A datastore where a test does not want one: its use is an error."""
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         raise NotImplementedError(kind)

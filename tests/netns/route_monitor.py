@@ -1,4 +1,4 @@
-"""What the kernel tells of changes of routes."""
+"""A monitor of the kernel's notifications about routes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from tests.lab.space import PATIENCE
 
-MARKER = "198.51.100.1", "table", "4242"  # changed until the monitor tells it
+MARKER = "198.51.100.1", "table", "4242"  # changed until the monitor reports it
 WITHIN = 60.0  # seconds
 
 
@@ -25,8 +25,10 @@ def route_monitor(*enter: str, seconds: float = 600) -> subprocess.Popen[str]:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     end = time.monotonic() + WITHIN * PATIENCE
-    for kind in itertools.cycle(("blackhole", "prohibit")):  # a replace that changes nothing is not told
-        assert time.monotonic() < end, f"{argv} tells nothing"
+    for kind in itertools.cycle(
+        ("blackhole", "prohibit")
+    ):  # the kernel does not report a replace that changes nothing
+        assert time.monotonic() < end, f"{argv} reports nothing"
         subprocess.run((*enter, "ip", "route", "replace", kind, *MARKER), check=True)
         if select.select([process.stdout], [], [], 0.02)[0]:
             break
@@ -35,7 +37,7 @@ def route_monitor(*enter: str, seconds: float = 600) -> subprocess.Popen[str]:
 
 @contextmanager
 def told_of_routes() -> Iterator[list[str]]:
-    """What the kernel tells of changes of routes, in their order; it listens once this is entered."""
+    """Yield the kernel's notifications about routes, in their order; it listens once this is entered."""
     monitor = route_monitor()
     heard: list[str] = []
 

@@ -22,12 +22,12 @@ from tests.support import eventually, ip, net
 
 
 def test_links_send_as_soon_as_a_pod_is_added(tmp_path: Path) -> None:
-    """What a bridge is given just after it got its first port is lost: an ARP answer, and with it a second."""
+    """A bridge drops packets just after it got its first port: an ARP answer is lost, which costs a second."""
     host = Host(tmp_path)
     for number in range(100):
         pod = Pod(f"c{number}")
         names = {interface["name"] for interface in host.add(pod)["interfaces"][:2]}
-        # a list, as whoever asks for one link makes the kernel see to it
+        # a list, because a request for one link makes the kernel update it
         silent = [link for link in ip_links.links(netlink.host()) if link.name in names and not link.running]
         assert silent == [], f"pod {number}"
         host.delete(pod)

@@ -1,4 +1,4 @@
-"""Real BIRDs on nodes of namespaces: blocks travel, and routes outlive whoever dies."""
+"""Real BIRDs on nodes of namespaces: blocks travel, and routes outlive BIRD and the agent."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_killed_agent_is_replaced_under_the_same_bird(tmp_path: Path) -> None:
         eventually(lambda: one.status().pid == pid and one.established() == {two.name, three.name})
         assert one.status().starts == 0
         assert "Deleted" not in heard.communicate()[0]
-        os.kill(pid, signal.SIGKILL)  # nobody's child: its end is seen all the same
+        os.kill(pid, signal.SIGKILL)  # not a child of the supervisor, which sees its end all the same
         eventually(lambda: one.status().starts == 1 and one.established() == {two.name, three.name})
 
 

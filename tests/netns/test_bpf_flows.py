@@ -1,4 +1,4 @@
-"""What goes through the node's stack and what comes back through it, as the eBPF programs see it."""
+"""Flows through the node's stack in both directions, as the eBPF programs see them."""
 
 from __future__ import annotations
 

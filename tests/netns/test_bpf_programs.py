@@ -1,4 +1,4 @@
-"""What pods may send, and where the eBPF programs send it: verdict, bytes and counters of every branch."""
+"""Packets of pods in the eBPF programs: verdict, bytes and counters of every branch."""
 
 from __future__ import annotations
 

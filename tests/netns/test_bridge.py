@@ -278,7 +278,7 @@ def test_pods_keep_their_network_when_somebody_switches_the_bridge_or_a_port(tmp
 
 
 def ways(pod: Pod, other: Pod, addresses: list[str]) -> tuple[bool, ...]:
-    """Whether the node and another pod reach a pod, and it reaches its gateways and what is beyond."""
+    """Return whether the node and another pod reach a pod, and it reaches its gateways and what is beyond."""
     return (
         *map(ping, addresses),
         *map(other.reaches, addresses),

@@ -158,7 +158,7 @@ def test_portmap_and_tuning_after_vxlan(tmp_path: Path, reference: Path) -> None
 
 
 def _answers(pod: Pod, client: Pod) -> bool:
-    """Whether the pod's port 80 is reached by the host port."""
+    """Return whether the pod's port 80 is reached by the host port."""
     server = subprocess.Popen(
         ["nsenter", f"--net={pod.path}", *PYTHON,
          "import socket; s=socket.create_server(('',80)); print(flush=True); s.accept()[0].sendall(b'hello')"],

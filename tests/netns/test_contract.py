@@ -1,4 +1,4 @@
-"""What all modes promise of a pod, on one node of the real kernel: the same questions to each, and a row for each.
+"""The promises of all modes about a pod, on one node of the real kernel, with a row for each mode.
 
 What only one mode does is in tests of its own.
 """
@@ -39,11 +39,11 @@ class Row:
     there: tuple[Change, ...]
     """Changes in the pod."""
     reached: tuple[str, ...] = ("10.244.1.1", "10.244.1.2")
-    """What a pod reaches beside the node: the node's address in the block, and its own."""
+    """Addresses that a pod reaches beside the node: the node's address in the block, and its own."""
     given: tuple[tuple[str, str], ...] = ()
     """The routes of the result with their gateways; none: the default route."""
     tcx: bool | None = None
-    """Whether programs at the underlay's device are attached by TCX; None: as the kernel can."""
+    """True if programs at the underlay's device are attached by TCX. None: if the kernel has it."""
 
 
 VETH = "ip link add eth0 type veth peer name x; ip link set eth0 up"

@@ -1,4 +1,4 @@
-"""Whatever fails, and wherever the agent dies, nothing is left and nothing is lost."""
+"""Any step can fail, and the agent can be killed at any step: nothing is left and nothing is lost."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_crash_at_any_step_heals_at_the_next_start(
         host.handler = host.new_handler()
         host.handler.recover()
         if (known := host.attachments.get("c1", "eth0")) and verb == "ADD":
-            assert known.wired is not None, "what healing leaves is whole"
+            assert known.wired is not None, "the clean-up after a restart leaves whole attachments only"
         host.delete(pod)
         state = host.state()
         assert inside(pod) == ["lo"]

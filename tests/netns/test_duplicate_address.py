@@ -246,7 +246,7 @@ def test_a_segment_that_drops_unknown_macs_is_told_until_it_does_not(tmp_path: P
 
 
 def host_reaches(host: Host) -> bool:
-    """Whether a pod of the node reaches the other machine."""
+    """Return whether a pod of the node reaches the other machine."""
     pod = Pod("reach")
     host.add(pod)
     reached = pod.reaches(OTHER)

@@ -94,7 +94,7 @@ def test_a_check_says_who_has_changed_the_mac(tmp_path: Path, mode: str) -> None
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_pod_is_added_that_tuning_may_give_a_mac_unseen(tmp_path: Path, mode: str) -> None:
-    """What the runtime gives a plugin by a capability, it gives to no other."""
+    """The runtime gives the value of a capability to the plugins that name it, and to no other."""
     host, pod = Host(tmp_path, conf=MODES[mode]), Pod("c1")
     behind(host, {"capabilities": {"mac": True}})
     for verb in ("ADD", "STATUS"):

@@ -1,4 +1,4 @@
-"""What guards a path of packets is there before it, and goes after it; without its guard no path opens."""
+"""The guard of a path of packets is created before the path, and removed after it; no path opens without it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEVICE = "testcni-ipip"
 
 @pytest.fixture
 def nft_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What devices of ipip there were at each write of nft.
+    """The devices of ipip that there were at each write of nft.
 
     Beside it, a file `broken` has all writes fail, and `blind` all calls.
     """
@@ -86,7 +86,7 @@ def device() -> str:
 
 
 def has_ipip_devices() -> bool:
-    """Whether this kernel has them; else only that none is tried can be seen."""
+    """Return whether this kernel has them; else only that none is tried can be seen."""
     return IpipDevice().encapsulates()
 
 
@@ -124,7 +124,7 @@ def test_an_ipip_device_keeps_its_last_filter_and_goes_where_it_has_none(
 def test_an_ipip_device_of_an_earlier_agent_goes_where_nothing_shows_its_filter(
     nft_log: Path, programmer: Programmer, monkeypatch: pytest.MonkeyPatch, seen: bool
 ) -> None:
-    """Whether the filter is there is not assumed, unless this agent has seen it."""
+    """The agent does not assume that the filter is there, unless it has seen it."""
     kind = "ipip" if has_ipip_devices() else "bridge"  # to be looked at, it only has to be there
     monkeypatch.setitem(ipip_device.KINDS, True, kind)
     command("ip", "link", "add", DEVICE, "type", kind, *(["local", "192.0.2.1"] if kind == "ipip" else []))

@@ -24,7 +24,7 @@ DEFAULT = "default via 192.0.2.254"
 
 @pytest.fixture(autouse=True, params=["tcx", "clsact"])
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How programs are attached."""
+    """The way in which programs are attached."""
     way: str = request.param
     if way == "tcx" and not tcx.known():
         pytest.skip("this kernel has no TCX (Linux 6.6)")

@@ -17,7 +17,7 @@ from tests.netns.node import CONF, Host, Pod, command
 
 
 class Node:
-    """A node with a journal, whose agent can be started anew."""
+    """A node with a journal, whose agent can be started again."""
 
     def __init__(self, folder: Path) -> None:
         self.run_dir, self.state = folder / "run", folder / "state"

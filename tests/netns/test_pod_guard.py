@@ -108,7 +108,7 @@ class Node:
         return found
 
     def heard(self, frames: Sequence[bytes], device: str = "eth0") -> list[bytes]:
-        """Those of the frames that reach the second pod, when the first sends them and then a good packet."""
+        """Return the frames that reach the second pod, if the first sends them and then a good packet."""
         wanted = {frame[LINK_PART:] for frame in frames}
         last = ipv4(self.address(0), self.address(1), UDP, udp(1, 9, MARKER))
         listener, sender = inside(self.pods[1], lambda: wire("eth0")), inside(self.pods[0], lambda: wire(device))
@@ -140,7 +140,7 @@ def ready(tmp_path: Path, conf: dict[str, Any], pods: int = 2) -> Node:
 
 
 def hostile(node: Node) -> dict[str, bytes]:
-    """What no pod may send, by what is wrong with it; all of it is for the second pod."""
+    """Return what no pod may send, by what is wrong with it; all of it is for the second pod."""
     own, other, mac = node.address(0), node.address(1), node.mac(0)
     payload = udp(1, 2)
 
@@ -157,7 +157,7 @@ def hostile(node: Node) -> dict[str, bytes]:
 
 
 def never(node: Node) -> dict[str, bytes]:
-    """What no pod may send, whatever the netconf says."""
+    """Return what no pod may send, whatever the netconf says."""
     own, other, mac = node.address(0), node.address(1), node.mac(0)
     return {
         "ipip": ethernet(node.hop, mac, ipv4(own, other, 4, ipv4("192.0.2.1", other, UDP, udp(1, 2)))),

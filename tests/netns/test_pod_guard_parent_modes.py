@@ -63,7 +63,7 @@ class Slave:
             yield opened
 
     def passes(self, *frames: bytes) -> bool:
-        """Whether the node passes any of the frames on to its underlay, as whoever."""
+        """Return whether the node passes any of the frames on to its underlay, from any address."""
         with wire("wire") as listener, self.sender() as sender:
             for frame in (*frames, self.frame(UDP, udp(1, 9, GOOD))):
                 sender.send(frame)
@@ -97,7 +97,7 @@ def ready(tmp_path: Path, way: str, **more: Any) -> Slave:
 
 
 def never(slave: Slave) -> dict[str, bytes]:
-    """What no pod may send, whatever the netconf says."""
+    """Return what no pod may send, whatever the netconf says."""
     inner = ipv4("203.0.113.1", "10.244.2.2", UDP, udp(1, 2, EVIL))
     return {
         "ipip": slave.frame(4, inner),
@@ -169,7 +169,7 @@ def test_a_pod_of_ipvlan_l3_sends_no_tunnel_packets_past_its_port(tmp_path: Path
     slave = ready(tmp_path, "ipvlan-l3")
 
     def heard(kind: int, protocol: int, port: int) -> list[str]:
-        """Who sent what came by the wire."""
+        """Return who sent what came by the wire."""
         with wire("wire") as listener:
             for what, to in ((EVIL, (kind, protocol, port)), (GOOD, (socket.SOCK_DGRAM, 0, 9))):
                 sent = (str(to[0]), str(to[1]), FAR, str(to[2]), what.decode())

@@ -1,4 +1,4 @@
-"""What the program pod_guard lets a pod send: verdict and counters of every branch."""
+"""Packets that the program pod_guard lets a pod send: verdict and counters of every branch."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 from tests.support import eventually
 
 PROTOCOL = str(ROUTE_PROTOCOL)
-MADE_AT_PARENT = ("macvlan",)  # which is another's, so the kernel is heard of it
+MADE_AT_PARENT = ("macvlan",)  # which is another's, so there is a notification of the kernel
 MARKER = IPv4Address("192.0.2.77")
 KERNEL_VXLAN = {**VXLAN, "vxlanBackend": "kernel"}
 MACVLAN_ETH0 = {**MACVLAN, "master": "eth0"}
@@ -44,7 +44,7 @@ ROUTED = tuple(name for name in MODES if name != "host-gw")
 
 
 class Node(Host):
-    """A node whose agent also hears of changes in the kernel, and has one pod."""
+    """A node with one pod, whose agent also gets notifications of the kernel."""
 
     def __init__(self, tmp_path: Path, mode: str) -> None:
         super().__init__(tmp_path, conf=MODES[mode])
@@ -72,7 +72,7 @@ class Node(Host):
         return command("ip", "-N", "route", "show", f"{self.address}/32").split()
 
     def wrong(self) -> str:
-        """What CHECK says, empty where it finds nothing."""
+        """Return what CHECK says, empty where it finds nothing."""
         try:
             self.call("CHECK", self.pod, {**self.conf, "prevResult": self.answer})
         except CniError as error:
@@ -80,7 +80,7 @@ class Node(Host):
         return ""
 
     def fine(self) -> bool:
-        """Whether the pod is as ADD left it."""
+        """Return whether the pod is as ADD left it."""
         return not self.wrong()
 
 
@@ -228,7 +228,7 @@ def test_a_route_of_our_number_that_leads_elsewhere_cuts_no_pod_off(
 
 
 def reached(address: str) -> bool:
-    """Whether the node reaches an address."""
+    """Return whether the node reaches an address."""
     return subprocess.run(["ping", "-c1", "-W1", "-q", address], capture_output=True, check=False).returncode == 0
 
 
@@ -277,7 +277,7 @@ def test_a_tunnel_that_nobody_changes_stays_the_device_that_it_is(tmp_path: Path
 
 
 def tunnel_device(name: str) -> str:
-    """What a device is made with, without its index and what changes by itself."""
+    """Return what a device is made with, without its index and what changes by itself."""
     script = (
         f"ip -d -o link show {name} | cut -d: -f2-; ip route show table local dev {name};"
         f"cat /proc/sys/net/ipv4/conf/{name}/rp_filter"

@@ -1,4 +1,4 @@
-"""What a pod's namespace may have set before ADD, and what the network's MTU may be: pods work."""
+"""Pods work with any sysctl that their namespace had before ADD, and with any MTU of the network."""
 
 from __future__ import annotations
 

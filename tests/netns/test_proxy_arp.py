@@ -1,4 +1,4 @@
-"""What a bridge answers for addresses that are elsewhere: at once, told to its ports, and nothing of others."""
+"""Proxy ARP of a bridge for addresses on other nodes: in force at once, announced; others' entries stay."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_entries_come_and_go_with_an_announcement_of_whose_mac_it_is() -> None:
 
 def test_a_deleted_entry_is_put_back_and_others_are_left_alone() -> None:
     bridge("testcni0")
-    bridge("theirs", "somebody's")
+    bridge("theirs", "of another program")
     command("ip", "neighbour", "add", "proxy", "10.244.9.9", "dev", "theirs")
     sync(Proxy("testcni0", X), Proxy("theirs", X), Proxy("nowhere", X))
     command("ip", "neighbour", "delete", "proxy", str(X), "dev", "testcni0")

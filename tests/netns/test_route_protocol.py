@@ -34,7 +34,7 @@ def add(protocol: int, *words: str) -> None:
 
 
 def earlier_agent(run_dir: Path) -> None:
-    """What an agent that knew only the number 84 leaves in the run-dir."""
+    """Write what an agent that knew only the number 84 leaves in the run-dir."""
     (run_dir / "attachments").mkdir()
 
 

@@ -1,4 +1,4 @@
-"""Whose packets a node of vxlan takes out of the tunnel, and where its pods may not send any: with real frames."""
+"""A node of vxlan takes only packets of nodes from the tunnel, and its pods can send none: with real frames."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Tunnel:
     pod: str
 
     def fate(self, source: str, remote: str, tag: bytes = b"") -> str:
-        """What becomes of a packet of a pod, tagged or not, that comes out of the tunnel from a node."""
+        """Return what becomes of a packet of a pod, tagged or not, that comes out of the tunnel from a node."""
         held = self.host.maps()
         assert held
         before = vxlan_maps.counters(held)
