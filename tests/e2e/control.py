@@ -32,7 +32,7 @@ class ControlError(RuntimeError):
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody uses just now."""
+    """A TCP port of the loopback that is not in use."""
     with socket.socket() as it:
         it.bind(("127.0.0.1", 0))
         port: int = it.getsockname()[1]
@@ -134,7 +134,7 @@ class ControlPlane:
         return [str(self._bin / "kubectl"), "--kubeconfig", str(self.kubeconfig()), *argv]
 
     def kubectl(self, *argv: str, stdin: str | None = None, check: bool = True) -> str:
-        """What kubectl prints, as the admin; raises ControlError with its words if it fails and `check`."""
+        """Return what kubectl prints, as the admin; raises ControlError with its words if it fails and `check`."""
         command = [*self._enter, *self.kubectl_argv(*argv)]
         done = subprocess.run(command, input=stdin, check=False, capture_output=True, text=True, timeout=60)
         if check and done.returncode:
