@@ -114,6 +114,8 @@ def test_an_agent_that_restarts_while_the_api_server_is_away_still_serves(
     one.machine.exec("rm", "/etc/kubernetes/manifests/late.yaml")
     cluster.all_ready(READY_AGAIN)
     agents_are_back(cluster)
+    for node in cluster.nodes:
+        node.restart("kubelet")  # after two times without an API server it would hear of pods a minute later
 
 
 def test_a_node_that_is_rebooted_leaks_nothing(cluster: Cluster, two: ClusterNode) -> None:
