@@ -84,8 +84,8 @@ build/ebpf/.done: $(wildcard ebpf/*) | build/.debs
 check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 	@test -e build/pycache || $(BIN)/pytest -q --collect-only tests/unit >/dev/null 2>&1 & compiled=$$!; \
 	$(BIN)/ruff check -q .; $(BIN)/ruff format -q --check .; $(MYPY); $(BIN)/lint-imports --no-cache | tail -3; \
-	wait $$compiled || true # it is for one, before six compile the same; the tests tell what is wrong
-	@$(BIN)/pytest -q -n 6 tests/unit
+	wait $$compiled || true # it is for one, before four compile the same; the tests tell what is wrong
+	@$(BIN)/pytest -q -n 4 --dist loadgroup tests/unit # some wait, but each worker begins with 2 s of a core
 
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests

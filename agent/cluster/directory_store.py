@@ -23,7 +23,7 @@ from agent.cluster.directory_contents import Contents, Key, ManifestFile, change
 from agent.cluster.kinds import Kind, kind_of
 from agent.cluster.manifest import ManifestError
 from agent.cluster.store import ConflictError, Deliver, NotFoundError, StoreError
-from agent.kernel.inotify import DirectoryWatch
+from agent.kernel.inotify import POLL, DirectoryWatch
 from agent.model.cluster import AcceptedModes, Node, Resource
 from agent.model.problem import Problem
 from agent.runtime import atomic_file
@@ -47,6 +47,8 @@ class DirectoryTimes:
     """The age up to which a file may change again without a new modification time."""
     stalled: float = 10.0
     """The silence after which a writer has stopped."""
+    stop: float = POLL
+    """The time after which a watch ends that is to stop."""
 
 
 class DirectoryStore:
@@ -77,7 +79,7 @@ class DirectoryStore:
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
         before = Contents()
-        with closing(DirectoryWatch(self._path)) as watch:
+        with closing(DirectoryWatch(self._path, self._times.stop)) as watch:
             while not stop.is_set():
                 contents = self._scan(watch.busy)
                 if changes := [*changes_between(before, contents)]:

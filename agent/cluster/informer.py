@@ -42,19 +42,16 @@ from agent.model.cluster import IPPool, Resource
 from agent.model.problem import Problem
 from agent.runtime.pace import Pace
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds
 BROKEN = 500  # HTTP statuses from here on are server errors (RFC 9110, section 15.6)
 UNREAD = "check the objects of this kind; all are listed again when the watch ends"
-RESTARTS = 10, 5.0  # a burst of watches, then one in so many seconds: each may end after its first event
-SHORTEST = 1.0  # seconds: a watch that ends sooner without an event has failed
 IN_TIME = 0.99  # of the requested time: clocks differ a little
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class WatchDuration:
-    """The duration of a watch, in seconds.
+class WatchTimes:
+    """The duration of a watch, and the waits between requests, in seconds.
 
     The server ends it after the requested time (`timeoutSeconds`, API reference). Until then silence is normal:
     bookmarks are not guaranteed (API concepts, watch bookmarks).
@@ -65,6 +62,14 @@ class WatchDuration:
     """The requested time is random between the two, so that not all nodes reconnect at once."""
     slack: float = 20.0
     """A server that ends a watch later than this hangs."""
+    at_once: float = 1.0
+    """A watch that ends sooner without an event has failed."""
+    first_wait: float = 0.5
+    """The longest wait after a failure; it doubles with each one that follows."""
+    longest_wait: float = 15.0
+    burst: int = 10
+    """The watches that may follow each other without a wait: each may end after its first event."""
+    after_burst: float = 5.0
 
 
 class Informer:
@@ -78,12 +83,12 @@ class Informer:
         api: Api,
         kind: Kind,
         server_answers: threading.Condition | None = None,
-        duration: WatchDuration | None = None,
+        times: WatchTimes | None = None,
     ) -> None:
         self.kind = kind
         self._api = api
         self._server_answers = server_answers or threading.Condition()
-        self._duration = duration or WatchDuration()
+        self._times = times or WatchTimes()
         self._server_away = False
         self._check_first = self._ended_at_once = False
         self._server = f"API server, {kind}"
@@ -93,13 +98,13 @@ class Informer:
         self._failing: set[str] = set()
         self._stream: Stream | None = None
         self._deliver: Deliver = lambda _changes: None
-        self._pace = Pace(*RESTARTS)
+        self._pace = Pace(self._times.burst, self._times.after_burst)
         self._reporting = threading.RLock()
 
     def run(self, deliver: Deliver, stop: threading.Event) -> None:
         """Follow the kind until `stop` is set; failed requests are retried with backoff."""
         self._deliver = deliver
-        backoff = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+        backoff = wait_random_exponential(multiplier=self._times.first_wait, max=self._times.longest_wait)
         while not stop.is_set():
             self._pace.wait(stop)
             retrying = Retrying(
@@ -142,7 +147,7 @@ class Informer:
         elif self._check_first:  # a server that hangs may accept a watch and answer nothing
             self._api.ask(Request("GET", TABLE[self.kind].path, {"limit": "1", "resourceVersion": "0"}))
         self._check_first = False
-        asked = random.randint(self._duration.shortest, self._duration.longest)  # noqa: S311
+        asked = random.randint(self._times.shortest, self._times.longest)  # noqa: S311
         began, events_before, unreadable = time.monotonic(), self._events, None
         try:
             for event in self._open(asked):
@@ -177,7 +182,7 @@ class Informer:
             "resourceVersion": self._version,
             "timeoutSeconds": str(asked),
         }
-        stream = self._api.watch(TABLE[self.kind].path, query, asked + self._duration.slack)
+        stream = self._api.watch(TABLE[self.kind].path, query, asked + self._times.slack)
         self._answered()
         self._stream = stream
         if self._ended_at_once:  # this one may do so, too
@@ -187,7 +192,7 @@ class Informer:
         return stream
 
     def _report_if_it_lasts(self, stream: Stream) -> None:
-        lasting = threading.Timer(SHORTEST, self._lasts, (stream,))
+        lasting = threading.Timer(self._times.at_once, self._lasts, (stream,))
         lasting.daemon = True
         try:
             lasting.start()
@@ -208,7 +213,7 @@ class Informer:
         log.debug("watch of %s: %s (%s)", self.kind, reason or "ended in time", error)
         if reason:
             self._deliver([WatchRestarted(self.kind, reason)])
-        self._ended_at_once = self._events == events_before and time.monotonic() - began < SHORTEST
+        self._ended_at_once = self._events == events_before and time.monotonic() - began < self._times.at_once
         if self._ended_at_once:
             raise error
 

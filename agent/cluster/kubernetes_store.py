@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.cluster import accepted_modes, listing, objects
 from agent.cluster.api import JSON, METADATA, Api, Request
-from agent.cluster.informer import Informer, WatchDuration
+from agent.cluster.informer import Informer, WatchTimes
 from agent.cluster.kinds import KINDS, TABLE, Kind, kind_of
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.store import Change, Deliver, StoreError
@@ -21,10 +21,10 @@ MERGE = "application/merge-patch+json"
 class KubernetesStore:
     """A Datastore (agent.cluster.store) in the API server."""
 
-    def __init__(self, api: Api, duration: WatchDuration | None = None) -> None:
+    def __init__(self, api: Api, times: WatchTimes | None = None) -> None:
         self._api = api
         server_answers = threading.Condition()
-        self.informers = tuple(Informer(api, kind, server_answers, duration) for kind in KINDS)
+        self.informers = tuple(Informer(api, kind, server_answers, times) for kind in KINDS)
 
     def list(self, kind: Kind) -> tuple[Resource, ...]:
         """Return all objects of a kind, without faulty ones. Raises StoreError."""

@@ -19,7 +19,7 @@ WHOLE = IN_CLOSE_WRITE | IN_MOVED_FROM | IN_DELETE  # the file of this name is w
 # link(2) and symlink(2) cause only IN_CREATE
 EVENTS = WHOLE | IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF
 EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name
-POLL = 0.2  # seconds between checks of `stop`, and of a directory that does not exist
+POLL = 0.2  # seconds
 BLIND = 1.0  # seconds between assumed changes of a directory that cannot be watched
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,11 +28,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class DirectoryWatch:
     """Watch the files of one directory, which may be created and deleted; for one thread.
 
-    Where the kernel allows no watch (its limits are per user), a change is assumed every second.
+    Where the kernel allows no watch (its limits are per user), a change is assumed every `blind` seconds. `stop`
+    is looked at every `poll` seconds, and so is a directory that does not exist.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, poll: float = POLL, blind: float = BLIND) -> None:
         self._path = path
+        self._poll, self._blind = poll, blind
         self._fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch = -1
         self._identity: tuple[int, int] | None = None
@@ -66,16 +68,16 @@ class DirectoryWatch:
         return False
 
     def _changed(self, stop: threading.Event, left: float) -> bool:
-        """Wait at most POLL or BLIND seconds; return whether there was a change."""
+        """Wait at most `poll` or `blind` seconds; return whether there was a change."""
         if self._reattached():
             return True
         if self._watch < 0:
-            pause = POLL if self._identity is None else BLIND
+            pause = self._poll if self._identity is None else self._blind
             stop.wait(min(pause, left))
             return self._identity is not None and left >= pause
         poller = select.poll()  # select(2) cannot use descriptors above 1023
         poller.register(self._fd, select.POLLIN)
-        return bool(poller.poll(min(POLL, left) * 1000)) and self._drain()
+        return bool(poller.poll(min(self._poll, left) * 1000)) and self._drain()
 
     def _reattached(self) -> bool:
         """Watch the directory again if it was replaced; return whether it was created, deleted or replaced."""

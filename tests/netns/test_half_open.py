@@ -10,7 +10,7 @@ from kubernetes.client.configuration import Configuration
 
 from agent.cluster import api
 from agent.cluster.api import Api
-from agent.cluster.informer import WatchDuration
+from agent.cluster.informer import WatchTimes
 from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
@@ -48,7 +48,7 @@ def test_watches_of_a_server_whose_packets_are_dropped_end_by_tcp() -> None:
         return nothing() if asked.is_watch else (200, {"metadata": {"resourceVersion": "10"}, "items": []})
 
     server, stop = Awkward(answer), threading.Event()
-    store = KubernetesStore(Api(lambda: quick(server.port), 0.5), WatchDuration(3600, 3600))  # only TCP can notice
+    store = KubernetesStore(Api(lambda: quick(server.port), 0.5), WatchTimes(3600, 3600))  # only TCP can notice
     snapshot_cache = SnapshotCache(store)
     thread = threading.Thread(target=snapshot_cache.run, args=(stop,))
     thread.start()

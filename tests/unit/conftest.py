@@ -1,4 +1,4 @@
-"""The plugin's binaries, built once a machine, and an agent for them to talk to; watches that stop quickly."""
+"""The plugin's binaries, built once a machine, and an agent for them to talk to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from agent.kernel import inotify
 from tests.unit.plugin import Agent, Builds, Plugin
 
 settings.register_profile("busy", deadline=None)  # an example that takes long is the machine's doing
@@ -40,11 +39,3 @@ def quiet() -> Iterator[None]:
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
-
-
-@pytest.fixture(scope="module")
-def quick_stop() -> Iterator[None]:
-    """A watch of a folder looks at `stop` more often, as many are stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inotify, "POLL", 0.02)
-        yield

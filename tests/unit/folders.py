@@ -18,6 +18,8 @@ from agent.model.cluster import IPBlock, IPPool, Node, Resource
 from agent.model.problem import Problem
 
 SOON = 5.0  # seconds: well below the watch's own LOOK_AGAIN, so what is seen was seen by inotify
+QUICK = DirectoryTimes(stop=0.02)
+"""A watch that ends soon, as many are stopped."""
 State = dict[tuple[Kind, str], Resource]
 
 
@@ -44,7 +46,7 @@ def listed(store: DirectoryStore) -> State:
 class SnapshotCache:
     """What a watch has delivered: all of it, and what follows from it."""
 
-    def __init__(self, path: Path, times: DirectoryTimes | None) -> None:
+    def __init__(self, path: Path, times: DirectoryTimes) -> None:
         self.history: list[Change] = []
         self.state: State = {}
         self.troubles: dict[str, Problem] = {}
@@ -86,7 +88,7 @@ class SnapshotCache:
 
 
 @contextmanager
-def following(path: Path, times: DirectoryTimes | None = None) -> Iterator[SnapshotCache]:
+def following(path: Path, times: DirectoryTimes = QUICK) -> Iterator[SnapshotCache]:
     snapshot_cache = SnapshotCache(path, times)
     snapshot_cache.thread.start()
     try:

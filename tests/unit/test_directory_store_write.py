@@ -26,9 +26,6 @@ from agent.cluster.store import ConflictError, NotFoundError, StoreError, Upsert
 from agent.model.cluster import IPPool, Node
 from tests.unit.folders import POOL, block, following, listed, node, text
 
-pytestmark = pytest.mark.usefixtures("quick_stop")
-
-
 # --- create, update, delete
 
 

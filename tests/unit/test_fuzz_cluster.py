@@ -144,10 +144,7 @@ def check_pods(snapshot: Snapshot) -> None:
         [*reservation_rules.roaming(snapshot, network, "n1")]
 
 
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(informer, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(informer, "LONGEST_WAIT", 0.0)
+NO_WAITS = informer.WatchTimes(first_wait=0.0, longest_wait=0.0)
 
 
 def a_file() -> st.SearchStrategy[tuple[str, bytes]]:
@@ -210,7 +207,7 @@ def follow(snapshot_cache: SnapshotCache, kind: Kind, pages: list[bytes], lines:
     last = dumped({"type": "MODIFIED", "object": GOOD[kind]}) + b"\n"
     hostile = b"".join(line + b"\n" for line in lines)
     server = Played([*pages, *[empty] * 9], [hostile, hostile + last, last])
-    informer.Informer(server, kind).run(snapshot_cache.deliver, server.over)
+    informer.Informer(server, kind, times=NO_WAITS).run(snapshot_cache.deliver, server.over)
 
 
 @fuzz(60)

@@ -19,7 +19,7 @@ import yaml
 from agent import app, config
 from agent.cluster import api
 from agent.cluster.api import Api, Request
-from agent.cluster.informer import WatchDuration
+from agent.cluster.informer import WatchTimes
 from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
@@ -69,7 +69,7 @@ class Silent:
 class Followed:
     """The agent's snapshot cache of such a server, and all that it was told."""
 
-    def __init__(self, port: int, lasts: WatchDuration, within: float) -> None:
+    def __init__(self, port: int, lasts: WatchTimes, within: float) -> None:
         self.told: list[Change] = []
         self.snapshot_cache = SnapshotCache(KubernetesStore(Api(lambda: awkward.config(port, "t"), within), lasts))
         deliver = self.snapshot_cache.deliver
@@ -96,7 +96,7 @@ def silent() -> Iterator[Silent]:
 
 
 @contextlib.contextmanager
-def followed(port: int, lasts: WatchDuration, within: float = 30) -> Iterator[Followed]:
+def followed(port: int, lasts: WatchTimes, within: float = 30) -> Iterator[Followed]:
     it = Followed(port, lasts, within)
     try:
         yield it
@@ -105,7 +105,7 @@ def followed(port: int, lasts: WatchDuration, within: float = 30) -> Iterator[Fo
 
 
 def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -> None:
-    with followed(silent.server.port, WatchDuration(1, 1, slack=30)) as it:
+    with followed(silent.server.port, WatchTimes(1, 1, slack=30)) as it:
         eventually(lambda: min(silent.watches(kind.lower() + "s") for kind in KINDS) >= 3)
         assert set(it.snapshot_cache.watch_restarts.all().values()) == {0}
         assert not [change for change in it.told if isinstance(change, SourceProblem | WatchRestarted)]
@@ -116,13 +116,13 @@ def test_watches_that_are_silent_for_their_whole_time_are_well(silent: Silent) -
 
 def test_a_watch_that_the_server_ends_early_is_counted() -> None:
     server = Awkward(lambda asked: iter(()) if asked.is_watch else (200, PAGE))
-    with contextlib.closing(server), followed(server.port, WatchDuration(60, 60)) as it:
+    with contextlib.closing(server), followed(server.port, WatchTimes(60, 60)) as it:
         eventually(lambda: it.snapshot_cache.watch_restarts.all()["Node", ENDED])
 
 
 def test_a_server_that_hangs_is_noticed_and_its_trouble_ends_with_it(silent: Silent) -> None:
     """TCP is well: the kernel acknowledges for a server that is stopped."""
-    with followed(silent.server.port, WatchDuration(1, 1, slack=0.2), within=0.5) as it:
+    with followed(silent.server.port, WatchTimes(1, 1, slack=0.2), within=0.5) as it:
         eventually(lambda: silent.watches("nodes"))
         silent.hangs.set()
         eventually(lambda: len(it.snapshot_cache.problems.get()) == len(KINDS))

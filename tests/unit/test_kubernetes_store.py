@@ -21,6 +21,7 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from agent.cluster import api, informer
 from agent.cluster.api import Api, ApiError
+from agent.cluster.informer import WatchTimes
 from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.store import (
@@ -40,6 +41,9 @@ from agent.model.cluster import IPBlock, IPPool, Node, Resource
 from agent.model.usage import PoolCounts
 from tests.support import WITHIN, eventually
 from tests.unit.awkward import Answer, Asked, Awkward, config
+
+TIMES = WatchTimes(first_wait=0.05, longest_wait=1.5)
+SHORT = 0.2  # seconds in which a loop without waits makes a hundred requests
 
 
 def node(name: str, block: str = "10.244.1.0/24", version: str = "1") -> dict[str, Any]:
@@ -101,7 +105,9 @@ class Followed:
         return [change for change in tuple(self.changes) if not is_other(change)]
 
 
-def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward, KubernetesStore]:
+def serve(
+    opened: list[Any], answer: Callable[[Asked], Answer], times: WatchTimes = TIMES
+) -> tuple[Awkward, KubernetesStore]:
     """A server whose pools and blocks are well and whose nodes are as `answer` says."""
 
     def both(asked: Asked) -> Answer:
@@ -111,11 +117,13 @@ def serve(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[Awkward
 
     server = Awkward(both)
     opened.append(server)
-    return server, KubernetesStore(Api(lambda: config(server.port, "t")))
+    return server, KubernetesStore(Api(lambda: config(server.port, "t")), times)
 
 
-def follow(opened: list[Any], answer: Callable[[Asked], Answer]) -> tuple[list[Asked], Followed]:
-    server, store = serve(opened, answer)
+def follow(
+    opened: list[Any], answer: Callable[[Asked], Answer], times: WatchTimes = TIMES
+) -> tuple[list[Asked], Followed]:
+    server, store = serve(opened, answer, times)
     followed = Followed(store)
     opened.append(followed)
     return server.asked, followed
@@ -185,9 +193,11 @@ def test_a_version_that_expired_means_a_new_list(opened: list[Any], how: str) ->
 
 
 def test_a_server_that_fails_is_asked_more_and_more_seldom_and_told(opened: list[Any]) -> None:
-    asked, followed = follow(opened, lambda _asked: (500, {"message": "etcd is away"}))
+    asked, followed = follow(
+        opened, lambda _asked: (500, {"message": "etcd is away"}), WatchTimes(first_wait=SHORT / 2)
+    )
     changes = followed.until(lambda changes: changes)
-    time.sleep(1)
+    time.sleep(SHORT)
     assert len(of_nodes(asked, watches=False)) < 10
     assert isinstance(changes[0], SourceProblem)
     assert "HTTP 500: etcd is away" in str(changes[0].problem)
@@ -222,7 +232,7 @@ def test_a_server_that_is_not_there_is_no_trouble_for_long(opened: list[Any]) ->
 def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
     opened: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits = iter([1.0])  # of whichever kind fails first; the others are in for longer
+    waits = iter([0.3])  # of whichever kind fails first; the others are in for longer
     failures: Iterator[Answer] = iter([(503, {})] * len(KINDS))
     monkeypatch.setattr(informer, "wait_random_exponential", lambda **_: lambda _state: next(waits, 30.0))
 
@@ -231,7 +241,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
 
     server = Awkward(answer)
     opened.append(server)
-    followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t"))))
+    followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t")), TIMES))
     opened.append(followed)
     followed.until(lambda _: len([c for c in tuple(followed.changes) if isinstance(c, Listed)]) == len(KINDS))
 
@@ -239,7 +249,7 @@ def test_a_server_that_answers_one_kind_again_is_asked_for_the_others(
 def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:
     asked, followed = follow(opened, lambda _asked: (429, {"message": "slow down"}))
     followed.until(lambda changes: changes)
-    time.sleep(1)
+    time.sleep(SHORT)
     assert len(of_nodes(asked, watches=False)) == 1
 
 
@@ -249,9 +259,10 @@ def test_too_many_requests_are_not_answered_by_more(opened: list[Any]) -> None:
     ids=["nothing", "garbage", "a list", "no object", "an error"],
 )
 def test_a_watch_that_is_worth_nothing_is_no_hot_loop(opened: list[Any], lines: tuple[bytes, ...]) -> None:
-    asked, followed = follow(opened, lambda one: iter(lines) if one.is_watch else (200, page(node("a"))))
+    times = WatchTimes(first_wait=SHORT)
+    asked, followed = follow(opened, lambda one: iter(lines) if one.is_watch else (200, page(node("a"))), times)
     followed.until(lambda changes: any(isinstance(change, SourceProblem) for change in changes))
-    time.sleep(0.5)
+    time.sleep(SHORT)
     assert len(of_nodes(asked, watches=True)) < 8
     assert len(of_nodes(asked, watches=False)) == 1
 
@@ -277,10 +288,10 @@ def test_a_watch_that_ends_after_each_event_is_no_hot_loop(opened: list[Any], en
         return 200, page(node("a"))
 
     asked, followed = follow(opened, answer)
-    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= informer.RESTARTS[0])
-    time.sleep(0.5)
-    assert len(of_nodes(asked, watches=True)) <= informer.RESTARTS[0] + 1
-    assert len(of_nodes(asked, watches=False)) <= informer.RESTARTS[0] + 1
+    followed.until(lambda _changes: len(of_nodes(asked, watches=True)) >= TIMES.burst)
+    time.sleep(SHORT)
+    assert len(of_nodes(asked, watches=True)) <= TIMES.burst + 1
+    assert len(of_nodes(asked, watches=False)) <= TIMES.burst + 1
 
 
 def test_a_connection_that_breaks_in_the_middle_of_an_event_loses_nothing(opened: list[Any]) -> None:
@@ -362,7 +373,7 @@ def test_an_api_server_whose_certificate_is_refused_is_trouble_until_it_is_good(
     with pytest.raises(ApiError, match=r"GET /api/v1/nodes: \[SSL") as refused:
         KubernetesStore(Api(load)).list("Node")
     assert refused.value.outcome_unknown
-    followed = Followed(KubernetesStore(Api(load)))
+    followed = Followed(KubernetesStore(Api(load), TIMES))
     opened.append(followed)
     changes = followed.until(lambda changes: any(isinstance(change, Listed) for change in changes))
     assert any(isinstance(change, SourceProblem) and "SSL" in str(change.problem) for change in changes)
@@ -435,7 +446,7 @@ def test_a_status_of_a_pool_is_not_a_change_of_the_pool(opened: list[Any]) -> No
 
     server = Awkward(answer)
     opened.append(server)
-    followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t"))))
+    followed = Followed(KubernetesStore(Api(lambda: config(server.port, "t")), TIMES))
     opened.append(followed)
 
     def of_pools() -> list[Change]:

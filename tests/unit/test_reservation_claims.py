@@ -33,6 +33,7 @@ from agent.runtime.deadline import Deadline
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of
 from tests.support import eventually, ip
+from tests.unit.folders import QUICK
 
 NET = network_of("testcni", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCKS = {"one": ipaddress.ip_network("10.244.1.0/24"), "two": ipaddress.ip_network("10.244.2.0/24")}
@@ -145,7 +146,7 @@ class Cluster:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.folder, self.run = path / "cluster", path / "run"
         self.folder.mkdir()
-        self.store = Store(self.folder)
+        self.store = Store(self.folder, QUICK)
         self._stack = stack
         for node in NODES:
             self.put(node)
