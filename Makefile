@@ -10,6 +10,8 @@ MODE ?= host-gw
 PROXY ?= iptables
 PODS ?= 1
 SECONDS := 60
+# The folder for files of unit tests, if programs may run there: on a disk that others write to, they wait for it.
+MEMORY = $(shell [ ! -w /dev/shm ] || grep -q ' /dev/shm .*noexec' /proc/mounts || echo /dev/shm)
 # Tests of nodes wait most of the time, so that more of them than cores run side by side.
 BESIDE := 4
 KEEP ?=
@@ -85,7 +87,8 @@ check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
 	@test -e build/pycache || $(BIN)/pytest -q --collect-only tests/unit >/dev/null 2>&1 & compiled=$$!; \
 	$(BIN)/ruff check -q .; $(BIN)/ruff format -q --check .; $(MYPY); $(BIN)/lint-imports --no-cache | tail -3; \
 	wait $$compiled || true # it is for one, before four compile the same; the tests tell what is wrong
-	@$(BIN)/pytest -q -n 4 --dist loadgroup tests/unit # some wait, but each worker begins with 2 s of a core
+	@$(if $(MEMORY),TMPDIR=$(MEMORY)) $(BIN)/pytest -q -n 4 --dist loadgroup -o tmp_path_retention_policy=failed \
+	  tests/unit # some tests wait, but each worker begins with 2 s of a core
 
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from tests.unit.plugin import Agent, Builds, Plugin
 
 settings.register_profile("busy", deadline=None)  # an example that takes long is the machine's doing
 settings.load_profile("busy")
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave out what was imported and collected: it stays, and takes 0.3 s each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
