@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from agent.modes import node_endpoints
 from agent.modes.node_endpoints import NodeEndpoints
 from agent.objects.state import LocalAddress
 from agent.runtime import atomic_file, json_state_file
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
 
 FORMAT = 1
 AGAIN = 10.0  # seconds after which a file that could not be written is tried again
@@ -51,7 +51,7 @@ class Known:
     gone: Mapping[str, Node] = field(default_factory=dict)
     """Nodes that were deleted a moment ago: their podCIDRs are still theirs."""
     until: float = float("inf")
-    """The time when something that was kept is over (time.monotonic)."""
+    """The time when something that was kept is over, by the clock."""
 
     def disputes(self) -> Iterator[Problem]:
         """Blocks that are kept for a Node that is gone, though another one claims them."""
@@ -66,10 +66,13 @@ class Known:
 class LastKnownNodes:
     """Completes snapshots by what earlier ones said. For one thread."""
 
-    def __init__(self, node: str, path: Path | None = None, own: Iterable[Subnet] = ()) -> None:
+    def __init__(
+        self, node: str, path: Path | None = None, own: Iterable[Subnet] = (), clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         """`path`: the file; None: it is forgotten at a restart. `own`: the blocks that pods of this node have."""
         self._node = node
         self._path = path
+        self._clock = clock
         self._said, self._owners = _load(path) if path else ({}, {})
         self._owners |= dict.fromkeys(own, node)
         self._me = Node(node, said.addresses, said.blocks) if (said := self._said.get(node)) else None
@@ -82,7 +85,7 @@ class LastKnownNodes:
 
     def look(self, snapshot: Snapshot) -> Known:
         """The Nodes of a complete snapshot; the same value again while nothing has changed."""
-        now, known = time.monotonic(), self._known
+        now, known = self._clock.now(), self._known
         nodes, claimed = self._seen or (None, None)
         if snapshot.nodes is not nodes or now >= known.until:
             known, claimed = self._completed(snapshot.nodes, now), None
@@ -94,11 +97,11 @@ class LastKnownNodes:
         self._seen, self._known = (snapshot.nodes, snapshot.blocks), known
         if self._dirty and self._path and now >= self._save_at:
             self._dirty = not _save(self._path, self._said, self._owners)
-            self._save_at = now + (AGAIN if self._dirty else (time.monotonic() - now) / SAVING)
+            self._save_at = now + (AGAIN if self._dirty else (self._clock.now() - now) / SAVING)
         return self._known
 
     def next(self) -> float:
-        """Return when there is something to do without any change (time.monotonic)."""
+        """Return when there is something to do without any change, by the clock."""
         return min(self._known.until, self._save_at if self._dirty and self._path else float("inf"))
 
     def _completed(self, nodes: Mapping[str, Node], now: float) -> Known:

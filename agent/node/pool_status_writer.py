@@ -7,7 +7,6 @@ again when another one has written. Whether a pool can be used is written as soo
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from agent.model.cluster import Snapshot
 from agent.model.problem_board import PartProblems
 from agent.model.usage import Condition, PoolCounts
 from agent.node.usage_writer import Failures, Seen
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.pace import Pace
 
@@ -55,9 +55,10 @@ def condition(known: Condition | None, node: str, everywhere: str, here: str, sn
 class PoolStatusWriter(Controller):
     """Writes used and free addresses, blocks and the condition of IPPools."""
 
-    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems) -> None:
+    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems, clock: Clock = SYSTEM_CLOCK) -> None:
         sources = (seen.status, seen.snapshot_cache.pool_status)
-        super().__init__(Schedule(resync=LONGEST_PAUSE, backoff=BACKOFF), problems.report_error, sources)
+        schedule = Schedule(resync=LONGEST_PAUSE, backoff=BACKOFF)
+        super().__init__(schedule, problems.report_error, sources, clock)
         self._usages = usages
         self._seen = seen
         self._failures = Failures(problems, "the status of IPPools", BACKOFF)
@@ -68,15 +69,15 @@ class PoolStatusWriter(Controller):
         self._written: dict[str, tuple[Condition, float]] = {}
         self._missing: dict[str, float] = {}
         """The time when the API server first did not know a pool that the watch still shows, by pool."""
-        self._credit = Pace(*WRITES)
+        self._credit = Pace(*WRITES, clock)
 
     def pause(self) -> float:
         """Return the seconds until there is something to do."""
-        return max(0.0, min(LONGEST_PAUSE, self._next() - time.monotonic()))
+        return max(0.0, min(LONGEST_PAUSE, self._next() - self._clock.now()))
 
     def once(self) -> bool:
         """Write what is due; what fails is tried again after a longer and longer time."""
-        snapshot, now = self._seen.snapshot_cache.snapshot.get(), time.monotonic()
+        snapshot, now = self._seen.snapshot_cache.snapshot.get(), self._clock.now()
         if not (snapshot.synced and self._seen.status.get().synced) or now < self._blocked_until:
             return True
         try:
@@ -92,7 +93,7 @@ class PoolStatusWriter(Controller):
         return True
 
     def _next(self) -> float:
-        """Return when there is something to do, by time.monotonic."""
+        """Return when there is something to do, by the clock."""
         return max(self._blocked_until, min(self._count_at, self._write_at))
 
     def _counts(self, snapshot: Snapshot, now: float) -> bool:

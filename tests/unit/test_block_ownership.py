@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.state import VxlanState
 from agent.node.last_known_nodes import LastKnownNodes
 from agent.objects.state import LocalAddress, NodeState
+from tests.fake_clock import FakeClock
 from tests.networks import network_of
 from tests.support import net
 
@@ -287,22 +287,19 @@ def test_no_two_nodes_have_one_address_whatever_the_order(
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_new_node_does_not_take_over_a_block_over_a_restart_either(
-    tmp_path: Path, restart: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "nodes.json"
-    agent = LastKnownNodes("one", path)
+def test_a_new_node_does_not_take_over_a_block_over_a_restart_either(tmp_path: Path, restart: bool) -> None:
+    path, clock = tmp_path / "nodes.json", FakeClock()
+    agent = LastKnownNodes("one", path, clock=clock)
     agent.look(snapshot(ONE, TWO))
     if restart:
-        agent = LastKnownNodes("one", path)
+        agent = LastKnownNodes("one", path, clock=clock)
     known = agent.look(snapshot(ONE, TWO, node("aaa", 9, "10.244.2.0/24", "10.244.1.0/25")))
     assert known.claims.owners == {net("10.244.1.0/24"): "one", net("10.244.2.0/24"): "two"}
     assert known.claims.refused.keys() == {("aaa", net("10.244.2.0/24")), ("aaa", net("10.244.1.0/25"))}
     left = snapshot(ONE, node("aaa", 9, "10.244.2.0/24"))
     known = agent.look(left)
     assert known.claims.owners[net("10.244.2.0/24")] == "two", "it may be created again"
-    over = known.until
-    monkeypatch.setattr(time, "monotonic", lambda: over)
+    clock.time = known.until
     assert agent.look(left).claims.owners[net("10.244.2.0/24")] == "aaa"
     assert not list(agent.look(left).disputes())
 

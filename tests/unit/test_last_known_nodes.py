@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from agent.model.cluster import Node, Snapshot
 from agent.node.last_known_nodes import LastKnownNodes
+from tests.fake_clock import FakeClock
 
 
 def node(number: int, *, addresses: bool = True, blocks: bool = True) -> Node:
@@ -31,12 +31,17 @@ def snapshot(*nodes: Node) -> Snapshot:
 ONE, TWO = node(1), node(2)
 
 
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
 @pytest.fixture(params=["same agent", "restarted agent"])
-def again(request: pytest.FixtureRequest, tmp_path: Path) -> LastKnownNodes:
+def again(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> LastKnownNodes:
     """An agent that has seen the nodes one and two, or the next one."""
-    first = LastKnownNodes("n1", tmp_path / "nodes.json")
+    first = LastKnownNodes("n1", tmp_path / "nodes.json", clock=clock)
     first.look(snapshot(ONE, TWO))
-    return first if request.param == "same agent" else LastKnownNodes("n1", tmp_path / "nodes.json")
+    return first if request.param == "same agent" else LastKnownNodes("n1", tmp_path / "nodes.json", clock=clock)
 
 
 def test_a_node_that_shows_no_address_for_a_moment_keeps_its_last(again: LastKnownNodes) -> None:
@@ -77,13 +82,10 @@ def test_another_node_that_is_deleted_is_gone_but_known_when_it_is_created_again
     assert again.look(snapshot(ONE, node(2, addresses=False, blocks=False))).nodes == {"n1": ONE, "n2": TWO}
 
 
-def test_a_pod_cidr_that_was_taken_away_is_kept_for_a_moment_only(
-    again: LastKnownNodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pod_cidr_that_was_taken_away_is_kept_for_a_moment_only(again: LastKnownNodes, clock: FakeClock) -> None:
     without = node(2, blocks=False)
     assert again.look(snapshot(ONE, without)).nodes["n2"] == TWO
-    ends = again.next()
-    monkeypatch.setattr(time, "monotonic", lambda: ends)
+    clock.time = again.next()
     assert again.look(snapshot(ONE, without)).nodes["n2"] == without
     assert again.look(snapshot(ONE, replace(without))).nodes["n2"] == without
 

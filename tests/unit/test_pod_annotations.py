@@ -24,6 +24,7 @@ from agent.ipam.reservations.pod_annotations import (
 )
 from agent.model.cluster import ObjectMetadata, Resource
 from agent.model.node_status import PodEvent
+from tests.fake_clock import FakeClock
 
 UID = "0f0e0d0c-1111-4222-8333-123456789abc"
 OTHER = UID.replace("0f0e", "ffff")
@@ -184,10 +185,11 @@ def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
     assert found.pool == "gold"
 
 
-def test_namespaces_that_come_and_go_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wishes_module, "NAMESPACE_FOR", 0.0)
-    wishes = AnnotationReader(Store())
+def test_namespaces_that_come_and_go_leave_nothing_behind() -> None:
+    clock = FakeClock()
+    wishes = AnnotationReader(Store(), clock=clock)
     for number in range(2 * wishes_module.REMEMBERED):
+        clock.time += wishes_module.NAMESPACE_FOR
         wishes._namespace(f"run-{number}")
     assert len(wishes._namespaces) <= wishes_module.REMEMBERED
 

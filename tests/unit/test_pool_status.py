@@ -25,10 +25,10 @@ from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
 from agent.modes.parent.options import MACVLAN
-from agent.node import pool_status_writer as controller
 from agent.node.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
 from agent.node.usage_writer import Seen
 from agent.runtime.observable import Observable
+from tests.fake_clock import FakeClock
 from tests.networks import OPTIONS, network_of
 from tests.unit.awkward import Answer, Asked, Awkward, config
 
@@ -40,20 +40,10 @@ BLOCK = IPBlock(ipaddress.ip_network("10.8.1.0/24"), "n0", "pods")
 OK = Condition(True, USABLE, "its range has no known fault")
 
 
-class Clock:
-    """What the agents take for the time."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class Cluster:
     """An API server with pools and usage, and the writers of some nodes, which see each write at once."""
 
-    def __init__(self, folder: Any, nodes: int, clock: Clock) -> None:
+    def __init__(self, folder: Any, nodes: int, clock: FakeClock) -> None:
         self.clock = clock
         self.refuse: dict[str, int] = {}
         self.status: dict[str, dict[str, Any]] = {}
@@ -70,7 +60,7 @@ class Cluster:
             seen.snapshot_cache.snapshot.publish(snapshot)
             seen.snapshot_cache.pool_status.publish({"pods": PoolStatus()})
         api = Api(lambda: config(self.server.port, "t"))
-        self.writers = [PoolStatusWriter(Usages(api), seen, self.problems) for seen in self.seen]
+        self.writers = [PoolStatusWriter(Usages(api), seen, self.problems, clock) for seen in self.seen]
 
     def _answer(self, asked: Asked) -> Answer:
         if asked.method in self.refuse:
@@ -99,11 +89,11 @@ class Cluster:
     def run(self, seconds: float) -> list[Asked]:
         """Let that much time pass; what was asked of the API server."""
         self.server.asked.clear()
-        end = self.clock.now + seconds
-        while self.clock.now < end:
+        end = self.clock.time + seconds
+        while self.clock.time < end:
             for writer in random.sample(self.writers, len(self.writers)):
                 writer.round()
-            self.clock.now += 0.5
+            self.clock.time += 0.5
         return list(self.server.asked)
 
     def shown(self, name: str = "pods") -> tuple[PoolCounts | None, Condition | None]:
@@ -115,9 +105,8 @@ Make = Callable[[int], Cluster]
 
 
 @pytest.fixture
-def cluster(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    clock, made = Clock(), []
-    monkeypatch.setattr(controller, "time", clock)
+def cluster(tmp_path: Any) -> Iterator[Make]:
+    clock, made = FakeClock(), []
     random.seed(7)
 
     def make(nodes: int) -> Cluster:

@@ -8,7 +8,6 @@ import itertools
 import logging
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -20,6 +19,7 @@ from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code, invalid_config
 from agent.model.cluster import ObjectMetadata
 from agent.model.node_status import PodEvent, ReportEvent, ignore_event
+from agent.runtime.clock import SYSTEM_CLOCK, Clock
 
 IP, STICKY, POOL = f"{ANNOTATION_PREFIX}ip", f"{ANNOTATION_PREFIX}sticky", f"{ANNOTATION_PREFIX}pool"
 KNOWN: Mapping[str, tuple[str, ...]] = {"Pod": (IP, STICKY, POOL), "Namespace": (POOL,)}
@@ -74,10 +74,13 @@ class AnnotationsUnavailableError(CniError):
 class AnnotationReader:
     """Reads annotations. For several threads at once."""
 
-    def __init__(self, store: Datastore, report_event: ReportEvent = ignore_event) -> None:
+    def __init__(
+        self, store: Datastore, report_event: ReportEvent = ignore_event, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         """`store` answers within the time that an ADD may take; `report_event` takes Events about pods."""
         self._store = store
         self._report_event = report_event
+        self._clock = clock
         self._known: dict[str, AddressAnnotations] = {}
         self._namespaces: dict[str, tuple[float, ObjectMetadata]] = {}
         self._reported: dict[PodEvent, None] = {}
@@ -132,7 +135,7 @@ class AnnotationReader:
                 del known[next(iter(known))]
 
     def _namespace(self, name: str) -> ObjectMetadata:
-        now = time.monotonic()
+        now = self._clock.now()
         since, known = self._namespaces.get(name, (now - NAMESPACE_FOR, ObjectMetadata("Namespace", name)))
         if since + NAMESPACE_FOR > now:
             return known
