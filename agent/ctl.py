@@ -82,7 +82,7 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
             for text in (packets.screen(events),) if table else map(as_text, events):
                 print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe has ended, as head(1) does
+        discard_output()
     except KeyboardInterrupt:
         pass
     except OSError as error:
@@ -92,7 +92,7 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0 healthy, 1 problems, 2 wrong options, 3 nothing to monitor, 4 no agent answers."""
+    """Return the exit code: 0 healthy, 1 problems, 2 wrong options, 3 nothing to show, 4 no usable answer."""
     parser = argparse.ArgumentParser(prog="testcnictl", description="Shows the state of this node's agent.")
     parser.add_argument("--version", action="version", version=f"testcni {__version__}")
     parser.add_argument("--socket", type=Path, default=Path("/run/testcni/agent.sock"), help="the agent's socket")
@@ -112,11 +112,33 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"testcnictl: no agent answers on {options.socket}: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_NO_AGENT
-    if options.output == "json":
-        print(json.dumps(doc, indent=2))  # noqa: T201
-    else:
-        print(render(doc, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))  # noqa: T201
-    return 0 if doc["synced"] and not doc["problems"] else EXIT_PROBLEMS
+    return show(doc, options.output)
+
+
+def show(doc: dict[str, Any], output: str) -> int:
+    """Print a status report; return the exit code."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    try:
+        text = json.dumps(doc, indent=2) if output == "json" else render(doc, colour=colour)
+        healthy = doc["synced"] and not doc["problems"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"the agent's status report has another form ({error!r}); use the testcnictl of the agent's version"
+        print(f"testcnictl: {what}", file=sys.stderr)  # noqa: T201
+        return EXIT_NO_AGENT
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        discard_output()
+    except OSError as error:
+        discard_output()
+        print(f"testcnictl: cannot write: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_UNABLE
+    return 0 if healthy else EXIT_PROBLEMS
+
+
+def discard_output() -> None:
+    """Send the output nowhere: its reader has ended, as head(1) does, and Python writes the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def labels(metadata: Mapping, faults: Faults, field: str = "labels") -> tuple[tu
         if isinstance(key, str) and isinstance(value, str):
             good.append((sys.intern(key), sys.intern(value)))  # thousands of nodes have the same labels
         else:
-            faults.append(ObjectError(path, f"{short(key)}: {short(value)} is not a {field[:-1]}", "quote both"))
+            faults.append(ObjectError(path, f"{short(key)}: {short(value)} is not text", "quote both"))
     return tuple(sorted(good))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +15,19 @@ class Problem:
     remedy: str
 
     def __post_init__(self) -> None:
-        """Escape bytes that are not UTF-8: names of files may have such, and many outputs refuse them."""
-        for name in ("where", "what", "remedy"):
+        """Escape what many outputs refuse or obey: names of files may have control characters, and need no UTF-8.
+
+        Words of other programs keep their lines.
+        """
+        for name, kept in (("where", ""), ("what", "\n\t"), ("remedy", "\n\t")):
             text = getattr(self, name)
-            if not text.isascii():
-                object.__setattr__(self, name, text.encode(errors="backslashreplace").decode())
+            if not text.isprintable():
+                object.__setattr__(self, name, "".join(map(partial(_shown, kept), text)))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.remedy}"
+
+
+def _shown(kept: str, character: str) -> str:
+    """Return a character, escaped unless it is printable or one of `kept`."""
+    return character if character.isprintable() or character in kept else ascii(character)[1:-1]

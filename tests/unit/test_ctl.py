@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import pytest
 
 from agent import config, ctl
 from agent.ipam.attachment_store import AttachmentStore
@@ -65,3 +70,41 @@ def test_a_network_of_two_ip_versions_has_a_line_for_each() -> None:
 def test_a_problem_is_shown_with_its_remedy() -> None:
     doc = {**DOC, "problems": [{"where": "eth0", "what": "is down", "remedy": "up"}]}
     assert "problem eth0: is down; up" in ctl.render(doc, colour=False)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"synced": None, "networks": 5}, {"problems": [{}]}, {"nodes": 1, "uptimeSeconds": "long"}]
+)
+def test_a_report_of_another_form_says_what_to_do(
+    changed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ctl.show({**DOC, **changed}, "text") == ctl.EXIT_NO_AGENT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "use the testcnictl of the agent's version" in err
+
+
+def test_a_report_without_its_state_is_not_healthy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.show({"node": "one"}, "json") == ctl.EXIT_NO_AGENT
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_reader_that_ends_early_changes_no_exit_code(output: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        assert shown_to(pipe, output) == (0, "")
+
+
+def test_a_full_disk_is_said_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        assert shown_to(full) == (3, "testcnictl: cannot write: [Errno 28] No space left on device\n")
+
+
+def shown_to(out: IO[bytes], output: str = "text") -> tuple[int, str]:
+    """Show a healthy report to a file; return exit code and stderr."""
+    script = f"import sys\nfrom agent import ctl\nsys.exit(ctl.show({DOC!r}, {output!r}))"
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr

@@ -48,3 +48,8 @@ def test_an_unexpected_error_is_a_problem_until_there_is_none() -> None:
     part.report_error(None)
     part.report_error(None)
     assert part.get() == {"key": ONE}
+
+
+def test_the_name_of_a_file_cannot_move_the_cursor_or_begin_a_line() -> None:
+    problem = Problem("/cluster/\x1b[31m\nproblem \x9b \u2028 \udcff é.yaml", "nft:\n\tno\x1b", "mend it")
+    assert str(problem) == ("/cluster/\\x1b[31m\\nproblem \\x9b \\u2028 \\udcff é.yaml: nft:\n\tno\\x1b; mend it")

@@ -77,7 +77,7 @@ def test_the_exit_codes_are_those_of_the_programs() -> None:
     assert found == {
         "testcni-agent": agent,
         "testcni-uninstall": {*agent, uninstall.EXIT_DATASTORE},
-        "testcnictl status": {0, ctl.EXIT_PROBLEMS, cli.EXIT_USAGE, ctl.EXIT_NO_AGENT},
+        "testcnictl status": {0, ctl.EXIT_PROBLEMS, cli.EXIT_USAGE, ctl.EXIT_UNABLE, ctl.EXIT_NO_AGENT},
         "testcnictl monitor": {0, cli.EXIT_USAGE, ctl.EXIT_UNABLE},
     }
 
