@@ -40,6 +40,7 @@ class CniError(Exception):
         self.details = details
 
 
+DISK_REMEDY = "free space on this file system, or make it writable; the run-dir is a tmpfs, which takes memory"
 UNSEEN_MAC_REMEDY = 'write "capabilities": {"mac": true} into the entry of testcni, too'
 
 
@@ -50,5 +51,6 @@ def invalid_config(field: str, value: object, allowed: str) -> CniError:
 
 def raise_os(error: OSError, doing: str) -> NoReturn:
     """Raise CniError: code 5 for errors of the disk, code 100 for others."""
-    code = Code.IO_FAILURE if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT) else Code.KERNEL
-    raise CniError(code, f"{doing}: {error}") from error
+    if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT):
+        raise CniError(Code.IO_FAILURE, f"{doing}: {error}", DISK_REMEDY) from error
+    raise CniError(Code.KERNEL, f"{doing}: {error}") from error

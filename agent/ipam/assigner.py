@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from agent.errors import CniError, Code, invalid_config, raise_os
+from agent.errors import DISK_REMEDY, CniError, Code, invalid_config, raise_os
 from agent.ip import Address, Subnet
 from agent.ipam import blocks, duplicate_address
 from agent.ipam.add_times import AddTimes
@@ -240,7 +240,7 @@ class AddressAssigner:
         except UnavailableError as error:
             raise CniError(Code.ADDRESSES, str(error), "ask for another, or for none") from error
         except OSError as error:
-            raise CniError(Code.IO_FAILURE, f"state can't be written: {error}") from error
+            raise CniError(Code.IO_FAILURE, f"state can't be written: {error}", DISK_REMEDY) from error
 
     def _another_block(self, search: _Search, error: ExhaustedError) -> tuple[Subnet, ...]:
         """Return the node's blocks with one more of the IP version that is exhausted. Raises CniError."""

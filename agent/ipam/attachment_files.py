@@ -128,7 +128,8 @@ def _write(path: str, line: bytes, flags: int) -> None:
     try:
         if os.write(fd, line + b"\n") <= len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-    except OSError:
+    except OSError as error:
+        error.filename = path  # the kernel does not name the file of a descriptor
         if flags & os.O_EXCL:
             os.unlink(path)
         raise
