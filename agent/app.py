@@ -19,8 +19,12 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import WORKERS, Server
 from agent.config import AgentConfig
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController, ReclaimRules
+from agent.host.cni_conf_dir import ConfDir
+from agent.host.host_directories import HostDirectories, used_by
+from agent.host.installer import Installer, Places
+from agent.host.run_dir import Lock, RunDir
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims.block_controller import BlockController, ReclaimRules
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claimant import ClaimContext
 from agent.ipam.reservations.claims import ReservationClaims
@@ -34,26 +38,22 @@ from agent.model.problem_board import ProblemBoard
 from agent.modes.base import AgentContext
 from agent.modes.registry import Modes
 from agent.node import route_protocol
-from agent.node.accepted_modes_publisher import AcceptedModesPublisher
-from agent.node.cni_conf_dir import ConfDir
 from agent.node.drift_monitor import DriftMonitor
-from agent.node.host_directories import HostDirectories, used_by
-from agent.node.installer import Installer, Places
 from agent.node.reconciler import Reconciler
 from agent.node.reconciler_inputs import Inputs
 from agent.node.route_protocol import RouteMarks
-from agent.node.run_dir import Lock, RunDir
 from agent.objects.host_kernel import HostKernel
 from agent.observe import health, metrics
 from agent.observe.http import Http, Page, Pages
 from agent.observe.status import report
+from agent.publish.accepted_modes_publisher import AcceptedModesPublisher
 from agent.runtime.controller import Controller
 from agent.runtime.observable import Observable
 from agent.runtime.shutdown import Shutdown
 from agent.runtime.threads import Part, PartThreads
 
 if TYPE_CHECKING:
-    from agent.observe.network_policies import NetworkPolicies
+    from agent.publish.network_policies import NetworkPolicies
 
 FINISH_WITHIN = 10.0  # seconds that calls of the plugin have to end when the agent stops
 WOKEN = ("cni-conf", "blocks", "reservations", "reconciler", "accepted-modes", "installer")
@@ -207,11 +207,11 @@ class ClusterObservers:
         if not (api := cluster.datastores.api):
             return
         # these load the client of the API server: only those who use it pay
-        from agent.cluster.node_events import NodeEventWriter  # noqa: PLC0415
         from agent.cluster.usage_objects import Usages  # noqa: PLC0415
-        from agent.node.pool_status_writer import PoolStatusWriter  # noqa: PLC0415
-        from agent.node.usage_writer import Seen, UsageWriter  # noqa: PLC0415
-        from agent.observe.network_policies import NetworkPolicies  # noqa: PLC0415
+        from agent.publish.network_policies import NetworkPolicies  # noqa: PLC0415
+        from agent.publish.node_events import NodeEventWriter  # noqa: PLC0415
+        from agent.publish.pool_status_writer import PoolStatusWriter  # noqa: PLC0415
+        from agent.publish.usage_writer import Seen, UsageWriter  # noqa: PLC0415
 
         board, usages = shared.board, Usages(api)
         seen = Seen(shared.conf.node, cluster.snapshot_cache, node.status, shared.attachments)

@@ -12,8 +12,8 @@ from agent import config
 from agent import log as logs
 from agent.app import Agent
 from agent.config import ConfigError, GraceTimes
+from agent.host.run_dir import Lock
 from agent.modes.registry import BUILT_IN, Modes
-from agent.node.run_dir import Lock
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 

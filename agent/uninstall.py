@@ -16,14 +16,15 @@ from agent.cli import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
 from agent.cluster import datastores
 from agent.cluster.store import NotFoundError, StoreError
 from agent.config import AgentConfig, ConfigError
+from agent.host import installer
+from agent.host.installer import Places
+from agent.host.run_dir import Lock
 from agent.kernel import ip_links, netlink
 from agent.kernel.bpf.loader import Loader
 from agent.model.marks import ALIAS, BPF_PINS, LINK_PREFIX
 from agent.modes.registry import BUILT_IN, Modes
-from agent.node import installer, kernel_state, route_protocol
+from agent.node import kernel_state, route_protocol
 from agent.node.apply import NodeProgrammer
-from agent.node.installer import Places
-from agent.node.run_dir import Lock
 from agent.objects.base import Context
 from agent.objects.host_kernel import HostKernel
 from agent.objects.route_ownership import RouteOwnership

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from agent.ipam.attachment import Attachment, is_link_name
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment, is_link_name
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel import ip_links, netlink
 from agent.kernel.ip_links import Link
 from agent.model.marks import ALIAS, LINK_PREFIX

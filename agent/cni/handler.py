@@ -16,8 +16,8 @@ from agent.cni.protocol import Call
 from agent.errors import CniError, Code, raise_os
 from agent.ipam.add_times import AddTimes
 from agent.ipam.assigner import AddressAssigner
-from agent.ipam.attachment import Attachment, link_name
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment, link_name
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.reservations.claims import ReservationClaims
 from agent.kernel import link_operations, netlink
 from agent.model.cluster import Snapshot

@@ -11,8 +11,8 @@ from agent.ipam import blocks, duplicate_address
 from agent.ipam.add_times import AddTimes
 from agent.ipam.address_request import AddressRequest
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore, Waits
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore, Waits
 from agent.ipam.duplicate_address import DuplicateAddress
 from agent.ipam.node_blocks import NodeBlocks, ShortageError
 from agent.ipam.reservations import policy

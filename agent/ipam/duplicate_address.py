@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from agent.ip import Address
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import arp
 from agent.kernel.link_operations import Reaper
 from agent.runtime.deadline import PAST, Deadline

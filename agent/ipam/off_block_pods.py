@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agent.cluster.store import Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet, address_name
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.model.cluster import MOMENT, IPReservation, ObjectMetadata, Snapshot
 from agent.model.node_status import PodEvent, ReportEvent
 from agent.model.problem import Problem

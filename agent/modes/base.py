@@ -17,7 +17,7 @@ from agent.codec.json_fields import Fields
 from agent.config import AgentConfig
 from agent.errors import CniError, Code
 from agent.ip import Address, Subnet
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.block_ownership import BlockOwnership
 from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot

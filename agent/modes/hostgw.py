@@ -12,7 +12,7 @@ from agent.codec import json_fields
 from agent.errors import invalid_config
 from agent.ip import Address
 from agent.ipam import allocator
-from agent.ipam.attachment import Attachment, Lease
+from agent.ipam.attachments.attachment import Attachment, Lease
 from agent.ipam.blocks import is_single
 from agent.kernel import fdb, ip_addresses, link_operations, link_setup, netlink, netns
 from agent.kernel.netlink import Netlink

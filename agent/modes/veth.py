@@ -10,7 +10,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ip import Address, Interface, Subnet
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import (
     hardening,
     ip_addresses,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from agent.ip import Subnet
 from agent.ipam import blocks
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims.block_controller import BlockController
 from agent.model.cluster import Snapshot
 from agent.model.network import Network
 from agent.model.node_status import Demand

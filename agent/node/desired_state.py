@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.ip import Subnet
 from agent.ipam import blocks
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.model.cluster import AcceptedModes
 from agent.model.network import Network
 from agent.modes.base import ModeContext

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from agent.host.cni_conf_dir import Confs
 from agent.model.cluster import Node
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.modes.registry import Modes
-from agent.node.cni_conf_dir import Confs
 
 UNREACHED = "and pods of the two modes don't reach each other"
 NAMED = 3  # nodes or pods that a problem names

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
+from agent.host.cni_conf_dir import Confs
 from agent.model.cluster import AcceptedModes, Node, Snapshot
 from agent.model.network import Network
 from agent.node import mode_admission, mode_migration
-from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler_inputs import Inputs
 
 

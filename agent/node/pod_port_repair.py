@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel import ip_links
 from agent.kernel.netlink import Netlink
 from agent.model.problem import Problem

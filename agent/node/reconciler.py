@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from agent.ipam import blocks
-from agent.ipam.block_controller import BlockController
-from agent.ipam.idle_blocks import IdleBlockReleaser
+from agent.ipam.block_claims.block_controller import BlockController
+from agent.ipam.block_claims.idle_blocks import IdleBlockReleaser
 from agent.kernel import netlink
 from agent.model.cluster import AcceptedModes, Snapshot
 from agent.model.network import Network

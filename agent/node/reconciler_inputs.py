@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.config import GraceTimes
+from agent.host.cni_conf_dir import Confs
 from agent.ip import Address
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.idle_blocks import BLOCK_IDLE
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims.idle_blocks import BLOCK_IDLE
 from agent.model.cluster import Snapshot
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.model.node_status import Demand
 from agent.model.problem_board import ProblemBoard
 from agent.modes.registry import Modes
-from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import RouteMarks
 from agent.objects.base import NodeObject
 from agent.objects.host_kernel import HostKernel

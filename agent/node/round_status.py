@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.ip import Subnet
-from agent.ipam import blocks, exhaustion, missing_block
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController
+from agent.ipam import blocks, exhaustion
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims import missing_block
+from agent.ipam.block_claims.block_controller import BlockController
 from agent.ipam.pool_faults import PoolFaultCache
 from agent.ipam.reservations import problems as reservation_problems
 from agent.model.cluster import AcceptedModes

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from threading import Thread
 
+from agent.host.cni_conf_dir import Confs
+from agent.host.installer import Installer
 from agent.kernel import ip_addresses, netlink
 from agent.model.node_status import NodeStatus
-from agent.node.cni_conf_dir import Confs
-from agent.node.installer import Installer
 from agent.observe.http import Page
 
 

@@ -11,7 +11,7 @@ from agent.config import AgentConfig
 from agent.ip import FAMILIES, Address, Subnet
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.bpf.map_entries import Count
 from agent.model.cluster import Snapshot
 from agent.model.network import Network

@@ -24,7 +24,7 @@ from agent.cluster.kinds import KINDS
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ConflictError, NotFoundError
-from agent.ipam.block_controller import BlockController, ReclaimRules, claim
+from agent.ipam.block_claims.block_controller import BlockController, ReclaimRules, claim
 from agent.ipam.reservations.claimant import TakenError
 from agent.model import special_addresses
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Snapshot

@@ -20,10 +20,10 @@ from agent.cluster import api, node_condition
 from agent.cluster.api import Api, ApiError, Request
 from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.node_condition import STRATEGIC
-from agent.cluster.node_events import event
 from agent.cluster.store import StoreError
 from agent.ipam.reservations.claimant import TakenError
 from agent.model.cluster import IPBlock, IPReservation
+from agent.publish.node_events import event
 from tests.e2e.api import MANIFESTS, apply
 from tests.e2e.cluster import eventually
 from tests.e2e.control import ControlPlane

@@ -19,15 +19,15 @@ from agent.cluster.kubernetes_store import MERGE
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.usage import of_one_node
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.node_status import NodeStatus
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, PoolCounts
-from agent.node.pool_status_writer import PoolStatusWriter
-from agent.node.usage_writer import Seen, UsageWriter
+from agent.publish.pool_status_writer import PoolStatusWriter
+from agent.publish.usage_writer import Seen, UsageWriter
 from agent.runtime.observable import Observable
 from tests.e2e.api import apply
 from tests.e2e.cluster import eventually

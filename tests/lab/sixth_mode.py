@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from agent import cli
 from agent.codec import json_fields
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import netlink
 from agent.model.network import ExtraRoute, ModeOptions
 from agent.modes import peers, routable_blocks, underlay, veth

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from agent.node.installer import CONFLIST
+from agent.host.installer import CONFLIST
 from tests.lab.lab import PLUGIN, SEED_CONF, Lab, LabNode, Pod, lab, shared_conf
 from tests.lab.paths import lacks
 from tests.lab.test_metrics import get

@@ -21,9 +21,10 @@ from agent.cni.handler import CniHandler
 from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
 from agent.errors import CniError
+from agent.host.cni_conf_dir import Confs
 from agent.ipam.add_times import AddTimes
-from agent.ipam.attachment_store import QUARANTINED_FOR, AttachmentStore
-from agent.ipam.block_controller import BlockController
+from agent.ipam.attachments.attachment_store import QUARANTINED_FOR, AttachmentStore
+from agent.ipam.block_claims.block_controller import BlockController
 from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, netns
 from agent.kernel.bpf.loader import Family, Loader
 from agent.kernel.bpf.syscall import Map
@@ -35,7 +36,6 @@ from agent.model.problem_board import ProblemBoard
 from agent.modes.ipip.device import IpipDevice
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
-from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Reconciler
 from agent.node.reconciler_inputs import Inputs
 from agent.node.route_protocol import RouteMarks, of_pods

@@ -13,7 +13,7 @@ import pytest
 from agent.errors import CniError, Code
 from agent.ip import Address
 from agent.ipam.add_times import AddTimes
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPPool, IPReservation, Node
 from agent.model.node_status import PodEvent

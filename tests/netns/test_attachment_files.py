@@ -11,8 +11,8 @@ import pytest
 
 from agent.errors import CniError, Code
 from agent.ipam.allocator import Range
-from agent.ipam.attachment import link_name
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import link_name
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel import ip_links, netlink
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 from tests.networks import OPTIONS

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from agent.host.cni_conf_dir import Confs
 from agent.model.cluster import Node as NodeObject
 from agent.model.node_status import NodeStatus
 from agent.model.problem_board import PartProblems, ProblemBoard
@@ -19,7 +20,6 @@ from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.ipip.bird.types import BirdConfig, BirdTimes, Secret, Tunnel
 from agent.modes.ipip.options import IpipOptions
 from agent.modes.registry import Modes
-from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Reconciler
 from agent.node.reconciler_inputs import Inputs
 from agent.objects.state import NodeState

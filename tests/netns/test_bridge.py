@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.ipam.attachment import link_name
+from agent.host.cni_conf_dir import Confs
+from agent.ipam.attachments.attachment import link_name
 from agent.kernel import ip_links, netlink, netns
 from agent.kernel.ip_links import Link
 from agent.model.cluster import Node
 from agent.model.marks import bridge_mac
 from agent.modes.hostgw import HostGwOptions
-from agent.node.cni_conf_dir import Confs
 from tests.netns.node import CONF, Host, Pod, command
 from tests.networks import parse_conf
 from tests.support import eventually, net

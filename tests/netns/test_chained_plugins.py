@@ -15,9 +15,9 @@ import pytest
 
 from agent.cni import conflist
 from agent.cni.server import Server
+from agent.host import cni_conf_dir
 from agent.kernel import tcx
 from agent.modes.registry import BUILT_IN
-from agent.node import cni_conf_dir
 from agent.objects import pod_guard
 from tests.lab import gotools
 from tests.lab.runner import Conf, Runner, RunnerError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError
-from agent.node.cni_conf_dir import Confs
+from agent.host.cni_conf_dir import Confs
 from tests.netns.node import CONF, VXLAN, Host, Pod, command
 from tests.networks import parse_conf
 from tests.support import eventually

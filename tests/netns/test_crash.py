@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.bpf import syscall
 from agent.kernel.netlink import Netlink, NetlinkError, Request
 from agent.modes.hostgw import HostGw

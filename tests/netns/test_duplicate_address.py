@@ -16,7 +16,7 @@ import pytest
 
 from agent.errors import CniError, Code
 from agent.ipam import assigner, duplicate_address
-from agent.ipam.attachment import Lease
+from agent.ipam.attachments.attachment import Lease
 from agent.kernel import arp
 from agent.kernel.link_operations import Reaper
 from agent.model.node_view import NodeView

@@ -12,8 +12,8 @@ import pytest
 from agent.cni import conflist
 from agent.cni.later_plugins import LaterPlugins
 from agent.errors import CniError, Code
+from agent.host import cni_conf_dir
 from agent.modes.registry import BUILT_IN
-from agent.node import cni_conf_dir
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod
 
 MAC, OTHER = "02:11:22:33:44:55", "02:11:22:33:44:66"

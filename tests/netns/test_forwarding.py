@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError
-from agent.ipam.attachment import link_name
+from agent.ipam.attachments.attachment import link_name
 from tests.netns.node import CONF, IPIP, MACVLAN, VXLAN, Host, Pod, command
 from tests.support import eventually
 

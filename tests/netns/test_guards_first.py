@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from agent.ipam.attachment import link_name
+from agent.ipam.attachments.attachment import link_name
 from agent.kernel import hardening, ip_links, link_setup, netlink
 from agent.kernel.bpf.loader import Loader
 from agent.model.marks import BPF_PINS, bridge_mac

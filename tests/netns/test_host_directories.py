@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.host.host_directories import HostDirectories, removed
 from agent.model.problem_board import PartProblems
-from agent.node.host_directories import HostDirectories, removed
 from agent.runtime.shutdown import MustEndError
 from tests.netns.node import CLONE_NEWNS, command
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError
+from agent.host.cni_conf_dir import Confs
 from agent.kernel import ip_links, netlink, tc, tcx
 from agent.kernel.bpf.loader import BPFFS, Loader
 from agent.model.cluster import Node
 from agent.model.marks import BPF_PINS
 from agent.modes.ipip import device as ipip_device
 from agent.modes.ipip import maps as ipip_maps
-from agent.node.cni_conf_dir import Confs
 from tests.netns.node import IPIP, OBJECTS, Host, Pod, command
 from tests.networks import parse_conf
 from tests.support import eventually, ip, net

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError, Code
+from agent.host.cni_conf_dir import Confs
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPBlock, IPPool
-from agent.node.cni_conf_dir import Confs
 from tests.netns.node import MACVLAN, Host, Pod, command
 from tests.networks import parse_conf
 from tests.support import eventually, net

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError
+from agent.host.cni_conf_dir import Confs
 from agent.model.cluster import Node
 from agent.modes.hostgw import HOST_GW
 from agent.modes.vxlan.options import VXLAN
-from agent.node.cni_conf_dir import Confs
 from agent.observe import health
 from tests.netns.node import CONF, MACVLAN, Host, Pod, command
 from tests.netns.node import VXLAN as VXLAN_CONF

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 import pytest
 
 from agent.errors import CniError
+from agent.host.cni_conf_dir import Confs
 from agent.ipam.add_times import AddTimes
-from agent.ipam.attachment import link_name
+from agent.ipam.attachments.attachment import link_name
 from agent.kernel import fdb, hardening, ip_links, link_setup, netlink, netns, tc
 from agent.kernel.bpf.loader import Loader
 from agent.kernel.ip_links import Link, mac_bytes
 from agent.model.marks import BPF_PINS
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
-from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard, pod_port_setup
 from agent.objects.pod_port import PodPort
 from tests.netns.frames import (

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from agent.ipam.attachment import link_name
+from agent.host.cni_conf_dir import Confs
+from agent.ipam.attachments.attachment import link_name
 from agent.model.cluster import Node
 from agent.modes.vxlan.options import VXLAN
-from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard
 from tests.lab.paths import lacks
 from tests.lab.space import PYTHON

@@ -14,8 +14,8 @@ import pytest
 
 import agent.objects.pod_port_setup
 from agent.errors import CniError
-from agent.ipam.attachment import link_name
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import link_name
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel import netlink
 from agent.kernel.netlink import RECEIVE, Netlink
 from agent.kernel.netlink_monitor import Monitor

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.host.cni_conf_dir import Confs
 from agent.ipam.add_times import AddTimes
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.cluster import Node
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL
-from agent.node.cni_conf_dir import Confs
 from agent.runtime.deadline import Deadline
 from tests.netns.node import CONF, Host, Pod, command
 from tests.netns.route_monitor import told_of_routes

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent import config, uninstall
+from agent.host.cni_conf_dir import Confs
 from agent.model.cluster import IPPool, Node
 from agent.model.marks import ROUTE_PROTOCOL
 from agent.modes.registry import BUILT_IN
-from agent.node.cni_conf_dir import Confs
 from agent.node.route_protocol import FILE, FIRST_PROTOCOL
 from tests.netns.node import CONF, VXLAN, Host, Pod, command
 from tests.netns.route_monitor import told_of_routes

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.host.cni_conf_dir import Confs
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPReservation, Node
 from agent.modes.hostgw import HOST_GW
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan.maps import tunnel_mac
 from agent.modes.vxlan.options import VXLAN
-from agent.node.cni_conf_dir import Confs
 from agent.objects import pod_guard
 from tests.netns.frames import UDP, ethernet, ipv4, udp, vxlan
 from tests.netns.node import CONF, Host, Pod, command

@@ -9,10 +9,10 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kinds import KINDS, Kind
 from agent.ip import Subnet
 from agent.ipam import blocks
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController, ReclaimRules
-from agent.ipam.idle_blocks import IdleBlockReleaser
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims.block_controller import BlockController, ReclaimRules
+from agent.ipam.block_claims.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, IPPool, Resource, Snapshot
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS, network_of

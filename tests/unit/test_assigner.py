@@ -19,8 +19,8 @@ from agent.ipam import assigner, blocks
 from agent.ipam.add_times import AddTimes
 from agent.ipam.address_request import AddressRequest
 from agent.ipam.assigner import AddressAssigner
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.link_operations import Reaper
 from agent.model.cluster import IPPool, Snapshot
 from agent.model.node_status import Demand, NodeStatus

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from agent.ipam.allocator import ExhaustedError, usable
-from agent.ipam.attachment import Attachment, encode, link_name
-from agent.ipam.attachment_store import AttachmentStore, Waits
+from agent.ipam.attachments.attachment import Attachment, encode, link_name
+from agent.ipam.attachments.attachment_store import AttachmentStore, Waits
 from agent.model.marks import mac_for
 from agent.runtime.deadline import Deadline
 from tests.networks import OPTIONS, changed, network_of
@@ -358,7 +358,7 @@ def test_a_full_disk_takes_no_address(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_log_of_releases_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.ipam.attachment_store.LINES_KEPT", 20)
+    monkeypatch.setattr("agent.ipam.attachments.attachment_store.LINES_KEPT", 20)
     attachments = store(tmp_path)
     for n in range(200):
         attachments.remove(add(attachments, f"c{n}"))

@@ -13,11 +13,11 @@ import pytest
 from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.store import StoreError
 from agent.ip import Subnet
-from agent.ipam import block_controller
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import ReclaimRules
-from agent.ipam.block_ledger import Stage
-from agent.ipam.idle_blocks import IdleBlockReleaser
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims import block_controller
+from agent.ipam.block_claims.block_controller import ReclaimRules
+from agent.ipam.block_claims.block_ledger import Stage
+from agent.ipam.block_claims.idle_blocks import IdleBlockReleaser
 from agent.model.cluster import IPBlock, Node
 from tests.networks import OPTIONS
 from tests.support import net

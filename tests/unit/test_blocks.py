@@ -12,7 +12,8 @@ from hypothesis import given as given_by
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from agent.ipam import blocks, free_blocks
+from agent.ipam import blocks
+from agent.ipam.block_claims import free_blocks
 from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Snapshot, block_name

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.cni import conflist
+from agent.host import cni_conf_dir
 from agent.modes.hostgw import HostGwOptions
 from agent.modes.registry import BUILT_IN
-from agent.node import cni_conf_dir
 
 MAC = "02:11:22:33:44:55"
 OURS = {"cniVersion": "1.0.0", "name": "net", "type": "testcni", "subnet": "10.244.0.0/16"}

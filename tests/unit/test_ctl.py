@@ -11,7 +11,7 @@ from typing import IO, Any
 import pytest
 
 from agent import config, ctl
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.cluster import Snapshot
 from agent.model.network import ParentLink

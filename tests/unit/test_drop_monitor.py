@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent import ctl
-from agent.ipam.attachment import Attachment, Lease, encode
+from agent.ipam.attachments.attachment import Attachment, Lease, encode
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.map_entries import Count
 from agent.modes.packet_monitor import Event, PacketMonitor

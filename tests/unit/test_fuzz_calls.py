@@ -16,12 +16,12 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.cni.server import Server
 from agent.errors import Code
+from agent.host import cni_conf_dir
 from agent.ipam.add_times import AddTimes
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus
 from agent.modes.registry import BUILT_IN
-from agent.node import cni_conf_dir
 from agent.objects.host_kernel import HostKernel
 from agent.runtime.observable import Observable
 from tests.networks import OPTIONS

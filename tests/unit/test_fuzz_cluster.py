@@ -23,7 +23,8 @@ from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
-from agent.ipam import block_ownership, blocks, free_blocks
+from agent.ipam import block_ownership, blocks
+from agent.ipam.block_claims import free_blocks
 from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
 from agent.ipam.reservations.pod_annotations import AnnotationReader

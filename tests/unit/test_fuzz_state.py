@@ -21,8 +21,9 @@ from agent import config
 from agent.app import Agent
 from agent.codec.network_json import encode_network
 from agent.config import ConfigError
-from agent.ipam import attachment
-from agent.ipam.attachment import Attachment, Lease
+from agent.host.run_dir import Lock
+from agent.ipam.attachments import attachment
+from agent.ipam.attachments.attachment import Attachment, Lease
 from agent.model.cluster import Snapshot
 from agent.model.problem_board import PartProblems
 from agent.modes.base import NodeNotReadyError
@@ -34,7 +35,6 @@ from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.ipip.bird.types import BirdConfig, BirdError
 from agent.modes.registry import BUILT_IN
 from agent.node import route_protocol
-from agent.node.run_dir import Lock
 from tests.networks import AGENT_OPTIONS, network_of
 from tests.unit.fuzz import dumped, folder, fuzz, lines, texts
 from tests.unit.test_bird_control import GREETING, PROTOCOLS

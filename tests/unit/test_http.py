@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.host.cni_conf_dir import Confs
+from agent.host.installer import Installer, Places
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.registry import BUILT_IN
-from agent.node.cni_conf_dir import Confs
-from agent.node.installer import Installer, Places
 from agent.observe import health
 from agent.observe.http import LONGEST, MOST, Http, Page, Pages
 from agent.runtime.observable import Observable

@@ -25,9 +25,9 @@ from agent.cluster.kubernetes_store import KubernetesStore
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ENDED, FAILED, Bookmark, Change, SourceProblem, WatchRestarted
 from agent.cni.server import WORKERS
+from agent.host.run_dir import Lock
 from agent.modes.ipip.bird.supervisor import Supervisor
 from agent.modes.registry import BUILT_IN
-from agent.node.run_dir import Lock
 from tests.networks import AGENT_OPTIONS
 from tests.support import eventually
 from tests.unit import awkward

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.host import cni_conf_dir, installer
+from agent.host.cni_conf_dir import Confs
+from agent.host.installer import Installer, Places
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.registry import BUILT_IN
-from agent.node import cni_conf_dir, installer
-from agent.node.cni_conf_dir import Confs
-from agent.node.installer import Installer, Places
 from agent.observe import health
 from agent.runtime.observable import Observable
 from tests.support import eventually

@@ -16,7 +16,7 @@ import pytest
 from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.errors import CniError
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.reservations.claimant import TakenError
 from agent.ipam.reservations.problems import useless
 from agent.ipam.reservations.rules import (

@@ -8,6 +8,7 @@ from pathlib import Path
 from agent import options
 from agent.cluster import accepted_modes
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
+from agent.host import installer
 from agent.ipam.reservations import pod_annotations
 from agent.kernel import tc
 from agent.model import cluster, marks
@@ -22,7 +23,7 @@ from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import marks as vxlan_marks
 from agent.modes.vxlan import mode
 from agent.modes.vxlan.options import VxlanOptions
-from agent.node import installer, route_protocol
+from agent.node import route_protocol
 from agent.objects import nft_table, pod_guard
 
 REPO = Path(__file__).resolve().parents[2]

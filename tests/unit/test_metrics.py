@@ -25,12 +25,13 @@ from agent.cni.journal import Journal
 from agent.cni.protocol import Call
 from agent.config import AgentConfig, load
 from agent.errors import CniError
+from agent.host.cni_conf_dir import Confs
 from agent.ip import Subnet
 from agent.ipam import blocks
 from agent.ipam.add_times import AddTimes
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims.block_controller import BlockController
 from agent.kernel.bpf.loader import Loader
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.bpf.syscall import BpfError
@@ -44,7 +45,6 @@ from agent.modes.ipip.bird.types import BirdStatus, Session, State
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.node.apply import ApplyResult, Drift
-from agent.node.cni_conf_dir import Confs
 from agent.node.reconciler import Reconciler
 from agent.node.reconciler_inputs import Inputs
 from agent.objects import pod_guard

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from agent.host.cni_conf_dir import Confs
 from agent.model.cluster import Node
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
@@ -17,7 +18,6 @@ from agent.modes.parent.options import IPVLAN, MACVLAN
 from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import VXLAN
 from agent.node import mode_admission
-from agent.node.cni_conf_dir import Confs
 from agent.node.mode_admission import Admitted
 from agent.observe import health
 from tests.networks import MODES, ROUTED, changed, network_of

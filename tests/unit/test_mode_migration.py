@@ -29,9 +29,9 @@ from agent.modes.registry import BUILT_IN
 from agent.modes.vxlan.options import VXLAN
 from agent.modes.vxlan.state import VxlanState
 from agent.node import mode_migration
-from agent.node.accepted_modes_publisher import SEEN_WITHIN, AcceptedModesPublisher
 from agent.node.mode_migration import DrainingNetworks, TunnelPorts
 from agent.objects.state import LocalAddress, NodeState, Route, union
+from agent.publish.accepted_modes_publisher import SEEN_WITHIN, AcceptedModesPublisher
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import ROUTED, changed, network_of

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agent.codec.network_json import decode_network, encode_network
-from agent.ipam import attachment
-from agent.ipam.attachment import Attachment, Lease
+from agent.ipam.attachments import attachment
+from agent.ipam.attachments.attachment import Attachment, Lease
 from agent.model.network import Network
 from agent.modes.vxlan.options import VXLAN, VxlanOptions
 from agent.node import ready_state_file

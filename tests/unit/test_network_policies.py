@@ -11,8 +11,8 @@ import pytest
 from agent import ctl
 from agent.cluster.api import Api
 from agent.model.problem_board import PartProblems
-from agent.observe import network_policies
-from agent.observe.network_policies import NetworkPolicies
+from agent.publish import network_policies
+from agent.publish.network_policies import NetworkPolicies
 from tests.fake_clock import FakeClock
 from tests.unit.awkward import Answer, Asked, Awkward, config
 

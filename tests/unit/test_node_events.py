@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import node_events
 from agent.cluster.api import Api
-from agent.cluster.node_events import NodeEventWriter
 from agent.cluster.pod_events import PodEventQueue
 from agent.model.cluster import Node, Snapshot
 from agent.model.node_status import NodeStatus, PodEvent
 from agent.model.node_view import NodeView
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
+from agent.publish import node_events
+from agent.publish.node_events import NodeEventWriter
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import network_of

@@ -15,8 +15,8 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kinds import Kind
 from agent.cluster.objects import to_doc
 from agent.cluster.store import StoreError
-from agent.ipam.attachment import Attachment, Lease
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment, Lease
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.off_block_pods import EVENTS, SETTLED, OffBlockPods
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
 from agent.ipam.reservations.problems import disputes

@@ -10,14 +10,14 @@ from unittest.mock import patch
 
 import pytest
 
+from agent.host import host_directories
+from agent.host.host_directories import HostDirectories
+from agent.host.installer import Installer, Places
 from agent.log import Repeats
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems, ProblemBoard
 from agent.modes.registry import BUILT_IN
-from agent.node import host_directories
-from agent.node.host_directories import HostDirectories
-from agent.node.installer import Installer, Places
 from agent.runtime.observable import Observable
 from agent.runtime.pace import Pace
 from agent.runtime.shutdown import MustEndError
@@ -69,7 +69,7 @@ def test_a_folder_that_can_not_be_written_has_one_text_and_wakes_nobody_twice(pl
     published: list[Mapping[str, Problem]] = []
     board.listen(lambda: published.append(problems.get()))
     installer = Installer(places, Observable(NodeStatus()), problems, modes=BUILT_IN)
-    with patch("agent.node.installer.os.open", side_effect=lambda path, *_args: _refuse(path)):
+    with patch("agent.host.installer.os.open", side_effect=lambda path, *_args: _refuse(path)):
         for _ in range(5):
             installer.once()
     assert len(published) == 1, published

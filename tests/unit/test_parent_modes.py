@@ -10,8 +10,9 @@ import pytest
 
 from agent.codec.network_json import decode_network, encode_network
 from agent.errors import CniError, Code
-from agent.ipam import blocks, free_blocks
-from agent.ipam.attachment import Attachment, Lease
+from agent.ipam import blocks
+from agent.ipam.attachments.attachment import Attachment, Lease
+from agent.ipam.block_claims import free_blocks
 from agent.kernel.arp import announcement
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.marks import mac_for

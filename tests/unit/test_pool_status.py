@@ -18,15 +18,15 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import Deleted, Listed, StatusChanged, Upserted
 from agent.cluster.usage_objects import Usages
 from agent.ipam import pool_faults
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
 from agent.modes.parent.options import MACVLAN
-from agent.node.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
-from agent.node.usage_writer import Seen
+from agent.publish.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
+from agent.publish.usage_writer import Seen
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import OPTIONS, network_of

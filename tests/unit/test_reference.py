@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from agent import cli, ctl, options, uninstall
-from agent.cluster import accepted_modes, node_condition, node_events, usage_objects
+from agent.cluster import accepted_modes, node_condition, usage_objects
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.errors import Code
 from agent.ipam import off_block_pods
 from agent.ipam.reservations import claims, pod_annotations
 from agent.modes.ipip import bgp
-from agent.node import pool_status_writer
-from agent.observe import network_policies
+from agent.publish import network_policies, node_events, pool_status_writer
 from tests import reference
 from tests.networks import AGENT_OPTIONS
 

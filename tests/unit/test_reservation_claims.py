@@ -21,8 +21,8 @@ from agent.cluster.store import Datastore, StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.ipam.allocator import UnavailableError, usable
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.reservations import controller as reservation_controller
 from agent.ipam.reservations.claimant import ClaimContext, TakenError
 from agent.ipam.reservations.claims import PodReservations, ReservationClaims

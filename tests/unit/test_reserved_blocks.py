@@ -14,7 +14,7 @@ from agent.cluster.directory_store import DirectoryStore
 from agent.cluster.kinds import Kind
 from agent.cluster.store import StoreError
 from agent.ip import Subnet
-from agent.ipam import free_blocks
+from agent.ipam.block_claims import free_blocks
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, Resource
 from tests.networks import network_of
 from tests.support import net

@@ -10,7 +10,8 @@ import pytest
 
 from agent.cluster.directory_store import DirectoryStore
 from agent.errors import CniError
-from agent.ipam import blocks, free_blocks, missing_block
+from agent.ipam import blocks
+from agent.ipam.block_claims import free_blocks, missing_block
 from agent.ipam.reservations.claimant import ClaimContext
 from agent.ipam.reservations.claims import ReservationClaims
 from agent.ipam.reservations.pod_annotations import AddressAnnotations

@@ -16,15 +16,15 @@ from agent.cluster.objects import NAME
 from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.usage_objects import Usages
 from agent.ipam import blocks, usage
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.model.cluster import IPBlock, Node, Snapshot
 from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage
-from agent.node.usage_writer import Seen, UsageWriter
+from agent.publish.usage_writer import Seen, UsageWriter
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import OPTIONS, network_of

@@ -14,7 +14,7 @@ from agent.errors import CniError, Code, invalid_config
 from agent.ip import Address, address_name
 from agent.ipam import blocks
 from agent.ipam.allocator import Range
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.reservations import policy
 from agent.ipam.reservations.claimant import SEE, Claimant, ClaimContext
 from agent.ipam.reservations.placement import AddressPlacement, ManualReservations

@@ -19,9 +19,9 @@ from agent.cluster import objects
 from agent.cluster.object_fields import ObjectError
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.codec import strict_json
-from agent.ipam.attachment import Attachment
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.holders import Holder, holders
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.attachments.holders import Holder, holders
 from agent.ipam.off_block_pods import OffBlockPods
 from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.ipam import allocator
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import netlink
 from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
 from agent.model.network import ExtraRoute, Network

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from agent.ip import Address
 from agent.ipam import blocks
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import arp, ip_links, ip_routes, neighbours, netlink
 from agent.model.marks import LINK_PREFIX
 from agent.model.network import ExtraRoute

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.modes.base import AgentContext, ModeParts
 from agent.modes.parent.mac_filter_check import MacFilterCheck
 from agent.modes.parent.options import MACVLAN, PASSTHRU, MacvlanOptions

@@ -18,7 +18,7 @@ from typing import ClassVar
 from agent.errors import invalid_config
 from agent.ip import Address, Subnet
 from agent.ipam import blocks
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import ip_addresses, ip_links, ip_routes, neighbours, netlink, netns, subinterfaces
 from agent.kernel.ip_links import Link
 from agent.kernel.ip_routes import KernelRoute

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.ipam import attachment, attachment_files
+from agent.ipam.attachments import attachment, attachment_files
 from agent.kernel.bpf import loader
 from agent.kernel.bpf.syscall import BpfError, Map
 from agent.model.marks import BPF_PINS

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.ipam import allocator
-from agent.ipam.attachment import Attachment
+from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.blocks import is_single
 from agent.kernel import ip_links, netlink
 from agent.kernel.bpf.map_entries import Count

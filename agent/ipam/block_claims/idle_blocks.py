@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 
 from agent.ipam import blocks
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.block_controller import BlockController
-from agent.ipam.block_ledger import Stage
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.block_claims.block_controller import BlockController
+from agent.ipam.block_claims.block_ledger import Stage
 from agent.ipam.blocks import BlockCount
 from agent.model.cluster import IPBlock, Snapshot
 from agent.model.network import Network

@@ -16,9 +16,10 @@ import tenacity
 
 from agent.cluster.store import ConflictError, Datastore, NotFoundError, StoreError
 from agent.ip import Address, Subnet
-from agent.ipam import blocks, free_blocks, missing_block
-from agent.ipam.abandoned_blocks import AbandonedBlocks
-from agent.ipam.block_ledger import BlockLedger, Stage
+from agent.ipam import blocks
+from agent.ipam.block_claims import free_blocks, missing_block
+from agent.ipam.block_claims.abandoned_blocks import AbandonedBlocks
+from agent.ipam.block_claims.block_ledger import BlockLedger, Stage
 from agent.ipam.blocks import BlockCount
 from agent.ipam.exhaustion import Refusals
 from agent.model.cluster import HostNetworks, IPBlock, IPReservation, Resource, Snapshot

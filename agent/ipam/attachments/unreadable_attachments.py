@@ -14,7 +14,7 @@ from pathlib import Path
 from agent.codec import strict_json
 from agent.codec.network_json import OptionTypes
 from agent.ip import Address
-from agent.ipam.attachment import Attachment, decode_line
+from agent.ipam.attachments.attachment import Attachment, decode_line
 from agent.model.marks import ALIAS
 from agent.model.problem import Problem
 from agent.runtime import atomic_file

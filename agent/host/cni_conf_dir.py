@@ -10,11 +10,11 @@ from pathlib import Path
 from agent.cni import conflist, netconf
 from agent.cni.later_plugins import LaterPlugins
 from agent.errors import UNSEEN_MAC_REMEDY, CniError
+from agent.host import directory_watch
 from agent.model.network import Network
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.registry import Modes
-from agent.node import directory_watch
 from agent.runtime import atomic_file
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable

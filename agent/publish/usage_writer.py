@@ -12,8 +12,8 @@ from agent.cluster.snapshot_cache import SnapshotCache
 from agent.cluster.store import ConflictError, NotFoundError, StoreError
 from agent.cluster.usage_objects import Usages
 from agent.ipam import usage
-from agent.ipam.attachment_store import AttachmentStore
-from agent.ipam.holders import Holder, holders
+from agent.ipam.attachments.attachment_store import AttachmentStore
+from agent.ipam.attachments.holders import Holder, holders
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems

@@ -7,8 +7,8 @@ import random
 
 from agent.cluster import listing
 from agent.cluster.api import METADATA_LIST, Api, Request
-from agent.cluster.node_events import event, event_name
 from agent.cluster.store import ConflictError, StoreError
+from agent.publish.node_events import event, event_name
 from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from agent.runtime.controller import Controller, ReportError, Schedule
 

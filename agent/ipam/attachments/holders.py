@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.ip import Address
-from agent.ipam.attachment import Attachment
-from agent.ipam.unreadable_attachments import UnreadableAttachment
+from agent.ipam.attachments.attachment import Attachment
+from agent.ipam.attachments.unreadable_attachments import UnreadableAttachment
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from agent.cni import conflist
 from agent.errors import CniError
+from agent.host import cni_conf_dir, directory_watch
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.modes.registry import Modes
-from agent.node import cni_conf_dir, directory_watch
 from agent.runtime import atomic_file
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.observable import Observable

@@ -16,9 +16,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from agent.codec.network_json import OptionTypes
-from agent.ipam import unreadable_attachments
-from agent.ipam.attachment import Attachment, decode, encode, link_name
-from agent.ipam.unreadable_attachments import UnreadableAttachment
+from agent.ipam.attachments import unreadable_attachments
+from agent.ipam.attachments.attachment import Attachment, decode, encode, link_name
+from agent.ipam.attachments.unreadable_attachments import UnreadableAttachment
 from agent.runtime import atomic_file
 
 AT_WORK, WIRED, REJECTED = ".new", ".json", ".bad"  # suffixes; early agents renamed unusable files to the last one

@@ -19,7 +19,7 @@ from agent.ipam import pool_faults, usage
 from agent.model.cluster import Snapshot
 from agent.model.problem_board import PartProblems
 from agent.model.usage import Condition, PoolCounts
-from agent.node.usage_writer import Failures, Seen
+from agent.publish.usage_writer import Failures, Seen
 from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.pace import Pace

@@ -15,13 +15,13 @@ from typing import Any
 
 from agent.codec.network_json import OptionTypes
 from agent.ip import Address, Subnet
-from agent.ipam import attachment_files, unreadable_attachments
 from agent.ipam.allocator import Allocator, ExhaustedError, InUseError, Range
-from agent.ipam.attachment import Attachment, Lease, answered
-from agent.ipam.attachment_files import AttachmentFiles
-from agent.ipam.locks import KeyedLocks
-from agent.ipam.released_addresses import ReleaseLog
-from agent.ipam.unreadable_attachments import UnreadableAttachment
+from agent.ipam.attachments import attachment_files, unreadable_attachments
+from agent.ipam.attachments.attachment import Attachment, Lease, answered
+from agent.ipam.attachments.attachment_files import AttachmentFiles
+from agent.ipam.attachments.locks import KeyedLocks
+from agent.ipam.attachments.released_addresses import ReleaseLog
+from agent.ipam.attachments.unreadable_attachments import UnreadableAttachment
 from agent.model.marks import mac_for
 from agent.model.network import Network
 from agent.model.problem import Problem
