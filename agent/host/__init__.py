@@ -1,0 +1,1 @@
+"""Files and folders of the host: conflist and plugin, the run-dir, and whether they are still the host's."""

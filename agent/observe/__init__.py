@@ -1,0 +1,1 @@
+"""Show this agent to people and to monitoring: health, status and metrics. It changes nothing."""

@@ -1,0 +1,1 @@
+"""Objects that the agent writes for others to read, in threads of their own. No pod waits for any of them."""
