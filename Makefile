@@ -84,11 +84,12 @@ build/ebpf/.done: $(wildcard ebpf/*) | build/.debs
 
 .PHONY: check
 check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
-	@test -e build/pycache || $(BIN)/pytest -q --collect-only tests/unit >/dev/null 2>&1 & compiled=$$!; \
-	$(BIN)/ruff check -q .; $(BIN)/ruff format -q --check .; $(MYPY); $(BIN)/lint-imports --no-cache | tail -3; \
-	wait $$compiled || true # it is for one, before four compile the same; the tests tell what is wrong
-	@$(if $(MEMORY),TMPDIR=$(MEMORY)) $(BIN)/pytest -q -n 4 --dist loadgroup -o tmp_path_retention_policy=failed \
-	  tests/unit # some tests wait, but each worker begins with 2 s of a core
+	@test -e build/pycache || $(BIN)/pytest -q --collect-only tests/unit >/dev/null 2>&1 || true # before four compile the same
+	@{ $(BIN)/ruff check -q .; $(BIN)/ruff format -q --check .; $(MYPY); $(BIN)/lint-imports --no-cache | tail -3; } \
+	  > build/static.log 2>&1 & static=$$!; \
+	$(if $(MEMORY),TMPDIR=$(MEMORY)) EXAMPLES=$(if $(filter check,$(MAKECMDGOALS)),few,all) \
+	  $(BIN)/pytest -q -n 4 --dist loadgroup -o tmp_path_retention_policy=failed tests/unit || failed=1; \
+	wait $$static || failed=1; cat build/static.log; exit $${failed:-0}
 
 .PHONY: test
 test: check plugin build/ebpf/.done ## everything: the quick checks, then plugin, kernel, lab and conformance tests

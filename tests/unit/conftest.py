@@ -11,14 +11,18 @@ import pytest
 from hypothesis import settings
 
 from tests.unit.plugin import Agent, Builds, Plugin
+from tests.unit.properties import examples
 
-settings.register_profile("busy", deadline=None)  # an example that takes long is the machine's doing
+settings.register_profile(
+    "busy", deadline=None, max_examples=examples(100)
+)  # an example that takes long is the machine's doing
 settings.load_profile("busy")
 
 
 def pytest_collection_finish() -> None:
     """Let the garbage collector leave out what was imported and collected: it stays, and takes 0.3 s each time."""
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

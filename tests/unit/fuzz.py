@@ -18,6 +18,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from tests.unit import properties
+
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "")
 TOKENS = (
     b"9" * 5000, b"1e999", b"-1", b"0", b"0x" + b"f" * 5000, b"NaN", b"null", b"true", b"1:59", b"2026-13-45",
@@ -35,7 +37,7 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from([
 def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Try so many examples, always the same; with FUZZ_EXAMPLES that many, which are new each time."""
     return settings(
-        max_examples=int(EXAMPLES or examples),
+        max_examples=int(EXAMPLES or properties.examples(examples)),
         deadline=None,
         derandomize=not EXAMPLES,
         database=None,

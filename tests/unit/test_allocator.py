@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent.ip import Address
 from agent.ipam.allocator import REMEMBERED, Allocator, ExhaustedError, UnavailableError, gateway, usable
 from tests.support import ip
+from tests.unit.properties import examples
 
 BLOCK = ipaddress.ip_network("10.244.1.0/29")
 RANGE = usable(BLOCK)
@@ -201,9 +202,9 @@ class Forgetful(Model):
         self.used.add(address)
 
 
-Forgetful.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Forgetful.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 TestForgetful = Forgetful.TestCase
-Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Model.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.modes.ipip.bird.render import FOLDERS, render, symbol, symbols
 from agent.modes.ipip.bird.types import BirdConfig, BirdError, External, Peer, Secret, Tunnel
+from tests.unit.properties import examples
 
 POOL = IPv4Network("10.244.0.0/16")
 ME = BirdConfig(
@@ -199,7 +200,7 @@ configs = st.builds(
 
 
 @pytest.mark.skipif(not shutil.which("bird"), reason="BIRD is not installed (Debian: bird2)")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(configs)
 def test_bird_takes_whatever_is_rendered(tmp_path_factory: pytest.TempPathFactory, config: BirdConfig) -> None:
     try:

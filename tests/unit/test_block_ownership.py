@@ -23,6 +23,7 @@ from agent.objects.state import LocalAddress, NodeState
 from tests.fake_clock import FakeClock
 from tests.networks import network_of
 from tests.support import net
+from tests.unit.properties import examples
 
 MODES = ("host-gw", "vxlan", "ipip")
 LOCAL = (
@@ -260,7 +261,7 @@ def test_a_nodes_own_blocks_may_lie_in_each_other() -> None:
 claims = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 15), st.integers(28, 32)), max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(claims, st.randoms())
 def test_no_two_nodes_have_one_address_whatever_the_order(
     claims: list[tuple[str, int, int]], shuffle: random.Random

@@ -21,6 +21,7 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from tests.networks import MODES, changed, network_of, parse_conf
 from tests.support import ip, net
+from tests.unit.properties import examples
 
 POOL = IPPool("pods", net("10.244.0.0/20"), 24)
 NETWORK = network_of("net", subnet=net("10.244.0.0/16"))
@@ -55,7 +56,7 @@ def test_nodes_begin_their_search_at_different_places() -> None:
     assert len(firsts) > 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given_by(
     st.sets(st.integers(0, 15)), st.sets(st.integers(0, 60), max_size=4), st.text("abc", min_size=1, max_size=3)
 )
@@ -216,7 +217,7 @@ def test_a_vast_pool_of_which_half_is_excluded() -> None:
         assert all(int(block.cidr[0]) >= int(ip("fd00:0:0:8000::")) for block in found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given_by(st.data())
 def test_what_is_left_of_a_pool_is_what_a_simple_count_says(data: st.DataObject) -> None:
     """Against each address looked at by itself."""

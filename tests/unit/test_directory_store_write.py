@@ -25,6 +25,7 @@ from agent.cluster.objects import to_doc
 from agent.cluster.store import ConflictError, NotFoundError, StoreError, Upserted
 from agent.model.cluster import IPPool, Node
 from tests.unit.folders import POOL, block, following, listed, node, text
+from tests.unit.properties import examples
 
 # --- create, update, delete
 
@@ -208,7 +209,7 @@ def edit(folder: Path, how: str, name: str, content: str, other: str) -> None:
 
 
 @settings(
-    max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=examples(20), deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )  # no shrinking: it waits
 @given(st.lists(edits, max_size=8))
 def test_after_any_edits_what_was_delivered_is_what_is_there(steps: list[tuple[str, str, str, str]]) -> None:

@@ -19,6 +19,7 @@ from agent.modes.registry import BUILT_IN
 from agent.objects.state import Bridge, LocalAddress, Masquerade, NodeState, Route, union
 from tests.networks import network_of
 from tests.support import ip, net
+from tests.unit.properties import examples
 
 MODE = HostGw()
 
@@ -93,7 +94,7 @@ def test_masquerade_of_all_but_pods_and_nodes() -> None:
     assert MODE.desired(view(network=without)).masquerade == Masquerade()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.tuples(st.integers(2, 60), st.integers(1, 30)), unique=True), st.randoms())
 def test_each_on_link_peer_has_one_route_whatever_the_order(
     peers: list[tuple[int, int]], shuffle: random.Random

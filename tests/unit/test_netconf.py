@@ -17,6 +17,7 @@ from agent.errors import CniError, Code
 from agent.model.network import Network
 from agent.modes.parent.options import SERVICES
 from tests.networks import network_of, parse_conf, read_conf
+from tests.unit.properties import examples
 
 HOST_GW = """{
   "cniVersion": "0.3.0",
@@ -190,7 +191,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 # few fields: the first wrong one is the answer, and the others would not be read
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.text(max_size=30))
 def test_whatever_comes_is_a_netconf_or_a_cni_error(fields: dict[str, Any], args: str) -> None:

@@ -25,6 +25,7 @@ from agent.modes.vxlan.state import VxlanState
 from agent.objects.state import LocalAddress, NodeState, Route, Underlay
 from tests.networks import network_of
 from tests.support import ip, net
+from tests.unit.properties import examples
 from tests.unit.sections import section
 
 
@@ -87,7 +88,7 @@ def test_each_node_has_an_address_of_its_own(nodes: tuple[Node, ...], ends_of_al
     assert tuple(found for _name, found in sorted(chosen(*nodes).items())) == ends_of_all
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.lists(st.integers(1, 6), max_size=3, unique=True), min_size=1, max_size=6), st.randoms())
 def test_all_nodes_come_to_the_same_ends(lists: list[list[int]], shuffle: random.Random) -> None:
     nodes = [node(n, *(f"172.18.0.{host}" for host in hosts)) for n, hosts in enumerate(lists, 1)]
@@ -185,7 +186,7 @@ def test_nodes_that_list_each_others_addresses_come_to_those_that_are_really_the
     assert list(node_endpoints.choose({n.name: n for n in nodes}).problems())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.permutations(range(1, 6)), min_size=2, max_size=5), st.data())
 def test_whatever_addresses_nodes_list_besides_the_ends_are_where_the_nodes_are(
     lists: list[list[int]], data: st.DataObject

@@ -16,6 +16,7 @@ from agent.cluster.object_fields import Faults, ObjectError
 from agent.cluster.objects import expand, parse, to_doc, usable
 from agent.ip import Subnet
 from agent.model.cluster import IPBlock, IPPool, IPReservation, Node, ObjectMetadata, Resource, block_name
+from tests.unit.properties import examples
 
 NODE: dict[str, Any] = {
     "apiVersion": "v1",
@@ -383,7 +384,7 @@ reservations = st.builds(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(nodes | pools() | st.builds(IPBlock, subnets(), names, names) | reservations)
 def test_what_is_written_is_read_back(obj: Resource) -> None:
     assert parse(to_doc(obj)) == obj

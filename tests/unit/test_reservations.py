@@ -16,6 +16,7 @@ from agent.model.cluster import IPBlock, IPReservation, Node, Snapshot
 from agent.model.network import Network
 from tests.networks import network_of
 from tests.support import net
+from tests.unit.properties import examples
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEEP = timedelta(hours=1)
@@ -85,7 +86,7 @@ held = st.builds(
 claims = st.builds(Claim, st.just(X), texts, texts, st.sampled_from(["one", "two"]), st.just("testcni"))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(held, claims)
 def test_nobody_takes_what_another_uses(there: IPReservation, claim: Claim) -> None:
     try:
@@ -100,7 +101,7 @@ def test_nobody_takes_what_another_uses(there: IPReservation, claim: Claim) -> N
         assert there.owner == claim.owner or there.released + KEEP <= NOW
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(held, st.none() | claims, st.booleans())
 def test_steps_of_all_nodes_come_to_rest(there: IPReservation, claim: Claim | None, busy: bool) -> None:
     """Whatever a node does, it has nothing more to do then, and of several nodes one acts."""
