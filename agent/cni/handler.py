@@ -14,8 +14,8 @@ from agent.cni.later_plugins import LaterPlugins
 from agent.cni.netconf import NetConf
 from agent.cni.protocol import Call
 from agent.errors import CniError, Code, raise_os
-from agent.ipam.add_times import AddTimes
-from agent.ipam.assigner import AddressAssigner
+from agent.ipam.assign.add_times import AddTimes
+from agent.ipam.assign.assigner import AddressAssigner
 from agent.ipam.attachments.attachment import Attachment, link_name
 from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.reservations.claims import ReservationClaims

@@ -7,7 +7,7 @@ from agent.cni.protocol import Call
 from agent.codec import cni_args
 from agent.codec.json_fields import CNI_NAME, CNI_NAME_ALLOWED, LINK_NAME_ALLOWED, is_link_name
 from agent.errors import CniError, Code
-from agent.ipam.address_request import AddressRequest
+from agent.ipam.assign.address_request import AddressRequest
 from agent.kernel import netns
 
 

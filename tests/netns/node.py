@@ -22,7 +22,7 @@ from agent.cni.later_plugins import LaterPlugins
 from agent.cni.protocol import Call
 from agent.errors import CniError
 from agent.host.cni_conf_dir import Confs
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.ipam.attachments.attachment_store import QUARANTINED_FOR, AttachmentStore
 from agent.ipam.block_claims.block_controller import BlockController
 from agent.kernel import ip_addresses, ip_links, ip_routes, netlink, netns

@@ -12,7 +12,7 @@ import pytest
 
 from agent.errors import CniError, Code
 from agent.ip import Address
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import ip_links, netlink
 from agent.model.cluster import IPPool, IPReservation, Node

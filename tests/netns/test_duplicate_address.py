@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agent.errors import CniError, Code
-from agent.ipam import assigner, duplicate_address
+from agent.ipam.assign import assigner, duplicate_address
 from agent.ipam.attachments.attachment import Lease
 from agent.kernel import arp
 from agent.kernel.link_operations import Reaper

@@ -18,7 +18,7 @@ import pytest
 
 from agent.errors import CniError
 from agent.host.cni_conf_dir import Confs
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.ipam.attachments.attachment import link_name
 from agent.kernel import fdb, hardening, ip_links, link_setup, netlink, netns, tc
 from agent.kernel.bpf.loader import Loader

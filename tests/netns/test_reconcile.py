@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.host.cni_conf_dir import Confs
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.kernel.netlink_monitor import Monitor
 from agent.model.cluster import Node
 from agent.model.marks import LINK_PREFIX, NFT_TABLE, ROUTE_PROTOCOL

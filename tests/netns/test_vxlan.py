@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CniError
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.kernel import netlink
 from agent.model.cluster import Node
 from agent.model.marks import ROUTE_PROTOCOL

@@ -15,10 +15,11 @@ from agent.cni.netconf import NetConf
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError, Code
 from agent.ip import Subnet
-from agent.ipam import assigner, blocks
-from agent.ipam.add_times import AddTimes
-from agent.ipam.address_request import AddressRequest
-from agent.ipam.assigner import AddressAssigner
+from agent.ipam import blocks
+from agent.ipam.assign import assigner
+from agent.ipam.assign.add_times import AddTimes
+from agent.ipam.assign.address_request import AddressRequest
+from agent.ipam.assign.assigner import AddressAssigner
 from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.link_operations import Reaper

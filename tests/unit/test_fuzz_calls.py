@@ -17,7 +17,7 @@ from agent.cni.protocol import Call
 from agent.cni.server import Server
 from agent.errors import Code
 from agent.host import cni_conf_dir
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.kernel.bpf.loader import Loader
 from agent.model.node_status import NodeStatus

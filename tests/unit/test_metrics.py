@@ -28,7 +28,7 @@ from agent.errors import CniError
 from agent.host.cni_conf_dir import Confs
 from agent.ip import Subnet
 from agent.ipam import blocks
-from agent.ipam.add_times import AddTimes
+from agent.ipam.assign.add_times import AddTimes
 from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.block_claims.block_controller import BlockController

@@ -17,8 +17,8 @@ from agent.cluster.objects import to_doc
 from agent.cluster.store import StoreError
 from agent.ipam.attachments.attachment import Attachment, Lease
 from agent.ipam.attachments.attachment_store import AttachmentStore
-from agent.ipam.off_block_pods import EVENTS, SETTLED, OffBlockPods
 from agent.ipam.reservations.controller import ControllerInputs, ReservationController
+from agent.ipam.reservations.off_block_pods import EVENTS, SETTLED, OffBlockPods
 from agent.ipam.reservations.problems import disputes
 from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Update, lost, of_owner, steps
 from agent.model.cluster import (

@@ -12,8 +12,7 @@ from agent import cli, ctl, options, uninstall
 from agent.cluster import accepted_modes, node_condition, usage_objects
 from agent.cluster.metadata_object import ANNOTATION_PREFIX
 from agent.errors import Code
-from agent.ipam import off_block_pods
-from agent.ipam.reservations import claims, pod_annotations
+from agent.ipam.reservations import claims, off_block_pods, pod_annotations
 from agent.modes.ipip import bgp
 from agent.publish import network_policies, node_events, pool_status_writer
 from tests import reference

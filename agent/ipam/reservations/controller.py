@@ -22,9 +22,9 @@ from agent.codec import strict_json
 from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.attachments.attachment_store import AttachmentStore
 from agent.ipam.attachments.holders import Holder, holders
-from agent.ipam.off_block_pods import OffBlockPods
 from agent.ipam.reservations import problems as reservation_problems
 from agent.ipam.reservations import rules as reservation_rules
+from agent.ipam.reservations.off_block_pods import OffBlockPods
 from agent.ipam.reservations.rules import Claim, Delete, LocalPods, Step
 from agent.model.cluster import WHILE_POD, IPReservation, Snapshot
 from agent.model.node_status import ReportEvent, ReservationsInProgress, ignore_event

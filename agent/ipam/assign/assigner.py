@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 from agent.errors import DISK_REMEDY, CniError, Code, invalid_config, raise_os
 from agent.ip import Address, Subnet
-from agent.ipam import blocks, duplicate_address
-from agent.ipam.add_times import AddTimes
-from agent.ipam.address_request import AddressRequest
+from agent.ipam import blocks
 from agent.ipam.allocator import ExhaustedError, Range, UnavailableError
+from agent.ipam.assign import duplicate_address
+from agent.ipam.assign.add_times import AddTimes
+from agent.ipam.assign.address_request import AddressRequest
+from agent.ipam.assign.duplicate_address import DuplicateAddress
+from agent.ipam.assign.node_blocks import NodeBlocks, ShortageError
 from agent.ipam.attachments.attachment import Attachment
 from agent.ipam.attachments.attachment_store import AttachmentStore, Waits
-from agent.ipam.duplicate_address import DuplicateAddress
-from agent.ipam.node_blocks import NodeBlocks, ShortageError
 from agent.ipam.reservations import policy
 from agent.ipam.reservations.claimant import SEE, TakenError
 from agent.ipam.reservations.claims import REASON, PodReservations, ReservationClaims
