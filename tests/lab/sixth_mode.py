@@ -16,7 +16,7 @@ from agent.codec import json_fields
 from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import netlink
 from agent.model.network import ExtraRoute, ModeOptions
-from agent.modes import peers, routable_blocks, underlay, veth
+from agent.modes import peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import ConfFields, Mode, ModeContext, Wired
 from agent.modes.registry import BUILT_IN, Modes
 from agent.objects.host_kernel import HostKernel
@@ -55,14 +55,14 @@ class P2p(Mode):
         metric, home = P2pOptions.of(view.network).peer_metric, underlay.home(view, underlay.chosen(view))
         if not (view.blocks and home):
             return NodeState(problems=settled.problems, refused=settled.refused)
-        routes, problems = peers.plain_routes(view)
+        routes, problems = peer_routes.plain_routes(view)
         return NodeState(
             routes=frozenset(replace(route, metric=metric) for route in routes),
-            masquerade=peers.masquerade(view, nodes=True),
+            masquerade=peer_routes.masquerade(view, nodes=True),
             forwarding=frozenset({4}),
             problems=problems | settled.problems,
             refused=settled.refused,
-            loose_rp_filter_on=peers.loose_rp_filter_on(view),
+            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view),
             guards=frozenset({(home.device, view.network.spoof_check)}),
         )
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.ipam import blocks
 from agent.model.cluster import Node
 from agent.model.problem import Problem
-from agent.modes import peers, routable_blocks, underlay
+from agent.modes import peer_routes, routable_blocks, underlay
 from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.render import networks
@@ -90,7 +90,7 @@ def _near(view: ModeContext, address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def _peers(view: ModeContext, known: NodeEndpoints, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        modes = peers.accepted_modes(view, node) or (IPIP,)
+        modes = peer_routes.accepted_modes(view, node) or (IPIP,)
         if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
             continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"
@@ -117,7 +117,7 @@ def _pools(view: ModeContext) -> Iterator[IPv4Network]:
         podcidrs = ((node.name, block) for node in view.snapshot.nodes.values() for block in node.blocks)
         owned = ((name, block) for name, block in podcidrs if known.owners.get(block) == name)
         subnets.update(block for name, block in owned if not fences.against(block, name))
-        subnets.update(alone for _node, alone in peers.roaming(view))
+        subnets.update(alone for _node, alone in peer_routes.roaming(view))
     yield from ipaddress.collapse_addresses(subnet for subnet in subnets if isinstance(subnet, IPv4Network))
 
 

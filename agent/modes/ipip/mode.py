@@ -14,7 +14,7 @@ from agent.kernel import netlink
 from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
-from agent.modes import peers, routable_blocks, underlay, veth
+from agent.modes import peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import AgentContext, ConfFields, Mode, ModeContext, ModeParts, Wired
 from agent.modes.ipip import agent_options, bgp, metrics
 from agent.modes.ipip.agent_options import AGENT_OPTIONS
@@ -28,7 +28,7 @@ from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.marks import IPIP_DEVICE
 from agent.modes.ipip.options import IPIP, IpipOptions
 from agent.modes.ipip.state import IpipState
-from agent.modes.peers import Owners
+from agent.modes.peer_routes import Owners
 from agent.modes.underlay import Near
 from agent.objects.base import NodeObject
 from agent.objects.host_kernel import HostKernel
@@ -90,7 +90,7 @@ class Ipip(Mode):
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
         settled = routable_blocks.settle(view)
         view = settled.view
-        owners = peers.owners(view)
+        owners = peer_routes.owners(view)
         problems = owners.problems | settled.problems
         if not owners.node:
             return NodeState(problems=problems, refused=settled.refused)
@@ -103,9 +103,9 @@ class Ipip(Mode):
         return NodeState(
             sections=frozenset({ipip, *bird}),
             # nodes are an exception only where packets of pods may be seen between them
-            masquerade=peers.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
-            routes=owners.plain | (here.spare(owners) if peers.is_migrating(view) else frozenset()),
-            loose_rp_filter_on=peers.loose_rp_filter_on(view, IPIP_DEVICE),
+            masquerade=peer_routes.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
+            routes=owners.plain | (here.spare(owners) if peer_routes.is_migrating(view) else frozenset()),
+            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view, IPIP_DEVICE),
             guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
             problems=problems | plan.problems | here.problems(),
@@ -168,14 +168,16 @@ class _Here:
         nodes = self.peers if self.encapsulate is Encapsulate.ALWAYS else nodes
         known = self.view.snapshot.nodes
         return {
-            name: address for name, address in nodes.items() if peers.mode_to_peer(self.view, known[name]) == IPIP
+            name: address
+            for name, address in nodes.items()
+            if peer_routes.mode_to_peer(self.view, known[name]) == IPIP
         }
 
     @property
     def mtu(self) -> int:
         """Bytes of an inner packet."""
         overhead = 0 if self.encapsulate is Encapsulate.NEVER else OVERHEAD
-        return self.view.network.mtu or peers.underlay_mtu(self.view) - overhead
+        return self.view.network.mtu or peer_routes.underlay_mtu(self.view) - overhead
 
     @property
     def tunnel(self) -> Tunnel:
@@ -192,7 +194,7 @@ class _Here:
 
     def ipip(self, owners: Owners) -> IpipState:
         """Return the state of the mode ipip that there must be on this node."""
-        nodes = peers.tunnel_peers(self.view) | {self.node}
+        nodes = peer_routes.tunnel_peers(self.view) | {self.node}
         blocks = frozenset(owners.blocks.items())
         state = IpipState(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:
@@ -229,7 +231,7 @@ class _Here:
 
 def _here(view: ModeContext, address: IPv4Address) -> _Here:
     known = underlay.chosen(view)
-    to = peers.Peers(view, known)
+    to = peer_routes.Peers(view, known)
     others = (node for node in view.snapshot.nodes.values() if node.name != view.node)
     ends = {node.name: end for node in others if not isinstance(end := to.end(node), Problem)}
     local, near = underlay.own(view, known)[1], underlay.Near(view, known)

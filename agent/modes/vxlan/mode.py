@@ -17,7 +17,7 @@ from agent.kernel import ip_links, netlink
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.ip_links import Link
 from agent.model.network import ExtraRoute, ModeOptions, Network
-from agent.modes import peers, routable_blocks, underlay, veth
+from agent.modes import peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import (
     AddressTakenError,
     AgentContext,
@@ -30,7 +30,7 @@ from agent.modes.base import (
     Wired,
 )
 from agent.modes.packet_monitor import PacketMonitor
-from agent.modes.peers import Owners
+from agent.modes.peer_routes import Owners
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.checksum_check import ChecksumCheck
@@ -87,7 +87,7 @@ class Vxlan(Mode):
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
         settled = routable_blocks.settle(view)
         view = settled.view
-        owners, options = peers.owners(view), VxlanOptions.of(view.network)
+        owners, options = peer_routes.owners(view), VxlanOptions.of(view.network)
         problems = owners.problems | settled.problems
         if not owners.node:
             return NodeState(problems=problems, refused=settled.refused)
@@ -95,11 +95,11 @@ class Vxlan(Mode):
             VXLAN_DEVICE,
             options.vni,
             options.port,
-            view.network.mtu or peers.underlay_mtu(view) - OVERHEAD,
+            view.network.mtu or peer_routes.underlay_mtu(view) - OVERHEAD,
             owners.node,
             frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
             frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
-            peers.tunnel_peers(view),
+            peer_routes.tunnel_peers(view),
             options.vxlan_backend,
             _settled(view, owners),
         )
@@ -107,11 +107,11 @@ class Vxlan(Mode):
             sections=frozenset({tunnel}),
             routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
-            masquerade=peers.masquerade(view, nodes=False),
+            masquerade=peer_routes.masquerade(view, nodes=False),
             forwarding=frozenset({4}),
             problems=problems,
             refused=settled.refused,
-            loose_rp_filter_on=peers.loose_rp_filter_on(view, VXLAN_DEVICE),
+            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view, VXLAN_DEVICE),
             guards=frozenset(
                 {(VXLAN_DEVICE, view.network.spoof_check)} if options.vxlan_backend == KERNEL else ()
             ),
