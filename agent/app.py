@@ -197,7 +197,7 @@ class PodPath:
         return ReservationClaims(cluster.datastores.quick, context, conf.keep_address, conf.namespace_reservations)
 
 
-class ClusterObservers:
+class ClusterPublishers:
     """The parts that write Events, conditions and status objects; there are none without Kubernetes."""
 
     def __init__(self, shared: Shared, cluster: ClusterParts, node: NodePath) -> None:
@@ -211,16 +211,17 @@ class ClusterObservers:
         from agent.publish.network_policies import NetworkPolicies  # noqa: PLC0415
         from agent.publish.node_events import NodeEventWriter  # noqa: PLC0415
         from agent.publish.pool_status_writer import PoolStatusWriter  # noqa: PLC0415
-        from agent.publish.usage_writer import Seen, UsageWriter  # noqa: PLC0415
+        from agent.publish.status_inputs import StatusInputs  # noqa: PLC0415
+        from agent.publish.usage_writer import UsageWriter  # noqa: PLC0415
 
         board, usages = shared.board, Usages(api)
-        seen = Seen(shared.conf.node, cluster.snapshot_cache, node.status, shared.attachments)
+        inputs = StatusInputs(shared.conf.node, cluster.snapshot_cache, node.status, shared.attachments)
         report_error = board.part("node-events").report_error
         self._policies = NetworkPolicies(api, shared.conf.node, board.part("policies").report_error)
         self.parts = {
             "node-events": NodeEventWriter(api, node.view, shared.pod_events, report_error),
-            "usage": UsageWriter(usages, seen, board.part("usage")),
-            "pool-status": PoolStatusWriter(usages, seen, board.part("pool-status")),
+            "usage": UsageWriter(usages, inputs, board.part("usage")),
+            "pool-status": PoolStatusWriter(usages, inputs, board.part("pool-status")),
             "policies": self._policies,
         }
 
@@ -246,7 +247,7 @@ class Agent:
         self.cluster = ClusterParts(self.shared)
         self.node = NodePath(self.shared, self.cluster)
         self.pods = PodPath(self.shared, self.cluster, self.node)
-        self._observers = ClusterObservers(self.shared, self.cluster, self.node)
+        self._publishers = ClusterPublishers(self.shared, self.cluster, self.node)
         self._server = Server(conf.socket, self.answer)
         self._follow()
         self._parts = self.parts()
@@ -273,7 +274,7 @@ class Agent:
             **self.node.parts(),
             "journal": self.pods.journal,
             "run-dir": RunDir(board.part("run-dir"), *keepers),
-            **self._observers.parts,
+            **self._publishers.parts,
         }
         if self.conf.listen:  # the last one: it says whether all others live
             parts["http"] = Http(self.conf.listen, self._pages(), board.part("http"))
@@ -322,7 +323,7 @@ class Agent:
         own = report(self.conf, self._began, snapshot, status, shared.attachments, shared.modes, shared.host)
         of_modes = {key: value for of in self.node.of_modes for key, value in of.report().items()}
         summaries = [line for of in self.node.of_modes for line in of.summary()]
-        notes = self._observers.notes
+        notes = self._publishers.notes
         return {**own, "notes": notes, **of_modes, "summaries": summaries, "rounds": self._rounds()}
 
     def _rounds(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from agent.kernel import fdb, ip_addresses, link_operations, link_setup, netlink
 from agent.kernel.netlink import Netlink
 from agent.model.marks import BRIDGE_MAC_PREFIX, MAC_PREFIX, bridge_mac, mac_for
 from agent.model.network import ExtraRoute, ModeOptions, Network
-from agent.modes import ip_versions, peer_routes, routable_blocks, veth
+from agent.modes import ip_versions, masquerade, mode_choice, peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import CheckError, ConfFields, Mode, ModeContext, Wired
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
@@ -71,16 +71,16 @@ class HostGw(Mode):
             bridges=_bridge(view),
             routes=routes | off_block,
             proxies=_proxies(view),
-            masquerade=peer_routes.masquerade(view, nodes=True),
+            masquerade=masquerade.desired(view, nodes=True),
             forwarding=frozenset(block.version for block in view.blocks),
             problems=problems | settled.problems | carried.problems,
             refused=settled.refused | carried.refused,
             lacking=carried.lacking,
-            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view),
+            loose_rp_filter_on=mode_choice.loose_rp_filter_on(view),
             guards=frozenset({(_bridge_name(view.network), view.network.spoof_check)} if view.blocks else ()),
             # pods on it look for all of their block there, and some may have another mode
             proxy_arp_on=frozenset(
-                {_bridge_name(view.network)} if view.blocks and peer_routes.is_migrating(view) else ()
+                {_bridge_name(view.network)} if view.blocks and mode_choice.is_migrating(view) else ()
             ),
         )
 
@@ -158,7 +158,7 @@ def _bridge(view: ModeContext) -> frozenset[Bridge]:
 
 def _mtu(view: ModeContext) -> int:
     """Return the MTU of the bridge and of pods, in bytes."""
-    return view.network.mtu or peer_routes.underlay_mtu(view)
+    return view.network.mtu or underlay.mtu(view)
 
 
 def _refuse_taken(nl: Netlink, attachment: Attachment, bridge_mac: str) -> None:

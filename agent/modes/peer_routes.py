@@ -1,8 +1,7 @@
-"""Routes to peers' pods, and what else a node needs of the cluster: pure functions of a view."""
+"""Routes to the pods of peers, and the ends of tunnels to them: pure functions of a view."""
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -13,40 +12,11 @@ from agent.ipam.reservations import rules as reservation_rules
 from agent.model import special_addresses
 from agent.model.cluster import Node
 from agent.model.problem import Problem
-from agent.modes import routable_blocks, underlay
+from agent.modes import mode_choice, routable_blocks, underlay
 from agent.modes.base import PLAIN, ModeContext
 from agent.modes.node_endpoints import NodeEndpoints
 from agent.modes.routable_blocks import Fences
-from agent.objects.state import Masquerade, Route
-
-
-def underlay_mtu(view: ModeContext) -> int:
-    """The MTU of the interface that holds the node's address, 1500 bytes where none does."""
-    local = underlay.home(view, underlay.chosen(view))
-    return local.mtu if local else 1500
-
-
-def masquerade(view: ModeContext, *, nodes: bool) -> Masquerade:
-    """Return the masquerade from our pods to whatever is no pod, and where `nodes` is set no node either."""
-    if not view.network.masquerade:
-        return Masquerade()
-    snapshot = view.snapshot
-    exempt: set[Subnet] = {pool.cidr for pool in snapshot.pools.values() if not blocks.is_shared(pool, snapshot)}
-    elsewhere = {block.cidr for block in snapshot.blocks.values() if block.shared}
-    exempt.update(routable_blocks.claims(view).owners.keys() - elsewhere, view.blocks, view.off_block_pods)
-    exempt.update(alone for _node, alone in roaming(view))
-    if nodes:
-        exempt.update(ipaddress.ip_network(a) for node in snapshot.nodes.values() for a in node.addresses)
-    if view.network.subnet:
-        exempt.add(view.network.subnet)
-    # a pod on the nodes' own subnet answers there, and not by its node: it must see a node's address
-    near = Fences(view)
-    exempt = {
-        subnet
-        for subnet in exempt
-        if blocks.is_single(subnet) or not (near.network(subnet) or special_addresses.against(subnet))
-    }
-    return Masquerade(frozenset(view.blocks) | view.off_block_pods, frozenset(exempt))
+from agent.objects.state import Route
 
 
 def roaming(view: ModeContext) -> Iterator[tuple[Node, Subnet]]:
@@ -71,7 +41,7 @@ def _roaming(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
             yield view.snapshot.nodes[held.node], alone
 
 
-def peers(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
+def peer_subnets(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
     """Yield all that is behind each peer: its blocks, and its pods' addresses that are in none of them."""
     yield from routable_blocks.peer_blocks(view)
     yield from _roaming(view)
@@ -115,7 +85,7 @@ def owners(view: ModeContext) -> Owners:
     found, modes = dict.fromkeys((*own, *off_block), node), {}
     plain: set[Route] = set()
     to = Peers(view, known)
-    for each in peers(view):
+    for each in peer_subnets(view):
         if isinstance(each, Problem):
             problems.add(each)
             continue
@@ -126,7 +96,7 @@ def owners(view: ModeContext) -> Owners:
         elif isinstance(address, Problem):
             problems.add(address)
         else:
-            found[block], modes[block] = address, mode_to_peer(view, peer)
+            found[block], modes[block] = address, mode_choice.mode_to_peer(view, peer)
             if modes[block] == PLAIN:
                 route = to.route(peer, block)
                 if isinstance(route, Route):
@@ -136,46 +106,9 @@ def owners(view: ModeContext) -> Owners:
     return Owners(node, own, found, modes, frozenset(plain), frozenset(problems))
 
 
-def accepted_modes(view: ModeContext, node: Node) -> tuple[str, ...]:
-    """Return the routed modes in which a node accepts packets of the network; none: it does not say."""
-    return view.routed.known(node.announced(view.network.name))
-
-
-def mode_to_peer(view: ModeContext, peer: Node) -> str:
-    """Return the mode in which packets go to a peer, or PLAIN: those of the peer come the same way.
-
-    It is a mode that both nodes accept and that one of them has in its conf; every node accepts plain packets.
-    """
-    path = view.routed.path
-    ours = [path(mode) for mode in view.modes]
-    theirs = [path(mode) for mode in accepted_modes(view, peer)] or ours[:1]  # a silent peer is like this node
-    both = {PLAIN, *(mode for mode in theirs if mode in ours)}
-    return min(both & {ours[0], theirs[0]} or both, key=(*view.routed.tunnels, PLAIN).index)
-
-
-def is_migrating(view: ModeContext) -> bool:
-    """Return whether some node, this one included, has another mode beside that of this node's conf."""
-    peers = (accepted_modes(view, peer) for peer in view.snapshot.nodes.values() if peer.name != view.node)
-    return len(view.modes) > 1 or any(modes and modes != view.modes for modes in peers)
-
-
-def loose_rp_filter_on(view: ModeContext, *devices: str) -> frozenset[str]:
-    """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
-    me = view.snapshot.nodes.get(view.node)
-    if me is None or not is_migrating(view):
-        return frozenset()
-    return frozenset(local.device for local in view.local if local.interface.ip in me.addresses).union(devices)
-
-
 def _no_ipv6(view: ModeContext, where: str) -> Problem:
     what = f"is IPv6, which {view.network.mode} does not carry"
     return Problem(where, what, f"use {' or '.join(view.routed.ipv6)} for IPv6")
-
-
-def tunnel_peers(view: ModeContext) -> frozenset[IPv4Address]:
-    """Return where tunnels may come from: any InternalIP, as nodes that know less or more may choose another."""
-    addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
-    return frozenset(address for address in addresses if isinstance(address, IPv4Address))
 
 
 class Peers:
@@ -218,14 +151,14 @@ def plain_routes(view: ModeContext) -> tuple[frozenset[Route], frozenset[Problem
     to = Peers(view)
     routes: set[Route] = set()
     problems: set[Problem] = set()
-    for found in peers(view):
+    for found in peer_subnets(view):
         if isinstance(found, Problem):
             problems.add(found)
             continue
         peer, block = found
         if block.version == 6 and not view.ipv6:
             continue  # one problem says so
-        if block.version == 4 and mode_to_peer(view, peer) != PLAIN:
+        if block.version == 4 and mode_choice.mode_to_peer(view, peer) != PLAIN:
             continue  # the network of another mode has a route to it
         route = to.route(peer, block)
         if isinstance(route, Route):

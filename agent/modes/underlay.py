@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from agent.ip import Address, Subnet
 from agent.model.cluster import ENDS, AcceptedModes, Node
 from agent.model.problem import Problem
@@ -43,6 +45,18 @@ def home(view: ModeContext, known: NodeEndpoints) -> LocalAddress | None:
     versions = dict.fromkeys(address.version for address in me.addresses) if me else ()
     found = (own(view, known, version)[1] for version in versions)
     return next((local for local in found if local), None)
+
+
+def mtu(view: ModeContext) -> int:
+    """The MTU of the interface that holds the node's address, 1500 bytes where none does."""
+    local = home(view, chosen(view))
+    return local.mtu if local else 1500
+
+
+def tunnel_peers(view: ModeContext) -> frozenset[IPv4Address]:
+    """Return where tunnels may come from: any InternalIP, as nodes that know less or more may choose another."""
+    addresses = (address for node in view.snapshot.nodes.values() for address in node.addresses)
+    return frozenset(address for address in addresses if isinstance(address, IPv4Address))
 
 
 def announcement(me: Node | None, local: tuple[LocalAddress, ...], known: NodeEndpoints) -> AcceptedModes:

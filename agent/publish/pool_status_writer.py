@@ -19,7 +19,8 @@ from agent.ipam import pool_faults, usage
 from agent.model.cluster import Snapshot
 from agent.model.problem_board import PartProblems
 from agent.model.usage import Condition, PoolCounts
-from agent.publish.usage_writer import Failures, Seen
+from agent.publish.status_inputs import StatusInputs
+from agent.publish.write_failures import WriteFailures
 from agent.runtime.clock import SYSTEM_CLOCK, Clock
 from agent.runtime.controller import Controller, Schedule
 from agent.runtime.pace import Pace
@@ -55,13 +56,15 @@ def condition(known: Condition | None, node: str, everywhere: str, here: str, sn
 class PoolStatusWriter(Controller):
     """Writes used and free addresses, blocks and the condition of IPPools."""
 
-    def __init__(self, usages: Usages, seen: Seen, problems: PartProblems, clock: Clock = SYSTEM_CLOCK) -> None:
-        sources = (seen.status, seen.snapshot_cache.pool_status)
+    def __init__(
+        self, usages: Usages, inputs: StatusInputs, problems: PartProblems, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        sources = (inputs.status, inputs.snapshot_cache.pool_status)
         schedule = Schedule(resync=LONGEST_PAUSE, backoff=BACKOFF)
         super().__init__(schedule, problems.report_error, sources, clock)
         self._usages = usages
-        self._seen = seen
-        self._failures = Failures(problems, "the status of IPPools", BACKOFF)
+        self._inputs = inputs
+        self._failures = WriteFailures(problems, "the status of IPPools", BACKOFF)
         self._faults = pool_faults.PoolFaultCache()
         self._counted: Mapping[str, PoolCounts | None] = {}
         self._count_at = self._write_at = NEVER
@@ -77,8 +80,8 @@ class PoolStatusWriter(Controller):
 
     def once(self) -> bool:
         """Write what is due; what fails is tried again after a longer and longer time."""
-        snapshot, now = self._seen.snapshot_cache.snapshot.get(), self._clock.now()
-        if not (snapshot.synced and self._seen.status.get().synced) or now < self._blocked_until:
+        snapshot, now = self._inputs.snapshot_cache.snapshot.get(), self._clock.now()
+        if not (snapshot.synced and self._inputs.status.get().synced) or now < self._blocked_until:
             return True
         try:
             asked = self._conditions(snapshot, now)
@@ -98,7 +101,7 @@ class PoolStatusWriter(Controller):
 
     def _counts(self, snapshot: Snapshot, now: float) -> bool:
         """Count when it is time to, and return whether the API server was asked. Raises StoreError."""
-        nodes, known = len(snapshot.nodes), self._seen.snapshot_cache.pool_status.get()
+        nodes, known = len(snapshot.nodes), self._inputs.snapshot_cache.pool_status.get()
         counted = {name: status.counts for name, status in known.items()}
         if counted != self._counted or self._count_at == NEVER:  # another agent has just counted
             self._counted = counted
@@ -129,7 +132,7 @@ class PoolStatusWriter(Controller):
 
     def _changed(self, snapshot: Snapshot, now: float) -> dict[str, Condition]:
         """Return the conditions that differ from what the datastore says."""
-        status, known = self._seen.status.get(), self._seen.snapshot_cache.pool_status.get()
+        status, known = self._inputs.status.get(), self._inputs.snapshot_cache.pool_status.get()
         everywhere = self._faults.look(snapshot, None)  # else agents would write by turns
         self._written = {
             name: entry for name, entry in self._written.items() if name in known and entry[1] + SEEN_WITHIN > now
@@ -137,7 +140,7 @@ class PoolStatusWriter(Controller):
         found = {}
         for name in known.keys() & snapshot.pools.keys():
             before, here = known[name].condition, status.pool_faults.get(name, "")
-            should = condition(before, self._seen.node, everywhere.get(name, ""), here, snapshot)
+            should = condition(before, self._inputs.node, everywhere.get(name, ""), here, snapshot)
             same = before is not None and replace(before, since="") == should
             if same or (name in self._written and replace(self._written[name][0], since="") == should):
                 continue
@@ -148,7 +151,7 @@ class PoolStatusWriter(Controller):
     def _each(self, names: Iterable[str], write: Callable[[str], None], now: float) -> None:
         """Write for each pool; one that fails keeps no other. Raises StoreError."""
         failed: StoreError | None = None
-        there = self._seen.snapshot_cache.pool_status.get()
+        there = self._inputs.snapshot_cache.pool_status.get()
         self._missing = {name: since for name, since in self._missing.items() if name in there}
         for name in names:
             try:

@@ -27,7 +27,8 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, PoolCounts
 from agent.publish.pool_status_writer import PoolStatusWriter
-from agent.publish.usage_writer import Seen, UsageWriter
+from agent.publish.status_inputs import StatusInputs
+from agent.publish.usage_writer import UsageWriter
 from agent.runtime.observable import Observable
 from tests.e2e.api import apply
 from tests.e2e.cluster import eventually
@@ -132,18 +133,18 @@ def test_a_node_shows_its_blocks_and_its_pods(control: ControlPlane, agent: Usag
     ) == [["10-244-1-0-24", "0", "[]"]]
 
 
-def seen_by(node: str, control: ControlPlane, folder: Path) -> Seen:
+def seen_by(node: str, control: ControlPlane, folder: Path) -> StatusInputs:
     """Return what an agent sees that has a podCIDR of each IP version and a claimed block."""
     snapshot_cache, attachments = SnapshotCache(None), AttachmentStore(folder, 10, OPTIONS)  # type: ignore[arg-type]
     attachments.load()
     snapshot = Snapshot(True, {node: Node(node, blocks=(BLOCK, SIX))}, {}, {CLAIMED.name: CLAIMED})
     snapshot_cache.snapshot.publish(snapshot)
-    return Seen(
+    return StatusInputs(
         node, snapshot_cache, Observable(NodeStatus(True, {NETWORK: (BLOCK, CLAIMED.cidr, SIX)})), attachments
     )
 
 
-def add(seen: Seen, pod: str, address: str) -> None:
+def add(seen: StatusInputs, pod: str, address: str) -> None:
     status = seen.status.get()
     parts = [part for part in blocks.prepared(status, NETWORK, status.blocks[NETWORK]) if part.block.version == 4]
     wanted = Attachment(pod.replace("/", "-"), "eth0", NETWORK, "/x", pod, (), "")
@@ -159,7 +160,9 @@ def test_pools_show_used_free_and_whether_they_are_ready(
         apply(control, {"apiVersion": "testcni.io/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec})
     apply(control, codec.to_doc(of(ONE, "10.8.0.0/26", pool="lan", used=5, free=56), "u"))
     store = store_of(stolen(control, ONE))
-    seen = Seen(ONE, SnapshotCache(store), Observable(NodeStatus(True)), AttachmentStore(tmp_path, 10, OPTIONS))
+    seen = StatusInputs(
+        ONE, SnapshotCache(store), Observable(NodeStatus(True)), AttachmentStore(tmp_path, 10, OPTIONS)
+    )
     problems = PartProblems("usage")
     stop = threading.Event()
     woken: list[int] = []

@@ -16,7 +16,7 @@ from agent.codec import json_fields
 from agent.ipam.attachments.attachment import Attachment
 from agent.kernel import netlink
 from agent.model.network import ExtraRoute, ModeOptions
-from agent.modes import peer_routes, routable_blocks, underlay, veth
+from agent.modes import masquerade, mode_choice, peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import ConfFields, Mode, ModeContext, Wired
 from agent.modes.registry import BUILT_IN, Modes
 from agent.objects.host_kernel import HostKernel
@@ -58,11 +58,11 @@ class P2p(Mode):
         routes, problems = peer_routes.plain_routes(view)
         return NodeState(
             routes=frozenset(replace(route, metric=metric) for route in routes),
-            masquerade=peer_routes.masquerade(view, nodes=True),
+            masquerade=masquerade.desired(view, nodes=True),
             forwarding=frozenset({4}),
             problems=problems | settled.problems,
             refused=settled.refused,
-            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view),
+            loose_rp_filter_on=mode_choice.loose_rp_filter_on(view),
             guards=frozenset({(home.device, view.network.spoof_check)}),
         )
 

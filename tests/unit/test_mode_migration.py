@@ -19,7 +19,7 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus
 from agent.model.node_view import NodeView
 from agent.model.problem_board import PartProblems
-from agent.modes import peer_routes
+from agent.modes import mode_choice
 from agent.modes.base import PLAIN, ModeContext
 from agent.modes.hostgw import HOST_GW
 from agent.modes.ipip.bird.plan import BirdPlan
@@ -65,8 +65,8 @@ said = st.lists(st.sampled_from(ROUTED), unique=True, max_size=3).map(tuple)
 
 @given(said.filter(bool), said.filter(bool))
 def test_both_ends_choose_the_same_way(mine: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    there = peer_routes.mode_to_peer(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
-    back = peer_routes.mode_to_peer(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
+    there = mode_choice.mode_to_peer(view(mine[0], mine, node(2, *theirs)), node(2, *theirs))
+    back = mode_choice.mode_to_peer(view(theirs[0], theirs, node(2, *mine)), node(2, *mine))
     assert there == back
     assert there == PLAIN or there in set(mine) & set(theirs)
     if mine[0] == theirs[0]:
@@ -193,7 +193,7 @@ def test_what_is_told_is_read_as_it_was_meant(modes: dict[str, tuple[str, ...]])
 @pytest.mark.parametrize("name", ROUTED)
 def test_modes_of_a_later_agent_count_for_nothing(name: str) -> None:
     later = node(2, "wireguard")
-    assert peer_routes.mode_to_peer(view(name, (name,), later), later) == peer_routes.mode_to_peer(
+    assert mode_choice.mode_to_peer(view(name, (name,), later), later) == mode_choice.mode_to_peer(
         view(name, (name,)), node(2)
     )
     assert state((name,), later) == state((name,), node(2))

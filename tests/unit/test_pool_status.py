@@ -26,7 +26,7 @@ from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage, Condition, PoolCounts, PoolStatus
 from agent.modes.parent.options import MACVLAN
 from agent.publish.pool_status_writer import ON_NODE, UNUSABLE, USABLE, PoolStatusWriter, condition
-from agent.publish.usage_writer import Seen
+from agent.publish.status_inputs import StatusInputs
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import OPTIONS, network_of
@@ -52,15 +52,20 @@ class Cluster:
         self.problems = PartProblems("pool-status")
         names = [f"n{n}" for n in range(nodes)]
         snapshot = Snapshot(True, {n: Node(n) for n in names}, {"pods": PODS}, {BLOCK.name: BLOCK})
-        self.seen = [
-            Seen(n, SnapshotCache(None), Observable(NodeStatus(True)), AttachmentStore(folder, 10, OPTIONS))  # type: ignore[arg-type]
+        self.inputs = [
+            StatusInputs(
+                n,
+                SnapshotCache(None),  # type: ignore[arg-type]
+                Observable(NodeStatus(True)),
+                AttachmentStore(folder, 10, OPTIONS),
+            )
             for n in names
         ]
-        for seen in self.seen:
+        for seen in self.inputs:
             seen.snapshot_cache.snapshot.publish(snapshot)
             seen.snapshot_cache.pool_status.publish({"pods": PoolStatus()})
         api = Api(lambda: config(self.server.port, "t"))
-        self.writers = [PoolStatusWriter(Usages(api), seen, self.problems, clock) for seen in self.seen]
+        self.writers = [PoolStatusWriter(Usages(api), seen, self.problems, clock) for seen in self.inputs]
 
     def _answer(self, asked: Asked) -> Answer:
         if asked.method in self.refuse:
@@ -69,21 +74,21 @@ class Cluster:
             items = [codec.to_doc(one, "u") for one in self.usages]
             return 200, {"metadata": {}, "items": items}
         name = asked.path.split("/")[-2]
-        if name not in self.seen[0].snapshot_cache.snapshot.get().pools:
+        if name not in self.inputs[0].snapshot_cache.snapshot.get().pools:
             return 404, {"message": "not found"}
         self.status.setdefault(name, {}).update(asked.body["status"])
-        for seen in self.seen:
+        for seen in self.inputs:
             read = pool_status_object.read(self.status[name])
             seen.snapshot_cache.pool_status.update(lambda known, read=read: {**known, name: read})  # type: ignore[misc]
         return 200, {}
 
     def pools(self, *pools: IPPool) -> None:
-        for seen in self.seen:
+        for seen in self.inputs:
             seen.snapshot_cache.snapshot.update(lambda s: replace(s, pools={p.name: p for p in pools}))
             seen.snapshot_cache.pool_status.update(lambda k: {p.name: k.get(p.name, PoolStatus()) for p in pools})
 
     def wrong(self, node: int, **faults: str) -> None:
-        status = self.seen[node].status
+        status = self.inputs[node].status
         status.update(lambda old: replace(old, pool_faults=faults))
 
     def run(self, seconds: float) -> list[Asked]:
@@ -182,7 +187,7 @@ def test_a_fault_that_one_node_sees_stays_until_that_node_takes_it_back(cluster:
     it.wrong(1)
     it.run(40)
     assert it.shown()[1] == replace(told, message=told.message.replace("n1", "n2").replace("2.1/", "2.2/"))
-    for seen in it.seen:
+    for seen in it.inputs:
         seen.snapshot_cache.snapshot.update(lambda s: replace(s, nodes={"n0": Node("n0"), "n1": Node("n1")}))
     it.writers.pop()  # of node n2, which is gone
     it.run(40)
@@ -259,7 +264,7 @@ def test_a_bug_does_not_end_the_agent(cluster: Make, monkeypatch: pytest.MonkeyP
 
 def test_a_pool_that_has_just_been_deleted_is_no_problem_and_keeps_no_other(cluster: Make) -> None:
     it = cluster(1)
-    for seen in it.seen:
+    for seen in it.inputs:
         known = {"gone": PoolStatus(), "pods": PoolStatus()}
         seen.snapshot_cache.pool_status.publish(known)
         seen.snapshot_cache.snapshot.update(lambda s: replace(s, pools={"pods": PODS}))
@@ -276,7 +281,7 @@ def test_without_pools_nobody_asks_anything(cluster: Make) -> None:
 
 def test_no_status_is_written_on_half_a_picture(cluster: Make) -> None:
     it = cluster(1)
-    it.seen[0].status.publish(NodeStatus(False))
+    it.inputs[0].status.publish(NodeStatus(False))
     assert it.run(300) == []
 
 
@@ -336,11 +341,11 @@ def test_nodes_with_different_networks_agree_on_a_pool_among_the_nodes(cluster: 
     subnet = ipaddress.ip_network("192.0.2.0/24")
     lan = network_of("lan", MACVLAN, subnet, link_mode="bridge", range_start=subnet[10], range_end=subnet[20])
     it.run(60)
-    nodes = {seen.node: Node(seen.node, (subnet[n + 1],)) for n, seen in enumerate(it.seen)}
-    for seen in it.seen:
+    nodes = {seen.node: Node(seen.node, (subnet[n + 1],)) for n, seen in enumerate(it.inputs)}
+    for seen in it.inputs:
         seen.snapshot_cache.snapshot.update(lambda s: replace(s, nodes=nodes))
     it.pools(PODS, IPPool("lan", subnet, 28))
-    for number, seen in enumerate(it.seen):  # what each node path says: half of them have pods of the network
+    for number, seen in enumerate(it.inputs):  # what each node path says: half of them have pods of the network
         networks = (lan,) if number % 2 else ()
         faults = pool_faults.faults(seen.snapshot_cache.snapshot.get(), networks)
         blocks = dict.fromkeys(networks, (subnet,))

@@ -24,7 +24,8 @@ from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems
 from agent.model.usage import BlockUsage
-from agent.publish.usage_writer import Seen, UsageWriter
+from agent.publish.status_inputs import StatusInputs
+from agent.publish.usage_writer import UsageWriter
 from agent.runtime.observable import Observable
 from tests.fake_clock import FakeClock
 from tests.networks import OPTIONS, network_of
@@ -89,9 +90,9 @@ class Parts:
         self.problems = PartProblems("usage")
         self.see(Snapshot(True, {"one": Node("one", blocks=(BLOCK,))}))
         api = Api(lambda: config(self.kube.server.port, "t"))
-        self.seen = Seen("one", self.snapshot_cache, self.status, self.attachments)
+        self.inputs = StatusInputs("one", self.snapshot_cache, self.status, self.attachments)
         self.clock = FakeClock()
-        self.writer = UsageWriter(Usages(api), self.seen, self.problems, self.clock)
+        self.writer = UsageWriter(Usages(api), self.inputs, self.problems, self.clock)
 
     def see(self, snapshot: Snapshot) -> None:
         self.snapshot_cache.snapshot.publish(snapshot)

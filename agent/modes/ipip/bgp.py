@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from agent.ipam import blocks
 from agent.model.cluster import Node
 from agent.model.problem import Problem
-from agent.modes import peer_routes, routable_blocks, underlay
+from agent.modes import mode_choice, peer_routes, routable_blocks, underlay
 from agent.modes.base import ModeContext
 from agent.modes.ipip.bird.plan import BirdPlan
 from agent.modes.ipip.bird.render import networks
@@ -90,7 +90,7 @@ def _near(view: ModeContext, address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def _peers(view: ModeContext, known: NodeEndpoints, taken: dict[IPv4Address, str]) -> Iterator[Peer | Problem]:
     for node in sorted(view.snapshot.nodes.values(), key=lambda n: n.name):
-        modes = peer_routes.accepted_modes(view, node) or (IPIP,)
+        modes = mode_choice.accepted_modes(view, node) or (IPIP,)
         if node.name == view.node or IPIP not in modes or IPIP not in view.modes:
             continue  # nobody there to speak BGP with, or not for long
         where = f"node {node.name}"

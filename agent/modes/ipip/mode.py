@@ -14,7 +14,7 @@ from agent.kernel import netlink
 from agent.kernel.ip_links import IPV4_DEVCONF_PROXY_ARP
 from agent.model.network import ExtraRoute, Network
 from agent.model.problem import Problem
-from agent.modes import peer_routes, routable_blocks, underlay, veth
+from agent.modes import masquerade, mode_choice, peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import AgentContext, ConfFields, Mode, ModeContext, ModeParts, Wired
 from agent.modes.ipip import agent_options, bgp, metrics
 from agent.modes.ipip.agent_options import AGENT_OPTIONS
@@ -103,9 +103,9 @@ class Ipip(Mode):
         return NodeState(
             sections=frozenset({ipip, *bird}),
             # nodes are an exception only where packets of pods may be seen between them
-            masquerade=peer_routes.masquerade(view, nodes=here.encapsulate is Encapsulate.NEVER),
-            routes=owners.plain | (here.spare(owners) if peer_routes.is_migrating(view) else frozenset()),
-            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view, IPIP_DEVICE),
+            masquerade=masquerade.desired(view, nodes=here.encapsulate is Encapsulate.NEVER),
+            routes=owners.plain | (here.spare(owners) if mode_choice.is_migrating(view) else frozenset()),
+            loose_rp_filter_on=mode_choice.loose_rp_filter_on(view, IPIP_DEVICE),
             guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
             problems=problems | plan.problems | here.problems(),
@@ -170,14 +170,14 @@ class _Here:
         return {
             name: address
             for name, address in nodes.items()
-            if peer_routes.mode_to_peer(self.view, known[name]) == IPIP
+            if mode_choice.mode_to_peer(self.view, known[name]) == IPIP
         }
 
     @property
     def mtu(self) -> int:
         """Bytes of an inner packet."""
         overhead = 0 if self.encapsulate is Encapsulate.NEVER else OVERHEAD
-        return self.view.network.mtu or peer_routes.underlay_mtu(self.view) - overhead
+        return self.view.network.mtu or underlay.mtu(self.view) - overhead
 
     @property
     def tunnel(self) -> Tunnel:
@@ -194,7 +194,7 @@ class _Here:
 
     def ipip(self, owners: Owners) -> IpipState:
         """Return the state of the mode ipip that there must be on this node."""
-        nodes = peer_routes.tunnel_peers(self.view) | {self.node}
+        nodes = underlay.tunnel_peers(self.view) | {self.node}
         blocks = frozenset(owners.blocks.items())
         state = IpipState(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:

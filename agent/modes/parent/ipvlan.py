@@ -17,7 +17,7 @@ from agent.kernel import arp, ip_links, ip_routes, neighbours, netlink
 from agent.model.marks import LINK_PREFIX
 from agent.model.network import ExtraRoute
 from agent.model.problem import Problem
-from agent.modes import peer_routes, routable_blocks
+from agent.modes import masquerade, peer_routes, routable_blocks
 from agent.modes.base import ModeContext, Wired
 from agent.modes.parent.options import IPVLAN, L3, IpvlanOptions
 from agent.modes.parent.subinterface import DEFAULT, PodRoute, Slaves, link_mode, only_parents
@@ -44,17 +44,16 @@ class Ipvlan(Slaves):
         problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set(settled.problems)
         routes: set[Route] = set()
         to = peer_routes.Peers(view)
-        for found in () if view.network.hand_made else peer_routes.peers(view):
+        for found in () if view.network.hand_made else peer_routes.peer_subnets(view):
             route = found if isinstance(found, Problem) else to.route(*found)
             if isinstance(route, Route):
                 routes.add(route)
             else:
                 problems.add(route)
-        masquerade = peer_routes.masquerade(view, nodes=True)
         return replace(
             state,
             routes=frozenset(routes),
-            masquerade=replace(masquerade, node_snats=state.masquerade.node_snats),
+            masquerade=replace(masquerade.desired(view, nodes=True), node_snats=state.masquerade.node_snats),
             problems=frozenset(problems),
             refused=settled.refused,
         )

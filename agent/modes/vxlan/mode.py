@@ -17,7 +17,7 @@ from agent.kernel import ip_links, netlink
 from agent.kernel.bpf.map_entries import Count
 from agent.kernel.ip_links import Link
 from agent.model.network import ExtraRoute, ModeOptions, Network
-from agent.modes import peer_routes, routable_blocks, underlay, veth
+from agent.modes import masquerade, mode_choice, peer_routes, routable_blocks, underlay, veth
 from agent.modes.base import (
     AddressTakenError,
     AgentContext,
@@ -95,11 +95,11 @@ class Vxlan(Mode):
             VXLAN_DEVICE,
             options.vni,
             options.port,
-            view.network.mtu or peer_routes.underlay_mtu(view) - OVERHEAD,
+            view.network.mtu or underlay.mtu(view) - OVERHEAD,
             owners.node,
             frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
             frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
-            peer_routes.tunnel_peers(view),
+            underlay.tunnel_peers(view),
             options.vxlan_backend,
             _settled(view, owners),
         )
@@ -107,11 +107,11 @@ class Vxlan(Mode):
             sections=frozenset({tunnel}),
             routes=_routes(view, owners) | owners.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
-            masquerade=peer_routes.masquerade(view, nodes=False),
+            masquerade=masquerade.desired(view, nodes=False),
             forwarding=frozenset({4}),
             problems=problems,
             refused=settled.refused,
-            loose_rp_filter_on=peer_routes.loose_rp_filter_on(view, VXLAN_DEVICE),
+            loose_rp_filter_on=mode_choice.loose_rp_filter_on(view, VXLAN_DEVICE),
             guards=frozenset(
                 {(VXLAN_DEVICE, view.network.spoof_check)} if options.vxlan_backend == KERNEL else ()
             ),
