@@ -18,7 +18,7 @@ from agent.model.cluster import IPBlock, IPPool, Node, Snapshot
 from agent.model.marks import mac_for
 from agent.modes.base import ModeContext
 from agent.modes.parent.options import SERVICES
-from agent.modes.parent.subinterface import Slaves
+from agent.modes.parent.subinterface import SubinterfaceMode
 from agent.modes.registry import BUILT_IN
 from agent.objects import nft_table
 from agent.objects.state import LocalAddress, Masquerade, NodeSnat, Route
@@ -228,7 +228,7 @@ def test_a_mac_can_be_asked_for_where_a_pod_has_one_of_its_own(conf: dict[str, A
     plain = Attachment("c", "eth0", network, "/x", "", (lease,), mac_for(lease.address))
     asked = replace(plain, mac="02:00:00:00:00:07")
     way = BUILT_IN.of(network)
-    assert isinstance(way, Slaves)
+    assert isinstance(way, SubinterfaceMode)
     assert way.mac(plain) == given
     if given:
         assert way.mac(asked) == "02:00:00:00:00:07"

@@ -20,7 +20,7 @@ from agent.model.problem import Problem
 from agent.modes import masquerade, peer_routes, routable_blocks
 from agent.modes.base import ModeContext, Wired
 from agent.modes.parent.options import IPVLAN, L3, IpvlanOptions
-from agent.modes.parent.subinterface import DEFAULT, PodRoute, Slaves, link_mode, only_parents
+from agent.modes.parent.subinterface import DEFAULT, PodRoute, SubinterfaceMode, link_mode, only_parents
 from agent.objects.host_kernel import HostKernel
 from agent.objects.pod_port import PodPort
 from agent.objects.state import NodeState, Route
@@ -28,14 +28,14 @@ from agent.objects.state import NodeState, Route
 L3S = "l3s"
 
 
-class Ipvlan(Slaves):
+class Ipvlan(SubinterfaceMode):
     """The mode `ipvlan`."""
 
     kind = IPVLAN
     options = IpvlanOptions
 
     def desired(self, view: ModeContext) -> NodeState:
-        """Return the state of any slave; for l3 also a route to each peer's block, and masquerade, as host-gw."""
+        """Return the state of a subinterface; for l3 also routes to peers' blocks, and masquerade, as host-gw."""
         state = super().desired(view)
         if link_mode(view.network) != L3 or not state.uplinks:
             return state
@@ -59,28 +59,28 @@ class Ipvlan(Slaves):
         )
 
     def mac(self, attachment: Attachment) -> str | None:
-        """Return None: the slave has the parent's MAC. Raises CniError 7 for one that was asked for."""
+        """Return None: the subinterface has the parent's MAC. Raises CniError 7 for one that was asked for."""
         only_parents(attachment)
         return None
 
     def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
-        """Return the slave's address within its subnet; in l3 as a /32, as nobody is on the pod's link."""
+        """Return the subinterface's address within its subnet; in l3 as a /32, as nobody is on the pod's link."""
         whole = super().interface(attachment)
         return ipaddress.IPv4Interface((whole.ip, 32)) if link_mode(attachment.network) == L3 else whole
 
     def default(self, attachment: Attachment) -> PodRoute:
-        """Return the default route; in l3 the slave itself leads into the node's routing."""
+        """Return the default route; in l3 the subinterface itself leads into the node's routing."""
         return PodRoute(DEFAULT, None) if link_mode(attachment.network) == L3 else super().default(attachment)
 
     def port(self, attachment: Attachment) -> PodPort:
-        """Return the port of any slave; for l3s the node answers ARP."""
+        """Return the port of any subinterface; for l3s the node answers ARP."""
         port = super().port(attachment)
         if link_mode(attachment.network) != L3S or not attachment.uplink:
             return port
         return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
 
     def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
-        """Wire the pod as any slave; for l3s the node announces the pod."""
+        """Wire the pod as any subinterface; for l3s the node announces the pod."""
         wired = super().wire(host, attachment, netns, routes)
         if link_mode(attachment.network) == L3S and attachment.uplink:
             nl, device = netlink.host(), attachment.uplink.device

@@ -44,7 +44,7 @@ class Due:
 
 
 class MacFilterCheck(Controller):
-    """Tests the parents of macvlan's slaves, and tells which of them stand alone with their MAC."""
+    """Tests the parents of macvlan's subinterfaces, and tells which of them stand alone with their MAC."""
 
     def __init__(
         self, view: NodeView, problems: PartProblems, reaper: Reaper, clock: Clock = SYSTEM_CLOCK

@@ -6,10 +6,10 @@ from agent.ipam.attachments.attachment import Attachment
 from agent.modes.base import AgentContext, ModeParts
 from agent.modes.parent.mac_filter_check import MacFilterCheck
 from agent.modes.parent.options import MACVLAN, PASSTHRU, MacvlanOptions
-from agent.modes.parent.subinterface import Slaves, link_mode, only_parents
+from agent.modes.parent.subinterface import SubinterfaceMode, link_mode, only_parents
 
 
-class Macvlan(Slaves):
+class Macvlan(SubinterfaceMode):
     """The mode `macvlan`."""
 
     kind = MACVLAN

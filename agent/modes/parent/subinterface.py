@@ -1,8 +1,8 @@
-"""The common part of macvlan and ipvlan: a slave of the node's interface in the pod, and a veth pair to the node.
+"""The common part of macvlan and ipvlan: a subinterface of the node's interface, and a veth pair to the node.
 
-A parent does not speak to its own slaves, so pods reach their node by the veth pair, and Services by the node.
-The veth pair's host end is what marks the attachment, as in other modes: it is there before the slave and until
-after it, and by it the node knows the pod's namespace.
+A parent does not speak to its own subinterfaces, so pods reach their node by the veth pair, and Services by the
+node. The veth pair's host end is what marks the attachment, as in other modes: it is there before the subinterface
+and until after it, and by it the node knows the pod's namespace.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ DEFAULT = ipaddress.IPv4Network("0.0.0.0/0")
 
 @dataclass(frozen=True, slots=True)
 class PodRoute:
-    """A route of the pod: by the veth pair if its gateway is GATEWAY, else by the slave."""
+    """A route of the pod: by the veth pair if its gateway is GATEWAY, else by the subinterface."""
 
     dst: Subnet
     gateway: Address | None
 
 
-class Slaves(Mode):
-    """A mode whose pods have a slave of the kind `kind`."""
+class SubinterfaceMode(Mode):
+    """A mode whose pods have a subinterface of the kind `kind`."""
 
     kind: str
     options: ClassVar[type[ParentOptions]]
@@ -72,7 +72,7 @@ class Slaves(Mode):
         return (ParentLinks(),)
 
     def desired(self, view: ModeContext) -> NodeState:
-        """Return the parent of the slaves, and the source address of pods' packets that go by their node.
+        """Return the parent of the subinterfaces, and the source address of pods' packets that go by their node.
 
         The parent stays as it is.
         """
@@ -92,11 +92,11 @@ class Slaves(Mode):
         )
 
     def mac(self, attachment: Attachment) -> str | None:
-        """The MAC that the slave is to have; None: the kernel's choice."""
+        """The MAC that the subinterface is to have; None: the kernel's choice."""
         raise NotImplementedError
 
     def interface(self, attachment: Attachment) -> ipaddress.IPv4Interface:
-        """The slave's address, within its subnet."""
+        """The subinterface's address, within its subnet."""
         subnet = attachment.network.subnet
         return ipaddress.IPv4Interface((_address(attachment), subnet.prefixlen if subnet else 32))
 
@@ -105,13 +105,13 @@ class Slaves(Mode):
         return PodRoute(DEFAULT, _uplink(attachment).gateway or GATEWAY)
 
     def port(self, attachment: Attachment) -> PodPort:
-        """A link with the node's route to the pod, whose slave is not reached from the parent."""
+        """A link with the node's route to the pod, whose subinterface is not reached from the parent."""
         return veth.routed_port(attachment, _uplink(attachment).hosts[0])
 
     def wire(
         self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
     ) -> Wired:
-        """The veth pair first, with the node's route to the pod; then the slave, and the pod's routes."""
+        """The veth pair first, with the node's route to the pod; then the subinterface, and the pod's routes."""
         nl, uplink = netlink.host(), _uplink(attachment)
         parent = veth.needed("interface", uplink.device)
         network, host_mac = attachment.network, veth.host_mac(attachment)
@@ -147,39 +147,39 @@ class Slaves(Mode):
         )
 
     def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
-        """Parent, veth pair, slave, addresses and routes are as `wire` made them."""
+        """Parent, veth pair, subinterface, addresses and routes are as `wire` made them."""
         parent = veth.check_up("interface", _uplink(attachment).device)
         veth.check_port(host, self.port(attachment))
         with netns.netlink_in(netns_fd) as inside:
             self._check_pod(inside, attachment, wired, parent)
 
     def unwire(self, host: HostKernel, attachment: Attachment) -> None:
-        """Delete the slave and the veth pair; their addresses and routes go with them."""
+        """Delete the subinterface and the veth pair; their addresses and routes go with them."""
         veth.remove_port(host, attachment, partial(host_end.detach, host.reaper))
 
     def _configure(
         self, inside: Netlink, attachment: Attachment, host_mac: str, routes: tuple[ExtraRoute, ...]
     ) -> tuple[str, list[PodRoute]]:
-        """The slave's MAC, and the pod's routes that are in force."""
-        slave, veth = ip_links.link(inside, _first_name(attachment)), ip_links.link(inside, attachment.link)
-        if slave is None or veth is None:
+        """The subinterface's MAC, and the pod's routes that are in force."""
+        link, veth = ip_links.link(inside, _first_name(attachment)), ip_links.link(inside, attachment.link)
+        if link is None or veth is None:
             raise NodeNotReadyError(f"{attachment.ifname} has vanished from the pod")
         interface = self.interface(attachment)
         extra, others, services = self._ways(attachment, routes)
         must = [
             ip_links.link_up(1),  # lo: else a pod can't reach its own address
-            subinterfaces.rename(slave.index, attachment.ifname),
-            subinterfaces.set_announcements(slave.index),
-            ip_addresses.add_address(slave.index, interface.ip, interface.network.prefixlen),
-            ip_links.link_up(slave.index),  # with its address, which it announces now
+            subinterfaces.rename(link.index, attachment.ifname),
+            subinterfaces.set_announcements(link.index),
+            ip_addresses.add_address(link.index, interface.ip, interface.network.prefixlen),
+            ip_links.link_up(link.index),  # with its address, which it announces now
             ip_links.link_up(veth.index),
             neighbours.add(veth.index, GATEWAY, host_mac),
-            *(ip_routes.add_route(_route(each, interface.ip, slave, veth)) for each in extra),
+            *(ip_routes.add_route(_route(each, interface.ip, link, veth)) for each in extra),
         ]
 
         def add(more: list[PodRoute]) -> list[PodRoute]:
             """Add the routes, and return those in force. A route of an earlier interface of the pod stays."""
-            errors = inside.batch([ip_routes.add_route(_route(each, interface.ip, slave, veth)) for each in more])
+            errors = inside.batch([ip_routes.add_route(_route(each, interface.ip, link, veth)) for each in more])
             for error in errors:
                 if error and error.errno != errno.EEXIST:
                     raise error
@@ -189,7 +189,7 @@ class Slaves(Mode):
         kept = add(others)
         if any(each.dst == DEFAULT for each in (*extra, *kept, *services)):
             kept += add(services)  # else an earlier interface of the pod leads there already
-        return slave.mac, extra + kept
+        return link.mac, extra + kept
 
     def _ways(
         self, attachment: Attachment, routes: tuple[ExtraRoute, ...]
@@ -205,22 +205,22 @@ class Slaves(Mode):
 
     def _check_pod(self, inside: Netlink, attachment: Attachment, wired: Wired, parent: Link) -> None:
         name, interface = attachment.ifname, self.interface(attachment)
-        slave, veth = ip_links.link(inside, name), ip_links.link(inside, attachment.link)
-        if slave is None or not slave.up:
-            raise CheckError(f"{name} in the pod is {'down' if slave else 'missing'}")
-        if (slave.kind, slave.group, slave.peer) != (self.kind, host_end.group(attachment.link), parent.index):
+        link, veth = ip_links.link(inside, name), ip_links.link(inside, attachment.link)
+        if link is None or not link.up:
+            raise CheckError(f"{name} in the pod is {'down' if link else 'missing'}")
+        if (link.kind, link.group, link.peer) != (self.kind, host_end.group(attachment.link), parent.index):
             raise CheckError(f"{name} in the pod is not the {self.kind} of {parent.name} that was made for it")
-        if slave.mac != wired["interfaces"][-1]["mac"]:
-            raise CheckError(f"{name} in the pod has MAC {slave.mac}, not {wired['interfaces'][-1]['mac']}")
+        if link.mac != wired["interfaces"][-1]["mac"]:
+            raise CheckError(f"{name} in the pod has MAC {link.mac}, not {wired['interfaces'][-1]['mac']}")
         if veth is None or not veth.up:
             raise CheckError(f"{attachment.link} in the pod is {'down' if veth else 'missing'}")
-        if interface not in {a.interface for a in ip_addresses.addresses(inside, slave.index)}:
+        if interface not in {a.interface for a in ip_addresses.addresses(inside, link.index)}:
             raise CheckError(f"{name} in the pod lacks address {interface}")
         present = set(ip_routes.routes(inside, 4))
         for route in wired["routes"]:
             gateway = ipaddress.ip_address(route["gw"]) if "gw" in route else None
             wanted = PodRoute(ipaddress.ip_network(route["dst"]), gateway)
-            if _route(wanted, interface.ip, slave, veth) not in present:
+            if _route(wanted, interface.ip, link, veth) not in present:
                 raise CheckError(f"the pod lacks route {wanted.dst} via {wanted.gateway}")
 
 
@@ -230,7 +230,7 @@ def link_mode(network: Network) -> str:
 
 
 def only_parents(attachment: Attachment) -> None:
-    """Check that no other MAC was asked for where a slave has its parent's in any case. Raises CniError 7."""
+    """Check that no other MAC was asked for where the pod has its parent's in any case. Raises CniError 7."""
     if attachment.mac != mac_for(attachment.leases[0].address):
         what = f"none: with linkMode {link_mode(attachment.network)} a pod has its parent's"
         raise invalid_config("mac", attachment.mac, f"{what}; use macvlan in another linkMode")
@@ -337,7 +337,7 @@ def _address(attachment: Attachment) -> IPv4Address:
     raise NodeNotReadyError("the node has no IPv4 addresses for pods of this network")
 
 
-def _route(route: PodRoute, address: Address, slave: Link, veth: Link) -> KernelRoute:
+def _route(route: PodRoute, address: Address, link: Link, veth: Link) -> KernelRoute:
     if route.gateway == GATEWAY:
         return KernelRoute(route.dst, route.gateway, veth.index, source=address, onlink=True)
-    return KernelRoute(route.dst, route.gateway, slave.index)
+    return KernelRoute(route.dst, route.gateway, link.index)
