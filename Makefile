@@ -11,7 +11,7 @@ PROXY ?= iptables
 PODS ?= 1
 SECONDS := 60
 # The folder for files of unit tests, if programs may run there: on a disk that others write to, they wait for it.
-MEMORY = $(shell [ ! -w /dev/shm ] || grep -q ' /dev/shm .*noexec' /proc/mounts || echo /dev/shm)
+TEST_TMPDIR = $(shell [ ! -w /dev/shm ] || grep -q ' /dev/shm .*noexec' /proc/mounts || echo /dev/shm)
 # Tests of nodes wait most of the time, so that more of them than cores run side by side.
 BESIDE := 4
 KEEP ?=
@@ -83,11 +83,11 @@ build/ebpf/.done: $(wildcard ebpf/*) | build/.debs
 	@touch $@
 
 .PHONY: check
-check: deps ## ruff, mypy, import-linter, unit tests: under 30 s
+check: deps ## ruff, mypy, import-linter, unit tests
 	@test -e build/pycache || $(BIN)/pytest -q --collect-only tests/unit >/dev/null 2>&1 || true # before four compile the same
-	@{ $(BIN)/ruff check -q .; $(BIN)/ruff format -q --check .; $(MYPY); $(BIN)/lint-imports --no-cache | tail -3; } \
-	  > build/static.log 2>&1 & static=$$!; \
-	$(if $(MEMORY),TMPDIR=$(MEMORY)) EXAMPLES=$(if $(filter check,$(MAKECMDGOALS)),few,all) \
+	@{ $(BIN)/ruff check -q . || bad=1; $(BIN)/ruff format -q --check . || bad=1; $(MYPY) || bad=1; \
+	  $(BIN)/lint-imports --no-cache --no-logo || bad=1; exit $${bad:-0}; } > build/static.log 2>&1 & static=$$!; \
+	$(if $(TEST_TMPDIR),TMPDIR=$(TEST_TMPDIR)) EXAMPLES=$(if $(filter test,$(MAKECMDGOALS)),all,few) \
 	  $(BIN)/pytest -q -n 4 --dist loadgroup -o tmp_path_retention_policy=failed tests/unit || failed=1; \
 	wait $$static || failed=1; cat build/static.log; exit $${failed:-0}
 

@@ -40,7 +40,7 @@ class CniError(Exception):
         self.details = details
 
 
-DISK_REMEDY = "free space on this file system, or make it writable; the run-dir is a tmpfs, which takes memory"
+DISK_REMEDY = "free space on this file system, or make it writable; files of a tmpfs, such as /run, use memory"
 UNSEEN_MAC_REMEDY = 'write "capabilities": {"mac": true} into the entry of testcni, too'
 
 
@@ -50,7 +50,10 @@ def invalid_config(field: str, value: object, allowed: str) -> CniError:
 
 
 def raise_os(error: OSError, doing: str) -> NoReturn:
-    """Raise CniError: code 5 for errors of the disk, code 100 for others."""
+    """Raise CniError: code 5 for errors of a disk, code 100 for others."""
     if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT):
-        raise CniError(Code.IO_FAILURE, f"{doing}: {error}", DISK_REMEDY) from error
+        remedy = (
+            DISK_REMEDY if error.filename and error.errno != errno.EIO else ""
+        )  # devices have these errors, too
+        raise CniError(Code.IO_FAILURE, f"{doing}: {error}", remedy) from error
     raise CniError(Code.KERNEL, f"{doing}: {error}") from error

@@ -62,6 +62,7 @@ inside() {
   mount --rbind /sys/fs/cgroup sys/fs/cgroup
   mount -t bpf bpf sys/fs/bpf
   mount --rbind /dev dev
+  mount -t tmpfs -o mode=1777 shm dev/shm # tests keep their files there
   mount -t tmpfs -o mode=0755 run run
   mount -t tmpfs -o mode=1777 tmp tmp
   mount --bind "$CACHE/debian13.packages" var/cache/apt/archives

@@ -47,8 +47,8 @@ class DirectoryTimes:
     """The age up to which a file may change again without a new modification time."""
     stalled: float = 10.0
     """The silence after which a writer has stopped."""
-    stop: float = POLL
-    """The time after which a watch ends that is to stop."""
+    poll: float = POLL
+    """The time between two looks of the watch: whether it is to stop, and for a directory that is missing."""
 
 
 class DirectoryStore:
@@ -79,7 +79,7 @@ class DirectoryStore:
     def watch(self, deliver: Deliver, stop: threading.Event) -> None:
         """Deliver a complete list of each kind, then what changes, until `stop` is set."""
         before = Contents()
-        with closing(DirectoryWatch(self._path, self._times.stop)) as watch:
+        with closing(DirectoryWatch(self._path, self._times.poll)) as watch:
             while not stop.is_set():
                 contents = self._scan(watch.busy)
                 if changes := [*changes_between(before, contents)]:
@@ -253,7 +253,7 @@ class DirectoryStore:
             for obj in file.objects:
                 key = (kind_of(obj), obj.name)
                 if key in found:
-                    what = f"{' '.join(key)} is in {paths[key]} already"
+                    what = f"{' '.join(key)} is in {str(paths[key])!r} already"
                     problems[str(path)] = Problem(
                         str(path), what, "remove one; the one of the first file is in use"
                     )

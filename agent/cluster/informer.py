@@ -62,14 +62,16 @@ class WatchTimes:
     """The requested time is random between the two, so that not all nodes reconnect at once."""
     slack: float = 20.0
     """A server that ends a watch later than this hangs."""
-    at_once: float = 1.0
+    failed_within: float = 1.0
     """A watch that ends sooner without an event has failed."""
     first_wait: float = 0.5
-    """The longest wait after a failure; it doubles with each one that follows."""
+    """The upper bound of the first random wait after a failure; it doubles with each failure that follows."""
     longest_wait: float = 15.0
+    """The bound never exceeds this."""
     burst: int = 10
     """The watches that may follow each other without a wait: each may end after its first event."""
     after_burst: float = 5.0
+    """Then one watch begins in this time."""
 
 
 class Informer:
@@ -192,7 +194,7 @@ class Informer:
         return stream
 
     def _report_if_it_lasts(self, stream: Stream) -> None:
-        lasting = threading.Timer(self._times.at_once, self._lasts, (stream,))
+        lasting = threading.Timer(self._times.failed_within, self._lasts, (stream,))
         lasting.daemon = True
         try:
             lasting.start()
@@ -213,7 +215,9 @@ class Informer:
         log.debug("watch of %s: %s (%s)", self.kind, reason or "ended in time", error)
         if reason:
             self._deliver([WatchRestarted(self.kind, reason)])
-        self._ended_at_once = self._events == events_before and time.monotonic() - began < self._times.at_once
+        self._ended_at_once = (
+            self._events == events_before and time.monotonic() - began < self._times.failed_within
+        )
         if self._ended_at_once:
             raise error
 

@@ -68,7 +68,7 @@ def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:
         for route in ip_routes.routes(nl, version, RTPROT_KERNEL, kind)
     }
     lacking = [entry for entry in held if (entry.index, ip_network(entry.address)) not in there]
-    steps = [step for entry in lacking for step in _anew(entry)]
+    steps = [step for entry in lacking for step in _new_entry(entry)]
     steps += [
         _local(KernelRoute(MULTICAST, None, index, METRIC[6], kind=ip_routes.RTN_MULTICAST))
         for index in {entry.index for entry in held if entry.address.version == 6}
@@ -81,7 +81,7 @@ def repair_local(nl: Netlink, devices: Iterable[Link]) -> int:
     return errors.count(None)
 
 
-def _anew(entry: LinkAddress) -> list[Request]:
+def _new_entry(entry: LinkAddress) -> list[Request]:
     """Make what the kernel makes of an address.
 
     An IPv6 address is set again, as the kernel would not recognise a route that it has not made as its own.

@@ -1,4 +1,4 @@
-"""Objects that the agent writes for others to read, in threads of their own.
+"""Events, status objects and accepted modes that the agent writes to the cluster, in threads of their own.
 
 No pod waits for any of them, and none of them changes what is programmed.
 """

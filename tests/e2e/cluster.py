@@ -252,7 +252,10 @@ class Cluster(Segment):
             eventually(lambda: len(self.ready_nodes()) == len(self.nodes), within)
         except AssertionError as error:
             said = "\n".join(f"{node.name}: {node.log('kubelet')[-6000:]}" for node in self.nodes)
-            found = [_of_kind(node, "Ready") for node in self.get("nodes")]
+            try:
+                found = str([_of_kind(node, "Ready") for node in self.get("nodes")])
+            except SpaceError as away:
+                found = str(away)
             raise AssertionError(f"not Ready after {within} s: {found}\n{said}") from error
 
     def pods(self, selector: str, namespace: str = "default") -> list[dict[str, Any]]:

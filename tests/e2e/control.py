@@ -80,7 +80,7 @@ class ControlPlane:
             self._start_controllers()
 
     def come_back(self) -> None:
-        """Start the API server again, and the controllers: without it they lose their lease, and end."""
+        """Start the API server again, and restart the controllers: with leader election they end."""
         self.start_apiserver()
         for name in CONTROLLERS:
             self.end(name)

@@ -42,7 +42,7 @@ def multus() -> Path:
 
 
 def digest(*more: str) -> str:
-    """Return what programs of this version depend on, and `more`. Raises NoGoError."""
+    """Return a hash of what programs of this version depend on, and `more`. Raises NoGoError."""
     toolchain = run([go(), "version"], Path("/"))
     return hashlib.sha256("".join([toolchain, VERSION, *more]).encode()).hexdigest()[:16]
 

@@ -148,7 +148,7 @@ def add(seen: StatusInputs, pod: str, address: str) -> None:
     status = seen.status.get()
     parts = [part for part in blocks.prepared(status, NETWORK, status.blocks[NETWORK]) if part.block.version == 4]
     wanted = Attachment(pod.replace("/", "-"), "eth0", NETWORK, "/x", pod, (), "")
-    seen.attachments.reserve(wanted, parts, [ipaddress.ip_address(address)])
+    seen.attachments.take(wanted, parts, [ipaddress.ip_address(address)])
 
 
 def test_pools_show_used_free_and_whether_they_are_ready(

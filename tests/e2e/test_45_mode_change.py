@@ -111,9 +111,9 @@ def events(cluster: Cluster) -> str:
 
 
 def is_stopped(cluster: Cluster) -> bool:
-    """Return whether a rollout waits at its first node, or no agent is Ready by itself.
+    """Return whether a rollout waits at its first node, or no agent is Ready.
 
-    That is so once kubelet has brought the ConfigMap to it, which may be at any time.
+    Agents are not Ready once kubelet has brought the new ConfigMap to them, which may be at any time.
     """
     (rollout,) = (daemonset["status"] for daemonset in cluster.get("daemonsets", "-n", "testcni"))
     updated, is_ready = rollout["updatedNumberScheduled"], rollout.get("numberReady", 0)
@@ -131,5 +131,5 @@ def says_why(cluster: Cluster) -> bool:
 
 
 def states(agent: dict[str, Any]) -> list[str]:
-    """Return whether an agent's pod is Ready, as its conditions say."""
+    """Return the status of the condition Ready of an agent's pod, if it has one."""
     return [one["status"] for one in agent["status"]["conditions"] if one["type"] == "Ready"]

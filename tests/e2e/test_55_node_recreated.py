@@ -50,7 +50,7 @@ def test_an_address_that_is_reserved_ahead_is_for_its_pod(
     cluster.kubectl("delete", "ipreservation", metadata["name"])
 
 
-def test_a_node_that_is_made_anew_with_another_podcidr(
+def test_a_node_that_is_made_again_with_another_podcidr(
     cluster: Cluster, boxes: dict[str, Any], one: ClusterNode, two: ClusterNode
 ) -> None:
     """Its pods are reached until they are created again, and say so."""

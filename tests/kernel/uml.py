@@ -70,7 +70,7 @@ def options(text: str) -> list[str]:
 
 
 def _digest(origin: Source) -> str:
-    """Return what the kernel depends on."""
+    """Return a hash of what the kernel depends on."""
     compiler = _output("gcc", "--version").splitlines()[0]
     words = (FRAGMENT.read_text(), origin.package, origin.version, compiler, *PATCHED)
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
@@ -80,7 +80,7 @@ def _build(origin: Source, folder: Path, say: Say) -> None:
     say(f"the guest's kernel is built, once a machine: {origin.package} {origin.version}, unpacking")
     _output("tar", "-xf", str(origin.archive), "-C", str(folder))
     tree = folder / origin.package
-    _mend(tree)
+    _patch(tree)
     _configure(tree)
     _compile(tree, folder / "make.log", say)
     _output("strip", "-o", str(folder / "linux"), str(tree / "linux"))
@@ -88,10 +88,10 @@ def _build(origin: Source, folder: Path, say: Say) -> None:
     shutil.rmtree(tree)
 
 
-def _mend(tree: Path) -> None:
+def _patch(tree: Path) -> None:
     name, old, new = PATCHED
     text = (tree / name).read_text()
-    (tree / name).write_text(text.replace(old, new))  # a newer source asks the machine, and needs no mending
+    (tree / name).write_text(text.replace(old, new))  # a newer source asks the machine, and needs no patch
 
 
 def _configure(tree: Path) -> None:

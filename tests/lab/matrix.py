@@ -1,4 +1,4 @@
-"""A table of all pairs that reach each other: pods, nodes and the outside, with round-trip times."""
+"""A table of which pods, nodes and the outside reach each other, with round-trip times."""
 
 from __future__ import annotations
 

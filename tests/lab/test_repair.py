@@ -97,7 +97,7 @@ def test_a_second_agent_that_took_the_lock_meanwhile_ends_the_first(node: LabNod
 
 
 @pytest.mark.parametrize("option", HOST)
-def test_a_folder_that_is_made_anew_behind_its_mount_ends_the_agent_which_then_has_the_new_one(
+def test_a_folder_that_is_made_again_behind_its_mount_ends_the_agent_which_then_has_the_new_one(
     node: LabNode, option: str
 ) -> None:
     assert node.stop_agent() == 0

@@ -197,7 +197,7 @@ def test_pods_are_known_to_maps_that_are_new(two: Lab) -> None:
         assert counters(one)["forwarded_local"] > counted["forwarded_local"]
 
 
-def test_drift_is_found_and_mended(two: Lab) -> None:
+def test_drift_is_found_and_repaired(two: Lab) -> None:
     one, other = two.nodes
     a, b = one.add_pod("a"), other.add_pod("b")
     conf = one.conf()

@@ -174,7 +174,7 @@ def converged(nodes: Sequence[Node]) -> float:
 
 
 def monitored(node: Node, seconds: float) -> subprocess.Popen[str]:
-    """Return what happens to a node's routes in the next seconds."""
+    """Start the monitor of a node's routes in the next seconds."""
     return route_monitor("nsenter", f"--net={node.netns.path}", seconds=seconds)
 
 

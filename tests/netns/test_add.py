@@ -55,7 +55,7 @@ def test_del_with_a_netconf_that_is_wrong_by_now(tmp_path: Path) -> None:
     assert host.attachments.all() == ()
 
 
-def test_add_again_in_a_new_netns_is_made_anew(tmp_path: Path) -> None:
+def test_add_again_in_a_new_netns_is_made_again(tmp_path: Path) -> None:
     host, pod = Host(tmp_path), Pod("c1")
     host.add(pod)
     again = Pod("c1")
@@ -65,7 +65,7 @@ def test_add_again_in_a_new_netns_is_made_anew(tmp_path: Path) -> None:
     assert not [link for link in pod.json("link") if link["ifname"] == "eth0"]
 
 
-def test_add_mends_a_pod_that_lost_its_address(tmp_path: Path) -> None:
+def test_add_repairs_a_pod_that_lost_its_address(tmp_path: Path) -> None:
     host, pod = Host(tmp_path), Pod("c1")
     host.add(pod)
     pod.run("ip", "address", "flush", "dev", "eth0")
@@ -259,10 +259,10 @@ def test_a_block_that_was_withdrawn_after_the_add_had_looked_is_not_used(
 ) -> None:
     host = Host(tmp_path, ["10.244.1.0/24", "10.244.2.0/24"])
     host.ready()
-    reserve, taken = host.attachments.reserve, list[Address]()
+    take, taken = host.attachments.take, list[Address]()
 
     def slow(*args: Any) -> Attachment:
-        made = reserve(*args)
+        made = take(*args)
         taken.append(made.leases[0].address)
         if len(taken) == 1:  # the node path: publish first, then look who has addresses
             host.put(Node("one", host.me.addresses, (net("10.244.2.0/24"),)))
@@ -270,7 +270,7 @@ def test_a_block_that_was_withdrawn_after_the_add_had_looked_is_not_used(
             assert host.attachments.busy(net("10.244.1.0/24")), "either of the two sees the other"
         return made
 
-    monkeypatch.setattr(host.attachments, "reserve", slow)
+    monkeypatch.setattr(host.attachments, "take", slow)
     assert host.add(Pod("c1"))["ips"][0]["address"] == "10.244.2.2/24"
     assert taken == [ip("10.244.1.2"), ip("10.244.2.2")]
     assert not host.attachments.busy(net("10.244.1.0/24"))

@@ -97,7 +97,7 @@ def test_a_mac_that_somebody_changed_is_repaired_also_by_an_agent_that_just_bega
     eventually(lambda: bridge().mac == before)
 
 
-def test_a_bridge_that_comes_anew_has_the_mac_it_had(tmp_path: Path) -> None:
+def test_a_bridge_that_comes_again_has_the_mac_it_had(tmp_path: Path) -> None:
     host = ready(tmp_path, UPPER)
     before = bridge().mac
     own(host, LOWER)
@@ -108,7 +108,7 @@ def test_a_bridge_that_comes_anew_has_the_mac_it_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_bridge_of_an_earlier_version_comes_anew_with_the_mac_that_pods_know(
+def test_a_bridge_of_an_earlier_version_comes_again_with_the_mac_that_pods_know(
     tmp_path: Path, restarted: bool
 ) -> None:
     earlier, pod = "0a:58:0a:f4:00:09", Pod("c1")
@@ -278,7 +278,7 @@ def test_pods_keep_their_network_when_somebody_switches_the_bridge_or_a_port(tmp
 
 
 def ways(pod: Pod, other: Pod, addresses: list[str]) -> tuple[bool, ...]:
-    """Return whether the node and another pod reach a pod, and it reaches its gateways and what is beyond."""
+    """Return for each way to and from a pod whether it works: node, other pod, gateways, and beyond them."""
     return (
         *map(ping, addresses),
         *map(other.reaches, addresses),

@@ -39,7 +39,7 @@ def mounted(kind: str, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
-def test_a_folder_that_is_made_anew_behind_its_mount_ends_the_agent(tmp_path: Path, kind: str) -> None:
+def test_a_folder_that_is_made_again_behind_its_mount_ends_the_agent(tmp_path: Path, kind: str) -> None:
     host, inside = mounted(kind, tmp_path)
     problems = PartProblems("host-directories")
     watched = HostDirectories({"--conf-dir": inside}, problems)

@@ -80,7 +80,7 @@ def test_no_crowd_of_a_pod_cuts_kubelets_probes(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_an_agent_whose_node_has_another_address_now_is_started_anew(tmp_path: Path) -> None:
+def test_an_agent_whose_node_has_another_address_now_is_started_again(tmp_path: Path) -> None:
     """Probes come by loopback, where it answers all the same, while Prometheus asks at the new address."""
     Host(tmp_path).close()  # makes eth0
     assert health.alive([], ("192.0.2.1", PORT)) == Page(b"ok\n")

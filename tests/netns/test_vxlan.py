@@ -102,7 +102,7 @@ def test_a_foreign_device_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
     host.add(pod)
 
 
-def test_a_device_that_was_left_half_made_is_made_anew(tmp_path: Path) -> None:
+def test_a_device_that_was_left_half_made_is_made_again(tmp_path: Path) -> None:
     host, pod = Host(tmp_path, conf=VXLAN), Pod("c1")
     netlink.host().request(vxlan_device.create(DEVICE, "0e:76:c0:00:02:01", 4789, 1300))
     host.add(pod)

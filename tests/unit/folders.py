@@ -18,7 +18,7 @@ from agent.model.cluster import IPBlock, IPPool, Node, Resource
 from agent.model.problem import Problem
 
 SOON = 5.0  # seconds: well below the watch's own LOOK_AGAIN, so what is seen was seen by inotify
-QUICK = DirectoryTimes(stop=0.02)
+QUICK = DirectoryTimes(poll=0.02)
 """A watch that ends soon, as many are stopped."""
 State = dict[tuple[Kind, str], Resource]
 

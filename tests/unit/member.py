@@ -75,7 +75,7 @@ class Member:
     def take(self, block: Subnet) -> Attachment:
         wanted = Attachment(f"c-{block}".replace("/", "-"), "eth0", NETWORK, "/x", "", (), "")
         ranges = blocks.ranges(NETWORK, (block,), frozenset(), frozenset())
-        return self.attachments.reserve(wanted, ranges, ())
+        return self.attachments.take(wanted, ranges, ())
 
 
 def in_store(folder: Path) -> dict[Subnet, str]:

@@ -33,7 +33,7 @@ class Builds:
     plugin: Path
     hasty: Path
     fuzzer: Path
-    fuzzer_of_a_fault: Path
+    faulty_fuzzer: Path
     """Of a plugin whose scanner reads one byte too far."""
 
     @classmethod

@@ -9,4 +9,4 @@ FEW = os.environ.get("EXAMPLES") == "few"
 
 def examples(count: int) -> int:
     """Return how many examples to try where all are `count`."""
-    return max(10, count // 3) if FEW else count
+    return max(1, count // 3) if FEW else count

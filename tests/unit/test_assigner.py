@@ -143,7 +143,7 @@ def test_all_waits_of_an_add_share_one_deadline(tmp_path: Path) -> None:
     node = Node(tmp_path, FOUR, families=BOTH, cool_down=600, prepared=1)
     for n in range(5):
         wanted = Attachment(f"c{n}", "eth0", NETWORK, "/x", "", (), "")
-        made = node.attachments.reserve(wanted, blocks.prepared(node.status.get(), NETWORK, (FOUR,)), ())
+        made = node.attachments.take(wanted, blocks.prepared(node.status.get(), NETWORK, (FOUR,)), ())
     node.attachments.remove(made)
     began = time.monotonic()
     with pytest.raises(CniError, match="no other block was ready in time") as caught:

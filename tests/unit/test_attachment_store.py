@@ -39,7 +39,7 @@ def store(folder: Path, cool_down: float = 0) -> AttachmentStore:
 
 def add(attachments: AttachmentStore, name: str, *, wired: bool = True, within: float = 0) -> Attachment:
     wanted = Attachment(name, "eth0", NETWORK, "/run/netns/x", "ns/pod", (), "")
-    made = attachments.reserve(wanted, [RANGE], waits=Waits(cooled_by=Deadline.after(within)))
+    made = attachments.take(wanted, [RANGE], waits=Waits(cooled_by=Deadline.after(within)))
     if wired:
         attachments.finish(made, WIRED)
     return made
@@ -383,7 +383,7 @@ def test_the_node_path_hears_of_those_that_change_what_it_does(tmp_path: Path) -
     attachments.remove(second)
     assert heard() == 0
     other = Attachment("other", "eth0", changed(NETWORK, mode="vxlan"), "/run/netns/x", "ns/pod", (), "")
-    attachments.reserve(other, [RANGE], ())
+    attachments.take(other, [RANGE], ())
     assert heard() == 1
     third = add(attachments, "third")
     assert heard() == 1, "it has an address of a block that pods of another mode are in"
@@ -396,5 +396,5 @@ def test_the_node_path_hears_of_those_that_change_what_it_does(tmp_path: Path) -
     staying = Attachment("s", "eth0", NETWORK, "/run/netns/x", "ns/pod", (), "", owner="ns/pod")
     add(attachments, "fourth")
     heard()
-    attachments.reserve(staying, [RANGE], ())
+    attachments.take(staying, [RANGE], ())
     assert heard() == 1

@@ -19,7 +19,7 @@ from agent.cluster.objects import to_doc
 from agent.cluster.store import Change, Deleted, Listed, SourceProblem, StoreError, Upserted
 from agent.codec import strict_yaml
 from agent.model.cluster import Node
-from tests.unit.folders import POOL, block, following, node, text
+from tests.unit.folders import POOL, QUICK, block, following, node, text
 
 # --- what is listed
 
@@ -79,7 +79,7 @@ def test_the_fast_yaml_loader_is_used() -> None:
 
 # --- what is wrong with a file
 
-PATIENT = DirectoryTimes(debounce=0.3, stop=0.02)  # longer than a file is empty before it is written
+PATIENT = replace(QUICK, debounce=0.3)  # longer than a file is empty before it is written
 GOOD = text(node("n1"))
 BAD: dict[str, tuple[str, bytes, int]] = {
     "no YAML": ("yaml", GOOD.encode() + b"---\na: [1\nb: 2\n", GOOD.count("\n") + 3),
@@ -302,7 +302,7 @@ def test_a_half_written_file_is_left_alone_until_its_writer_closes_it(tmp_path: 
 
 
 def test_a_writer_that_stalls_does_not_hide_its_file(tmp_path: Path) -> None:
-    with following(tmp_path, DirectoryTimes(stalled=0, stop=0.02)) as watcher:
+    with following(tmp_path, replace(QUICK, stalled=0)) as watcher:
         watcher.until(lambda: len(watcher.history) == len(KINDS))
         with (tmp_path / "a.yaml").open("w") as writer:
             writer.write(text(node("n1")))

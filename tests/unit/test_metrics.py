@@ -255,7 +255,7 @@ def test_addresses_and_blocks_are_counted_by_ip_version(parts: Parts) -> None:
     status = parts.reconciler.status.get()
     for n in range(2):
         wanted = Attachment(f"c{n}", "eth0", BOTH, "/x", "", (), "")
-        parts.attachments.reserve(wanted, blocks.prepared(status, BOTH, status.blocks[BOTH]), ())
+        parts.attachments.take(wanted, blocks.prepared(status, BOTH, status.blocks[BOTH]), ())
     expected = {("ipv4", "used"): 2, ("ipv4", "free"): 252, ("ipv6", "used"): 2, ("ipv6", "free"): 252}
     for (family, state), count in expected.items():
         found = parts.value("addresses", network="both", mode="host-gw", family=family, state=state)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from agent.modes.registry import BUILT_IN
+from tests.lab.space import REPO
 from tests.unit.sources import AGENT, FILES, nodes
 
 pytestmark = pytest.mark.xdist_group("sources")
@@ -79,3 +81,10 @@ def test_a_name_is_found_wherever_it_is(code: str) -> None:
 def test_docstrings_may_explain_by_a_mode() -> None:
     code = '"""As in vxlan."""\nclass A:\n    """As in ipip."""\n    x: int\n    """A bird."""'
     assert not naming([*ast.walk(ast.parse(code))])
+
+
+def test_each_mode_is_in_the_contract_by_which_modes_do_not_import_each_other() -> None:
+    contracts = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (modules,) = (each["modules"] for each in contracts if each["name"] == "a mode knows no other mode")
+    folders = {".".join(type(mode).__module__.split(".")[:3]) for mode in BUILT_IN}
+    assert folders == set(modules), 'add the module to "a mode knows no other mode" in pyproject.toml'

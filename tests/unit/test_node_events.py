@@ -219,7 +219,7 @@ def test_a_problem_is_told_again_when_its_event_is_about_to_go(told: Told) -> No
     assert len(told.all("POST")) == 2
 
 
-def test_a_node_that_is_made_anew_hears_of_its_problems(told: Told) -> None:
+def test_a_node_that_is_made_again_hears_of_its_problems(told: Told) -> None:
     told.status.publish(NodeStatus(problems=(PROBLEM,)))
     told.after(node_events.LASTING + 1)
     assert len(told.all("POST")) == 1

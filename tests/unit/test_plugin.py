@@ -173,8 +173,8 @@ def test_add_is_repeated_when_the_agent_dies_in_the_middle(plugin: Plugin, agent
 
 def test_add_fails_when_the_agent_dies_again_and_again(plugin: Plugin, agent: Agent) -> None:
     agent.answers = [b'{"x":']
-    assert plugin.fails("ADD", plugin.conf(agentWait=0.5)).code == TRY_AGAIN
-    assert len(agent.requests) > 2
+    assert plugin.fails("ADD", plugin.conf(agentWait=2)).code == TRY_AGAIN
+    assert len(agent.requests) > 1
 
 
 def test_answer_without_end_is_refused(plugin: Plugin, agent: Agent) -> None:

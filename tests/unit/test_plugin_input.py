@@ -158,7 +158,7 @@ def test_fuzzer_finds_nothing(builds: Builds) -> None:
 
 def test_fuzzer_would_find_a_fault(builds: Builds) -> None:
     """Its own check: a scanner that reads one byte too far is caught."""
-    done = subprocess.run([builds.fuzzer_of_a_fault, "1", "1"], capture_output=True, check=False)
+    done = subprocess.run([builds.faulty_fuzzer, "1", "1"], capture_output=True, check=False)
     assert b"heap-buffer-overflow" in done.stderr
 
 

@@ -14,7 +14,7 @@ from agent.cluster.objects import parse as parse_doc
 from agent.cluster.store import StoreError
 from agent.codec.cni_args import PodIdentity
 from agent.errors import CniError
-from agent.ipam.reservations import pod_annotations as wishes_module
+from agent.ipam.reservations import pod_annotations as annotations_module
 from agent.ipam.reservations.pod_annotations import (
     AddressAnnotations,
     AnnotationReader,
@@ -154,7 +154,7 @@ def test_a_pod_with_thousands_of_unknown_annotations_does_not_take_all_events_of
     wishes = AnnotationReader(Store(pod(**{f"x{number}": "" for number in range(12000)})), told.append)
     for _ in range(3):
         wishes.read(WEB)
-    assert len(told) == wishes_module.REPORTED == 3
+    assert len(told) == annotations_module.REPORTED == 3
 
 
 def test_each_pod_of_a_namespace_is_told_what_is_unknown_there() -> None:
@@ -188,10 +188,10 @@ def test_the_namespace_names_a_pool_for_all_its_pods() -> None:
 def test_namespaces_that_come_and_go_leave_nothing_behind() -> None:
     clock = FakeClock()
     wishes = AnnotationReader(Store(), clock=clock)
-    for number in range(2 * wishes_module.REMEMBERED):
-        clock.time += wishes_module.NAMESPACE_FOR
+    for number in range(2 * annotations_module.REMEMBERED):
+        clock.time += annotations_module.NAMESPACE_FOR
         wishes._namespace(f"run-{number}")
-    assert len(wishes._namespaces) <= wishes_module.REMEMBERED
+    assert len(wishes._namespaces) <= annotations_module.REMEMBERED
 
 
 def test_while_the_api_server_is_away_a_pod_that_was_seen_starts_again_and_others_wait() -> None:

@@ -138,7 +138,7 @@ def test_what_is_right_is_not_written_again_and_counted_by_one_agent_a_minute(cl
     assert 20 < len(asked) < 90, "without a write nobody's pause begins anew: two looks a minute in the mean"
 
 
-def test_who_sees_that_another_has_written_begins_its_pause_anew(cluster: Make) -> None:
+def test_who_sees_that_another_has_written_begins_its_pause_again(cluster: Make) -> None:
     it = cluster(4)
     it.run(60)
     looks = 0

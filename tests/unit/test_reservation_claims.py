@@ -115,11 +115,9 @@ class Agent:
         wanted = Attachment(container or pod, "eth0", NET, "", f"default/{pod}", (), "")
         annotations = self.claims.annotations(PodIdentity(f"default/{pod}"), NET)
         if annotations is None:
-            return self.attachments.reserve(wanted, own)
+            return self.attachments.take(wanted, own)
         with self.claims.reserved(annotations, NET, own, Deadline.after(28)) as found:
-            made = self.attachments.reserve(
-                replace(wanted, owner=found.owner), [*own, *found.off_block], found.asked
-            )
+            made = self.attachments.take(replace(wanted, owner=found.owner), [*own, *found.off_block], found.asked)
             self._confirm(found, made)
         self.attachments.finish(made, {})
         return made
@@ -218,7 +216,7 @@ def test_nobody_is_given_a_reserved_address(cluster: Cluster) -> None:
     assert address(one.add("plain")) == "10.244.1.3"
     wanted = Attachment("asks", "eth0", NET, "", "", (), "")
     with pytest.raises(UnavailableError, match=r"10.244.1.2 is reserved"):
-        one.attachments.reserve(wanted, [usable(BLOCKS["one"])], [ip("10.244.1.2")])
+        one.attachments.take(wanted, [usable(BLOCKS["one"])], [ip("10.244.1.2")])
 
 
 def test_the_second_claim_is_refused_and_told_to_the_pod(cluster: Cluster) -> None:
@@ -294,7 +292,7 @@ def test_reservations_are_known_before_the_datastore_has_told(cluster: Cluster) 
     eventually(lambda: reservation_controller.load(cluster.run / "one/reservations.json"))
     early = Agent("one", cluster.store, cluster.run)
     own = [usable(BLOCKS["one"])]
-    made = early.attachments.reserve(Attachment("x", "eth0", NET, "", "", (), ""), own, ())
+    made = early.attachments.take(Attachment("x", "eth0", NET, "", "", (), ""), own, ())
     assert address(made) == "10.244.1.3"
     (cluster.run / "one/reservations.json").write_text("[{]")
     assert reservation_controller.load(cluster.run / "one/reservations.json") == {}

@@ -101,7 +101,7 @@ class Parts:
         status = self.status.get()
         wanted = Attachment(pod.replace("/", "-"), "eth0", network, "/x", pod, (), "")
         parts = blocks.prepared(status, network, status.blocks[network])
-        return self.attachments.reserve(wanted, parts, [ipaddress.ip_address(asked)] if asked else [])
+        return self.attachments.take(wanted, parts, [ipaddress.ip_address(asked)] if asked else [])
 
     def shown(self, name: str) -> dict[str, Any]:
         doc = self.kube.objects[name]
@@ -182,7 +182,7 @@ def test_addresses_off_block_have_an_object_of_the_node(parts: Parts) -> None:
     parts.status.publish(NodeStatus(True, {NETWORK: (BLOCK,), guest: (net("10.9.0.7/32"),)}))
     block = net("10.9.0.7/32")
     wanted = Attachment("c", "eth0", guest, "/x", "shop/db-0", (), "", owner="shop/db-0")
-    parts.attachments.reserve(
+    parts.attachments.take(
         wanted, blocks.ranges(guest, (net("10.9.0.0/24"),), frozenset(), frozenset()), [block[0]]
     )
     parts.status.publish(NodeStatus(True, {NETWORK: (BLOCK,)}))
@@ -328,7 +328,7 @@ def test_objects_that_are_deleted_are_made_again_for_the_node_of_that_time(parts
 
 
 @pytest.mark.parametrize("collected", [True, False])
-def test_objects_follow_a_node_that_is_made_anew_between_two_looks(parts: Parts, *, collected: bool) -> None:
+def test_objects_follow_a_node_that_is_made_again_between_two_looks(parts: Parts, *, collected: bool) -> None:
     """No look finds the node without its object, and nothing of its pods has changed."""
     parts.writer.once()
     if collected:  # by the garbage collector, as their owner is gone; else it has yet to come

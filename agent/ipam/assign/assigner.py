@@ -223,15 +223,15 @@ class AddressAssigner:
         """Take addresses, and ask for another block for as long as all are in use. Raises CniError."""
         while True:
             try:
-                return self._reserve(search)
+                return self._take_addresses(search)
             except ExhaustedError as error:
                 search.own = self._another_block(search, error)
 
-    def _reserve(self, search: _Search) -> Attachment:
+    def _take_addresses(self, search: _Search) -> Attachment:
         """Take addresses of the blocks that are there. Raises ExhaustedError, CniError."""
         ranges = [*self._blocks.ranges(search.network, search.own), *search.off_block]
         try:
-            return self._attachments.reserve(
+            return self._attachments.take(
                 search.candidate,
                 ranges,
                 search.asked,

@@ -231,7 +231,7 @@ class AttachmentStore:
             if one.until > now
         ) + tuple(entry.problem() for entry in self.unreadable())
 
-    def reserve(
+    def take(
         self,
         wanted: Attachment,
         ranges: Sequence[Range],
