@@ -52,8 +52,7 @@ def invalid_config(field: str, value: object, allowed: str) -> CniError:
 def raise_os(error: OSError, doing: str) -> NoReturn:
     """Raise CniError: code 5 for errors of a disk, code 100 for others."""
     if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT):
-        remedy = (
-            DISK_REMEDY if error.filename and error.errno != errno.EIO else ""
-        )  # devices have these errors, too
+        of_a_file = error.filename and error.errno != errno.EIO  # the kernel's interfaces have these errors, too
+        remedy = DISK_REMEDY if of_a_file else ""
         raise CniError(Code.IO_FAILURE, f"{doing}: {error}", remedy) from error
     raise CniError(Code.KERNEL, f"{doing}: {error}") from error

@@ -215,9 +215,8 @@ class Informer:
         log.debug("watch of %s: %s (%s)", self.kind, reason or "ended in time", error)
         if reason:
             self._deliver([WatchRestarted(self.kind, reason)])
-        self._ended_at_once = (
-            self._events == events_before and time.monotonic() - began < self._times.failed_within
-        )
+        lasted = time.monotonic() - began
+        self._ended_at_once = self._events == events_before and lasted < self._times.failed_within
         if self._ended_at_once:
             raise error
 

@@ -173,7 +173,7 @@ def test_add_is_repeated_when_the_agent_dies_in_the_middle(plugin: Plugin, agent
 
 def test_add_fails_when_the_agent_dies_again_and_again(plugin: Plugin, agent: Agent) -> None:
     agent.answers = [b'{"x":']
-    assert plugin.fails("ADD", plugin.conf(agentWait=2)).code == TRY_AGAIN
+    assert plugin.fails("ADD", plugin.conf(agentWait=1)).code == TRY_AGAIN
     assert len(agent.requests) > 1
 
 
