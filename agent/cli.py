@@ -14,6 +14,7 @@ from agent.app import Agent
 from agent.config import ConfigError, GraceTimes
 from agent.host.run_dir import Lock
 from agent.modes.registry import BUILT_IN, Modes
+from agent.runtime import malloc
 
 EXIT_FAILED, EXIT_USAGE, EXIT_BUSY = 1, 2, 3
 
@@ -29,6 +30,7 @@ def main(
 
     Return the exit code: 0 stopped, 1 failed, 2 wrong options, 3 another agent serves on the run-dir.
     """
+    malloc.use_one_arena()  # before there are threads
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv, os.environ, modes.agent_options)
         conf = replace(conf, grace=grace)
