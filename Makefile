@@ -165,12 +165,12 @@ endif
 	buildah push --quiet $$id docker-archive:$$new:$(IMAGE); mv $$new build/testcni.tar
 
 .PHONY: manifests
-manifests: deps ## manifests/testcni.yaml again from base and overlay (needs Go)
+manifests: deps ## render manifests/testcni.yaml from base and overlay (needs Go)
 	@$(BIN)/python -c 'from tests.e2e import programs; print(programs.build("kubectl"))' > build/.kube
 	@$$(cat build/.kube)/kubectl kustomize manifests/overlays/host-gw > manifests/testcni.yaml
 
 .PHONY: reference
-reference: deps ## pages of docs/reference again from the code and the CRDs
+reference: deps ## write pages of docs/reference from the code and the CRDs
 	@$(BIN)/python -m tests.reference
 
 .PHONY: e2e

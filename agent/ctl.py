@@ -137,7 +137,7 @@ def show(doc: dict[str, Any], output: str) -> int:
 
 
 def discard_output() -> None:
-    """Send the output nowhere: its reader has ended, as head(1) does, and Python writes the rest when it ends."""
+    """Send the output nowhere: it cannot be written, and Python would write the rest when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -30,7 +30,7 @@ def is_migrating(view: ModeContext) -> bool:
 
 
 def loose_rp_filter_on(view: ModeContext, *devices: str) -> frozenset[str]:
-    """These and the underlay's interfaces, where packets may come that go back another way while modes differ."""
+    """Return these devices and the underlay's interfaces while modes differ: replies may leave by another one."""
     me = view.snapshot.nodes.get(view.node)
     if me is None or not is_migrating(view):
         return frozenset()

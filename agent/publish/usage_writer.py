@@ -50,11 +50,8 @@ class UsageWriter(Controller):
 
     def once(self) -> bool:
         """Write what has changed; return False when a request failed."""
-        snapshot, status, node = (
-            self._inputs.snapshot_cache.snapshot.get(),
-            self._inputs.status.get(),
-            self._inputs.node,
-        )
+        node, status = self._inputs.node, self._inputs.status.get()
+        snapshot = self._inputs.snapshot_cache.snapshot.get()
         if node not in snapshot.nodes:
             self._known = None  # its objects go with the Node
             return True

@@ -25,9 +25,8 @@ def route_monitor(*enter: str, seconds: float = 600) -> subprocess.Popen[str]:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     end = time.monotonic() + WITHIN * PATIENCE
-    for kind in itertools.cycle(
-        ("blackhole", "prohibit")
-    ):  # the kernel does not report a replace that changes nothing
+    # the kernel does not report a replace that changes nothing
+    for kind in itertools.cycle(("blackhole", "prohibit")):
         assert time.monotonic() < end, f"{argv} reports nothing"
         subprocess.run((*enter, "ip", "route", "replace", kind, *MARKER), check=True)
         if select.select([process.stdout], [], [], 0.02)[0]:

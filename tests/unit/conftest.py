@@ -13,14 +13,13 @@ from hypothesis import settings
 from tests.unit.plugin import Agent, Builds, Plugin
 from tests.unit.properties import examples
 
-settings.register_profile(
-    "busy", deadline=None, max_examples=examples(100)
-)  # an example that takes long is the machine's doing
+# without a deadline: an example that takes long is the machine's doing
+settings.register_profile("busy", deadline=None, max_examples=examples(100))
 settings.load_profile("busy")
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector leave out what was imported and collected: it stays, and takes 0.3 s each time."""
+    """Let the garbage collector run seldom, and leave out what stays: to look at all takes 0.3 s each time."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
 

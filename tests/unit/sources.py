@@ -6,7 +6,8 @@ import ast
 import functools
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.lab.space import REPO
+
 AGENT = REPO / "agent"
 FILES = sorted(AGENT.rglob("*.py"))
 

@@ -11,9 +11,9 @@ import pytest
 
 from agent.model.network import Network
 from tests import reference
+from tests.lab.space import REPO
 from tests.networks import MODES, parse_conf
 
-REPO = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 SOURCES = sorted(
     path

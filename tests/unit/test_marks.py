@@ -25,8 +25,8 @@ from agent.modes.vxlan import mode
 from agent.modes.vxlan.options import VxlanOptions
 from agent.node import route_protocol
 from agent.objects import nft_table, pod_guard
+from tests.lab.space import REPO
 
-REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs/marks.md").read_text()
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]*) \|", re.M)
 CODE = re.compile(r"`([^`]+)`")

@@ -55,9 +55,9 @@ from agent.observe.metrics import Metrics, Sources
 from agent.observe.status import report
 from agent.runtime.counter import LabelledCounter
 from agent.runtime.observable import Observable
+from tests.lab.space import REPO
 from tests.networks import OPTIONS, network_of
 
-REPO = Path(__file__).parents[2]
 PAGE = (REPO / "docs/reference/metrics.md").read_text()
 POD_NET = network_of("pods", subnet=ipaddress.ip_network("10.244.0.0/16"))
 BLOCK = ipaddress.ip_network("10.244.1.0/24")

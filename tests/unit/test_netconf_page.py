@@ -6,17 +6,16 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.errors import CniError, Code
 from agent.modes.parent.options import IpvlanOptions, MacvlanOptions
+from tests.lab.space import REPO
 from tests.networks import MODES, parse_conf
 
 LINK_MODES = {kind.mode: kind.link_modes for kind in (IpvlanOptions, MacvlanOptions)}
-REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs/reference/netconf.md").read_text()
 PLUGIN = (REPO / "cni-bin/testcni.c").read_text()
 CODE = re.compile(r"`([^`]+)`")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.lab.space import REPO
+
 PAGE = (REPO / "docs/reference/permissions.md").read_text()
 CODE = re.compile(r"`([^`]+)`")
 

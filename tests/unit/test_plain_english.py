@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.sources import FILES, REPO, nodes
+from tests.lab.space import REPO
+from tests.unit.sources import FILES, nodes
 
 pytestmark = pytest.mark.xdist_group("sources")
 FOLDERS = ("agent", "bird", "cni-bin", "docs", "ebpf", "image", "manifests")

@@ -51,5 +51,5 @@ def test_an_unexpected_error_is_a_problem_until_there_is_none() -> None:
 
 
 def test_the_name_of_a_file_cannot_move_the_cursor_or_begin_a_line() -> None:
-    problem = Problem("/cluster/\x1b[31m\nproblem \x9b \u2028 \udcff é.yaml", "nft:\n\tno\x1b", "mend it")
-    assert str(problem) == ("/cluster/\\x1b[31m\\nproblem \\x9b \\u2028 \\udcff é.yaml: nft:\n\tno\\x1b; mend it")
+    problem = Problem("/cluster/\x1b[31m\nproblem \x9b \u2028 \udcff é.yaml", "nft:\n\tno\x1b", "fix it")
+    assert str(problem) == ("/cluster/\\x1b[31m\\nproblem \\x9b \\u2028 \\udcff é.yaml: nft:\n\tno\\x1b; fix it")

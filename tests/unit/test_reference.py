@@ -16,9 +16,9 @@ from agent.ipam.reservations import claims, off_block_pods, pod_annotations
 from agent.modes.ipip import bgp
 from agent.publish import network_policies, node_events, pool_status_writer
 from tests import reference
+from tests.lab.space import REPO
 from tests.networks import AGENT_OPTIONS
 
-REPO = Path(__file__).resolve().parents[2]
 REFERENCE = REPO / "docs/reference"
 PLUGIN = (REPO / "cni-bin/testcni.c").read_text()
 

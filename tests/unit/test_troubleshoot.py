@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from tests.unit.sources import FILES, REPO, nodes
+from tests.lab.space import REPO
+from tests.unit.sources import FILES, nodes
 
 pytestmark = pytest.mark.xdist_group("sources")
 PAGE = REPO / "docs/operations/troubleshoot.md"
