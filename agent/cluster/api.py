@@ -109,7 +109,9 @@ class Api:
         response = self._open(request, self._within)
         try:
             return strict_json.tolerant(response.data)
-        except (ValueError, urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _unanswered(request, error) from error
+        except ValueError as error:
             raise ApiError(f"{request}: the answer is not a JSON object: {_reason(error)}") from error
 
     def watch(self, path: str, query: Mapping[str, str], silence: float) -> Stream:
@@ -135,7 +137,7 @@ class Api:
             self._forget(client)  # the CA may have been rotated
             raise ApiError(f"{request}: {_reason(error.__context__ or error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ApiError(f"{request}: {_reason(error)}") from error
+            raise _unanswered(request, error) from error
         except ValueError:  # its text has the token
             self._forget(client)
             what = "the token has a character that is not allowed in an HTTP header"
@@ -273,6 +275,14 @@ def _refusal(request: Request, answer: urllib3.BaseHTTPResponse) -> StoreError:
             return GoneError(what, GONE)
     after = answer.headers.get("Retry-After", "")
     return ApiError(what, answer.status, min(float(after), LONGEST_RETRY) if after.isdecimal() else 0.0)
+
+
+def _unanswered(request: Request, error: Exception) -> ApiError:
+    """Return the error of a request without an answer."""
+    unanswered = ApiError(f"{request}: {_reason(error)}")
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which is a TimeoutError of urllib3's too
+    unanswered.timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not refused
+    return unanswered
 
 
 def _reason(error: BaseException) -> str:

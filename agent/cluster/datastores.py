@@ -14,7 +14,7 @@ from agent.ip import Address
 if TYPE_CHECKING:
     from agent.cluster.api import Api
 
-ADD_WAITS = 2.0  # seconds that an ADD waits for an answer of the API server
+ADD_WAITS = 2.0  # seconds that one request of an ADD waits for its answer
 
 
 @dataclass(frozen=True, slots=True)

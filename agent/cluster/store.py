@@ -89,6 +89,8 @@ class StoreError(Exception):
 
     outcome_unknown = False
     """Whether the request may have taken effect, or may still take effect, as no answer arrived."""
+    timed_out = False
+    """Whether the datastore was too slow: another request may be answered in time."""
 
 
 class ConflictError(StoreError):

@@ -240,8 +240,12 @@ class Cluster(Segment):
         return items
 
     def ready_nodes(self) -> set[str]:
-        """The names of the nodes that are Ready."""
-        return {node["metadata"]["name"] for node in self.get("nodes") if _condition(node, "Ready") == "True"}
+        """The names of the nodes that are Ready and take pods: the taint goes a moment after the condition."""
+        return {
+            node["metadata"]["name"]
+            for node in self.get("nodes")
+            if _condition(node, "Ready") == "True" and not node["spec"].get("taints")
+        }
 
     def all_ready(self, within: float = 60) -> None:
         """Wait until all nodes are Ready.
@@ -253,7 +257,7 @@ class Cluster(Segment):
         except AssertionError as error:
             said = "\n".join(f"{node.name}: {node.log('kubelet')[-6000:]}" for node in self.nodes)
             try:
-                found = str([_of_kind(node, "Ready") for node in self.get("nodes")])
+                found = str([(_of_kind(node, "Ready"), node["spec"].get("taints")) for node in self.get("nodes")])
             except SpaceError as away:
                 found = str(away)
             raise AssertionError(f"not Ready after {within} s: {found}\n{said}") from error

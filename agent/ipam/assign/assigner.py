@@ -102,8 +102,8 @@ class AddressAssigner:
         No wait ends after `deadline`. Raises CniError.
         """
         try:
-            annotations = self._claims.annotations(request.pod, request.network) if self._claims else None
             network = request.network
+            annotations = self._claims.annotations(request.pod, network, deadline) if self._claims else None
             if annotations and annotations.pool:
                 network = replace(network, pool=annotations.pool)
             end = deadline.within(self._times.prepared)

@@ -29,6 +29,7 @@ from agent.model.network import Network
 from agent.model.node_status import NodeStatus, PodEvent, ReservationsInProgress
 from agent.runtime.deadline import Deadline
 
+READ_WITHIN = 8.0  # seconds for which a slow datastore is asked again for the annotations of a pod
 KNOWN_WITHIN = 5.0  # seconds that an ADD waits until its own node routes an off-block address
 QUOTA = 100  # reservations of a namespace
 REASON = "AddressNotGiven"
@@ -70,12 +71,14 @@ class ReservationClaims:
         self._manual = ManualReservations()
         self._placement = AddressPlacement(context.node, context.snapshot, context.status)
 
-    def annotations(self, pod: PodIdentity | None, network: Network) -> AddressAnnotations | None:
+    def annotations(
+        self, pod: PodIdentity | None, network: Network, deadline: Deadline
+    ) -> AddressAnnotations | None:
         """Read a pod's annotations, and return its requests; None if it has none. Raises CniError."""
         if pod is None:
             return None
         with self._reported(pod):
-            found = self._read(pod, network)
+            found = self._read(pod, network, deadline.within(READ_WITHIN))
             snapshot = self._context.snapshot.get()
             if found and not found.stays and self._manual.has(found.owner, network.name, snapshot):
                 # a person may have reserved it for another network of the pod
@@ -154,17 +157,28 @@ class ReservationClaims:
         if annotations.pool in snapshot.pools:
             policy.check_pool(annotations.pod, snapshot.pools[annotations.pool])
 
-    def _read(self, pod: PodIdentity, network: Network) -> AddressAnnotations | None:
-        """Return a pod's annotations; if they can't be read, a request for the last address that it had here."""
-        try:
-            return self._reader.read(pod)
-        except AnnotationsUnavailableError as error:
-            for held in self._context.snapshot.get().reservations.values():
-                here = (held.pod, held.node, held.network) == (pod.name, self._context.node, network.name)
-                if here and not held.asks and held.keep != WHILE_POD:
+    def _read(self, pod: PodIdentity, network: Network, deadline: Deadline) -> AddressAnnotations | None:
+        """Return a pod's annotations; if they can't be read, a request for the last address that it had here.
+
+        A datastore that is too slow is asked again until the deadline: it may only be busy.
+        """
+        while True:
+            try:
+                return self._reader.read(pod)
+            except AnnotationsUnavailableError as error:
+                if held := self._held_here(pod, network):
                     log.warning("%s gets %s again: %s", pod.name, held.address, error)
                     return AddressAnnotations(pod.name, pod.uid, held.owner, sticky=True)
-            raise
+                if not error.timed_out or deadline.passed:
+                    raise
+
+    def _held_here(self, pod: PodIdentity, network: Network) -> IPReservation | None:
+        """Return the reservation of the last address that a pod had on this node."""
+        key = pod.name, self._context.node, network.name
+        for held in self._context.snapshot.get().reservations.values():
+            if (held.pod, held.node, held.network) == key and not held.asks and held.keep != WHILE_POD:
+                return held
+        return None
 
     def _find(self, annotations: AddressAnnotations, network: Network) -> tuple[Address, ...]:
         """Return the requested address, or the one that the owner had before. Raises CniError."""

@@ -63,7 +63,8 @@ class AddressAnnotations:
 class AnnotationsUnavailableError(CniError):
     """The annotations of a pod cannot be read now."""
 
-    def __init__(self, pod: PodIdentity, why: object) -> None:
+    def __init__(self, pod: PodIdentity, why: StoreError) -> None:
+        self.timed_out = why.timed_out
         super().__init__(
             Code.TRY_AGAIN,
             f"the annotations of pod {pod.name} can't be read, and it may ask for an address: {why}",
