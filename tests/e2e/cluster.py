@@ -248,7 +248,7 @@ class Cluster(Segment):
         }
 
     def all_ready(self, within: float = 60) -> None:
-        """Wait until all nodes are Ready.
+        """Wait until all nodes are Ready and take pods.
 
         Raises AssertionError with what each node's condition and its kubelet say.
         """

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.e2e import programs
+from tests.e2e import programs, workload
 from tests.e2e.cluster import MANIFESTS, ON_THE_SUBNET, Cluster, ClusterNode, eventually
 from tests.lab.space import REPO
 from tests.networks import MODES
@@ -105,8 +106,18 @@ def test_what_was_installed(cluster: Cluster) -> None:
         assert listed.split() == ["600", "/run/testcni/agent.sock", "755", "/run/testcni"]
 
 
-def test_what_is_damaged_is_repaired(cluster: Cluster) -> None:
-    run = cluster.nodes[0].machine.exec
+@pytest.fixture
+def damaged(cluster: Cluster, one: ClusterNode) -> Iterator[ClusterNode]:
+    """A node whose confs a test damages. Kubelet, which looks every 5 s, may have seen it, and says so later."""
+    yield one
+    cluster.apply(workload.pod("whole", workload.container("sleep", "36000"), nodeName=one.name))
+    cluster.running("app=whole", 1)  # so kubelet has seen that the network is whole again
+    cluster.kubectl("delete", "pod", "whole")
+    cluster.all_ready()
+
+
+def test_what_is_damaged_is_repaired(damaged: ClusterNode) -> None:
+    run = damaged.machine.exec
     before = run("sha256sum", "/opt/cni/bin/testcni").stdout
     run("rm", "/etc/cni/net.d/05-testcni.conflist")
     run("sh", "-c", "echo broken > /opt/cni/bin/testcni")
@@ -114,8 +125,8 @@ def test_what_is_damaged_is_repaired(cluster: Cluster) -> None:
     eventually(lambda: run("sha256sum", "/opt/cni/bin/testcni").stdout == before, 5)
 
 
-def test_a_conf_that_sorts_first_is_told_as_an_event(cluster: Cluster) -> None:
-    run = cluster.nodes[0].machine.exec
+def test_a_conf_that_sorts_first_is_told_as_an_event(cluster: Cluster, damaged: ClusterNode) -> None:
+    run = damaged.machine.exec
     run("sh", "-c", "echo '{}' > /etc/cni/net.d/00-other.conf")
     try:
         eventually(lambda: "00-other.conf: sorts before 05-testcni.conflist" in events(cluster), 20)
