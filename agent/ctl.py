@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import time
-from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from agent import __version__
 from agent.cni.protocol import PROTOCOL
 from agent.codec import strict_json
 from agent.ip import FAMILIES
+from agent.runtime.printable import escaped, escaped_values
 
 EXIT_PROBLEMS, EXIT_UNABLE, EXIT_NO_AGENT = 1, 3, 4
 WITHIN = 5.0  # seconds
@@ -43,6 +43,7 @@ def render(doc: dict[str, Any], *, colour: bool) -> str:
     def paint(text: str, code: str) -> str:
         return f"{code}{text}{PLAIN}" if colour else text
 
+    doc = escaped_values(doc)
     healthy = doc["synced"] and not doc["problems"]
     state = (
         paint("healthy", GREEN)
@@ -78,8 +79,12 @@ def monitor(run_dir: Path, output: str, seconds: float) -> int:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             events = packets.wait()
-            as_text = packets.line if output == "text" else partial(json.dumps, ensure_ascii=False)
-            for text in (packets.screen(events),) if table else map(as_text, events):
+            if output == "json":
+                texts = [escaped(json.dumps(event, ensure_ascii=False)) for event in events]
+            else:
+                plain = escaped_values(events)
+                texts = [packets.screen(plain)] if table else list(map(packets.line, plain))
+            for text in texts:
                 print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
         discard_output()

@@ -13,6 +13,8 @@ import threading
 import time
 from logging.handlers import QueueHandler, QueueListener
 
+from agent.runtime.printable import escaped
+
 MOST_WAITING = 10_000  # records
 REMEMBERED = 1000  # texts
 BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:/@+-")
@@ -36,7 +38,9 @@ class Logfmt(logging.Formatter):
 
 def _quoted(value: str) -> str:
     """Return a value, quoted as JSON unless it is one plain word, so that a newline cannot start a false line."""
-    return value if value and BARE.issuperset(value) else json.dumps(value, ensure_ascii=False)
+    if value and BARE.issuperset(value):
+        return value
+    return escaped(json.dumps(value, ensure_ascii=False))
 
 
 class Handover(QueueHandler):

@@ -6,13 +6,12 @@ file in the run-dir has them for the next agent, which may start in such a momen
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from agent.codec import strict_json
+from agent.codec import network_json, strict_json
 from agent.ip import Address, Subnet
 from agent.ipam import block_ownership
 from agent.ipam.block_ownership import BlockOwnership
@@ -235,10 +234,10 @@ def _load(path: Path) -> tuple[dict[str, Said], dict[Subnet, str]]:
         if doc["format"] != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         said = {
-            name: Said(tuple(map(ipaddress.ip_address, addresses)), tuple(map(ipaddress.ip_network, blocks)))
+            name: Said(tuple(map(network_json.address, addresses)), network_json.subnets(blocks))
             for name, (addresses, blocks) in doc["nodes"].items()
         }
-        return said, {ipaddress.ip_network(block): str(node) for block, node in doc["owners"].items()}
+        return said, {network_json.subnet(block): network_json.text(node) for block, node in doc["owners"].items()}
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

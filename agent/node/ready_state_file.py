@@ -5,14 +5,19 @@ An agent that is restarted while the datastore is away serves pods by it: what w
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from pathlib import Path
 from typing import Any
 
 from agent.codec import strict_json
-from agent.codec.network_json import OptionTypes, decode_network, decode_uplink, encode_network, encode_uplink
-from agent.ip import Subnet
+from agent.codec.network_json import (
+    OptionTypes,
+    decode_network,
+    decode_uplink,
+    encode_network,
+    encode_uplink,
+    subnets,
+)
 from agent.model.node_status import NodeStatus
 from agent.runtime import atomic_file, json_state_file
 
@@ -29,8 +34,8 @@ def load(path: Path, types: OptionTypes) -> NodeStatus:
             raise ValueError(f"not of format {FORMAT}")
         entries = [(decode_network(entry["network"], types), entry) for entry in doc["networks"]]
         return NodeStatus(
-            blocks={n: tuple(map(ipaddress.ip_network, entry["blocks"])) for n, entry in entries},
-            excluded={n: _networks(entry["withheld"]) for n, entry in entries if "withheld" in entry},
+            blocks={n: subnets(entry["blocks"]) for n, entry in entries},
+            excluded={n: frozenset(subnets(entry["withheld"])) for n, entry in entries if "withheld" in entry},
             uplinks={n: decode_uplink(entry["uplink"]) for n, entry in entries if "uplink" in entry},
             families={n: _versions(entry["families"]) for n, entry in entries if "families" in entry},
         )
@@ -70,10 +75,6 @@ def save(path: Path, status: NodeStatus) -> bool:
     if not entries:
         return _forget(path)
     return json_state_file.write(path, {"format": FORMAT, "networks": entries}) or _forget(path)
-
-
-def _networks(texts: list[str]) -> frozenset[Subnet]:
-    return frozenset(map(ipaddress.ip_network, texts))
 
 
 def _versions(found: list[int]) -> frozenset[int]:

@@ -72,6 +72,14 @@ def test_a_problem_is_shown_with_its_remedy() -> None:
     assert "problem eth0: is down; up" in ctl.render(doc, colour=False)
 
 
+def test_words_of_others_do_not_control_the_terminal() -> None:
+    """The name of a file beside testcni's, for example, is in a problem."""
+    problem = {"where": "00-\x1b[2J\x9b\u202e.conf", "what": "is\nbad", "remedy": "remove\x7f it"}
+    text = ctl.render({**DOC, "problems": [problem]}, colour=False)
+    assert r"problem 00-\u001b[2J\u009b\u202e.conf: is\u000abad; remove\u007f it" in text
+    assert text.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize(
     "changed", [{"synced": None, "networks": 5}, {"problems": [{}]}, {"nodes": 1, "uptimeSeconds": "long"}]
 )

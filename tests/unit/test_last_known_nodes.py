@@ -96,7 +96,19 @@ def test_nothing_is_computed_again_while_nothing_changes(again: LastKnownNodes) 
     assert again.look(here).nodes is here.nodes
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', '{"format": 1, "nodes": {"n1": [["x"], []]}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"format": 2}',
+        '{"format": 1, "nodes": {"n1": [["x"], []]}}',
+        '{"format": 1, "nodes": {"n1": [[true], []]}, "owners": {}}',
+        '{"format": 1, "nodes": {"n1": [[], [1]]}, "owners": {}}',
+        '{"format": 1, "nodes": {}, "owners": {"10.244.1.0/24": 1}}',
+    ],
+)
 def test_a_file_that_can_not_be_used_is_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "nodes.json"
     path.write_text(text)

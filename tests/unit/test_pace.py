@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import pytest
 from agent.host import host_directories
 from agent.host.host_directories import HostDirectories
 from agent.host.installer import Installer, Places
-from agent.log import Repeats
+from agent.log import Logfmt, Repeats
 from agent.model.node_status import NodeStatus
 from agent.model.problem import Problem
 from agent.model.problem_board import PartProblems, ProblemBoard
@@ -51,6 +52,15 @@ def test_a_line_that_repeats_is_written_once_a_minute_with_how_often() -> None:
     ]
     assert repeats.filter(record("other", 1000.0))
     assert all(repeats.filter(record("said", 1000.0, logging.INFO)) for _ in range(3))
+
+
+@pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ufeff", '"'])
+def test_no_text_controls_a_terminal_or_hides_another(character: str) -> None:
+    """Names of files and words of others are in log lines."""
+    line = Logfmt().format(record(f"a{character}b é", 1000.0))
+    assert character not in line.removesuffix('"').partition(' msg="')[2].replace('\\"', "")
+    assert json.loads(line.partition(" msg=")[2]) == f"a{character}b é"
+    assert "é" in line
 
 
 @pytest.fixture

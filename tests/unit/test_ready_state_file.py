@@ -63,6 +63,19 @@ def test_a_spoilt_file_is_told_and_counts_for_nothing(
     assert str(path) in caplog.text
 
 
+@pytest.mark.parametrize("block", [True, 1, [], None])
+def test_a_block_is_text(tmp_path: Path, block: object) -> None:
+    """`true` is 0.0.0.1/32 for ipaddress."""
+    path = tmp_path / "prepared.json"
+    assert ready_state_file.save(path, PREPARED)
+    for key in ("blocks", "withheld"):
+        doc = json.loads(path.read_text())
+        assert ready_state_file.load(path, OPTIONS) == PREPARED
+        doc["networks"][0][key] = [block]
+        (tmp_path / "wrong.json").write_text(json.dumps(doc))
+        assert ready_state_file.load(tmp_path / "wrong.json", OPTIONS) == NOTHING
+
+
 def test_an_uplink_by_which_no_host_is_known_counts_for_nothing(tmp_path: Path) -> None:
     """The test of the segment ended the agent at each start."""
     path = tmp_path / "prepared.json"
