@@ -78,7 +78,7 @@ def read_file(path: Path) -> bytes:
         if error.errno in (errno.EINVAL, errno.EFBIG):
             raise ManifestError(0, error.strerror or str(error), "move it elsewhere, or split it") from error
         raise
-    if not data:  # an editor leaves it so for a moment, a full disk for good
+    if not data:  # an editor leaves it so for a moment, a full disk permanently
         raise ManifestError(0, "is empty", "write an object or delete the file")
     return data
 

@@ -46,7 +46,7 @@ def families(snapshot: Snapshot, network: Network, node: str) -> frozenset[int]:
 
     These are the versions of the node's podCIDRs, or without any those of the pools from which it may claim.
     """
-    if network.hand_made and network.subnet:
+    if network.has_manual_range and network.subnet:
         return frozenset({network.subnet.version})
     given = assigned(snapshot, network, node)
     return frozenset(b.version for b in given) or frozenset(pool.cidr.version for pool in pools(snapshot, network))
@@ -174,7 +174,7 @@ def node_blocks(snapshot: Snapshot, network: Network, node: str) -> tuple[Subnet
     Where netconfs divide a subnet by hand, the subnet counts as the node's block, and pods get the netconf's range
     of it.
     """
-    if network.hand_made and network.subnet:
+    if network.has_manual_range and network.subnet:
         return (network.subnet,)
     if given := assigned(snapshot, network, node):
         return given
@@ -203,7 +203,7 @@ def excluded(snapshot: Snapshot, network: Network | None, node: str, own: tuple[
 
     Where netconfs divide a subnet by hand, `start` and `end` of pools do not count, but blocks of other nodes do.
     """
-    by_hand = network is not None and network.hand_made
+    by_hand = network is not None and network.has_manual_range
     found: set[Subnet] = set()
     for pool in snapshot.pools.values():
         found.update(left_out(pool, ends=not by_hand))

@@ -69,7 +69,7 @@ def _blocks(
         for block, part in zip(own, blocks.prepared(status, network, own), strict=True):
             if block not in parts or parts[block].size < part.size:
                 parts[block] = part
-            if network.hand_made:
+            if network.has_manual_range:
                 by_hand.add(block)
     kept = (b for b in given if b not in parts and any(blocks.contains(b, address) for address in pods))
     for block in (*claimed, *kept):

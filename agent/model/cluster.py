@@ -39,7 +39,7 @@ class Node:
     unavailable: bool = False
     """Whether its condition NetworkUnavailable is True."""
 
-    def announced(self, network: str) -> tuple[str, ...]:
+    def announced_modes(self, network: str) -> tuple[str, ...]:
         """Return the modes that it accepts for a network; empty if it published none."""
         return dict(self.accepted_modes).get(network, ())
 

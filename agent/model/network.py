@@ -99,7 +99,7 @@ class Network:
         return self.options.shares_segment
 
     @property
-    def hand_made(self) -> bool:
+    def has_manual_range(self) -> bool:
         """Whether the range of the netconf is all that this node has: nodes have ranges divided by hand."""
         return bool(self.needs_parent and self.subnet and (self.range_start or self.range_end))
 

@@ -108,7 +108,7 @@ class Wired(TypedDict):
 
 
 class NodeNotReadyError(Exception):
-    """A part of the node that a pod's wiring hangs on isn't there (any more): the node path will make it."""
+    """A part of the node that a pod's wiring depends on isn't there (any more): the node path will make it."""
 
 
 class AddressTakenError(CniError):
@@ -199,7 +199,7 @@ class Mode(ABC):
         return network.options
 
     def device(self, network: Network) -> str:
-        """Return the node's device that pods of a network hang on, empty where each network finds its own."""
+        """Return the node's device that pods of a network depend on, empty where each network finds its own."""
         return ""
 
     def report(self, network: Network) -> Mapping[str, object]:
@@ -241,14 +241,16 @@ class Mode(ABC):
         """
 
     @abstractmethod
-    def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
-        """Connect the pod whose namespace is behind the fd `netns`.
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
+        """Connect the pod whose namespace is behind the fd `netns_fd`.
 
         Raises OSError or NodeNotReadyError, and may leave anything half done: `unwire` follows.
         """
 
     @abstractmethod
-    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Raises CheckError when the kernel is not as `wire` left it, OSError when it can't be asked."""
 
     def forget_link(self, host: HostKernel, index: int) -> None:  # noqa: B027 - most modes know nothing by a link's index

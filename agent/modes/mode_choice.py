@@ -8,7 +8,7 @@ from agent.modes.base import PLAIN, ModeContext
 
 def accepted_modes(view: ModeContext, node: Node) -> tuple[str, ...]:
     """Return the routed modes in which a node accepts packets of the network; none: it does not say."""
-    return view.routed.known(node.announced(view.network.name))
+    return view.routed.known(node.announced_modes(view.network.name))
 
 
 def mode_to_peer(view: ModeContext, peer: Node) -> str:

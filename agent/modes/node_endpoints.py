@@ -68,7 +68,7 @@ def choose(nodes: Mapping[str, Node]) -> NodeEndpoints:
     return NodeEndpoints(chosen, contested)
 
 
-def announced(node: Node) -> tuple[str, ...]:
+def announced_addresses(node: Node) -> tuple[str, ...]:
     """Return what a node says of its own addresses, as text."""
     return dict(node.accepted_modes).get(ENDS, ())
 
@@ -79,7 +79,7 @@ def _addresses(node: Node, version: int) -> list[Address]:
 
 def _told(node: Node, addresses: list[Address]) -> Address | None:
     """The first of a node's addresses that it announces."""
-    said = announced(node)
+    said = announced_addresses(node)
     return next((address for address in addresses if str(address) in said), None) if said else None
 
 

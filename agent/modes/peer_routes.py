@@ -48,11 +48,11 @@ def peer_subnets(view: ModeContext) -> Iterator[tuple[Node, Subnet] | Problem]:
 
 
 @dataclass(frozen=True, slots=True)
-class Owners:
+class BlockEndpoints:
     """The IPv4 blocks of a cluster whose nodes are the ends of tunnels, by the addresses of those nodes."""
 
-    node: IPv4Address | None
-    """This node's; None: it can't have a tunnel, for want of an address or of blocks."""
+    own_endpoint: IPv4Address | None
+    """This node's end of tunnels; None: it can't have a tunnel, as it has no address or no blocks."""
     own: tuple[IPv4Network, ...] = ()
     blocks: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
     """This node's blocks are among them, and addresses of roaming pods."""
@@ -72,7 +72,7 @@ class Owners:
         return {block: self.blocks[block] for block, used in self.mode_by_block.items() if used == mode}
 
 
-def owners(view: ModeContext) -> Owners:
+def block_endpoints(view: ModeContext) -> BlockEndpoints:
     """Return the node that each IPv4 block is on; the modes that ask carry nothing else."""
     problems = {_no_ipv6(view, f"block {block}") for block in view.blocks if block.version == 6}
     own = tuple(block for block in view.blocks if isinstance(block, IPv4Network))
@@ -80,11 +80,11 @@ def owners(view: ModeContext) -> Owners:
     node, _local = underlay.own(view, known)
     if not own or not isinstance(node, IPv4Address):
         missing = {underlay.no_address(view.node)} if own else set()
-        return Owners(None, problems=frozenset(problems | missing))
+        return BlockEndpoints(None, problems=frozenset(problems | missing))
     off_block = (alone for alone in view.off_block_pods if isinstance(alone, IPv4Network))
     found, modes = dict.fromkeys((*own, *off_block), node), {}
     plain: set[Route] = set()
-    to = Peers(view, known)
+    to = PeerPaths(view, known)
     for each in peer_subnets(view):
         if isinstance(each, Problem):
             problems.add(each)
@@ -103,7 +103,7 @@ def owners(view: ModeContext) -> Owners:
                     plain.add(route)
                 else:
                     problems.add(route)
-    return Owners(node, own, found, modes, frozenset(plain), frozenset(problems))
+    return BlockEndpoints(node, own, found, modes, frozenset(plain), frozenset(problems))
 
 
 def _no_ipv6(view: ModeContext, where: str) -> Problem:
@@ -111,7 +111,7 @@ def _no_ipv6(view: ModeContext, where: str) -> Problem:
     return Problem(where, what, f"use {' or '.join(view.routed.ipv6)} for IPv6")
 
 
-class Peers:
+class PeerPaths:
     """The ways of this node to others: the ends of tunnels, and routes by which they are next hops."""
 
     def __init__(self, view: ModeContext, known: NodeEndpoints | None = None) -> None:
@@ -148,7 +148,7 @@ class Peers:
 
 def plain_routes(view: ModeContext) -> tuple[frozenset[Route], frozenset[Problem]]:
     """Return the routes to blocks of peers that packets go to as they are, and what prevents others."""
-    to = Peers(view)
+    to = PeerPaths(view)
     routes: set[Route] = set()
     problems: set[Problem] = set()
     for found in peer_subnets(view):

@@ -100,7 +100,7 @@ class Near:
 
 
 def no_address(node: str, version: int = 4) -> Problem:
-    """A node that can't be reached for want of an address."""
+    """A node that can't be reached as it has no address."""
     return Problem(f"node {node}", f"has no IPv{version} InternalIP", "kubelet's --node-ip sets it")
 
 

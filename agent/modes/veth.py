@@ -49,7 +49,7 @@ def alias(attachment: Attachment) -> str:
 
 
 def needed(what: str, name: str) -> Link:
-    """A link of the node that a pod hangs on. Raises NodeNotReadyError, OSError."""
+    """A link of the node that a pod depends on. Raises NodeNotReadyError, OSError."""
     found = ip_links.link(netlink.host(), name)
     if found is None:
         raise NodeNotReadyError(f"{what} {name} is not there")
@@ -222,7 +222,7 @@ def host_route(address: IPv4Address, index: int) -> KernelRoute:
 
 
 def lone_gateway(inside: Netlink, index: int, mac: str) -> list[Request]:
-    """The gateway of a pod with a /32, which is on no interface: a neighbour for good. Raises OSError."""
+    """The gateway of a pod with a /32, which is on no interface: a permanent neighbour. Raises OSError."""
     gateway = host_route(GATEWAY, index)
     if any(route.dst == gateway.dst for route in ip_routes.routes(inside, 4)):  # of an earlier interface
         gateway = replace(gateway, metric=index)

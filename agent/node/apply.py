@@ -21,7 +21,7 @@ class ApplyResult:
     by_kind: dict[str, Result] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unready: set[str] = field(default_factory=set)
-    """Devices that pods can't hang on."""
+    """Devices that pods can't depend on."""
 
     @property
     def failures(self) -> frozenset[str]:

@@ -34,7 +34,7 @@ def wanted(demand: Demand, attachments: AttachmentStore, network: Network) -> Ma
 
 def limit(snapshot: Snapshot, node: str, block_controller: BlockController, network: Network, version: int) -> str:
     """Return why a network can have no more blocks of an IP version; empty where nothing is known against it."""
-    if network.hand_made:
+    if network.has_manual_range:
         return "its range is all that the netconf gives this node"
     if blocks.assigned(snapshot, network, node):
         return "the node's podCIDRs are all that it has"

@@ -28,7 +28,7 @@ class DesiredState:
     """Single addresses of pods here that are in none of the node's blocks, by network."""
 
     def is_unfit(self, network: Network) -> bool:
-        """Return whether there is no parent that pods could hang on, so that no block would be of use."""
+        """Return whether there is no parent that pods could depend on, so that no block would be of use."""
         state = self.networks.get(network)
         return bool(network.needs_parent and state and state.problems and not state.uplinks)
 

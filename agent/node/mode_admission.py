@@ -88,7 +88,7 @@ def _against(network: Network, used: Iterable[Network], peers: Iterable[Node], m
             return f"pods on this node are in the mode {mode}, and one parent can't have both"
     there: dict[str, list[str]] = {}
     for peer in peers:
-        for mode in peer.announced(network.name):
+        for mode in peer.announced_modes(network.name):
             if mode in modes and conflict(network.mode, mode, modes):
                 there.setdefault(mode, []).append(peer.name)
     told = [

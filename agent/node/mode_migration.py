@@ -122,7 +122,7 @@ class DrainingNetworks:
             for network in self._in_force - needed
             if network.options.routed and network.name in chosen and network.mode != chosen[network.name].mode
         }
-        withdrawn = {n for n in left if n.mode not in (told.announced(n.name) if told else ())}
+        withdrawn = {n for n in left if n.mode not in (told.announced_modes(n.name) if told else ())}
         self._withdrawn = {n: self._withdrawn.get(n, now) for n in withdrawn}
         self.networks = frozenset(n for n in left if self._withdrawn.get(n, now) > now - self._grace)
         self._withdrawn = {n: since for n, since in self._withdrawn.items() if n in self.networks}

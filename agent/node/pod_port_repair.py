@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class PodPorts(NodeObject):
-    """The node's side of all pods' links, which hang on what was programmed before."""
+    """The node's side of all pods' links, which depend on what was programmed before."""
 
     kind = "pods"
     stage = Stage.PODS

@@ -151,7 +151,7 @@ class Reconciler(Controller):
     def _wanted(self, networks: Iterable[Network]) -> dict[Network, Mapping[int, int]]:
         """Return how many blocks the networks need that get theirs from pools."""
         demand, pods = self._inputs.demand.get(), self._inputs.attachments
-        return {n: block_demand.wanted(demand, pods, n) for n in networks if not n.hand_made}
+        return {n: block_demand.wanted(demand, pods, n) for n in networks if not n.has_manual_range}
 
     def _desire(self, inputs: RoundInputs, accepted: AcceptedModes) -> DesiredState:
         """Return what the node should be like."""

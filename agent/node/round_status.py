@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def working(self) -> tuple[Network, ...]:
-        """The networks of which all that pods hang on is in the kernel."""
+        """The networks of which all that pods depend on is in the kernel."""
         return tuple(n for n, state in self.desired.networks.items() if _works(n, state, self.done))
 
 

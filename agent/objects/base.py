@@ -32,7 +32,7 @@ class Stage(IntEnum):
     CHECKS = 5
     """Objects that are only read."""
     PODS = 6
-    """The node's side of pods' links, which hang on all before."""
+    """The node's side of pods' links, which depend on all before."""
     DAEMONS = 7
     """Programs that use the devices and addresses that are there by then."""
 
@@ -90,7 +90,7 @@ class Result:
 
     problems: tuple[Problem, ...] = ()
     unready: frozenset[str] = frozenset()
-    """Devices that pods can't hang on."""
+    """Devices that pods can't depend on."""
     changed: int = 0
     """The number of things that were changed to the desired state."""
     programmed: int = 0
@@ -102,7 +102,7 @@ class Result:
 
     @classmethod
     def lacking(cls, device: str, *problems: Problem) -> Result:
-        """Return that pods can't hang on a device, because of these problems; without any, that all is well."""
+        """Return that pods can't depend on a device, because of these problems; without any, that all is well."""
         return cls(problems, frozenset({device}), failed=True) if problems else cls()
 
     def __add__(self, other: Result) -> Result:

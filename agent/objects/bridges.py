@@ -1,7 +1,7 @@
 """Bridges with our alias: set up by pyroute2 (rare), read by raw netlink (often).
 
-Pods know a bridge by its MAC, some for good. It is recorded as another name of the bridge, `NAME-mac-HEX`, and not
-in the alias, which earlier versions compare as a whole.
+Pods know a bridge by its MAC, some permanently. It is recorded as another name of the bridge, `NAME-mac-HEX`, and
+not in the alias, which earlier versions compare as a whole.
 """
 
 from __future__ import annotations

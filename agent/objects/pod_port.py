@@ -49,7 +49,7 @@ class PodPort:
     limited: bool = False
     """Whether the plugin `bandwidth` is about to limit what the pod sends."""
     station: str = ""
-    """The MAC that is behind this port of a bridge for good; empty: the bridge learns them."""
+    """The MAC that is behind this port of a bridge permanently; empty: the bridge learns them."""
     proxy: tuple[str, Address] | None = None
     """An interface of the node that answers ARP for an address of the pod."""
     aspects: tuple[PortAspect, ...] = ()
@@ -72,7 +72,7 @@ class PortsInKernel:
     permanent: Mapping[tuple[int, Address], str]
     proxies: frozenset[tuple[int, Address]]
     stations: set[tuple[int, str]]
-    """Ports of bridges and the MACs that are behind them for good."""
+    """Ports of bridges and the MACs that are behind them permanently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Place:
     by_pods: Mapping[Address, tuple[KernelRoute, ...]] = field(default_factory=dict)
     """Routes of our number by any pod's link, by the single address that each leads to."""
     permanent: Mapping[tuple[int, Address], str] = field(default_factory=dict)
-    """The MACs that neighbours have for good, by interface and address."""
+    """The MACs that neighbours have permanently, by interface and address."""
 
     def index(self, name: str) -> int:
         """Return the index of another interface. Raises OSError ENODEV where it is not there."""

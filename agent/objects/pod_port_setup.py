@@ -184,10 +184,10 @@ def _neighbour_differs(port: PodPort, link: Link, seen: PortsInKernel) -> str:
 
 
 def _misled_differs(port: PodPort, _link: Link, seen: PortsInKernel) -> str:
-    """Say how a bridge misleads the node: it learns where a pod is, unless somebody told it otherwise for good."""
+    """Say how a bridge misleads the node: it learns where a pod is, unless it has a permanent entry."""
     bridge = seen.links.get(port.bridge)
     if bridge and (wrong := _misled(port, bridge.index, seen.permanent)):
-        return f"bridge {port.bridge} has another MAC for {wrong[0]} for good"
+        return f"bridge {port.bridge} has another MAC for {wrong[0]} permanently"
     return ""
 
 

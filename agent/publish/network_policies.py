@@ -54,7 +54,7 @@ class NetworkPolicies(Controller):
     def pause(self) -> float:
         """Return the seconds to the next look, at random so that not all nodes ask at once."""
         pause = super().pause() / 10 if self._outcome_unknown else super().pause()
-        return pause * random.uniform(0.9, 1.1)  # noqa: S311
+        return pause * random.uniform(0.8, 1.0)  # noqa: S311
 
     def _look(self) -> None:
         """Look for a NetworkPolicy, and write an Event about it once an hour. Raises StoreError."""

@@ -133,7 +133,7 @@ class PoolStatusWriter(Controller):
     def _changed(self, snapshot: Snapshot, now: float) -> dict[str, Condition]:
         """Return the conditions that differ from what the datastore says."""
         status, known = self._inputs.status.get(), self._inputs.snapshot_cache.pool_status.get()
-        everywhere = self._faults.look(snapshot, None)  # else agents would write by turns
+        everywhere = self._faults.look(snapshot, None)  # else agents would overwrite each other
         self._written = {
             name: entry for name, entry in self._written.items() if name in known and entry[1] + SEEN_WITHIN > now
         }

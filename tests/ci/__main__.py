@@ -43,6 +43,13 @@ def background(percent: int) -> list[str]:
     return ["nice", "-n", "19"]
 
 
+def foreground(percent: int) -> None:
+    """Let commands of `background(percent)` have as much of the processor as others from now on."""
+    for place, file, default in GROUPS:
+        with suppress(OSError):
+            (Path(place) / f"testcni-ci-{percent}" / file).write_text(str(default))
+
+
 def main() -> int:
     """Run all; exit codes: 0 all passed, 1 a tier failed."""
     os.environ["PYTEST_ADDOPTS"] = "--durations=10 --durations-min=1"
@@ -55,9 +62,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     log = FOLDER / "built.log"
     with log.open("wb") as out:
-        built = subprocess.Popen([*background(BUILDING), "make", "built"], stdout=out, stderr=out, process_group=0)
+        built = subprocess.Popen(
+            [*background(BUILDING), "make", "built"], stdout=out, stderr=out, start_new_session=True
+        )
     try:
         for step in PLAN:
+            if step.needs_built and built.poll() is None:
+                foreground(BUILDING)
             if step.needs_built and built.wait():
                 print(log.read_text(errors="replace"))
                 return 1

@@ -101,8 +101,9 @@ class Runner:
         with self._lock:  # `stop` finds each process that has been started
             if self._stopped:
                 raise InterruptedError("the run was stopped")
+            # in a session of its own: the scheduler shares the processors among sessions (sched(7), autogroup)
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, process_group=0
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True
             )
             self._running.add(process)
         try:

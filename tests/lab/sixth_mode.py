@@ -70,16 +70,18 @@ class P2p(Mode):
         """A link with a route to the pod."""
         return veth.routed_port(attachment)
 
-    def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
         """A veth pair with a route to the pod, and a default route by 169.254.1.1 in the pod."""
         mtu = attachment.network.mtu or MTU
-        netlink.host().request(veth.create_veth(attachment, netns, mtu))
+        netlink.host().request(veth.create_veth(attachment, netns_fd, mtu))
         veth.make_port(host, self.port(attachment))
-        return veth.routed(attachment, mtu, veth.wire_routed_end(host, netns, attachment, routes))
+        return veth.routed(attachment, mtu, veth.wire_routed_end(host, netns_fd, attachment, routes))
 
-    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns: int) -> None:
+    def check(self, host: HostKernel, attachment: Attachment, wired: Wired, netns_fd: int) -> None:
         """Both ends of the veth pair, addresses and routes are as `wire` made them."""
-        veth.check_routed(attachment, wired, veth.check_port(host, self.port(attachment)), netns)
+        veth.check_routed(attachment, wired, veth.check_port(host, self.port(attachment)), netns_fd)
 
     def unwire(self, host: HostKernel, attachment: Attachment) -> None:
         """Delete the host's end; all else goes with it."""

@@ -204,6 +204,28 @@ def test_a_bird_that_hangs_is_replaced(tmp_path: Path) -> None:
         assert "Deleted" not in heard.communicate()[0]
 
 
+def test_a_bird_that_hangs_while_nobody_says_what_is_wanted_is_replaced(tmp_path: Path) -> None:
+    with wire(tmp_path) as net:
+        one, two = nodes = net.add(1, 2, times=BirdTimes(hung=1.0, answer=0.5))
+        mesh(nodes)
+        converged(nodes)
+        one.stop()
+        one.supervisor = one.new_supervisor()  # of an agent that is started while the datastore is away
+        one.run()
+        old = one.pid()
+        eventually(lambda: one.status().running)
+        heard = monitored(one, 5)
+        os.kill(old, signal.SIGSTOP)
+        eventually(lambda: any("does not answer" in p.what for p in one.status().problems))
+        eventually(lambda: one.status().starts == 1 and one.status().running)
+        assert one.pid() != old
+        eventually(lambda: two.established() == {one.name})
+        assert one.knows(nodes)
+        mesh(nodes)
+        converged(nodes)
+        assert "Deleted" not in heard.communicate()[0]
+
+
 def test_learnt_routes_of_others_are_not_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = render.render
     monkeypatch.setattr(

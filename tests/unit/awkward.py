@@ -69,8 +69,11 @@ class Awkward:
                 if status == 429:
                     self.send_header("Retry-After", "2")
                 self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                try:
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:  # the client did not wait for it
+                    self.close_connection = True
 
             def _stream(self, lines: Iterator[bytes]) -> None:
                 self.send_response(200)

@@ -1,4 +1,4 @@
-"""Blocks of nodes that are gone for good: an agent that finds no free block deletes one of them."""
+"""Blocks of nodes that are permanently gone: an agent that finds no free block deletes one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AbandonedBlocks:
     """Knows since when Node objects are missing. For one thread."""
 
     def __init__(self, store: Datastore, node_gone: float) -> None:
-        """`node_gone`: seconds without its Node object after which a node counts as gone for good."""
+        """`node_gone`: seconds without its Node object after which a node counts as permanently gone."""
         self._store = store
         self._node_gone = node_gone
         self._missing: dict[str, float] = {}
@@ -45,14 +45,14 @@ class AbandonedBlocks:
                 continue
             try:
                 self._store.delete("IPBlock", block.name, block)
-                log.warning("block %s is free, as its node %s is gone for good", block.cidr, block.node)
+                log.warning("block %s is free, as its node %s is permanently gone", block.cidr, block.node)
             except (NotFoundError, ConflictError) as error:
                 log.info("block %s of node %s was freed by another: %s", block.cidr, block.node, error)
             return block
         return None
 
     def _of(self, snapshot: Snapshot, network: Network) -> Iterator[IPBlock]:
-        """Yield the blocks that a network may use whose nodes are gone for good."""
+        """Yield the blocks that a network may use whose nodes are permanently gone."""
         long_ago = time.monotonic() - self._node_gone
         pools = blocks.pools(snapshot, network)
         for block in snapshot.blocks.values():

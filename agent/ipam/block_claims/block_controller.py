@@ -77,7 +77,7 @@ class ReclaimRules:
     """The rules by which this node may delete blocks of other nodes."""
 
     node_gone: float = NODE_GONE
-    """Seconds without its Node object after which a node counts as gone for good."""
+    """Seconds without its Node object after which a node counts as permanently gone."""
     whole: Callable[[], bool] = lambda: True
     """Whether the snapshot is complete: no object is missing, and no watch hangs."""
 
@@ -249,7 +249,7 @@ class BlockController(Controller):
             self.problems.update(lambda known, key=key: {k: v for k, v in known.items() if k != key})  # type: ignore[misc]
 
     def _claim(self, snapshot: Snapshot, network: Network, version: int) -> IPBlock:
-        """Claim a free block, else one of a node that is gone for good. Raises NoBlockError, StoreError."""
+        """Claim a free block, else one of a node that is permanently gone. Raises NoBlockError, StoreError."""
         while True:
             try:
                 return claim(self._create, snapshot, network, self._node, version)

@@ -33,7 +33,7 @@ def why(snapshot: Snapshot, network: Network, node: str, version: int | None = N
 
 def faulty(snapshot: Snapshot, networks: Iterable[Network], node: str) -> Mapping[str, Problem]:
     """Return the problems of faulty pools from which a node claims, by a key each."""
-    claiming = [n for n in networks if not (n.hand_made or blocks.assigned(snapshot, n, node))]
+    claiming = [n for n in networks if not (n.has_manual_range or blocks.assigned(snapshot, n, node))]
     used = {pool.name for network in claiming for pool in blocks.pools(snapshot, network)}
     if not used:
         return {}

@@ -149,8 +149,8 @@ class ReservationClaims:
         """Raise CniError 7 for a pool that the network does not have, 102 for one that the pod may not use."""
         wanted = replace(network, pool=annotations.pool)
         snapshot = self._placement.seen()
-        if network.hand_made or (snapshot.synced and not blocks.pools(snapshot, wanted)):
-            names = [] if network.hand_made else [pool.name for pool in blocks.pools(snapshot, network)]
+        if network.has_manual_range or (snapshot.synced and not blocks.pools(snapshot, wanted)):
+            names = [] if network.has_manual_range else [pool.name for pool in blocks.pools(snapshot, network)]
             known = ", ".join(name for name in names if name in snapshot.pools) or "there is none"
             key = f"annotation {POOL} of pod {annotations.pod}"
             raise invalid_config(key, annotations.pool, f"an IPPool of network {network.name}: {known}")
@@ -205,7 +205,7 @@ class ReservationClaims:
         mine = known if known and known.owner == owner else None
         if reservations.annotations.address and (wrong := self._placement.wrong(address, network, mine)):
             raise wrong  # `_find` has checked an address that the owner had before
-        if network.hand_made and mine is None:
+        if network.has_manual_range and mine is None:
             what = f"{address} is not in this node's part of {network.subnet}, and its node is not known"
             raise CniError(Code.ADDRESSES, what, "ask for an address of this node's range, or use an IPPool")
         return Range(blocks.single(address), int(address), int(address))
@@ -218,6 +218,6 @@ class ReservationClaims:
 
 def _is_of_node(address: Address, network: Network, own: Sequence[Range]) -> bool:
     """Return whether an address is in a block of this node, so that its allocator decides if it is free."""
-    if network.hand_made:  # all nodes have the same block there, and each its range
+    if network.has_manual_range:  # all nodes have the same block there, and each its range
         return any(address in mine for mine in own)
     return any(address in mine.block for mine in own)

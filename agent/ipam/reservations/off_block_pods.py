@@ -150,7 +150,7 @@ def _blocks(snapshot: Snapshot, node: str) -> tuple[Subnet, ...]:
 
 def _outside(pods: tuple[Attachment, ...], blocks: tuple[Subnet, ...]) -> Iterator[OffBlockAddress]:
     for pod in pods:
-        if pod.wired is None or pod.network.hand_made:  # its ADD is at work, or a person divides the subnet
+        if pod.wired is None or pod.network.has_manual_range:  # its ADD is at work, or a person divides the subnet
             continue
         for lease in pod.leases:
             if lease.address not in pod.reserved and not any(lease.address in block for block in blocks):

@@ -85,7 +85,7 @@ class AddressPlacement:
         uplink = self.status.get().uplinks.get(network)
         barred = blocks.excluded(snapshot, network, self.node, inside)
         reserved = uplink.reserved if uplink else frozenset()
-        if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.hand_made:
+        if any(address in r for r in blocks.ranges(network, inside, barred, reserved)) or network.has_manual_range:
             return None
         what = f"{address} is no address for pods: a network's, a gateway's or a node's own, or out of range"
         return CniError(Code.ADDRESSES, what, "ask for another")

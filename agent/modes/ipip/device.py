@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def _is_in_kernel() -> bool:
-    """Return whether the kernel makes ipip devices; it loads the module by itself where need be.
+    """Return whether the kernel makes ipip devices; it loads the module by itself where needed.
 
     Asked for one that no such kernel makes (ipip_tunnel_validate in net/ipv4/ipip.c), it tells EINVAL.
     """

@@ -1,4 +1,4 @@
-"""ipip: pods with a /32 each, blocks by BGP, and packets between nodes inside of ipip ones where need be."""
+"""ipip: pods with a /32 each, blocks by BGP, and packets between nodes inside of ipip ones where needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from agent.modes.ipip.device import IpipDevice
 from agent.modes.ipip.marks import IPIP_DEVICE
 from agent.modes.ipip.options import IPIP, IpipOptions
 from agent.modes.ipip.state import IpipState
-from agent.modes.peer_routes import Owners
+from agent.modes.peer_routes import BlockEndpoints
 from agent.modes.underlay import Near
 from agent.objects.base import NodeObject
 from agent.objects.host_kernel import HostKernel
@@ -90,12 +90,12 @@ class Ipip(Mode):
         """BIRD with a session to each node or reflector, and what puts outer headers on and takes them off."""
         settled = routable_blocks.settle(view)
         view = settled.view
-        owners = peer_routes.owners(view)
-        problems = owners.problems | settled.problems
-        if not owners.node:
+        endpoints = peer_routes.block_endpoints(view)
+        problems = endpoints.problems | settled.problems
+        if not endpoints.own_endpoint:
             return NodeState(problems=problems, refused=settled.refused)
-        here = _here(view, owners.node)
-        ipip = here.ipip(owners)
+        here = _here(view, endpoints.own_endpoint)
+        ipip = here.ipip(endpoints)
         source = min(ipip.addresses, default=None)
         plan = bgp.plan(view, here.tunnel, here.encapsulate, source)
         # while the node's address is on no interface, BIRD goes on as it did
@@ -104,7 +104,7 @@ class Ipip(Mode):
             sections=frozenset({ipip, *bird}),
             # nodes are an exception only where packets of pods may be seen between them
             masquerade=masquerade.desired(view, nodes=here.encapsulate is Encapsulate.NEVER),
-            routes=owners.plain | (here.spare(owners) if mode_choice.is_migrating(view) else frozenset()),
+            routes=endpoints.plain | (here.spare(endpoints) if mode_choice.is_migrating(view) else frozenset()),
             loose_rp_filter_on=mode_choice.loose_rp_filter_on(view, IPIP_DEVICE),
             guards=frozenset({(IPIP_DEVICE, view.network.spoof_check)}),
             forwarding=frozenset({4}),
@@ -184,7 +184,7 @@ class _Here:
         """The way to other nodes: into the device, or to the underlay's next hop, where eBPF finds the packets."""
         if self.device or not self.local:
             return Tunnel(IPIP_DEVICE)
-        # always a gateway of a kind, as near nodes are reached by themselves
+        # a gateway or none: near nodes are reached without one
         return Tunnel(self.local.device, self._gateway, self.mtu)
 
     @property
@@ -192,27 +192,27 @@ class _Here:
         underlay = self.view.underlay
         return underlay.gateway if self.local and underlay.device == self.local.device else None
 
-    def ipip(self, owners: Owners) -> IpipState:
+    def ipip(self, endpoints: BlockEndpoints) -> IpipState:
         """Return the state of the mode ipip that there must be on this node."""
         nodes = underlay.tunnel_peers(self.view) | {self.node}
-        blocks = frozenset(owners.blocks.items())
+        blocks = frozenset(endpoints.blocks.items())
         state = IpipState(self.node, self.mtu, device=self.device, blocks=blocks, nodes=nodes)
         if self.encapsulate is Encapsulate.NEVER:
             return state
         return replace(
             state,
             underlay=None if self.device else self.local.device if self.local else "",
-            addresses=frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
+            addresses=frozenset(IPv4Address(int(allocator.gateway(block))) for block in endpoints.own),
             tunnelled=frozenset(self.through.values()),
         )
 
-    def spare(self, owners: Owners) -> frozenset[Route]:
+    def spare(self, endpoints: BlockEndpoints) -> frozenset[Route]:
         """The routes that BIRD makes, for as long as it has not: while modes change, sessions begin."""
         if not self.local:
             return frozenset()
         tunnelled, near = set(self.through.values()), set(self.peers.values()) - set(self.far.values())
         routes = set()
-        for block, node in owners.by(IPIP).items():
+        for block, node in endpoints.by(IPIP).items():
             if node in tunnelled and self.device:
                 routes.add(Route(block, node, IPIP_DEVICE, SPARE, tunnel=True))
             elif gateway := node if node in near else self._gateway:
@@ -231,7 +231,7 @@ class _Here:
 
 def _here(view: ModeContext, address: IPv4Address) -> _Here:
     known = underlay.chosen(view)
-    to = peer_routes.Peers(view, known)
+    to = peer_routes.PeerPaths(view, known)
     others = (node for node in view.snapshot.nodes.values() if node.name != view.node)
     ends = {node.name: end for node in others if not isinstance(end := to.end(node), Problem)}
     local, near = underlay.own(view, known)[1], underlay.Near(view, known)

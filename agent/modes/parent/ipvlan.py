@@ -40,11 +40,13 @@ class Ipvlan(SubinterfaceMode):
         if link_mode(view.network) != L3 or not state.uplinks:
             return state
         # only single pods are routed here: no block leads packets of the nodes astray
-        settled = routable_blocks.settle(view) if not view.network.hand_made else routable_blocks.Settled(view)
+        settled = (
+            routable_blocks.settle(view) if not view.network.has_manual_range else routable_blocks.Settled(view)
+        )
         problems = {_no_arp(view)} if _on_the_nodes_subnet(view) else set(settled.problems)
         routes: set[Route] = set()
-        to = peer_routes.Peers(view)
-        for found in () if view.network.hand_made else peer_routes.peer_subnets(view):
+        to = peer_routes.PeerPaths(view)
+        for found in () if view.network.has_manual_range else peer_routes.peer_subnets(view):
             route = found if isinstance(found, Problem) else to.route(*found)
             if isinstance(route, Route):
                 routes.add(route)
@@ -79,9 +81,11 @@ class Ipvlan(SubinterfaceMode):
             return port
         return replace(port, proxy=(attachment.uplink.device, attachment.leases[0].address))
 
-    def wire(self, host: HostKernel, attachment: Attachment, netns: int, routes: tuple[ExtraRoute, ...]) -> Wired:
+    def wire(
+        self, host: HostKernel, attachment: Attachment, netns_fd: int, routes: tuple[ExtraRoute, ...]
+    ) -> Wired:
         """Wire the pod as any subinterface; for l3s the node announces the pod."""
-        wired = super().wire(host, attachment, netns, routes)
+        wired = super().wire(host, attachment, netns_fd, routes)
         if link_mode(attachment.network) == L3S and attachment.uplink:
             nl, device = netlink.host(), attachment.uplink.device
             if parent := ip_links.link(nl, device):

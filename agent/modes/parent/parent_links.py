@@ -1,4 +1,4 @@
-"""The interfaces of the node that pods of macvlan and ipvlan hang on."""
+"""The interfaces of the node that pods of macvlan and ipvlan depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from agent.objects.state import NodeState
 
 
 class ParentLinks(NodeObject):
-    """Parents are not ours: they are there and up, or no pod can hang on them."""
+    """Parents are not ours: they are there and up, or no pod can depend on them."""
 
     kind = "parents"
     stage = Stage.GUARDS

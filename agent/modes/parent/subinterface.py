@@ -260,7 +260,7 @@ def find_uplink(view: ModeContext) -> ParentLink | Problem:
 
 
 def _unfit(view: ModeContext, device: str, on_parent: list[LocalAddress]) -> Problem | None:
-    """Return why pods of the network can't hang on this parent; None: they can."""
+    """Return why pods of the network can't depend on this parent; None: they can."""
     network, where = view.network, f"network {view.network.name}"
     if link_mode(network) == PASSTHRU and on_parent:
         return Problem(where, f"{device} has addresses of the node, which passthru would cut off", "name another")

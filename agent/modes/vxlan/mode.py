@@ -30,7 +30,7 @@ from agent.modes.base import (
     Wired,
 )
 from agent.modes.packet_monitor import PacketMonitor
-from agent.modes.peer_routes import Owners
+from agent.modes.peer_routes import BlockEndpoints
 from agent.modes.vxlan import maps as vxlan_maps
 from agent.modes.vxlan import pod_programs
 from agent.modes.vxlan.checksum_check import ChecksumCheck
@@ -87,25 +87,25 @@ class Vxlan(Mode):
         """A tunnel, a route into it for each block of the cluster, and the node of each block."""
         settled = routable_blocks.settle(view)
         view = settled.view
-        owners, options = peer_routes.owners(view), VxlanOptions.of(view.network)
-        problems = owners.problems | settled.problems
-        if not owners.node:
+        endpoints, options = peer_routes.block_endpoints(view), VxlanOptions.of(view.network)
+        problems = endpoints.problems | settled.problems
+        if not endpoints.own_endpoint:
             return NodeState(problems=problems, refused=settled.refused)
         tunnel = VxlanState(
             VXLAN_DEVICE,
             options.vni,
             options.port,
             view.network.mtu or underlay.mtu(view) - OVERHEAD,
-            owners.node,
-            frozenset(IPv4Address(int(allocator.gateway(block))) for block in owners.own),
-            frozenset([*owners.here.items(), *owners.by(VXLAN).items()]),
+            endpoints.own_endpoint,
+            frozenset(IPv4Address(int(allocator.gateway(block))) for block in endpoints.own),
+            frozenset([*endpoints.here.items(), *endpoints.by(VXLAN).items()]),
             underlay.tunnel_peers(view),
             options.vxlan_backend,
-            _settled(view, owners),
+            _settled(view, endpoints),
         )
         return NodeState(
             sections=frozenset({tunnel}),
-            routes=_routes(view, owners) | owners.plain,
+            routes=_routes(view, endpoints) | endpoints.plain,
             # nodes are no exception: a network may drop what nodes send from pods' addresses
             masquerade=masquerade.desired(view, nodes=False),
             forwarding=frozenset({4}),
@@ -183,22 +183,24 @@ def _check_free(host: HostKernel, address: IPv4Address, host_mac: str) -> None:
         raise AddressTakenError(address, there.name)
 
 
-def _routes(view: ModeContext, owners: Owners) -> frozenset[Route]:
+def _routes(view: ModeContext, endpoints: BlockEndpoints) -> frozenset[Route]:
     """Blocks that are in the tunnel; to the kernel each node is a next hop of its own there."""
     plain = VxlanOptions.of(view.network).vxlan_backend == KERNEL
-    peers = (Route(b, node if plain else None, VXLAN_DEVICE, tunnel=True) for b, node in owners.by(VXLAN).items())
-    return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST, tunnel=True) for block in owners.own)))
+    peers = (
+        Route(b, node if plain else None, VXLAN_DEVICE, tunnel=True) for b, node in endpoints.by(VXLAN).items()
+    )
+    return frozenset((*peers, *(Route(block, None, VXLAN_DEVICE, LAST, tunnel=True) for block in endpoints.own)))
 
 
-def _settled(view: ModeContext, owners: Owners) -> frozenset[tuple[IPv4Address, IPv4Address]]:
+def _settled(view: ModeContext, endpoints: BlockEndpoints) -> frozenset[tuple[IPv4Address, IPv4Address]]:
     """Nodes that send by vxlan from no other node's blocks: each of their addresses, and the one they have here.
 
-    A node without a tunnel may have off-block pods: `owners` has only their addresses. It may send their packets
-    by its tunnel a moment before this node learns that it has one.
+    A node without a tunnel may have off-block pods: `endpoints` has only their addresses. It may send packets
+    of these by its tunnel a moment before this node learns that it has one.
     """
     known = underlay.chosen(view)
-    elsewhere = (block for block, mode in owners.mode_by_block.items() if mode != VXLAN and is_single(block))
-    plain = {owners.blocks[block] for block in elsewhere}
+    elsewhere = (block for block, mode in endpoints.mode_by_block.items() if mode != VXLAN and is_single(block))
+    plain = {endpoints.blocks[block] for block in elsewhere}
     return frozenset(
         (address, end)
         for name, node in view.snapshot.nodes.items()

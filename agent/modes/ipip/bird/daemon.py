@@ -196,7 +196,7 @@ def replace(daemon: Daemon, files: Files) -> None:
 
 
 def dismiss(daemon: Daemon) -> None:
-    """End it for good: its peers remove its routes at once."""
+    """End it permanently: its peers remove its routes at once."""
     daemon.signal(signal.SIGTERM)
     if not daemon.wait(END_WITHIN):
         daemon.signal(signal.SIGKILL)

@@ -19,24 +19,16 @@ from agent.model.problem_board import PartProblems
 from agent.modes.ipip.bird import control, daemon, kernel_routes, logs, render, session_checks
 from agent.modes.ipip.bird.control import ControlError
 from agent.modes.ipip.bird.daemon import Daemon, Files
+from agent.modes.ipip.bird.hang_check import DiedError, HangCheck
 from agent.modes.ipip.bird.restart_guard import Recovery
 from agent.modes.ipip.bird.types import MAIN_TABLE, METRIC, BirdConfig, BirdError, BirdStatus, BirdTimes, State
 from agent.runtime.observable import Observable
 
 BACKOFF = (0.1, 10.0)  # seconds before BIRD is started again, first and longest
-LIVED_LONG = 30.0  # seconds after which an end does not count as repeated
 RECOVERING = 0.1  # seconds between two looks whether it has recovered
 LOOK = (1.0, 5.0)  # seconds between two looks: while sessions are missing, and while all are established
 
 log = logging.getLogger(__name__)
-
-
-class DiedError(BirdError):
-    """BIRD has ended by itself."""
-
-    def __init__(self, what: str, *, lived_long: bool) -> None:
-        super().__init__(what, "it is started again; its routes stay")
-        self.lived_long = lived_long
 
 
 class Supervisor:
@@ -145,12 +137,13 @@ class Supervisor:
         if not found:
             daemon.restore(self._files)
         running = found[0] if found else self._launch(recover=True)
-        began = time.monotonic()
         try:
-            self._publish(BirdStatus(True, version, running.pid, self.status.get().starts))
+            watched = HangCheck(running, self._times.hung)
             while not self._told and not self._stop.is_set():
-                self._check_alive(running, began)
-                self._pause(None, running.fd)
+                watched.check_alive()
+                self._publish(status := self._look(running, version))
+                watched.end_if_hung(answers=status.running)
+                self._pause(LOOK[status.running], running.fd)
         finally:
             running.forget()
 
@@ -210,27 +203,16 @@ class Supervisor:
 
     def _watch(self, running: Daemon, version: str) -> None:
         """Watch BIRD until it is not wanted any more, or the agent stops. Raises DiedError."""
-        began = time.monotonic()
-        silent = 0.0
+        watched = HangCheck(running, self._times.hung)
         while not self._stop.is_set() and (wanted := self._wanted or self._kept()):
-            now = time.monotonic()
-            self._check_alive(running, began)
+            watched.check_alive()
             if self._recovery and self._is_recovered(self._recovery):
                 self._recovery, self._applied = None, None
             self._apply(wanted)
             status = self._look(running, version, self._applied or wanted)
             self._publish(status)
-            silent = 0.0 if status.running else silent or now
-            if silent and now - silent > self._times.hung:
-                log.error("BIRD has not answered for %.0f s and is killed", self._times.hung)
-                running.signal(signal.SIGKILL)
+            watched.end_if_hung(answers=status.running)
             self._pause(RECOVERING if self._recovery else LOOK[self._is_calm(status)], running.fd)
-
-    def _check_alive(self, running: Daemon, began: float) -> None:
-        if not running.is_alive():
-            running.wait(0)
-            lived = time.monotonic() - began
-            raise DiedError(f"BIRD {running.how_it_ended()}", lived_long=lived > LIVED_LONG)
 
     def _is_recovered(self, recovery: Recovery) -> bool:
         try:
@@ -269,7 +251,8 @@ class Supervisor:
             self._applied, self._refused = wanted, None
             log.info("BIRD configured: %d nodes, %d external peers", len(wanted.peers), len(wanted.externals))
 
-    def _look(self, running: Daemon, version: str, config: BirdConfig) -> BirdStatus:
+    def _look(self, running: Daemon, version: str, config: BirdConfig | None = None) -> BirdStatus:
+        """Return the status of BIRD; without its configuration that of its sessions is unknown."""
         refused = (self._refused,) if self._refused else ()
         starts = self.status.get().starts
         try:
@@ -278,7 +261,8 @@ class Supervisor:
         except ControlError as error:
             silent = Problem("bird", f"does not answer: {error}", "it is asked again; its routes stay")
             return BirdStatus(version=version, pid=running.pid, starts=starts, problems=(silent, *refused))
-        sessions = control.sessions(protocols, render.symbols(config))
+        sessions = control.sessions(protocols, render.symbols(config)) if config else ()
+        late = self._health.problems(config, sessions, time.monotonic()) if config else ()
         return BirdStatus(
             running=True,
             version=version,
@@ -286,7 +270,7 @@ class Supervisor:
             starts=starts,
             sessions=sessions,
             kernel_routes=sum(p.exported for p in protocols if p.kind == "Kernel"),
-            problems=(*refused, *self._health.problems(config, sessions, time.monotonic())),
+            problems=(*refused, *late),
         )
 
     def _is_calm(self, status: BirdStatus) -> bool:
@@ -316,7 +300,7 @@ class Supervisor:
 
 
 def retire(files: Files, table: int = MAIN_TABLE, metric: int = METRIC) -> tuple[bool, int]:
-    """End BIRD for good, and remove its routes and the passwords on disk.
+    """End BIRD permanently, and remove its routes and the passwords on disk.
 
     Return whether it ran, and the number of removed routes. Raises OSError, and BirdError if another process holds
     its socket.
