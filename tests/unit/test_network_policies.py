@@ -100,7 +100,7 @@ def test_who_may_not_list_them_says_nothing_and_goes_on(cluster: Cluster, status
         cluster.policy("deny")
         cluster.status = 200
 
-    clock.at(3.5 * every, allow)  # after three pauses (3.3 at most), before the fourth ends (3.6 at least)
+    clock.at(3.1 * every, allow)  # after three pauses (3.0 at most), before the fourth ends (3.2 at least)
     clock.at(5 * every, stop.set)
     one.run(stop)
     assert one.note
