@@ -23,14 +23,14 @@ SELECTION = (
     (
         "tests/kernel",
         "tests/netns/test_duplicate_address.py",
-        "tests/netns/test_guards_first.py",
-        "tests/netns/test_pod_guard_parent_modes.py",
         "tests/lab/test_ipip.py",
         "tests/lab/test_ipip_trouble.py",
         "tests/lab/test_paths.py",
         "-k=not test_paths or ipip",
     ),
     (
+        "tests/netns/test_guards_first.py",
+        "tests/netns/test_pod_guard_parent_modes.py",
         "tests/lab/test_parent_modes.py",
         "tests/lab/test_nothing_leaks.py",
         "tests/lab/test_paths.py",
