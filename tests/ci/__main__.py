@@ -23,7 +23,7 @@ FOLDER = Path("build/tiers")
 END = 5250.0  # seconds
 LEAST = 300.0  # seconds that an optional tier needs
 BUILDING, BESIDE = 20, 50
-"""Percent of the time of another session. There are fifty, and they wait for locks that the slowest one holds."""
+"""Percent of the time of another session. With 2, builds beside a loaded machine did not end in ten minutes."""
 GROUPS = (("/sys/fs/cgroup/cpu", "cpu.shares", 1024), ("/sys/fs/cgroup", "cpu.weight", 100))
 """The file and the default of cgroup v1 and v2."""
 ENTER = 'echo $$ > "$0/cgroup.procs"; exec nice -n 19 "$@"'
