@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+
+from agent.runtime.printable import escaped, python_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +21,7 @@ class Problem:
         Words of other programs keep their lines.
         """
         for name, kept in (("where", ""), ("what", "\n\t"), ("remedy", "\n\t")):
-            text = getattr(self, name)
-            if not text.isprintable():
-                object.__setattr__(self, name, "".join(map(partial(_shown, kept), text)))
+            object.__setattr__(self, name, escaped(getattr(self, name), kept, python_code))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.remedy}"
-
-
-def _shown(kept: str, character: str) -> str:
-    """Return a character, escaped unless it is printable or one of `kept`."""
-    return character if character.isprintable() or character in kept else ascii(character)[1:-1]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import json
+from collections.abc import Callable
 from typing import Any
 
-UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
-"""Characters without a shape, and those that change the direction of text (Unicode: Cc, Cf, Zl, Zp)."""
+
+def python_code(character: str) -> str:
+    r"""Return a character in the notation of Python, such as `\x1b`."""
+    return ascii(character)[1:-1]
 
 
-def escaped(text: str) -> str:
-    r"""Return a text with such characters as `\u001b`, which is JSON's form, too."""
-    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+def json_code(character: str) -> str:
+    r"""Return a character in the notation of JSON without short forms, such as `\u001b` (RFC 8259)."""
+    return f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else json.dumps(character)[1:-1]
+
+
+def escaped(text: str, kept: str = "", code: Callable[[str], str] = json_code) -> str:
+    """Return a text with a code for each character that str.isprintable refuses, except those in `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else code(c) for c in text)
 
 
 def escaped_values(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -35,20 +35,19 @@ def background(percent: int) -> list[str]:
 
     nice(1) alone does not do it where each session is a group of its own for the scheduler (sched(7), autogroup).
     """
+    group = share(percent, percent)
+    return ["sh", "-c", ENTER, str(group)] if group else ["nice", "-n", "19"]
+
+
+def share(background: int, percent: int) -> Path | None:
+    """Give the commands of `background` another share from now on; return their group, None without groups."""
     for place, file, default in GROUPS:
-        group = Path(place) / f"testcni-ci-{percent}"
+        group = Path(place) / f"testcni-ci-{background}"
         with suppress(OSError):
             group.mkdir(exist_ok=True)
             (group / file).write_text(str(default * percent // 100))
-            return ["sh", "-c", ENTER, str(group)]
-    return ["nice", "-n", "19"]
-
-
-def foreground(percent: int) -> None:
-    """Let commands of `background(percent)` have as much of the processor as others from now on."""
-    for place, file, default in GROUPS:
-        with suppress(OSError):
-            (Path(place) / f"testcni-ci-{percent}" / file).write_text(str(default))
+            return group
+    return None
 
 
 def main() -> int:
@@ -68,11 +67,11 @@ def main() -> int:
         )
     try:
         for step in PLAN:
-            if step.needs_built and built.poll() is None:
-                foreground(BUILDING)
-            if step.needs_built and built.wait():
-                print(log.read_text(errors="replace"))
-                return 1
+            if step.needs_built:
+                share(BUILDING, 100)  # the tests wait for it now
+                if built.wait():
+                    print(log.read_text(errors="replace"))
+                    return 1
             if not runner.step(step.lanes):
                 return 1
         return 0

@@ -54,7 +54,10 @@ def test_a_line_that_repeats_is_written_once_a_minute_with_how_often() -> None:
     assert all(repeats.filter(record("said", 1000.0, logging.INFO)) for _ in range(3))
 
 
-@pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ufeff", '"'])
+@pytest.mark.parametrize(
+    "character",
+    ["\n", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u200b", "\ufeff", '"', "\udcff", "\u00ad", "\U000e0041"],
+)
 def test_no_text_controls_a_terminal_or_hides_another(character: str) -> None:
     """Names of files and words of others are in log lines."""
     line = Logfmt().format(record(f"a{character}b é", 1000.0))

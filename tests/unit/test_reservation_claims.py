@@ -110,13 +110,13 @@ class Agent:
         off_block = frozenset(alone for pod in self.attachments.all() for alone in pod.off_block)
         self.status.publish(NodeStatus(synced=True, off_block_pods=off_block))
 
-    def add(self, pod: str, container: str = "", within: float = 28) -> Attachment:
+    def add(self, pod: str, container: str = "") -> Attachment:
         own = [usable(BLOCKS[self.node])]
         wanted = Attachment(container or pod, "eth0", NET, "", f"default/{pod}", (), "")
-        annotations = self.claims.annotations(PodIdentity(f"default/{pod}"), NET, Deadline.after(within))
+        annotations = self.claims.annotations(PodIdentity(f"default/{pod}"), NET, Deadline.after(28))
         if annotations is None:
             return self.attachments.take(wanted, own)
-        with self.claims.reserved(annotations, NET, own, Deadline.after(within)) as found:
+        with self.claims.reserved(annotations, NET, own, Deadline.after(28)) as found:
             made = self.attachments.take(replace(wanted, owner=found.owner), [*own, *found.off_block], found.asked)
             self._confirm(found, made)
         self.attachments.finish(made, {})
